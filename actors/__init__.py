@@ -1,0 +1,1 @@
+"""Ray workers, each with the pool that drives it."""

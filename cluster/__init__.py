@@ -1,0 +1,1 @@
+"""Starting and submitting to a cluster."""

@@ -1,0 +1,1 @@
+"""Data sets, video decoding and the retrieval environment."""

@@ -1,0 +1,1 @@
+"""Verdicts on trajectories, and how they are named in a configuration."""

@@ -1,0 +1,1 @@
+"""Algorithm, policy and training loop of dynframe-rl."""

@@ -1,0 +1,531 @@
+"""Every knob of a run, with its unit and its reason. The one place that knows omegaconf.
+
+A run is described by YAML files merged left to right and `key=value` overrides on top. Sections are frozen dataclasses
+that validate themselves; a key that does not exist is refused with the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names file, key and remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    choices = sorted(choices)
+    _require(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TinyPolicyConfig:
+    """Size of the policy the project builds itself when `policy.path` is empty: about 1-3 M parameters."""
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4  # head size 32: the smallest vLLM's attention knows
+    num_kv_heads: int = 2
+    vision_hidden_size: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 2
+    vocab_size: int = 768  # byte-level BPE trained on the spot; padded to a multiple of 64
+    max_position_embeddings: int = 4096
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_size == 32 * self.num_heads, "policy.tiny.hidden_size must be 32 * policy.tiny.num_heads")
+        _require(self.num_heads % self.num_kv_heads == 0, "policy.tiny.num_kv_heads must divide policy.tiny.num_heads")
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """FlexiVideo's Adaptive Temporal Segmentation and encoding. All of it enters the policy's fingerprint."""
+
+    mode: str = "dynamic"  # dynamic | fixed (2-frame pairs, stock kernel) | fixed6 (6-frame scenes)
+    tau: float = 0.2  # largest change inside a scene, ImageNet-normalised units; the paper's value
+    norm: str = "l2"  # over channels: l2 (the paper) | rms
+    difference_scale: int = 1  # area-downscale by this factor before differencing; 4-8 is proof against sensor noise
+    reference: str = "first"  # compare with the scene's first frame (the paper) | previous
+    max_scene_frames: int = 64  # longest scene
+    budget: str = "pairs"  # pairs: raise tau per block until K <= ceil(T/2) | none: the literal rule
+    init_frames: int = 6  # temporal extent of the expanded kernel, T_init
+    unit_gain: bool = True  # rescale each resampled kernel so that a still scene keeps the original response
+    timestamps: str = "text"  # each scene preceded by its start time as text | none (the paper's layout)
+
+    def __post_init__(self) -> None:
+        _one_of("policy.scenes.mode", self.mode, ("dynamic", "fixed", "fixed6"))
+        _one_of("policy.scenes.norm", self.norm, ("l2", "rms"))
+        _one_of("policy.scenes.reference", self.reference, ("first", "previous"))
+        _one_of("policy.scenes.budget", self.budget, ("pairs", "none"))
+        _one_of("policy.scenes.timestamps", self.timestamps, ("text", "none"))
+        _require(self.tau >= 0, f"policy.scenes.tau must be >= 0, got {self.tau}")
+        _require(self.difference_scale in (1, 2, 4, 8), "policy.scenes.difference_scale must be 1, 2, 4 or 8")
+        _require(self.max_scene_frames >= 1, "policy.scenes.max_scene_frames must be >= 1")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which policy is trained."""
+
+    path: str = ""  # a Hugging Face folder (stock Qwen2.5-VL or an export of ours); empty: build the tiny policy
+    tiny: TinyPolicyConfig = field(default_factory=TinyPolicyConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    dtype: str = "float32"  # float32 | bfloat16; engine and learner alike
+
+    def __post_init__(self) -> None:
+        _one_of("policy.dtype", self.dtype, ("float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class QuickstartWorldConfig:
+    """The synthetic world: real mp4 clips rendered on first use, deterministic by seed."""
+
+    seed: int = 0
+    train_clips: int = 192
+    held_out_clips: int = 64
+    duration_s: float = 8.0
+    native_fps: float = 12.0
+    size: int = 56  # pixels, square
+    question_kinds: list[str] = field(default_factory=lambda: ["colour"])  # colour | count | order
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Rows of one split."""
+
+    format: str = "quickstart"  # quickstart | dm_rl | dm_cot | charades_sta
+    path: str = ""  # annotation file; unused by quickstart
+    video_root: str = ""  # every video must lie under it; empty: the annotation file's folder
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where tasks come from."""
+
+    train: SourceConfig = field(default_factory=SourceConfig)
+    held_out: SourceConfig = field(default_factory=SourceConfig)
+    quickstart: QuickstartWorldConfig = field(default_factory=QuickstartWorldConfig)
+    bad_rows: str = "skip"  # skip (reported and counted) | refuse
+
+    def __post_init__(self) -> None:
+        _one_of("data.bad_rows", self.bad_rows, ("skip", "refuse"))
+
+
+@dataclass(frozen=True)
+class CoarseFramesConfig:
+    """V0: the frames the policy sees first, uniform over the whole clip."""
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 64
+    max_pixels: int = 151_200  # per frame, after resizing to a multiple of patch * merge
+    max_visual_tokens: int = 8_192  # of the whole block
+
+    def __post_init__(self) -> None:
+        _require(self.fps > 0, f"video.v0.fps must be > 0, got {self.fps}")
+        _require(1 <= self.min_frames <= self.max_frames, "video.v0.min_frames must be in 1..video.v0.max_frames")
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Decoding."""
+
+    backend: str = "pyav"  # pyav | decord (plain single-stream files only; others fall back to a typed error)
+    v0: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
+    decode_timeout_s: float = 60.0  # one request; the decoding process is killed beyond it
+    decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker itself
+    store_bytes: int = 268_435_456  # shared decoded-frame store per rollout worker
+
+    def __post_init__(self) -> None:
+        _one_of("video.backend", self.backend, ("pyav", "decord"))
+        _require(self.decode_timeout_s > 0, "video.decode_timeout_s must be > 0")
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """What a request to look again may ask for."""
+
+    max_calls: int = 1  # per trajectory; 1 is the paper, 0 turns retrieval off
+    min_window_s: float = 0.1
+    max_fps: float = 10.0
+    max_frames: int = 32  # per call; beyond it the window stays whole and the spacing widens
+    max_pixels: int = 151_200  # per frame
+
+    def __post_init__(self) -> None:
+        _require(self.max_calls >= 0, "retrieval.max_calls must be >= 0")
+        _require(self.max_fps > 0, "retrieval.max_fps must be > 0")
+        _require(self.max_frames >= 1, "retrieval.max_frames must be >= 1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One vLLM engine."""
+
+    max_model_len: int = 2048  # tokens of a whole trajectory, injected video included
+    max_num_seqs: int = 32
+    kv_cache_bytes: int = 268_435_456  # CPU; ignored where gpu_memory_utilization applies
+    gpu_memory_utilization: float = 0.85
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = True
+    mm_cache_gib: float = 0.25
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Making trajectories."""
+
+    group_size: int = 8  # G siblings per task
+    tasks_per_step: int = 8
+    max_new_tokens: int = 128  # sampled tokens per trajectory; injected ones do not count
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    num_workers: int = 1  # engines
+    call_timeout_s: float = 600.0  # deadline of one group in a worker
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.group_size >= 2, f"rollout.group_size must be >= 2 for a group baseline, got {self.group_size}")
+        _require(self.tasks_per_step >= 1, "rollout.tasks_per_step must be >= 1")
+        _require(self.temperature > 0, "rollout.temperature must be > 0 in training; evaluation is greedy by itself")
+        _require(
+            self.top_p == 1.0 and self.top_k == 0,
+            "rollout.top_p < 1 and rollout.top_k > 0 truncate the support and bias importance ratios: "
+            "leave them at 1.0 and 0 in training (evaluation may set evaluation.top_p and evaluation.top_k)",
+        )
+
+
+@dataclass(frozen=True)
+class RewardTermConfig:
+    """One reward: a function, the segment it credits, and how much it counts."""
+
+    fn: str = "???"  # built-in name, "package.module:function" or "path/file.py:function"
+    segment: str = "reasoning"  # sampling | reasoning
+    weight: float = 1.0  # weights of one segment are normalised to sum to 1
+    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function
+
+    def __post_init__(self) -> None:
+        _one_of("rewards.*.segment", self.segment, ("sampling", "reasoning"))
+        _require(self.weight >= 0, "rewards.*.weight must be >= 0")
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """Reward workers."""
+
+    num_workers: int = 1
+    calls: str = "mean"  # several retrieval calls in one trajectory: mean | last | max of their sampling reward
+    timeout_s: float = 30.0  # one group; a worker beyond it is killed and replaced
+    max_failed_share: float = 0.25  # of a step's trajectories; above it the run stops with the cause
+
+    def __post_init__(self) -> None:
+        _one_of("scoring.calls", self.calls, ("mean", "last", "max"))
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """Credit: from rewards to one number per token."""
+
+    method: str = "sd_grpo"  # sd_grpo | grpo | gdpo
+    scale: str = "std"  # std | none
+    cross_credit: float = 0.0  # share of the reasoning advantage that sampling tokens also get
+    unannotated: str = "reason"  # sampling tokens of tasks without evidence: reason | mask
+    sampling_weight: float = 0.5  # grpo and gdpo fold both rewards into one scalar
+    reasoning_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _one_of("algorithm.advantage.method", self.method, ("sd_grpo", "grpo", "gdpo"))
+        _one_of("algorithm.advantage.scale", self.scale, ("std", "none"))
+        _one_of("algorithm.advantage.unannotated", self.unannotated, ("reason", "mask"))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The surrogate objective."""
+
+    ratio: str = "token"  # token (PPO/GRPO) | sequence (GSPO) | cispo
+    clip_low: float = 0.2
+    clip_high: float = 0.28  # DAPO clip-higher
+    normaliser: str = "sequence"  # sequence (the paper) | token | segment | constant (Dr.GRPO)
+    constant_tokens: int = 128  # divisor of the constant normaliser, per sequence
+    kl_beta: float = 0.0  # k3 against a frozen reference; 0 loads no reference
+    old_logprobs: str = "engine"  # engine | recompute
+    tis_cap: float = 2.0  # truncated importance weights for engine/learner mismatch; 0 = off
+    mask_truncated: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("algorithm.loss.ratio", self.ratio, ("token", "sequence", "cispo"))
+        _one_of("algorithm.loss.normaliser", self.normaliser, ("sequence", "token", "segment", "constant"))
+        _one_of("algorithm.loss.old_logprobs", self.old_logprobs, ("engine", "recompute"))
+        _require(0 <= self.clip_low < 1, "algorithm.loss.clip_low must be in [0, 1)")
+        _require(self.clip_high >= 0, "algorithm.loss.clip_high must be >= 0")
+        _require(self.kl_beta >= 0, "algorithm.loss.kl_beta must be >= 0")
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """From scored groups to a gradient."""
+
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    dynamic_sampling: int = 0  # times a group degenerate in both roles is replaced; 0 = off
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = 1e-5
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    warmup_fraction: float = 0.05  # of the run's optimizer steps
+    min_lr_fraction: float = 0.1  # where the cosine ends
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """DeepSpeed learner ranks."""
+
+    num_ranks: int = 1
+    zero_stage: int = 1
+    deepspeed_config: str = ""  # extra DeepSpeed keys from a JSON or YAML file; ours win where they collide
+    micro_batch: int = 8  # trajectories per forward pass and rank
+    updates_per_step: int = 1  # optimizer steps per batch of rollouts
+    freeze_vision: bool = False  # ViT blocks frozen; merger and language model trained
+    activation_checkpointing: bool = False
+    timeout_s: float = 600.0  # one update; also the collective timeout
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
+        _require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
+        _require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
+
+
+@dataclass(frozen=True)
+class ColdStartConfig:
+    """Supervised stage on retrieval traces, before reinforcement learning."""
+
+    enabled: bool = False
+    traces: SourceConfig = field(default_factory=SourceConfig)  # quickstart: made from the world; dm_cot: a file
+    steps: int = 400
+    batch_size: int = 32
+    lr: float = 2e-3
+    window_jitter_s: float = 1.0  # quickstart traces: windows are off by this much, so that RL has something to learn
+    fps_jitter: float = 3.0  # and frame rates by this much
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class WeightSyncConfig:
+    """Learners to engines."""
+
+    bucket_bytes: int = 67_108_864
+    verify_tensors: int = 4  # parameters read back from every engine after each push, rotating; 0 = off
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Ray resources of each kind of worker."""
+
+    colocate: bool = True  # one placement group packed on few nodes; false: spread
+    rollout_cpus: float = 1.0
+    rollout_gpus: float = 0.0
+    reward_cpus: float = 0.25
+    learner_cpus: float = 1.0
+    learner_gpus: float = 0.0
+    timeout_s: float = 120.0  # a placement that cannot be met fails after this, with what is missing
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The loop."""
+
+    steps: int = 100
+    save_every: int = 20  # steps; the last step is always saved
+    keep_checkpoints: int = 2
+    eval_every: int = 0  # steps; 0: before the first and after the last only
+    eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, "trainer.steps must be >= 0")
+        _require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """metrics.jsonl and summary.json are always written."""
+
+    tensorboard: bool = True
+    wandb: str = "disabled"  # disabled | offline | online
+    wandb_project: str = "dynframe-rl"
+    trajectories_per_step: int = 64  # readable records kept per step; 0 = none
+
+    def __post_init__(self) -> None:
+        _one_of("logging.wandb", self.wandb, ("disabled", "offline", "online"))
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Engine log-probs against learner log-probs, watched every step."""
+
+    warn_nat: float = 1e-3  # largest |difference| that passes silently
+    abort_nat: float = 1.0  # mean |difference| that stops the run: engine and learner are different policies
+    gate_nat: float = 1e-4  # `dynframe parity` exits non-zero above this maximum in fp32
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    name: str = "run"
+    output_dir: str = "runs"  # the run's folder is output_dir/name
+    cache_dir: str = ".cache/dynframe"  # rendered clips, built policies, cold-start results, by fingerprint
+    seed: int = 0
+    resume: str = "auto"  # auto: newest valid checkpoint of this run, if any | never: start afresh | PATH
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: dict[str, RewardTermConfig] = field(default_factory=dict)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    parity: ParityConfig = field(default_factory=ParityConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.rewards), "rewards: at least one term is needed, e.g. rewards.answer.fn=answer")
+        _require(
+            self.rollout.tasks_per_step % self.learner.num_ranks == 0,
+            f"rollout.tasks_per_step ({self.rollout.tasks_per_step}) must be a multiple of learner.num_ranks "
+            f"({self.learner.num_ranks}): a group never spans ranks",
+        )
+        _require(
+            not (self.policy.dtype == "bfloat16" and self.learner.zero_stage == 0),
+            "policy.dtype=bfloat16 with learner.zero_stage=0 is wrong in DeepSpeed 0.19 (a phantom optimizer step at "
+            "start): use learner.zero_stage=1",
+        )
+
+
+def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Merge YAML files left to right, then `key=value` overrides, into a validated RunConfig.
+
+    Raises:
+        ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type or is out of range.
+    """
+    merged = OmegaConf.structured(RunConfig)
+    for path in paths:
+        merged = _merge(merged, _read_yaml(Path(path)), str(path))
+    if overrides:
+        merged = _merge(merged, _parse_overrides(overrides), "command line")
+    try:
+        OmegaConf.resolve(merged)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{', '.join(map(str, paths)) or 'command line'}: {_first_line(error)}") from error
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every default written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A section as plain nested dictionaries and lists."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema; `rewards.*` stands for a name the user chooses."""
+    hints = get_type_hints(section)
+    keys = []
+    for declared in fields(section):
+        key, hint = f"{prefix}{declared.name}", hints[declared.name]
+        keys.append(key)
+        if get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            hint, key = get_args(hint)[1], f"{key}.*"
+        if is_dataclass(hint):
+            keys += known_keys(hint, f"{key}.")
+    return keys
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file")
+    try:
+        loaded = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from error
+    _require(isinstance(loaded, DictConfig), f"{path}: expected keys and values at the top level")
+    return loaded
+
+
+def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    for item in overrides:
+        _require("=" in item and not item.startswith("="), f"command line: {item!r} is not of the form key=value")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"command line: {_first_line(error)}") from error
+
+
+def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
+    _refuse_unknown(extra, origin)
+    try:
+        return OmegaConf.merge(base, extra)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ConfigError(f"{origin}: {_first_line(error)}{_where(error)}") from error
+
+
+def _refuse_unknown(extra: DictConfig, origin: str) -> None:
+    known = known_keys()
+    for key in _dotted(extra):
+        parts = key.split(".")
+        if parts[0] == "rewards" and len(parts) > 1:
+            parts[1] = "*"
+        pattern = ".".join(parts)
+        if pattern in known or pattern.startswith("rewards.*.args.") or pattern == "rewards.*":
+            continue
+        nearest = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{origin}: unknown key {key!r}; did you mean {nearest!r}?")
+
+
+def _dotted(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for name in node:
+        keys.append(f"{prefix}{name}")
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none():
+            keys += _dotted(child, f"{prefix}{name}.")
+    return keys
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _where(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    return f" (key {key!r})" if key else ""

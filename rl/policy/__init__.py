@@ -1,0 +1,1 @@
+"""FlexiVideo: one encoder, used by the engine and by the learner."""

@@ -1,0 +1,237 @@
+"""The data that flows through a training step: one frozen type per station.
+
+    VideoTask -> TrajectoryGroup -> ScoredGroup -> TrainingSample -> tensors (rl.batch.LearnerBatch)
+
+Legend: G siblings of one task · T frames of a block, or tokens of a sample (said where it stands) · H W pixels.
+
+Times are seconds on the video clock: 0 is the first displayable frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Segment(IntEnum):
+    """Whose token it is. A turn boundary is the retrieval boundary, so the segment is a property of the turn."""
+
+    CONTEXT = 0  # given by the environment: never trained on
+    SAMPLING = 1  # a turn of the policy that ends in a retrieval call, well-formed or not
+    REASONING = 2  # the policy's last turn
+
+
+class StopReason(StrEnum):
+    """Why a trajectory ended."""
+
+    ANSWERED = "answered"  # the policy wrote its end token
+    TRUNCATED = "truncated"  # token budget used up; masked from the loss by default
+    VIDEO_ERROR = "video_error"  # the video could not be read; masked and counted, never scored 0
+
+
+class AnswerKind(StrEnum):
+    """How an answer is compared with the reference."""
+
+    LETTER = "letter"  # multiple choice: "B", "(B)", "B. text"
+    SPAN = "span"  # "a - b" in seconds, scored by IoU
+    OPEN = "open"  # free text, normalised exact match
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """A window on the video clock, in seconds."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def length_s(self) -> float:
+        """Duration in seconds (negative if reversed)."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalCall:
+    """A well-formed request to look again: what was asked, and what is granted after clamping."""
+
+    asked: TimeSpan
+    asked_fps: float
+    span: TimeSpan  # within the clip
+    fps: float  # within the limits and the native frame rate
+    num_frames: int  # floor(span * fps), at least 1, at most the caps
+    clamped: tuple[str, ...] = ()  # which of "start", "end", "fps", "frames" were changed
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedCall:
+    """A request that cannot be granted. The policy is told why and goes on; the segment counts as a failed call."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VideoTask:
+    """One dataset row: a question about a video, with its reference answer and, if annotated, its evidence."""
+
+    task_id: str
+    video_path: str  # absolute, already confined to the data root
+    question: str
+    answer: str
+    answer_kind: AnswerKind
+    evidence_span: TimeSpan | None = None
+    evidence_fps: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames:
+    """A video block: resized pixels with their clock, cut into scenes.
+
+    `pixels_THWC` is a uint8 array (RGB) or, while a group travels between processes, an object-store reference to
+    it (actors.frames exchanges one for the other). `digest` names the content: pixels, timestamps and scene lengths.
+    """
+
+    pixels_THWC: np.ndarray
+    timestamps_s_T: tuple[float, ...]  # presentation time of each frame
+    scene_lengths: tuple[int, ...]  # frames per FlexiVideo scene, in order; they sum to T
+    height: int
+    width: int
+    digest: str
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(self.timestamps_s_T)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an engine draws tokens. Log-probs are of the distribution these settings produce."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0  # < 1 in evaluation only: truncated support biases importance ratios
+    top_k: int = 0  # 0 = off; likewise
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One engine call: token ids with every placeholder already expanded, and the videos in order of appearance."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    videos: tuple[Frames, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What one engine call produced."""
+
+    token_ids: tuple[int, ...]  # the stop token included
+    logprobs: tuple[float, ...]  # behaviour log-probs, same length, natural log
+    finish_reason: str  # "stop" | "length"
+    policy_version: int
+    cached_prompt_tokens: int = 0  # prompt tokens served from the engine's prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the environment gave, then what the policy said."""
+
+    context_token_ids: tuple[int, ...]
+    completion: Completion
+    segment: Segment  # SAMPLING or REASONING
+    call: RetrievalCall | MalformedCall | None = None  # the request this turn ends in
+    frames: Frames | None = None  # the video inside the context; the opening turn's is the group's `opening_frames`
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One episode. The full token sequence is context + completion of each turn, concatenated."""
+
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    answer_text: str = ""  # everything the policy wrote, decoded, retrieved videos shown as <video>
+    note: str = ""  # cause of a VIDEO_ERROR
+
+    @property
+    def calls(self) -> tuple[RetrievalCall | MalformedCall, ...]:
+        """Requests to look again, in order."""
+        return tuple(turn.call for turn in self.turns if turn.call is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryGroup:
+    """G siblings of one task; the coarse frames are decoded, cut and stored once for all of them."""
+
+    task: VideoTask
+    trajectories_G: tuple[Trajectory, ...]
+    opening_frames: Frames | None  # None only if the video could not be read
+    duration_s: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)  # where time went: "decode", "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRewards:
+    """The verdict on one trajectory."""
+
+    sampling: float | None  # None: the task has no evidence annotation
+    reasoning: float
+    breakdown: Mapping[str, float]  # each term by name, unweighted
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFailure:
+    """A reward that could not be computed. The trajectory is masked and counted, never scored 0."""
+
+    term: str
+    cause: str  # "raised" | "not_finite" | "not_a_number" | "timeout" | "worker_died"
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group and the verdict on each sibling, same order."""
+
+    group: TrajectoryGroup
+    rewards_G: tuple[SegmentRewards | RewardFailure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """One trajectory, flat and trainable. Every sequence has one entry per token."""
+
+    token_ids: tuple[int, ...]
+    segment_ids: tuple[int, ...]  # Segment values
+    turn_ids: tuple[int, ...]  # index of the turn the token belongs to
+    behavior_logprobs: tuple[float, ...]  # 0 on context
+    advantages: tuple[float, ...]  # 0 on context
+    loss_mask: tuple[bool, ...]  # True where the policy's token is learned from
+    policy_versions: tuple[int, ...]  # -1 on context
+    videos: tuple[Frames, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where to resume: with the config and the seed, this integer pair determines every later task."""
+
+    step: int
+    policy_version: int
+    seed: int
+
+
+def trajectory_tokens(trajectory: Trajectory) -> tuple[int, ...]:
+    """The token ledger: context and completion of every turn, concatenated."""
+    return tuple(token for turn in trajectory.turns for token in (*turn.context_token_ids, *turn.completion.token_ids))
+
+
+def trajectory_videos(opening: Frames | None, turns: Sequence[Turn]) -> tuple[Frames, ...]:
+    """The media ledger: opening frames first, then each turn's, in order of appearance."""
+    return tuple(frames for frames in (opening, *(turn.frames for turn in turns)) if frames is not None)
