@@ -1,0 +1,30 @@
+"""Fixtures shared by all rooms: one tiny policy, one Ray cluster and the real clips, each made once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on two busy cores are fifty times slower
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data_dir() -> Path:
+    """The folder of real clips and annotations; tests that need it are skipped, with this reason, where it is absent."""
+    folder = Path(os.environ.get("DYNFRAME_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set DYNFRAME_REAL_DATA")
+    return folder
+
+
+def pytest_collection_modifyitems(items):
+    """GPU tests say why they are skipped; importing torch is left to a run that has one."""
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_tests and not Path("/dev/nvidiactl").exists():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
