@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def real_data_dir() -> Path:
-    """The folder of real clips and annotations; tests that need it are skipped, with this reason, where it is absent."""
+    """Real clips and annotations; tests that need them are skipped, with this reason, where they are absent."""
     folder = Path(os.environ.get("DYNFRAME_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; set DYNFRAME_REAL_DATA")
