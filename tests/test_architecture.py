@@ -14,7 +14,7 @@ DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "vllm": ("actors/engine.py", "rl/policy/vllm_model.py", "rl/policy/vllm_plugin.py"),
     "deepspeed": ("rl/learner.py",),
     "decord": ("envs/video.py",),
-    "wandb": ("rl/metrics.py",),
+    "wandb": ("rl/sinks.py",),
     "omegaconf": ("rl/config.py",),
 }
 MAY_IMPORT = {  # longest prefix wins; entries are prefixes of our modules

@@ -1,0 +1,103 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases. The door to wandb."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import wandb
+
+from rl.metrics import describe
+
+
+class MetricLog:
+    """Writes declared metrics to every sink."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log one step's metrics; undeclared names raise KeyError, NaN means (nothing to average) are left out."""
+        for name in metrics:
+            describe(name)
+        known = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
+        for sink in self._sinks:
+            sink.write(step, known)
+
+    def close(self) -> None:
+        """Flush and close every sink."""
+        for sink in self._sinks:
+            sink.close()
+
+
+class Sink(Protocol):
+    """Somewhere numbers go."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """metrics.jsonl: one line per step, flushed at once. Non-finite numbers are strings, so every line stays JSON."""
+
+    def __init__(self, folder: Path, *, keep_below_step: int) -> None:
+        path = folder / "metrics.jsonl"
+        kept = _lines_below(path, keep_below_step) if path.exists() else []
+        self._file = path.open("w", encoding="utf-8")
+        self._file.writelines(kept)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **finite}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Event files under tensorboard/."""
+
+    def __init__(self, folder: Path) -> None:
+        # tensorboard's writer comes with torch, which only a run needs
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """Weights & Biases; offline works without network."""
+
+    def __init__(self, folder: Path, *, mode: str, project: str, name: str, config: Mapping[str, Any]) -> None:
+        self._run = wandb.init(dir=str(folder), mode=mode, project=project, name=name, config=dict(config))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _lines_below(path: Path, step: int) -> list[str]:
+    """Lines of steps a resumed run will not repeat; a torn last line is dropped."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] < step:
+            kept.append(line + "\n")
+    return kept

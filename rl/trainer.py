@@ -1,0 +1,135 @@
+"""The whole loop. No Ray, no torch, no config object: four parts behind four small Protocols.
+
+| station | consumes | produces | waits for |
+|---|---|---|---|
+| rollouts.generate | VideoTask | TrajectoryGroup | engines; deadline rollout.call_timeout_s |
+| rewards.score | TrajectoryGroup | ScoredGroup | reward workers; deadline scoring.timeout_s |
+| learners.update | ScoredGroup | metrics | learner ranks; deadline learner.timeout_s |
+| weights.push | - | policy version | learners, then engines; deadline weight_sync.timeout_s |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rl.metrics import StationClock
+from rl.trajectory import RewardFailure, ScoredGroup, TrajectoryGroup, VideoTask
+
+
+class Rollouts(Protocol):
+    """Makes trajectories. Order in = order out."""
+
+    def generate(self, tasks: Sequence[VideoTask], *, step: int) -> list[TrajectoryGroup]: ...
+
+
+class Rewards(Protocol):
+    """Judges trajectories. Order in = order out."""
+
+    def score(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]: ...
+
+
+class Learners(Protocol):
+    """Splits, credits, and takes the optimizer steps."""
+
+    def update(self, scored: Sequence[ScoredGroup]) -> Mapping[str, float]: ...
+
+
+class Weights(Protocol):
+    """Carries the learners' weights to every engine and returns the version they now run."""
+
+    def push(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When things happen, in steps."""
+
+    first_step: int
+    steps: int
+    save_every: int
+    eval_every: int  # 0: only before the first and after the last step
+    resample_attempts: int = 0  # dynamic sampling
+
+
+TasksForStep = Callable[[int, int], Sequence[VideoTask]]  # (step, attempt) -> tasks; a pure function
+Report = Callable[[int, Sequence[ScoredGroup], Mapping[str, float]], None]
+
+
+def train(
+    schedule: Schedule,
+    *,
+    tasks_for: TasksForStep,
+    rollouts: Rollouts,
+    rewards: Rewards,
+    learners: Learners,
+    weights: Weights,
+    report: Report,
+    save: Callable[[int, int], None],
+    evaluate: Callable[[int], None],
+) -> int:
+    """Train from `schedule.first_step` to `schedule.steps`; returns the last policy version.
+
+    Args:
+        tasks_for: the tasks of a step, and replacements for degenerate groups at attempt 1, 2, ...
+        report: called after each step with what happened.
+        save: called with (next step, policy version) when a checkpoint is due; the last step is always saved.
+        evaluate: called with the step reached when an evaluation is due.
+    """
+    version = weights.push()
+    if schedule.first_step == 0:
+        evaluate(0)
+    for step in range(schedule.first_step, schedule.steps):
+        clock = StationClock()
+        scored, resampled = _sample(schedule, step, tasks_for, rollouts, rewards, clock)
+        with clock("update"):
+            metrics = learners.update(scored)
+        with clock("sync"):
+            version = weights.push()
+        counters = {"policy/version": version, "rollout/resampled_groups": resampled}
+        report(step, scored, {**metrics, **counters, **clock.metrics()})
+        if is_due(step + 1, schedule.save_every, schedule.steps):
+            save(step + 1, version)
+        if is_due(step + 1, schedule.eval_every, schedule.steps):
+            evaluate(step + 1)
+    return version
+
+
+def is_due(steps_done: int, every: int, total: int) -> bool:
+    """Every so many steps (0: never in between), and always after the last."""
+    return steps_done == total or (every > 0 and steps_done % every == 0)
+
+
+def is_degenerate(scored: ScoredGroup) -> bool:
+    """All siblings got the same rewards in both roles: nothing can be learned from this group."""
+    rewards = [reward for reward in scored.rewards_G if not isinstance(reward, RewardFailure)]
+    return len({(reward.sampling, reward.reasoning) for reward in rewards}) <= 1
+
+
+def _sample(
+    schedule: Schedule,
+    step: int,
+    tasks_for: TasksForStep,
+    rollouts: Rollouts,
+    rewards: Rewards,
+    clock: StationClock,
+) -> tuple[list[ScoredGroup], int]:
+    """One step's scored groups; degenerate ones are replaced a bounded number of times (DAPO's dynamic sampling)."""
+    kept: list[ScoredGroup] = []
+    drawn: list[ScoredGroup] = []
+    tasks, resampled = tasks_for(step, 0), 0
+    wanted = len(tasks)
+    for attempt in range(schedule.resample_attempts + 1):
+        with clock("rollout"):
+            groups = rollouts.generate(tasks, step=step)
+        with clock("reward"):
+            drawn = rewards.score(groups)
+        last = attempt == schedule.resample_attempts
+        kept += [group for group in drawn if last or not is_degenerate(group)]
+        missing = wanted - len(kept)
+        if missing == 0:
+            break
+        resampled += missing
+        tasks = tasks_for(step, attempt + 1)[:missing]
+    return kept, resampled
