@@ -349,6 +349,7 @@ class PlacementConfig:
     reward_cpus: float = 0.25
     learner_cpus: float = 1.0
     learner_gpus: float = 0.0
+    dashboard: bool = True  # of a Ray started by the run itself, on loopback
     timeout_s: float = 120.0  # a placement that cannot be met fails after this, with what is missing
 
 

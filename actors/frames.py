@@ -1,0 +1,54 @@
+"""Pixels stay out of the driver: inside a travelling group they are references into the object store.
+
+The worker that decoded them parks the pixels, the worker that needs them fetches them; everybody in between carries
+clocks, scene lengths and digests only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import ray
+
+from rl.trajectory import Frames, Trajectory, TrajectoryGroup
+
+
+def park(group: TrajectoryGroup) -> TrajectoryGroup:
+    """Put every block's pixels into the object store, once each, and carry the references instead."""
+    blocks = _blocks([group])
+    parked = {digest: replace(block, pixels_THWC=ray.put(block.pixels_THWC)) for digest, block in blocks.items()}
+    return _exchange(group, parked)
+
+
+def fetch(groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
+    """The same groups with their pixels in this process's reach (zero-copy views of the object store)."""
+    blocks = _blocks(groups)
+    pixels = ray.get([block.pixels_THWC for block in blocks.values()])
+    held = {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}
+    return [_exchange(group, held) for group in groups]
+
+
+def _blocks(groups: Iterable[TrajectoryGroup]) -> dict[str, Frames]:
+    """Distinct blocks by digest; siblings share the opening frames, and may have asked for the same window."""
+    found: dict[str, Frames] = {}
+    for group in groups:
+        turns = [turn for trajectory in group.trajectories_G for turn in trajectory.turns]
+        for block in (group.opening_frames, *(turn.frames for turn in turns)):
+            if block is not None:
+                found.setdefault(block.digest, block)
+    return found
+
+
+def _exchange(group: TrajectoryGroup, blocks: dict[str, Frames]) -> TrajectoryGroup:
+    def swap(block: Frames | None) -> Frames | None:
+        return None if block is None else blocks[block.digest]
+
+    def in_trajectory(trajectory: Trajectory) -> Trajectory:
+        return replace(trajectory, turns=tuple(replace(turn, frames=swap(turn.frames)) for turn in trajectory.turns))
+
+    return replace(
+        group,
+        opening_frames=swap(group.opening_frames),
+        trajectories_G=tuple(in_trajectory(trajectory) for trajectory in group.trajectories_G),
+    )

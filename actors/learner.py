@@ -1,0 +1,151 @@
+"""Learner workers: DeepSpeed ranks behind Ray, driven as one group."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from actors.frames import fetch
+from actors.weight_buckets import WeightBucket, pack
+from rl.batch import assign_ranks
+from rl.trajectory import ScoredGroup, TrainingSample
+
+log = logging.getLogger(__name__)
+
+
+class LearnerError(RuntimeError):
+    """A learner rank failed or did not answer in time."""
+
+
+class LearnerWorker:
+    """One rank. Holds a Learner; everything it does is collective with the other ranks."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._learner: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 can be met: this node's address and a port that was free a moment ago."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, make_learner: Callable[..., Any], world_size: int, address: tuple[str, int]) -> None:
+        """Build the learner; returns when all ranks have met."""
+        host, port = address
+        self._learner = make_learner(rank=self._rank, world_size=world_size, master_addr=host, master_port=port)
+
+    def update(self, scored: list[ScoredGroup]) -> dict[str, float]:
+        """Split, credit and learn from this rank's groups."""
+        groups = fetch([group.group for group in scored])
+        here = [ScoredGroup(group, old.rewards_G) for group, old in zip(groups, scored, strict=True)]
+        return self._learner.learn(here)
+
+    def supervise(self, samples: list[TrainingSample]) -> dict[str, float]:
+        """One supervised step on this rank's samples."""
+        return self._learner.supervise(samples)
+
+    def export(self, bucket_bytes: int, trainable_only: bool) -> list[WeightBucket]:
+        """Pack the weights into buckets; every rank takes part in the gathering, rank 0 returns them."""
+        named = self._learner.named_weights(trainable_only=trainable_only)
+        if self._rank == 0:
+            return pack(named, bucket_bytes)
+        for _ in named:  # take part in the gathering, keep nothing
+            pass
+        return []
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of a checkpoint into an existing folder."""
+        self._learner.save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        """Go on from a checkpoint."""
+        self._learner.load(Path(folder))
+
+    def export_policy(self, folder: str) -> None:
+        """Write the current policy as a Hugging Face folder (rank 0 writes)."""
+        self._learner.export_policy(Path(folder))
+
+    def logprobs(self, samples: list[TrainingSample]) -> list[list[float]]:
+        """Learner-side log-probs of every token after the first."""
+        return self._learner.logprobs(samples)
+
+    def memory_mib(self) -> float:
+        """Resident set size of this process."""
+        return psutil.Process().memory_info().rss / 2**20
+
+
+class LearnerGroup:
+    """Driver's end of the ranks: one call reaches all of them and waits for all."""
+
+    def __init__(
+        self,
+        make_learner: Callable[..., Any],
+        world_size: int,
+        options: Callable[[int], Mapping[str, Any]],
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._timeout_s = timeout_s
+        remote = ray.remote(LearnerWorker)
+        self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
+        address = self._wait([self._ranks[0].address.remote()])[0]
+        self._wait([rank.start.remote(make_learner, world_size, address) for rank in self._ranks])
+
+    def update(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
+        """Learn from scored groups; whole groups go to ranks, balanced by tokens."""
+        parts = assign_ranks(scored, len(self._ranks))
+        metrics = self._wait([rank.update.remote(part) for rank, part in zip(self._ranks, parts, strict=True)])
+        return metrics[0]
+
+    def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
+        """One supervised step, samples dealt to ranks in turn."""
+        world = len(self._ranks)
+        calls = [rank.supervise.remote(list(samples[i::world])) for i, rank in enumerate(self._ranks)]
+        return self._wait(calls)[0]
+
+    def export(self, bucket_bytes: int, *, trainable_only: bool) -> list[WeightBucket]:
+        """The current weights, in the object store."""
+        return self._wait([rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks])[0]
+
+    def save(self, folder: Path) -> None:
+        """Write the learners' part of a checkpoint."""
+        self._wait([rank.save.remote(str(folder)) for rank in self._ranks])
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        self._wait([rank.load.remote(str(folder)) for rank in self._ranks])
+
+    def export_policy(self, folder: Path) -> None:
+        """Write the current policy as a Hugging Face folder."""
+        self._wait([rank.export_policy.remote(str(folder)) for rank in self._ranks])
+
+    def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
+        """Learner-side log-probs of every token after the first (all ranks compute, rank 0 answers)."""
+        return self._wait([rank.logprobs.remote(list(samples)) for rank in self._ranks])[0]
+
+    def memory_mib(self) -> float:
+        """Largest resident set size of a rank."""
+        return max(self._wait([rank.memory_mib.remote() for rank in self._ranks]))
+
+    def stop(self) -> None:
+        """Kill the ranks; a learner group cannot be initialised twice in one process."""
+        for rank in self._ranks:
+            ray.kill(rank, no_restart=True)
+
+    def _wait(self, calls: list[ray.ObjectRef]) -> list[Any]:
+        try:
+            return ray.get(calls, timeout=self._timeout_s)
+        except GetTimeoutError as error:
+            raise LearnerError(
+                f"learner ranks did not answer within {self._timeout_s:.0f} s (learner.timeout_s)"
+            ) from error
+        except RayError as error:
+            raise LearnerError(f"a learner rank failed: {error}") from error

@@ -1,0 +1,123 @@
+"""Where workers run: the connection to Ray and one placement group for the whole run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rl.config import PlacementConfig
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 1 << 30  # of a Ray started here: frames of one step and one set of weights, many times over
+WORKER_LOG_LEVEL = "WARNING"
+
+
+class PlacementError(RuntimeError):
+    """The cluster cannot hold the run; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How many workers of each kind a run needs."""
+
+    rollout: int
+    reward: int
+    learner: int
+
+
+def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logging.WARNING) -> str:
+    """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one here; returns its dashboard address.
+
+    A cluster started here listens on loopback, asks for a token, and has as many logical CPUs as the run needs: workers
+    take turns (rollout, then learning), so two real cores can carry more than two workers.
+    """
+    if ray.is_initialized():
+        return ray.get_runtime_context().gcs_address
+    if os.environ.get("RAY_ADDRESS"):
+        return ray.init(logging_level=log_level, log_to_driver=False).dashboard_url
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    needed = sum(bundle.get("CPU", 0.0) for bundle in _bundles(placement, demand))
+    store = min(OBJECT_STORE_BYTES, psutil.virtual_memory().available // 4)
+    started = ray.init(
+        num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
+        object_store_memory=store,
+        include_dashboard=placement.dashboard,
+        dashboard_host="127.0.0.1",
+        logging_level=log_level,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    return started.dashboard_url
+
+
+class Slots:
+    """One reserved slot per worker. `options("rollout", 0)` goes into `.options(**...)` of the worker's actor."""
+
+    def __init__(self, placement: PlacementConfig, demand: Demand) -> None:
+        self._bundles = _bundles(placement, demand)
+        self._first = {"rollout": 0, "reward": demand.rollout, "learner": demand.rollout + demand.reward}
+        check_capacity(self._bundles)
+        self._group: PlacementGroup = placement_group(
+            self._bundles, strategy="PACK" if placement.colocate else "SPREAD", name="dynframe"
+        )
+        try:
+            ray.get(self._group.ready(), timeout=placement.timeout_s)
+        except GetTimeoutError as error:
+            remove_placement_group(self._group)
+            raise PlacementError(
+                f"no room for the run within {placement.timeout_s:.0f} s (placement.timeout_s): it needs "
+                f"{self._bundles}, free now: {ray.available_resources()}"
+            ) from error
+
+    def options(self, kind: str, index: int) -> dict[str, Any]:
+        """Actor options of worker `index` of a kind: its name in the dashboard, its resources, its place."""
+        bundle = self._first[kind] + index
+        return {
+            "name": f"{kind}/{index}",
+            "num_cpus": self._bundles[bundle].get("CPU", 0.0),
+            "num_gpus": self._bundles[bundle].get("GPU", 0.0),
+            "max_restarts": 0,  # a dead worker is rebuilt by its pool, with weights and state of our choosing
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+        }
+
+    def release(self) -> None:
+        """Give the slots back; actors still in them are killed by Ray."""
+        remove_placement_group(self._group)
+
+
+def check_capacity(bundles: list[Mapping[str, float]]) -> None:
+    """Refuse what no waiting can provide (Ray itself would wait silently).
+
+    Raises:
+        PlacementError: with what is needed, what the cluster has, and which keys to change.
+    """
+    total = ray.cluster_resources()
+    for resource in ("CPU", "GPU"):
+        needed = sum(bundle.get(resource, 0.0) for bundle in bundles)
+        if needed > total.get(resource, 0.0) + 1e-6:
+            raise PlacementError(
+                f"the run needs {needed:g} {resource} but the cluster has {total.get(resource, 0.0):g}: add nodes, or "
+                f"lower rollout.num_workers, learner.num_ranks or placement.*_{resource.lower()}s"
+            )
+
+
+def _bundles(placement: PlacementConfig, demand: Demand) -> list[dict[str, float]]:
+    def bundle(cpus: float, gpus: float = 0.0) -> dict[str, float]:
+        return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+    return (
+        [bundle(placement.rollout_cpus, placement.rollout_gpus)] * demand.rollout
+        + [bundle(placement.reward_cpus)] * demand.reward
+        + [bundle(placement.learner_cpus, placement.learner_gpus)] * demand.learner
+    )

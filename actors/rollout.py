@@ -1,0 +1,97 @@
+"""Rollout workers: a vLLM engine and the retrieval environment in one process, driven as a pool."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from actors.frames import park
+from actors.weight_buckets import WeightBucket, unpack
+from rl.trajectory import TrajectoryGroup, VideoTask
+
+log = logging.getLogger(__name__)
+
+
+class RolloutError(RuntimeError):
+    """A rollout worker failed or did not answer in time."""
+
+
+class RolloutWorker:
+    """Plays whole groups. Holds an engine and the environment; async, so that groups share the engine's batch."""
+
+    def __init__(self, make_player: Callable[[], Any]) -> None:
+        self._player = make_player()
+
+    async def generate(self, task: VideoTask, step: int, greedy: bool) -> TrajectoryGroup:
+        """One group of siblings (one trajectory if greedy), its pixels parked in the object store."""
+        return park(await self._player.play(task, step=step, greedy=greedy))
+
+    async def load_weights(self, buckets: list[WeightBucket], version: int) -> None:
+        """Take over new weights; no request may be running."""
+        self._player.engine.load_weights(unpack(buckets), version)
+
+    async def checksums(self, names: list[str]) -> dict[str, str]:
+        """sha256 of parameters as the engine holds them."""
+        return self._player.engine.checksums(names)
+
+    async def stats(self) -> dict[str, float]:
+        """Engine counters since the last call, and this process's memory."""
+        return {**self._player.engine.stats(), "memory_mib": psutil.Process().memory_info().rss / 2**20}
+
+
+class RolloutPool:
+    """Driver's end of the rollout workers. Order in = order out."""
+
+    def __init__(
+        self,
+        make_player: Callable[[], Any],
+        num_workers: int,
+        options: Callable[[int], Mapping[str, Any]],
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._timeout_s = timeout_s
+        remote = ray.remote(RolloutWorker)
+        self._workers = [
+            remote.options(**options(index), max_concurrency=1024).remote(make_player) for index in range(num_workers)
+        ]
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when every engine has loaded its policy."""
+        self._wait([worker.stats.remote() for worker in self._workers], timeout_s, "start")
+
+    def generate(self, tasks: Sequence[VideoTask], *, step: int, greedy: bool = False) -> list[TrajectoryGroup]:
+        """A group per task: `group_size` sampled siblings, or one greedy trajectory."""
+        turn = itertools.cycle(self._workers)
+        calls = [worker.generate.remote(task, step, greedy) for worker, task in zip(turn, tasks, strict=False)]
+        return self._wait(calls, self._timeout_s, f"play {len(tasks)} tasks")
+
+    def load_weights(self, buckets: list[WeightBucket], version: int, *, timeout_s: float) -> None:
+        """Give every engine the weights of a version."""
+        calls = [worker.load_weights.remote(buckets, version) for worker in self._workers]
+        self._wait(calls, timeout_s, f"load weights {version}")
+
+    def checksums(self, names: list[str], *, timeout_s: float) -> list[dict[str, str]]:
+        """Checksums of parameters, per engine."""
+        return self._wait([worker.checksums.remote(names) for worker in self._workers], timeout_s, "read weights back")
+
+    def stats(self) -> dict[str, float]:
+        """Engine counters summed over workers; memory of the largest."""
+        per_worker = self._wait([worker.stats.remote() for worker in self._workers], self._timeout_s, "report")
+        summed = {f"engine/{name}": sum(stats[name] for stats in per_worker) for name in per_worker[0]}
+        summed.pop("engine/memory_mib")
+        return summed | {"memory/rollout": max(stats["memory_mib"] for stats in per_worker)}
+
+    def _wait(self, calls: list[ray.ObjectRef], timeout_s: float, doing: str) -> list[Any]:
+        try:
+            return ray.get(calls, timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise RolloutError(f"rollout workers did not {doing} within {timeout_s:.0f} s") from error
+        except RayError as error:
+            raise RolloutError(f"a rollout worker could not {doing}: {error}") from error

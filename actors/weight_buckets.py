@@ -1,0 +1,81 @@
+"""Weights in transit: parameters packed into flat buckets in the object store, each with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTensor:
+    """Where one parameter lies in a bucket."""
+
+    name: str  # as in the Hugging Face checkpoint
+    dtype: str  # torch's name, e.g. "bfloat16"
+    shape: tuple[int, ...]
+    offset: int  # bytes
+    sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBucket:
+    """Parameters packed into one flat uint8 array in the object store."""
+
+    tensors: tuple[WeightTensor, ...]
+    data: ray.ObjectRef  # uint8 array
+
+
+def pack(named: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[WeightBucket]:
+    """Put parameters into buckets of about `bucket_bytes`; a parameter is never split."""
+    buckets: list[WeightBucket] = []
+    pending: list[tuple[WeightTensor, np.ndarray]] = []
+    size = 0
+    for name, tensor in named:
+        flat = _bytes_of(tensor)
+        pending.append((_describe(name, tensor, size, flat), flat))
+        size += flat.nbytes
+        if size >= bucket_bytes:
+            buckets.append(_seal(pending))
+            pending, size = [], 0
+    if pending:
+        buckets.append(_seal(pending))
+    return buckets
+
+
+def unpack(buckets: Sequence[WeightBucket]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters of fetched buckets, as views of the object store."""
+    for bucket, data in zip(buckets, ray.get([bucket.data for bucket in buckets]), strict=True):
+        for tensor in bucket.tensors:
+            yield tensor.name, _view(tensor, data)
+
+
+def _view(tensor: WeightTensor, data: np.ndarray) -> torch.Tensor:
+    raw = data[tensor.offset : tensor.offset + tensor.nbytes]
+    # a copy: torch refuses read-only memory, and the engine's loader may keep what it is given
+    return torch.from_numpy(raw.copy()).view(getattr(torch, tensor.dtype)).view(tensor.shape)
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _describe(name: str, tensor: torch.Tensor, offset: int, flat: np.ndarray) -> WeightTensor:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return WeightTensor(name, dtype, tuple(tensor.shape), offset, hashlib.sha256(flat).hexdigest())
+
+
+def _seal(pending: list[tuple[WeightTensor, np.ndarray]]) -> WeightBucket:
+    """One put per bucket: numpy arrays cross the object store at memory speed, torch tensors do not."""
+    data = np.concatenate([flat for _, flat in pending])
+    return WeightBucket(tuple(tensor for tensor, _ in pending), ray.put(data))

@@ -1,0 +1,197 @@
+"""The command line. Heavy libraries are imported by the commands that need them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from rl.config import ConfigError, RunConfig, load_config
+
+EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
+EPILOG = (
+    "Exit codes: 0 done · 1 failed while running · 2 the command, configuration or data is wrong · 3 a check failed."
+)
+
+app = typer.Typer(
+    name="dynframe",
+    help="Train video language models that look again.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [KEY=VALUE]...",
+        help="YAML files, merged left to right, then overrides such as `trainer.steps=10` or "
+        "`rewards.answer.weight=0.8`.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@app.command(epilog=EPILOG)
+def train(inputs: Inputs) -> None:
+    """Train a policy: cold start if configured, then reinforcement learning.
+
+    Resumes by itself from the newest valid checkpoint of the same run (`resume=auto|never|PATH`).
+    Everything lands in `output_dir/name`: metrics.jsonl, trajectories/, checkpoints/, summary.json.
+    """
+    config = _load(inputs)
+    from rl.train import run_training
+
+    run_training(config, console)
+
+
+@app.command("cold-start", epilog=EPILOG)
+def cold_start(inputs: Inputs) -> None:
+    """Only the supervised stage on retrieval traces; prints the folder of the resulting policy.
+
+    The result is cached by a fingerprint of everything it depends on; `dynframe train` finds it there.
+    """
+    config = _load(inputs)
+    from rl.train import run_cold_start_only
+
+    console.print(str(run_cold_start_only(config, console)))
+
+
+@app.command(epilog=EPILOG)
+def check(inputs: Inputs, as_json: AsJson = False) -> None:
+    """Validate configuration, data, rewards, resources and token budgets before anything starts."""
+    config = _load(inputs)
+    from rl.check import print_findings, run_checks
+
+    findings = run_checks(config)
+    print_findings(findings, console)
+    if as_json:
+        _print_json({finding.subject: {"ok": finding.ok, "detail": finding.detail} for finding in findings})
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(EXIT_GATE)
+
+
+@app.command(epilog=EPILOG)
+def parity(
+    inputs: Inputs,
+    as_json: AsJson = False,
+    tasks: Annotated[int, typer.Option(help="How many two-turn trajectories to compare.", min=1)] = 8,
+) -> None:
+    """Compare engine and learner log-probs on real two-turn trajectories, per segment, with negative controls.
+
+    Exits 3 if the largest difference in fp32 exceeds `parity.gate_nat`, or if a control (wrong durations, shifted
+    pixels, permuted scenes) is not at least 100 times larger: then the comparison has no teeth.
+    """
+    config = _load(inputs)
+    from rl.train import run_parity
+
+    report = run_parity(config, console, num_tasks=tasks)
+    if as_json:
+        _print_json(report.as_dict())
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE)
+
+
+@app.command(epilog=EPILOG)
+def rollout(
+    inputs: Inputs,
+    tasks: Annotated[int, typer.Option(help="Number of tasks to play.", min=1)] = 4,
+    split: Annotated[str, typer.Option(help="train | held_out")] = "held_out",
+    greedy: Annotated[bool, typer.Option(help="One greedy trajectory per task instead of a sampled group.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the records as JSON lines to this file.")] = None,
+) -> None:
+    """Play tasks with the policy and print what it did: text, windows asked, frames seen, rewards."""
+    config = _load(inputs)
+    from rl.train import run_rollout
+
+    run_rollout(config, console, num_tasks=tasks, split=split, greedy=greedy, out=out)
+
+
+@app.command(epilog=EPILOG)
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    folder: Annotated[Path, typer.Argument(help="Where the Hugging Face folder goes; must not exist.")],
+) -> None:
+    """Turn a checkpoint into a Hugging Face folder that transformers and vLLM (with this package) load."""
+    from rl.train import run_export
+
+    run_export(run, folder)
+    console.print(f"exported to {folder}")
+
+
+@app.command(epilog=EPILOG)
+def submit(
+    inputs: Inputs,
+    address: Annotated[str, typer.Option(help="The cluster's job server.")] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option(help="Print the job's output until it ends.")] = True,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be submitted and stop.")] = False,
+) -> None:
+    """Submit `dynframe train` as a Ray job, with this folder as its working directory."""
+    _load(inputs)  # refuse here what the cluster would refuse minutes later
+    from cluster.submit import submit_training
+
+    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=console.print)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=EPILOG)
+def doctor(as_json: AsJson = False) -> None:
+    """Report versions, processors, memory, what works and what is missing, in seconds."""
+    from rl.doctor import examine, print_report
+
+    report = examine()
+    print_report(report, console)
+    if as_json:
+        _print_json(report.as_dict())
+    if not report.usable:
+        raise typer.Exit(EXIT_GATE)
+
+
+def main() -> None:
+    """Entry point: expected failures become one clear line and an exit code, never a traceback."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_path=False, rich_tracebacks=False)],
+    )
+    for chatty in ("httpx", "filelock", "urllib3", "transformers", "vllm", "DeepSpeed"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        app()
+    except (ConfigError, FileNotFoundError) as error:
+        _fail(error, EXIT_USAGE)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        _fail(error, EXIT_FAILED)
+
+
+def _load(inputs: list[str]) -> RunConfig:
+    overrides = [item for item in inputs if "=" in item]
+    paths = [item for item in inputs if "=" not in item]
+    if not paths:
+        raise ConfigError("command line: name at least one YAML file, e.g. configs/quickstart.yaml")
+    return load_config(paths, overrides)
+
+
+def _print_json(record: dict) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+
+
+def _fail(error: object, code: int) -> None:
+    logging.getLogger(__name__).debug("failed", exc_info=True)
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    errors.print(f"[bold red]error:[/] {type(error).__name__ if not str(message) else ''}", end="")
+    errors.print(str(message), markup=False, highlight=False)
+    raise SystemExit(code)
