@@ -44,7 +44,7 @@ def submit_training(
         job = client.submit_job(entrypoint=entrypoint, runtime_env=environment)
     except (ConnectionError, RuntimeError) as error:
         raise SubmitError(
-            f"no Ray job server answered at {address}: {str(error).splitlines()[0]}. Start one with `ray start --head`, "
+            f"no Ray job server answered at {address}: {str(error).splitlines()[0]}. Start one (`ray start --head`), "
             "name another with --address, or set RAY_AUTH_MODE to what the cluster uses"
         ) from error
     write(f"submitted {job} to {address}")
