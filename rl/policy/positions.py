@@ -1,0 +1,158 @@
+"""MRoPE positions of a token sequence with video blocks: the one position function, used by engine and learner.
+
+Text advances all three axes by one per token. A scene sits at one temporal index; its visual tokens spread over height
+and width as in Qwen2.5-VL. What follows a scene or a block resumes at the largest index + 1. See
+docs/decisions/0001-positions.md for where a scene's indices start.
+
+Legend: T tokens · K scenes of one block · S pieces (a run of text, or one scene).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rl.policy.processor import TokenIds
+
+MILLISECONDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SceneClock:
+    """When the scenes of one video block start, and how many tokens each has."""
+
+    start_s_K: tuple[float, ...]
+    grid_h: int  # patches
+    grid_w: int
+    merge: int  # patches per token along each side
+
+    @property
+    def rows(self) -> int:
+        """Token rows of a scene."""
+        return self.grid_h // self.merge
+
+    @property
+    def columns(self) -> int:
+        """Token columns of a scene."""
+        return self.grid_w // self.merge
+
+    @property
+    def tokens_per_scene(self) -> int:
+        """Visual tokens of a scene."""
+        return self.rows * self.columns
+
+
+def mrope_positions(
+    token_ids: Sequence[int] | np.ndarray, clocks: Sequence[SceneClock], *, ids: TokenIds, tokens_per_second: float
+) -> np.ndarray:
+    """Temporal, height and width index of every token (FlexiVideo, scene-interval MRoPE).
+
+    The temporal index of scene k is at least `base + round(tokens_per_second * (start_k - start_0))`, base being the
+    index after <|vision_start|>, and above that of scene k-1 and of the text between them. Times count in whole
+    milliseconds, so that float32 and float64 clocks give equal positions.
+
+    Args:
+        token_ids: T ids, placeholders expanded.
+        clocks: one per video block, in order of appearance.
+        ids: the tokenizer's ids.
+        tokens_per_second: the vision config's.
+    Returns:
+        int64 array (3, T).
+    Raises:
+        ValueError: the placeholders do not match the clocks.
+    """
+    token_ids_T = np.asarray(token_ids, dtype=np.int64)
+    pad_runs = _runs(token_ids_T == ids.video_pad)
+    bases_S, lengths_S, layout_S = _pieces(token_ids_T, pad_runs, clocks, ids, tokens_per_second)
+    offsets_T = np.arange(len(token_ids_T)) - np.repeat(np.cumsum(lengths_S) - lengths_S, lengths_S)
+    temporal_base_S, spatial_base_S = bases_S
+    scene_S, columns_S = layout_S
+    scene_T, columns_T = np.repeat(scene_S, lengths_S), np.repeat(columns_S, lengths_S)
+    spatial_T = np.repeat(spatial_base_S, lengths_S)
+    rows_T, columns_T = np.divmod(offsets_T, columns_T)
+    return np.stack(
+        [
+            np.repeat(temporal_base_S, lengths_S) + np.where(scene_T, 0, offsets_T),
+            spatial_T + np.where(scene_T, rows_T, offsets_T),
+            spatial_T + np.where(scene_T, columns_T, offsets_T),
+        ]
+    )
+
+
+def _pieces(
+    token_ids_T: np.ndarray,
+    pad_runs: list[tuple[int, int]],
+    clocks: Sequence[SceneClock],
+    ids: TokenIds,
+    tokens_per_second: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Temporal and spatial base, length, and (is a scene, columns) of each piece, in order."""
+    temporal, spatial, lengths, is_scene, columns = [], [], [], [], []
+
+    def add(temporal_base: int, spatial_base: int, length: int, scene: bool, width: int) -> None:
+        temporal.append(temporal_base)
+        spatial.append(spatial_base)
+        lengths.append(length)
+        is_scene.append(scene)
+        columns.append(width)
+
+    scenes = _scenes(clocks, tokens_per_second)
+    free, cursor = 0, 0  # next free index, next token
+    base, block_spatial = 0, None
+    for start, stop in pad_runs:
+        add(free, free, start - cursor, False, 1)
+        free, cursor = free + start - cursor, start
+        while cursor < stop:
+            clock, k, offset = next(scenes, (None, 0, 0))
+            if clock is None or cursor + clock.tokens_per_scene > stop:
+                raise ValueError(_mismatch(token_ids_T, clocks, ids))
+            if k == 0:
+                base, block_spatial = _block_base(token_ids_T, cursor, free, ids)
+                temporal_index = base - 1
+            temporal_index = max(temporal_index + 1, base + offset, free if block_spatial is None else 0)
+            corner = temporal_index if block_spatial is None else block_spatial
+            add(temporal_index, corner, clock.tokens_per_scene, True, clock.columns)
+            free = max(free, temporal_index + 1, corner + max(clock.rows, clock.columns))
+            cursor += clock.tokens_per_scene
+    if next(scenes, None) is not None:
+        raise ValueError(_mismatch(token_ids_T, clocks, ids))
+    add(free, free, len(token_ids_T) - cursor, False, 1)
+    return np.array([temporal, spatial]), np.array(lengths), np.array([is_scene, columns])
+
+
+def _scenes(clocks: Sequence[SceneClock], tokens_per_second: float) -> Iterator[tuple[SceneClock, int, int]]:
+    """Every scene in order: its block's clock, its number, and its temporal offset from the block's first scene."""
+    for clock in clocks:
+        ms_K = np.rint(np.asarray(clock.start_s_K, dtype=np.float64) * MILLISECONDS).astype(np.int64)
+        offsets_K = np.floor((ms_K - ms_K[:1]) * tokens_per_second / MILLISECONDS + 0.5).astype(np.int64)
+        for k, offset in enumerate(offsets_K.tolist()):
+            yield clock, k, offset
+
+
+def _block_base(token_ids_T: np.ndarray, first_pad: int, free: int, ids: TokenIds) -> tuple[int, int | None]:
+    """Index after <|vision_start|>, and the block's spatial base: None where text stands between the scenes."""
+    for back in range(1, first_pad + 1):
+        token = token_ids_T[first_pad - back]
+        if token == ids.vision_start:
+            return free - back + 1, (free if back == 1 else None)
+        if token == ids.video_pad or token == ids.vision_end:
+            break
+    raise ValueError(f"the video placeholder at token {first_pad} does not follow <|vision_start|>")
+
+
+def _runs(mask_T: np.ndarray) -> list[tuple[int, int]]:
+    """Start and stop of each maximal run of True."""
+    edges = np.flatnonzero(np.diff(mask_T.astype(np.int8), prepend=0, append=0))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _mismatch(token_ids_T: np.ndarray, clocks: Sequence[SceneClock], ids: TokenIds) -> str:
+    expected = sum(len(clock.start_s_K) * clock.tokens_per_scene for clock in clocks)
+    found = int((token_ids_T == ids.video_pad).sum())
+    return (
+        f"{found} video placeholders in the sequence, but its {len(clocks)} video blocks hold {expected}, or not there"
+    )

@@ -1,0 +1,308 @@
+"""Text to token ids, pixels to packed patches: everything the policy sees, prepared once for engine and learner.
+
+No torch and no transformers: the tokenizer is read with `tokenizers`, geometry from config.json. Ids and sizes always
+come from the checkpoint's files.
+
+Legend: T frames · H W pixels · C channels · K scenes · N patches (T * grid_h * grid_w) · D values of a patch
+(3 * p * p) · V vocabulary, padded as the model's is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from rl.config import ScenesConfig
+from rl.policy.positions import SceneClock, mrope_positions
+from rl.policy.scenes import fingerprint, segment_scenes
+from rl.trajectory import Frames
+
+TOKEN_TEXT = {
+    "span_open": "<span>",
+    "span_close": "</span>",
+    "fps_open": "<fps>",
+    "fps_close": "</fps>",
+    "think_open": "<think>",
+    "think_close": "</think>",
+    "answer_open": "<answer>",
+    "answer_close": "</answer>",
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "video_pad": "<|video_pad|>",
+    "image_pad": "<|image_pad|>",
+    "pad": "<|endoftext|>",
+}
+TAG_TOKENS = tuple(text for name, text in TOKEN_TEXT.items() if name.endswith(("_open", "_close")))
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+OPTIONAL_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+)
+
+
+class PolicyFilesError(ValueError):
+    """The policy's folder cannot be used; the message names file and remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Ids of the tokens the protocol speaks in."""
+
+    span_open: int
+    span_close: int
+    fps_open: int
+    fps_close: int
+    think_open: int
+    think_close: int
+    answer_open: int
+    answer_close: int
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    video_pad: int
+    image_pad: int
+    pad: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenIds:
+        """Look every token up.
+
+        Raises:
+            PolicyFilesError: some are missing; a stock checkpoint has to be converted first.
+        """
+        ids = {field.name: tokenizer.token_to_id(TOKEN_TEXT[field.name]) for field in fields(cls)}
+        missing = [TOKEN_TEXT[name] for name, token_id in ids.items() if token_id is None]
+        if missing:
+            raise PolicyFilesError(
+                f"the tokenizer lacks {', '.join(missing)}: convert the checkpoint with "
+                "rl.policy.convert.convert_stock_checkpoint"
+            )
+        return cls(**ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedVideo:
+    """A video block as the vision tower reads it: patches in merge order, frame after frame."""
+
+    patches_ND: np.ndarray  # uint8, N = T * grid_h * grid_w, D = (channel, row, column)
+    scene_lengths: tuple[int, ...]  # frames of each scene; they sum to T
+    grid_h: int  # patches
+    grid_w: int
+    start_s_K: tuple[float, ...]  # presentation time of each scene's first frame
+
+    @property
+    def patches_per_frame(self) -> int:
+        """grid_h * grid_w."""
+        return self.grid_h * self.grid_w
+
+    @property
+    def num_scenes(self) -> int:
+        """K."""
+        return len(self.scene_lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What of config.json shapes tokens: patch and merge size, clock rate, vocabulary."""
+
+    patch: int
+    merge: int
+    tokens_per_second: float
+    vocab_size: int  # V
+
+    @classmethod
+    def read(cls, folder: Path) -> Geometry:
+        """From the folder's config.json, nested (transformers 5) or flat (the hub's Qwen2.5-VL).
+
+        Raises:
+            PolicyFilesError: no such file, or not a Qwen2.5-VL configuration.
+        """
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_text())
+            vision, text = config["vision_config"], config.get("text_config", config)
+            patch = vision.get("patch_size", vision.get("spatial_patch_size", 14))
+            tokens_per_second = vision.get("tokens_per_second", 4)
+            return cls(patch, vision.get("spatial_merge_size", 2), tokens_per_second, text["vocab_size"])
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise PolicyFilesError(f"{path}: not a Qwen2.5-VL configuration ({error!r})") from error
+
+
+class Processor:
+    """Turns text into ids, frames into video blocks, and says where every token stands."""
+
+    def __init__(self, tokenizer: Tokenizer, geometry: Geometry, scenes: ScenesConfig, folder: Path) -> None:
+        self.ids = TokenIds.of(tokenizer)
+        self.scenes = scenes
+        self.geometry = geometry
+        self.folder = folder
+        self._tokenizer = tokenizer
+        self._literal = Tokenizer.from_str(tokenizer.to_str())
+        self._literal.encode_special_tokens = True
+        self._vision_text = re.compile("(" + "|".join(map(re.escape, VISION_TOKENS)) + ")")
+        self._time_ids = lru_cache(maxsize=65_536)(self._encode_time)
+        if tokenizer.get_vocab_size(with_added_tokens=True) > geometry.vocab_size:
+            raise PolicyFilesError(
+                f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {geometry.vocab_size}: "
+                "tokenizer.json and config.json are of different checkpoints"
+            )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, scenes: ScenesConfig) -> Processor:
+        """Read tokenizer.json and config.json of a policy folder.
+
+        Raises:
+            PolicyFilesError: a file is missing or does not fit the other.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise PolicyFilesError(f"{path}: no such file; a policy folder needs tokenizer.json")
+        return cls(Tokenizer.from_file(str(path)), Geometry.read(folder), scenes, folder)
+
+    @property
+    def digest_prefix(self) -> str:
+        """Names the encoder in every digest: the same pixels cut or packed differently are another video."""
+        return f"{fingerprint(self.scenes)}-{self.geometry.patch}x{self.geometry.merge}"
+
+    def encode(self, text: str, *, markers: bool = True) -> list[int]:
+        """Token ids of a text. A literal vision token, as in a data set's question, stays plain text.
+
+        Args:
+            text: chat markers and tags in it become their single tokens.
+            markers: False makes chat markers plain text too; for text from outside.
+        """
+        if not markers:
+            return self._literal.encode(text, add_special_tokens=False).ids
+        pieces = self._vision_text.split(text)  # odd ones are vision tokens, spelt out
+        tokenizers = (self._tokenizer, self._literal)
+        return [
+            token
+            for i, piece in enumerate(pieces)
+            for token in tokenizers[i % 2].encode(piece, add_special_tokens=False).ids
+        ]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, tags and markers included."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def fit(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
+        """The size to resize frames to: multiples of patch * merge, nearest in shape and area, at most max_pixels.
+
+        Raises:
+            ValueError: an empty frame, or max_pixels below one block.
+        """
+        unit = self.geometry.patch * self.geometry.merge
+        if height < 1 or width < 1:
+            raise ValueError(f"frames of {height} x {width} pixels cannot be encoded")
+        if max_pixels < unit * unit:
+            raise ValueError(f"max_pixels must be at least {unit * unit} ({unit} x {unit}), got {max_pixels}")
+        rows, columns = max(1, round(height / unit)), max(1, round(width / unit))
+        if rows * columns * unit * unit > max_pixels:
+            shrink = math.sqrt(height * width / max_pixels)
+            rows, columns = (max(1, math.floor(side / shrink / unit)) for side in (height, width))
+            most = max_pixels // (unit * unit)
+            rows, columns = min(rows, most // columns or 1), min(columns, most // rows or 1)
+        return rows * unit, columns * unit
+
+    def make_frames(self, pixels_THWC: np.ndarray, timestamps_s: Sequence[float]) -> Frames:
+        """Cut decoded frames into scenes and name the result.
+
+        Args:
+            pixels_THWC: uint8, RGB, already resized to `fit`.
+            timestamps_s: presentation time of each frame, not decreasing.
+        Raises:
+            ValueError: sizes or times do not fit.
+        """
+        pixels_THWC = np.ascontiguousarray(pixels_THWC)
+        times_s_T = tuple(float(time) for time in timestamps_s)
+        unit = self.geometry.patch * self.geometry.merge
+        lengths = segment_scenes(pixels_THWC, self.scenes)
+        num_frames, height, width, _ = pixels_THWC.shape
+        if height % unit or width % unit:
+            raise ValueError(f"frames of {height} x {width} pixels: both sides must be multiples of {unit}")
+        if (
+            len(times_s_T) != num_frames
+            or not all(map(math.isfinite, times_s_T))
+            or list(times_s_T) != sorted(times_s_T)
+        ):
+            raise ValueError(f"{num_frames} frames need as many finite, non-decreasing times, got {times_s_T}")
+        digest = hashlib.sha256(repr((self.digest_prefix, pixels_THWC.shape, times_s_T, lengths)).encode())
+        digest.update(pixels_THWC)
+        return Frames(pixels_THWC, times_s_T, lengths, height, width, digest.hexdigest())
+
+    def pack(self, frames: Frames) -> PackedVideo:
+        """Patches in merge order: frame by frame, blocks of merge x merge patches row by row, as in Qwen2.5-VL."""
+        patch, merge = self.geometry.patch, self.geometry.merge
+        grid_h, grid_w = frames.height // patch, frames.width // patch
+        split = (-1, grid_h // merge, merge, patch, grid_w // merge, merge, patch, 3)
+        patches = np.asarray(frames.pixels_THWC).reshape(split).transpose(0, 1, 4, 2, 5, 7, 3, 6)
+        patches_ND = np.ascontiguousarray(patches).reshape(-1, 3 * patch * patch)
+        return PackedVideo(patches_ND, frames.scene_lengths, grid_h, grid_w, _scene_starts(frames))
+
+    def clock(self, frames: Frames) -> SceneClock:
+        """When each scene starts and how many tokens it has."""
+        patch = self.geometry.patch
+        return SceneClock(_scene_starts(frames), frames.height // patch, frames.width // patch, self.geometry.merge)
+
+    def visual_tokens(self, frames: Frames) -> int:
+        """Placeholders of a block (timestamps and markers not counted)."""
+        return len(frames.scene_lengths) * self.clock(frames).tokens_per_scene
+
+    def video_block(self, frames: Frames) -> list[int]:
+        """<|vision_start|>, then each scene's start time as text (unless `timestamps: none`) and its placeholders,
+        expanded, then <|vision_end|>."""
+        clock = self.clock(frames)
+        block = [self.ids.vision_start]
+        for start_s in clock.start_s_K:
+            if self.scenes.timestamps == "text":
+                block += self._time_ids(round(start_s, 1))
+            block += [self.ids.video_pad] * clock.tokens_per_scene
+        return [*block, self.ids.vision_end]
+
+    def positions(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> np.ndarray:
+        """MRoPE positions (3, T tokens) of a whole sequence and the videos in it, in order."""
+        clocks = [self.clock(frames) for frames in videos]
+        return mrope_positions(token_ids, clocks, ids=self.ids, tokens_per_second=self.geometry.tokens_per_second)
+
+    def allowed_token_mask(self) -> np.ndarray:
+        """Which ids may be sampled (V): not the vision tokens, not padding rows beyond the tokenizer."""
+        allowed_V = np.zeros(self.geometry.vocab_size, dtype=bool)
+        allowed_V[list(self._tokenizer.get_vocab(with_added_tokens=True).values())] = True
+        banned = (self._tokenizer.token_to_id(text) for text in VISION_TOKENS)
+        allowed_V[[token_id for token_id in banned if token_id is not None]] = False
+        return allowed_V
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the tokenizer's files, chat template included, beside saved weights."""
+        folder = Path(folder)
+        if folder.resolve() == self.folder.resolve():
+            return
+        for name in (*TOKENIZER_FILES, *OPTIONAL_FILES):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+
+    def _encode_time(self, seconds: float) -> list[int]:
+        return self.encode(f"<{seconds:.1f} seconds>")
+
+
+def _scene_starts(frames: Frames) -> tuple[float, ...]:
+    starts = np.cumsum((0, *frames.scene_lengths[:-1]))
+    return tuple(frames.timestamps_s_T[first] for first in starts)

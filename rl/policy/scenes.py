@@ -1,0 +1,231 @@
+"""Adaptive Temporal Segmentation: cut a video where it stops resembling the scene's first frame (FlexiVideo).
+
+Two implementations with equal results: `segment_scenes`, a fused uint8 kernel that reads every pair of frames once, and
+`segment_scenes_reference`, the definition in plain numpy. Scene lengths are decided once, where the video was decoded,
+and travel as integers from there on.
+
+Legend: T frames · H W pixels · C channels (RGB) · K scenes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numba
+import numpy as np
+
+from rl.config import ScenesConfig
+
+IMAGENET_STD = (0.229, 0.224, 0.225)  # the mean cancels in a difference of frames
+BISECTIONS = 12  # of tau between the configured value and the largest change there can be
+PAIR_FRAMES = 2
+FIXED6_FRAMES = 6
+ALGORITHM_VERSION = 1  # raise it when the same parameters would cut or encode differently
+
+
+def segment_scenes(frames_THWC: np.ndarray, scenes: ScenesConfig) -> tuple[int, ...]:
+    """Cut uint8 frames into scenes (FlexiVideo, Adaptive Temporal Segmentation).
+
+    A scene is the longest run of frames with Δ(f_t, f_ref) <= tau, where Δ is the mean over pixels of the norm over
+    channels of the difference of ImageNet-normalised frames and f_ref the scene's first frame (`reference: first`) or
+    the frame before (`previous`). The frame that breaks it starts the next scene. With `budget: pairs`, tau is raised
+    by bisection until there are no more scenes than frame pairs. `fixed` and `fixed6` cut by count alone.
+
+    Args:
+        frames_THWC: the frames that will be encoded, resized, RGB, uint8.
+        scenes: parameters; tau is in ImageNet-normalised units.
+    Returns:
+        Scene lengths in frames, in order; they sum to T.
+    Raises:
+        ValueError: no frames, or not a uint8 array of shape (T, H, W, 3).
+    """
+    if frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or frames_THWC.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), got {frames_THWC.dtype} {frames_THWC.shape}")
+    _require_frames(frames_THWC)
+    if scenes.mode != "dynamic":
+        return _cut_by_count(len(frames_THWC), scenes)
+    frames_THWC = np.ascontiguousarray(frames_THWC)
+    if scenes.difference_scale > 1:
+        frames_THWC = _area_downscale(frames_THWC, scenes.difference_scale)
+    ends = _segment(
+        frames_THWC,
+        _channel_scales(scenes.norm),
+        scenes.tau,
+        _largest_change(scenes.norm),
+        scenes.max_scene_frames,
+        scenes.reference == "first",
+        _most_scenes(len(frames_THWC), scenes),
+    )
+    return tuple(int(length) for length in np.diff(ends, prepend=0))
+
+
+def segment_scenes_reference(frames_THWC: np.ndarray, scenes: ScenesConfig) -> tuple[int, ...]:
+    """The definition of `segment_scenes` in plain numpy, for float or uint8 frames with values in 0..255.
+
+    Raises:
+        ValueError: no frames, or NaN among the pixels.
+    """
+    _require_frames(frames_THWC)
+    if np.isnan(frames_THWC).any():
+        raise ValueError("frames contain NaN")
+    if scenes.mode != "dynamic":
+        return _cut_by_count(len(frames_THWC), scenes)
+    normalised_THWC = _block_mean(frames_THWC.astype(np.float64), scenes.difference_scale) / 255 / IMAGENET_STD
+
+    def change(reference: int, frame: int) -> float:
+        squared_HW = np.square(normalised_THWC[frame] - normalised_THWC[reference]).sum(axis=-1)
+        return float(np.sqrt(squared_HW / (3 if scenes.norm == "rms" else 1)).mean())
+
+    most = _most_scenes(len(frames_THWC), scenes)
+    lengths = _cut(len(frames_THWC), change, scenes.tau, scenes)
+    low, high = scenes.tau, _largest_change(scenes.norm)
+    if len(lengths) <= most:
+        return lengths
+    best = _cut(len(frames_THWC), change, high, scenes)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        lengths = _cut(len(frames_THWC), change, middle, scenes)
+        low, high, best = (low, middle, lengths) if len(lengths) <= most else (middle, high, best)
+    return best
+
+
+def fingerprint(scenes: ScenesConfig) -> str:
+    """Twelve hexadecimal digits that change whenever any parameter of the encoder does."""
+    text = json.dumps({"version": ALGORITHM_VERSION, **asdict(scenes)}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _require_frames(frames_THWC: np.ndarray) -> None:
+    if len(frames_THWC) == 0:
+        raise ValueError("a video block needs at least one frame")
+
+
+def _cut_by_count(num_frames: int, scenes: ScenesConfig) -> tuple[int, ...]:
+    length = PAIR_FRAMES if scenes.mode == "fixed" else FIXED6_FRAMES
+    whole, rest = divmod(num_frames, length)
+    return (length,) * whole + ((rest,) if rest else ())
+
+
+def _most_scenes(num_frames: int, scenes: ScenesConfig) -> int:
+    """The budget K may not exceed; never below what `max_scene_frames` makes unavoidable."""
+    if scenes.budget == "none":
+        return num_frames
+    return max(math.ceil(num_frames / PAIR_FRAMES), math.ceil(num_frames / scenes.max_scene_frames))
+
+
+def _channel_scales(norm: str) -> np.ndarray:
+    """Per channel, the factor from a difference of uint8 values to one of normalised values."""
+    scales_C = 1 / (255 * np.asarray(IMAGENET_STD))
+    return (scales_C / math.sqrt(3) if norm == "rms" else scales_C).astype(np.float32)
+
+
+def _largest_change(norm: str) -> float:
+    """Δ between a black and a white frame, and a little more."""
+    squared = sum(std**-2 for std in IMAGENET_STD)
+    return 1.001 * math.sqrt(squared / 3 if norm == "rms" else squared)
+
+
+def _cut(num_frames: int, change: Callable[[int, int], float], tau: float, scenes: ScenesConfig) -> tuple[int, ...]:
+    lengths, first = [], 0
+    for frame in range(1, num_frames):
+        reference = first if scenes.reference == "first" else frame - 1
+        if frame - first >= scenes.max_scene_frames or change(reference, frame) > tau:
+            lengths.append(frame - first)
+            first = frame
+    return (*lengths, num_frames - first)
+
+
+def _block_mean(frames_THWC: np.ndarray, scale: int) -> np.ndarray:
+    """Area-downscale; blocks cut off by the right and lower edge are averaged over what is there."""
+    for axis in (1, 2):
+        size = frames_THWC.shape[axis]
+        starts = np.arange(0, size, scale)
+        counts = np.diff(starts, append=size).reshape([-1 if i == axis else 1 for i in range(4)])
+        frames_THWC = np.add.reduceat(frames_THWC, starts, axis=axis) / counts
+    return frames_THWC
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _area_downscale(frames_THWC: np.ndarray, scale: int) -> np.ndarray:  # pragma: no cover - compiled
+    num_frames, height, width, channels = frames_THWC.shape
+    rows, columns = -(-height // scale), -(-width // scale)
+    small_THWC = np.empty((num_frames, rows, columns, channels), np.float32)
+    sums = np.empty((columns, channels), np.int32)
+    for t in range(num_frames):
+        for row in range(rows):
+            sums[:] = 0
+            top, bottom = row * scale, min(height, (row + 1) * scale)
+            for y in range(top, bottom):
+                for x in range(width):
+                    for c in range(channels):
+                        sums[x // scale, c] += frames_THWC[t, y, x, c]
+            for column in range(columns):
+                count = (bottom - top) * (min(width, (column + 1) * scale) - column * scale)
+                for c in range(channels):
+                    small_THWC[t, row, column, c] = np.float32(sums[column, c]) / np.float32(count)
+    return small_THWC
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _change(
+    first_HWC: np.ndarray, second_HWC: np.ndarray, scales_C: np.ndarray
+) -> float:  # pragma: no cover - compiled
+    """Δ of two frames, one pass: float32 per pixel, float64 over rows."""
+    height, width, _ = first_HWC.shape
+    red, green, blue = scales_C[0], scales_C[1], scales_C[2]
+    total = 0.0
+    for y in range(height):
+        row = np.float32(0)
+        for x in range(width):
+            r = (np.float32(first_HWC[y, x, 0]) - np.float32(second_HWC[y, x, 0])) * red
+            g = (np.float32(first_HWC[y, x, 1]) - np.float32(second_HWC[y, x, 1])) * green
+            b = (np.float32(first_HWC[y, x, 2]) - np.float32(second_HWC[y, x, 2])) * blue
+            row += np.sqrt(r * r + g * g + b * b)
+        total += row
+    return total / (height * width)
+
+
+@numba.njit(cache=True, nogil=True)
+def _ends(frames_THWC, scales_C, tau, longest, from_first, known_TT, most):  # pragma: no cover - compiled
+    """Ends of the scenes at one tau, and how many; stops counting beyond `most`. Δ is looked up where it is known."""
+    num_frames = len(frames_THWC)
+    ends = np.empty(num_frames, np.int64)
+    count, first = 0, 0
+    for frame in range(1, num_frames):
+        cut = frame - first >= longest
+        if not cut:
+            reference = first if from_first else frame - 1
+            if known_TT[reference, frame] < 0:
+                known_TT[reference, frame] = _change(frames_THWC[reference], frames_THWC[frame], scales_C)
+            cut = known_TT[reference, frame] > tau
+        if cut:
+            ends[count] = frame
+            count, first = count + 1, frame
+            if count >= most:
+                return ends, most + 1
+    ends[count] = num_frames
+    return ends, count + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _segment(frames_THWC, scales_C, tau, largest, longest, from_first, most):  # pragma: no cover - compiled
+    """Ends of the scenes at `tau`, or at the smallest bisected value above it that gives at most `most` scenes."""
+    num_frames = len(frames_THWC)
+    known_TT = np.full((num_frames, num_frames), -1.0, np.float32)
+    ends, count = _ends(frames_THWC, scales_C, tau, longest, from_first, known_TT, most)
+    if count <= most:
+        return ends[:count]
+    low, high = tau, largest
+    best, best_count = _ends(frames_THWC, scales_C, high, longest, from_first, known_TT, most)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        ends, count = _ends(frames_THWC, scales_C, middle, longest, from_first, known_TT, most)
+        if count <= most:
+            high, best, best_count = middle, ends, count
+        else:
+            low = middle
+    return best[:best_count]

@@ -1,0 +1,241 @@
+"""The policy the project builds itself: about 1-3 M parameters, a tokenizer trained on the spot, deterministic by seed.
+
+It has every part of Qwen2.5-VL (windowed and full vision attention, merger, MRoPE, grouped-query attention) and is
+saved as an ordinary Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from rl.config import ScenesConfig, TinyPolicyConfig
+from rl.policy.model import FlexiVideoForConditionalGeneration, flexivideo_section
+from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel
+from rl.policy.processor import TAG_TOKENS
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+QWEN_PIECES = (  # how Qwen2.5 splits text: digits one by one
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
+    "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'video' %}"
+    "<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PATCH, MERGE, WINDOW, TOKENS_PER_SECOND = 14, 2, 112, 2
+HEAD_DIM, MROPE_SECTION = 32, [4, 6, 6]
+MULTIPLE = 64  # of the vocabulary, for the engine
+
+
+def build_tiny_policy(
+    config: TinyPolicyConfig, scenes: ScenesConfig, folder: str | Path, seed: int, *, stock: bool = False
+) -> Path:
+    """Build a policy with random weights and its tokenizer; equal arguments give equal files.
+
+    Args:
+        folder: created if needed; files in it are overwritten.
+        stock: save a stock Qwen2.5-VL checkpoint instead, without our tags and with the two-frame kernel.
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(config.vocab_size, tags=not stock)
+    model_config = _model_config(config, tokenizer, None if stock else scenes)
+    model = (Qwen2_5_VLForConditionalGeneration if stock else FlexiVideoForConditionalGeneration)(model_config)
+    _initialise(model, seed)
+    end = tokenizer.token_to_id("<|im_end|>")
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.token_to_id("<|endoftext|>"))
+    model.save_pretrained(folder)
+    _save_tokenizer(tokenizer, folder, config.max_position_embeddings)
+    return folder
+
+
+def train_tokenizer(vocab_size: int, *, tags: bool = True) -> Tokenizer:
+    """A byte-level BPE that splits text as Qwen2.5 does, trained on sentences of the kind the policy reads and writes.
+
+    Args:
+        vocab_size: of the model; the tokenizer, special tokens and tags included, stays within it.
+        tags: add `<span>` and the other tags as single, non-special tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_PIECES), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAG_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
+    if tags:
+        tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in TAG_TOKENS])
+    return tokenizer
+
+
+def _corpus() -> list[str]:
+    colours = [
+        "red",
+        "green",
+        "blue",
+        "yellow",
+        "white",
+        "black",
+        "orange",
+        "purple",
+        "cyan",
+        "magenta",
+        "grey",
+        "pink",
+    ]
+    shapes = ["square", "circle", "triangle", "bar", "dot", "cross", "star", "ring", "ball", "box"]
+    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    lines = [
+        "You are a helpful assistant. You watch videos and answer questions about them.",
+        "system user assistant",
+        "Look at the video, decide which time window to look at again and at which frame rate, then answer.",
+        "If the frames do not show the detail, ask for more frames of the right window at a sufficient frame rate.",
+        "Answer with the letter of the right option. Choose one of the following options.",
+        "Write the start and the end of the moment in seconds. When does it happen? How many times?",
+        "First think, then call for frames between the start and the end of the window, then answer the question.",
+        "The requested window is empty, reversed, malformed or outside of the clip; no frames can be given.",
+        "The call could not be read: the span must be two numbers in seconds, the start before the end.",
+        "No more calls are allowed: answer now with what you have seen. The clip lasts for seconds.",
+        "I look between and the end. It changes in the middle. I see that the event happens near the beginning.",
+        "So the answer is the first, the second, the third, the last. The person opens the door and sits down.",
+        "What is the order of the colours? Which colour is shown? Which shape appears? Where does it move?",
+        "what happens when the frame bar is filled during the event window while the border is shown?",
+    ]
+    lines += [
+        f"Which colour does the {shape} have while the window is marked? It is {c}."
+        for shape in shapes
+        for c in colours
+    ]
+    lines += [
+        f"A. {c} B. {d} C. {e} D. {f}"
+        for c, d, e, f in zip(colours, colours[1:], colours[2:], colours[3:], strict=False)
+    ]
+    lines += [f"(A) {n} (B) {m}. The {shape} flashes {n} times." for n, m in pairwise(numbers) for shape in shapes]
+    lines += [f"<{i / 2:.1f} seconds> {i / 2:.1f} - {i / 2 + 3:.1f}" for i in range(40)]
+    lines += [f"Question: how many flashes? Options:\nA. {n}\nB. {m}\nAnswer:" for n in numbers for m in numbers]
+    return lines
+
+
+def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: ScenesConfig | None) -> Qwen2_5_VLConfig:
+    vision = {
+        "depth": config.vision_layers,
+        "hidden_size": config.vision_hidden_size,
+        "intermediate_size": 2 * config.vision_hidden_size,
+        "num_heads": config.vision_heads,
+        "out_hidden_size": config.hidden_size,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": STOCK_FRAMES,
+        "window_size": WINDOW,
+        "fullatt_block_indexes": [config.vision_layers - 1],
+        "tokens_per_second": TOKENS_PER_SECOND,
+    }
+    if scenes is not None:
+        vision["flexivideo"] = flexivideo_section(scenes)
+    text = {
+        "vocab_size": math.ceil(config.vocab_size / MULTIPLE) * MULTIPLE,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": 3 * config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": MROPE_SECTION},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=tokenizer.token_to_id("<|image_pad|>"),
+        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
+        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
+        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+
+
+@torch.no_grad()
+def _initialise(model: nn.Module, seed: int) -> None:
+    """Weights for learning from scratch: unit-variance layers, residual branches scaled by depth, quiet logits."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = {"visual": model.config.vision_config.depth, "language_model": model.config.text_config.num_hidden_layers}
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0].replace("embed.proj", "embed")):
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif parameter.ndim == 1:
+            parameter.fill_(1.0)
+        elif "patch_embed" in name:
+            _initialise_kernel(parameter, generator)
+        else:
+            parameter.normal_(0.0, _spread(name, parameter, depth), generator=generator)
+
+
+def _initialise_kernel(kernel_C3Tpp: nn.Parameter, generator: torch.Generator) -> None:
+    """The stock kernel, then expanded, so that stock and expanded policies of a seed are the same function."""
+    channels, colours, frames, patch, _ = kernel_C3Tpp.shape
+    stock = torch.empty(channels, colours, STOCK_FRAMES, patch, patch)
+    stock.normal_(0.0, stock[0].numel() ** -0.5, generator=generator)
+    kernel_C3Tpp.copy_(expand_temporal_kernel(stock, frames))
+
+
+def _spread(name: str, parameter: nn.Parameter, depth: dict[str, int]) -> float:
+    if "embed_tokens" in name:
+        return 0.5
+    if "lm_head" in name:
+        return 0.02
+    spread = parameter.shape[1] ** -0.5
+    if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
+        spread /= math.sqrt(2 * next(layers for tower, layers in depth.items() if tower in name))
+    return spread
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    added = {str(token_id): _added(token) for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": added,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def _added(token: AddedToken) -> dict[str, object]:
+    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    return {name: getattr(token, name) for name in names}
