@@ -441,7 +441,6 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     if overrides:
         merged = _merge(merged, _parse_overrides(overrides), "command line")
     try:
-        OmegaConf.resolve(merged)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{', '.join(map(str, paths)) or 'command line'}: {_first_line(error)}") from error

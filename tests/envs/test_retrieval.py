@@ -135,12 +135,12 @@ def test_without_room_for_a_single_frame_the_call_is_refused():
 
 def test_hostile_lengths_are_read_in_linear_time():
     started = time.perf_counter()
-    for size in (10**6,):
-        read("<span>" * size + "</fps>")
-        read("<span>" + "1" * size + " - 2</span><fps>2</fps>")
-        read("<span>" + " " * size + "</span><fps>2</fps>")
-        read("<span>" + "1." * size + "</span><fps>2</fps>")
-        read("<span>1 - 2</span><fps>" + "9" * size + "</fps>")
+    size = 10**6
+    read("<span>" * size + "</fps>")
+    read("<span>" + "1" * size + " - 2</span><fps>2</fps>")
+    read("<span>" + " " * size + "</span><fps>2</fps>")
+    read("<span>" + "1." * size + "</span><fps>2</fps>")
+    read("<span>1 - 2</span><fps>" + "9" * size + "</fps>")
     assert time.perf_counter() - started < 2.0
 
 
