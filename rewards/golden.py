@@ -1,0 +1,56 @@
+"""A small hand-written group that every configured reward is tried on before a run starts (`dynframe check`)."""
+
+from __future__ import annotations
+
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    MalformedCall,
+    RetrievalCall,
+    Segment,
+    StopReason,
+    TimeSpan,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+REFERENCES = {  # kind of answer -> (right, wrong)
+    AnswerKind.LETTER: ("B", "C"),
+    AnswerKind.SPAN: ("3.0 - 6.0", "0.0 - 1.0"),
+    AnswerKind.OPEN: ("a red ball", "a blue cube"),
+}
+
+
+def golden_group(kind: AnswerKind = AnswerKind.LETTER) -> TrajectoryGroup:
+    """Four siblings: looked well and answered well, looked elsewhere and answered badly, asked badly, never looked."""
+    right, wrong = REFERENCES[kind]
+    task = VideoTask(
+        task_id=f"golden/{kind}",
+        video_path="/golden.mp4",
+        question="What appears in the middle of the video?",
+        answer=right,
+        answer_kind=kind,
+        evidence_span=TimeSpan(3.0, 6.0),
+        evidence_fps=4.0,
+    )
+    looked_well = _trajectory("<span>3.0 - 6.0</span><fps>4</fps>", _call(3.0, 6.0, 4.0), right)
+    looked_elsewhere = _trajectory("<span>0.0 - 2.0</span><fps>1</fps>", _call(0.0, 2.0, 1.0), wrong)
+    asked_badly = _trajectory("<span>6.0 - 3.0</span><fps>4</fps>", MalformedCall("the window is reversed"), wrong)
+    never_looked = _trajectory("", None, right)
+    siblings = (looked_well, looked_elsewhere, asked_badly, never_looked)
+    return TrajectoryGroup(task, siblings, opening_frames=None, duration_s=8.0)
+
+
+def _trajectory(request: str, call: RetrievalCall | MalformedCall | None, answer: str) -> Trajectory:
+    shown = "<video>" if isinstance(call, RetrievalCall) else ""
+    text = f"<think>Let me look. {request}{shown}Now I know.</think><answer>{answer}</answer>"
+    last = Turn((3,), Completion((4, 5), (-0.5, -0.1), "stop", 0), Segment.REASONING)
+    first = Turn((0, 1), Completion((2,), (-0.3,), "stop", 0), Segment.SAMPLING, call)
+    return Trajectory((last,) if call is None else (first, last), StopReason.ANSWERED, text)
+
+
+def _call(start_s: float, end_s: float, fps: float) -> RetrievalCall:
+    window = TimeSpan(start_s, end_s)
+    return RetrievalCall(window, fps, window, fps, num_frames=max(1, int(window.length_s * fps)))

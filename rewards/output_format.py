@@ -1,0 +1,31 @@
+"""Are all tags there, once each, in order and properly nested?"""
+
+from __future__ import annotations
+
+import re
+
+from rl.trajectory import Trajectory, VideoTask
+
+_TAG = re.compile(r"</?(?:think|span|fps|answer)>")
+_TRAILING_SPECIAL = re.compile(r"(?:<\|[a-z_]+\|>|\s)+\Z")  # <|im_end|> and the like
+_LOOK = ("<span>", "</span>", "<fps>", "</fps>")
+
+
+def output_format(task: VideoTask, trajectory: Trajectory, *, require_call: bool = False) -> float:
+    """R_format: 1 if the text is <think>… (<span>…</span><fps>…</fps>…)* …</think><answer>…</answer>, else 0.
+
+    Order, nesting and uniqueness: every tag of this skeleton stands exactly once, calls may be repeated inside the
+    thought (how many are granted is the environment's business), and nothing but blanks lies outside the thought and
+    the answer, nor between </span> and <fps>. An empty answer is none.
+
+    Args:
+        require_call: whether a text without any call fails.
+    """
+    text = _TRAILING_SPECIAL.sub("", trajectory.answer_text.strip())
+    tags = tuple(_TAG.findall(text))
+    looks = (len(tags) - 4) // len(_LOOK)
+    if tags != ("<think>", *_LOOK * looks, "</think>", "<answer>", "</answer>") or (require_call and looks < 1):
+        return 0.0
+    texts = _TAG.split(text)  # one more than there are tags: what stands before, between and after them
+    must_be_blank = (0, -1, -3, *(2 + len(_LOOK) * look + 1 for look in range(looks)))
+    return float(not any(texts[i].strip() for i in must_be_blank) and bool(texts[-2].strip()))

@@ -1,0 +1,195 @@
+"""From a group to its verdicts: every term on every sibling, weighted per segment. All thinking of a reward worker.
+
+Legend: G siblings of one task.
+
+What the policy did badly scores 0; what could not be computed is a RewardFailure that names the term.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rl.trajectory import (
+    MalformedCall,
+    RetrievalCall,
+    RewardFailure,
+    ScoredGroup,
+    Segment,
+    SegmentRewards,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    VideoTask,
+)
+
+Guard = Callable[[], AbstractContextManager[Any]]  # surrounds each call of a reward function; may raise TimeoutError
+Verdict = Mapping[str, float | None]  # by term; None: the term does not apply to this task
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedReward:
+    """One reward term: its function, the segment it credits, and how much it counts there."""
+
+    name: str
+    fn: Callable[..., float | None]
+    segment: Segment
+    weight: float = 1.0  # relative: the weights that apply in one segment are normalised to sum to 1
+
+
+class _Failed(Exception):
+    """Carries a RewardFailure from the term that caused it to the trajectory it concerns."""
+
+    def __init__(self, term: str, cause: str, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = RewardFailure(term, cause, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What every term said on one trajectory, before weighting."""
+
+    looks: tuple[Verdict | None, ...]  # one per call, in order; None: malformed
+    reasoning: Verdict
+
+
+def score_group(
+    group: TrajectoryGroup,
+    terms: Sequence[WeightedReward],
+    calls: str = "mean",
+    guard: Guard = nullcontext,
+) -> ScoredGroup:
+    """Judge every sibling.
+
+    R_samp: the weighted mean of the sampling terms over a call, then `calls` of that over a trajectory's calls; a
+    malformed call scores 0, no call scores 0. None if the task has no evidence span, or no sampling term applies.
+    R_reason: the weighted mean of the reasoning terms; 0 for everybody if none is configured.
+    A term that returns None on all siblings does not apply to this task, and the others share its weight; None on some
+    of them only is a bug of the term, and those trajectories fail. A video that could not be read is a failure too
+    (cause "video_error"): masked and counted, never scored.
+
+    Args:
+        calls: mean | last | max: R_samp of a trajectory with several calls.
+        guard: context manager around each call of a reward function; a TimeoutError raised in it is cause "timeout".
+    Raises:
+        ValueError: unknown `calls`, or the weights of a segment sum to 0.
+    """
+    if calls not in COMBINED:
+        raise ValueError(f"scoring.calls must be one of {', '.join(COMBINED)}, got {calls!r}")
+    sampling = _terms_of(Segment.SAMPLING, terms) if group.task.evidence_span is not None else []
+    reasoning = _terms_of(Segment.REASONING, terms)
+    judged_G = [_judge(group.task, trajectory, sampling, reasoning, guard) for trajectory in group.trajectories_G]
+    heard = [judged for judged in judged_G if isinstance(judged, _Judged)]
+    sampling_here = _applicable(sampling, [look for judged in heard for look in judged.looks if look is not None])
+    reasoning_here = _applicable(reasoning, [judged.reasoning for judged in heard])
+    if reasoning and not reasoning_here:
+        failure = RewardFailure("*", "not_a_number", f"no reasoning reward applies to task {group.task.task_id}")
+        return ScoredGroup(group, tuple(failure if isinstance(j, _Judged) else j for j in judged_G))
+    return ScoredGroup(group, tuple(_weigh(judged, sampling_here, reasoning_here, calls) for judged in judged_G))
+
+
+def _terms_of(segment: Segment, terms: Sequence[WeightedReward]) -> list[WeightedReward]:
+    chosen = [term for term in terms if term.segment is segment]
+    if chosen and sum(term.weight for term in chosen) <= 0:
+        names = ", ".join(term.name for term in chosen)
+        raise ValueError(f"rewards: the weights of the {segment.name.lower()} segment ({names}) sum to 0")
+    return chosen
+
+
+def _applicable(terms: Sequence[WeightedReward], verdicts: Sequence[Verdict]) -> list[WeightedReward]:
+    """Terms that judged at least one of the verdicts given (all of them if there was nothing to judge)."""
+    here = [term for term in terms if not verdicts or any(v[term.name] is not None for v in verdicts)]
+    return here if sum(term.weight for term in here) > 0 else []
+
+
+def _judge(
+    task: VideoTask,
+    trajectory: Trajectory,
+    sampling: Sequence[WeightedReward],
+    reasoning: Sequence[WeightedReward],
+    guard: Guard,
+) -> _Judged | RewardFailure:
+    if trajectory.stop_reason is StopReason.VIDEO_ERROR or not trajectory.turns:
+        return RewardFailure("*", "video_error", trajectory.note or "the trajectory has no turns")
+
+    def ask(terms: Sequence[WeightedReward], judged: RetrievalCall | Trajectory) -> Verdict:
+        return {term.name: _ask(term, task, judged, guard) for term in terms}
+
+    try:
+        looks = tuple(None if isinstance(call, MalformedCall) else ask(sampling, call) for call in trajectory.calls)
+        return _Judged(looks, ask(reasoning, trajectory))
+    except _Failed as failed:
+        return failed.failure
+
+
+def _ask(term: WeightedReward, task: VideoTask, judged: RetrievalCall | Trajectory, guard: Guard) -> float | None:
+    """One value from one term. Whatever goes wrong inside a user's function becomes a failure that names it."""
+    try:
+        with guard():
+            value = term.fn(task, judged)
+    except TimeoutError as error:
+        raise _Failed(term.name, "timeout", str(error)) from error
+    except Exception as error:
+        raise _Failed(term.name, "raised", f"{type(error).__name__}: {error}") from error
+    if value is None:
+        return None
+    return _number(term, value)
+
+
+def _number(term: WeightedReward, value: Any) -> float:
+    try:
+        number = float(value) if hasattr(value, "__float__") else None  # numpy and torch scalars too; never "1.0"
+    except (TypeError, ValueError, RuntimeError):  # arrays with several elements
+        number = None
+    if number is None:
+        raise _Failed(term.name, "not_a_number", f"returned {type(value).__name__}: {value!r:.80}")
+    if not math.isfinite(number):
+        raise _Failed(term.name, "not_finite", f"returned {number}")
+    return number
+
+
+def _weigh(
+    judged: _Judged | RewardFailure,
+    sampling: Sequence[WeightedReward],
+    reasoning: Sequence[WeightedReward],
+    calls: str,
+) -> SegmentRewards | RewardFailure:
+    if isinstance(judged, RewardFailure):
+        return judged
+    zero = {term.name: 0.0 for term in sampling}  # no call, or one that could not be granted
+    verdicts = [(sampling, look) for look in judged.looks if look is not None] + [(reasoning, judged.reasoning)]
+    for terms, verdict in verdicts:
+        for term in terms:
+            if verdict[term.name] is None:
+                return RewardFailure(term.name, "not_a_number", "returned None here, but a number for a sibling")
+    looks = [zero if look is None else {name: look[name] for name in zero} for look in judged.looks] or [zero]
+    look = COMBINED[calls](looks, sampling)
+    said = {term.name: judged.reasoning[term.name] for term in reasoning}
+    return SegmentRewards(
+        sampling=_weighted_mean(look, sampling) if sampling else None,
+        reasoning=_weighted_mean(said, reasoning) if reasoning else 0.0,
+        breakdown=look | said,
+    )
+
+
+def _weighted_mean(verdict: Verdict, terms: Sequence[WeightedReward]) -> float:
+    return sum(term.weight * verdict[term.name] for term in terms) / sum(term.weight for term in terms)
+
+
+def _mean_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dict[str, float]:
+    return {term.name: fmean(look[term.name] for look in looks) for term in terms}
+
+
+def _last_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dict[str, float]:
+    return dict(looks[-1])
+
+
+def _best_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dict[str, float]:
+    return dict(max(looks, key=lambda look: _weighted_mean(look, terms) if terms else 0.0))
+
+
+COMBINED = {"mean": _mean_look, "last": _last_look, "max": _best_look}  # several calls -> one verdict

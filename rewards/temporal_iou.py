@@ -1,0 +1,48 @@
+"""How well a window on the video clock fits the evidence."""
+
+from __future__ import annotations
+
+import math
+
+from rl.trajectory import RetrievalCall, TimeSpan, VideoTask
+
+DIFFICULTY = (  # evidence shorter than this many seconds -> (alpha, beta); the DynFrame release's table
+    (5.0, (0.6, 0.95)),
+    (15.0, (0.5, 0.9)),
+    (30.0, (0.4, 0.85)),
+    (math.inf, (0.3, 0.8)),
+)
+
+
+def temporal_iou(task: VideoTask, call: RetrievalCall, *, by_difficulty: bool = False) -> float | None:
+    """R_samp's first term: IoU of the window that was looked at with the annotated evidence.
+
+    The window is the granted one, asked and then clamped to the clip: those are the seconds the policy saw, and
+    evidence never lies outside the clip. Clamping cannot turn a miss into a hit.
+
+    Args:
+        by_difficulty: the DynFrame release's scaling, clamp((IoU - alpha) / (beta - alpha), 0, 1) in place of the IoU,
+            with (alpha, beta) by the length of the evidence (`DIFFICULTY`); off by default.
+    Returns:
+        0..1, or None if the task has no evidence span.
+    """
+    if task.evidence_span is None:
+        return None
+    iou = interval_iou(call.span, task.evidence_span)
+    return sharpened(iou, task.evidence_span.length_s) if by_difficulty else iou
+
+
+def interval_iou(first: TimeSpan, second: TimeSpan) -> float:
+    """Intersection over union of two windows, in 0..1; 0 where one is empty, reversed or not finite."""
+    edges = (first.start_s, first.end_s, second.start_s, second.end_s)
+    if not all(math.isfinite(edge) for edge in edges) or first.length_s <= 0 or second.length_s <= 0:
+        return 0.0
+    overlap_s = min(first.end_s, second.end_s) - max(first.start_s, second.start_s)
+    hull_s = max(first.end_s, second.end_s) - min(first.start_s, second.start_s)
+    return max(overlap_s, 0.0) / hull_s  # windows that overlap fill their hull, others score 0 anyway
+
+
+def sharpened(iou: float, evidence_s: float) -> float:
+    """The release's difficulty scaling: nothing up to alpha, everything from beta, linear between."""
+    alpha, beta = next(bounds for limit_s, bounds in DIFFICULTY if evidence_s < limit_s)
+    return min(max((iou - alpha) / (beta - alpha), 0.0), 1.0)

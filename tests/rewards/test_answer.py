@@ -1,0 +1,81 @@
+"""Answers are read from the body of <answer> alone, and compared by kind."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.answer import answer, answer_body, letter, normalised, span
+from rl.trajectory import AnswerKind, TimeSpan
+
+
+@pytest.mark.parametrize("text", ["B", "b", "(B)", "(b)", "B.", "B. a red ball", "B) red", "(B) red", "B: red", " B\n"])
+def test_a_letter_in_its_usual_clothes(text):
+    assert letter(text) == "B"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ball", "A dog runs", "B, C", "BC", "A/B", "(B", "the answer is B", "5", "ſ", "ß."]
+)
+def test_not_a_choice(text):
+    assert letter(text) is None
+
+
+def test_only_the_answer_body_counts(task, said):
+    assert answer(task("B"), said("<think>A or C</think><answer>(B) red</answer>")) == 1.0
+    assert answer(task("B"), said("<think>B B B</think><answer>C</answer>")) == 0.0
+    assert answer(task("B"), said("B")) == 0.0
+
+
+def test_several_answers_are_no_answer(task, said):
+    assert answer(task("B"), said("<answer>A</answer><answer>B</answer>")) == 0.0
+    assert answer_body("<answer>A<answer>B</answer>") is None
+    assert answer_body("</answer>B<answer>") is None
+    assert answer_body("<answer>B") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "window"),
+    [
+        ("3 - 8.5", (3, 8.5)),
+        ("0.00 - 8.00", (0, 8)),
+        ("3s-8.5s", (3, 8.5)),
+        ("from 3 to 8.5 seconds", (3, 8.5)),
+        ("3.25–4.5 sec.", (3.25, 4.5)),
+    ],
+)
+def test_a_span_in_its_usual_clothes(text, window):
+    assert span(text) == TimeSpan(*window)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "8 - 3", "3 - 3", "-3 - 8", "3 - nan", "1e3 - 2e3", "3 - 8 - 9", "9" * 400 + " - 1"]
+)
+def test_not_a_span(text):
+    assert span(text) is None
+
+
+@given(st.text())
+def test_no_text_breaks_a_parser(text):
+    letter(text), span(text), normalised(text), answer_body(text)
+
+
+def test_a_span_earns_its_iou(task, said):
+    asked = task("3 - 6", AnswerKind.SPAN)
+
+    assert answer(asked, said("<answer>3.0 - 6.0</answer>")) == 1.0
+    assert answer(asked, said("<answer>2 - 5</answer>")) == pytest.approx(0.5)
+    assert answer(asked, said("<answer>in the middle</answer>")) == 0.0
+
+
+def test_an_open_answer_is_compared_after_normalisation(task, said):
+    asked = task("A red ball.", AnswerKind.OPEN)
+
+    assert answer(asked, said("<answer>the RED  ball</answer>")) == 1.0
+    assert answer(asked, said("<answer>a red balloon</answer>")) == 0.0
+    assert answer(asked, said("<answer></answer>")) == 0.0
+
+
+@pytest.mark.parametrize(("reference", "kind"), [("red", "letter"), ("soon", "span"), ("...", "open")])
+def test_a_reference_that_cannot_be_read_is_the_rows_fault(task, said, reference, kind):
+    with pytest.raises(ValueError, match=r"task t: the reference answer"):
+        answer(task(reference, AnswerKind(kind)), said())

@@ -1,0 +1,65 @@
+"""A window is judged by its overlap with the evidence."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.temporal_iou import interval_iou, sharpened, temporal_iou
+from rl.trajectory import TimeSpan
+
+SECONDS = st.floats(0, 1e4, allow_nan=False)
+WINDOWS = st.tuples(SECONDS, SECONDS).map(lambda edges: TimeSpan(min(edges), max(edges)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "evidence", "iou"),
+    [
+        ((3, 6), (3, 6), 1.0),
+        ((2, 5), (3, 6), 0.5),  # 2 s shared of 4
+        ((0, 8), (3, 5), 0.25),
+        ((0, 3), (3, 6), 0.0),  # touching
+        ((0, 1), (5, 6), 0.0),
+        ((6, 3), (3, 6), 0.0),  # reversed
+        ((3, 3), (3, 3), 0.0),  # empty
+        ((0, float("inf")), (3, 6), 0.0),
+        ((float("nan"), 6), (3, 6), 0.0),
+    ],
+)
+def test_iou_of_two_windows(asked, evidence, iou):
+    assert interval_iou(TimeSpan(*asked), TimeSpan(*evidence)) == pytest.approx(iou)
+
+
+@given(WINDOWS, WINDOWS)
+def test_iou_is_symmetric_and_within_0_and_1(first, second):
+    iou = interval_iou(first, second)
+
+    assert 0 <= iou <= 1
+    assert iou == interval_iou(second, first)
+
+
+def test_the_granted_window_counts_not_what_lay_outside_the_clip(task, call):
+    beyond_the_end = replace(call(3, 6), asked=TimeSpan(3, 60), clamped=("end",))
+
+    assert temporal_iou(task(), beyond_the_end) == 1.0
+
+
+def test_a_task_without_evidence_has_no_iou(task, call):
+    assert temporal_iou(task(evidence=None), call(0, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("evidence_s", "alpha", "beta"),
+    [(4.9, 0.6, 0.95), (5.0, 0.5, 0.9), (14.9, 0.5, 0.9), (15.0, 0.4, 0.85), (30.0, 0.3, 0.8), (500.0, 0.3, 0.8)],
+)
+def test_difficulty_by_length_of_the_evidence(evidence_s, alpha, beta):
+    assert sharpened(alpha, evidence_s) == 0.0
+    assert sharpened(beta, evidence_s) == 1.0
+    assert sharpened((alpha + beta) / 2, evidence_s) == pytest.approx(0.5)
+    assert sharpened(alpha - 0.1, evidence_s) == 0.0
+
+
+def test_difficulty_is_off_unless_asked_for(task, call):
+    assert temporal_iou(task(), call(2, 5)) == pytest.approx(0.5)
+    assert temporal_iou(task(), call(2, 5), by_difficulty=True) == 0.0  # 3 s of evidence: below alpha = 0.6
