@@ -38,14 +38,13 @@ class Demand:
 def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logging.WARNING) -> str:
     """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one here; returns its dashboard address.
 
-    A cluster started here listens on loopback, asks for a token, and has as many logical CPUs as the run needs: workers
-    take turns (rollout, then learning), so two real cores can carry more than two workers.
+    A cluster started here listens on loopback, asks for a token (Ray's default), and has as many logical CPUs as the
+    run needs: workers take turns (rollout, then learning), so two real cores can carry more than two workers.
     """
     if ray.is_initialized():
         return ray.get_runtime_context().gcs_address
     if os.environ.get("RAY_ADDRESS"):
         return ray.init(logging_level=log_level, log_to_driver=False).dashboard_url
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     needed = sum(bundle.get("CPU", 0.0) for bundle in _bundles(placement, demand))
     store = min(OBJECT_STORE_BYTES, psutil.virtual_memory().available // 4)
