@@ -1,8 +1,8 @@
 """Adaptive Temporal Encoding: one patch kernel for scenes of any length, resampled along time (FlexiVideo).
 
 Stride equals kernel, so a convolution is one matrix product per scene length: no Conv3d, which is slow or wrong on
-some builds. Only `fixed`, the stock two-frame encoder, runs the convolution as a two-dimensional one over the frame pair
-laid out as one tall patch: on CPU in fp32 it gives the stock tower's bits.
+some builds. Only `fixed`, the stock two-frame encoder, runs the convolution, as a two-dimensional one over the frame
+pair laid out as one tall patch: on CPU in fp32 it gives the stock tower's bits.
 
 Legend: N patches · D values of a patch (3 * p * p) · C output channels · L frames of a scene · T frames of the kernel
 P patches of one frame · K scenes.

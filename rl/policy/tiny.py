@@ -17,6 +17,7 @@ from torch import nn
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from rl.config import ScenesConfig, TinyPolicyConfig
+from rl.policy.convert import MULTIPLE, added_tokens
 from rl.policy.model import FlexiVideoForConditionalGeneration, flexivideo_section
 from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel
 from rl.policy.processor import TAG_TOKENS
@@ -42,7 +43,6 @@ CHAT_TEMPLATE = (
 )
 PATCH, MERGE, WINDOW, TOKENS_PER_SECOND = 14, 2, 112, 2
 HEAD_DIM, MROPE_SECTION = 32, [4, 6, 6]
-MULTIPLE = 64  # of the vocabulary, for the engine
 
 
 def build_tiny_policy(
@@ -223,10 +223,9 @@ def _spread(name: str, parameter: nn.Parameter, depth: dict[str, int]) -> float:
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
-    added = {str(token_id): _added(token) for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "added_tokens_decoder": added,
+        "added_tokens_decoder": added_tokens(tokenizer),
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "model_max_length": max_length,
@@ -234,8 +233,3 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> None
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-
-
-def _added(token: AddedToken) -> dict[str, object]:
-    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    return {name: getattr(token, name) for name in names}
