@@ -101,6 +101,7 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         past_key_values: object | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
+        return_dict: bool = True,
     ) -> CausalLMOutputWithPast | tuple[torch.Tensor, torch.Tensor]:
         """One pass over right-padded sequences.
 
@@ -110,7 +111,8 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             position_ids: (3, B, T) from `mrope_positions`; never guessed.
             videos: all videos of all rows, in order of appearance, row after row.
             scoring: if given, log-probs (B, T) and entropies (B, T) come back instead of logits, zero where not asked.
-            past_key_values, use_cache, logits_to_keep: cached generation, as in transformers.
+            past_key_values, use_cache, logits_to_keep, return_dict: passed by `generate(input_ids, position_ids=...,
+                videos=...)`, which continues the positions by itself.
         Raises:
             ValueError: no positions, or placeholders and videos do not match.
         """

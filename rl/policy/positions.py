@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -66,62 +66,55 @@ def mrope_positions(
         ValueError: the placeholders do not match the clocks.
     """
     token_ids_T = np.asarray(token_ids, dtype=np.int64)
-    pad_runs = _runs(token_ids_T == ids.video_pad)
-    bases_S, lengths_S, layout_S = _pieces(token_ids_T, pad_runs, clocks, ids, tokens_per_second)
+    pieces = list(_pieces(token_ids_T, clocks, ids, tokens_per_second))
+    temporal_S, spatial_S, lengths_S, columns_S = np.array(pieces, dtype=np.int64).T
     offsets_T = np.arange(len(token_ids_T)) - np.repeat(np.cumsum(lengths_S) - lengths_S, lengths_S)
-    temporal_base_S, spatial_base_S = bases_S
-    scene_S, columns_S = layout_S
-    scene_T, columns_T = np.repeat(scene_S, lengths_S), np.repeat(columns_S, lengths_S)
-    spatial_T = np.repeat(spatial_base_S, lengths_S)
-    rows_T, columns_T = np.divmod(offsets_T, columns_T)
+    columns_T = np.repeat(columns_S, lengths_S)
+    scene_T = columns_T > 0
+    down_T, right_T = np.divmod(offsets_T, np.maximum(columns_T, 1))
     return np.stack(
         [
-            np.repeat(temporal_base_S, lengths_S) + np.where(scene_T, 0, offsets_T),
-            spatial_T + np.where(scene_T, rows_T, offsets_T),
-            spatial_T + np.where(scene_T, columns_T, offsets_T),
+            np.repeat(temporal_S, lengths_S) + np.where(scene_T, 0, offsets_T),
+            np.repeat(spatial_S, lengths_S) + np.where(scene_T, down_T, offsets_T),
+            np.repeat(spatial_S, lengths_S) + np.where(scene_T, right_T, offsets_T),
         ]
     )
 
 
+class _Piece(NamedTuple):
+    """A run of text, or one scene: where its indices start."""
+
+    temporal: int
+    spatial: int
+    length: int
+    columns: int  # 0: text
+
+
 def _pieces(
-    token_ids_T: np.ndarray,
-    pad_runs: list[tuple[int, int]],
-    clocks: Sequence[SceneClock],
-    ids: TokenIds,
-    tokens_per_second: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Temporal and spatial base, length, and (is a scene, columns) of each piece, in order."""
-    temporal, spatial, lengths, is_scene, columns = [], [], [], [], []
-
-    def add(temporal_base: int, spatial_base: int, length: int, scene: bool, width: int) -> None:
-        temporal.append(temporal_base)
-        spatial.append(spatial_base)
-        lengths.append(length)
-        is_scene.append(scene)
-        columns.append(width)
-
+    token_ids_T: np.ndarray, clocks: Sequence[SceneClock], ids: TokenIds, tokens_per_second: float
+) -> Iterator[_Piece]:
+    """The pieces in order; text and scenes alternate, or scenes follow each other within a bare block."""
     scenes = _scenes(clocks, tokens_per_second)
     free, cursor = 0, 0  # next free index, next token
-    base, block_spatial = 0, None
-    for start, stop in pad_runs:
-        add(free, free, start - cursor, False, 1)
+    base, corner, temporal = 0, None, -1  # of the block: index after its start, spatial corner; of the scene before
+    for start, stop in _runs(token_ids_T == ids.video_pad):
+        yield _Piece(free, free, start - cursor, 0)
         free, cursor = free + start - cursor, start
         while cursor < stop:
             clock, k, offset = next(scenes, (None, 0, 0))
             if clock is None or cursor + clock.tokens_per_scene > stop:
                 raise ValueError(_mismatch(token_ids_T, clocks, ids))
             if k == 0:
-                base, block_spatial = _block_base(token_ids_T, cursor, free, ids)
-                temporal_index = base - 1
-            temporal_index = max(temporal_index + 1, base + offset, free if block_spatial is None else 0)
-            corner = temporal_index if block_spatial is None else block_spatial
-            add(temporal_index, corner, clock.tokens_per_scene, True, clock.columns)
-            free = max(free, temporal_index + 1, corner + max(clock.rows, clock.columns))
+                base, corner = _block_start(token_ids_T, cursor, free, ids)
+                temporal = base - 1
+            temporal = max(temporal + 1, base + offset, free if corner is None else 0)
+            spatial = temporal if corner is None else corner
+            yield _Piece(temporal, spatial, clock.tokens_per_scene, clock.columns)
+            free = max(free, temporal + 1, spatial + max(clock.rows, clock.columns))
             cursor += clock.tokens_per_scene
     if next(scenes, None) is not None:
         raise ValueError(_mismatch(token_ids_T, clocks, ids))
-    add(free, free, len(token_ids_T) - cursor, False, 1)
-    return np.array([temporal, spatial]), np.array(lengths), np.array([is_scene, columns])
+    yield _Piece(free, free, len(token_ids_T) - cursor, 0)
 
 
 def _scenes(clocks: Sequence[SceneClock], tokens_per_second: float) -> Iterator[tuple[SceneClock, int, int]]:
@@ -133,8 +126,8 @@ def _scenes(clocks: Sequence[SceneClock], tokens_per_second: float) -> Iterator[
             yield clock, k, offset
 
 
-def _block_base(token_ids_T: np.ndarray, first_pad: int, free: int, ids: TokenIds) -> tuple[int, int | None]:
-    """Index after <|vision_start|>, and the block's spatial base: None where text stands between the scenes."""
+def _block_start(token_ids_T: np.ndarray, first_pad: int, free: int, ids: TokenIds) -> tuple[int, int | None]:
+    """Index after <|vision_start|>, and the block's spatial corner: None where text stands between the scenes."""
     for back in range(1, first_pad + 1):
         token = token_ids_T[first_pad - back]
         if token == ids.vision_start:

@@ -212,6 +212,18 @@ def test_other_scene_parameters_are_refused_by_name(tiny_dir, stock_dir):
         load_policy(stock_dir, SCENES)
 
 
+def test_cached_generation_gives_the_tokens_of_one_pass_per_token(model, processor, sequences):
+    (token_ids, videos), _ = sequences
+    input_ids, _, positions, packed = batch(processor, sequences[:1])
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    generated = model.generate(input_ids, position_ids=positions, videos=packed, **options)[0].tolist()
+    for _ in range(8):
+        with torch.no_grad():
+            logits = model(*batch(processor, [(token_ids, videos)])).logits
+        token_ids = [*token_ids, int(logits[0, -1].argmax())]
+    assert generated == token_ids
+
+
 def test_placeholders_and_videos_must_agree(model, processor, sequences):
     input_ids, mask, positions, videos = batch(processor, sequences)
     with pytest.raises(ValueError, match="video placeholders, but 2 videos"):
