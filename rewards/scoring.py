@@ -70,7 +70,7 @@ def score_group(
     R_reason: the weighted mean of the reasoning terms; 0 for everybody if none is configured.
     A term that returns None on all siblings does not apply to this task, and the others share its weight; None on some
     of them only is a bug of the term, and those trajectories fail. A video that could not be read is a failure too
-    (cause "video_error"): masked and counted, never scored.
+    (cause "video_error"), and so is a trajectory without turns ("no_turns"): masked and counted, never scored.
 
     Args:
         calls: mean | last | max: R_samp of a trajectory with several calls.
@@ -113,8 +113,10 @@ def _judge(
     reasoning: Sequence[WeightedReward],
     guard: Guard,
 ) -> _Judged | RewardFailure:
-    if trajectory.stop_reason is StopReason.VIDEO_ERROR or not trajectory.turns:
-        return RewardFailure("*", "video_error", trajectory.note or "the trajectory has no turns")
+    if trajectory.stop_reason is StopReason.VIDEO_ERROR:
+        return RewardFailure("*", "video_error", trajectory.note)
+    if not trajectory.turns:
+        return RewardFailure("*", "no_turns", trajectory.note or "the policy was never asked")
 
     def ask(terms: Sequence[WeightedReward], judged: RetrievalCall | Trajectory) -> Verdict:
         return {term.name: _ask(term, task, judged, guard) for term in terms}

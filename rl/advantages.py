@@ -1,0 +1,188 @@
+"""Group-relative credit per segment: from the rewards of G siblings to one number per token.
+
+SD-GRPO (DynFrame, arXiv 2605.26680) as docs/sd_grpo.md describes it; GRPO and GDPO beside it. Pure functions of
+Python numbers.
+
+Legend: G siblings of one task · T tokens of a trajectory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rl.trajectory import RewardFailure, Segment, SegmentRewards
+
+EPSILON = 1e-4  # added to the standard deviation of a group's rewards
+
+
+@dataclass(frozen=True, slots=True)
+class CreditRules:
+    """The options of credit assignment; the keys of `algorithm.advantage`."""
+
+    method: str = "sd_grpo"  # a name in METHODS
+    scale: str = "std"  # std: divide by the group's standard deviation | none: centre only (Dr.GRPO)
+    cross_credit: float = 0.0  # share of the reasoning advantage that sampling tokens also get
+    unannotated: str = "reason"  # SAMPLING tokens of a task without R_samp: get the reasoning advantage | mask
+    sampling_weight: float = 0.5  # grpo, gdpo: weights of the two roles in one scalar
+    reasoning_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        allowed = {"method": tuple(METHODS), "scale": ("std", "none"), "unannotated": ("reason", "mask")}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What the tokens of one trajectory get, by segment. None: they are not learned from."""
+
+    sampling: float | None
+    reasoning: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCredit:
+    """Credit of all siblings, same order, and whether their rewards differed at all."""
+
+    credit_G: tuple[Credit, ...]
+    degenerate_sampling: bool | None  # None: the task has no sampling reward
+    degenerate_reasoning: bool
+
+    @property
+    def teaches_nothing(self) -> bool:
+        """No role in which the siblings differ."""
+        return self.degenerate_sampling is not False and self.degenerate_reasoning
+
+
+def credit_group(
+    rewards_G: Sequence[SegmentRewards | RewardFailure], called_G: Sequence[bool], rules: CreditRules
+) -> GroupCredit:
+    """Credit for every sibling by the configured method.
+
+    A reward that could not be computed is masked and stays out of the baseline; with fewer than two siblings left there
+    is no baseline, and the whole group is masked.
+
+    Args:
+        called_G: whether the sibling asked to look again at all, well-formed or not.
+    Raises:
+        ValueError: fewer than two siblings, or R_samp is there for some of them only.
+    """
+    if len(rewards_G) < 2:
+        raise ValueError(f"a group baseline needs at least 2 siblings, got {len(rewards_G)}")
+    scored = [i for i, (reward, _) in enumerate(zip(rewards_G, called_G, strict=True)) if _is_scored(reward)]
+    if len(scored) < 2:
+        return GroupCredit((Credit(None, None),) * len(rewards_G), True, True)
+    sampling_G = _sampling_rewards([rewards_G[i] for i in scored])
+    reasoning_G = [rewards_G[i].reasoning for i in scored]
+    credits_of_scored = METHODS[rules.method](sampling_G, reasoning_G, [called_G[i] for i in scored], rules)
+    by_sibling = dict(zip(scored, credits_of_scored, strict=True))
+    return GroupCredit(
+        credit_G=tuple(by_sibling.get(i, Credit(None, None)) for i in range(len(rewards_G))),
+        degenerate_sampling=None if sampling_G is None else _all_equal(sampling_G),
+        degenerate_reasoning=_all_equal(reasoning_G),
+    )
+
+
+def group_advantages(rewards_G: Sequence[float], scale: str = "std") -> list[float]:
+    """(R - mean) / (std + 1e-4) with the population's std, or R - mean; exactly 0 where all rewards are equal.
+
+    Sums are exact (fsum), so that the order of siblings cannot matter.
+    """
+    if _all_equal(rewards_G):
+        return [0.0] * len(rewards_G)
+    mean = fmean(rewards_G)
+    centred_G = [reward - mean for reward in rewards_G]
+    if scale == "none":
+        return centred_G
+    std = math.sqrt(fmean([centred * centred for centred in centred_G]))
+    return [centred / (std + EPSILON) for centred in centred_G]
+
+
+def sd_grpo(
+    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: CreditRules
+) -> list[Credit]:
+    """Each segment is credited with its own reward, relative to the whole group.
+
+    The baseline of R_samp includes siblings that never called (reward 0): the policy chooses whether there is a call,
+    so a baseline over callers alone is biased. For the same reason a trajectory without a call plays both roles, and
+    its tokens get the sum of both advantages.
+    """
+    reasoning_adv_G = group_advantages(reasoning_G, rules.scale)
+    if sampling_G is None:
+        return _without_sampling_reward(reasoning_adv_G, rules)
+    sampling_adv_G = group_advantages(sampling_G, rules.scale)
+    return [
+        Credit(sampling + rules.cross_credit * reasoning, reasoning)
+        if called
+        else Credit(sampling + reasoning, sampling + reasoning)
+        for sampling, reasoning, called in zip(sampling_adv_G, reasoning_adv_G, called_G, strict=True)
+    ]
+
+
+def grpo(
+    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: CreditRules
+) -> list[Credit]:
+    """One scalar for all tokens: the advantage of the weighted sum of both rewards (DeepSeekMath, arXiv 2402.03300)."""
+    if sampling_G is None:
+        whole = rules.sampling_weight + rules.reasoning_weight
+        return _without_sampling_reward(group_advantages([whole * r for r in reasoning_G], rules.scale), rules)
+    weights = (rules.sampling_weight, rules.reasoning_weight)
+    totals_G = [weights[0] * s + weights[1] * r for s, r in zip(sampling_G, reasoning_G, strict=True)]
+    return [Credit(advantage, advantage) for advantage in group_advantages(totals_G, rules.scale)]
+
+
+def gdpo(
+    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: CreditRules
+) -> list[Credit]:
+    """One scalar for all tokens: each reward normalised by itself, then the weighted sum (GDPO, arXiv 2601.05242).
+
+    A role with small differences between siblings is not drowned by one with large ones. The paper's second
+    normalisation, over the batch, is left out: the learning rate and the gradient norm bound the scale already.
+    """
+    reasoning_adv_G = group_advantages(reasoning_G, rules.scale)
+    if sampling_G is None:
+        whole = rules.sampling_weight + rules.reasoning_weight
+        return _without_sampling_reward([whole * advantage for advantage in reasoning_adv_G], rules)
+    weights = (rules.sampling_weight, rules.reasoning_weight)
+    pairs = zip(group_advantages(sampling_G, rules.scale), reasoning_adv_G, strict=True)
+    return [Credit(total, total) for total in (weights[0] * s + weights[1] * r for s, r in pairs)]
+
+
+def token_advantages(credit: Credit, segment_ids_T: Sequence[int]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """Spread a trajectory's credit over its tokens: advantages, and which tokens are learned from. Context never is."""
+    by_segment = {
+        Segment.CONTEXT.value: None,
+        Segment.SAMPLING.value: credit.sampling,
+        Segment.REASONING.value: credit.reasoning,
+    }
+    credit_T = [by_segment[segment] for segment in segment_ids_T]
+    return tuple(value or 0.0 for value in credit_T), tuple(value is not None for value in credit_T)
+
+
+def _without_sampling_reward(advantages_G: Sequence[float], rules: CreditRules) -> list[Credit]:
+    """A task without evidence has one reward; its SAMPLING tokens share it, or are masked."""
+    shared = rules.unannotated == "reason"
+    return [Credit(advantage if shared else None, advantage) for advantage in advantages_G]
+
+
+def _sampling_rewards(rewards_G: Sequence[SegmentRewards]) -> list[float] | None:
+    sampling_G = [reward.sampling for reward in rewards_G]
+    absent = sum(value is None for value in sampling_G)
+    if absent not in (0, len(sampling_G)):
+        raise ValueError("R_samp is missing for some siblings of a task only: it belongs to the task, not to them")
+    return None if absent else sampling_G
+
+
+def _is_scored(reward: SegmentRewards | RewardFailure) -> bool:
+    return not isinstance(reward, RewardFailure)
+
+
+def _all_equal(rewards_G: Sequence[float]) -> bool:
+    return max(rewards_G) == min(rewards_G)
+
+
+METHODS = {"sd_grpo": sd_grpo, "grpo": grpo, "gdpo": gdpo}
