@@ -1,0 +1,168 @@
+"""A checkpoint is whole or it is not one; a crash at any moment leaves the previous one."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from rl import checkpoint
+from rl.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
+from rl.trajectory import RunState
+
+STATE = RunState(step=20, policy_version=21, seed=7)
+WEIGHTS = "learner/rank_0.safetensors"
+
+
+def save(store, step, content=b"weights"):
+    draft = store.begin(step)
+    (draft / "learner").mkdir()
+    (draft / WEIGHTS).write_bytes(content)
+    return store.commit(draft, replace(STATE, step=step), f"name: run{step}\n")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "run", keep=2)
+
+
+def test_what_is_saved_comes_back(store):
+    save(store, 20)
+
+    found = store.latest_valid()
+
+    assert found.state == STATE
+    assert found.config_yaml == "name: run20\n"
+    assert (found.folder / WEIGHTS).read_bytes() == b"weights"
+    assert (store.folder / "latest").read_text().strip() == found.folder.name
+
+
+def test_a_run_without_checkpoints_has_none(store):
+    assert store.latest_valid() is None
+
+
+def test_only_the_newest_are_kept_and_only_after_publishing(store):
+    for step in (5, 10, 15):
+        save(store, step)
+    assert [path.name for path in sorted(store.folder.glob("step_*"))] == ["step_00000010", "step_00000015"]
+
+
+def flip_a_byte(folder):
+    path = folder / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+TEARS = {
+    "a missing file": (lambda folder: (folder / WEIGHTS).unlink(), "missing"),
+    "a flipped byte": (flip_a_byte, "content differs"),
+    "a cut file": (lambda folder: (folder / WEIGHTS).write_bytes(b"wei"), "3 bytes"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no complete checkpoint"),
+    "half a manifest": (lambda folder: (folder / "manifest.json").write_text('{"format": 1, "fi'), "not a manifest"),
+    "an altered state": (lambda folder: (folder / "state.json").write_text("{}"), "2 bytes"),
+}
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_a_torn_checkpoint_is_passed_over_with_its_reason(store, tear, caplog):
+    damage, reason = TEARS[tear]
+    save(store, 10)
+    damage(save(store, 20).folder)
+
+    with caplog.at_level(logging.WARNING):
+        found = store.latest_valid()
+
+    assert found.state.step == 10
+    assert "step_00000020" in caplog.text and reason in caplog.text
+
+
+def test_opening_a_torn_checkpoint_by_path_says_what_is_wrong(store):
+    folder = save(store, 10).folder
+    flip_a_byte(folder)
+    with pytest.raises(CheckpointError, match=r"rank_0\.safetensors: content differs"):
+        open_checkpoint(folder)
+
+
+def test_a_torn_checkpoint_can_be_saved_again_and_does_not_count_as_kept(store):
+    for step in (5, 10, 15):
+        torn = save(store, step).folder
+    (torn / "manifest.json").unlink()
+
+    save(store, 15, b"again")
+
+    assert (store.latest_valid().folder / WEIGHTS).read_bytes() == b"again"
+    assert [path.name for path in sorted(store.folder.glob("step_*"))] == ["step_00000010", "step_00000015"]
+
+
+def test_a_run_that_goes_back_leaves_its_abandoned_future_aside(store):
+    for step in (10, 20):
+        save(store, step)
+    save(store, 15)
+    assert store.latest_valid().state.step == 15
+    assert (store.folder / "superseded_step_00000020").is_dir()
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from rl import checkpoint
+from rl.trajectory import RunState
+store = checkpoint.CheckpointStore(sys.argv[1])
+moment = sys.argv[2]
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+draft = store.begin(20)
+(draft / "learner").mkdir()
+(draft / "learner/rank_0.safetensors").write_bytes(b"newer")
+if moment == "while writing":
+    die()
+elif moment == "before the manifest":
+    checkpoint._manifest = die
+elif moment == "before the rename":
+    checkpoint._flush_tree = die
+elif moment == "after the rename":
+    checkpoint._flush = lambda path, flush=checkpoint._flush: die() if path == store.folder else flush(path)
+store.commit(draft, RunState(20, 21, 7), "")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "step"),
+    [("while writing", 10), ("before the manifest", 10), ("before the rename", 10), ("after the rename", 20)],
+)
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(store, moment, step):
+    save(store, 10)
+    run = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(store.folder.parent), moment])
+    assert run.returncode == -9
+
+    assert store.latest_valid().state.step == step
+
+    save(store, 30)
+    assert store.latest_valid().state.step == 30
+    assert not list(store.folder.glob(".draft_*"))
+
+
+def test_a_full_disk_is_found_before_anything_is_written(store):
+    with pytest.raises(CheckpointError, match=r"needs .* MiB, .* are free; make room"):
+        store.begin(1, expected_bytes=2**60)
+    assert not list(store.folder.glob(".draft_*"))
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_the_previous_checkpoint(store, monkeypatch):
+    save(store, 10)
+
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "_flush", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save(store, 20)
+    assert store.latest_valid().state.step == 10
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        CheckpointStore(tmp_path).begin(0)

@@ -1,0 +1,71 @@
+"""The supervised loop: which samples are seen when, and what is reported."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.cold_start import batches, run_cold_start, samples_fingerprint
+from rl.trajectory import TrainingSample
+
+
+class Recorder:
+    """A pupil that is half as wrong after every lesson."""
+
+    def __init__(self):
+        self.seen = []
+
+    def supervise(self, samples):
+        self.seen.append(list(samples))
+        return {"loss/nll": 8.0 / 2 ** len(self.seen)}
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 50), st.integers(0, 3))
+def test_every_batch_is_full_and_no_sample_is_seen_twice_before_all_are_seen_once(samples, steps, size, seed):
+    drawn = [index for batch in batches(samples, steps=steps, batch_size=size, seed=seed) for index in batch]
+    assert len(drawn) == steps * size
+    for start in range(0, len(drawn), samples):
+        epoch = drawn[start : start + samples]
+        assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(samples))
+
+
+def test_the_order_follows_from_the_seed_alone():
+    first, again, other = (list(batches(10, steps=6, batch_size=4, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_pupil_is_taught_and_the_outcome_reported():
+    pupil, heard = Recorder(), []
+    report = run_cold_start(
+        pupil, "abcdef", steps=3, batch_size=2, seed=0, progress=lambda step, metrics: heard.append((step, metrics))
+    )
+    assert sorted(letter for batch in pupil.seen for letter in batch) == list("abcdef")
+    assert [step for step, _ in heard] == [1, 2, 3]
+    assert (report["cold_start/nll_first"], report["cold_start/nll_last"]) == (4.0, 1.0)
+
+
+def test_nothing_to_teach_is_refused():
+    with pytest.raises(ValueError, match="cold start needs samples"):
+        run_cold_start(Recorder(), [], steps=3, batch_size=2, seed=0)
+
+
+def test_the_fingerprint_changes_with_any_token_mask_or_video(training_sample):
+    base = training_sample(token_ids=(1, 2), loss_mask=(False, True), digests=("v",))
+    variants = [
+        base,
+        training_sample(token_ids=(1, 3), loss_mask=(False, True), digests=("v",)),
+        training_sample(token_ids=(1, 2), loss_mask=(True, True), digests=("v",)),
+        training_sample(token_ids=(1, 2), loss_mask=(False, True), digests=("w",)),
+    ]
+    assert len({samples_fingerprint([sample]) for sample in variants}) == len(variants)
+    assert samples_fingerprint([base]) == samples_fingerprint([base])
+    assert samples_fingerprint(variants) != samples_fingerprint(variants[::-1])
+
+
+@pytest.fixture
+def training_sample(block):
+    def make(token_ids, loss_mask, digests):
+        zeros, none = (0,) * len(token_ids), (0.0,) * len(token_ids)
+        videos = tuple(block(digest) for digest in digests)
+        return TrainingSample(token_ids, zeros, zeros, none, none, loss_mask, zeros, videos)
+
+    return make
