@@ -16,7 +16,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +156,7 @@ class Processor:
         self._literal = Tokenizer.from_str(tokenizer.to_str())
         self._literal.encode_special_tokens = True
         self._vision_text = re.compile("(" + "|".join(map(re.escape, VISION_TOKENS)) + ")")
-        self._time_ids = lru_cache(maxsize=65_536)(self._encode_time)
+        self._time_ids: dict[str, list[int]] = {}
         if tokenizer.get_vocab_size(with_added_tokens=True) > geometry.vocab_size:
             raise PolicyFilesError(
                 f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {geometry.vocab_size}: "
@@ -273,7 +272,7 @@ class Processor:
         block = [self.ids.vision_start]
         for start_s in clock.start_s_K:
             if self.scenes.timestamps == "text":
-                block += self._time_ids(round(start_s, 1))
+                block += self._encode_time(start_s)
             block += [self.ids.video_pad] * clock.tokens_per_scene
         return [*block, self.ids.vision_end]
 
@@ -300,7 +299,10 @@ class Processor:
                 shutil.copyfile(self.folder / name, folder / name)
 
     def _encode_time(self, seconds: float) -> list[int]:
-        return self.encode(f"<{seconds:.1f} seconds>")
+        text = f"<{seconds:.1f} seconds>"
+        if text not in self._time_ids:
+            self._time_ids[text] = self.encode(text)
+        return self._time_ids[text]
 
 
 def _scene_starts(frames: Frames) -> tuple[float, ...]:
