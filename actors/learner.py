@@ -91,13 +91,15 @@ class LearnerGroup:
         world_size: int,
         options: Callable[[int], Mapping[str, Any]],
         *,
+        start_timeout_s: float,
         timeout_s: float,
     ) -> None:
-        self._timeout_s = timeout_s
+        self._timeout_s = start_timeout_s
         remote = ray.remote(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
         address = self._wait([self._ranks[0].address.remote()])[0]
         self._wait([rank.start.remote(make_learner, world_size, address) for rank in self._ranks])
+        self._timeout_s = timeout_s
 
     def update(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
         """Learn from scored groups; whole groups go to ranks, balanced by tokens."""

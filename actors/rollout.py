@@ -13,7 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.frames import park
 from actors.weight_buckets import WeightBucket, unpack
-from rl.trajectory import TrajectoryGroup, VideoTask
+from envs.rollout import Surroundings, greedy, run_group
+from rl.trajectory import Sampling, TrajectoryGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +23,40 @@ class RolloutError(RuntimeError):
     """A rollout worker failed or did not answer in time."""
 
 
+class Player:
+    """An engine and the environment around it: plays the groups of a run."""
+
+    def __init__(
+        self, engine: Any, surroundings: Surroundings, sampling: Sampling, *, group_size: int, seed: int
+    ) -> None:
+        self.engine = engine
+        self._surroundings = surroundings
+        self._sampling = sampling
+        self._group_size = group_size
+        self._seed = seed
+
+    async def play(self, task: VideoTask, *, step: int, greedily: bool) -> TrajectoryGroup:
+        """A group of sampled siblings, or one greedy trajectory."""
+        return await run_group(
+            task,
+            group_size=1 if greedily else self._group_size,
+            sampling=greedy(self._sampling) if greedily else self._sampling,
+            generate=self.engine.generate,
+            surroundings=self._surroundings,
+            seed=self._seed,
+            step=step,
+        )
+
+
 class RolloutWorker:
     """Plays whole groups. Holds an engine and the environment; async, so that groups share the engine's batch."""
 
-    def __init__(self, make_player: Callable[[], Any]) -> None:
+    def __init__(self, make_player: Callable[[], Player]) -> None:
         self._player = make_player()
 
-    async def generate(self, task: VideoTask, step: int, greedy: bool) -> TrajectoryGroup:
-        """One group of siblings (one trajectory if greedy), its pixels parked in the object store."""
-        return park(await self._player.play(task, step=step, greedy=greedy))
+    async def generate(self, task: VideoTask, step: int, greedily: bool) -> TrajectoryGroup:
+        """One group of siblings (one trajectory if greedily), its pixels parked in the object store."""
+        return park(await self._player.play(task, step=step, greedily=greedily))
 
     async def load_weights(self, buckets: list[WeightBucket], version: int) -> None:
         """Take over new weights; no request may be running."""
@@ -50,7 +76,7 @@ class RolloutPool:
 
     def __init__(
         self,
-        make_player: Callable[[], Any],
+        make_player: Callable[[], Player],
         num_workers: int,
         options: Callable[[int], Mapping[str, Any]],
         *,
@@ -66,10 +92,10 @@ class RolloutPool:
         """Return when every engine has loaded its policy."""
         self._wait([worker.stats.remote() for worker in self._workers], timeout_s, "start")
 
-    def generate(self, tasks: Sequence[VideoTask], *, step: int, greedy: bool = False) -> list[TrajectoryGroup]:
-        """A group per task: `group_size` sampled siblings, or one greedy trajectory."""
+    def generate(self, tasks: Sequence[VideoTask], *, step: int, greedily: bool = False) -> list[TrajectoryGroup]:
+        """A group per task: sampled siblings, or one greedy trajectory."""
         turn = itertools.cycle(self._workers)
-        calls = [worker.generate.remote(task, step, greedy) for worker, task in zip(turn, tasks, strict=False)]
+        calls = [worker.generate.remote(task, step, greedily) for worker, task in zip(turn, tasks, strict=False)]
         return self._wait(calls, self._timeout_s, f"play {len(tasks)} tasks")
 
     def load_weights(self, buckets: list[WeightBucket], version: int, *, timeout_s: float) -> None:

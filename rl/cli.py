@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from rl.config import ConfigError, RunConfig, load_config
+from rl.findings import Finding, as_dict, passed, print_findings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
 EPILOG = (
@@ -71,14 +73,9 @@ def cold_start(inputs: Inputs) -> None:
 def check(inputs: Inputs, as_json: AsJson = False) -> None:
     """Validate configuration, data, rewards, resources and token budgets before anything starts."""
     config = _load(inputs)
-    from rl.check import print_findings, run_checks
+    from rl.check import run_checks
 
-    findings = run_checks(config)
-    print_findings(findings, console)
-    if as_json:
-        _print_json({finding.subject: {"ok": finding.ok, "detail": finding.detail} for finding in findings})
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(EXIT_GATE)
+    _conclude(run_checks(config, console), as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -93,12 +90,15 @@ def parity(
     pixels, permuted scenes) is not at least 100 times larger: then the comparison has no teeth.
     """
     config = _load(inputs)
-    from rl.train import run_parity
+    from rl.policy.vllm_plugin import engine_environment
+
+    os.environ.update(engine_environment("cuda" if config.placement.rollout_gpus else "cpu"))  # before torch
+    from rl.inspection import gate_of, run_parity
 
     report = run_parity(config, console, num_tasks=tasks)
     if as_json:
         _print_json(report.as_dict())
-    if not report.passed:
+    if report.failures(gate_of(config)):
         raise typer.Exit(EXIT_GATE)
 
 
@@ -112,9 +112,9 @@ def rollout(
 ) -> None:
     """Play tasks with the policy and print what it did: text, windows asked, frames seen, rewards."""
     config = _load(inputs)
-    from rl.train import run_rollout
+    from rl.inspection import run_rollout
 
-    run_rollout(config, console, num_tasks=tasks, split=split, greedy=greedy, out=out)
+    run_rollout(config, console, num_tasks=tasks, split=split, greedily=greedy, out=out)
 
 
 @app.command(epilog=EPILOG)
@@ -147,14 +147,9 @@ def submit(
 @app.command(epilog=EPILOG)
 def doctor(as_json: AsJson = False) -> None:
     """Report versions, processors, memory, what works and what is missing, in seconds."""
-    from rl.doctor import examine, print_report
+    from rl.doctor import examine
 
-    report = examine()
-    print_report(report, console)
-    if as_json:
-        _print_json(report.as_dict())
-    if not report.usable:
-        raise typer.Exit(EXIT_GATE)
+    _conclude(examine(), as_json)
 
 
 def main() -> None:
@@ -182,6 +177,14 @@ def _load(inputs: list[str]) -> RunConfig:
     if not paths:
         raise ConfigError("command line: name at least one YAML file, e.g. configs/quickstart.yaml")
     return load_config(paths, overrides)
+
+
+def _conclude(findings: list[Finding], as_json: bool) -> None:
+    print_findings(findings, console)
+    if as_json:
+        _print_json(as_dict(findings))
+    if not passed(findings):
+        raise typer.Exit(EXIT_GATE)
 
 
 def _print_json(record: dict) -> None:

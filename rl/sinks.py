@@ -45,9 +45,9 @@ class Sink(Protocol):
 class JsonlSink:
     """metrics.jsonl: one line per step, flushed at once. Non-finite numbers are strings, so every line stays JSON."""
 
-    def __init__(self, folder: Path, *, keep_below_step: int) -> None:
+    def __init__(self, folder: Path, *, keep_through_step: int) -> None:
         path = folder / "metrics.jsonl"
-        kept = _lines_below(path, keep_below_step) if path.exists() else []
+        kept = _lines_through(path, keep_through_step) if path.exists() else []
         self._file = path.open("w", encoding="utf-8")
         self._file.writelines(kept)
 
@@ -90,7 +90,7 @@ class WandbSink:
         self._run.finish()
 
 
-def _lines_below(path: Path, step: int) -> list[str]:
+def _lines_through(path: Path, step: int) -> list[str]:
     """Lines of steps a resumed run will not repeat; a torn last line is dropped."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -98,6 +98,6 @@ def _lines_below(path: Path, step: int) -> list[str]:
             record = json.loads(line)
         except json.JSONDecodeError:
             break
-        if record["step"] < step:
+        if record["step"] <= step:
             kept.append(line + "\n")
     return kept

@@ -1,0 +1,204 @@
+"""What must lie on disk before a run starts: the policy's folder, the clips, the tasks. Part of the composition root.
+
+Everything made here is cached under a fingerprint of what it was made from, and published by one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from envs.dataset import DatasetError, LoadedTasks, LoadedTraces, load_tasks, load_traces
+from envs.opening import OpeningRules
+from envs.prompts import PromptFormat
+from envs.retrieval import RetrievalRules
+from envs.rollout import Surroundings
+from envs.synthetic import QuickstartWorld, WorldFiles, cold_start_traces, render_world
+from envs.video import VideoReader
+from rl.config import ConfigError, RunConfig, SourceConfig, VideoConfig, to_dict
+from rl.policy.processor import Processor
+
+log = logging.getLogger(__name__)
+
+TRACES_PER_CLIP = 4  # jittered supervised traces made from each clip of the synthetic world
+
+
+def prepare_policy(config: RunConfig) -> Path:
+    """The folder of the policy a run starts from: ours as it is, a stock Qwen2.5-VL converted, or the tiny one built.
+
+    Raises:
+        ConfigError: `policy.path` is not a policy's folder.
+    """
+    from rl.policy.model import ARCHITECTURE, convert_stock_checkpoint  # torch and transformers, seconds to import
+    from rl.policy.tiny import build_tiny_policy
+
+    scenes, cache = config.policy.scenes, Path(config.cache_dir)
+    if not config.policy.path:
+        made_from = {"tiny": to_dict(config.policy.tiny), "scenes": to_dict(scenes), "seed": config.seed}
+        return built_once(
+            cache / f"tiny-{fingerprint(made_from)}",
+            lambda folder: build_tiny_policy(config.policy.tiny, scenes, folder, config.seed),
+        )
+    source = Path(config.policy.path)
+    if not (source / "config.json").is_file():
+        raise ConfigError(
+            f"policy.path: {source} holds no config.json; give a Hugging Face folder of Qwen2.5-VL or an export of "
+            "ours, or leave it empty to build the tiny policy"
+        )
+    described = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if ARCHITECTURE in described.get("architectures", ()):
+        return source
+    made_from = {"source": str(source.resolve()), "config": described, "scenes": to_dict(scenes), "seed": config.seed}
+    return built_once(
+        cache / f"{source.name}-{fingerprint(made_from)}",
+        lambda folder: convert_stock_checkpoint(source, folder, scenes, config.seed),
+    )
+
+
+def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
+    """The synthetic world's clips, rendered on first use."""
+    declared = config.data.quickstart
+    world = QuickstartWorld(
+        train_clips=declared.train_clips,
+        held_out_clips=declared.held_out_clips,
+        duration_s=declared.duration_s,
+        native_fps=declared.native_fps,
+        size=declared.size,
+        seed=declared.seed,
+        question_kinds=tuple(declared.question_kinds),
+        coarse_fps=config.video.v0.fps,
+    )
+    with progress_bar(console) as progress:
+        bar = progress.add_task("rendering clips", total=declared.train_clips + declared.held_out_clips)
+        return render_world(
+            world,
+            Path(config.cache_dir),
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            workers=os.cpu_count() or 1,
+        )
+
+
+def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTasks:
+    """Tasks of a split ("train" or "held_out"); rows that cannot be used are reported, and refused if so configured.
+
+    Raises:
+        DatasetError: no usable row, or a bad one with data.bad_rows=refuse.
+    """
+    source = getattr(config.data, split)
+    reader = make_reader(config.video)
+    try:
+        located = _located(config, source, split, console)
+        loaded = load_tasks(*located, duration_of=lambda path: reader.describe(path).duration_s)
+    finally:
+        reader.close()
+    _report_rejected(loaded.rejected, config.data.bad_rows)
+    if not loaded.tasks:
+        raise DatasetError(f"{located[1]}: no usable row (data.{split})")
+    return loaded
+
+
+def prepare_traces(config: RunConfig, console: Console) -> LoadedTraces:
+    """Supervised traces of the cold start; for the synthetic world made from its clips, with jitter."""
+    declared = config.cold_start
+    if declared.traces.format != "quickstart":
+        loaded = load_traces(*_located(config, declared.traces, "train", console))
+    else:
+        world = prepare_world(config, console)
+        rows = [json.loads(line) for line in world.train_jsonl.read_text(encoding="utf-8").splitlines()]
+        jitter = (declared.window_jitter_s, round(declared.fps_jitter))
+        made_from = {"jitter": jitter, "seed": declared.seed, "per_clip": TRACES_PER_CLIP}
+        path = world.folder / f"traces-{fingerprint(made_from)}.json"
+        if not path.exists():
+            traces = cold_start_traces(rows, *jitter, seed=declared.seed, traces_per_row=TRACES_PER_CLIP)
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(traces), encoding="utf-8")
+            draft.rename(path)
+        loaded = load_traces("dm_cot", path, world.folder)
+    _report_rejected(loaded.rejected, config.data.bad_rows)
+    if not loaded.traces:
+        raise DatasetError("cold_start.traces: no usable trace")
+    return loaded
+
+
+def make_surroundings(config: RunConfig, policy_dir: Path) -> Surroundings:
+    """The environment's parts, from the configuration's sections."""
+    v0, looks = config.video.v0, config.retrieval
+    return Surroundings(
+        processor=Processor.from_pretrained(policy_dir, config.policy.scenes),
+        reader=make_reader(config.video),
+        opening=OpeningRules(v0.fps, v0.min_frames, v0.max_frames, v0.max_pixels, v0.max_visual_tokens),
+        retrieval=RetrievalRules(
+            looks.max_calls, looks.min_window_s, looks.max_fps, looks.max_frames, looks.max_pixels
+        ),
+        max_model_len=config.rollout.engine.max_model_len,
+        form=PromptFormat(config.prompt.system, config.prompt.instructions),
+    )
+
+
+def make_reader(video: VideoConfig) -> VideoReader:
+    """A video reader, from its section."""
+    return VideoReader(
+        backend=video.backend,
+        timeout_s=video.decode_timeout_s,
+        workers=video.decode_workers,
+        store_bytes=video.store_bytes,
+    )
+
+
+def fingerprint(made_from: Any) -> str:
+    """Twelve hex digits that change with anything in a JSON-like value."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def built_once(home: Path, build: Callable[[Path], Any]) -> Path:
+    """`home`; if it is not there yet, built into a draft beside it and renamed, so that it is never half there."""
+    if home.is_dir():
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
+    try:
+        build(draft)
+        draft.chmod(0o755)
+        draft.rename(home)
+    except OSError:
+        if not home.is_dir():  # not merely another process that was faster
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return home
+
+
+def progress_bar(console: Console) -> Progress:
+    """The one look of every long job's progress."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _located(config: RunConfig, source: SourceConfig, split: str, console: Console) -> tuple[str, Path, str]:
+    """Format, annotation file and video root of a source."""
+    if source.format != "quickstart":
+        return source.format, Path(source.path), source.video_root
+    world = prepare_world(config, console)
+    return "dm_rl", world.train_jsonl if split == "train" else world.held_out_jsonl, str(world.folder)
+
+
+def _report_rejected(rejected: Any, policy: str) -> None:
+    for row in rejected[:10]:
+        log.warning("%s:%d: row left out: %s", row.file, row.line, row.reason)
+    if len(rejected) > 10:
+        log.warning("... and %d more rows left out", len(rejected) - 10)
+    if rejected and policy == "refuse":
+        first = rejected[0]
+        raise DatasetError(
+            f"{first.file}:{first.line}: {first.reason} ({len(rejected)} bad rows; data.bad_rows=skip leaves them out)"
+        )

@@ -1,0 +1,165 @@
+"""The workers of a run, spawned and wired: the part of the composition root that knows Ray's shape.
+
+The factories at the end cross into the workers, and only there are vLLM and DeepSpeed imported.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from actors.learner import LearnerGroup
+from actors.placement import Demand, Slots, connect
+from actors.reward import RewardPool
+from actors.rollout import Player, RolloutPool
+from actors.traces import play_traces
+from rl.cold_start import run_cold_start
+from rl.config import OptimizerConfig, RunConfig, to_dict
+from rl.policy.scenes import fingerprint as scenes_fingerprint
+from rl.policy.vllm_plugin import engine_environment
+from rl.prepare import built_once, fingerprint, make_surroundings, prepare_traces, progress_bar
+from rl.segments import flatten
+from rl.trajectory import Sampling, Segment, TrainingSample, TrajectoryGroup
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 600.0  # an engine or learner that has not started by then never will
+LEARNER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@contextmanager
+def cluster(config: RunConfig, console: Console) -> Iterator[Slots]:
+    """Ray, and one slot per worker; released and, if started here, stopped in the end."""
+    demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
+    was_running = ray.is_initialized()
+    dashboard = connect(config.placement, demand)
+    if dashboard:
+        console.print(f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)", highlight=False)
+    slots = Slots(config.placement, demand)
+    try:
+        yield slots
+    finally:
+        slots.release()
+        if not was_running:
+            ray.shutdown()
+
+
+def spawn_rollouts(config: RunConfig, policy_dir: Path, slots: Slots) -> RolloutPool:
+    """Engines with the environment around them; they load in the background until `wait_ready`."""
+    device = "cuda" if config.placement.rollout_gpus else "cpu"
+    environment = {"runtime_env": {"env_vars": engine_environment(device)}}
+    return RolloutPool(
+        partial(start_player, config, policy_dir.absolute()),
+        config.rollout.num_workers,
+        lambda index: slots.options("rollout", index) | environment,
+        timeout_s=config.rollout.call_timeout_s,
+    )
+
+
+def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
+    """Reward workers."""
+    return RewardPool(config.rewards, config.scoring, lambda index: slots.options("reward", index))
+
+
+def spawn_learners(
+    config: RunConfig, policy_dir: Path, slots: Slots, *, optimizer: OptimizerConfig, total_updates: int
+) -> LearnerGroup:
+    """DeepSpeed ranks around the policy in `policy_dir`."""
+    environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else {"DS_ACCELERATOR": "cpu"})
+    return LearnerGroup(
+        partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
+        config.learner.num_ranks,
+        lambda rank: slots.options("learner", rank) | {"runtime_env": {"env_vars": environment}},
+        start_timeout_s=START_TIMEOUT_S,
+        timeout_s=config.learner.timeout_s,
+    )
+
+
+def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, console: Console) -> Path:
+    """The policy after the supervised stage, from the cache if everything it depends on is the same."""
+    traces = prepare_traces(config, console).traces
+    made_from = {
+        "policy": policy_dir.name,
+        "scenes": scenes_fingerprint(config.policy.scenes),
+        "dtype": config.policy.dtype,
+        "traces": fingerprint([[trace.task.task_id, *trace.replies] for trace in traces]),
+        **{section: to_dict(getattr(config, section)) for section in ("cold_start", "video", "retrieval", "prompt")},
+        "max_model_len": config.rollout.engine.max_model_len,
+        "freeze_vision": config.learner.freeze_vision,
+    }
+    home = Path(config.cache_dir) / f"cold-start-{fingerprint(made_from)}"
+    if home.is_dir():
+        console.print(f"cold start: found in {home}", highlight=False)
+    return built_once(home, lambda folder: _cold_start(config, policy_dir, traces, slots, console, folder))
+
+
+def _cold_start(config: RunConfig, policy_dir: Path, traces: Any, slots: Slots, console: Console, folder: Path) -> None:
+    declared = config.cold_start
+    optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
+    learners = spawn_learners(config, policy_dir, slots, optimizer=optimizer, total_updates=declared.steps)
+    workers = [{"num_cpus": 0, "name": f"traces/{i}"} for i in range(config.rollout.num_workers)]
+    make = partial(make_surroundings, config, policy_dir.absolute())
+    with progress_bar(console) as progress:
+        played = play_traces(traces, make, workers, timeout_s=config.video.decode_timeout_s)
+        groups = list(progress.track(played, total=len(traces), description="playing traces"))
+        bar = progress.add_task("cold start", total=declared.steps)
+        last = run_cold_start(
+            learners,
+            [supervised_sample(group) for group in groups],
+            steps=declared.steps,
+            batch_size=declared.batch_size,
+            seed=declared.seed,
+            progress=lambda step, metrics: progress.update(
+                bar, completed=step, description=f"cold start, {metrics['cold_start/nll_nat']:.3f} nat per token"
+            ),
+        )
+    learners.export_policy(folder)
+    learners.stop()
+    console.print(f"cold start: {declared.steps} steps, {last['cold_start/nll_nat']:.3f} nat per token at the end")
+
+
+def supervised_sample(group: TrajectoryGroup) -> TrainingSample:
+    """A played trace as a sample: every token the trace wrote is learned, what was inserted is not."""
+    flat = flatten(group.trajectories_G[0], group.opening_frames)
+    written = tuple(segment != Segment.CONTEXT for segment in flat.segment_ids)
+    return TrainingSample(
+        token_ids=flat.token_ids,
+        segment_ids=flat.segment_ids,
+        turn_ids=flat.turn_ids,
+        behavior_logprobs=flat.behavior_logprobs,
+        advantages=tuple(float(w) for w in written),
+        loss_mask=written,
+        policy_versions=flat.policy_versions,
+        videos=flat.videos,
+    )
+
+
+def start_player(config: RunConfig, policy_dir: Path) -> Player:
+    """Runs in a rollout worker: its engine and environment."""
+    from actors.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
+
+    engine = make_engine(policy_dir, config.policy, config.rollout.engine, config.seed)
+    rollout = config.rollout
+    return Player(
+        engine,
+        make_surroundings(config, policy_dir),
+        Sampling(rollout.max_new_tokens, rollout.temperature),
+        group_size=rollout.group_size,
+        seed=config.seed,
+    )
+
+
+def start_learner(
+    config: RunConfig, policy_dir: Path, optimizer: OptimizerConfig, total_updates: int, **place: Any
+) -> Any:
+    """Runs in a learner worker: its rank. `place` is rank, world_size, master_addr and master_port."""
+    from rl.learner import make_learner  # DeepSpeed: only learner workers may import it
+
+    return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **place)

@@ -1,0 +1,87 @@
+"""Configuration: strict keys, ranges with remedies, overrides on top."""
+
+from pathlib import Path
+
+import pytest
+
+from rl.config import ConfigError, known_keys, load_config, to_yaml
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+def load(*overrides):
+    return load_config([QUICKSTART], overrides)
+
+
+def test_overrides_win_over_files_and_later_files_over_earlier_ones():
+    config = load_config([QUICKSTART, CONFIGS / "grpo_baseline.yaml"], ["trainer.steps=7"])
+    assert (config.name, config.trainer.steps) == ("grpo_baseline", 7)
+    assert config.rollout.group_size == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.groupsize=4", "did you mean 'rollout.group_size'"),
+        ("lerner.num_ranks=1", "unknown key 'lerner'; did you mean 'learner'"),
+        ("rewards.answer.wieght=1", r"did you mean 'rewards\.\*\.weight'"),
+        ("rollout.group_size=1", "must be >= 2 for a group baseline, got 1"),
+        ("rollout.top_p=0.9", "bias importance ratios"),
+        ("rollout.group_size=many", "'rollout.group_size'"),
+        ("algorithm.advantage.method=ppo", "one of gdpo, grpo, sd_grpo, got 'ppo'"),
+        ("rollout.tasks_per_step=7", "multiple of learner.num_ranks"),
+        ("trainer.steps", "key=value"),
+        ("=3", "key=value"),
+        ("video.v0.min_frames=9", "video.v0.max_frames"),
+    ],
+)
+def test_a_bad_override_is_one_clear_line(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_bf16_without_zero_is_refused_because_deepspeed_gets_it_wrong():
+    with pytest.raises(ConfigError, match="zero_stage=1"):
+        load("policy.dtype=bfloat16", "learner.zero_stage=0")
+
+
+def test_a_missing_file_and_a_file_that_is_no_yaml_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config([tmp_path / "absent.yaml"])
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not readable as YAML"):
+        load_config([broken])
+    listing = tmp_path / "list.yaml"
+    listing.write_text("- 1\n- 2\n")
+    with pytest.raises(ConfigError, match="keys and values"):
+        load_config([listing])
+
+
+def test_yaml_object_tags_build_nothing(tmp_path):
+    hostile = tmp_path / "hostile.yaml"
+    hostile.write_text("name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="not readable as YAML"):
+        load_config([hostile])
+
+
+def test_the_resolved_configuration_loads_back_to_the_same(tmp_path):
+    config = load("rewards.mine.fn=answer", "rewards.mine.args.strict=true")
+    saved = tmp_path / "resolved.yaml"
+    saved.write_text(to_yaml(config))
+    assert load_config([saved]) == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_we_ship_is_valid(path):
+    overlay = "# Overlay:" in path.read_text()
+    assert load_config([QUICKSTART, path] if overlay else [path])
+
+
+def test_every_knob_has_a_default_so_that_a_run_needs_only_rewards(tmp_path):
+    smallest = tmp_path / "smallest.yaml"
+    smallest.write_text("rewards: {answer: {fn: answer}}\n")
+    assert load_config([smallest]).trainer.steps > 0
+    assert "rewards.*.fn" in known_keys()

@@ -1,0 +1,113 @@
+"""The loop: stations in order, versions forward, checkpoints and evaluations when due, degenerate groups replaced."""
+
+import pytest
+
+from rl.trainer import Schedule, is_degenerate, is_due, train
+from rl.trajectory import (
+    AnswerKind,
+    RewardFailure,
+    ScoredGroup,
+    SegmentRewards,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    VideoTask,
+)
+
+
+def task(name):
+    return VideoTask(name, "clip.mp4", "?", "A", AnswerKind.LETTER)
+
+
+def scored(rewards, name="t"):
+    siblings = tuple(Trajectory((), StopReason.ANSWERED) for _ in rewards)
+    verdicts = tuple(SegmentRewards(s, r, {}) for s, r in rewards)
+    return ScoredGroup(TrajectoryGroup(task(name), siblings, None), verdicts)
+
+
+class Stations:
+    """All four stations, writing down what is asked of them; groups of tasks named 'same…' are degenerate."""
+
+    def __init__(self):
+        self.diary, self.version, self.learned = [], -1, []
+
+    def generate(self, tasks, *, step):
+        self.diary.append(f"generate {step}")
+        return list(tasks)
+
+    def score(self, groups):
+        return [scored([(0.0, 0.0), (0.0, 0.0 if g.task_id.startswith("same") else 1.0)], g.task_id) for g in groups]
+
+    def update(self, scored_groups):
+        self.diary.append("update")
+        self.learned.append([group.group.task.task_id for group in scored_groups])
+        return {"loss/total": 0.5}
+
+    def push(self):
+        self.version += 1
+        self.diary.append(f"push {self.version}")
+        return self.version
+
+
+def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")]):
+    stations, reports = Stations(), []
+    train(
+        schedule,
+        tasks_for=tasks_for,
+        rollouts=stations,
+        rewards=stations,
+        learners=stations,
+        weights=stations,
+        report=lambda step, groups, metrics: reports.append((step, metrics)),
+        save=lambda step, version: stations.diary.append(f"save {step} v{version}"),
+        evaluate=lambda step: stations.diary.append(f"evaluate {step}"),
+    )
+    return stations, reports
+
+
+def test_one_step_is_generate_update_push_and_engines_have_weights_before_the_first():
+    stations, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0))
+    assert stations.diary == ["push 0", "evaluate 0", "generate 0", "update", "push 1", "save 1 v1", "evaluate 1"]
+    ((step, metrics),) = reports
+    assert step == 0 and metrics["policy/version"] == 1 and metrics["loss/total"] == 0.5
+    assert {"seconds/rollout", "seconds/reward", "seconds/update", "seconds/sync", "seconds/step"} <= metrics.keys()
+
+
+def test_a_resumed_run_goes_on_where_it_stopped_and_does_not_evaluate_its_start_again():
+    stations, reports = run(Schedule(first_step=2, steps=4, save_every=0, eval_every=0))
+    assert [step for step, _ in reports] == [2, 3]
+    assert "evaluate 0" not in stations.diary and "evaluate 2" not in stations.diary
+
+
+def test_a_finished_run_resumed_does_nothing_but_hand_out_weights():
+    stations, reports = run(Schedule(first_step=3, steps=3, save_every=1, eval_every=1))
+    assert reports == [] and stations.diary == ["push 0"]
+
+
+@pytest.mark.parametrize(("done", "every", "due"), [(1, 0, False), (5, 0, True), (2, 2, True), (3, 2, False)])
+def test_something_is_due_every_so_often_and_always_at_the_end(done, every, due):
+    assert is_due(done, every, total=5) is due
+
+
+def test_degenerate_groups_are_replaced_a_bounded_number_of_times():
+    def tasks_for(step, attempt):
+        return [[task("same-1"), task("good-1")], [task("good-2"), task("good-3")]][attempt]
+
+    stations, reports = run(Schedule(0, 1, 0, 0, resample_attempts=1), tasks_for)
+    assert stations.learned == [["good-1", "good-2"]]
+    assert reports[0][1]["rollout/resampled_groups"] == 1
+
+
+def test_when_replacements_are_degenerate_too_the_batch_keeps_its_size():
+    stations, _ = run(Schedule(0, 1, 0, 0, resample_attempts=1), lambda step, attempt: [task("same"), task("same")])
+    assert len(stations.learned[0]) == 2
+
+
+def test_a_group_differs_if_one_role_differs_and_failures_do_not_count():
+    assert is_degenerate(scored([(0.5, 1.0), (0.5, 1.0)]))
+    assert not is_degenerate(scored([(0.5, 1.0), (0.6, 1.0)]))
+    assert not is_degenerate(scored([(0.5, 1.0), (0.5, 0.0)]))
+    failed = ScoredGroup(
+        scored([(0.5, 1.0), (0.5, 1.0)]).group, (SegmentRewards(0.5, 1.0, {}), RewardFailure("x", "raised", ""))
+    )
+    assert is_degenerate(failed)
