@@ -38,7 +38,7 @@ class WeightedReward:
     name: str
     fn: Callable[..., float | None]
     segment: Segment
-    weight: float = 1.0  # relative: the weights that apply in one segment are normalised to sum to 1
+    weight: float = 1.0  # relative: those that apply in a segment are normalised to sum to 1; 0: watched, not counted
 
 
 class _Failed(Exception):
@@ -66,8 +66,8 @@ def score_group(
     """Judge every sibling.
 
     R_samp: the weighted mean of the sampling terms over a call, then `calls` of that over a trajectory's calls; a
-    malformed call scores 0, no call scores 0. None if the task has no evidence span, or no sampling term applies.
-    R_reason: the weighted mean of the reasoning terms; 0 for everybody if none is configured.
+    malformed call scores 0, no call scores 0. None if the task has no evidence span, or no sampling term counts.
+    R_reason: the weighted mean of the reasoning terms; 0 for everybody if none is configured to count.
     A term that returns None on all siblings does not apply to this task, and the others share its weight; None on some
     of them only is a bug of the term, and those trajectories fail. A video that could not be read is a failure too
     (cause "video_error"), and so is a trajectory without turns ("no_turns"): masked and counted, never scored.
@@ -76,34 +76,29 @@ def score_group(
         calls: mean | last | max: R_samp of a trajectory with several calls.
         guard: context manager around each call of a reward function; a TimeoutError raised in it is cause "timeout".
     Raises:
-        ValueError: unknown `calls`, or the weights of a segment sum to 0.
+        ValueError: unknown `calls`.
     """
     if calls not in COMBINED:
         raise ValueError(f"scoring.calls must be one of {', '.join(COMBINED)}, got {calls!r}")
-    sampling = _terms_of(Segment.SAMPLING, terms) if group.task.evidence_span is not None else []
-    reasoning = _terms_of(Segment.REASONING, terms)
+    sampling = [t for t in terms if t.segment is Segment.SAMPLING and group.task.evidence_span is not None]
+    reasoning = [t for t in terms if t.segment is Segment.REASONING]
     judged_G = [_judge(group.task, trajectory, sampling, reasoning, guard) for trajectory in group.trajectories_G]
     heard = [judged for judged in judged_G if isinstance(judged, _Judged)]
     sampling_here = _applicable(sampling, [look for judged in heard for look in judged.looks if look is not None])
     reasoning_here = _applicable(reasoning, [judged.reasoning for judged in heard])
-    if reasoning and not reasoning_here:
+    if _counts(reasoning) and not _counts(reasoning_here):
         failure = RewardFailure("*", "not_a_number", f"no reasoning reward applies to task {group.task.task_id}")
         return ScoredGroup(group, tuple(failure if isinstance(j, _Judged) else j for j in judged_G))
     return ScoredGroup(group, tuple(_weigh(judged, sampling_here, reasoning_here, calls) for judged in judged_G))
 
 
-def _terms_of(segment: Segment, terms: Sequence[WeightedReward]) -> list[WeightedReward]:
-    chosen = [term for term in terms if term.segment is segment]
-    if chosen and sum(term.weight for term in chosen) <= 0:
-        names = ", ".join(term.name for term in chosen)
-        raise ValueError(f"rewards: the weights of the {segment.name.lower()} segment ({names}) sum to 0")
-    return chosen
-
-
 def _applicable(terms: Sequence[WeightedReward], verdicts: Sequence[Verdict]) -> list[WeightedReward]:
     """Terms that judged at least one of the verdicts given (all of them if there was nothing to judge)."""
-    here = [term for term in terms if not verdicts or any(v[term.name] is not None for v in verdicts)]
-    return here if sum(term.weight for term in here) > 0 else []
+    return [term for term in terms if not verdicts or any(v[term.name] is not None for v in verdicts)]
+
+
+def _counts(terms: Sequence[WeightedReward]) -> bool:
+    return sum(term.weight for term in terms) > 0
 
 
 def _judge(
@@ -172,8 +167,8 @@ def _weigh(
     look = COMBINED[calls](looks, sampling)
     said = {term.name: judged.reasoning[term.name] for term in reasoning}
     return SegmentRewards(
-        sampling=_weighted_mean(look, sampling) if sampling else None,
-        reasoning=_weighted_mean(said, reasoning) if reasoning else 0.0,
+        sampling=_weighted_mean(look, sampling) if _counts(sampling) else None,
+        reasoning=_weighted_mean(said, reasoning) if _counts(reasoning) else 0.0,
         breakdown=look | said,
     )
 
@@ -191,7 +186,7 @@ def _last_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dic
 
 
 def _best_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dict[str, float]:
-    return dict(max(looks, key=lambda look: _weighted_mean(look, terms) if terms else 0.0))
+    return dict(max(looks, key=lambda look: _weighted_mean(look, terms) if _counts(terms) else 0.0))
 
 
 COMBINED = {"mean": _mean_look, "last": _last_look, "max": _best_look}  # several calls -> one verdict

@@ -14,14 +14,14 @@ DIFFICULTY = (  # evidence shorter than this many seconds -> (alpha, beta); the 
 )
 
 
-def temporal_iou(task: VideoTask, call: RetrievalCall, *, by_difficulty: bool = False) -> float | None:
+def temporal_iou(task: VideoTask, call: RetrievalCall, *, scaled: bool = False) -> float | None:
     """R_samp's first term: IoU of the window that was looked at with the annotated evidence.
 
     The window is the granted one, asked and then clamped to the clip: those are the seconds the policy saw, and
     evidence never lies outside the clip. Clamping cannot turn a miss into a hit.
 
     Args:
-        by_difficulty: the DynFrame release's scaling, clamp((IoU - alpha) / (beta - alpha), 0, 1) in place of the IoU,
+        scaled: the DynFrame release's scaling, clamp((IoU - alpha) / (beta - alpha), 0, 1) in place of the IoU,
             with (alpha, beta) by the length of the evidence (`DIFFICULTY`); off by default.
     Returns:
         0..1, or None if the task has no evidence span.
@@ -29,7 +29,7 @@ def temporal_iou(task: VideoTask, call: RetrievalCall, *, by_difficulty: bool = 
     if task.evidence_span is None:
         return None
     iou = interval_iou(call.span, task.evidence_span)
-    return sharpened(iou, task.evidence_span.length_s) if by_difficulty else iou
+    return scaled_iou(iou, task.evidence_span.length_s) if scaled else iou
 
 
 def interval_iou(first: TimeSpan, second: TimeSpan) -> float:
@@ -42,7 +42,7 @@ def interval_iou(first: TimeSpan, second: TimeSpan) -> float:
     return max(overlap_s, 0.0) / hull_s  # windows that overlap fill their hull, others score 0 anyway
 
 
-def sharpened(iou: float, evidence_s: float) -> float:
+def scaled_iou(iou: float, evidence_s: float) -> float:
     """The release's difficulty scaling: nothing up to alpha, everything from beta, linear between."""
     alpha, beta = next(bounds for limit_s, bounds in DIFFICULTY if evidence_s < limit_s)
     return min(max((iou - alpha) / (beta - alpha), 0.0), 1.0)

@@ -192,7 +192,7 @@ class RewardFailure:
     """A reward that could not be computed. The trajectory is masked and counted, never scored 0."""
 
     term: str
-    cause: str  # "raised" | "not_finite" | "not_a_number" | "timeout" | "worker_died"
+    cause: str  # "raised" | "not_finite" | "not_a_number" | "timeout" | "worker_died" | "video_error" | "no_turns"
     detail: str
 
 

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,8 +181,27 @@ def test_an_unreadable_video_is_masked_not_scored(task, said):
     assert fine.reasoning == 1.0
 
 
-def test_impossible_settings_are_refused(task, said):
+def test_a_term_of_weight_0_is_watched_but_not_counted(task, said, call):
+    terms = [sampling(temporal_iou), sampling(frame_rate, 0.0), reasoning(one, 0.0)]
+
+    (verdict,) = verdicts(task(), terms, said(calls=[call(2, 5, fps=9)]))
+
+    assert (verdict.sampling, verdict.reasoning) == (0.5, 0.0)
+    assert verdict.breakdown == {"temporal_iou": 0.5, "frame_rate": 0.0, "one": 1.0}
+
+
+def test_a_segment_without_a_term_that_counts_has_no_reward(task, said, call):
+    (verdict,) = verdicts(task(), [reasoning(one)], said(calls=[call(2, 5)]))
+
+    assert (verdict.sampling, verdict.reasoning) == (None, 1.0)
+
+
+def test_a_trajectory_without_turns_is_masked(task, said):
+    empty, _ = verdicts(task(), [reasoning(one)], replace(said(), turns=()), said())
+
+    assert empty.cause == "no_turns"
+
+
+def test_unknown_ways_to_combine_calls_are_refused(task, said):
     with pytest.raises(ValueError, match=r"scoring\.calls"):
         verdicts(task(), [reasoning(one)], said(), calls="median")
-    with pytest.raises(ValueError, match=r"weights of the reasoning segment \(one\) sum to 0"):
-        verdicts(task(), [reasoning(one, 0.0)], said())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.temporal_iou import interval_iou, sharpened, temporal_iou
+from rewards.temporal_iou import interval_iou, scaled_iou, temporal_iou
 from rl.trajectory import TimeSpan
 
 SECONDS = st.floats(0, 1e4, allow_nan=False)
@@ -54,12 +54,12 @@ def test_a_task_without_evidence_has_no_iou(task, call):
     [(4.9, 0.6, 0.95), (5.0, 0.5, 0.9), (14.9, 0.5, 0.9), (15.0, 0.4, 0.85), (30.0, 0.3, 0.8), (500.0, 0.3, 0.8)],
 )
 def test_difficulty_by_length_of_the_evidence(evidence_s, alpha, beta):
-    assert sharpened(alpha, evidence_s) == 0.0
-    assert sharpened(beta, evidence_s) == 1.0
-    assert sharpened((alpha + beta) / 2, evidence_s) == pytest.approx(0.5)
-    assert sharpened(alpha - 0.1, evidence_s) == 0.0
+    assert scaled_iou(alpha, evidence_s) == 0.0
+    assert scaled_iou(beta, evidence_s) == 1.0
+    assert scaled_iou((alpha + beta) / 2, evidence_s) == pytest.approx(0.5)
+    assert scaled_iou(alpha - 0.1, evidence_s) == 0.0
 
 
 def test_difficulty_is_off_unless_asked_for(task, call):
     assert temporal_iou(task(), call(2, 5)) == pytest.approx(0.5)
-    assert temporal_iou(task(), call(2, 5), by_difficulty=True) == 0.0  # 3 s of evidence: below alpha = 0.6
+    assert temporal_iou(task(), call(2, 5), scaled=True) == 0.0  # 3 s of evidence: below alpha = 0.6
