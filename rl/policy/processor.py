@@ -233,16 +233,16 @@ class Processor:
         pixels_THWC = np.ascontiguousarray(pixels_THWC)
         times_s_T = tuple(float(time) for time in timestamps_s)
         unit = self.geometry.patch * self.geometry.merge
-        lengths = segment_scenes(pixels_THWC, self.scenes)
+        if pixels_THWC.ndim != 4 or any(side == 0 or side % unit for side in pixels_THWC.shape[1:3]):
+            raise ValueError(f"frames must be (T, H, W, 3) with sides in multiples of {unit}, got {pixels_THWC.shape}")
         num_frames, height, width, _ = pixels_THWC.shape
-        if height % unit or width % unit:
-            raise ValueError(f"frames of {height} x {width} pixels: both sides must be multiples of {unit}")
         if (
             len(times_s_T) != num_frames
             or not all(map(math.isfinite, times_s_T))
             or list(times_s_T) != sorted(times_s_T)
         ):
             raise ValueError(f"{num_frames} frames need as many finite, non-decreasing times, got {times_s_T}")
+        lengths = segment_scenes(pixels_THWC, self.scenes)
         digest = hashlib.sha256(repr((self.digest_prefix, pixels_THWC.shape, times_s_T, lengths)).encode())
         digest.update(pixels_THWC)
         return Frames(pixels_THWC, times_s_T, lengths, height, width, digest.hexdigest())

@@ -136,6 +136,9 @@ def test_mask_bans_vision_tokens_and_padding_rows(processor, tiny_dir):
     "shape, times, message",
     [
         ((2, 56, 50, 3), [0, 1], "multiples of 28"),
+        ((2, 0, 56, 3), [0, 1], "multiples of 28"),
+        ((56, 56, 3), [0], "multiples of 28"),
+        ((2, 56, 56, 4), [0, 1], "uint8 of shape"),
         ((2, 56, 56, 3), [0], "as many finite"),
         ((2, 56, 56, 3), [1, 0], "non-decreasing"),
         ((2, 56, 56, 3), [0, float("nan")], "finite"),
