@@ -1,0 +1,175 @@
+"""Groups of siblings: one opening shared by all, each playing its own episode against the engine.
+
+Legend: G siblings of one task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from envs.env import RetrievalEnv, TokenBudget, video_error_note
+from envs.opening import Opening, OpeningRules, VideoReader, open_clip
+from envs.prompts import PromptFormat, VideoProcessor
+from envs.retrieval import RetrievalRules
+from envs.video import VideoError
+from rl.trajectory import (
+    Completion,
+    GenerateRequest,
+    Sampling,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    VideoTask,
+)
+
+
+class Generate(Protocol):
+    """An engine: token ids and videos in, sampled tokens with their log-probs out. Many calls at once are normal."""
+
+    async def __call__(self, request: GenerateRequest) -> Completion: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every episode of a run has in common."""
+
+    processor: VideoProcessor
+    reader: VideoReader
+    opening: OpeningRules
+    retrieval: RetrievalRules
+    max_model_len: int  # tokens of a whole trajectory
+    form: PromptFormat = field(default_factory=PromptFormat)
+
+
+async def run_group(
+    task: VideoTask,
+    *,
+    group_size: int,
+    sampling: Sampling,
+    generate: Generate,
+    surroundings: Surroundings,
+    seed: int,
+    step: int,
+) -> TrajectoryGroup:
+    """Play G siblings of a task at once. The coarse frames are decoded, cut into scenes and stored once for all.
+
+    A video that cannot be read gives G trajectories that ended in VIDEO_ERROR. Everything else that goes wrong raises,
+    after the other siblings have been stopped.
+
+    Args:
+        sampling: `max_new_tokens` is of a whole trajectory; stop tokens and seed are set here.
+        seed: of the run; with step, task, sibling and turn it determines the seed of every engine call.
+    """
+    try:
+        opening = await asyncio.to_thread(
+            open_clip,
+            task,
+            processor=surroundings.processor,
+            reader=surroundings.reader,
+            rules=surroundings.opening,
+            form=surroundings.form,
+        )
+    except VideoError as error:
+        lost = Trajectory((), StopReason.VIDEO_ERROR, note=video_error_note(error))
+        return TrajectoryGroup(task, (lost,) * group_size, opening_frames=None)
+    envs = [make_env(task, opening, surroundings, sampling.max_new_tokens) for _ in range(group_size)]
+    name = f"{step}/{task.task_id}/{uuid.uuid4().hex[:8]}"  # one task may be played twice at a time
+    clocked = [_Stopwatch(generate) for _ in envs]
+    trajectories_G = await _all_or_none(
+        run_episode(
+            env,
+            generate=clocked[sibling],
+            sampling=sampling,
+            name=f"{name}/{sibling}",
+            seed_of_turn=lambda turn, sibling=sibling: derive_seed(seed, step, task.task_id, sibling, turn),
+        )
+        for sibling, env in enumerate(envs)
+    )
+    seconds = {
+        "decode": opening.decode_s + sum(env.seconds["decode"] for env in envs),
+        "segment": opening.segment_s + sum(env.seconds["segment"] for env in envs),
+        "generate": max(stopwatch.seconds for stopwatch in clocked),  # of the sibling that waited longest
+    }
+    return TrajectoryGroup(task, tuple(trajectories_G), opening.frames, opening.clip.duration_s, seconds)
+
+
+async def run_episode(
+    env: RetrievalEnv,
+    *,
+    generate: Generate,
+    sampling: Sampling,
+    name: str,
+    seed_of_turn: Callable[[int], int],
+) -> Trajectory:
+    """Play one trajectory to its end. What the environment has to decode, it decodes off the event loop."""
+    given, turn = env.reset(), 0
+    while not isinstance(given, Trajectory):
+        request = GenerateRequest(
+            request_id=f"{name}/{turn}",
+            prompt_token_ids=env.token_ids,
+            videos=env.videos,
+            sampling=replace(
+                sampling,
+                max_new_tokens=env.new_tokens_left,
+                stop_token_ids=env.stop_token_ids,
+                seed=seed_of_turn(turn),
+            ),
+        )
+        completion = await generate(request)
+        given, turn = await asyncio.to_thread(env.step, completion), turn + 1
+    return given
+
+
+def make_env(task: VideoTask, opening: Opening, surroundings: Surroundings, max_new_tokens: int) -> RetrievalEnv:
+    """A fresh environment for one sibling."""
+    return RetrievalEnv(
+        task,
+        opening,
+        processor=surroundings.processor,
+        reader=surroundings.reader,
+        rules=surroundings.retrieval,
+        budget=TokenBudget(max_new_tokens, surroundings.max_model_len),
+    )
+
+
+def derive_seed(run_seed: int, step: int, task_id: str, sibling: int, turn: int) -> int:
+    """The seed of one engine call, in [0, 2^63): a pure function of what the call is, not of when it runs."""
+    named = json.dumps([run_seed, step, task_id, sibling, turn])
+    return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") >> 1
+
+
+def greedy(sampling: Sampling) -> Sampling:
+    """The same allowance, always the likeliest token: for evaluation."""
+    return replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
+
+
+class _Stopwatch:
+    """An engine, and how long its caller has waited for it."""
+
+    def __init__(self, generate: Generate) -> None:
+        self._generate = generate
+        self.seconds = 0.0
+
+    async def __call__(self, request: GenerateRequest) -> Completion:
+        started = time.perf_counter()
+        completion = await self._generate(request)
+        self.seconds += time.perf_counter() - started
+        return completion
+
+
+async def _all_or_none(episodes: Iterable[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+    """Results in order; if one fails, the others are stopped before its error is raised."""
+    running = [asyncio.ensure_future(episode) for episode in episodes]
+    try:
+        return await asyncio.gather(*running)
+    finally:
+        for episode in running:
+            episode.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,57 @@
+"""Supervised traces played through the environment, so that cold start and rollouts have exactly one form.
+
+The trace is the policy: its replies are the completions, frames are inserted where its calls end, and what was
+inserted is context, as in any other trajectory.
+"""
+
+from __future__ import annotations
+
+from envs.formats import RetrievalTrace, UnusableRow
+from envs.opening import open_clip
+from envs.prompts import encode_reply
+from envs.rollout import Surroundings, make_env
+from envs.video import VideoError
+from rl.trajectory import Completion, Frames, MalformedCall, StopReason, Trajectory
+
+
+def trace_to_trajectory(trace: RetrievalTrace, surroundings: Surroundings) -> tuple[Trajectory, Frames]:
+    """Play a trace; decodes video.
+
+    Returns:
+        The trajectory, log-probs 0 and policy version 0 on every written token, and its opening frames.
+    Raises:
+        UnusableRow: a call is refused, the trace does not fit the context, or the video cannot be read.
+    """
+    written = [encode_reply(reply, surroundings.processor) for reply in trace.replies]
+    written[-1] += (surroundings.processor.ids.im_end,)
+    try:
+        opening = open_clip(
+            trace.task,
+            processor=surroundings.processor,
+            reader=surroundings.reader,
+            rules=surroundings.opening,
+            form=surroundings.form,
+        )
+    except VideoError as error:
+        raise UnusableRow(f"{trace.task.task_id}: {error}") from error
+    env = make_env(trace.task, opening, surroundings, max_new_tokens=sum(map(len, written)))
+    played = env.reset()
+    for token_ids in written:
+        if not isinstance(played, Trajectory):
+            _require_room(trace, len(token_ids), env.new_tokens_left)
+            played = env.step(Completion(token_ids, (0.0,) * len(token_ids), "stop", policy_version=0))
+    _require_success(trace, played)
+    return played, opening.frames
+
+
+def _require_room(trace: RetrievalTrace, needed: int, left: int) -> None:
+    if needed > left:
+        raise UnusableRow(f"{trace.task.task_id}: a reply of {needed} tokens, but room for {left} in the context")
+
+
+def _require_success(trace: RetrievalTrace, played: Trajectory) -> None:
+    refused = [call.reason for call in played.calls if isinstance(call, MalformedCall)]
+    if refused:
+        raise UnusableRow(f"{trace.task.task_id}: the call is refused: {refused[0]}")
+    if played.stop_reason is not StopReason.ANSWERED:
+        raise UnusableRow(f"{trace.task.task_id}: {played.stop_reason.value}: {played.note or 'no room to answer'}")

@@ -1,0 +1,193 @@
+"""Groups of siblings against a scripted engine: real clips, real processor, no vLLM."""
+
+import asyncio
+
+import pytest
+
+from envs.opening import OpeningRules
+from envs.prompts import encode_reply
+from envs.retrieval import RetrievalRules
+from envs.rollout import Surroundings, derive_seed, greedy, run_group
+from rl.trajectory import MalformedCall, Sampling, Segment, StopReason, trajectory_tokens, trajectory_videos
+from tests.envs.setting import make_processor, make_reader, make_task, write_clip
+from tests.fakes import ScriptedEngine
+
+V0 = OpeningRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
+SAMPLING = Sampling(max_new_tokens=200)
+LOOK = "<think>Look.<span>2 - 4</span><fps>4</fps>"
+ANSWER = "Red.</think><answer>B</answer>"
+
+
+class CountingReader:
+    """The real reader, and what it was asked."""
+
+    def __init__(self, reader):
+        self._reader, self.asked = reader, []
+
+    def describe(self, path):
+        return self._reader.describe(path)
+
+    def frames(self, path, times_s, size):
+        self.asked.append(times_s)
+        return self._reader.frames(path, times_s, size)
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    return make_processor(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", seconds=8.0, fps=10)
+
+
+@pytest.fixture
+def reader():
+    with make_reader() as reader:
+        yield CountingReader(reader)
+
+
+@pytest.fixture
+def engine(processor):
+    def make(*siblings):
+        def ids(text, is_last):
+            return (*encode_reply(text, processor), *((processor.ids.im_end,) if is_last else ()))
+
+        return ScriptedEngine([[ids(text, text is turns[-1]) for text in turns] for turns in siblings])
+
+    return make
+
+
+@pytest.fixture
+def play(processor, reader, clip):
+    def run(generate, group_size, *, clip=clip, sampling=SAMPLING, max_calls=1, seed=0, step=0):
+        around = Surroundings(processor, reader, V0, RetrievalRules(max_calls=max_calls, max_pixels=3136), 1024)
+        return asyncio.run(
+            run_group(
+                make_task(clip),
+                group_size=group_size,
+                sampling=sampling,
+                generate=generate,
+                surroundings=around,
+                seed=seed,
+                step=step,
+            )
+        )
+
+    return run
+
+
+def test_siblings_each_go_their_own_way_in_order(play, engine):
+    answered = ["<think>Red.</think><answer>B</answer>"]
+    group = play(engine([LOOK, ANSWER], answered, ["<fps>2</fps>", ANSWER]), 3)
+    assert [len(trajectory.turns) for trajectory in group.trajectories_G] == [2, 1, 2]
+    assert [trajectory.stop_reason for trajectory in group.trajectories_G] == [StopReason.ANSWERED] * 3
+    assert [turn.segment for turn in group.trajectories_G[0].turns] == [Segment.SAMPLING, Segment.REASONING]
+    assert isinstance(group.trajectories_G[2].calls[0], MalformedCall)
+
+
+def test_the_coarse_frames_are_decoded_once_and_shared_by_all(play, engine, reader):
+    scripted = engine(*[[LOOK, ANSWER]] * 4)
+    group = play(scripted, 4)
+    assert len(reader.asked) == 1 + 4  # the opening, then each sibling's own window
+    assert all(request.videos[0] is group.opening_frames for request in scripted.requests)
+    assert group.duration_s == pytest.approx(8.0)
+
+
+def test_each_prompt_is_the_one_before_with_what_was_sampled_and_inserted(play, engine):
+    scripted = engine([LOOK, ANSWER], [LOOK, ANSWER])
+    group = play(scripted, 2)
+    for sibling, trajectory in enumerate(group.trajectories_G):
+        first, second = scripted.of(sibling)
+        look, answer = trajectory.turns
+        assert first.prompt_token_ids == look.context_token_ids
+        assert second.prompt_token_ids == (
+            *first.prompt_token_ids,
+            *look.completion.token_ids,
+            *answer.context_token_ids,
+        )
+        assert trajectory_tokens(trajectory) == (*second.prompt_token_ids, *answer.completion.token_ids)
+        assert second.videos == trajectory_videos(group.opening_frames, trajectory.turns)
+
+
+def test_the_engine_is_told_where_to_stop_and_how_much_is_left(play, engine, processor):
+    scripted = engine([LOOK, ANSWER])
+    group = play(scripted, 1)
+    first, second = (request.sampling for request in scripted.requests)
+    assert first.stop_token_ids == (processor.ids.fps_close, processor.ids.im_end)
+    written = len(group.trajectories_G[0].turns[0].completion.token_ids)
+    assert (first.max_new_tokens, second.max_new_tokens) == (200, 200 - written)
+
+
+def test_an_allowance_used_up_truncates(play, engine):
+    group = play(engine([LOOK, ANSWER]), 1, sampling=Sampling(max_new_tokens=5))
+    (trajectory,) = group.trajectories_G
+    assert trajectory.stop_reason == StopReason.TRUNCATED
+    assert len(trajectory.turns[0].completion.token_ids) == 5
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a video at all"])
+def test_a_video_that_cannot_be_read_gives_a_group_of_video_errors(play, engine, tmp_path, content):
+    broken = tmp_path / "broken.mp4"
+    if content is not None:
+        broken.write_bytes(content)
+    scripted = engine([ANSWER])
+    group = play(scripted, 4, clip=broken)
+    assert (len(group.trajectories_G), group.opening_frames, scripted.requests) == (4, None, [])
+    for trajectory in group.trajectories_G:
+        assert (trajectory.stop_reason, trajectory.turns) == (StopReason.VIDEO_ERROR, ())
+        assert "broken.mp4" in trajectory.note
+
+
+def test_retrieval_can_be_turned_off(play, engine, reader):
+    group = play(engine([LOOK, ANSWER]), 1, max_calls=0)
+    assert group.trajectories_G[0].calls == (MalformedCall("retrieval is turned off"),)
+    assert len(reader.asked) == 1
+
+
+def test_seeds_are_a_pure_function_of_what_is_played(play, engine):
+    def seeds(**settings):
+        scripted = engine([LOOK, ANSWER], [LOOK, ANSWER])
+        play(scripted, 2, **settings)
+        return [request.sampling.seed for sibling in (0, 1) for request in scripted.of(sibling)]
+
+    again = seeds(seed=7, step=3)
+    assert again == [derive_seed(7, 3, "t", sibling, turn) for sibling in (0, 1) for turn in (0, 1)]
+    assert again == seeds(seed=7, step=3)
+    assert len({*again, *seeds(seed=8, step=3), *seeds(seed=7, step=4)}) == 12
+    assert all(0 <= seed < 2**63 for seed in again)
+
+
+def test_request_names_are_unique_even_for_the_same_task_in_the_same_step(play, engine):
+    first, second = engine([LOOK, ANSWER]), engine([LOOK, ANSWER])
+    play(first, 1)
+    play(second, 1)
+    assert len({request.request_id for request in first.requests + second.requests}) == 4
+
+
+def test_greedy_takes_the_likeliest_token():
+    assert greedy(Sampling(64, temperature=0.7, top_p=0.9, top_k=5)) == Sampling(64, temperature=0.0)
+
+
+def test_it_is_known_where_the_time_went(play, engine):
+    group = play(engine([LOOK, ANSWER], [ANSWER]), 2)
+    assert set(group.seconds) == {"decode", "segment", "generate"}
+    assert all(seconds > 0 for seconds in group.seconds.values())
+
+
+def test_an_engine_that_fails_stops_the_siblings_and_is_heard(play, engine):
+    scripted, stopped = engine([LOOK, ANSWER]), []
+
+    async def fails_for_the_second(request):
+        if request.request_id.rsplit("/", 2)[1] == "0":
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                stopped.append(request.request_id)
+                raise
+        raise ConnectionError("the engine is gone")
+
+    with pytest.raises(ConnectionError, match="engine is gone"):
+        play(fails_for_the_second, 2)
+    assert len(stopped) == 1 and scripted.requests == []
