@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _VIDEO_PLACEHOLDER = "<video>"
-_MARKER = re.compile(r"(?<=<)(?=[^\s<>]+>)")  # just after the `<` of anything that looks like a marker
+_MARKER = re.compile(r"(?<=<)(?=[^\s<>]++>)")  # just after the `<` of anything that looks like a marker
 _TAG = re.compile(r"(</?(?:think|span|fps|answer)>)")  # the tokens a policy writes
 
 

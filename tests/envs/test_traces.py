@@ -2,6 +2,7 @@
 
 import pytest
 
+from envs.dataset import load_traces
 from envs.formats import RetrievalTrace, UnusableRow
 from envs.opening import OpeningRules
 from envs.retrieval import RetrievalRules
@@ -76,3 +77,19 @@ def test_a_trace_that_does_not_fit_the_context_is_refused(convert):
     for max_model_len in (10, opening, opening + 1, opening + 13, opening + 25):
         with pytest.raises(UnusableRow, match="t: "):
             convert(max_model_len=max_model_len)
+
+
+@pytest.mark.real_data
+def test_the_published_trace_plays_on_its_real_clip(processor, real_data_dir):
+    (trace,) = load_traces("dm_cot", real_data_dir / "dynframe_sample" / "dm_cot.json").traces
+    with make_reader() as reader:
+        rules = RetrievalRules(max_pixels=28 * 28 * 12)
+        around = Surroundings(processor, reader, V0, rules, max_model_len=4096)
+        trajectory, opening = trace_to_trajectory(trace, around)
+    (call,) = trajectory.calls
+    assert (call.asked.start_s, call.asked.end_s, call.fps) == (56.47, 61.72, 3.0)
+    shown_s_T = trajectory.turns[1].frames.timestamps_s_T
+    assert call.clamped == ("end",)  # the annotation reaches .8 s beyond the last frame
+    assert len(shown_s_T) == call.num_frames == 13
+    assert 56.3 < shown_s_T[0] <= 56.47 and shown_s_T[-1] < call.span.end_s
+    assert opening.num_frames == 8
