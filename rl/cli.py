@@ -161,6 +161,10 @@ def main() -> None:
     )
     for chatty in ("httpx", "filelock", "urllib3", "transformers", "vllm", "DeepSpeed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    if not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # or DeepSpeed, wherever it is imported, warns that it had to guess
     try:
         app()
     except (ConfigError, FileNotFoundError) as error:

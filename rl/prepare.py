@@ -37,11 +37,15 @@ def prepare_policy(config: RunConfig) -> Path:
     """The folder of the policy a run starts from: ours as it is, a stock Qwen2.5-VL converted, or the tiny one built.
 
     Raises:
-        ConfigError: `policy.path` is not a policy's folder.
+        ConfigError: `policy.path` is not a folder.
+        PolicyFilesError: it is not a policy's folder.
     """
-    from rl.policy.model import ARCHITECTURE, convert_stock_checkpoint  # torch and transformers, seconds to import
+    from transformers.utils.logging import disable_progress_bar  # torch and transformers: seconds to import
+
+    from rl.policy.convert import prepare_policy as prepare_given
     from rl.policy.tiny import build_tiny_policy
 
+    disable_progress_bar()  # a bar per weight file says nothing here
     scenes, cache = config.policy.scenes, Path(config.cache_dir)
     if not config.policy.path:
         made_from = {"tiny": to_dict(config.policy.tiny), "scenes": to_dict(scenes), "seed": config.seed}
@@ -49,20 +53,12 @@ def prepare_policy(config: RunConfig) -> Path:
             cache / f"tiny-{fingerprint(made_from)}",
             lambda folder: build_tiny_policy(config.policy.tiny, scenes, folder, config.seed),
         )
-    source = Path(config.policy.path)
-    if not (source / "config.json").is_file():
+    if not Path(config.policy.path).is_dir():
         raise ConfigError(
-            f"policy.path: {source} holds no config.json; give a Hugging Face folder of Qwen2.5-VL or an export of "
+            f"policy.path: no folder {config.policy.path}; give a Hugging Face folder of Qwen2.5-VL or an export of "
             "ours, or leave it empty to build the tiny policy"
         )
-    described = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    if ARCHITECTURE in described.get("architectures", ()):
-        return source
-    made_from = {"source": str(source.resolve()), "config": described, "scenes": to_dict(scenes), "seed": config.seed}
-    return built_once(
-        cache / f"{source.name}-{fingerprint(made_from)}",
-        lambda folder: convert_stock_checkpoint(source, folder, scenes, config.seed),
-    )
+    return prepare_given(config.policy.path, scenes, cache, config.seed)
 
 
 def prepare_world(config: RunConfig, console: Console) -> WorldFiles:

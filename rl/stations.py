@@ -117,12 +117,15 @@ def _cold_start(config: RunConfig, policy_dir: Path, traces: Any, slots: Slots, 
             batch_size=declared.batch_size,
             seed=declared.seed,
             progress=lambda step, metrics: progress.update(
-                bar, completed=step, description=f"cold start, {metrics['cold_start/nll_nat']:.3f} nat per token"
+                bar, completed=step, description=f"cold start, {metrics['loss/nll']:.3f} nat per token"
             ),
         )
     learners.export_policy(folder)
     learners.stop()
-    console.print(f"cold start: {declared.steps} steps, {last['cold_start/nll_nat']:.3f} nat per token at the end")
+    console.print(
+        f"cold start: {declared.steps} steps, {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} "
+        "nat per token"
+    )
 
 
 def supervised_sample(group: TrajectoryGroup) -> TrainingSample:

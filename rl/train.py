@@ -20,7 +20,7 @@ from actors.weight_sync import WeightSync
 from envs.dataset import tasks_for_step
 from rl.advantages import CreditRules
 from rl.batch import credit_metrics
-from rl.checkpoint import CheckpointStore
+from rl.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from rl.config import AdvantageConfig, ConfigError, RunConfig, to_dict, to_yaml
 from rl.evaluate import held_out_metrics
 from rl.metrics import reward_metrics, rollout_metrics
@@ -80,10 +80,10 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         numbers = MetricLog(make_sinks(config, run_dir, keep_through_step=first.step))
 
         def save(step: int, version: int) -> None:
-            with store.begin(step) as draft:
-                learners.save(draft.folder)
-                learners.export_policy(draft.folder / POLICY_FOLDER)
-                draft.commit(RunState(step, version, config.seed), to_yaml(config))
+            draft = store.begin(step)
+            learners.save(draft)
+            learners.export_policy(draft / POLICY_FOLDER)
+            store.commit(draft, RunState(step, version, config.seed), to_yaml(config))
 
         def evaluate(step: int) -> None:
             if held_out:
@@ -183,17 +183,17 @@ def open_run(config: RunConfig) -> Path:
     return run_dir.absolute()
 
 
-def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Any:
+def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
     """The checkpoint to go on from, or None to start afresh.
 
     Raises:
-        ConfigError: `resume` names a path that is not a valid checkpoint.
+        CheckpointError: `resume` names a path that is not a valid checkpoint.
     """
     if config.resume == "never":
         return None
     if config.resume == "auto":
         return store.latest_valid()
-    return store.open(Path(config.resume))
+    return open_checkpoint(config.resume)
 
 
 def task_stream(tasks: Sequence[VideoTask], config: RunConfig) -> Callable[[int, int], Sequence[VideoTask]]:
