@@ -22,6 +22,22 @@ def real_data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray of our own on loopback, with more logical CPUs than cores: workers take turns."""
+    import ray
+
+    ray.init(
+        num_cpus=8,
+        object_store_memory=256 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    yield ray
+    ray.shutdown()
+
+
 def pytest_collection_modifyitems(items):
     """GPU tests say why they are skipped; importing torch is left to a run that has one."""
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]

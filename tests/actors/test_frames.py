@@ -1,0 +1,71 @@
+"""Pixels travel as references: stored once, the same on arrival, and never inside what the driver holds."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    Frames,
+    Segment,
+    StopReason,
+    TimeSpan,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+pytestmark = pytest.mark.ray
+
+
+def block(seed, num_frames=16):
+    pixels = np.random.default_rng(seed).integers(0, 256, (num_frames, 56, 56, 3), dtype=np.uint8)
+    return Frames(pixels, tuple(map(float, range(num_frames))), (num_frames,), 56, 56, f"digest-{seed}")
+
+
+def group_of_two():
+    task = VideoTask("t", "clip.mp4", "?", "A", AnswerKind.LETTER, TimeSpan(0, 1), 2.0)
+    said = Completion((5,), (-0.1,), "stop", 0)
+    shared, own = block(1), block(2)
+
+    def sibling(frames):
+        return Trajectory(
+            (Turn((1,), said, Segment.SAMPLING, None), Turn((2,), said, Segment.REASONING, None, frames)),
+            StopReason.ANSWERED,
+        )
+
+    return TrajectoryGroup(task, (sibling(shared), sibling(own)), block(0)), (shared, own)
+
+
+def test_a_group_arrives_with_the_pixels_it_was_parked_with(ray_cluster):
+    from actors.frames import fetch, park
+
+    group, (first, second) = group_of_two()
+    (arrived,) = fetch([park(group)])
+    np.testing.assert_array_equal(arrived.opening_frames.pixels_THWC, group.opening_frames.pixels_THWC)
+    for trajectory, sent in zip(arrived.trajectories_G, (first, second), strict=True):
+        np.testing.assert_array_equal(trajectory.turns[1].frames.pixels_THWC, sent.pixels_THWC)
+    assert arrived.trajectories_G[0].turns[1].frames.digest == first.digest
+
+
+def test_a_parked_group_weighs_nothing_and_a_block_seen_twice_is_stored_once(ray_cluster):
+    from actors.frames import park
+
+    group, (first, _) = group_of_two()
+    twice = replace(group, trajectories_G=(group.trajectories_G[0],) * 2)
+    parked = park(twice)
+    references = [trajectory.turns[1].frames.pixels_THWC for trajectory in parked.trajectories_G]
+    assert references[0] == references[1]
+    without_pixels = replace(parked, opening_frames=None, trajectories_G=())
+    assert len(pickle.dumps(without_pixels)) < 4_000 < first.pixels_THWC.nbytes
+
+
+def test_a_group_without_video_travels_too(ray_cluster):
+    from actors.frames import fetch, park
+
+    group = replace(group_of_two()[0], trajectories_G=(Trajectory((), StopReason.VIDEO_ERROR),), opening_frames=None)
+    assert fetch([park(group)]) == [group]

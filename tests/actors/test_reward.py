@@ -1,0 +1,109 @@
+"""Reward workers: verdicts in order; a reward that hangs, dies or fails costs its own trajectories and nothing else."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+
+from rewards.golden import golden_group
+from rl.config import RewardTermConfig, ScoringConfig
+from rl.trajectory import RewardFailure, SegmentRewards
+
+pytestmark = pytest.mark.ray
+
+ANSWER = {"answer": RewardTermConfig(fn="answer")}
+USER_REWARDS = """
+import os, signal, time
+
+def hangs_on_the_second(task, trajectory):
+    if "second" in trajectory.answer_text:
+        while True:
+            time.sleep(0.01)
+    return 1.0
+
+def dies_on_bad_tasks(task, trajectory):
+    if task.task_id == "bad":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+def deaf(task, trajectory):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    time.sleep(3600)
+
+def shrugs(task, trajectory):
+    return float("nan")
+"""
+
+
+def options(index):
+    return {"num_cpus": 0.1, "name": f"reward/{index}/{time.monotonic_ns()}"}
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    path = tmp_path / "user_rewards.py"
+    path.write_text(USER_REWARDS)
+    return path
+
+
+@pytest.fixture
+def pool_of(ray_cluster):
+    from actors.reward import RewardPool
+
+    return lambda terms, **scoring: RewardPool(terms, ScoringConfig(**scoring), options)
+
+
+def group(task_id="good", texts=("first", "second")):
+    golden = golden_group()
+    siblings = tuple(replace(golden.trajectories_G[0], answer_text=text) for text in texts)
+    return replace(golden, task=replace(golden.task, task_id=task_id), trajectories_G=siblings)
+
+
+def test_verdicts_come_back_in_the_order_of_the_groups(pool_of):
+    groups = [group(task_id=f"task-{i}") for i in range(5)]
+    scored = pool_of(ANSWER, num_workers=2).score(groups)
+    assert [one.group.task.task_id for one in scored] == [f"task-{i}" for i in range(5)]
+    assert all(isinstance(reward, SegmentRewards) for one in scored for reward in one.rewards_G)
+
+
+def test_a_reward_that_hangs_is_named_and_masks_only_its_trajectory(pool_of, user_file):
+    terms = {"slow": RewardTermConfig(fn=f"{user_file}:hangs_on_the_second")}
+    (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=0.5).score([group()])
+    fine, hung = scored.rewards_G
+    assert fine.reasoning == 1.0
+    assert isinstance(hung, RewardFailure) and (hung.term, hung.cause) == ("slow", "timeout")
+
+
+def test_a_worker_that_dies_is_replaced_and_the_groups_behind_it_are_scored(pool_of, user_file):
+    terms = {"fatal": RewardTermConfig(fn=f"{user_file}:dies_on_bad_tasks")}
+    groups = [group("bad"), group("good-1"), group("good-2")]
+    scored = pool_of(terms, num_workers=1, max_failed_share=0.5).score(groups)
+    assert {reward.cause for reward in scored[0].rewards_G} == {"worker_died"}
+    assert all(reward.reasoning == 1.0 for one in scored[1:] for reward in one.rewards_G)
+
+
+def test_a_worker_deaf_to_its_alarm_is_killed_at_the_pools_deadline(pool_of, user_file, monkeypatch):
+    monkeypatch.setattr("actors.reward.GRACE_S", 0.5)
+    terms = {"deaf": RewardTermConfig(fn=f"{user_file}:deaf")}
+    (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=1.0).score([group()])
+    assert {reward.cause for reward in scored.rewards_G} == {"timeout"}
+
+
+def test_too_many_failures_stop_the_run_with_the_cause(pool_of, user_file):
+    from actors.reward import RewardError
+
+    terms = {"broken": RewardTermConfig(fn=f"{user_file}:shrugs")}
+    with pytest.raises(RewardError, match=r"2 of 2 .*'broken' not_finite"):
+        pool_of(terms).score([group()])
+
+
+def test_a_worker_killed_between_two_steps_is_replaced(pool_of, ray_cluster):
+    pool = pool_of(ANSWER, max_failed_share=1.0)
+    pool.score([group()])
+    pid = ray_cluster.get(pool._workers[0].__ray_call__.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+    lost, kept = pool.score([group("first"), group("second")])
+    assert {reward.cause for reward in lost.rewards_G} == {"worker_died"}
+    assert all(isinstance(reward, SegmentRewards) for reward in kept.rewards_G)
