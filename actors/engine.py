@@ -1,0 +1,523 @@
+"""The door to vLLM: token ids in, token ids and their log-probs out, weights replaced between requests.
+
+    caller's event loop --request--> driver --> vLLM          one driver per engine, chosen by device:
+                        <--output--                           CPU: InlineDriver, a thread that steps an LLMEngine
+                                                              CUDA: AsyncDriver, a thread that runs an AsyncLLM
+
+Log-probs are of the distribution sampled from: logits over temperature, ids the policy may not write removed (by the
+model itself, see rl.policy.vllm_model), so they compare with the learner's one to one.
+
+Legend: T tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from vllm import EngineArgs, RequestOutput, SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import TokensPrompt
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from rl.config import EngineConfig, PolicyConfig
+from rl.policy.processor import Processor
+from rl.policy.vllm_plugin import CPU_ENVIRONMENT, ENVIRONMENT, WORKER_EXTENSION, engine_environment
+from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
+
+BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
+MIN_BATCHED_TOKENS = 8192  # prompts prefilled in one step together
+BUCKET_BYTES = 64 * 2**20  # of weights handed over at a time
+
+__all__ = ["EngineError", "VllmEngine", "engine_environment", "make_engine"]
+
+
+class EngineError(RuntimeError):
+    """vLLM could not do what a request asked; the message names the request and the cause."""
+
+    def __init__(self, request_id: str, cause: object) -> None:
+        super().__init__(f"engine request {request_id!r}: {cause}")
+        self.request_id = request_id
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine did since its counters were last read."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0  # of the prompt tokens, served from the prefix cache
+    generated_tokens: int = 0
+    encoder_items: int = 0  # videos the vision tower ran on
+    seconds: float = 0.0  # summed over requests, from submission to completion
+
+
+class VllmEngine:
+    """A policy in vLLM. Many `generate` calls may run at once, from any event loop."""
+
+    def __init__(
+        self, policy_dir: str | Path, policy: PolicyConfig, engine: EngineConfig, seed: int, *, version: int = 0
+    ) -> None:
+        """
+        Args:
+            policy_dir: an ordinary Hugging Face folder of ours.
+            version: of the weights in that folder.
+        """
+        self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
+        on_cpu = current_platform.is_cpu()
+        arguments = engine_arguments(policy_dir, policy, engine, seed, on_cpu=on_cpu)
+        self._driver: Driver = InlineDriver(arguments) if on_cpu else AsyncDriver(arguments)
+        self._serial = itertools.count()
+        self._counters = Counters()
+        self._lock = threading.Lock()
+        self._driver.exclusively(lambda driver: driver.set_weight_version(str(version)))
+        self._encoded_before = self._encoded_items()
+        self.policy_version = version
+
+    async def generate(self, request: GenerateRequest) -> Completion:
+        """Draw tokens until a stop token (returned, with its log-prob) or the budget.
+
+        Raises:
+            EngineError: the request does not fit, its placeholders and videos do not match, or the engine failed.
+        """
+        name, token_ids, videos = request.request_id, request.prompt_token_ids, request.videos
+        try:
+            params = _sampling_params(request.sampling)
+        except VLLMValidationError as error:
+            raise EngineError(name, error) from error
+        return _completion(name, await asyncio.wrap_future(self._submit(name, token_ids, videos, params)))
+
+    def score(self, token_ids: Sequence[int], videos: Sequence[Frames], request_id: str = "score") -> list[float]:
+        """Log-prob of every token given those before it, at temperature 1, over the ids the policy may write.
+
+        Returns:
+            One number per token, in nats; 0 for the first, -inf for ids the policy may not write (placeholders).
+        """
+        params = SamplingParams(
+            temperature=1.0,
+            max_tokens=1,
+            prompt_logprobs=0,  # of the prompt's own tokens only
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = self._submit(request_id, token_ids, videos, params).result()
+        scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return [0.0, *(candidates[token].logprob for token, candidates in scores)]
+
+    def load_weights(self, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> None:
+        """Replace parameters between requests, then drop every cache that the old ones filled.
+
+        Waits for the requests running; those submitted meanwhile wait for the new weights. A part of the parameters
+        may be given; the others stay as they are.
+
+        Args:
+            named: Hugging Face names with values; a uint16 array holds the bits of bfloat16.
+            version: of the policy from now on; every later completion carries it.
+        Raises:
+            EngineError: a name or shape is not the model's. The engine must not be used any further.
+        """
+        try:
+            self._driver.exclusively(partial(_replace_weights, named=named, version=version))
+        except Exception as error:
+            raise EngineError(f"weights {version}", error) from error
+        self.policy_version = version
+
+    def checksums(self, names: Sequence[str]) -> dict[str, str]:
+        """sha256 of the bytes of live parameters by Hugging Face name, read back from the model as it runs.
+
+        Raises:
+            EngineError: no such parameter.
+        """
+        try:
+            return self._driver.exclusively(lambda driver: driver.call("digest_weights", list(names)))
+        except Exception as error:
+            raise EngineError("checksums", error) from error
+
+    def stats(self) -> dict[str, float]:
+        """What the engine did since the last call of this method, see Counters."""
+        encoded = self._encoded_items()
+        with self._lock:
+            counters, self._counters = self._counters, Counters()
+            counters.encoder_items, self._encoded_before = encoded - self._encoded_before, encoded
+        return {name: float(getattr(counters, name)) for name in Counters.__slots__}
+
+    def close(self) -> None:
+        """Stop the engine; requests still running fail."""
+        self._driver.close()
+
+    def _submit(
+        self, request_id: str, token_ids: Sequence[int], videos: Sequence[Frames], params: SamplingParams
+    ) -> Future[RequestOutput]:
+        """Send a request; its checked and counted output will be in the future.
+
+        Raises:
+            EngineError: placeholders without a video, which vLLM would take for text until it dies of them.
+        """
+        if not videos and self._processor.ids.video_pad in token_ids:
+            raise EngineError(request_id, "the prompt holds video placeholders, but no video comes with it")
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        if videos:
+            prompt["multi_modal_data"] = {"video": [partial(self._processor.pack, video) for video in videos]}
+            prompt["multi_modal_uuids"] = {"video": [video.digest for video in videos]}
+        answer: Future[RequestOutput] = Future()
+        sent = self._driver.submit(f"{request_id}#{next(self._serial)}", prompt, params)
+        answer.add_done_callback(lambda _: sent.cancel())  # a caller who gives up stops the request
+        sent.add_done_callback(partial(self._answer, answer, request_id, tuple(token_ids), time.monotonic()))
+        return answer
+
+    def _answer(
+        self,
+        answer: Future[RequestOutput],
+        request_id: str,
+        token_ids: tuple[int, ...],
+        start: float,
+        sent: Future[RequestOutput],
+    ) -> None:
+        if sent.cancelled():
+            return
+        if (error := sent.exception()) is not None:
+            _settle(answer, error=EngineError(request_id, error))
+            return
+        output = sent.result()
+        if token_ids != tuple(output.prompt_token_ids):
+            lengths = f"{len(token_ids)} tokens were sent, the engine read {len(output.prompt_token_ids)}"
+            _settle(answer, error=EngineError(request_id, f"the prompt was changed on its way: {lengths}"))
+            return
+        self._count(output, time.monotonic() - start)
+        _settle(answer, output)
+
+    def _count(self, output: RequestOutput, seconds: float) -> None:
+        with self._lock:
+            self._counters.requests += 1
+            self._counters.prompt_tokens += len(output.prompt_token_ids)
+            self._counters.cached_prompt_tokens += output.num_cached_tokens or 0
+            self._counters.generated_tokens += len(output.outputs[0].token_ids)
+            self._counters.seconds += seconds
+
+    def _encoded_items(self) -> int:
+        return self._driver.call("count_encoded_items")
+
+
+def make_engine(
+    policy_dir: str | Path, policy: PolicyConfig, engine: EngineConfig, seed: int, *, version: int = 0
+) -> VllmEngine:
+    """The engine of a rollout worker; what is sent there is this function and its arguments."""
+    return VllmEngine(policy_dir, policy, engine, seed, version=version)
+
+
+def engine_arguments(
+    policy_dir: str | Path, policy: PolicyConfig, engine: EngineConfig, seed: int, *, on_cpu: bool
+) -> dict[str, Any]:
+    """vLLM's settings for a policy; what differs on CPU and why stands in docs/decisions/0003-engine.md."""
+    common = {
+        "model": str(policy_dir),
+        "dtype": policy.dtype,
+        "seed": seed,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": max(engine.max_model_len, MIN_BATCHED_TOKENS),
+        "enforce_eager": engine.enforce_eager,
+        "enable_prefix_caching": True,
+        "mm_processor_cache_gb": engine.mm_cache_gib,
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "worker_extension_cls": WORKER_EXTENSION,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if not on_cpu:
+        return common | {
+            "gpu_memory_utilization": engine.gpu_memory_utilization,
+            "tensor_parallel_size": engine.tensor_parallel_size,
+        }
+    return common | {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": engine.kv_cache_bytes,
+        "block_size": BLOCK_TOKENS,
+        "enable_chunked_prefill": False,
+        "skip_mm_profiling": True,
+        "_api_process_count": 2,  # keeps processed videos on one side only: two mirrored caches in one process drift
+    }
+
+
+class Driver(Protocol):
+    """Runs vLLM on its own thread."""
+
+    def submit(self, name: str, prompt: TokensPrompt, params: SamplingParams) -> Future[RequestOutput]:
+        """Start a request."""
+
+    def exclusively(self, action: Callable[[Driver], Any]) -> Any:
+        """Run `action` while no request runs, and return its result."""
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """A method of rl.policy.vllm_model.LiveWeights on the worker; rank 0's answer."""
+
+    def set_weight_version(self, version: str) -> None:
+        """Name the weights that later tokens are drawn with."""
+
+    def reset_caches(self) -> None:
+        """Forget prefixes, encoded videos and processed items. Only inside `exclusively`."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+class InlineDriver:
+    """An LLMEngine in this process, owned by one thread that adds requests, steps, and resolves futures."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._running: dict[str, Future[RequestOutput]] = {}
+        self._stopped: BaseException | None = None
+        self._lock = threading.Lock()  # nothing enters the inbox once the thread has stopped
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._live, args=(arguments, ready), name="vllm", daemon=True)
+        self._thread.start()
+        ready.result()
+
+    def submit(self, name: str, prompt: TokensPrompt, params: SamplingParams) -> Future[RequestOutput]:
+        return self._post(_Job(Future(), lambda: self._engine.add_request(name, prompt, params), name))
+
+    def exclusively(self, action: Callable[[Driver], Any]) -> Any:
+        return self._post(_Job(Future(), lambda: action(self))).result()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return self._engine.collective_rpc(method, args=arguments)[0]
+
+    def set_weight_version(self, version: str) -> None:
+        self._engine.set_weight_version(version)
+
+    def reset_caches(self) -> None:
+        self._engine.reset_mm_cache()
+        self._engine.reset_encoder_cache()
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("the prefix cache is in use")
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self._thread.join(timeout=60)
+
+    def _post(self, job: _Job) -> Future[Any]:
+        with self._lock:
+            if self._stopped is None:
+                self._inbox.put(job)
+            else:
+                _settle(job.future, error=self._stopped)
+        return job.future
+
+    def _live(self, arguments: dict[str, Any], ready: Future[None]) -> None:
+        try:
+            prepare_cpu_process()
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            logging.getLogger("vllm").setLevel(ENVIRONMENT["VLLM_LOGGING_LEVEL"])
+        except BaseException as error:  # whatever it was, the constructor waits for it
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        stopped: BaseException = RuntimeError("the engine was closed")
+        try:
+            self._loop()
+        except BaseException as error:  # the thread ends here, and whoever waits must hear of it
+            stopped = error
+        self._stop(stopped)
+
+    def _loop(self) -> None:
+        waiting: _Job | None = None  # an exclusive job, until the requests before it are done
+        while True:
+            while waiting is None and not (self._running and self._inbox.empty()):
+                job = self._inbox.get()
+                if job is None:
+                    return
+                if job.name is not None:
+                    self._add(job)
+                elif self._running:
+                    waiting = job
+                else:
+                    job.run()
+            self._step()
+            if waiting is not None and not self._running:
+                waiting.run()
+                waiting = None
+
+    def _add(self, job: _Job) -> None:
+        if job.future.cancelled():
+            return
+        try:
+            job.action()
+        except Exception as error:  # a request that cannot be served fails alone
+            _settle(job.future, error=error)
+        else:
+            self._running[job.name] = job.future
+
+    def _step(self) -> None:
+        for name in [name for name, future in self._running.items() if future.cancelled()]:
+            self._engine.abort_request([name])
+            del self._running[name]
+        for output in self._engine.step():
+            if output.finished and output.request_id in self._running:
+                _settle(self._running.pop(output.request_id), output)
+
+    def _stop(self, cause: BaseException) -> None:
+        with self._lock:
+            self._stopped = cause
+        pending = [*self._running.values()]
+        while not self._inbox.empty():
+            if (job := self._inbox.get()) is not None:
+                pending.append(job.future)
+        for future in pending:
+            _settle(future, error=cause)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something for the engine's thread: a request, if it has a name, or an exclusive action."""
+
+    future: Future[Any]
+    action: Callable[[], Any]
+    name: str | None = None
+
+    def run(self) -> None:
+        try:
+            _settle(self.future, self.action())
+        except Exception as error:  # it belongs to whoever asked
+            _settle(self.future, error=error)
+
+
+class AsyncDriver:
+    """An AsyncLLM, its engine in processes of its own, on a thread with an event loop."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+        self._llm: AsyncLLM = self._wait(self._start(arguments))
+
+    def submit(self, name: str, prompt: TokensPrompt, params: SamplingParams) -> Future[RequestOutput]:
+        return asyncio.run_coroutine_threadsafe(self._last_output(name, prompt, params), self._loop)
+
+    def exclusively(self, action: Callable[[Driver], Any]) -> Any:
+        self._wait(self._llm.pause_generation(mode="wait", clear_cache=False))
+        try:
+            return action(self)
+        finally:
+            self._wait(self._llm.resume_generation())
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return self._wait(self._llm.collective_rpc(method, args=arguments))[0]
+
+    def set_weight_version(self, version: str) -> None:
+        self._wait(self._llm.update_weight_version(version))
+
+    def reset_caches(self) -> None:
+        self._wait(self._llm.reset_mm_cache())
+        self._wait(self._llm.reset_encoder_cache())
+        if not self._wait(self._llm.reset_prefix_cache()):
+            raise RuntimeError("the prefix cache is in use")
+
+    def close(self) -> None:
+        self._llm.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=60)
+
+    async def _start(self, arguments: dict[str, Any]) -> AsyncLLM:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+    async def _last_output(self, name: str, prompt: TokensPrompt, params: SamplingParams) -> RequestOutput:
+        """The finished request; sent twice if the engine had dropped a video this side took for cached."""
+        for attempt in (name, f"{name}#again"):
+            async for output in self._llm.generate(prompt, params, attempt):
+                last = output
+            if last.outputs[0].finish_reason != "error":
+                break
+        return last
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def prepare_cpu_process() -> None:
+    """Set what vLLM reads late. OMP_NUM_THREADS counts only if set before torch is imported: see engine_environment."""
+    os.environ.update(ENVIRONMENT | CPU_ENVIRONMENT)
+    torch._dynamo.config.disable = True
+
+
+def _replace_weights(driver: Driver, *, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> None:
+    bucket, size = [], 0
+    for name, value in named:
+        bucket.append(_flat(name, value))
+        size += bucket[-1][-1].nbytes
+        if size >= BUCKET_BYTES:
+            driver.call("put_weights", bucket)
+            bucket, size = [], 0
+    driver.call("put_weights", bucket)
+    driver.reset_caches()
+    driver.set_weight_version(str(version))
+
+
+def _flat(name: str, value: torch.Tensor | np.ndarray) -> tuple[str, str, list[int], memoryview]:
+    """Name, dtype, shape and bytes: what reaches a worker in this process or in another one alike."""
+    tensor = (
+        value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.require(value, requirements="W"))
+    )
+    dtype = "bfloat16" if tensor.dtype == torch.uint16 else str(tensor.dtype).removeprefix("torch.")
+    data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return name, dtype, list(tensor.shape), data
+
+
+def _sampling_params(sampling: Sampling) -> SamplingParams:
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        max_tokens=sampling.max_new_tokens,
+        stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=True,  # only the request's stop tokens stop it
+        logprobs=0,  # of the sampled token only
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _completion(request_id: str, output: RequestOutput) -> Completion:
+    sampled = output.outputs[0]
+    if sampled.finish_reason not in ("stop", "length"):
+        raise EngineError(request_id, f"ended with {sampled.finish_reason!r}")
+    versions = {span.version for span in sampled.weight_versions}
+    if len(versions) != 1:
+        raise EngineError(request_id, f"weights changed while it ran: versions {sorted(versions)}")
+    return Completion(
+        token_ids=tuple(sampled.token_ids),
+        logprobs=tuple(at[token].logprob for token, at in zip(sampled.token_ids, sampled.logprobs, strict=True)),
+        finish_reason=sampled.finish_reason,
+        policy_version=int(versions.pop()),
+        cached_prompt_tokens=output.num_cached_tokens or 0,
+    )
+
+
+def _settle(future: Future[Any], result: Any = None, *, error: BaseException | None = None) -> None:
+    """Resolve a future, unless nobody waits for it any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,227 @@
+"""Are engine and learner the same policy? Log-probs of the same tokens from both, compared segment by segment.
+
+Negative controls show that the comparison would notice: the learner is given the wrong clock, shifted pixels or
+permuted scenes, and must then disagree by far more than it does.
+
+Legend: T tokens · N patches · K scenes · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from rl.policy.model import token_logprobs
+from rl.policy.processor import Processor
+from rl.trajectory import Frames, Segment, TrajectoryGroup, trajectory_tokens, trajectory_videos
+
+SEGMENT_NAMES = {Segment.CONTEXT: "prompt", Segment.SAMPLING: "sampling", Segment.REASONING: "reasoning"}
+CONTROL_FACTOR = 100.0  # how much larger a control's difference must be than the true one
+WRONG_PACE = 3.0  # the wrong clock runs so much faster
+
+
+class Scorer(Protocol):
+    """The engine, as far as parity needs it."""
+
+    def score(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> Sequence[float]:
+        """Log-prob of every prompt token at temperature 1 over the allowed ids; anything on the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParityCase:
+    """One trajectory with the engine's log-probs. Every sequence has one entry per token."""
+
+    token_ids: tuple[int, ...]
+    segment_ids: tuple[int, ...]  # Segment values
+    engine_logprobs: tuple[float, ...]  # sampled tokens: behaviour; context: scored at temperature 1
+    videos: tuple[Frames, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """|engine - learner| over some tokens, in nats."""
+
+    max: float
+    mean: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """What `measure_parity` found."""
+
+    segments: Mapping[str, Deviation]  # prompt, sampling, reasoning
+    controls: Mapping[str, float]  # largest |difference| on sampled tokens with altered videos
+
+    @property
+    def max(self) -> float:
+        """Largest difference of any token."""
+        return max(deviation.max for deviation in self.segments.values())
+
+    def failures(self, gate_nat: float) -> list[str]:
+        """Why engine and learner may not be used together; empty if they may.
+
+        Args:
+            gate_nat: largest difference allowed.
+        """
+        too_far = [
+            f"{name}: max {deviation.max:.2e} nat > {gate_nat:.0e}"
+            for name, deviation in self.segments.items()
+            if not deviation.max <= gate_nat
+        ]
+        toothless = [
+            f"control {name}: {value:.2e} nat is less than {CONTROL_FACTOR:.0f} times the true {self.max:.2e}"
+            for name, value in self.controls.items()
+            if not value >= CONTROL_FACTOR * self.max
+        ]
+        return too_far + toothless
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON: each segment's max, mean and tokens, then the controls."""
+        return {**{name: asdict(deviation) for name, deviation in self.segments.items()}, "controls": {**self.controls}}
+
+
+def measure_parity(
+    engine: Scorer, model: nn.Module, processor: Processor, groups: Iterable[TrajectoryGroup], *, temperature: float
+) -> ParityReport:
+    """Compare engine and learner on trajectories the engine has just made.
+
+    Args:
+        model: the learner's policy with the weights the engine had.
+        temperature: the trajectories were sampled at.
+    Raises:
+        ValueError: nothing to compare, or no video with two scenes to make the controls from.
+    """
+    cases = [case for group in groups for case in parity_cases(engine, group)]
+    if not any(len(video.scene_lengths) > 1 for case in cases for video in case.videos):
+        raise ValueError("parity needs trajectories with a video of at least two scenes")
+    learner = [learner_logprobs(model, processor, case, temperature) for case in cases]
+    controls = {}
+    for name, alter in CONTROLS.items():
+        altered = [alter(processor, case) for case in cases]
+        fooled = [learner_logprobs(model, processor, case, temperature) for case in altered]
+        controls[name] = _sampled_max(compare(altered, fooled))
+    return ParityReport(compare(cases, learner), controls)
+
+
+def parity_cases(engine: Scorer, group: TrajectoryGroup) -> list[ParityCase]:
+    """A group's trajectories as flat tokens, their context scored by the engine."""
+    cases = []
+    for trajectory in group.trajectories_G:
+        token_ids, videos = trajectory_tokens(trajectory), trajectory_videos(group.opening_frames, trajectory.turns)
+        scored, segment_ids, logprobs = engine.score(token_ids, videos), [], []
+        for turn in trajectory.turns:
+            context = len(turn.context_token_ids)
+            logprobs += [*scored[len(logprobs) : len(logprobs) + context], *turn.completion.logprobs]
+            segment_ids += [int(Segment.CONTEXT)] * context + [int(turn.segment)] * len(turn.completion.token_ids)
+        cases.append(ParityCase(token_ids, tuple(segment_ids), tuple(logprobs), videos))
+    return cases
+
+
+def compare(cases: Sequence[ParityCase], learner: Sequence[np.ndarray]) -> dict[str, Deviation]:
+    """|engine - learner| per segment, over the tokens both have scored.
+
+    Args:
+        learner: per case, log-probs of its tokens (T), NaN where there is none to compare.
+    """
+    pooled: dict[str, list[np.ndarray]] = {name: [] for name in SEGMENT_NAMES.values()}
+    for case, learner_T in zip(cases, learner, strict=True):
+        difference_T = np.abs(np.asarray(case.engine_logprobs) - learner_T)
+        segment_T = np.asarray(case.segment_ids)
+        for segment, name in SEGMENT_NAMES.items():
+            pooled[name].append(difference_T[(segment_T == segment) & ~np.isnan(difference_T)])
+    return {name: _deviation(np.concatenate(parts)) for name, parts in pooled.items() if sum(map(len, parts))}
+
+
+@torch.no_grad()
+def learner_logprobs(model: nn.Module, processor: Processor, case: ParityCase, temperature: float) -> np.ndarray:
+    """The learner's log-probs of a case's tokens (T), NaN on the first and on those the policy may not write.
+
+    Sampled tokens are scored at `temperature`, context at 1, as the engine does.
+    """
+    device = next(model.parameters()).device
+    allowed_V = torch.from_numpy(processor.allowed_token_mask()).to(device)
+    ids_1T = torch.tensor([case.token_ids], device=device)
+    positions_31T = torch.from_numpy(processor.positions(case.token_ids, case.videos))[:, None]
+    is_context_T = np.asarray(case.segment_ids) == Segment.CONTEXT
+    logprobs_T = np.full(len(case.token_ids), np.nan)
+    for is_part_T, part_temperature in ((is_context_T, 1.0), (~is_context_T, temperature)):
+        scored_T = is_part_T & allowed_V[ids_1T[0]].cpu().numpy()
+        scored_T[0] = False
+        found_1T, _ = token_logprobs(
+            model,
+            ids_1T,
+            None,
+            positions_31T.to(device),
+            [processor.pack(video) for video in case.videos],
+            allowed_V=allowed_V,
+            temperature=part_temperature,
+            scored_BT=torch.from_numpy(scored_T)[None].to(device),
+        )
+        logprobs_T[scored_T] = found_1T[0].float().cpu().numpy()[scored_T]
+    return logprobs_T
+
+
+def with_wrong_durations(processor: Processor, case: ParityCase) -> ParityCase:
+    """The same scenes on a clock that runs too fast, in positions and in the times written between them."""
+    videos = tuple(
+        replace(video, timestamps_s_T=tuple(WRONG_PACE * time_s for time_s in video.timestamps_s_T))
+        for video in case.videos
+    )
+    columns, done = ([], [], []), 0
+    for video, start, stop in zip(videos, *_blocks(processor, case.token_ids), strict=True):
+        block = processor.video_block(video)
+        new = (block, [int(Segment.CONTEXT)] * len(block), [np.nan] * len(block))
+        for column, old, piece in zip(columns, _columns(case), new, strict=True):
+            column += [*old[done:start], *piece]
+        done = stop
+    return ParityCase(*((*column, *old[done:]) for column, old in zip(columns, _columns(case), strict=True)), videos)
+
+
+def with_shifted_pixels(processor: Processor, case: ParityCase) -> ParityCase:
+    """Every frame moved to the right by one patch."""
+    patch = processor.geometry.patch
+    shifted = (replace(video, pixels_THWC=np.roll(video.pixels_THWC, patch, axis=2)) for video in case.videos)
+    return replace(case, videos=tuple(shifted))
+
+
+def with_permuted_scenes(processor: Processor, case: ParityCase) -> ParityCase:
+    """The scenes in reverse order on the clock as it was."""
+    return replace(case, videos=tuple(_reversed(video, processor.clock(video).start_s_K) for video in case.videos))
+
+
+CONTROLS: Mapping[str, Callable[[Processor, ParityCase], ParityCase]] = {
+    "wrong_durations": with_wrong_durations,
+    "shifted_pixels": with_shifted_pixels,
+    "permuted_scenes": with_permuted_scenes,
+}
+
+
+def _reversed(video: Frames, start_s_K: Sequence[float]) -> Frames:
+    scenes = np.split(video.pixels_THWC, np.cumsum(video.scene_lengths[:-1]))
+    lengths = video.scene_lengths[::-1]
+    times_s_T = tuple(start_s for start_s, length in zip(start_s_K, lengths, strict=True) for _ in range(length))
+    return replace(video, pixels_THWC=np.concatenate(scenes[::-1]), scene_lengths=lengths, timestamps_s_T=times_s_T)
+
+
+def _blocks(processor: Processor, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Start and stop of every video block."""
+    ids_T = np.asarray(token_ids)
+    return np.flatnonzero(ids_T == processor.ids.vision_start), np.flatnonzero(ids_T == processor.ids.vision_end) + 1
+
+
+def _columns(case: ParityCase) -> tuple[tuple, tuple, tuple]:
+    return case.token_ids, case.segment_ids, case.engine_logprobs
+
+
+def _deviation(differences: np.ndarray) -> Deviation:
+    return Deviation(float(differences.max()), float(differences.mean()), len(differences))
+
+
+def _sampled_max(segments: Mapping[str, Deviation]) -> float:
+    return max(deviation.max for name, deviation in segments.items() if name != SEGMENT_NAMES[Segment.CONTEXT])

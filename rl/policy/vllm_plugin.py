@@ -1,0 +1,79 @@
+"""vLLM's way in: the entry point `vllm.general_plugins` calls `register` in every process of an engine.
+
+Cheap to import. Everything that bends vLLM or its surroundings to this project stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+
+ARCHITECTURE = "FlexiVideoForConditionalGeneration"  # as in config.json
+MODEL_CLASS = f"rl.policy.vllm_model:{ARCHITECTURE}"
+WORKER_EXTENSION = "rl.policy.vllm_model.LiveWeights"
+
+TORCHVISION_MODULE = "transformers.models.qwen2_vl.image_processing_qwen2_vl"
+PILLOW_MODULE = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # a policy is a folder; nothing is looked up
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings, several per request on CPU, are about what we do on purpose
+}
+CPU_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # a step of a small policy is 50 times slower with two threads on busy cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the worker's process
+    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled: no C compiler is needed
+}
+
+
+def engine_environment(device: str) -> dict[str, str]:
+    """Environment of a process that holds an engine, to be set before torch is imported.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
+
+
+def register() -> None:
+    """Make FlexiVideo known to vLLM, by name: the model file is imported when a checkpoint asks for it."""
+    alias_missing_torchvision()
+    tolerate_odd_modules()
+    ModelRegistry = importlib.import_module("vllm").ModelRegistry
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
+
+
+def alias_missing_torchvision() -> None:
+    """Let vLLM import Qwen2-VL without torchvision.
+
+    vLLM 0.32 takes one function, `smart_resize`, from transformers' torchvision image processor. Without torchvision
+    that module cannot be imported; its Pillow twin defines the same function, so it answers under both names. We use
+    neither: frames arrive packed.
+    """
+    if importlib.util.find_spec("torchvision") is not None or TORCHVISION_MODULE in sys.modules:
+        return
+    pillow = importlib.import_module(PILLOW_MODULE)
+    twin = ModuleType(TORCHVISION_MODULE, "Stands in for the torchvision image processor, which is not installed.")
+    twin.smart_resize = pillow.smart_resize
+    sys.modules[TORCHVISION_MODULE] = twin
+
+
+def tolerate_odd_modules() -> None:
+    """Let vLLM start on CPU where numba is loaded.
+
+    Without Triton, vLLM 0.32 scans the attributes of every loaded module for kernels to replace, and trips over
+    llvmlite's library handles, which answer `__dict__` with something that is no mapping.
+    """
+    dispatcher = importlib.import_module("vllm.triton_utils.dispatcher")
+    dispatcher.vars = _mapping_of
+
+
+def _mapping_of(value: object) -> Mapping[str, object]:
+    attributes = vars(value)
+    return attributes if isinstance(attributes, Mapping) else {}

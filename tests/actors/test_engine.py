@@ -1,0 +1,356 @@
+"""The engine's promises, kept by a real vLLM on a tiny policy. Clips are noise: every pixel matters."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rl.config import EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.policy.processor import Processor
+from rl.trajectory import (
+    Frames,
+    GenerateRequest,
+    Sampling,
+    Segment,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+pytestmark = pytest.mark.vllm
+
+SCENES = ScenesConfig(budget="none")
+SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
+ENGINE = EngineConfig(kv_cache_bytes=64 * 2**20)
+QUESTION = "Look at the video, decide which time window to look at again and at which frame rate, then answer."
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory):
+    from rl.policy.tiny import build_tiny_policy
+
+    return build_tiny_policy(SMALL, SCENES, tmp_path_factory.mktemp("policy"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def engine(policy_dir):
+    from actors.engine import make_engine
+
+    engine = make_engine(policy_dir, PolicyConfig(scenes=SCENES), ENGINE, seed=0)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def processor(policy_dir):
+    return Processor.from_pretrained(policy_dir, SCENES)
+
+
+def clip(processor, *, seed, frames=8, height=56, width=84, start_s=0.0, fps=2.0) -> Frames:
+    """Noise in runs of one to three equal frames, so that scenes differ in length."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+    pixels = pixels[np.minimum(np.arange(frames), np.cumsum(random.integers(0, 2, frames)))]
+    return processor.make_frames(pixels, [start_s + i / fps for i in range(frames)])
+
+
+def opening(processor, frames: Frames) -> tuple[int, ...]:
+    return (
+        *processor.encode("<|im_start|>user\n"),
+        *processor.video_block(frames),
+        *processor.encode(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>"),
+    )
+
+
+def request(token_ids, videos, *, seed=0, tokens=12, temperature=1.0, stop=(), name="r") -> GenerateRequest:
+    return GenerateRequest(name, tuple(token_ids), tuple(videos), Sampling(tokens, temperature, 1.0, 0, stop, seed))
+
+
+def run(engine, requests):
+    async def together():
+        return await asyncio.gather(*(engine.generate(one) for one in requests))
+
+    return asyncio.run(together())
+
+
+def play_group(engine, processor, *, siblings=8, seed=0, temperature=1.0, frames=12, size=(84, 112)) -> TrajectoryGroup:
+    """Two turns each; at the second one every sibling is shown a clip of its own."""
+    first = clip(processor, seed=seed, frames=frames, height=size[0], width=size[1])
+    prompt = opening(processor, first)
+
+    async def episode(sibling: int) -> Trajectory:
+        called = await engine.generate(request(prompt, [first], seed=sibling, temperature=temperature))
+        window = clip(processor, seed=1000 * seed + sibling + 1, frames=3 + sibling % 4, start_s=1.0 + sibling, fps=6.0)
+        shown = tuple(processor.video_block(window))
+        ids = (*prompt, *called.token_ids, *shown)
+        answered = await engine.generate(request(ids, [first, window], seed=sibling, temperature=temperature))
+        turns = (Turn(prompt, called, Segment.SAMPLING), Turn(shown, answered, Segment.REASONING, frames=window))
+        return Trajectory(turns, StopReason.ANSWERED)
+
+    async def together():
+        return await asyncio.gather(*(episode(sibling) for sibling in range(siblings)))
+
+    task = VideoTask("t", "/clip.mp4", QUESTION, "A", "letter")
+    return TrajectoryGroup(task, tuple(asyncio.run(together())), first)
+
+
+def logprobs(engine, token_ids, videos) -> np.ndarray:
+    """Of six greedy tokens after a prompt."""
+    return np.array(run(engine, [request(token_ids, videos, tokens=6, temperature=0.0)])[0].logprobs)
+
+
+def test_group_runs_the_encoder_once_per_video_and_prefills_what_is_new(engine, processor):
+    engine.stats()
+
+    group = play_group(engine, processor, siblings=8, seed=7, frames=24, size=(112, 140))
+
+    stats = engine.stats()
+    first_turns = [trajectory.turns[0] for trajectory in group.trajectories_G]
+    prompt = len(first_turns[0].context_token_ids)
+    reusable = 7 * prompt + sum(prompt + len(turn.completion.token_ids) for turn in first_turns)
+    assert stats["encoder_items"] == 1 + 8
+    assert stats["cached_prompt_tokens"] >= 0.9 * reusable
+    assert stats["requests"] == 16
+    assert engine.stats()["requests"] == 0  # counted since the last reading
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_engine_and_learner_agree_in_every_segment(engine, processor, policy_dir, temperature, record_property):
+    from rl.parity import measure_parity
+    from rl.policy.model import load_policy
+
+    sizes = ((84, 112), (56, 56), (56, 140))
+    groups = [
+        play_group(engine, processor, siblings=4, seed=i, temperature=temperature, size=size)
+        for i, size in enumerate(sizes)
+    ]
+
+    report = measure_parity(engine, load_policy(policy_dir, SCENES), processor, groups, temperature=temperature)
+
+    record_property("parity", report.as_dict())
+    assert report.failures(gate_nat=1e-4) == []
+    assert {name: part.tokens for name, part in report.segments.items()}["sampling"] == 3 * 4 * 12
+    assert set(report.controls) == {"wrong_durations", "shifted_pixels", "permuted_scenes"}
+
+
+def test_what_is_shown_at_the_second_turn_is_seen(engine, processor):
+    first, shown = clip(processor, seed=1), clip(processor, seed=2, start_s=3.0)
+    other = processor.make_frames(255 - shown.pixels_THWC, shown.timestamps_s_T)
+    other = replace(other, scene_lengths=shown.scene_lengths)
+    again = clip(processor, seed=2, start_s=3.0)
+    ids = (*opening(processor, first), *processor.encode("<span>"), *processor.video_block(shown))
+
+    seen = logprobs(engine, ids, [first, shown])
+
+    assert np.abs(logprobs(engine, ids, [first, other]) - seen).max() > 1e-3
+    assert np.abs(logprobs(engine, ids, [first, again]) - seen).max() < 1e-5
+
+
+def test_seeds_make_sampling_independent_of_company(engine, processor):
+    video = clip(processor, seed=3)
+    requests = [request(opening(processor, video), [video], seed=seed, tokens=24) for seed in range(8)]
+
+    together = run(engine, requests)
+    alone = [run(engine, [one])[0] for one in requests]
+
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    assert len({one.token_ids for one in together}) == 8
+
+
+def test_tokens_the_policy_may_not_write_are_never_sampled(engine, processor):
+    allowed_V = processor.allowed_token_mask()
+    prompts = [request(processor.encode("Look"), [], seed=seed, tokens=200, temperature=2.0) for seed in range(8)]
+
+    sampled = np.concatenate([one.token_ids for one in run(engine, prompts)])
+
+    assert len(np.unique(sampled)) > 0.5 * allowed_V.sum()
+    assert allowed_V[sampled].all()
+
+
+def test_scores_are_over_the_allowed_tokens_only(engine, processor):
+    video = clip(processor, seed=4)
+    ids = opening(processor, video)
+
+    scores = np.array(engine.score(ids, [video]))
+
+    banned_T = ~processor.allowed_token_mask()[list(ids)]
+    assert len(scores) == len(ids)
+    assert scores[0] == 0
+    assert np.isneginf(scores[banned_T]).all()
+    assert np.isfinite(scores[~banned_T]).all()
+
+
+def test_stop_token_is_returned_with_its_logprob(engine, processor):
+    stops = tuple(range(0, 400))
+
+    (completion,) = run(engine, [request(processor.encode("Look at"), [], tokens=100, stop=stops)])
+
+    assert completion.finish_reason == "stop"
+    assert completion.token_ids[-1] in stops
+    assert not set(completion.token_ids[:-1]) & set(stops)
+    assert len(completion.logprobs) == len(completion.token_ids)
+
+
+@pytest.mark.parametrize("change", ["one placeholder less", "video missing", "video too many"])
+def test_placeholders_that_do_not_match_their_videos_are_refused(engine, processor, change):
+    from actors.engine import EngineError
+
+    video = clip(processor, seed=5)
+    ids = list(opening(processor, video))
+    if change == "one placeholder less":
+        ids.remove(processor.ids.video_pad)
+    videos = {"video missing": [], "video too many": [video, clip(processor, seed=6)]}.get(change, [video])
+    fine = request(opening(processor, video), [video], name="fine")
+
+    with pytest.raises(EngineError, match=r"'bad'.*placeholders") as refused:
+        run(engine, [request(ids, videos, name="bad"), fine])
+
+    assert refused.value.request_id == "bad"
+    assert run(engine, [fine])[0].token_ids  # the engine lives on
+
+
+@pytest.mark.parametrize(
+    ("bad", "cause"), [({"token_ids": [5] * 3000}, "maximum"), ({"token_ids": [5], "temperature": -1.0}, "temperature")]
+)
+def test_request_that_cannot_be_served_fails_alone(engine, bad, cause):
+    from actors.engine import EngineError
+
+    with pytest.raises(EngineError, match=f"'bad'.*{cause}"):
+        run(engine, [request(**bad, videos=[], name="bad")])
+
+
+def test_abandoned_request_leaves_the_engine_free(engine, processor):
+    async def give_up():
+        await asyncio.wait_for(engine.generate(request(processor.encode("Look"), [], tokens=2000)), timeout=0.05)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+
+    assert run(engine, [request(processor.encode("Look"), [], tokens=3)])[0].policy_version == engine.policy_version
+
+
+def test_new_visual_weights_are_seen_even_in_cached_clips_and_old_ones_return(engine, processor, policy_dir):
+    name = "model.visual.blocks.0.mlp.gate_proj.weight"
+    weights = stored_weights(policy_dir)
+    video = clip(processor, seed=8)
+    ids = opening(processor, video)
+    before, version = logprobs(engine, ids, [video]), engine.policy_version
+    random = torch.Generator().manual_seed(0)
+
+    engine.load_weights([(name, weights[name] + torch.randn(weights[name].shape, generator=random))], version + 1)
+    during = run(engine, [request(ids, [video], tokens=6, temperature=0.0)])[0]
+    engine.load_weights([(name, weights[name].numpy())], version + 2)
+    after = logprobs(engine, ids, [video])
+
+    assert np.abs(np.array(during.logprobs) - before).max() > 1e-3
+    assert during.policy_version == version + 1
+    assert during.cached_prompt_tokens == 0
+    assert after.tolist() == before.tolist()
+
+
+def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
+    from rl.policy.vllm_model import tensor_digest
+
+    weights = stored_weights(policy_dir)
+    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
+    random = torch.Generator().manual_seed(1)
+    fresh = {name: torch.randn(value.shape, generator=random) for name, value in weights.items()}
+
+    engine.load_weights(fresh.items(), engine.policy_version + 1)
+    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in fresh.items()}
+
+    engine.load_weights(weights.items(), engine.policy_version + 1)
+    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("model.visual.nowhere.weight", (4,)), ("model.language_model.norm.weight", (7,))]
+)
+def test_weights_that_are_not_the_models_are_refused(engine, name, shape):
+    from actors.engine import EngineError
+
+    version = engine.policy_version
+    with pytest.raises(EngineError, match=f"weights {version + 1}"):
+        engine.load_weights([(name, torch.zeros(shape))], version + 1)
+    with pytest.raises(EngineError, match="nowhere"):
+        engine.checksums(["model.visual.nowhere.weight"])
+    assert engine.policy_version == version
+
+
+def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir):
+    weights, version = stored_weights(policy_dir), engine.policy_version
+
+    async def push_while_it_runs():
+        running = asyncio.ensure_future(engine.generate(request(processor.encode("Look"), [], tokens=300)))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(engine.load_weights, weights.items(), version + 1)
+        return (await running).policy_version, (await engine.generate(request([5], [], tokens=1))).policy_version
+
+    assert asyncio.run(push_while_it_runs()) == (version, version + 1)
+
+
+def stored_weights(folder) -> dict[str, torch.Tensor]:
+    from rl.policy.model import load_policy
+
+    return {name: value.detach() for name, value in load_policy(folder, SCENES).named_parameters()}
+
+
+def test_bf16_engine_and_learner_agree_loosely(policy_dir, processor, record_property):
+    from actors.engine import make_engine
+    from rl.parity import measure_parity
+    from rl.policy.model import load_policy
+
+    engine = make_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), ENGINE, seed=0, version=3)
+    try:
+        group = play_group(engine, processor, siblings=4)
+        model = load_policy(policy_dir, SCENES, "bfloat16")
+        report = measure_parity(engine, model, processor, [group], temperature=1.0)
+        norm = dict(model.named_parameters())["model.language_model.norm.weight"].detach()
+        engine.load_weights([("model.language_model.norm.weight", norm.view(torch.uint16).numpy())], 4)
+    finally:
+        engine.close()
+
+    record_property("parity", report.as_dict())
+    assert group.trajectories_G[0].turns[0].completion.policy_version == 3
+    assert report.max < 0.1
+    assert max(part.mean for part in report.segments.values()) < 0.02
+
+
+SCRIPT = """
+import asyncio, os, shutil, sys
+from rl.policy.vllm_plugin import engine_environment
+os.environ.update(engine_environment("cpu"))
+from actors.engine import make_engine
+from rl.config import EngineConfig, PolicyConfig, ScenesConfig
+from rl.trajectory import GenerateRequest, Sampling
+assert not [name for name in ("gcc", "cc", "g++", "clang") if shutil.which(name)]
+engine = make_engine(sys.argv[1], PolicyConfig(scenes=ScenesConfig(budget="none")), EngineConfig(), 0)
+print(asyncio.run(engine.generate(GenerateRequest("r", (5, 6, 7), (), Sampling(4)))).token_ids)
+engine.close()
+"""
+
+
+def test_engine_needs_no_compiler(policy_dir, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
+    (tmp_path / "bin").mkdir()
+    for program in ("uname", "ldconfig", "lscpu"):  # of the few that Python asks for
+        if found := shutil.which(program):
+            (tmp_path / "bin" / program).symlink_to(found)
+
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(policy_dir)],
+        env=environment | {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)},  # nothing compiled earlier is found
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
