@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from envs.opening import Opening, VideoReader, unseen_frames
+from envs.opening import Opening, VideoReader, decode, unseen_frames
 from envs.prompts import VideoProcessor, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
 from envs.video import VideoError
@@ -166,9 +166,7 @@ class RetrievalEnv:
     def _look(self, call: RetrievalCall) -> Observation | Trajectory:
         started = time.perf_counter()
         try:
-            pixels_THWC, shown_s_T, _ = self._reader.frames(
-                self._task.video_path, frame_times(call), self._frame_size()
-            )
+            pixels_THWC, shown_s_T = decode(self._reader, self._task.video_path, frame_times(call), self._frame_size())
         except VideoError as error:
             return self._finish(StopReason.VIDEO_ERROR, video_error_note(error))
         decoded = time.perf_counter()

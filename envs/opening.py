@@ -7,6 +7,7 @@ Legend: T frames · HW pixels.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from rl.trajectory import Frames, VideoTask
 
 if TYPE_CHECKING:
     import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 class Clip(Protocol):
@@ -40,9 +43,10 @@ class VideoReader(Protocol):
         """Length, rate and display size."""
 
     def frames(
-        self, path: str, times_s: Sequence[float], size: tuple[int, int]
-    ) -> tuple[np.ndarray, tuple[float, ...], object]:
-        """Per asked time the frame on screen: pixels (T, H, W, 3) uint8, presentation times, what was damaged."""
+        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+    ) -> tuple[np.ndarray, tuple[float, ...], int]:
+        """The frame on screen at each time: pixels (T, H, W, 3) uint8, presentation times, how many stand in for
+        damaged ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +87,25 @@ def open_clip(
     clip = reader.describe(task.video_path)
     times_s_T = opening_times(clip.duration_s, clip.native_fps, rules)
     times_s_T, size = fit_visual_tokens(times_s_T, clip, processor, rules)
-    pixels_THWC, shown_s_T, _ = reader.frames(task.video_path, times_s_T, size)
+    pixels_THWC, shown_s_T = decode(reader, task.video_path, times_s_T, size)
     decoded = time.perf_counter()
     frames = processor.make_frames(pixels_THWC, shown_s_T)
     token_ids = opening_prompt(task.question, frames, processor, form)
     return Opening(frames, token_ids, clip, decoded - started, time.perf_counter() - decoded)
+
+
+def decode(
+    reader: VideoReader, path: str, times_s_T: Sequence[float], size_HW: tuple[int, int]
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Pixels and presentation times of the frames on screen; where neighbours stand in for damaged ones, it is logged.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    pixels_THWC, shown_s_T, damaged = reader.frames(path, times_s_T, size_HW)
+    if damaged:
+        log.warning("%s: %d of %d frames are damaged, their neighbours stand in", path, damaged, len(shown_s_T))
+    return pixels_THWC, shown_s_T
 
 
 def opening_times(duration_s: float, native_fps: float, rules: OpeningRules) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.opening import OpeningRules, fit_visual_tokens, open_clip, opening_times, unseen_frames
+from envs.opening import OpeningRules, decode, fit_visual_tokens, open_clip, opening_times, unseen_frames
 from envs.prompts import PromptFormat, opening_prompt
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
@@ -65,6 +65,19 @@ def test_where_frames_cannot_shrink_further_there_are_fewer_over_the_same_clip(p
     kept, size = fit_visual_tokens(times, Described(16.0, 270, 480), processor, OpeningRules(max_visual_tokens=8))
     assert kept == tuple(2.0 * i for i in range(8))
     assert processor.visual_tokens(unseen_frames(kept, size)) <= 8
+
+
+def test_neighbours_standing_in_for_damaged_frames_are_reported(tmp_path, caplog):
+    clip = write_clip(tmp_path / "clip.mp4", seconds=2.0, fps=10)
+
+    class OneDamaged:
+        def frames(self, *asked):
+            with make_reader() as reader:
+                pixels_THWC, shown_s_T, _ = reader.frames(*asked)
+            return pixels_THWC, shown_s_T, 1
+
+    decode(OneDamaged(), str(clip), (0.0, 1.0), (56, 56))
+    assert "1 of 2 frames are damaged" in caplog.text
 
 
 def test_opening_a_clip_decodes_cuts_and_writes_the_prompt(processor, tmp_path):
