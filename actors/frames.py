@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import ray
 
-from rl.trajectory import Frames, Trajectory, TrajectoryGroup
+from rl.trajectory import Frames, TrainingSample, Trajectory, TrajectoryGroup
 
 
 def park(group: TrajectoryGroup) -> TrajectoryGroup:
@@ -23,10 +23,19 @@ def park(group: TrajectoryGroup) -> TrajectoryGroup:
 
 def fetch(groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
     """The same groups with their pixels in this process's reach (zero-copy views of the object store)."""
-    blocks = _blocks(groups)
-    pixels = ray.get([block.pixels_THWC for block in blocks.values()])
-    held = {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}
+    held = _fetched(_blocks(groups))
     return [_exchange(group, held) for group in groups]
+
+
+def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:
+    """As `fetch`, for samples."""
+    held = _fetched({block.digest: block for sample in samples for block in sample.videos})
+    return [replace(sample, videos=tuple(held[block.digest] for block in sample.videos)) for sample in samples]
+
+
+def _fetched(blocks: dict[str, Frames]) -> dict[str, Frames]:
+    pixels = ray.get([block.pixels_THWC for block in blocks.values()])
+    return {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}
 
 
 def _blocks(groups: Iterable[TrajectoryGroup]) -> dict[str, Frames]:

@@ -12,7 +12,7 @@ import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from actors.frames import fetch
+from actors.frames import fetch, fetch_samples
 from actors.weight_buckets import WeightBucket, pack
 from rl.batch import assign_ranks
 from rl.trajectory import ScoredGroup, TrainingSample
@@ -50,7 +50,7 @@ class LearnerWorker:
 
     def supervise(self, samples: list[TrainingSample]) -> dict[str, float]:
         """One supervised step on this rank's samples."""
-        return self._learner.supervise(samples)
+        return self._learner.supervise(fetch_samples(samples))
 
     def export(self, bucket_bytes: int, trainable_only: bool) -> list[WeightBucket]:
         """Pack the weights into buckets; every rank takes part in the gathering, rank 0 returns them."""
@@ -75,7 +75,7 @@ class LearnerWorker:
 
     def logprobs(self, samples: list[TrainingSample]) -> list[list[float]]:
         """Learner-side log-probs of every token after the first."""
-        return self._learner.logprobs(samples)
+        return self._learner.logprobs(fetch_samples(samples))
 
     def memory_mib(self) -> float:
         """Resident set size of this process."""

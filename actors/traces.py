@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
 
 from actors.frames import park
 from envs.formats import RetrievalTrace, UnusableRow
@@ -42,31 +43,46 @@ class TraceWorker:
         return park(TrajectoryGroup(trace.task, (trajectory,), opening))
 
 
-def play_traces(
-    traces: Sequence[RetrievalTrace],
-    make_surroundings: Callable[[], Surroundings],
-    options: Sequence[Mapping[str, Any]],
-    *,
-    timeout_s: float,
-) -> Iterator[TrajectoryGroup]:
-    """Play all traces on as many workers as there are options; yields in order, skips and reports what is unusable.
+class TracePool:
+    """Driver's end of TraceWorker. Its workers own the pixels of what they played: keep it while those are used."""
 
-    The workers live as long as the iteration and own the pixels: use them before it ends.
+    def __init__(
+        self,
+        make_surroundings: Callable[[], Surroundings],
+        num_workers: int,
+        options: Callable[[int], Mapping[str, Any]],
+        *,
+        timeout_s: float,
+    ) -> None:
+        self._timeout_s = timeout_s
+        remote = ray.remote(TraceWorker)
+        self._workers = [remote.options(**options(index)).remote(make_surroundings) for index in range(num_workers)]
 
-    Raises:
-        TraceError: a chunk took longer than `timeout_s`.
-    """
-    remote = ray.remote(TraceWorker)
-    workers = [remote.options(**option).remote(make_surroundings) for option in options]
-    chunks = [list(traces[i : i + CHUNK]) for i in range(0, len(traces), CHUNK)]
-    calls = [workers[i % len(workers)].play.remote(chunk) for i, chunk in enumerate(chunks)]
-    for call in calls:
+    def play(self, traces: Sequence[RetrievalTrace]) -> Iterator[TrajectoryGroup]:
+        """Groups of one trajectory, in order; traces that cannot be used are reported and left out.
+
+        Raises:
+            TraceError: a chunk took longer than the timeout of each of its traces together.
+        """
+        chunks = [list(traces[i : i + CHUNK]) for i in range(0, len(traces), CHUNK)]
+        turn = itertools.cycle(self._workers)
+        calls = [worker.play.remote(chunk) for worker, chunk in zip(turn, chunks, strict=False)]
+        for call in calls:
+            for group in self._wait(call):
+                if isinstance(group, str):
+                    log.warning("trace left out: %s", group)
+                else:
+                    yield group
+
+    def stop(self) -> None:
+        """End the workers; the pixels go with them."""
+        for worker in self._workers:
+            ray.kill(worker, no_restart=True)
+
+    def _wait(self, call: ray.ObjectRef) -> list[TrajectoryGroup | str]:
         try:
-            played = ray.get(call, timeout=timeout_s * CHUNK)
+            return ray.get(call, timeout=self._timeout_s * CHUNK)
         except GetTimeoutError as error:
-            raise TraceError(f"traces were not played within {timeout_s * CHUNK:.0f} s") from error
-        for group in played:
-            if isinstance(group, str):
-                log.warning("trace left out: %s", group)
-            else:
-                yield group
+            raise TraceError(f"traces were not played within {self._timeout_s * CHUNK:.0f} s") from error
+        except RayError as error:
+            raise TraceError(f"a trace worker failed: {error}") from error

@@ -19,7 +19,7 @@ from actors.learner import LearnerGroup
 from actors.placement import Demand, Slots, connect
 from actors.reward import RewardPool
 from actors.rollout import Player, RolloutPool
-from actors.traces import play_traces
+from actors.traces import TracePool
 from rl.cold_start import run_cold_start
 from rl.config import OptimizerConfig, RunConfig, to_dict
 from rl.policy.scenes import fingerprint as scenes_fingerprint
@@ -104,11 +104,14 @@ def _cold_start(config: RunConfig, policy_dir: Path, traces: Any, slots: Slots, 
     declared = config.cold_start
     optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
     learners = spawn_learners(config, policy_dir, slots, optimizer=optimizer, total_updates=declared.steps)
-    workers = [{"num_cpus": 0, "name": f"traces/{i}"} for i in range(config.rollout.num_workers)]
-    make = partial(make_surroundings, config, policy_dir.absolute())
+    pool = TracePool(
+        partial(make_surroundings, config, policy_dir.absolute()),
+        config.rollout.num_workers,
+        lambda index: {"name": f"traces/{index}", "num_cpus": 0},  # they work while the engines load
+        timeout_s=config.video.decode_timeout_s,
+    )
     with progress_bar(console) as progress:
-        played = play_traces(traces, make, workers, timeout_s=config.video.decode_timeout_s)
-        groups = list(progress.track(played, total=len(traces), description="playing traces"))
+        groups = list(progress.track(pool.play(traces), total=len(traces), description="playing traces"))
         bar = progress.add_task("cold start", total=declared.steps)
         last = run_cold_start(
             learners,
@@ -122,6 +125,7 @@ def _cold_start(config: RunConfig, policy_dir: Path, traces: Any, slots: Slots, 
         )
     learners.export_policy(folder)
     learners.stop()
+    pool.stop()
     console.print(
         f"cold start: {declared.steps} steps, {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} "
         "nat per token"
