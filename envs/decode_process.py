@@ -27,6 +27,8 @@ from envs.video_index import VideoError, VideoIndex, VideoTimeoutError, index_vi
 
 BACKENDS = ("pyav", "decord")
 ORPHAN_POLL_S = 2.0
+START_S = 60.0  # to start a process, before the first deadline begins
+READY = "ready"
 PROJECT = Path(__file__).parents[1]
 
 
@@ -94,7 +96,7 @@ class DecodeProcess:
     def _ask(self, path: str, method: str, *arguments: Any) -> Any:
         with self._turn:
             if self.pid is None:
-                self._start()
+                self._start(path)
             overdue = threading.Event()
             deadline = threading.Timer(self._timeout_s, self._kill_overdue, (self._process, overdue))
             deadline.daemon = True
@@ -120,7 +122,7 @@ class DecodeProcess:
         overdue.set()
         process.kill()
 
-    def _start(self) -> None:
+    def _start(self, path: str) -> None:
         self._end()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "envs.decode_process", str(theirs.fileno()), self._backend]
@@ -133,6 +135,13 @@ class DecodeProcess:
                 env=environment,
             )
         self._pipe = Connection(ours.detach())
+        try:
+            is_ready = self._pipe.poll(START_S) and self._pipe.recv() == READY
+        except (EOFError, OSError):
+            is_ready = False
+        if not is_ready:
+            problem = f"no decoding process could be started ({_ending(self._end())})"
+            raise DecoderDiedError(path, problem, "see its message above; check free memory")
 
     def _end(self) -> int | None:
         """Kill and reap the child; its exit code."""
@@ -175,6 +184,7 @@ def main(pipe_fd: int, backend: str, store_bytes: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     decoder, pipe = Decoder(backend, store_bytes), Connection(pipe_fd)
+    pipe.send(READY)
     while True:
         try:
             method, arguments = pipe.recv()

@@ -1,6 +1,7 @@
 """decord, only where its frame numbers can be trusted; opened and dropped per request.
 
-decord counts packets: on edit lists, several streams or uneven timestamps its frame i is another picture.
+decord counts packets: on edit lists, several streams or uneven timestamps its frame i is another picture. After a seek
+into an open group of pictures, or in a container without a seek table, it is another picture too.
 
 Legend: T frames asked for · H W pixels · C colours (RGB).
 """
@@ -14,6 +15,8 @@ import numpy as np
 
 from envs.video_index import VideoError, VideoIndex, VideoOpenError
 
+SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+
 
 class UnsuitableForDecordError(VideoError):
     """A sound video whose frames decord would get wrong."""
@@ -25,7 +28,7 @@ def read_frames_decord(
     """As video_frames.read_frames, through decord (bicubic resize; damage is not reported).
 
     Raises:
-        UnsuitableForDecordError: several video streams, discarded packets, uneven timestamps, rotation.
+        UnsuitableForDecordError: see refuse_unsuitable.
         VideoOpenError: decord cannot read the file (AV1, for one).
         FrameRangeError: a time outside the clip.
     """
@@ -45,12 +48,14 @@ def read_frames_decord(
 
 
 def refuse_unsuitable(index: VideoIndex) -> None:
-    """Raise unless the packet index shows one upright video stream, no discarded packets and equal timestamps."""
+    """Raise unless: one upright stream, everything displayed, even times, closed groups, a seek table."""
     problems = {
         f"has {index.num_video_streams} video streams": index.num_video_streams > 1,
         "has packets that are not displayed (an edit list)": index.has_discarded,
         "has a variable frame rate": index.is_vfr,
         "has packets without presentation times": index.counts_frames,
+        "has open groups of pictures": index.has_open_groups,
+        f"is in a container without a seek table ({index.container})": index.container not in SEEKABLE_CONTAINERS,
         f"is rotated by {index.rotation} degrees": index.rotation != 0,
     }
     for problem, applies in problems.items():

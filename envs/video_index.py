@@ -18,6 +18,7 @@ import av
 import numpy as np
 
 BAD_SHARE = 0.1  # of a stream, or of the frames asked for, that may be missing
+UNTRUSTED_CLOCKS = ("avi", "mpeg")  # containers that carry no presentation times; what demuxers make up is often wrong
 SAME_TIME_S = 1e-6  # two times closer than this are one: slack for floats
 PAST_END_S = 0.011  # asked times are in centiseconds: this far beyond the end is still the last frame
 
@@ -59,6 +60,7 @@ class VideoIndex:
 
     path: str
     file_key: tuple[str, int, int]  # path, bytes, mtime: the identity of what was indexed
+    container: str  # FFmpeg's name of the format
     stream_index: int
     codec: str
     duration_s: float  # of what is displayable
@@ -69,7 +71,7 @@ class VideoIndex:
     is_vfr: bool
     num_video_streams: int
     has_discarded: bool  # packets decoded but not displayed (edit lists)
-    counts_frames: bool  # packets carry no presentation times: frames are numbered as they come out
+    counts_frames: bool  # presentation times are missing: frames are numbered as they come out of a whole decode
     frame_bytes: int  # of one decoded picture
     pts_P: np.ndarray  # stream time base
     start_P: np.ndarray  # per packet: where decoding must begin to get its frame right (a keyframe's position)
@@ -82,6 +84,11 @@ class VideoIndex:
     def num_frames(self) -> int:
         """N."""
         return len(self.times_s_N)
+
+    @property
+    def has_open_groups(self) -> bool:
+        """Some frame is decoded after a keyframe but displayed before it: it needs the pictures before, too."""
+        return bool(np.any(np.diff(self.start_P) < 0))
 
     def frames_on_screen(self, times_s: Sequence[float]) -> np.ndarray:
         """Number of the frame shown at each time.
@@ -197,9 +204,8 @@ def _is_shown(packet: av.Packet, codec: str) -> bool:
 
 
 def _build(path, file_key, container, stream, packets: list[_Packet], picture: av.VideoFrame) -> VideoIndex:
-    counts_frames = any(packet.pts is None for packet in packets)
-    stamped = [(packet.dts if counts_frames else packet.pts) or 0 for packet in packets]
-    pts_P = np.array(stamped if not counts_frames else sorted(stamped), dtype=np.int64)
+    counts_frames = container.format.name in UNTRUSTED_CLOCKS or any(packet.pts is None for packet in packets)
+    pts_P = _even_clock(packets, stream) if counts_frames else np.array([packet.pts for packet in packets], np.int64)
     key_P = np.array([packet.is_key for packet in packets])
     shown_P = ~np.array([packet.is_discarded for packet in packets])
     shown_P[: int(np.argmax(key_P))] = False  # nothing to decode them from
@@ -219,6 +225,7 @@ def _build(path, file_key, container, stream, packets: list[_Packet], picture: a
     return VideoIndex(
         path=path,
         file_key=file_key,
+        container=container.format.name,
         stream_index=stream.index,
         codec=stream.codec_context.name,
         duration_s=duration_s,
@@ -238,6 +245,14 @@ def _build(path, file_key, container, stream, packets: list[_Packet], picture: a
         position_of_pts={pts: position for position, pts in reversed(list(enumerate(pts_P.tolist())))},
         number_of_pts={int(pts_P[packet]): number for number, packet in enumerate(packet_N)},
     )
+
+
+def _even_clock(packets: list[_Packet], stream: av.video.stream.VideoStream) -> np.ndarray:
+    """Times for frames that have none: one packet after the other, as far apart as decoding times usually are."""
+    decoded_at = sorted(packet.dts for packet in packets if packet.dts is not None)
+    gap = float(np.median(np.diff(decoded_at))) if len(decoded_at) > 1 else 0.0
+    gap = gap or 1 / float((stream.average_rate or 25) * stream.time_base)
+    return np.round(np.arange(len(packets)) * gap).astype(np.int64)
 
 
 def _decoding_starts(pts_P: np.ndarray, key_P: np.ndarray) -> np.ndarray:
