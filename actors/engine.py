@@ -73,17 +73,25 @@ class VllmEngine:
     """A policy in vLLM. Many `generate` calls may run at once, from any event loop."""
 
     def __init__(
-        self, policy_dir: str | Path, policy: PolicyConfig, engine: EngineConfig, seed: int, *, version: int = 0
+        self,
+        policy_dir: str | Path,
+        policy: PolicyConfig,
+        engine: EngineConfig,
+        seed: int,
+        *,
+        version: int = 0,
+        driver: Callable[[dict[str, Any]], Driver] | None = None,
     ) -> None:
         """
         Args:
             policy_dir: an ordinary Hugging Face folder of ours.
             version: of the weights in that folder.
+            driver: None: InlineDriver on CPU, AsyncDriver on CUDA.
         """
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         on_cpu = current_platform.is_cpu()
         arguments = engine_arguments(policy_dir, policy, engine, seed, on_cpu=on_cpu)
-        self._driver: Driver = InlineDriver(arguments) if on_cpu else AsyncDriver(arguments)
+        self._driver = (driver or (InlineDriver if on_cpu else AsyncDriver))(arguments)
         self._serial = itertools.count()
         self._counters = Counters()
         self._lock = threading.Lock()
@@ -193,7 +201,7 @@ class VllmEngine:
         if sent.cancelled():
             return
         if (error := sent.exception()) is not None:
-            _settle(answer, error=EngineError(request_id, error))
+            _settle(answer, error=EngineError(request_id, str(error) or error.__cause__))
             return
         output = sent.result()
         if token_ids != tuple(output.prompt_token_ids):
@@ -253,7 +261,6 @@ def engine_arguments(
         "block_size": BLOCK_TOKENS,
         "enable_chunked_prefill": False,
         "skip_mm_profiling": True,
-        "_api_process_count": 2,  # keeps processed videos on one side only: two mirrored caches in one process drift
     }
 
 
@@ -325,7 +332,8 @@ class InlineDriver:
     def _live(self, arguments: dict[str, Any], ready: Future[None]) -> None:
         try:
             prepare_cpu_process()
-            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            # two "API processes": processed videos are kept on one side only; mirrored caches in one process drift
+            self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments, _api_process_count=2))
             logging.getLogger("vllm").setLevel(ENVIRONMENT["VLLM_LOGGING_LEVEL"])
         except BaseException as error:  # whatever it was, the constructor waits for it
             ready.set_exception(error)
@@ -434,6 +442,7 @@ class AsyncDriver:
 
     def close(self) -> None:
         self._llm.shutdown()
+        del self._llm
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=60)
 

@@ -324,7 +324,7 @@ def test_bf16_engine_and_learner_agree_loosely(policy_dir, processor, record_pro
     assert max(part.mean for part in report.segments.values()) < 0.02
 
 
-SCRIPT = """
+NO_COMPILER = """
 import asyncio, os, shutil, sys
 from rl.policy.vllm_plugin import engine_environment
 os.environ.update(engine_environment("cpu"))
@@ -344,13 +344,69 @@ def test_engine_needs_no_compiler(policy_dir, tmp_path):
     for program in ("uname", "ldconfig", "lscpu"):  # of the few that Python asks for
         if found := shutil.which(program):
             (tmp_path / "bin" / program).symlink_to(found)
+    environment |= {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}  # nothing compiled earlier is found either
 
+    run_script(NO_COMPILER, policy_dir, environment)
+
+
+ENGINE_IN_OTHER_PROCESSES = """
+import asyncio, hashlib, sys
+import numpy as np
+import pytest
+from actors.engine import AsyncDriver, EngineError, VllmEngine
+from rl.config import EngineConfig, PolicyConfig, ScenesConfig
+from rl.policy.model import load_policy
+from rl.policy.processor import Processor
+from rl.trajectory import GenerateRequest, Sampling
+
+def main(folder, scenes=ScenesConfig(budget="none")):
+    engine = VllmEngine(folder, PolicyConfig(scenes=scenes), EngineConfig(), 0, driver=AsyncDriver)
+    processor = Processor.from_pretrained(folder, scenes)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 56, 84, 3), dtype=np.uint8)
+    video = processor.make_frames(pixels, [0.5 * i for i in range(8)])
+    prompt = (*processor.video_block(video), 5)
+
+    async def siblings(ids, seeds):
+        requests = [GenerateRequest(f"r{seed}", ids, (video,), Sampling(8, seed=seed)) for seed in seeds]
+        return await asyncio.gather(*map(engine.generate, requests))
+
+    with pytest.raises(EngineError, match="placeholders"):
+        asyncio.run(siblings(prompt[:-3], [0]))
+    before = asyncio.run(siblings(prompt, range(8)))
+    stats = engine.stats()
+    assert stats["encoder_items"] == 1 and stats["requests"] == 8, stats
+    assert len({one.token_ids for one in before}) == 8
+
+    name = "model.visual.blocks.0.mlp.gate_proj.weight"
+    weights = {name: value.detach() for name, value in load_policy(folder, scenes).named_parameters()}
+    engine.load_weights([(name, weights[name] + 1)], 1)
+    (moved,) = asyncio.run(siblings(prompt, [0]))
+    engine.load_weights(weights.items(), 2)
+    (returned,) = asyncio.run(siblings(prompt, [0]))
+    assert [one.policy_version for one in (before[0], moved, returned)] == [0, 1, 2]
+    assert returned.token_ids == before[0].token_ids
+    assert np.abs(np.array(returned.logprobs) - before[0].logprobs).max() < 1e-5
+    assert moved.logprobs != before[0].logprobs
+    assert engine.checksums([name]) == {name: hashlib.sha256(weights[name].numpy()).hexdigest()}
+    engine.close()
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+
+
+def test_driver_of_gpus_keeps_the_same_promises(policy_dir, tmp_path):
+    """AsyncLLM with its worker in processes of its own, as on a GPU; here on the CPU."""
+    script = tmp_path / "engine_in_other_processes.py"
+    script.write_text(ENGINE_IN_OTHER_PROCESSES)
+    threads = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+    run_script(script, policy_dir, os.environ | threads | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+
+
+def run_script(script, policy_dir, environment) -> None:
+    command = [sys.executable, "-c", script] if isinstance(script, str) else [sys.executable, str(script)]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(policy_dir)],
-        env=environment | {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)},  # nothing compiled earlier is found
-        capture_output=True,
-        text=True,
-        timeout=300,
+        [*command, str(policy_dir)], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
