@@ -18,6 +18,7 @@ import torch
 from transformers import BatchFeature
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig, MultiModalKwargsItems
@@ -205,9 +206,7 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.token_ids = processor.ids
         self.tokens_per_second = processor.geometry.tokens_per_second
         self.encoded_items = 0
-        for layer in self.modules():
-            if isinstance(layer, LinearBase):
-                layer._cpu_skip_gemm_dispatch = True  # packed weights could be neither updated in place nor read back
+        keep_weights_plain(self)
 
     def embed_multimodal(self, **fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Visual tokens of each item, in order; one run of the vision tower for all of them."""
@@ -243,6 +242,23 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         _, _, grid_h, grid_w = feature.data["shapes"].data.tolist()
         start_s_K = tuple(feature.data["scene_starts"].data.tolist())
         return SceneClock(start_s_K, grid_h, grid_w, self.visual.spatial_merge_size)
+
+
+class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
+    """Embeddings and output head computed from the parameter itself."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """On CPU vLLM would multiply with a packed copy, and go on with it after the parameter has been replaced."""
+        layer.cpu_linear = torch.nn.functional.linear
+
+
+def keep_weights_plain(model: torch.nn.Module) -> None:
+    """Have every layer compute from its parameters: packed copies could be neither updated in place nor read back."""
+    for layer in model.modules():
+        if isinstance(layer, LinearBase):
+            layer._cpu_skip_gemm_dispatch = True
+        elif isinstance(layer, VocabParallelEmbedding):
+            layer.quant_method = PlainEmbeddingMethod()
 
 
 class LiveWeights:
