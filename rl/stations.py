@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from actors.learner import LearnerGroup
 from actors.placement import Demand, Slots, connect
@@ -119,9 +120,7 @@ def _cold_start(config: RunConfig, policy_dir: Path, traces: Any, slots: Slots, 
             steps=declared.steps,
             batch_size=declared.batch_size,
             seed=declared.seed,
-            progress=lambda step, metrics: progress.update(
-                bar, completed=step, description=f"cold start, {metrics['loss/nll']:.3f} nat per token"
-            ),
+            progress=lambda step, metrics: _show(progress, bar, step, declared.steps, metrics["loss/nll"]),
         )
     learners.export_policy(folder)
     learners.stop()
@@ -130,6 +129,12 @@ def _cold_start(config: RunConfig, policy_dir: Path, traces: Any, slots: Slots, 
         f"cold start: {declared.steps} steps, {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} "
         "nat per token"
     )
+
+
+def _show(progress: Progress, bar: TaskID, step: int, steps: int, nll: float) -> None:
+    progress.update(bar, completed=step)
+    if step % max(1, steps // 10) == 0:
+        progress.console.print(f"cold start {step}/{steps}  {nll:.3f} nat per token", highlight=False)
 
 
 def supervised_sample(group: TrajectoryGroup) -> TrainingSample:

@@ -149,8 +149,14 @@ class Reporter:
         write_records(
             self._run_dir / "trajectories", step + 1, scored, limit=self._config.logging.trajectories_per_step
         )
-        line = f"R_samp {rewards['reward/sampling']:.2f}  R_reason {rewards['reward/reasoning']:.2f}"
-        self._progress.update(self._bar, completed=step + 1, description=line)
+        self._progress.update(self._bar, completed=step + 1)
+        self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
+            f"step {step + 1}/{self._config.trainer.steps}  "
+            f"reward: sampling {rewards['reward/sampling']:.3f}, reasoning {rewards['reward/reasoning']:.3f}  "
+            f"looks again {rolled['rollout/calls']:.2f}  entropy {metrics.get('policy/entropy', math.nan):.2f} nat  "
+            f"{metrics['seconds/step']:.1f} s",
+            highlight=False,
+        )
         self._gate(step, everything)
 
     def _gate(self, step: int, metrics: Mapping[str, float]) -> None:
