@@ -6,7 +6,6 @@ loop knows nothing of workers; whoever has `supervise` can be taught.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -69,11 +68,3 @@ def batches(num_samples: int, *, steps: int, batch_size: int, seed: int) -> Iter
             pending += rng.permutation(num_samples).tolist()
         yield pending[:batch_size]
         pending = pending[batch_size:]
-
-
-def samples_fingerprint(samples: Sequence[TrainingSample]) -> str:
-    """Twelve hex digits that change with any token, mask or video of the samples, or their order."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(repr((sample.token_ids, sample.loss_mask, [video.digest for video in sample.videos])).encode())
-    return digest.hexdigest()[:12]

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.cold_start import batches, run_cold_start, samples_fingerprint
-from rl.trajectory import TrainingSample
+from rl.cold_start import batches, run_cold_start
 
 
 class Recorder:
@@ -46,26 +45,3 @@ def test_a_pupil_is_taught_and_the_outcome_reported():
 def test_nothing_to_teach_is_refused():
     with pytest.raises(ValueError, match="cold start needs samples"):
         run_cold_start(Recorder(), [], steps=3, batch_size=2, seed=0)
-
-
-def test_the_fingerprint_changes_with_any_token_mask_or_video(training_sample):
-    base = training_sample(token_ids=(1, 2), loss_mask=(False, True), digests=("v",))
-    variants = [
-        base,
-        training_sample(token_ids=(1, 3), loss_mask=(False, True), digests=("v",)),
-        training_sample(token_ids=(1, 2), loss_mask=(True, True), digests=("v",)),
-        training_sample(token_ids=(1, 2), loss_mask=(False, True), digests=("w",)),
-    ]
-    assert len({samples_fingerprint([sample]) for sample in variants}) == len(variants)
-    assert samples_fingerprint([base]) == samples_fingerprint([base])
-    assert samples_fingerprint(variants) != samples_fingerprint(variants[::-1])
-
-
-@pytest.fixture
-def training_sample(block):
-    def make(token_ids, loss_mask, digests):
-        zeros, none = (0,) * len(token_ids), (0.0,) * len(token_ids)
-        videos = tuple(block(digest) for digest in digests)
-        return TrainingSample(token_ids, zeros, zeros, none, none, loss_mask, zeros, videos)
-
-    return make

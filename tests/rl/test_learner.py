@@ -1,0 +1,231 @@
+"""Whatever stage, number of ranks and micro-batch: the gradient of the whole batch, as plain PyTorch has it."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl.config import ScenesConfig, TinyPolicyConfig
+from rl.policy.tiny import build_tiny_policy
+
+pytestmark = pytest.mark.deepspeed
+TINY = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=600)
+PATIENCE_S = 240
+
+
+class Ranks:
+    """`ranks(scenario, **arguments)` runs a method of learner_ranks.Rank in every process; rank 0's result."""
+
+    def __init__(self, world, policy_dir, folder):
+        with contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        script, root = Path(__file__).with_name("learner_ranks.py"), Path(__file__).parents[2]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root)}
+        addresses = [str(folder / f"rank{rank}of{world}") for rank in range(world)]
+        listeners = [Listener(address, family="AF_UNIX") for address in addresses]
+        self._processes = [
+            subprocess.Popen(
+                list(map(str, (sys.executable, script, address, rank, world, port, policy_dir))),
+                env=environment,
+                stdout=subprocess.DEVNULL,
+            )
+            for rank, address in enumerate(addresses)
+        ]
+        self._connections = [listener.accept() for listener in listeners]
+
+    def __call__(self, scenario, **arguments):
+        for connection in self._connections:
+            connection.send((scenario, arguments))
+        answers = []
+        for connection in self._connections:
+            assert connection.poll(PATIENCE_S), f"{scenario} did not end within {PATIENCE_S} s"
+            answers.append(connection.recv())
+        for fine, answer in answers:
+            assert fine, answer
+        return answers[0][1]
+
+    def stop(self):
+        for process, connection in zip(self._processes, self._connections, strict=True):
+            with contextlib.suppress(OSError):
+                connection.send(None)
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory):
+    return build_tiny_policy(TINY, ScenesConfig(), tmp_path_factory.mktemp("learner") / "policy", seed=7)
+
+
+@pytest.fixture(scope="module")
+def world_of(policy_dir, tmp_path_factory):
+    """`world_of(2)`: rank processes, started on first use and shared by all tests."""
+    started = {}
+
+    def get(world):
+        if world not in started:
+            started[world] = Ranks(world, policy_dir, tmp_path_factory.mktemp("sockets"))
+        return started[world]
+
+    yield get
+    for ranks in started.values():
+        ranks.stop()
+
+
+@pytest.fixture(scope="module")
+def plain(world_of):
+    return world_of(1)("plain")
+
+
+def deviation(ours, theirs):
+    """Largest difference of any gradient, relative to the largest entry of all."""
+    assert ours.keys() == theirs.keys()
+    scale = max(np.abs(gradient).max() for gradient in theirs.values())
+    return max(np.abs(ours[name] - theirs[name]).max() for name in theirs) / scale
+
+
+def furthest(ours, theirs):
+    """Largest difference between two policies' log-probs of the batch."""
+    return max(np.abs(np.subtract(a, b)).max() for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_on_one_rank_and_two_is_plain_pytorch(world_of, plain, stage, world):
+    """On two ranks one shows no video at all and has one micro-batch to the other's two."""
+    learned = world_of(world)("update", stage=stage)
+
+    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+    assert furthest(learned["logprobs"], plain["logprobs"]) < 1e-4
+    assert learned["metrics"][-1]["grad/norm"] == pytest.approx(plain["norm"], rel=1e-3)
+
+
+def test_stage_3_is_plain_pytorch_where_every_parameter_is_partitioned(world_of, plain, tmp_path):
+    """By default small parameters stay whole on every rank; here none does."""
+    settings = tmp_path / "deepspeed.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
+
+    learned = world_of(2)("update", stage=3, deepspeed_config=str(settings))
+
+    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+    assert furthest(learned["logprobs"], plain["logprobs"]) < 1e-4
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_micro_batch_does_not_matter(world_of, plain, stage, micro_batch):
+    learned = world_of(2)("update", stage=stage, micro_batch=micro_batch, steps=1)
+    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize("normaliser", ["token", "segment"])
+def test_denominators_are_those_of_the_whole_batch(world_of, normaliser):
+    loss = {"normaliser": normaliser}
+    whole = world_of(1)("plain", steps=1, loss=loss)
+    learned = world_of(2)("update", steps=1, loss=loss)
+    assert deviation(learned["gradients"], whole["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_stays_close(world_of, plain, stage):
+    learned = world_of(2)("update", stage=stage, dtype="bfloat16")
+    a, b = (
+        np.concatenate([g[n].ravel() for n in plain["gradients"]]) for g in (learned["gradients"], plain["gradients"])
+    )
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+    assert furthest(learned["logprobs"], plain["logprobs"]) < 0.15
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_activation_checkpointing_changes_nothing(world_of, plain, stage):
+    learned = world_of(2)("update", stage=stage, activation_checkpointing=True, steps=1)
+    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_frozen_vision_tower_stays_and_the_rest_learns_the_same(world_of, stage):
+    frozen = world_of(1)("plain", frozen=True, steps=1)
+    learned = world_of(2)("update", stage=stage, freeze_vision=True, steps=2)
+
+    assert deviation(learned["gradients"], frozen["gradients"]) < 1e-5
+    tower = [name for name in learned["moved"] if ".visual." in name]
+    assert tower and all(".merger." in name for name in tower)
+    assert any(".language_model." in name for name in learned["moved"])
+
+
+def test_parity_is_measured_before_the_policy_moves(world_of):
+    """Two optimizer steps on one batch: the second is no longer the policy that sampled."""
+    once = world_of(2)("update", steps=1)["metrics"][0]
+    twice = world_of(2)("update", steps=1, updates_per_step=2)["metrics"][0]
+    assert once["parity/max/sampling"] > once["parity/mean/sampling"] > 0.1  # the behaviour log-probs are made up
+    assert 0 < twice["parity/mean/reasoning"] < 1
+    assert once["policy/ratio_mean"] == pytest.approx(1.0, abs=0.5)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_recomputed_log_probs_make_the_first_ratio_exactly_one(world_of, updates):
+    metrics = world_of(2)(
+        "update", steps=1, updates_per_step=updates, stage=3, loss={"old_logprobs": "recompute"}, optimizer={"lr": 0.0}
+    )["metrics"][0]
+    assert metrics["policy/ratio_mean"] == 1.0
+    assert metrics["policy/clip_fraction/sampling"] == metrics["policy/clip_fraction/reasoning"] == 0.0
+
+
+def test_the_reference_is_where_the_run_started(world_of):
+    first, second, _ = world_of(2)("update", steps=3, loss={"kl_beta": 0.5})["metrics"]
+    assert first["loss/kl"] == 0.0
+    assert second["loss/kl"] > 1e-7
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(world_of, stage, world):
+    told = world_of(world)("poisoned", stage=stage)
+    before, after_poison, after_clean = told["digests"]
+    assert before == after_poison != after_clean
+    assert [metrics["update/skipped_steps"] for metrics in told["metrics"]] == [1.0, 0.0]
+    assert np.isfinite(told["metrics"][1]["grad/norm"])
+
+
+def test_a_step_with_nothing_to_learn_from_is_not_taken(world_of):
+    told = world_of(2)("nothing", optimizer={"weight_decay": 0.5})
+    assert told["unchanged"]
+    assert told["metrics"]["update/trajectories"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16")]
+)
+def test_a_saved_run_goes_on_bit_for_bit(world_of, tmp_path, stage, dtype):
+    told = world_of(2)("resumed", folder=tmp_path, stage=stage, dtype=dtype)
+    assert told["resumed"] == told["straight"]
+    assert told["fresh"] != told["loaded"] != told["straight"]
+    assert told["steps"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank_0.safetensors", "rank_1.safetensors"]
+
+
+def test_a_state_of_another_layout_is_refused_with_the_difference(world_of, tmp_path):
+    world_of(1)("resumed", folder=tmp_path, stage=1)
+    assert "zero_stage 1 (now 2)" in world_of(1)("refused", folder=tmp_path, stage=2)
+    (tmp_path / "rank_0.safetensors").write_bytes(b"not a state")
+    assert "rank_0.safetensors: not readable" in world_of(1)("refused", folder=tmp_path, stage=1)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_exported_policy_is_the_policy_in_training(world_of, tmp_path, stage):
+    told = world_of(2)("exported", folder=tmp_path / "policy", stage=stage)
+    assert furthest(told["inside"], told["outside"]) < 1e-5
+
+
+def test_supervision_lowers_the_loss_of_what_it_shows(world_of):
+    losses = world_of(1)("taught", steps=25)
+    assert losses[0] == pytest.approx(np.log(600), abs=0.3)  # knows nothing yet
+    assert losses[-1] < 0.5 * losses[0]
