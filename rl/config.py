@@ -100,6 +100,7 @@ class QuickstartWorldConfig:
     native_fps: float = 12.0
     size: int = 56  # pixels, square
     question_kinds: list[str] = field(default_factory=lambda: ["colour"])  # colour | count | order
+    shuffle_options: bool = False  # letters in random order per clip: to look them up takes a larger policy
 
 
 @dataclass(frozen=True)

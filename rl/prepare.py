@@ -73,6 +73,7 @@ def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
         seed=declared.seed,
         question_kinds=tuple(declared.question_kinds),
         coarse_fps=config.video.v0.fps,
+        shuffle_options=declared.shuffle_options,
     )
     with progress_bar(console) as progress:
         bar = progress.add_task("rendering clips", total=declared.train_clips + declared.held_out_clips)
