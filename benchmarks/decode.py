@@ -1,0 +1,150 @@
+"""Milliseconds of decoding per GRPO group: this project's reader against plain decord, on real clips.
+
+One group = the coarse frames V0 at 2 fps over the whole clip, then 8 windows of random place (0.5 s to all of the clip)
+at 1-10 fps. Plain decord is used as people use it: one reader opened per request, `get_batch` of indices time * fps.
+Both resize to the same size within --max-pixels. Variants are interleaved within each repeat; every repeat draws new
+windows, the same for all variants, and a cold store. Ratios are per repeat, so drift of the machine cancels.
+
+    python benchmarks/decode.py ../shared/data --repeats 5
+
+`ours` has the default store of 256 MiB, `no store` decodes each window afresh. The clock is CPU time, proof
+against busy neighbours, and both decode in place; `--clock wall` measures elapsed time, and `ours` then decodes in a
+process of its own, as in training. Segmentation is FlexiVideo's scene cut of every block, as a share of `ours`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import decord
+import numpy as np
+
+from envs.video import VideoError, VideoIndex, VideoReader, index_video
+from rl.config import ScenesConfig
+from rl.policy.scenes import segment_scenes
+
+SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")
+GRID = 28  # frame sides are multiples of patch * merge
+Request = tuple[float, ...]  # times asked for, in seconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One clip: milliseconds per group, one entry per repeat."""
+
+    name: str
+    ours_ms: list[float]
+    no_store_ms: list[float]
+    decord_ms: list[float]
+    scenes_ms: list[float]
+
+
+def main() -> None:
+    options = parse_arguments()
+    clips = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not clips:
+        raise SystemExit(f"{options.folder}: no video files ({', '.join(SUFFIXES)})")
+    segment_scenes(np.zeros((2, GRID, GRID, 3), np.uint8), ScenesConfig())  # compile
+    rng = np.random.default_rng(options.seed)
+    print(f"machine: {platform.processor() or platform.machine()}, {options.clock} time, repeats: {options.repeats}\n")
+    print("| clip | ours ms | no store ms | decord ms | decord / ours | spread | segmentation share |")
+    print("|---|---|---|---|---|---|---|")
+    measured = [row for path in clips if (row := measure(path, options, rng)) is not None]
+    print_row("all clips", *(np.sum([getattr(row, f"{k}_ms") for row in measured], axis=0) for k in COLUMNS))
+
+
+COLUMNS = ("ours", "no_store", "decord", "scenes")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="searched for videos, subfolders too")
+    parser.add_argument("--repeats", type=int, default=5, help="groups per clip and variant (default 5)")
+    parser.add_argument("--windows", type=int, default=8, help="windows per group (default 8)")
+    parser.add_argument("--max-pixels", type=int, default=151_200, help="per frame, after resizing (default 151200)")
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="what is measured (default cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="of the windows (default 0)")
+    return parser.parse_args()
+
+
+def measure(path: Path, options: argparse.Namespace, rng: np.random.Generator) -> Measured | None:
+    """Time every variant `repeats` times, interleaved, and print the clip's row."""
+    try:
+        index = index_video(path)
+    except VideoError as error:
+        print(f"| {path.name} | {error.problem} | | | | | |")
+        return None
+    size_HW = fit(index, options.max_pixels)
+    clock = {"cpu": time.process_time, "wall": time.perf_counter}[options.clock]
+    row = Measured(path.name, [], [], [], [])
+    for _ in range(options.repeats):
+        group = draw_group(index, options.windows, rng)
+        with VideoReader(workers=0 if options.clock == "cpu" else 1) as reader:
+            reader.describe(str(path))  # a process is started once per run, not per group
+            blocks, ms = timed(lambda reader=reader, group=group: serve(reader, path, group, size_HW), clock)
+            row.ours_ms.append(ms)
+        row.scenes_ms.append(timed(lambda blocks=blocks: [segment_scenes(b, ScenesConfig()) for b in blocks], clock)[1])
+        storeless = VideoReader(workers=0, store_bytes=0)
+        row.no_store_ms.append(
+            timed(lambda reader=storeless, group=group: serve(reader, path, group, size_HW), clock)[1]
+        )
+        row.decord_ms.append(timed(lambda group=group: serve_with_decord(path, group, size_HW), clock)[1])
+    print_row(path.name, *(getattr(row, f"{column}_ms") for column in COLUMNS))
+    return row
+
+
+def draw_group(index: VideoIndex, windows: int, rng: np.random.Generator) -> list[Request]:
+    coarse = tuple(np.arange(0, index.duration_s, 0.5))
+    requests = [coarse]
+    for _ in range(windows):
+        length_s = rng.uniform(min(0.5, index.duration_s), index.duration_s)
+        start_s, fps = rng.uniform(0, index.duration_s - length_s), rng.uniform(1, 10)
+        requests.append(tuple(start_s + np.arange(max(1, int(length_s * fps))) / fps))
+    return requests
+
+
+def serve(reader: VideoReader, path: Path, group: list[Request], size_HW: tuple[int, int]) -> list[np.ndarray]:
+    return [reader.frames(str(path), times_s, size_HW)[0] for times_s in group]
+
+
+def serve_with_decord(path: Path, group: list[Request], size_HW: tuple[int, int]) -> list[np.ndarray]:
+    blocks = []
+    for times_s in group:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), width=size_HW[1], height=size_HW[0], num_threads=1)
+        numbers = np.minimum(np.asarray(times_s) * reader.get_avg_fps(), len(reader) - 1).astype(int)
+        blocks.append(reader.get_batch(numbers.tolist()).asnumpy())
+    return blocks
+
+
+def fit(index: VideoIndex, max_pixels: int) -> tuple[int, int]:
+    scale = min(1.0, (max_pixels / (index.height * index.width)) ** 0.5)
+    height, width = (max(GRID, int(side * scale) // GRID * GRID) for side in (index.height, index.width))
+    return height, width
+
+
+def timed(work: Callable[[], list], clock: Callable[[], float]) -> tuple[list, float]:
+    started = clock()
+    result = work()
+    return result, 1000 * (clock() - started)
+
+
+def print_row(name: str, ours_ms, no_store_ms, decord_ms, scenes_ms) -> None:
+    ratios = [theirs / ours for theirs, ours in zip(decord_ms, ours_ms, strict=True)]
+    shares = [scenes / ours for scenes, ours in zip(scenes_ms, ours_ms, strict=True)]
+    ours, no_store, theirs = (f"{statistics.median(ms):.0f}" for ms in (ours_ms, no_store_ms, decord_ms))
+    spread = f"{min(ratios):.1f}–{max(ratios):.1f}"
+    share = f"{statistics.median(shares):.1%}"
+    print(
+        f"| {name} | {ours} | {no_store} | {theirs} | {statistics.median(ratios):.1f} | {spread} | {share} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
