@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 
 from actors.frames import fetch, fetch_samples
+from actors.waiting import gather
 from actors.weight_buckets import WeightBucket, pack
 from rl.batch import assign_ranks
 from rl.trajectory import ScoredGroup, TrainingSample
@@ -97,57 +97,57 @@ class LearnerGroup:
         self._timeout_s = start_timeout_s
         remote = ray.remote(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
-        address = self._wait([self._ranks[0].address.remote()])[0]
-        self._wait([rank.start.remote(make_learner, world_size, address) for rank in self._ranks])
+        address = self._wait([self._ranks[0].address.remote()], "start a learner rank")[0]
+        self._wait(
+            [rank.start.remote(make_learner, world_size, address) for rank in self._ranks],
+            "bring the learner ranks together",
+        )
         self._timeout_s = timeout_s
 
     def update(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
         """Learn from scored groups; whole groups go to ranks, balanced by tokens."""
         parts = assign_ranks(scored, len(self._ranks))
-        metrics = self._wait([rank.update.remote(part) for rank, part in zip(self._ranks, parts, strict=True)])
+        metrics = self._wait(
+            [rank.update.remote(part) for rank, part in zip(self._ranks, parts, strict=True)], "update the policy"
+        )
         return metrics[0]
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One supervised step, samples dealt to ranks in turn."""
         world = len(self._ranks)
         calls = [rank.supervise.remote(list(samples[i::world])) for i, rank in enumerate(self._ranks)]
-        return self._wait(calls)[0]
+        return self._wait(calls, "take a supervised step")[0]
 
     def export(self, bucket_bytes: int, *, trainable_only: bool) -> list[WeightBucket]:
         """The current weights, in the object store."""
-        return self._wait([rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks])[0]
+        return self._wait(
+            [rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks], "export the weights"
+        )[0]
 
     def save(self, folder: Path) -> None:
         """Write the learners' part of a checkpoint."""
-        self._wait([rank.save.remote(str(folder)) for rank in self._ranks])
+        self._wait([rank.save.remote(str(folder)) for rank in self._ranks], "save a checkpoint")
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""
-        self._wait([rank.load.remote(str(folder)) for rank in self._ranks])
+        self._wait([rank.load.remote(str(folder)) for rank in self._ranks], f"load {folder}")
 
     def export_policy(self, folder: Path) -> None:
         """Write the current policy as a Hugging Face folder."""
-        self._wait([rank.export_policy.remote(str(folder)) for rank in self._ranks])
+        self._wait([rank.export_policy.remote(str(folder)) for rank in self._ranks], "export the policy")
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """Learner-side log-probs of every token after the first (all ranks compute, rank 0 answers)."""
-        return self._wait([rank.logprobs.remote(list(samples)) for rank in self._ranks])[0]
+        return self._wait([rank.logprobs.remote(list(samples)) for rank in self._ranks], "score samples")[0]
 
     def memory_mib(self) -> float:
         """Largest resident set size of a rank."""
-        return max(self._wait([rank.memory_mib.remote() for rank in self._ranks]))
+        return max(self._wait([rank.memory_mib.remote() for rank in self._ranks], "report"))
 
     def stop(self) -> None:
         """Kill the ranks; a learner group cannot be initialised twice in one process."""
         for rank in self._ranks:
             ray.kill(rank, no_restart=True)
 
-    def _wait(self, calls: list[ray.ObjectRef]) -> list[Any]:
-        try:
-            return ray.get(calls, timeout=self._timeout_s)
-        except GetTimeoutError as error:
-            raise LearnerError(
-                f"learner ranks did not answer within {self._timeout_s:.0f} s (learner.timeout_s)"
-            ) from error
-        except RayError as error:
-            raise LearnerError(f"a learner rank failed: {error}") from error
+    def _wait(self, calls: list[ray.ObjectRef], doing: str) -> list[Any]:
+        return gather(calls, timeout_s=self._timeout_s, doing=doing, failure=LearnerError)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
+from actors.waiting import first_line
 from rewards.registry import resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config import RewardTermConfig, ScoringConfig
@@ -81,9 +82,9 @@ class RewardPool:
         except GetTimeoutError:
             failure = RewardFailure("*", "timeout", f"no verdict within {deadline_s:.0f} s; worker killed")
         except RayActorError as error:
-            failure = RewardFailure("*", "worker_died", str(error).splitlines()[0])
+            failure = RewardFailure("*", "worker_died", first_line(error))
         except RayError as error:
-            failure = RewardFailure("*", "raised", str(error).splitlines()[0])
+            failure = RewardFailure("*", "raised", first_line(error))
         log.warning("reward worker lost on task %s: %s (%s)", group.task.task_id, failure.cause, failure.detail)
         return ScoredGroup(group, (failure,) * siblings), True
 

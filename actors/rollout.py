@@ -9,9 +9,9 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 
 from actors.frames import park
+from actors.waiting import gather
 from actors.weight_buckets import WeightBucket, unpack
 from envs.rollout import Surroundings, greedy, run_group
 from rl.trajectory import Sampling, TrajectoryGroup, VideoTask
@@ -115,9 +115,4 @@ class RolloutPool:
         return summed | {"memory/rollout": max(stats["memory_mib"] for stats in per_worker)}
 
     def _wait(self, calls: list[ray.ObjectRef], timeout_s: float, doing: str) -> list[Any]:
-        try:
-            return ray.get(calls, timeout=timeout_s)
-        except GetTimeoutError as error:
-            raise RolloutError(f"rollout workers did not {doing} within {timeout_s:.0f} s") from error
-        except RayError as error:
-            raise RolloutError(f"a rollout worker could not {doing}: {error}") from error
+        return gather(calls, timeout_s=timeout_s, doing=doing, failure=RolloutError)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
 
 from actors.frames import park
+from actors.waiting import gather
 from envs.formats import RetrievalTrace, UnusableRow
 from envs.rollout import Surroundings
 from envs.traces import trace_to_trajectory
@@ -68,7 +68,8 @@ class TracePool:
         turn = itertools.cycle(self._workers)
         calls = [worker.play.remote(chunk) for worker, chunk in zip(turn, chunks, strict=False)]
         for call in calls:
-            for group in self._wait(call):
+            (played,) = gather([call], timeout_s=self._timeout_s * CHUNK, doing="play traces", failure=TraceError)
+            for group in played:
                 if isinstance(group, str):
                     log.warning("trace left out: %s", group)
                 else:
@@ -78,11 +79,3 @@ class TracePool:
         """End the workers; the pixels go with them."""
         for worker in self._workers:
             ray.kill(worker, no_restart=True)
-
-    def _wait(self, call: ray.ObjectRef) -> list[TrajectoryGroup | str]:
-        try:
-            return ray.get(call, timeout=self._timeout_s * CHUNK)
-        except GetTimeoutError as error:
-            raise TraceError(f"traces were not played within {self._timeout_s * CHUNK:.0f} s") from error
-        except RayError as error:
-            raise TraceError(f"a trace worker failed: {error}") from error
