@@ -165,6 +165,21 @@ def test_seeds_make_sampling_independent_of_company(engine, processor):
     assert len({one.token_ids for one in together}) == 8
 
 
+def test_full_kv_cache_delays_requests_and_changes_nothing_else(engine, processor, policy_dir):
+    from actors.engine import make_engine
+
+    video = clip(processor, seed=3)
+    requests = [request(opening(processor, video), [video], seed=seed, tokens=256) for seed in range(16)]
+    config = EngineConfig(max_model_len=1024, kv_cache_bytes=2**20)  # 2,048 tokens; the requests need twice as many
+    cramped = make_engine(policy_dir, PolicyConfig(scenes=SCENES), config, seed=0)
+    try:
+        delayed = run(cramped, requests)
+    finally:
+        cramped.close()
+
+    assert [one.token_ids for one in delayed] == [one.token_ids for one in run(engine, requests)]
+
+
 def test_tokens_the_policy_may_not_write_are_never_sampled(engine, processor):
     allowed_V = processor.allowed_token_mask()
     prompts = [request(processor.encode("Look"), [], seed=seed, tokens=200, temperature=2.0) for seed in range(8)]
@@ -295,6 +310,30 @@ def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir
         return (await running).policy_version, (await engine.generate(request([5], [], tokens=1))).policy_version
 
     assert asyncio.run(push_while_it_runs()) == (version, version + 1)
+
+
+@pytest.mark.parametrize(
+    "scenes",
+    [ScenesConfig(timestamps="none"), ScenesConfig(mode="fixed"), ScenesConfig(mode="fixed6", timestamps="none")],
+    ids=lambda scenes: f"{scenes.mode}-{scenes.timestamps}",
+)
+def test_engine_and_learner_agree_however_videos_are_encoded(scenes, tmp_path, record_property):
+    from actors.engine import make_engine
+    from rl.parity import measure_parity
+    from rl.policy.model import load_policy
+    from rl.policy.tiny import build_tiny_policy
+
+    folder = build_tiny_policy(SMALL, scenes, tmp_path, seed=1)
+    processor = Processor.from_pretrained(folder, scenes)
+    engine = make_engine(folder, PolicyConfig(scenes=scenes), ENGINE, seed=0)
+    try:
+        group = play_group(engine, processor, siblings=2, frames=13)
+        report = measure_parity(engine, load_policy(folder, scenes), processor, [group], temperature=1.0)
+    finally:
+        engine.close()
+
+    record_property("parity", report.as_dict())
+    assert report.failures(gate_nat=1e-4) == []
 
 
 def stored_weights(folder) -> dict[str, torch.Tensor]:
