@@ -29,6 +29,7 @@ from rl.trajectory import RewardFailure, VideoTask
 ENGINE_GIB = 1.3  # a vLLM process on CPU, before its caches
 LEARNER_GIB = 0.7
 DRIVER_GIB = 1.0
+MIN_FREE_GIB = 1.0  # of disk
 BYTES_PER_TRAINED_PARAMETER = 16  # fp32 weights, gradients and two Adam moments
 
 
@@ -42,6 +43,18 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
         *_resources(config),
         _output(config),
     ]
+
+
+def preflight(config: RunConfig) -> None:
+    """What a run looks at before any work: seconds, and no video decoded.
+
+    Raises:
+        ConfigError: a reward does not work, the machine is too small, or the output cannot be written.
+    """
+    findings = [*_rewards(config), _memory(config, parameters=0), _output(config)]
+    missing = [finding for finding in findings if finding.level is Level.MISSING]
+    if missing:
+        raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in missing))
 
 
 def _rewards(config: RunConfig) -> Iterator[Finding]:
@@ -174,10 +187,10 @@ def _output(config: RunConfig) -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding("output_dir", Level.MISSING, f"{existing} cannot be written; set output_dir=...")
     free = psutil.disk_usage(str(existing)).free / 2**30
-    level = Level.OK if free > 1 else Level.MISSING
-    return Finding(
-        "output_dir", level, f"{folder / config.name}, {free:.0f} GiB free" + ("" if free > 1 else ": too little")
-    )
+    if free < MIN_FREE_GIB:
+        remedy = f"{MIN_FREE_GIB:g} GiB are needed: make room, or set output_dir to another disk"
+        return Finding("output_dir", Level.MISSING, f"{existing} has {free:.1f} GiB free; {remedy}")
+    return Finding("output_dir", Level.OK, f"{folder / config.name}, {free:.0f} GiB free")
 
 
 def _attempt(subject: str, look: Callable[[], Finding]) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from actors.weight_sync import WeightSync
 from envs.dataset import tasks_for_step
 from rl.advantages import CreditRules
 from rl.batch import credit_metrics
+from rl.check import preflight
 from rl.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from rl.config import AdvantageConfig, ConfigError, RunConfig, to_dict, to_yaml
 from rl.evaluate import held_out_metrics
@@ -50,15 +51,20 @@ class ParityError(RuntimeError):
 
 
 def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
-    """Run to `trainer.steps`; returns the summary, which also lies in summary.json."""
+    """Run to `trainer.steps`; returns the summary, which also lies in summary.json.
+
+    Raises:
+        ConfigError: the configuration cannot work here; nothing has been started.
+    """
+    preflight(config)
     run_dir = open_run(config)
     console.print(f"run {config.name}: {run_dir}", highlight=False)
-    tasks = prepare_tasks(config, "train", console).tasks
-    held_out = prepare_tasks(config, "held_out", console).tasks if config.trainer.eval_tasks else ()
-    policy_dir = prepare_policy(config)
     store = CheckpointStore(run_dir, keep=config.trainer.keep_checkpoints)
     found = find_checkpoint(config, store)
     first = found.state if found else RunState(step=0, policy_version=0, seed=config.seed)
+    tasks = prepare_tasks(config, "train", console).tasks
+    held_out = prepare_tasks(config, "held_out", console).tasks if config.trainer.eval_tasks else ()
+    policy_dir = prepare_policy(config)
 
     with cluster(config, console) as slots:
         rollouts = spawn_rollouts(config, policy_dir, slots)  # loads while the cold start runs

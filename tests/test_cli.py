@@ -1,0 +1,105 @@
+"""The command line as a user meets it: help at once, one clear line per mistake, exit codes that mean something."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.cli
+
+REPOSITORY = Path(__file__).parents[1]
+QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
+
+
+def dynframe(*arguments, cwd=REPOSITORY, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "rl", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(REPOSITORY)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "cold-start", "check", "parity", "rollout", "submit", "export", "doctor", ""]
+)
+def test_help_teaches_and_answers_at_once(command):
+    start = time.perf_counter()
+    answer = dynframe(*filter(None, [command]), "--help")
+    assert answer.returncode == 0 and "Exit codes" in answer.stdout
+    assert time.perf_counter() - start < 5  # heavy libraries would take more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.yaml"], "absent.yaml: no such configuration file"),
+        (["train", "trainer.steps=3"], "name at least one YAML file"),
+        (["check", QUICKSTART, "rollout.groupsize=4"], "did you mean 'rollout.group_size'"),
+        (["train", QUICKSTART, "policy.path=nowhere"], "policy.path: no folder nowhere"),
+        (["train", QUICKSTART, "data.train.format=dm_rl", "data.train.path=no.jsonl"], "no such annotation file"),
+        (["train", QUICKSTART, "data.train.format=csv"], "unknown data format 'csv'"),
+        (["train", QUICKSTART, "rewards.answer.fn=answr"], "did you mean 'answer'"),
+        (["train", QUICKSTART, "rewards.answer.fn=mine.py:score"], "no file"),
+        (["train", QUICKSTART, "output_dir=/proc/none"], "make room, or set output_dir"),
+        (["train", QUICKSTART, "resume=/nowhere"], "/nowhere"),
+        (["submit", QUICKSTART, "--address", "http://127.0.0.1:9"], "no Ray job server answered at http://127.0.0.1:9"),
+        (["export", "/nowhere", "out"], "neither a run nor a checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_a_nonzero_exit(arguments, message, tmp_path):
+    where = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
+    overrides = where if arguments[0] in ("train", "check") else []
+    if arguments[0] == "train" and not any("output_dir" in a for a in arguments):
+        overrides = [*overrides, f"output_dir={tmp_path}/runs"]
+    answer = dynframe(*arguments, *overrides)
+    assert answer.returncode in (1, 2), answer.stderr
+    assert message in " ".join(answer.stderr.split()), answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_check_reports_everything_at_once_and_exits_3_if_something_is_missing(tmp_path):
+    small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
+    good = dynframe("check", QUICKSTART, *small, "--json")
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert json.loads(good.stdout.splitlines()[-1])["passed"] is True
+    bad = dynframe("check", QUICKSTART, *small, "rewards.answer.fn=answr", "policy.path=nowhere", "--json")
+    assert bad.returncode == 3
+    findings = {f["subject"]: f for f in json.loads(bad.stdout.splitlines()[-1])["findings"]}
+    assert findings["rewards.answer"]["level"] == findings["policy"]["level"] == "missing"
+    assert findings["rewards.window"]["level"] == "ok"
+
+
+def test_check_refuses_a_context_that_cannot_hold_the_opening(tmp_path):
+    small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
+    answer = dynframe("check", QUICKSTART, *small, "rollout.engine.max_model_len=100")
+    assert answer.returncode == 3 and "raise it, or lower video.v0.max_frames" in answer.stdout
+
+
+@pytest.mark.real_data
+def test_the_full_configuration_passes_but_for_the_missing_weights(real_data_dir, tmp_path):
+    config = REPOSITORY / "configs" / "sd_grpo_qwen2_5_vl_3b.yaml"
+    answer = dynframe("check", config, f"cache_dir={tmp_path}", "--json", DYNFRAME_REAL_DATA=str(real_data_dir))
+    findings = json.loads(answer.stdout.splitlines()[-1])["findings"]
+    assert [finding["subject"] for finding in findings if finding["level"] == "missing"] == ["policy"]
+
+
+def test_submit_dry_run_ships_this_folder_and_only_named_variables():
+    answer = dynframe("submit", "configs/quickstart.yaml", "trainer.steps=1", "--dry-run")
+    assert answer.returncode == 0, answer.stderr
+    assert "python -m rl train configs/quickstart.yaml trainer.steps=1" in answer.stdout
+    assert "excludes" in answer.stdout and "PATH" not in answer.stdout
+
+
+def test_doctor_names_versions_and_what_works():
+    answer = dynframe("doctor", "--json")
+    report = json.loads(answer.stdout.splitlines()[-1])
+    subjects = {finding["subject"]: finding for finding in report["findings"]}
+    assert {"python", "torch", "ray", "deepspeed", "memory", "vllm imports"} <= subjects.keys()
+    assert answer.returncode == (0 if report["passed"] else 3)
