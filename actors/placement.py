@@ -19,7 +19,6 @@ from rl.config import PlacementConfig
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 1 << 30  # of a Ray started here: frames of one step and one set of weights, many times over
-WORKER_LOG_LEVEL = "WARNING"
 
 
 class PlacementError(RuntimeError):
@@ -68,7 +67,7 @@ class Slots:
         self._first = {"rollout": 0, "reward": demand.rollout, "learner": demand.rollout + demand.reward}
         check_capacity(self._bundles)
         self._group: PlacementGroup = placement_group(
-            self._bundles, strategy="PACK" if placement.colocate else "SPREAD", name="dynframe"
+            self._bundles, strategy="PACK" if placement.colocate else "SPREAD"
         )
         try:
             ray.get(self._group.ready(), timeout=placement.timeout_s)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from actors.ray_metrics import RayMetricsSink
 from actors.weight_sync import WeightSync
 from envs.dataset import tasks_for_step
 from rl.advantages import CreditRules
@@ -229,8 +230,8 @@ def answer_terms(config: RunConfig) -> list[str]:
 
 
 def make_sinks(config: RunConfig, run_dir: Path, *, keep_through_step: int) -> list[Sink]:
-    """metrics.jsonl always; TensorBoard and W&B as configured."""
-    sinks: list[Sink] = [JsonlSink(run_dir, keep_through_step=keep_through_step)]
+    """metrics.jsonl and Ray's metrics always; TensorBoard and W&B as configured."""
+    sinks: list[Sink] = [JsonlSink(run_dir, keep_through_step=keep_through_step), RayMetricsSink(config.name)]
     if config.logging.tensorboard:
         sinks.append(TensorBoardSink(run_dir))
     if config.logging.wandb != "disabled":

@@ -1,0 +1,54 @@
+"""Placement: a slot per worker, and a clear refusal of what the cluster can never give."""
+
+from dataclasses import replace
+
+import pytest
+
+from rl.config import PlacementConfig
+
+pytestmark = pytest.mark.ray
+
+PLACEMENT = PlacementConfig(rollout_cpus=1, reward_cpus=0.25, learner_cpus=0.5)
+
+
+def test_every_worker_has_a_name_and_its_own_share(ray_cluster):
+    from actors.placement import Demand, Slots
+
+    slots = Slots(PLACEMENT, Demand(rollout=2, reward=1, learner=2))
+    assert slots.options("rollout", 1)["name"] == "rollout/1"
+    assert [slots.options(kind, 0)["num_cpus"] for kind in ("rollout", "reward", "learner")] == [1, 0.25, 0.5]
+    bundles = [
+        slots.options(kind, index)["scheduling_strategy"].placement_group_bundle_index
+        for kind, index in (("rollout", 0), ("rollout", 1), ("reward", 0), ("learner", 0), ("learner", 1))
+    ]
+    assert bundles == [0, 1, 2, 3, 4]
+    slots.release()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"learner_cpus": 100.0}, r"needs 101\.25 CPU but the cluster has 8"), ({"rollout_gpus": 1.0}, "needs 1 GPU")],
+)
+def test_what_no_waiting_can_provide_is_refused_at_once(ray_cluster, change, message):
+    from actors.placement import Demand, PlacementError, Slots
+
+    with pytest.raises(PlacementError, match=message):
+        Slots(replace(PLACEMENT, **change), Demand(rollout=1, reward=1, learner=1))
+
+
+def test_a_busy_cluster_is_refused_after_a_while_with_what_is_free(ray_cluster):
+    from actors.placement import Demand, PlacementError, Slots
+
+    first = Slots(replace(PLACEMENT, rollout_cpus=6), Demand(rollout=1, reward=0, learner=0))
+    with pytest.raises(PlacementError, match=r"within 1 s .*free now"):
+        Slots(replace(PLACEMENT, rollout_cpus=6, timeout_s=1), Demand(rollout=1, reward=0, learner=0))
+    first.release()
+
+
+def test_metrics_reach_ray_under_names_prometheus_accepts(ray_cluster):
+    from actors.ray_metrics import RayMetricsSink, gauge_name
+
+    assert gauge_name("policy/clip_fraction/sampling") == "dynframe_policy_clip_fraction_sampling"
+    sink = RayMetricsSink("test")
+    sink.write(1, {"reward/sampling": 0.5})
+    assert sink._gauges["reward/sampling"].info["description"].startswith("mean reward of the sampling segment")
