@@ -11,7 +11,7 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "ray": ("actors/", "cluster/", "rl/stations.py"),
-    "vllm": ("actors/engine.py", "rl/policy/vllm_model.py", "rl/policy/vllm_plugin.py"),
+    "vllm": ("actors/engine.py", "actors/engine_drivers.py", "rl/policy/vllm_model.py", "rl/policy/vllm_plugin.py"),
     "deepspeed": ("rl/learner.py",),
     "decord": ("envs/video_decord.py",),
     "wandb": ("rl/sinks.py",),

@@ -41,12 +41,30 @@ def policy_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(policy_dir):
-    from actors.engine import make_engine
+def open_engine():
+    """The engine for these settings. A process holds one at a time, so one for others is closed first."""
+    held = []
 
-    engine = make_engine(policy_dir, PolicyConfig(scenes=SCENES), ENGINE, seed=0)
-    yield engine
-    engine.close()
+    def open_engine(folder, policy, config=ENGINE, **options):
+        from actors.engine import make_engine
+
+        asked = (folder, policy, config, options)
+        if not held or held[0][0] != asked:
+            close()
+            held.append((asked, make_engine(folder, policy, config, seed=0, **options)))
+        return held[0][1]
+
+    def close():
+        while held:
+            held.pop()[1].close()
+
+    yield open_engine
+    close()
+
+
+@pytest.fixture
+def engine(open_engine, policy_dir):
+    return open_engine(policy_dir, PolicyConfig(scenes=SCENES))
 
 
 @pytest.fixture(scope="module")
@@ -165,19 +183,15 @@ def test_seeds_make_sampling_independent_of_company(engine, processor):
     assert len({one.token_ids for one in together}) == 8
 
 
-def test_full_kv_cache_delays_requests_and_changes_nothing_else(engine, processor, policy_dir):
-    from actors.engine import make_engine
-
+def test_full_kv_cache_delays_requests_and_changes_nothing_else(engine, open_engine, processor, policy_dir):
     video = clip(processor, seed=3)
     requests = [request(opening(processor, video), [video], seed=seed, tokens=256) for seed in range(16)]
     config = EngineConfig(max_model_len=1024, kv_cache_bytes=2**20)  # 2,048 tokens; the requests need twice as many
-    cramped = make_engine(policy_dir, PolicyConfig(scenes=SCENES), config, seed=0)
-    try:
-        delayed = run(cramped, requests)
-    finally:
-        cramped.close()
+    at_once = run(engine, requests)
 
-    assert [one.token_ids for one in delayed] == [one.token_ids for one in run(engine, requests)]
+    delayed = run(open_engine(policy_dir, PolicyConfig(scenes=SCENES), config), requests)
+
+    assert [one.token_ids for one in delayed] == [one.token_ids for one in at_once]
 
 
 def test_tokens_the_policy_may_not_write_are_never_sampled(engine, processor):
@@ -271,6 +285,20 @@ def test_new_visual_weights_are_seen_even_in_cached_clips_and_old_ones_return(en
     assert after.tolist() == before.tolist()
 
 
+def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp_path):
+    from rl.parity import measure_parity
+    from rl.policy.model import load_policy
+    from rl.policy.tiny import build_tiny_policy
+
+    learner = load_policy(build_tiny_policy(SMALL, SCENES, tmp_path, seed=9), SCENES)
+
+    engine.load_weights(((name, value.detach()) for name, value in learner.named_parameters()), 9)
+    report = measure_parity(engine, learner, processor, [play_group(engine, processor, siblings=2)], temperature=1.0)
+    engine.load_weights(stored_weights(policy_dir).items(), 10)
+
+    assert report.failures(gate_nat=1e-4) == []
+
+
 def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
     from rl.policy.vllm_model import tensor_digest
 
@@ -317,20 +345,17 @@ def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir
     [ScenesConfig(timestamps="none"), ScenesConfig(mode="fixed"), ScenesConfig(mode="fixed6", timestamps="none")],
     ids=lambda scenes: f"{scenes.mode}-{scenes.timestamps}",
 )
-def test_engine_and_learner_agree_however_videos_are_encoded(scenes, tmp_path, record_property):
-    from actors.engine import make_engine
+def test_engine_and_learner_agree_however_videos_are_encoded(scenes, open_engine, tmp_path, record_property):
     from rl.parity import measure_parity
     from rl.policy.model import load_policy
     from rl.policy.tiny import build_tiny_policy
 
     folder = build_tiny_policy(SMALL, scenes, tmp_path, seed=1)
     processor = Processor.from_pretrained(folder, scenes)
-    engine = make_engine(folder, PolicyConfig(scenes=scenes), ENGINE, seed=0)
-    try:
-        group = play_group(engine, processor, siblings=2, frames=13)
-        report = measure_parity(engine, load_policy(folder, scenes), processor, [group], temperature=1.0)
-    finally:
-        engine.close()
+    engine = open_engine(folder, PolicyConfig(scenes=scenes))
+    group = play_group(engine, processor, siblings=2, frames=13)
+
+    report = measure_parity(engine, load_policy(folder, scenes), processor, [group], temperature=1.0)
 
     record_property("parity", report.as_dict())
     assert report.failures(gate_nat=1e-4) == []
@@ -342,25 +367,39 @@ def stored_weights(folder) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in load_policy(folder, SCENES).named_parameters()}
 
 
-def test_bf16_engine_and_learner_agree_loosely(policy_dir, processor, record_property):
-    from actors.engine import make_engine
+def test_bf16_engine_and_learner_agree_loosely(open_engine, policy_dir, processor, record_property):
     from rl.parity import measure_parity
     from rl.policy.model import load_policy
 
-    engine = make_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), ENGINE, seed=0, version=3)
-    try:
-        group = play_group(engine, processor, siblings=4)
-        model = load_policy(policy_dir, SCENES, "bfloat16")
-        report = measure_parity(engine, model, processor, [group], temperature=1.0)
-        norm = dict(model.named_parameters())["model.language_model.norm.weight"].detach()
-        engine.load_weights([("model.language_model.norm.weight", norm.view(torch.uint16).numpy())], 4)
-    finally:
-        engine.close()
+    engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
+    group = play_group(engine, processor, siblings=4)
+    model = load_policy(policy_dir, SCENES, "bfloat16")
+
+    report = measure_parity(engine, model, processor, [group], temperature=1.0)
 
     record_property("parity", report.as_dict())
     assert group.trajectories_G[0].turns[0].completion.policy_version == 3
     assert report.max < 0.1
     assert max(part.mean for part in report.segments.values()) < 0.02
+
+
+def test_bf16_weights_arrive_as_bits_too(open_engine, policy_dir):
+    from rl.policy.vllm_model import tensor_digest
+
+    engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
+    name = "model.language_model.norm.weight"
+    value = torch.randn(SMALL.hidden_size, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+
+    engine.load_weights([(name, value.view(torch.uint16).numpy())], 4)
+
+    assert engine.checksums([name]) == {name: tensor_digest(value)}
+
+
+def test_second_engine_in_a_process_is_refused(engine, policy_dir):
+    from actors.engine import make_engine
+
+    with pytest.raises(RuntimeError, match="holds an engine already"):
+        make_engine(policy_dir, PolicyConfig(scenes=SCENES), ENGINE, seed=0)
 
 
 NO_COMPILER = """
@@ -392,7 +431,8 @@ ENGINE_IN_OTHER_PROCESSES = """
 import asyncio, hashlib, sys
 import numpy as np
 import pytest
-from actors.engine import AsyncDriver, EngineError, VllmEngine
+from actors.engine import EngineError, VllmEngine
+from actors.engine_drivers import AsyncDriver
 from rl.config import EngineConfig, PolicyConfig, ScenesConfig
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
