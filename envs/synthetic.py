@@ -37,7 +37,7 @@ QUESTIONS = {
 CHOICES = {"colour": tuple(DETAIL_COLOURS), "count": ("1", "2", "3", "4"), "order": tuple(DETAIL_COLOURS)}
 EVENT_STEPS = (1, 2, 3)  # lengths of the event window, in coarse intervals
 MIN_EVIDENCE_FRAMES = 5  # in the window at the evidence rate: room for scenes before, during and after a flash
-FORMAT_VERSION = 1  # part of the fingerprint: raise it when drawing or rows change
+FORMAT_VERSION = 2  # part of the fingerprint: raise it when drawing or rows change
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,10 @@
 
 import collections
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from envs.synthetic import QuickstartWorld, cold_start_traces, render_world, shown_answer, world_rows
 from envs.synthetic_clip import DETAIL_COLOURS, lowest_sufficient_fps
 
+PROJECT = Path(__file__).parents[2]
 KINDS = ("colour", "count", "order")
 WORLD = QuickstartWorld(train_clips=24, held_out_clips=12, seed=3, question_kinds=KINDS)
 
@@ -122,6 +127,22 @@ def test_the_same_seed_gives_the_same_bytes(files, tmp_path):
     assert again.train_jsonl.read_bytes() == files.train_jsonl.read_bytes()
     for video in sorted(files.folder.glob("*/*.mp4")):
         assert (again.folder / video.relative_to(files.folder)).read_bytes() == video.read_bytes()
+
+
+def test_the_bytes_do_not_depend_on_what_memory_held_before(tmp_path):
+    """Fresh memory filled with different values must not reach the files: encoders have read it unwritten."""
+    script = (
+        "import sys; from envs.synthetic import *\n"
+        "world = QuickstartWorld(24, 12, seed=3, question_kinds=('colour', 'count', 'order'))\n"
+        "render_world(world, sys.argv[1])"
+    )
+    rendered = {}
+    for filler in ("0", "1", "85"):
+        environment = {**os.environ, "MALLOC_PERTURB_": filler}
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / filler)], check=True, cwd=PROJECT, env=environment)
+        videos = sorted((tmp_path / filler).rglob("*.mp4"))
+        rendered[filler] = {f"{video.parent.name}/{video.name}": video.read_bytes() for video in videos}
+    assert len(rendered["0"]) == 36 and rendered["0"] == rendered["1"] == rendered["85"]
 
 
 def test_splits_share_no_clip(files):
