@@ -25,7 +25,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLModel,
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+)
 
 from rl.config import ScenesConfig
 from rl.policy.patch_embed import STOCK_FRAMES, FlexiPatchEmbed
@@ -73,6 +77,28 @@ class ScoringHead(nn.Linear):
         return logprob_S, log_total_S.detach() - expected_S
 
 
+class WindowAttention(Qwen2_5_VLVisionAttention):
+    """The vision tower's attention, windows of equal length in one call: stock attends to one window after the other,
+    and a small frame is one window."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: object,
+    ) -> torch.Tensor:
+        """(N, E) in, (N, E) out; `cu_seqlens` are the windows' bounds, `position_embeddings` rotary (cos, sin)."""
+        lengths = cu_seqlens.diff()
+        if self.config._attn_implementation != "sdpa" or bool((lengths != lengths[0]).any()):
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, **kwargs)
+        qkv = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1)
+        query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], *position_embeddings)
+        windows = (part.unflatten(0, (len(lengths), -1)).transpose(1, 2) for part in (query, key, qkv[:, 2]))
+        attended = nn.functional.scaled_dot_product_attention(*windows, scale=self.scaling)
+        return self.proj(attended.transpose(1, 2).reshape(len(hidden_states), -1))
+
+
 class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL that reads packed scenes and is always told every token's position."""
 
@@ -82,6 +108,8 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.scenes = scenes_of(config)
         self.model = Qwen2_5_VLModel(config)
         self.model.visual.patch_embed = make_patch_embed(vision.hidden_size, vision.patch_size, self.scenes)
+        for block in self.model.visual.blocks:
+            block.attn = WindowAttention(vision)
         self.lm_head = ScoringHead(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
@@ -155,8 +183,18 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             raise ValueError(f"{asked} video placeholders, but {len(videos)} videos with {given} tokens")
         if not videos:
             return embeddings_BTE + 0.0 * self.encode_videos([self._blank_scene()]).sum()
-        visual_NE = self.encode_videos(videos).to(embeddings_BTE.dtype)
+        visual_NE = self._encode_distinct(videos).to(embeddings_BTE.dtype)
         return embeddings_BTE.masked_scatter(placeholders_BT[..., None], visual_NE)
+
+    def _encode_distinct(self, videos: Sequence[PackedVideo]) -> torch.Tensor:
+        """As `encode_videos`, but a video that siblings share (one object) is encoded once."""
+        distinct = list(dict.fromkeys(videos))
+        if len(distinct) == len(videos):
+            return self.encode_videos(videos)
+        unit = self.config.vision_config.spatial_merge_size**2
+        sizes = [video.num_scenes * video.patches_per_frame // unit for video in distinct]
+        embedded = dict(zip(distinct, self.encode_videos(distinct).split(sizes), strict=True))
+        return torch.cat([embedded[video] for video in videos])
 
     def _blank_scene(self) -> PackedVideo:
         vision = self.config.vision_config
