@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rl.config import ConfigError, RunConfig, load_config
+from rl.config import ConfigError, RunConfig, anchored, load_config
 from rl.findings import Finding, as_dict, passed, print_findings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
+JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
 EPILOG = (
     "Exit codes: 0 done · 1 failed while running · 2 the command, configuration or data is wrong · 3 a check failed."
 )
@@ -180,7 +181,12 @@ def _load(inputs: list[str]) -> RunConfig:
     paths = [item for item in inputs if "=" not in item]
     if not paths:
         raise ConfigError("command line: name at least one YAML file, e.g. configs/quickstart.yaml")
-    return load_config(paths, overrides)
+    config = load_config(paths, overrides)
+    if JOB_COPY not in Path.cwd().parts:
+        return config
+    home = Path.home() / "dynframe-rl"
+    console.print(f"inside a Ray job: relative folders are taken from {home}, since Ray deletes the job's own copy")
+    return anchored(config, home)
 
 
 def _conclude(findings: list[Finding], as_json: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -456,6 +456,13 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     except OmegaConfBaseException as error:
         raise ConfigError(f"{', '.join(map(str, paths)) or 'command line'}: {_first_line(error)}") from error
     return config
+
+
+def anchored(config: RunConfig, folder: Path) -> RunConfig:
+    """The same run with relative output and cache folders taken from `folder`."""
+    return replace(
+        config, output_dir=str(folder / config.output_dir), cache_dir=str(folder / config.cache_dir)
+    )  # joining an absolute path gives that path
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config import ConfigError, known_keys, load_config, to_yaml
+from rl.config import ConfigError, anchored, known_keys, load_config, to_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
@@ -85,3 +85,8 @@ def test_every_knob_has_a_default_so_that_a_run_needs_only_rewards(tmp_path):
     smallest.write_text("rewards: {answer: {fn: answer}}\n")
     assert load_config([smallest]).trainer.steps > 0
     assert "rewards.*.fn" in known_keys()
+
+
+def test_relative_folders_can_be_anchored_and_absolute_ones_stay(tmp_path):
+    config = anchored(load("output_dir=runs", "cache_dir=/elsewhere"), tmp_path)
+    assert config.output_dir == str(tmp_path / "runs") and config.cache_dir == "/elsewhere"

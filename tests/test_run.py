@@ -1,0 +1,188 @@
+"""A whole run, small and real: clips, vLLM, Ray, DeepSpeed; resumed, exported, compared, submitted."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL = (
+    "configs/quickstart.yaml",
+    "data.quickstart.train_clips=24",
+    "data.quickstart.held_out_clips=8",
+    "cold_start.steps=90",
+    "rollout.num_workers=1",
+    "rollout.tasks_per_step=2",
+    "rollout.group_size=4",
+    "trainer.eval_tasks=4",
+    "trainer.save_every=2",
+    "placement.dashboard=false",
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+def dynframe(home, command, *overrides, timeout=420):
+    arguments = [command, *SMALL, f"output_dir={home}/runs", f"cache_dir={home}/cache", *overrides]
+    answer = subprocess.run(
+        [sys.executable, "-m", "rl", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    return answer.stdout
+
+
+def steps_of(home, name):
+    lines = [json.loads(line) for line in (home / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "reward/reasoning" in line}
+
+
+def texts_of(home, name, step):
+    path = home / "runs" / name / "trajectories" / f"step_{step:06d}.jsonl"
+    return [json.loads(line)["text"] for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(home):
+    """Three steps in one go; the first run also makes clips, policy and cold start, which the others find cached."""
+    return dynframe(home, "train", "name=straight", "trainer.steps=3")
+
+
+def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight):
+    run = home / "runs" / "straight"
+    assert "held-out answer accuracy" in straight and str(run) in straight
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 3 and summary["policy_version"] == 3
+    assert summary["held_out"]["before"]["tasks"] == summary["held_out"]["after"]["tasks"] == 4
+    assert (run / "config.yaml").is_file() and list((run / "tensorboard").iterdir())
+    assert [path.name for path in sorted((run / "checkpoints").glob("step_*"))] == ["step_00000002", "step_00000003"]
+
+
+def test_the_policy_looks_again_and_engine_and_learner_agree_on_every_step(home, straight):
+    steps = steps_of(home, "straight")
+    assert list(steps) == [1, 2, 3]
+    assert all(step["rollout/calls"] > 0 and step["rollout/frames"] > 0 for step in steps.values())
+    for step in steps.values():
+        assert step["parity/max/sampling"] < 1e-4 and step["parity/max/reasoning"] < 1e-4
+        assert step["sync/verified_parameters"] == 4
+    assert [steps[step]["policy/version"] for step in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):
+    dynframe(home, "train", "name=resumed", "trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0")
+    newest = home / "runs" / "resumed" / "checkpoints" / "step_00000003"
+    (newest / "manifest.json").unlink()  # torn: the run must go on from the one before
+    again = dynframe(home, "train", "name=resumed", "trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0")
+    assert "resumed at step 2" in again
+    assert texts_of(home, "resumed", 3) == texts_of(home, "straight", 3)
+    resumed, once = steps_of(home, "resumed")[3], steps_of(home, "straight")[3]
+    for name in ("reward/sampling", "reward/reasoning", "rollout/sampled_tokens", "advantage/sampling"):
+        assert resumed[name] == once[name]
+    assert resumed["grad/norm"] == pytest.approx(once["grad/norm"], rel=1e-4)
+    assert list(steps_of(home, "resumed")) == [1, 2, 3]
+
+
+def test_an_exported_policy_loads_in_transformers_and_plays_in_the_engine(home, straight):
+    from rl.config import load_config
+    from rl.policy.model import load_policy
+
+    folder = home / "exported"
+    exported = subprocess.run(
+        [sys.executable, "-m", "rl", "export", str(home / "runs" / "straight"), str(folder)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert exported.returncode == 0, exported.stderr
+    config = load_config([REPOSITORY / "configs" / "quickstart.yaml"])
+    assert sum(p.numel() for p in load_policy(folder, config.policy.scenes).parameters()) > 1e6
+    records = home / "records.jsonl"
+    arguments = ("cold_start.enabled=false", f"policy.path={folder}", "--tasks", "1", "--greedy", "--out", str(records))
+    assert "policy: " in dynframe(home, "rollout", *arguments)
+    (record,) = map(json.loads, records.read_text().splitlines())
+    assert record["turns"][0]["segment"] == "sampling"
+
+
+def test_parity_is_measured_per_segment_and_its_controls_have_teeth(home, straight):
+    printed = dynframe(home, "parity", "--json", "--tasks", "2")
+    report = json.loads(printed.splitlines()[-1])
+    worst = 0.0
+    for segment in ("prompt", "sampling", "reasoning"):
+        assert report[segment]["tokens"] > 0 and report[segment]["max"] <= 1e-4
+        worst = max(worst, report[segment]["max"])
+    assert len(report["controls"]) == 3 and min(report["controls"].values()) >= 100 * worst
+
+
+@pytest.fixture
+def ray_head():
+    """A Ray head as an administrator would start it, on ports of its own."""
+    programs = Path(sys.executable).parent
+    ray = str(programs / "ray")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: paths of Unix sockets end at 107 bytes
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder, "HOME": folder}
+    environment["PATH"] = f"{programs}:{environment['PATH']}"  # as in an activated environment
+    ports = {"--port": 26379, "--dashboard-port": 28265, "--ray-client-server-port": 21001}
+    ports |= {"--dashboard-agent-listen-port": 25365, "--min-worker-port": 30002, "--max-worker-port": 30999}
+    options = [f"{name}={value}" for name, value in ports.items()]
+    fixed = ["--head", "--num-cpus=8", "--dashboard-host=127.0.0.1", "--disable-usage-stats", "--block"]
+    head = subprocess.Popen(
+        [ray, "start", *fixed, *options, "--object-store-memory=268435456"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield "http://127.0.0.1:28265", environment
+    for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+        process.kill()  # asked politely, a head drains for half a minute
+    head.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_submitted_job_trains_on_the_cluster(home, straight, ray_head):
+    address, environment = ray_head
+    wait_for(address)
+    overrides = ("name=submitted", "trainer.steps=1", "trainer.eval_tasks=0")
+    arguments = [*SMALL, f"cache_dir={home}/cache", *overrides]  # the output folder stays relative
+    answer = subprocess.run(
+        [sys.executable, "-m", "rl", "submit", *arguments, "--address", address],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=420,
+    )
+    assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    assert "SUCCEEDED" in answer.stdout
+    lasting = Path(environment["HOME"]) / "dynframe-rl"  # Ray deletes the job's working directory
+    assert list(steps_of(lasting, "submitted")) == [1]
+
+
+def wait_for(address, timeout_s=90):
+    """Return when the job server answers; each attempt waits for the connection, not for a clock."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5).read()
+            return
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline, f"no job server at {address} within {timeout_s} s"
+            time.sleep(0.2)
