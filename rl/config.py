@@ -330,11 +330,11 @@ class ColdStartConfig:
     """Supervised stage on retrieval traces, before reinforcement learning."""
 
     enabled: bool = False
-    traces: SourceConfig = field(default_factory=SourceConfig)  # quickstart: made from the world; dm_cot: a file
+    traces: SourceConfig = field(default_factory=SourceConfig)  # dm_cot: a file; else made from annotated evidence
     steps: int = 400
     batch_size: int = 32
     lr: float = 2e-3
-    window_jitter_s: float = 1.0  # quickstart traces: windows are off by this much, so that RL has something to learn
+    window_jitter_s: float = 1.0  # made traces: windows are off by up to this much, so that RL has something to learn
     fps_jitter: float = 3.0  # and frame rates by this much
     seed: int = 0
 

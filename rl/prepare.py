@@ -18,12 +18,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from envs.dataset import DatasetError, LoadedTasks, LoadedTraces, load_tasks, load_traces
+from envs.dataset import DatasetError, LoadedTasks, load_tasks, load_traces
+from envs.formats import RetrievalTrace
 from envs.opening import OpeningRules
 from envs.prompts import PromptFormat
 from envs.retrieval import RetrievalRules
 from envs.rollout import Surroundings
 from envs.synthetic import QuickstartWorld, WorldFiles, cold_start_traces, render_world
+from envs.traces import traces_from_evidence
 from envs.video import VideoReader
 from rl.config import ConfigError, RunConfig, SourceConfig, VideoConfig, to_dict
 from rl.policy.processor import Processor
@@ -104,27 +106,42 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
     return loaded
 
 
-def prepare_traces(config: RunConfig, console: Console) -> LoadedTraces:
-    """Supervised traces of the cold start; for the synthetic world made from its clips, with jitter."""
+def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
+    """Supervised traces of the cold start: read from a file, or made with jitter from annotated evidence."""
     declared = config.cold_start
-    if declared.traces.format != "quickstart":
+    if declared.traces.format == "quickstart":
+        return _world_traces(config, console)
+    if declared.traces.format == "dm_cot":
         loaded = load_traces(*_located(config, declared.traces, "train", console))
+        traces, rejected = loaded.traces, loaded.rejected
     else:
-        world = prepare_world(config, console)
-        rows = [json.loads(line) for line in world.train_jsonl.read_text(encoding="utf-8").splitlines()]
-        jitter = (declared.window_jitter_s, round(declared.fps_jitter))
-        made_from = {"jitter": jitter, "seed": declared.seed, "per_clip": TRACES_PER_CLIP}
-        path = world.folder / f"traces-{fingerprint(made_from)}.json"
-        if not path.exists():
-            traces = cold_start_traces(rows, *jitter, seed=declared.seed, traces_per_row=TRACES_PER_CLIP)
-            draft = path.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(traces), encoding="utf-8")
-            draft.rename(path)
-        loaded = load_traces("dm_cot", path, world.folder)
-    _report_rejected(loaded.rejected, config.data.bad_rows)
-    if not loaded.traces:
-        raise DatasetError("cold_start.traces: no usable trace")
-    return loaded
+        tasks = load_tasks(*_located(config, declared.traces, "train", console))
+        rejected = tasks.rejected
+        traces = traces_from_evidence(
+            tasks.tasks,
+            window_jitter_s=declared.window_jitter_s,
+            fps_jitter=declared.fps_jitter,
+            per_task=TRACES_PER_CLIP,
+            seed=declared.seed,
+        )
+    _report_rejected(rejected, config.data.bad_rows)
+    if not traces:
+        raise DatasetError(f"cold_start.traces: no usable trace in {declared.traces.path}")
+    return traces
+
+
+def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
+    """Traces of the synthetic world, whose answers say what the jittered look really shows."""
+    declared, world = config.cold_start, prepare_world(config, console)
+    rows = [json.loads(line) for line in world.train_jsonl.read_text(encoding="utf-8").splitlines()]
+    jitter = (declared.window_jitter_s, round(declared.fps_jitter))
+    path = world.folder / f"traces-{fingerprint([jitter, declared.seed, TRACES_PER_CLIP])}.json"
+    if not path.exists():
+        traces = cold_start_traces(rows, *jitter, seed=declared.seed, traces_per_row=TRACES_PER_CLIP)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(traces), encoding="utf-8")
+        draft.rename(path)
+    return load_traces("dm_cot", path, world.folder).traces
 
 
 def make_surroundings(config: RunConfig, policy_dir: Path) -> Surroundings:

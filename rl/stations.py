@@ -85,7 +85,7 @@ def spawn_learners(
 
 def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, console: Console) -> Path:
     """The policy after the supervised stage, from the cache if everything it depends on is the same."""
-    traces = prepare_traces(config, console).traces
+    traces = prepare_traces(config, console)
     made_from = {
         "policy": policy_dir.name,
         "scenes": scenes_fingerprint(config.policy.scenes),

@@ -158,9 +158,8 @@ class Reporter:
         )
         self._progress.update(self._bar, completed=step + 1)
         self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
-            f"step {step + 1}/{self._config.trainer.steps}  "
-            f"reward: sampling {rewards['reward/sampling']:.3f}, reasoning {rewards['reward/reasoning']:.3f}  "
-            f"looks again {rolled['rollout/calls']:.2f}  entropy {metrics.get('policy/entropy', math.nan):.2f} nat  "
+            f"step {step + 1}/{self._config.trainer.steps}  reward: sampling {rewards['reward/sampling']:.3f} "
+            f"reasoning {rewards['reward/reasoning']:.3f}  looks {rolled['rollout/calls']:.2f}  "
             f"{metrics['seconds/step']:.1f} s",
             highlight=False,
         )

@@ -1,5 +1,7 @@
 """Supervised traces take the same path as rollouts."""
 
+from dataclasses import replace
+
 import pytest
 
 from envs.dataset import load_traces
@@ -7,8 +9,8 @@ from envs.formats import RetrievalTrace, UnusableRow
 from envs.opening import OpeningRules
 from envs.retrieval import RetrievalRules
 from envs.rollout import Surroundings
-from envs.traces import trace_to_trajectory
-from rl.trajectory import Segment, StopReason, trajectory_tokens, trajectory_videos
+from envs.traces import trace_to_trajectory, traces_from_evidence
+from rl.trajectory import Segment, StopReason, TimeSpan, trajectory_tokens, trajectory_videos
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
 REPLIES = ("<think>Look.<span>2 - 4</span><fps>4</fps>", "\nRed.</think><answer>B</answer>")
@@ -93,3 +95,15 @@ def test_the_published_trace_plays_on_its_real_clip(processor, real_data_dir):
     assert len(shown_s_T) == call.num_frames == 13
     assert 56.3 < shown_s_T[0] <= 56.47 and shown_s_T[-1] < call.span.end_s
     assert opening.num_frames == 8
+
+
+def test_traces_made_from_evidence_are_roughly_right_and_playable(convert, clip):
+    task = replace(make_task(clip), evidence_span=TimeSpan(2.0, 4.0), evidence_fps=4.0)
+    unannotated = replace(task, evidence_span=None)
+    jitter = {"window_jitter_s": 0.5, "fps_jitter": 1.0}
+    traces = traces_from_evidence([task, unannotated], **jitter, per_task=8, seed=0)
+    assert len(traces) == 8 and {trace.task.task_id for trace in traces} == {task.task_id}
+    calls = [convert(trace.replies)[0].calls[0] for trace in traces]
+    assert all(abs(call.asked.start_s - 2) <= 0.55 and abs(call.asked.end_s - 4) <= 0.55 for call in calls)
+    assert len({(call.asked, call.asked_fps) for call in calls}) > 4  # jittered: something is left to learn
+    assert traces == traces_from_evidence([task, unannotated], **jitter, per_task=8, seed=0)
