@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
 from actors.frames import fetch, fetch_samples
+from actors.memory import own_memory_mib
 from actors.waiting import gather
 from actors.weight_buckets import WeightBucket, pack
 from rl.batch import assign_ranks
@@ -78,8 +78,8 @@ class LearnerWorker:
         return self._learner.logprobs(fetch_samples(samples))
 
     def memory_mib(self) -> float:
-        """Resident set size of this process."""
-        return psutil.Process().memory_info().rss / 2**20
+        """Memory this process holds by itself."""
+        return own_memory_mib()
 
 
 class LearnerGroup:
@@ -141,7 +141,7 @@ class LearnerGroup:
         return self._wait([rank.logprobs.remote(list(samples)) for rank in self._ranks], "score samples")[0]
 
     def memory_mib(self) -> float:
-        """Largest resident set size of a rank."""
+        """Memory of the largest rank."""
         return max(self._wait([rank.memory_mib.remote() for rank in self._ranks], "report"))
 
     def stop(self) -> None:

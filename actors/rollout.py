@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import psutil
 import ray
 
 from actors.frames import park
+from actors.memory import own_memory_mib
 from actors.waiting import gather
 from actors.weight_buckets import WeightBucket, unpack
 from envs.rollout import Surroundings, greedy, run_group
@@ -68,7 +68,7 @@ class RolloutWorker:
 
     async def stats(self) -> dict[str, float]:
         """Engine counters since the last call, and this process's memory."""
-        return {**self._player.engine.stats(), "memory_mib": psutil.Process().memory_info().rss / 2**20}
+        return {**self._player.engine.stats(), "memory_mib": own_memory_mib()}
 
 
 class RolloutPool:

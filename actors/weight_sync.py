@@ -42,14 +42,17 @@ class WeightSync:
         exported = time.perf_counter()
         version = self._version + 1
         self._rollouts.load_weights(buckets, version, timeout_s=self._config.timeout_s)
+        loaded = time.perf_counter()
         verified = self._verify(buckets, version)
+        seconds = time.perf_counter() - start
         self._version, self._pushed_all = version, True
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket.tensors)
-        seconds = time.perf_counter() - start
         self.metrics = {
             "sync/bytes": float(size),
             "sync/seconds": seconds,
             "sync/export_seconds": exported - start,
+            "sync/load_seconds": loaded - exported,
+            "sync/verify_seconds": start + seconds - loaded,
             "sync/gb_per_s": size / seconds / 1e9,
             "sync/verified_parameters": float(verified),
             "sync/version": float(version),

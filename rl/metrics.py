@@ -56,7 +56,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "update/": ("", "what one learner update consumed: tokens, trajectories, micro-batches"),
     "seconds/": ("s", "wall time of one station of this step"),
     "sync/": ("", "weight push: version, bytes, seconds, parameters verified"),
-    "memory/": ("MiB", "resident set size, by kind of process (largest of its kind)"),
+    "memory/": ("MiB", "resident memory of its own, by kind of process (largest of its kind)"),
     "held_out/": ("", "greedy evaluation on the held-out split"),
     "cold_start/": ("", "supervised stage"),
 }

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from actors.memory import own_memory_mib
 from actors.ray_metrics import RayMetricsSink
 from actors.weight_sync import WeightSync
 from envs.dataset import tasks_for_step
@@ -149,7 +149,7 @@ class Reporter:
         sampled = rolled["rollout/sampled_tokens"] * sum(len(group.rewards_G) for group in scored)
         own = {
             "rollout/tokens_per_s": sampled / max(metrics["seconds/rollout"], 1e-9),
-            "memory/driver": psutil.Process().memory_info().rss / 2**20,
+            "memory/driver": own_memory_mib(),
         }
         everything = {**rolled, **rewards, **credit_metrics(scored, self._rules), **own, **metrics}
         self._numbers.write(step + 1, everything)
