@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-EXTRA ?= cpu
+EXTRA ?= $(if $(wildcard .venv/ready-gpu),gpu,cpu)
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+DATA_VARIABLE = "DYNFRAME_REAL_DATA"
 RUNTIME_ENV = Path(__file__).with_name("runtime_env.yaml")
 
 
@@ -59,6 +61,8 @@ def submit_training(
 def runtime_env(working_dir: Path) -> dict[str, Any]:
     """The runtime environment of cluster/runtime_env.yaml, shipping `working_dir`."""
     declared = yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))
+    if DATA_VARIABLE in os.environ:  # where configurations look for their data
+        declared["env_vars"][DATA_VARIABLE] = os.environ[DATA_VARIABLE]
     return declared | {"working_dir": str(working_dir)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +68,7 @@ def cold_start(inputs: Inputs) -> None:
     config = _load(inputs)
     from rl.train import run_cold_start_only
 
-    console.print(str(run_cold_start_only(config, console)))
+    _say(str(run_cold_start_only(config, console)))
 
 
 @app.command(epilog=EPILOG)
@@ -83,7 +84,9 @@ def check(inputs: Inputs, as_json: AsJson = False) -> None:
 def parity(
     inputs: Inputs,
     as_json: AsJson = False,
-    tasks: Annotated[int, typer.Option(help="How many two-turn trajectories to compare.", min=1)] = 8,
+    tasks: Annotated[
+        int, typer.Option(help="How many tasks to play; each gives a group of trajectories to compare.", min=1)
+    ] = 8,
 ) -> None:
     """Compare engine and learner log-probs on real two-turn trajectories, per segment, with negative controls.
 
@@ -127,7 +130,7 @@ def export(
     from rl.train import run_export
 
     run_export(run, folder)
-    console.print(f"exported to {folder}")
+    _say(f"exported to {folder}")
 
 
 @app.command(epilog=EPILOG)
@@ -139,9 +142,11 @@ def submit(
 ) -> None:
     """Submit `dynframe train` as a Ray job, with this folder as its working directory."""
     _load(inputs)  # refuse here what the cluster would refuse minutes later
+    if (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
     from cluster.submit import submit_training
 
-    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=console.print)
+    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=_say)
     raise typer.Exit(code)
 
 
@@ -166,6 +171,7 @@ def main() -> None:
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
         )  # or DeepSpeed, wherever it is imported, warns that it had to guess
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `ray job stop`: workers are released on the way out
     try:
         app()
     except (ConfigError, FileNotFoundError) as error:
@@ -189,6 +195,11 @@ def _load(inputs: list[str]) -> RunConfig:
     return anchored(config, home)
 
 
+def _say(text: str) -> None:
+    """Print as it is: no markup in what others wrote, no line broken in a pipe."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _conclude(findings: list[Finding], as_json: bool) -> None:
     print_findings(findings, console)
     if as_json:
@@ -205,6 +216,6 @@ def _print_json(record: dict) -> None:
 def _fail(error: object, code: int) -> None:
     logging.getLogger(__name__).debug("failed", exc_info=True)
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    errors.print(f"[bold red]error:[/] {type(error).__name__ if not str(message) else ''}", end="")
-    errors.print(str(message), markup=False, highlight=False)
+    errors.print("[bold red]error:[/] ", end="")
+    errors.print(str(message) or type(error).__name__, markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(code)

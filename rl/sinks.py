@@ -46,10 +46,11 @@ class JsonlSink:
     """metrics.jsonl: one line per step, flushed at once. Non-finite numbers are strings, so every line stays JSON."""
 
     def __init__(self, folder: Path, *, keep_through_step: int) -> None:
-        path = folder / "metrics.jsonl"
+        path, draft = folder / "metrics.jsonl", folder / ".metrics.jsonl"
         kept = _lines_through(path, keep_through_step) if path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(kept)
+        draft.write_text("".join(kept), encoding="utf-8")
+        draft.replace(path)  # a crash here leaves the old log or the new one
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
@@ -63,11 +64,11 @@ class JsonlSink:
 class TensorBoardSink:
     """Event files under tensorboard/."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep_through_step: int) -> None:
         # tensorboard's writer comes with torch, which only a run needs
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=keep_through_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -81,7 +82,8 @@ class WandbSink:
     """Weights & Biases; offline works without network."""
 
     def __init__(self, folder: Path, *, mode: str, project: str, name: str, config: Mapping[str, Any]) -> None:
-        self._run = wandb.init(dir=str(folder), mode=mode, project=project, name=name, config=dict(config))
+        identity = {"id": name, "resume": "allow"}  # a resumed run goes on in its own curves
+        self._run = wandb.init(dir=str(folder), mode=mode, project=project, name=name, config=dict(config), **identity)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

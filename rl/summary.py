@@ -13,8 +13,9 @@ def summarise(run_dir: Path) -> dict[str, Any]:
     `first` and `last` are means over the first and last tenth of the steps: one step's rewards are noisy.
     """
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "reward/reasoning" in line]
+    steps = [line for line in lines if "seconds/step" in line]
     evaluations = [line for line in lines if "held_out/tasks" in line]
+    after = evaluations[-1:] if evaluations and evaluations[-1]["step"] > evaluations[0]["step"] else []
     return {
         "steps": steps[-1]["step"] if steps else 0,
         "seconds": round(sum(line["seconds/step"] for line in steps), 1),
@@ -28,12 +29,14 @@ def summarise(run_dir: Path) -> dict[str, Any]:
         "held_out": {
             moment: {"step": line["step"]}
             | {k.removeprefix("held_out/"): v for k, v in line.items() if "held_out/" in k}
-            for moment, line in zip(("before", "after"), (evaluations[:1] + evaluations[-1:]), strict=False)
+            for moment, line in zip(("before", "after"), evaluations[:1] + after, strict=False)
         },
         "policy_version": int(steps[-1]["policy/version"]) if steps else 0,
         "skipped_updates": sum(line.get("update/skipped_steps", 0.0) for line in steps),
         "masked": {
-            "reward_failures": sum(line["reward/failed"] for line in steps),
+            "reward_failures": sum(
+                line["reward/failed"] - line.get("reward/failed/video_error", 0.0) for line in steps
+            ),
             "video_errors": sum(line["rollout/video_errors"] for line in steps),
         },
     }

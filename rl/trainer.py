@@ -89,10 +89,10 @@ def train(
             version = weights.push()
         counters = {"policy/version": version, "rollout/resampled_groups": resampled}
         report(step, scored, {**metrics, **counters, **clock.metrics()})
+        if is_due(step + 1, schedule.eval_every, schedule.steps):
+            evaluate(step + 1)  # before saving: a run killed in between repeats the step, and so the evaluation
         if is_due(step + 1, schedule.save_every, schedule.steps):
             save(step + 1, version)
-        if is_due(step + 1, schedule.eval_every, schedule.steps):
-            evaluate(step + 1)
     return version
 
 

@@ -31,7 +31,16 @@ MAY_IMPORT = {  # longest prefix wins; entries are prefixes of our modules
     "actors/": ("rl", "envs", "rewards", "actors"),
     "cluster/": ("cluster",),
 }
-COMPOSITION_ROOT = ("train", "cli", "__main__", "stations", "prepare", "check", "inspection")  # files of rl/
+COMPOSITION_ROOT = (
+    "train",
+    "cli",
+    "__main__",
+    "stations",
+    "prepare",
+    "check",
+    "inspection",
+    "reporter",
+)  # files of rl/
 MAY_IMPORT |= {f"rl/{name}.py": ("rl", "actors", "envs", "rewards", "cluster") for name in COMPOSITION_ROOT}
 NOBODY_IMPORTS = ("rl.trainer", *(f"rl.{name}" for name in COMPOSITION_ROOT))  # parts never know the whole
 

@@ -83,7 +83,7 @@ def test_unannotated_tasks_have_no_mean_sampling_reward_rather_than_zero():
 
 
 def test_every_metric_has_a_meaning_and_nothing_undeclared_is_logged(tmp_path):
-    assert all(meaning for _, meaning in METRICS.values())
+    assert all(unit and meaning for unit, meaning in METRICS.values())
     assert describe("rollout/seconds/decode") == METRICS["rollout/seconds/"]
     log = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
     with pytest.raises(KeyError, match="mystery/number"):
@@ -106,11 +106,23 @@ def test_the_summary_is_read_off_the_log(tmp_path):
     log.write(0, {"held_out/tasks": 4.0, "held_out/accuracy": 0.25})
     for step in (1, 2):
         numbers = {"reward/sampling": step / 10, "reward/reasoning": step / 4, "reward/failed": 1.0}
-        log.write(step, numbers | {"seconds/step": 2.0, "policy/version": step, "rollout/video_errors": 0.0})
+        masked = {"reward/failed/video_error": 1.0, "rollout/video_errors": 1.0}
+        log.write(step, numbers | masked | {"seconds/step": 2.0, "policy/version": step})
     log.write(2, {"held_out/tasks": 4.0, "held_out/accuracy": 0.75})
     log.close()
     summary = summarise(tmp_path)
     assert (summary["steps"], summary["seconds"], summary["policy_version"]) == (2, 4.0, 2)
     assert summary["rewards"]["sampling"] == {"first": 0.1, "last": 0.2}
     assert summary["held_out"]["before"]["accuracy"] == 0.25 and summary["held_out"]["after"]["accuracy"] == 0.75
-    assert summary["masked"] == {"reward_failures": 2.0, "video_errors": 0.0}
+    assert summary["masked"] == {"reward_failures": 0.0, "video_errors": 2.0}
+
+
+def test_a_run_whose_rewards_all_failed_still_counts_its_steps(tmp_path):
+    log = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
+    failed = {"reward/failed": 8.0, "rollout/video_errors": 0.0, "seconds/step": 1.0, "policy/version": 1.0}
+    log.write(1, failed | {"reward/reasoning": math.nan})
+    log.write(0, {"held_out/tasks": 4.0, "held_out/accuracy": 0.25})
+    log.close()
+    summary = summarise(tmp_path)
+    assert summary["steps"] == 1 and summary["masked"]["reward_failures"] == 8.0
+    assert "after" not in summary["held_out"]  # one evaluation is a start, not a result

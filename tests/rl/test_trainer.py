@@ -67,7 +67,7 @@ def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")]):
 
 def test_one_step_is_generate_update_push_and_engines_have_weights_before_the_first():
     stations, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0))
-    assert stations.diary == ["push 0", "evaluate 0", "generate 0", "update", "push 1", "save 1 v1", "evaluate 1"]
+    assert stations.diary == ["push 0", "evaluate 0", "generate 0", "update", "push 1", "evaluate 1", "save 1 v1"]
     ((step, metrics),) = reports
     assert step == 0 and metrics["policy/version"] == 1 and metrics["loss/total"] == 0.5
     assert {"seconds/rollout", "seconds/reward", "seconds/update", "seconds/sync", "seconds/step"} <= metrics.keys()

@@ -1,0 +1,137 @@
+"""What a run says while it goes on and at its end: metrics, records, a line per step; and when it must stop.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from actors.memory import own_memory_mib
+from actors.ray_metrics import RayMetricsSink
+from rl.advantages import CreditRules
+from rl.batch import credit_metrics
+from rl.config import AdvantageConfig, RunConfig, to_dict
+from rl.metrics import reward_metrics, rollout_metrics
+from rl.policy.processor import Geometry
+from rl.records import write_records
+from rl.sinks import JsonlSink, MetricLog, Sink, TensorBoardSink, WandbSink
+from rl.summary import summarise
+from rl.trajectory import ScoredGroup
+
+log = logging.getLogger(__name__)
+
+
+class GateError(RuntimeError):
+    """A run is stopped before it learns from what cannot be trusted; the message says what and why."""
+
+
+class Reporter:
+    """What is said after each step: metrics to sinks, trajectories to disk, a line of progress; and the parity gate."""
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, numbers: MetricLog, progress: Progress, first: int, geometry: Geometry
+    ) -> None:
+        self._config, self._run_dir, self._numbers, self._progress = config, run_dir, numbers, progress
+        self._rules = credit_rules(config.algorithm.advantage)
+        self._pixels_per_token = (geometry.patch * geometry.merge) ** 2
+        self._bar: TaskID = progress.add_task("training", total=config.trainer.steps, completed=first)
+
+    def step(self, step: int, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]) -> None:
+        """Report one step.
+
+        Raises:
+            GateError: engine and learner disagree on average by more than parity.abort_nat, or too many videos could
+                not be read.
+        """
+        rolled = rollout_metrics([group.group for group in scored], pixels_per_token=self._pixels_per_token)
+        rewards = reward_metrics(scored)
+        sampled = rolled["rollout/sampled_tokens"] * sum(len(group.rewards_G) for group in scored)
+        own = {
+            "rollout/tokens_per_s": sampled / max(metrics["seconds/rollout"], 1e-9),
+            "memory/driver": own_memory_mib(),
+        }
+        everything = {**rolled, **rewards, **credit_metrics(scored, self._rules), **own, **metrics}
+        self._numbers.write(step + 1, everything)
+        write_records(
+            self._run_dir / "trajectories", step + 1, scored, limit=self._config.logging.trajectories_per_step
+        )
+        self._progress.update(self._bar, completed=step + 1)
+        self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
+            f"step {step + 1}/{self._config.trainer.steps}  reward: sampling {rewards['reward/sampling']:.3f} "
+            f"reasoning {rewards['reward/reasoning']:.3f}  looks {rolled['rollout/calls']:.2f}  "
+            f"{metrics['seconds/step']:.1f} s",
+            highlight=False,
+        )
+        self._gate(step, everything)
+
+    def _gate(self, step: int, metrics: Mapping[str, float]) -> None:
+        limits = self._config.parity
+        means = [value for name, value in metrics.items() if name.startswith("parity/mean")]
+        if not all(mean <= limits.abort_nat for mean in means):  # so that NaN is no agreement
+            raise GateError(
+                f"step {step + 1}: engine and learner log-probs differ by {means} nat on average (parity.abort_nat="
+                f"{limits.abort_nat:g}); run `dynframe parity` on this configuration"
+            )
+        worst = max((value for name, value in metrics.items() if name.startswith("parity/max")), default=0.0)
+        if worst > limits.warn_nat:
+            log.warning("step %d: engine and learner log-probs differ by up to %.2g nat", step + 1, worst)
+        unreadable = metrics["rollout/video_errors"] / max(metrics["rollout/trajectories"], 1)
+        if unreadable > self._config.scoring.max_failed_share:
+            raise GateError(
+                f"step {step + 1}: the videos of {unreadable:.0%} of the trajectories could not be read "
+                f"(scoring.max_failed_share={self._config.scoring.max_failed_share:g}); the log says which and why"
+            )
+
+
+def credit_rules(advantage: AdvantageConfig) -> CreditRules:
+    """The credit rules of a configuration."""
+    return CreditRules(**to_dict(advantage))
+
+
+def make_sinks(config: RunConfig, run_dir: Path, *, keep_through_step: int) -> list[Sink]:
+    """metrics.jsonl and Ray's metrics always; TensorBoard and W&B as configured."""
+    sinks: list[Sink] = [JsonlSink(run_dir, keep_through_step=keep_through_step), RayMetricsSink(config.name)]
+    if config.logging.tensorboard:
+        sinks.append(TensorBoardSink(run_dir, keep_through_step=keep_through_step))
+    if config.logging.wandb != "disabled":
+        sinks.append(
+            WandbSink(
+                run_dir,
+                mode=config.logging.wandb,
+                project=config.logging.wandb_project,
+                name=config.name,
+                config=to_dict(config),
+            )
+        )
+    return sinks
+
+
+def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
+    """Write summary.json and print what was learned and where the run lies."""
+    summary = summarise(run_dir)
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    table = Table(title=f"{summary['steps']} steps in {summary['seconds']:.0f} s", box=None, pad_edge=False)
+    for heading in ("", "before", "after"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    before, after = (summary["held_out"].get(moment, {}) for moment in ("before", "after"))
+    for label, name in (
+        ("held-out reward, sampling", "reward_sampling"),
+        ("held-out reward, reasoning", "reward_reasoning"),
+        ("held-out answer accuracy", "accuracy"),
+        ("share of trajectories that look again", "calls"),
+        ("frames retrieved per trajectory", "frames"),
+    ):
+        table.add_row(label, *(f"{moment.get(name, math.nan):.3f}" for moment in (before, after)))
+    console.print(table)
+    console.print(f"metrics, trajectories and checkpoints: {run_dir}", highlight=False)
+    return summary

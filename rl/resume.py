@@ -1,0 +1,50 @@
+"""Going on: the checkpoint a run starts from, and whether it is a checkpoint of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from rl.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from rl.config import ConfigError, RunConfig, to_dict
+
+MEANING = (  # keys that a resumed run may not change; how long, how fast and where it runs may change
+    *("seed", "policy.", "data.", "video.v0.", "retrieval.", "prompt.", "rewards.", "scoring.calls", "algorithm."),
+    *("rollout.group_size", "rollout.tasks_per_step", "rollout.max_new_tokens", "rollout.temperature"),
+    *("rollout.engine.max_model_len", "learner.freeze_vision", "cold_start."),
+)
+
+
+def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Checkpoint | None:
+    """The checkpoint to go on from, or None to start afresh.
+
+    Raises:
+        ConfigError: `resume` names a path that is not a valid checkpoint, or the checkpoint is of another run.
+    """
+    if config.resume == "never":
+        return None
+    try:
+        found = store.latest_valid() if config.resume == "auto" else open_checkpoint(config.resume)
+    except CheckpointError as error:
+        raise ConfigError(f"resume: {error}") from error
+    changed = changed_meaning(yaml.safe_load(found.config_yaml), to_dict(config)) if found else []
+    if changed:
+        raise ConfigError(
+            f"resume: {found.folder} is of a run with other settings: {'; '.join(changed[:3])}"
+            f"{' …' if len(changed) > 3 else ''}. Give this run a name of its own (name=…), or resume=never"
+        )
+    return found
+
+
+def changed_meaning(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two configurations among the keys that make a run what it is: "key: old -> new"."""
+    changed = []
+    for key in sorted(old.keys() | new.keys(), key=str):
+        name, before, now = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            changed += changed_meaning(before, now, f"{name}.")
+        elif before != now and name.startswith(MEANING):
+            changed.append(f"{name}: {before} -> {now}")
+    return changed
