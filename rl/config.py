@@ -7,6 +7,7 @@ that validate themselves; a key that does not exist is refused with the nearest 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -74,6 +75,10 @@ class ScenesConfig:
         _require(self.tau >= 0, f"policy.scenes.tau must be >= 0, got {self.tau}")
         _require(self.difference_scale in (1, 2, 4, 8), "policy.scenes.difference_scale must be 1, 2, 4 or 8")
         _require(self.max_scene_frames >= 1, "policy.scenes.max_scene_frames must be >= 1")
+        _require(
+            self.init_frames >= 2 and self.init_frames % 2 == 0,
+            f"policy.scenes.init_frames must be even and >= 2 (the stock kernel spans 2), got {self.init_frames}",
+        )
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,7 @@ class VideoConfig:
     def __post_init__(self) -> None:
         _one_of("video.backend", self.backend, ("pyav", "decord"))
         _require(self.decode_timeout_s > 0, "video.decode_timeout_s must be > 0")
+        _require(self.decode_workers >= 0, f"video.decode_workers must be >= 0, got {self.decode_workers}")
 
 
 @dataclass(frozen=True)
@@ -179,9 +185,16 @@ class EngineConfig:
     max_num_seqs: int = 32
     kv_cache_bytes: int = 268_435_456  # CPU; ignored where gpu_memory_utilization applies
     gpu_memory_utilization: float = 0.85
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = 1  # above 1 weights cannot be read back: weight_sync.verify_tensors must be 0
     enforce_eager: bool = True
     mm_cache_gib: float = 0.25
+
+    def __post_init__(self) -> None:
+        _require(self.max_model_len >= 1, f"rollout.engine.max_model_len must be >= 1, got {self.max_model_len}")
+        _require(
+            self.tensor_parallel_size >= 1,
+            f"rollout.engine.tensor_parallel_size must be >= 1, got {self.tensor_parallel_size}",
+        )
 
 
 @dataclass(frozen=True)
@@ -203,17 +216,20 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     num_workers: int = 1  # engines
-    call_timeout_s: float = 600.0  # deadline of one group in a worker
+    call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step, or of an evaluation
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         _require(self.group_size >= 2, f"rollout.group_size must be >= 2 for a group baseline, got {self.group_size}")
         _require(self.tasks_per_step >= 1, "rollout.tasks_per_step must be >= 1")
+        _require(self.max_new_tokens >= 1, f"rollout.max_new_tokens must be >= 1, got {self.max_new_tokens}")
+        _require(self.num_workers >= 1, f"rollout.num_workers must be >= 1, got {self.num_workers}")
+        _require(self.call_timeout_s > 0, f"rollout.call_timeout_s must be > 0, got {self.call_timeout_s}")
         _require(self.temperature > 0, "rollout.temperature must be > 0 in training; evaluation is greedy by itself")
         _require(
             self.top_p == 1.0 and self.top_k == 0,
             "rollout.top_p < 1 and rollout.top_k > 0 truncate the support and bias importance ratios: "
-            "leave them at 1.0 and 0 in training (evaluation may set evaluation.top_p and evaluation.top_k)",
+            "leave them at 1.0 and 0 in training; evaluation is greedy by itself",
         )
 
 
@@ -237,11 +253,16 @@ class ScoringConfig:
 
     num_workers: int = 1
     calls: str = "mean"  # several retrieval calls in one trajectory: mean | last | max of their sampling reward
-    timeout_s: float = 30.0  # one group; a worker beyond it is killed and replaced
+    timeout_s: float = 30.0  # one reward call; a worker deaf to its alarm is killed after siblings * timeout_s
     max_failed_share: float = 0.25  # of a step's trajectories; above it the run stops with the cause
 
     def __post_init__(self) -> None:
         _one_of("scoring.calls", self.calls, ("mean", "last", "max"))
+        _require(self.num_workers >= 1, f"scoring.num_workers must be >= 1, got {self.num_workers}")
+        _require(self.timeout_s > 0, f"scoring.timeout_s must be > 0, got {self.timeout_s}")
+        _require(
+            0 <= self.max_failed_share <= 1, f"scoring.max_failed_share must be in [0, 1], got {self.max_failed_share}"
+        )
 
 
 @dataclass(frozen=True)
@@ -282,6 +303,7 @@ class LossConfig:
         _require(0 <= self.clip_low < 1, "algorithm.loss.clip_low must be in [0, 1)")
         _require(self.clip_high >= 0, "algorithm.loss.clip_high must be >= 0")
         _require(self.kl_beta >= 0, "algorithm.loss.kl_beta must be >= 0")
+        _require(self.constant_tokens >= 1, f"algorithm.loss.constant_tokens must be >= 1, got {self.constant_tokens}")
 
 
 @dataclass(frozen=True)
@@ -304,6 +326,13 @@ class OptimizerConfig:
     min_lr_fraction: float = 0.1  # where the cosine ends
     max_grad_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"learner.optimizer.lr must be > 0, got {self.lr}")
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"learner.optimizer.betas must be two numbers in [0, 1), got {self.betas}",
+        )
+
 
 @dataclass(frozen=True)
 class LearnerConfig:
@@ -323,6 +352,7 @@ class LearnerConfig:
         _require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
         _require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
         _require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
+        _require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
 
 
 @dataclass(frozen=True)
@@ -337,6 +367,11 @@ class ColdStartConfig:
     window_jitter_s: float = 1.0  # made traces: windows are off by up to this much, so that RL has something to learn
     fps_jitter: float = 3.0  # and frame rates by this much
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, f"cold_start.steps must be >= 1, got {self.steps}; cold_start.enabled=false skips it")
+        _require(self.batch_size >= 1, f"cold_start.batch_size must be >= 1, got {self.batch_size}")
+        _require(self.lr > 0, f"cold_start.lr must be > 0, got {self.lr}")
 
 
 @dataclass(frozen=True)
@@ -367,7 +402,7 @@ class TrainerConfig:
     """The loop."""
 
     steps: int = 100
-    save_every: int = 20  # steps; the last step is always saved
+    save_every: int = 20  # steps; the last step is always saved, 0: only that one
     keep_checkpoints: int = 2
     eval_every: int = 0  # steps; 0: before the first and after the last only
     eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
@@ -375,6 +410,9 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _require(self.steps >= 0, "trainer.steps must be >= 0")
         _require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
+        _require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
+        _require(self.eval_every >= 0, f"trainer.eval_every must be >= 0, got {self.eval_every}")
+        _require(self.eval_tasks >= 0, f"trainer.eval_tasks must be >= 0, got {self.eval_tasks}")
 
 
 @dataclass(frozen=True)
@@ -438,6 +476,39 @@ class RunConfig:
             "policy.dtype=bfloat16 with learner.zero_stage=0 is wrong in DeepSpeed 0.19 (a phantom optimizer step at "
             "start): use learner.zero_stage=1",
         )
+        _require(
+            re.fullmatch(r"[\w.-]+", self.name) is not None and self.name not in (".", ".."),
+            f"name must be letters, digits, '_', '-' or '.', for it names a folder in output_dir; got {self.name!r}",
+        )
+        _refuse_what_does_not_fit(self)
+
+
+def _refuse_what_does_not_fit(config: RunConfig) -> None:
+    """Values that are sound by themselves, but not together."""
+    engine, placement, traces = config.rollout.engine, config.placement, config.cold_start.traces
+    longest = config.policy.tiny.max_position_embeddings
+    _require(
+        bool(config.policy.path) or engine.max_model_len <= longest,
+        f"rollout.engine.max_model_len ({engine.max_model_len}) must be <= policy.tiny.max_position_embeddings "
+        f"({longest}) where the project builds the policy (policy.path is empty): raise the second or lower the first",
+    )
+    split = engine.tensor_parallel_size
+    _require(
+        split == 1 or config.weight_sync.verify_tensors == 0,
+        f"rollout.engine.tensor_parallel_size={split}: a weight cut over several GPUs cannot be read back; "
+        "set weight_sync.verify_tensors=0",
+    )
+    _require(
+        split == 1 or placement.rollout_gpus >= split,
+        f"rollout.engine.tensor_parallel_size={split} needs placement.rollout_gpus >= {split}, "
+        f"got {placement.rollout_gpus:g}",
+    )
+    train = config.data.train.format
+    _require(
+        not (config.cold_start.enabled and traces.format == "quickstart" and train != "quickstart"),
+        f"cold_start.traces.format is quickstart, the synthetic world, but data.train.format is {train}: set "
+        f"cold_start.traces: {{format: {train}, path: ...}}, or cold_start.enabled=false",
+    )
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

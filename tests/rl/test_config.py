@@ -34,6 +34,33 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("trainer.steps", "key=value"),
         ("=3", "key=value"),
         ("video.v0.min_frames=9", "video.v0.max_frames"),
+        ("rollout.num_workers=0", "rollout.num_workers must be >= 1, got 0"),
+        ("rollout.call_timeout_s=0", "rollout.call_timeout_s must be > 0"),
+        ("rollout.max_new_tokens=0", "rollout.max_new_tokens must be >= 1"),
+        ("scoring.num_workers=0", "scoring.num_workers must be >= 1"),
+        ("scoring.timeout_s=0", "scoring.timeout_s must be > 0"),
+        ("scoring.max_failed_share=1.5", r"max_failed_share must be in \[0, 1\], got 1.5"),
+        ("learner.updates_per_step=0", "learner.updates_per_step must be >= 1"),
+        ("learner.optimizer.lr=0", "learner.optimizer.lr must be > 0"),
+        ("learner.optimizer.betas=[0.9]", r"two numbers in \[0, 1\), got \[0.9\]"),
+        ("learner.optimizer.betas=[0.9,1.0]", r"two numbers in \[0, 1\)"),
+        ("video.decode_workers=-1", "video.decode_workers must be >= 0"),
+        ("algorithm.loss.constant_tokens=0", "constant_tokens must be >= 1"),
+        ("trainer.save_every=-3", "trainer.save_every must be >= 0, got -3"),
+        ("trainer.eval_every=-1", "trainer.eval_every must be >= 0"),
+        ("trainer.eval_tasks=-1", "trainer.eval_tasks must be >= 0"),
+        ("cold_start.steps=0", "cold_start.enabled=false skips it"),
+        ("cold_start.batch_size=0", "cold_start.batch_size must be >= 1"),
+        ("cold_start.lr=0", "cold_start.lr must be > 0"),
+        ("policy.scenes.init_frames=5", "must be even and >= 2"),
+        ("policy.scenes.init_frames=0", "must be even and >= 2"),
+        ("rollout.engine.max_model_len=5000", r"policy.tiny.max_position_embeddings \(4096\)"),
+        ("rollout.engine.tensor_parallel_size=2", "set weight_sync.verify_tensors=0"),
+        ("rollout.engine.tensor_parallel_size=0", "tensor_parallel_size must be >= 1"),
+        ("data.train.format=dm_rl", r"set cold_start.traces: \{format: dm_rl, path: ...\}"),
+        ("name=../elsewhere", "it names a folder in output_dir"),
+        ("name=..", "it names a folder in output_dir"),
+        ("name=''", "it names a folder in output_dir"),
     ],
 )
 def test_a_bad_override_is_one_clear_line(override, message):
@@ -45,6 +72,17 @@ def test_a_bad_override_is_one_clear_line(override, message):
 def test_bf16_without_zero_is_refused_because_deepspeed_gets_it_wrong():
     with pytest.raises(ConfigError, match="zero_stage=1"):
         load("policy.dtype=bfloat16", "learner.zero_stage=0")
+
+
+def test_an_engine_over_several_gpus_needs_them_and_no_read_back():
+    several = ("rollout.engine.tensor_parallel_size=2", "weight_sync.verify_tensors=0")
+    with pytest.raises(ConfigError, match=r"placement\.rollout_gpus >= 2, got 1"):
+        load(*several, "placement.rollout_gpus=1")
+    assert load(*several, "placement.rollout_gpus=2")
+
+
+def test_a_given_policy_brings_its_own_longest_context():
+    assert load("rollout.engine.max_model_len=5000", "policy.path=models/mine")
 
 
 def test_a_missing_file_and_a_file_that_is_no_yaml_are_named(tmp_path):
