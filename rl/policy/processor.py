@@ -43,6 +43,12 @@ TOKEN_TEXT = {
     "image_pad": "<|image_pad|>",
     "pad": "<|endoftext|>",
 }
+MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
+    "video_token_id": "video_pad",
+    "image_token_id": "image_pad",
+    "vision_start_token_id": "vision_start",
+    "vision_end_token_id": "vision_end",
+}
 TAG_TOKENS = tuple(text for name, text in TOKEN_TEXT.items() if name.endswith(("_open", "_close")))
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
@@ -174,7 +180,9 @@ class Processor:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise PolicyFilesError(f"{path}: no such file; a policy folder needs tokenizer.json")
-        return cls(Tokenizer.from_file(str(path)), Geometry.read(folder), scenes, folder)
+        processor = cls(_read_tokenizer(path), Geometry.read(folder), scenes, folder)
+        _require_model_ids(folder, processor.ids)
+        return processor
 
     @property
     def digest_prefix(self) -> str:
@@ -303,6 +311,24 @@ class Processor:
         if text not in self._time_ids:
             self._time_ids[text] = self.encode(text)
         return self._time_ids[text]
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise PolicyFilesError(f"{path}: not a tokenizer ({error})") from error
+
+
+def _require_model_ids(folder: Path, ids: TokenIds) -> None:
+    """The model looks for its video at the ids of config.json, the ledger writes those of the tokenizer."""
+    declared = json.loads((folder / "config.json").read_text())
+    for key, name in MODEL_IDS.items():
+        if declared.get(key) not in (None, getattr(ids, name)):
+            raise PolicyFilesError(
+                f"{folder}: config.json has {key}={declared[key]}, tokenizer.json numbers {TOKEN_TEXT[name]} "
+                f"{getattr(ids, name)}: they are of different checkpoints"
+            )
 
 
 def _scene_starts(frames: Frames) -> tuple[float, ...]:

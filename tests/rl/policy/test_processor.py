@@ -168,6 +168,16 @@ def test_missing_or_foreign_files_are_named(tiny_dir, tmp_path):
         Processor.from_pretrained(tmp_path, ScenesConfig())
 
 
+def test_a_tokenizer_that_numbers_the_models_tokens_otherwise_is_refused(tiny_dir, tmp_path):
+    shutil.copy(tiny_dir / "tokenizer.json", tmp_path)
+    config = json.loads((tiny_dir / "config.json").read_text())
+    for key in ("video_token_id", "image_token_id", "vision_start_token_id", "vision_end_token_id"):
+        assert key in config
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: 151_000}))
+        with pytest.raises(PolicyFilesError, match=rf"config\.json has {key}=151000, tokenizer\.json numbers <\|"):
+            Processor.from_pretrained(tmp_path, ScenesConfig())
+
+
 def test_scene_parameters_enter_the_digest_prefix(processor, tiny_dir):
     other = Processor.from_pretrained(tiny_dir, replace(processor.scenes, tau=0.3))
     assert other.digest_prefix != processor.digest_prefix
