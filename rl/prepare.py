@@ -11,36 +11,48 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from envs.dataset import DatasetError, LoadedTasks, load_tasks, load_traces
-from envs.formats import RetrievalTrace
+from envs.dataset import DatasetError, LoadedTasks, RejectedRow, load_tasks, load_traces
+from envs.formats import RetrievalTrace, UnusableRow
 from envs.opening import OpeningRules
 from envs.prompts import PromptFormat
 from envs.retrieval import RetrievalRules
 from envs.rollout import Surroundings
 from envs.synthetic import QuickstartWorld, WorldFiles, cold_start_traces, render_world
 from envs.traces import traces_from_evidence
-from envs.video import VideoReader
+from envs.video import VideoError, VideoReader
 from rl.config import ConfigError, RunConfig, SourceConfig, VideoConfig, to_dict
-from rl.policy.processor import Processor
+from rl.policy.processor import PolicyFilesError, Processor
 
 log = logging.getLogger(__name__)
 
 TRACES_PER_CLIP = 4  # jittered supervised traces made from each clip of the synthetic world
+ROWS_IN_LOG = 10  # of those left out; the file has all
 
 
+@contextmanager
+def _as_config_error() -> Iterator[None]:
+    """What is wrong with data or a policy's files is for the user to mend, like a wrong key, and ends alike."""
+    try:
+        yield
+    except (DatasetError, UnusableRow, PolicyFilesError, VideoError) as error:
+        raise ConfigError(str(error)) from error
+
+
+@_as_config_error()
 def prepare_policy(config: RunConfig) -> Path:
     """The folder of the policy a run starts from: ours as it is, a stock Qwen2.5-VL converted, or the tiny one built.
 
     Raises:
-        ConfigError: `policy.path` is not a folder.
-        PolicyFilesError: it is not a policy's folder.
+        ConfigError: `policy.path` is not a folder, or not a policy's.
     """
     from transformers.utils.logging import disable_progress_bar  # torch and transformers: seconds to import
 
@@ -64,19 +76,12 @@ def prepare_policy(config: RunConfig) -> Path:
 
 
 def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
-    """The synthetic world's clips, rendered on first use."""
-    declared = config.data.quickstart
-    world = QuickstartWorld(
-        train_clips=declared.train_clips,
-        held_out_clips=declared.held_out_clips,
-        duration_s=declared.duration_s,
-        native_fps=declared.native_fps,
-        size=declared.size,
-        seed=declared.seed,
-        question_kinds=tuple(declared.question_kinds),
-        coarse_fps=config.video.v0.fps,
-        shuffle_options=declared.shuffle_options,
-    )
+    """The synthetic world's clips, rendered on first use.
+
+    Raises:
+        ConfigError: no such world can be made.
+    """
+    declared, world = config.data.quickstart, _declared_world(config)
     with progress_bar(console) as progress:
         bar = progress.add_task("rendering clips", total=declared.train_clips + declared.held_out_clips)
         return render_world(
@@ -87,27 +92,54 @@ def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
         )
 
 
+def _declared_world(config: RunConfig) -> QuickstartWorld:
+    declared = to_dict(config.data.quickstart)
+    try:
+        return QuickstartWorld(**declared, coarse_fps=config.video.v0.fps)
+    except ValueError as error:
+        raise ConfigError(f"data.quickstart: {error}") from error
+
+
+@_as_config_error()
 def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTasks:
     """Tasks of a split ("train" or "held_out"); rows that cannot be used are reported, and refused if so configured.
 
     Raises:
-        DatasetError: no usable row, or a bad one with data.bad_rows=refuse.
+        ConfigError: no such data, no usable row, or a bad one with data.bad_rows=refuse.
     """
     source = getattr(config.data, split)
     reader = make_reader(config.video)
     try:
         located = _located(config, source, split, console)
-        loaded = load_tasks(*located, duration_of=lambda path: reader.describe(path).duration_s)
+        loaded = _load_indexed(located, reader, console)
     finally:
         reader.close()
-    _report_rejected(loaded.rejected, config.data.bad_rows)
+    _report_rejected(config, split, loaded.rejected)
     if not loaded.tasks:
         raise DatasetError(f"{located[1]}: no usable row (data.{split})")
     return loaded
 
 
+def _load_indexed(located: tuple[str, Path, str], reader: VideoReader, console: Console) -> LoadedTasks:
+    """Tasks with spans clamped to their clips, which are indexed one by one: hours for a large data set."""
+    videos = {task.video_path for task in load_tasks(*located).tasks}
+    with progress_bar(console) as progress:
+        bar = progress.add_task("indexing videos", total=len(videos))
+
+        def duration_of(path: str) -> float:
+            progress.advance(bar)
+            return reader.describe(path).duration_s
+
+        return load_tasks(*located, duration_of=duration_of)
+
+
+@_as_config_error()
 def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
-    """Supervised traces of the cold start: read from a file, or made with jitter from annotated evidence."""
+    """Supervised traces of the cold start: read from a file, or made with jitter from annotated evidence.
+
+    Raises:
+        ConfigError: no such file, no usable trace, or a bad row with data.bad_rows=refuse.
+    """
     declared = config.cold_start
     if declared.traces.format == "quickstart":
         return _world_traces(config, console)
@@ -124,7 +156,7 @@ def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace,
             per_task=TRACES_PER_CLIP,
             seed=declared.seed,
         )
-    _report_rejected(rejected, config.data.bad_rows)
+    _report_rejected(config, "cold_start", rejected)
     if not traces:
         raise DatasetError(f"cold_start.traces: no usable trace in {declared.traces.path}")
     return traces
@@ -144,8 +176,13 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
     return load_traces("dm_cot", path, world.folder).traces
 
 
+@_as_config_error()
 def make_surroundings(config: RunConfig, policy_dir: Path) -> Surroundings:
-    """The environment's parts, from the configuration's sections."""
+    """The environment's parts, from the configuration's sections.
+
+    Raises:
+        ConfigError: the policy's files cannot be used.
+    """
     v0, looks = config.video.v0, config.retrieval
     return Surroundings(
         processor=Processor.from_pretrained(policy_dir, config.policy.scenes),
@@ -206,13 +243,24 @@ def _located(config: RunConfig, source: SourceConfig, split: str, console: Conso
     return "dm_rl", world.train_jsonl if split == "train" else world.held_out_jsonl, str(world.folder)
 
 
-def _report_rejected(rejected: Any, policy: str) -> None:
-    for row in rejected[:10]:
+def _report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedRow]) -> None:
+    """Every row left out goes to a file, the first ones to the log.
+
+    Raises:
+        DatasetError: there are any, and data.bad_rows=refuse.
+    """
+    home = Path(config.cache_dir) / f"rejected_rows-{split}.jsonl"
+    if not rejected:
+        home.unlink(missing_ok=True)  # of an earlier version of the data
+        return
+    home.parent.mkdir(parents=True, exist_ok=True)
+    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rejected), encoding="utf-8")
+    for row in rejected[:ROWS_IN_LOG]:
         log.warning("%s:%d: row left out: %s", row.file, row.line, row.reason)
-    if len(rejected) > 10:
-        log.warning("... and %d more rows left out", len(rejected) - 10)
-    if rejected and policy == "refuse":
+    log.warning("%d rows left out, each with its reason in %s", len(rejected), home)
+    if config.data.bad_rows == "refuse":
         first = rejected[0]
         raise DatasetError(
-            f"{first.file}:{first.line}: {first.reason} ({len(rejected)} bad rows; data.bad_rows=skip leaves them out)"
+            f"{first.file}:{first.line}: {first.reason} ({len(rejected)} bad rows, all in {home}; "
+            "data.bad_rows=skip leaves them out)"
         )
