@@ -35,7 +35,7 @@ class RewardWorker:
 
     def score(self, group: TrajectoryGroup) -> ScoredGroup:
         """The group with a verdict on each sibling."""
-        return score_group(group, self._terms, calls=self._scoring.calls, guard=_deadline(self._scoring.timeout_s))
+        return score_group(group, self._terms, calls=self._scoring.calls, guard=deadline(self._scoring.timeout_s))
 
 
 class RewardPool:
@@ -120,7 +120,7 @@ def weighted_rewards(terms: Mapping[str, RewardTermConfig]) -> list[WeightedRewa
     ]
 
 
-def _deadline(seconds: float) -> Callable[[], Any]:
+def deadline(seconds: float) -> Callable[[], Any]:
     """A guard for one reward call: SIGALRM raises TimeoutError in it, so the term that hangs is named.
 
     Actor methods run on their process's main thread, where signals arrive. Code that never returns to the interpreter

@@ -84,13 +84,16 @@ def _disk() -> Finding:
 def _gpu() -> Finding:
     if not Path("/dev/nvidiactl").exists():
         return _found("gpu", True, "none; the CPU path is used")
-    answer = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:  # not installed beside the driver, or it hangs
+        return _found("gpu", False, f"/dev/nvidiactl is there, but nvidia-smi gave no answer: {error}")
     return _found("gpu", answer.returncode == 0, answer.stdout.strip() or answer.stderr.strip())
 
 

@@ -44,7 +44,7 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int) -> Parity
             )
         report = measure_parity(
             player.engine,
-            load_policy(policy_dir, config.policy.scenes, config.policy.dtype),
+            load_policy(policy_dir, config.policy.scenes, config.policy.dtype).to(_learner_device(config)),
             Processor.from_pretrained(policy_dir, config.policy.scenes),
             groups,
             temperature=config.rollout.temperature,
@@ -84,6 +84,11 @@ def playable_policy(config: RunConfig, console: Console) -> Path:
         return policy_dir
     with cluster(config, console) as slots:
         return cold_started_policy(config, policy_dir, slots, console)
+
+
+def _learner_device(config: RunConfig) -> str:
+    """Where the learner would compute: the kernels compared must be those it trains with."""
+    return "cuda" if config.placement.learner_gpus else "cpu"
 
 
 def print_parity(report: ParityReport, config: RunConfig, console: Console) -> None:
