@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import ray
+import torch
 
 from actors.frames import park
 from actors.memory import own_memory_mib
 from actors.waiting import gather
 from actors.weight_buckets import WeightBucket, unpack
-from envs.rollout import Surroundings, greedy, run_group
-from rl.trajectory import Sampling, TrajectoryGroup, VideoTask
+from envs.rollout import Surroundings, greedy, occurrences, run_group
+from rl.trajectory import Completion, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,23 @@ class RolloutError(RuntimeError):
     """A rollout worker failed or did not answer in time."""
 
 
+class Engine(Protocol):
+    """A policy that generates, takes over weights, and tells what it holds and did (actors.engine.VllmEngine)."""
+
+    async def generate(self, request: GenerateRequest) -> Completion: ...
+
+    def load_weights(self, named: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
+
+    def checksums(self, names: Sequence[str]) -> dict[str, str]: ...
+
+    def stats(self) -> dict[str, float]: ...
+
+
 class Player:
     """An engine and the environment around it: plays the groups of a run."""
 
     def __init__(
-        self, engine: Any, surroundings: Surroundings, sampling: Sampling, *, group_size: int, seed: int
+        self, engine: Engine, surroundings: Surroundings, sampling: Sampling, *, group_size: int, seed: int
     ) -> None:
         self.engine = engine
         self._surroundings = surroundings
@@ -35,8 +48,8 @@ class Player:
         self._group_size = group_size
         self._seed = seed
 
-    async def play(self, task: VideoTask, *, step: int, greedily: bool) -> TrajectoryGroup:
-        """A group of sampled siblings, or one greedy trajectory."""
+    async def play(self, task: VideoTask, *, step: int, greedily: bool, occurrence: int = 0) -> TrajectoryGroup:
+        """A group of sampled siblings, or one greedy trajectory; `occurrence` as in envs.rollout.run_group."""
         return await run_group(
             task,
             group_size=1 if greedily else self._group_size,
@@ -45,6 +58,7 @@ class Player:
             surroundings=self._surroundings,
             seed=self._seed,
             step=step,
+            occurrence=occurrence,
         )
 
 
@@ -54,9 +68,9 @@ class RolloutWorker:
     def __init__(self, make_player: Callable[[], Player]) -> None:
         self._player = make_player()
 
-    async def generate(self, task: VideoTask, step: int, greedily: bool) -> TrajectoryGroup:
+    async def generate(self, task: VideoTask, step: int, occurrence: int, greedily: bool) -> TrajectoryGroup:
         """One group of siblings (one trajectory if greedily), its pixels parked in the object store."""
-        return park(await self._player.play(task, step=step, greedily=greedily))
+        return park(await self._player.play(task, step=step, greedily=greedily, occurrence=occurrence))
 
     async def load_weights(self, buckets: list[WeightBucket], version: int) -> None:
         """Take over new weights; no request may be running."""
@@ -92,10 +106,19 @@ class RolloutPool:
         """Return when every engine has loaded its policy."""
         self._wait([worker.stats.remote() for worker in self._workers], timeout_s, "start")
 
-    def generate(self, tasks: Sequence[VideoTask], *, step: int, greedily: bool = False) -> list[TrajectoryGroup]:
-        """A group per task: sampled siblings, or one greedy trajectory."""
-        turn = itertools.cycle(self._workers)
-        calls = [worker.generate.remote(task, step, greedily) for worker, task in zip(turn, tasks, strict=False)]
+    def generate(
+        self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0, greedily: bool = False
+    ) -> list[TrajectoryGroup]:
+        """A group per task: sampled siblings, or one greedy trajectory.
+
+        Args:
+            attempt: 1, 2, ... for the replacements of degenerate groups: with step and task it determines the seeds.
+        """
+        numbers = occurrences([task.task_id for task in tasks], attempt)
+        calls = [
+            worker.generate.remote(task, step, number, greedily)
+            for worker, task, number in zip(itertools.cycle(self._workers), tasks, numbers, strict=False)
+        ]
         return self._wait(calls, self._timeout_s, f"play {len(tasks)} tasks")
 
     def load_weights(self, buckets: list[WeightBucket], version: int, *, timeout_s: float) -> None:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ from rl.trajectory import (
     TrajectoryGroup,
     VideoTask,
 )
+
+GROUPS_PER_ATTEMPT = 1_000_000  # more than one task is ever drawn at a time
 
 
 class Generate(Protocol):
@@ -57,6 +60,7 @@ async def run_group(
     surroundings: Surroundings,
     seed: int,
     step: int,
+    occurrence: int = 0,
 ) -> TrajectoryGroup:
     """Play G siblings of a task at once. The coarse frames are decoded, cut into scenes and stored once for all.
 
@@ -65,7 +69,8 @@ async def run_group(
 
     Args:
         sampling: `max_new_tokens` is of a whole trajectory; stop tokens and seed are set here.
-        seed: of the run; with step, task, sibling and turn it determines the seed of every engine call.
+        seed: of the run; with step, task, occurrence, sibling and turn it determines the seed of every engine call.
+        occurrence: which of the step's groups of this task it is, see `occurrences`.
     """
     try:
         opening = await asyncio.to_thread(
@@ -88,7 +93,7 @@ async def run_group(
             generate=clocked[sibling],
             sampling=sampling,
             name=f"{name}/{sibling}",
-            seed_of_turn=lambda turn, sibling=sibling: derive_seed(seed, step, task.task_id, sibling, turn),
+            seed_of_turn=lambda turn, sibling=sibling: derive_seed(seed, step, task.task_id, sibling, turn, occurrence),
         )
         for sibling, env in enumerate(envs)
     )
@@ -139,10 +144,24 @@ def make_env(task: VideoTask, opening: Opening, surroundings: Surroundings, max_
     )
 
 
-def derive_seed(run_seed: int, step: int, task_id: str, sibling: int, turn: int) -> int:
+def derive_seed(run_seed: int, step: int, task_id: str, sibling: int, turn: int, occurrence: int = 0) -> int:
     """The seed of one engine call, in [0, 2^63): a pure function of what the call is, not of when it runs."""
-    named = json.dumps([run_seed, step, task_id, sibling, turn])
+    named = json.dumps([run_seed, step, task_id, sibling, turn, *([occurrence] if occurrence else [])])
     return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") >> 1
+
+
+def occurrences(task_ids: Sequence[str], attempt: int) -> list[int]:
+    """Which time a step plays a task, per group, so that a task drawn again is not played the very same way again.
+
+    Args:
+        attempt: 0 for a step's own tasks, 1, 2, ... for the replacements of degenerate groups.
+    """
+    seen: Counter[str] = Counter()
+    numbers = []
+    for task_id in task_ids:
+        numbers.append(attempt * GROUPS_PER_ATTEMPT + seen[task_id])
+        seen[task_id] += 1
+    return numbers
 
 
 def greedy(sampling: Sampling) -> Sampling:

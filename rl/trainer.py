@@ -19,9 +19,9 @@ from rl.trajectory import RewardFailure, ScoredGroup, TrajectoryGroup, VideoTask
 
 
 class Rollouts(Protocol):
-    """Makes trajectories. Order in = order out."""
+    """Makes trajectories. Order in = order out; a task played again in a step or attempt is played anew."""
 
-    def generate(self, tasks: Sequence[VideoTask], *, step: int) -> list[TrajectoryGroup]: ...
+    def generate(self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0) -> list[TrajectoryGroup]: ...
 
 
 class Rewards(Protocol):
@@ -122,7 +122,7 @@ def _sample(
     wanted = len(tasks)
     for attempt in range(schedule.resample_attempts + 1):
         with clock("rollout"):
-            groups = rollouts.generate(tasks, step=step)
+            groups = rollouts.generate(tasks, step=step, attempt=attempt)
         with clock("reward"):
             drawn = rewards.score(groups)
         last = attempt == schedule.resample_attempts

@@ -7,7 +7,7 @@ import pytest
 from envs.opening import OpeningRules
 from envs.prompts import encode_reply
 from envs.retrieval import RetrievalRules
-from envs.rollout import Surroundings, derive_seed, greedy, run_group
+from envs.rollout import Surroundings, derive_seed, greedy, occurrences, run_group
 from rl.trajectory import MalformedCall, Sampling, Segment, StopReason, trajectory_tokens, trajectory_videos
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 from tests.fakes import ScriptedEngine
@@ -61,7 +61,7 @@ def engine(processor):
 
 @pytest.fixture
 def play(processor, reader, clip):
-    def run(generate, group_size, *, clip=clip, sampling=SAMPLING, max_calls=1, seed=0, step=0):
+    def run(generate, group_size, *, clip=clip, sampling=SAMPLING, max_calls=1, **numbers):
         around = Surroundings(processor, reader, V0, RetrievalRules(max_calls=max_calls, max_pixels=3136), 1024)
         return asyncio.run(
             run_group(
@@ -70,8 +70,7 @@ def play(processor, reader, clip):
                 sampling=sampling,
                 generate=generate,
                 surroundings=around,
-                seed=seed,
-                step=step,
+                **{"seed": 0, "step": 0} | numbers,
             )
         )
 
@@ -157,6 +156,22 @@ def test_seeds_are_a_pure_function_of_what_is_played(play, engine):
     assert again == seeds(seed=7, step=3)
     assert len({*again, *seeds(seed=8, step=3), *seeds(seed=7, step=4)}) == 12
     assert all(0 <= seed < 2**63 for seed in again)
+
+
+def test_a_task_played_again_in_a_step_gets_other_seeds(play, engine):
+    def seeds(**numbers):
+        scripted = engine([LOOK, ANSWER], [LOOK, ANSWER])
+        play(scripted, 2, **numbers)
+        return {request.sampling.seed for request in scripted.requests}
+
+    assert seeds() == seeds(occurrence=0)
+    assert len(seeds() | seeds(occurrence=1) | seeds(occurrence=2)) == 12
+
+
+def test_groups_of_a_task_are_counted_within_an_attempt_and_attempts_do_not_meet():
+    assert occurrences(["a", "b", "a", "a", "b"], attempt=0) == [0, 0, 1, 2, 1]
+    first, second = occurrences(["a"] * 9, attempt=0), occurrences(["a"] * 9, attempt=1)
+    assert len({*first, *second}) == 18
 
 
 def test_request_names_are_unique_even_for_the_same_task_in_the_same_step(play, engine):

@@ -29,10 +29,11 @@ class Stations:
     """All four stations, writing down what is asked of them; groups of tasks named 'same…' are degenerate."""
 
     def __init__(self):
-        self.diary, self.version, self.learned = [], -1, []
+        self.diary, self.version, self.learned, self.attempts = [], -1, [], []
 
-    def generate(self, tasks, *, step):
+    def generate(self, tasks, *, step, attempt=0):
         self.diary.append(f"generate {step}")
+        self.attempts.append(attempt)
         return list(tasks)
 
     def score(self, groups):
@@ -95,6 +96,7 @@ def test_degenerate_groups_are_replaced_a_bounded_number_of_times():
 
     stations, reports = run(Schedule(0, 1, 0, 0, resample_attempts=1), tasks_for)
     assert stations.learned == [["good-1", "good-2"]]
+    assert stations.attempts == [0, 1]  # a task drawn again is played with other seeds
     assert reports[0][1]["rollout/resampled_groups"] == 1
 
 
