@@ -8,6 +8,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+DIED_IN_INIT = "error raised in its creation task"  # Ray's words
+LONGEST = 1000  # characters of a message
+
 
 def gather(calls: Sequence[ray.ObjectRef], *, timeout_s: float, doing: str, failure: type[Exception]) -> list[Any]:
     """Results of all calls, in order.
@@ -29,5 +32,18 @@ def gather(calls: Sequence[ray.ObjectRef], *, timeout_s: float, doing: str, fail
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text; Ray's go on for pages."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The line of an error's text that says what happened; Ray's go on for pages.
+
+    The first, unless an actor died of its own `__init__`: of that Ray shows the traceback, and what was raised follows
+    its last frame (in one or more lines, joined here).
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if DIED_IN_INIT not in lines[0]:
+        return lines[0].strip()
+    frames = [index for index, line in enumerate(lines) if line.lstrip().startswith("File ")]
+    raised = lines[frames[-1] + 1 :] if frames else lines[-1:]
+    while len(raised) > 1 and raised[0][0].isspace():  # the frame's source
+        raised = raised[1:]
+    return " ".join(line.strip() for line in raised)[:LONGEST]
