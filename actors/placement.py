@@ -18,7 +18,7 @@ from rl.config import PlacementConfig
 
 log = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 1 << 30  # of a Ray started here: frames of one step and one set of weights, many times over
+OBJECT_STORE_BYTES = 1 << 30  # of a Ray started here for CPUs: frames of a step and a set of weights, many times over
 
 
 class PlacementError(RuntimeError):
@@ -35,28 +35,41 @@ class Demand:
 
 
 def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logging.WARNING) -> str:
-    """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one here; returns its dashboard address.
+    """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one here.
 
     A cluster started here listens on loopback, asks for a token (Ray's default), and has as many logical CPUs as the
     run needs: workers take turns (rollout, then learning), so two real cores can carry more than two workers.
+
+    Returns:
+        The dashboard's address; empty if there is none, or this process was connected already.
     """
     if ray.is_initialized():
-        return ray.get_runtime_context().gcs_address
+        return ""  # whoever started it knows its dashboard
     if os.environ.get("RAY_ADDRESS"):
-        return ray.init(logging_level=log_level, log_to_driver=False).dashboard_url
+        return ray.init(logging_level=log_level, log_to_driver=False).dashboard_url or ""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     needed = sum(bundle.get("CPU", 0.0) for bundle in _bundles(placement, demand))
-    store = min(OBJECT_STORE_BYTES, psutil.virtual_memory().available // 4)
     started = ray.init(
         num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
-        object_store_memory=store,
+        object_store_memory=object_store_bytes(placement, psutil.virtual_memory().available),
         include_dashboard=placement.dashboard,
         dashboard_host="127.0.0.1",
         logging_level=log_level,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
     )
-    return started.dashboard_url
+    return started.dashboard_url or ""
+
+
+def object_store_bytes(placement: PlacementConfig, available: int) -> int | None:
+    """Size of the object store of a Ray started here, from the memory free; None: Ray's own rule.
+
+    On the CPU a policy is small, and so are its clips; the cap leaves the memory to the workers. With a GPU, one push
+    of weights alone is gigabytes: Ray takes 30 % of the memory, as far as /dev/shm can hold it.
+    """
+    if placement.rollout_gpus or placement.learner_gpus:
+        return None
+    return min(OBJECT_STORE_BYTES, available // 4)
 
 
 class Slots:
@@ -65,7 +78,9 @@ class Slots:
     def __init__(self, placement: PlacementConfig, demand: Demand) -> None:
         self._bundles = _bundles(placement, demand)
         self._first = {"rollout": 0, "reward": demand.rollout, "learner": demand.rollout + demand.reward}
-        check_capacity(self._bundles)
+        may_grow = bool(os.environ.get("RAY_ADDRESS"))  # an autoscaler adds nodes for what is asked for
+        if not may_grow:
+            check_capacity(self._bundles)
         self._group: PlacementGroup = placement_group(
             self._bundles, strategy="PACK" if placement.colocate else "SPREAD"
         )
@@ -73,6 +88,7 @@ class Slots:
             ray.get(self._group.ready(), timeout=placement.timeout_s)
         except GetTimeoutError as error:
             remove_placement_group(self._group)
+            check_capacity(self._bundles)
             raise PlacementError(
                 f"no room for the run within {placement.timeout_s:.0f} s (placement.timeout_s): it needs "
                 f"{self._bundles}, free now: {ray.available_resources()}"

@@ -54,8 +54,9 @@ def pack(named: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[W
 
 
 def unpack(buckets: Sequence[WeightBucket]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters of fetched buckets, as views of the object store."""
-    for bucket, data in zip(buckets, ray.get([bucket.data for bucket in buckets]), strict=True):
+    """Parameters of all buckets; one bucket is fetched at a time, so that a large policy fits on its way."""
+    for bucket in buckets:
+        data = ray.get(bucket.data)
         for tensor in bucket.tensors:
             yield tensor.name, _view(tensor, data)
 

@@ -1,5 +1,6 @@
 """Placement: a slot per worker, and a clear refusal of what the cluster can never give."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,32 @@ def test_a_busy_cluster_is_refused_after_a_while_with_what_is_free(ray_cluster):
     with pytest.raises(PlacementError, match=r"within 1 s .*free now"):
         Slots(replace(PLACEMENT, rollout_cpus=6, timeout_s=1), Demand(rollout=1, reward=0, learner=0))
     first.release()
+
+
+def test_a_cluster_that_may_grow_is_given_the_time_to_and_then_told_what_is_missing(ray_cluster, monkeypatch):
+    from actors.placement import Demand, PlacementError, Slots
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    started = time.monotonic()
+    with pytest.raises(PlacementError, match=r"needs 101\.25 CPU but the cluster has 8"):
+        Slots(replace(PLACEMENT, learner_cpus=100.0, timeout_s=1), Demand(rollout=1, reward=1, learner=1))
+    assert time.monotonic() - started >= 1
+
+
+def test_a_process_connected_already_has_no_dashboard_to_show(ray_cluster):
+    from actors.placement import Demand, connect
+
+    assert connect(PLACEMENT, Demand(1, 1, 1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "available", "size"),
+    [({}, 32 << 30, 1 << 30), ({}, 1 << 30, 1 << 28), ({"rollout_gpus": 1.0}, 32 << 30, None)],
+)
+def test_the_object_store_is_small_for_small_policies_and_rays_own_size_beside_gpus(gpus, available, size):
+    from actors.placement import object_store_bytes
+
+    assert object_store_bytes(replace(PLACEMENT, **gpus), available) == size
 
 
 def test_metrics_reach_ray_under_names_prometheus_accepts(ray_cluster):
