@@ -21,8 +21,8 @@ class WeightSyncError(RuntimeError):
 class WeightSync:
     """Pushes the learners' weights to every engine and checks that they arrived.
 
-    The first push carries every parameter, later ones only those that train: with a frozen vision tower the engines
-    keep their encoder cache's inputs valid by construction and receive nothing for it.
+    The first push carries every parameter, later ones only those that train: a frozen vision tower is sent once. Every
+    push resets all of an engine's caches, whatever it carried (docs/decisions/0003-engine.md).
     """
 
     def __init__(self, learners: LearnerGroup, rollouts: RolloutPool, config: WeightSyncConfig, version: int) -> None:
@@ -64,7 +64,7 @@ class WeightSync:
         sent = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         names = _rotating(sorted(sent), self._config.verify_tensors, version)
         for worker, held in enumerate(self._rollouts.checksums(names, timeout_s=self._config.timeout_s)):
-            wrong = [name for name in held if held[name] != sent[name]]
+            wrong = [name for name in names if held.get(name) != sent[name]]
             if wrong:
                 raise WeightSyncError(
                     f"engine rollout/{worker} holds other values than the learners for {wrong} after push {version}"

@@ -1,0 +1,84 @@
+"""A push: everything at first, then what trains; and what arrived is compared until every parameter has been."""
+
+import pytest
+
+from rl.config import WeightSyncConfig
+
+pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
+
+FROZEN, TRAINED = ("vision.a", "vision.b"), ("text.a", "text.b", "text.c", "text.d", "text.e")
+
+
+def checksum(name):
+    return f"sha256 of {name}"
+
+
+class Learners:
+    """Parameters without values; the first two are frozen."""
+
+    def __init__(self):
+        self.exports = []
+
+    def export(self, bucket_bytes, *, trainable_only):
+        from actors.weight_buckets import WeightBucket, WeightTensor
+
+        self.exports.append(trainable_only)
+        names = TRAINED if trainable_only else FROZEN + TRAINED
+        return [WeightBucket((WeightTensor(name, "float32", (2,), 0, checksum(name)),), None) for name in names]
+
+
+class Engines:
+    """Two engines; in the second, the parameters in `wrong` are not what was sent, those in `missing` not there."""
+
+    def __init__(self, wrong=(), missing=()):
+        self.wrong, self.missing, self.versions, self.asked = wrong, missing, [], []
+
+    def load_weights(self, buckets, version, *, timeout_s):
+        self.versions.append(version)
+
+    def checksums(self, names, *, timeout_s):
+        self.asked.append(names)
+        held = {name: "another" if name in self.wrong else checksum(name) for name in names if name not in self.missing}
+        return [{name: checksum(name) for name in names}, held]
+
+
+@pytest.fixture
+def sync():
+    from actors.weight_sync import WeightSync
+
+    def make(engines, verify_tensors=2, version=0):
+        return WeightSync(Learners(), engines, WeightSyncConfig(verify_tensors=verify_tensors), version)
+
+    return make
+
+
+def test_the_first_push_carries_everything_and_later_ones_what_trains(sync):
+    engines = Engines()
+    weights = sync(engines, version=7)
+    assert [weights.push(), weights.push(), weights.push()] == [7, 8, 9] == engines.versions
+    assert weights._learners.exports == [False, True, True]
+    assert weights.metrics["sync/bytes"] == 8.0 * len(TRAINED) and weights.metrics["sync/version"] == 9.0
+
+
+def test_the_parameters_read_back_rotate_until_all_have_been(sync):
+    engines = Engines()
+    weights = sync(engines)
+    for _ in range(4):
+        weights.push()
+    assert {name for names in engines.asked[1:] for name in names} == set(TRAINED)
+    assert all(len(names) == 2 for names in engines.asked)
+
+
+@pytest.mark.parametrize("fault", ["wrong", "missing"])
+def test_what_did_not_arrive_is_refused_with_engine_and_parameter(sync, fault):
+    from actors.weight_sync import WeightSyncError
+
+    weights = sync(Engines(**{fault: ("text.d",)}), verify_tensors=7)
+    with pytest.raises(WeightSyncError, match=r"engine rollout/1 .*\['text\.d'\] after push 0"):
+        weights.push()
+
+
+def test_reading_back_can_be_turned_off(sync):
+    weights = sync(Engines(wrong=FROZEN + TRAINED), verify_tensors=0)
+    weights.push()
+    assert weights.metrics["sync/verified_parameters"] == 0.0
