@@ -30,17 +30,29 @@ class LearnerWorker:
     def __init__(self, rank: int) -> None:
         self._rank = rank
         self._learner: Any = None
+        self._port: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 can be met: this node's address and a port that was free a moment ago."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        """Where rank 0 can be met: this node's address and a port that is held until `start` listens on it."""
+        self._port = hold_free_port()
+        return ray.util.get_node_ip_address(), self._port.getsockname()[1]
 
     def start(self, make_learner: Callable[..., Any], world_size: int, address: tuple[str, int]) -> None:
-        """Build the learner; returns when all ranks have met."""
+        """Build the learner; returns when all ranks have met.
+
+        Raises:
+            LearnerError: something else listens on the port.
+        """
         host, port = address
-        self._learner = make_learner(rank=self._rank, world_size=world_size, master_addr=host, master_port=port)
+        try:
+            self._learner = make_learner(rank=self._rank, world_size=world_size, master_addr=host, master_port=port)
+        except (RuntimeError, OSError) as error:
+            if "address already in use" not in str(error).lower():
+                raise
+            raise LearnerError(f"no free port: {host}:{port} was taken before the ranks met; start again") from error
+        finally:
+            if self._port is not None:
+                self._port.close()
 
     def update(self, scored: list[ScoredGroup]) -> dict[str, float]:
         """Split, credit and learn from this rank's groups."""
@@ -82,6 +94,14 @@ class LearnerWorker:
         return own_memory_mib()
 
 
+def hold_free_port() -> socket.socket:
+    """A free port, kept from being handed out again while this socket is open; one that reuses addresses may listen."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("", 0))
+    return held
+
+
 class LearnerGroup:
     """Driver's end of the ranks: one call reaches all of them and waits for all."""
 
@@ -97,11 +117,11 @@ class LearnerGroup:
         self._timeout_s = start_timeout_s
         remote = ray.remote(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
-        address = self._wait([self._ranks[0].address.remote()], "start a learner rank")[0]
-        self._wait(
-            [rank.start.remote(make_learner, world_size, address) for rank in self._ranks],
-            "bring the learner ranks together",
-        )
+        try:
+            self._start(make_learner)
+        except LearnerError:
+            self.stop()
+            raise
         self._timeout_s = timeout_s
 
     def update(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -148,6 +168,13 @@ class LearnerGroup:
         """Kill the ranks; a learner group cannot be initialised twice in one process."""
         for rank in self._ranks:
             ray.kill(rank, no_restart=True)
+
+    def _start(self, make_learner: Callable[..., Any]) -> None:
+        address = self._wait([self._ranks[0].address.remote()], "start a learner rank")[0]
+        self._wait(
+            [rank.start.remote(make_learner, len(self._ranks), address) for rank in self._ranks],
+            "bring the learner ranks together",
+        )
 
     def _wait(self, calls: list[ray.ObjectRef], doing: str) -> list[Any]:
         return gather(calls, timeout_s=self._timeout_s, doing=doing, failure=LearnerError)

@@ -43,7 +43,7 @@ from rl.batch import (
 )
 from rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig, PolicyConfig, RunConfig
 from rl.learner_metrics import Tally, tally_parity, tally_policy
-from rl.learner_settings import deepspeed_settings, learning_rate
+from rl.learner_settings import deepspeed_settings, learning_rate, uses_cuda
 from rl.learner_state import Layout, load_state, save_state
 from rl.loss import LossTotals, policy_loss, supervised_loss, token_weights
 from rl.policy.model import freeze_vision, load_policy, save_policy, token_logprobs
@@ -388,7 +388,7 @@ def make_learner(
 
 def _meet(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> torch.device:
     """Join the other ranks. Every variable is set: a missing one would send DeepSpeed looking for MPI."""
-    cuda = torch.cuda.is_available()
+    cuda = uses_cuda()
     local_rank = rank % torch.cuda.device_count() if cuda else rank
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     os.environ.update(zip(names, map(str, (rank, world_size, local_rank, master_addr, master_port)), strict=True))

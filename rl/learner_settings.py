@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ def learning_rate(step: int, total_steps: int, options: OptimizerConfig) -> floa
     return options.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def uses_cuda() -> bool:
+    """Whether a learner in this process computes on a GPU: there is one, and DeepSpeed was not told to keep off it."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
 def deepspeed_settings(config: LearnerConfig, dtype: str, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration: the user's extra keys, ours over them.
 
@@ -39,7 +45,7 @@ def deepspeed_settings(config: LearnerConfig, dtype: str, num_parameters: int) -
         if extra.pop(key, None) is not None:
             log.warning("learner.deepspeed_config: %r is ignored, see learner.optimizer", key)
     bucket = min(num_parameters, LARGEST_BUCKET)  # DeepSpeed allocates buckets at full size
-    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "overlap_comm": torch.cuda.is_available()}
+    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "overlap_comm": uses_cuda()}
     return {
         **extra,
         "train_micro_batch_size_per_gpu": 1,  # nominal: the learner cuts batches itself

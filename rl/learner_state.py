@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rl.learner_settings import uses_cuda
+
 FORMAT = 1
 
 
@@ -137,10 +139,10 @@ def _publish_masters(engine: Any, zero_stage: int) -> None:
 
 def _random_states() -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    return states | ({"cuda": torch.cuda.get_rng_state()} if uses_cuda() else {})
 
 
 def _restore_random_states(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["rng.cpu"])
-    if "rng.cuda" in states and torch.cuda.is_available():
+    if "rng.cuda" in states and uses_cuda():
         torch.cuda.set_rng_state(states["rng.cuda"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.config import ConfigError, LearnerConfig, OptimizerConfig
-from rl.learner_settings import deepspeed_settings, learning_rate
+from rl.learner_settings import deepspeed_settings, learning_rate, uses_cuda
 
 OPTIONS = OptimizerConfig(lr=1.0, warmup_fraction=0.2, min_lr_fraction=0.1)
 
@@ -50,3 +50,12 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, content):
         path.write_text(content)
     with pytest.raises(ConfigError, match=r"learner\.deepspeed_config: .*extra\.json"):
         deepspeed_settings(LearnerConfig(deepspeed_config=str(path)), "float32", 1000)
+
+
+@pytest.mark.parametrize(
+    ("present", "accelerator", "used"), [(True, "", True), (True, "cpu", False), (False, "", False)]
+)
+def test_a_gpu_is_left_alone_where_deepspeed_is_told_to(monkeypatch, present, accelerator, used):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: present)
+    monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+    assert uses_cuda() is used
