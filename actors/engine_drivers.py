@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,15 +25,21 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from rl.policy.vllm_plugin import CPU_ENVIRONMENT, ENVIRONMENT
 
+PATIENCE_S = 600.0  # for a start, for running requests to end, or for one call to the workers: beyond it, it hangs
+
 
 class Driver(Protocol):
-    """Runs vLLM on its own thread."""
+    """Runs vLLM on its own thread. Whatever waits for that thread gives up with a TimeoutError in the end."""
 
     def submit(self, name: str, prompt: TokensPrompt, params: SamplingParams) -> Future[RequestOutput]:
         """Start a request."""
 
     def exclusively(self, action: Callable[[Driver], Any]) -> Any:
-        """Run `action` while no request runs, and return its result."""
+        """Run `action` while no request runs, and return its result.
+
+        Raises:
+            TimeoutError: the requests running did not end, or the action did not.
+        """
 
     def call(self, method: str, *arguments: Any) -> Any:
         """A method of rl.policy.vllm_model.LiveWeights on the worker; rank 0's answer."""
@@ -60,23 +66,26 @@ class InlineDriver:
         """
         Raises:
             RuntimeError: this process has an engine already, or vLLM cannot start.
+            TimeoutError: vLLM does not come up.
         """
         if not self._alive.acquire(blocking=False):
             raise RuntimeError("this process holds an engine already: close it first, or use another process")
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._running: dict[str, Future[RequestOutput]] = {}
+        self._waiting: _Job | None = None  # an exclusive job, until the requests before it are done
         self._stopped: BaseException | None = None
         self._lock = threading.Lock()  # nothing enters the inbox once the thread has stopped
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._live, args=(arguments, ready), name="vllm", daemon=True)
         self._thread.start()
-        ready.result()
+        result_within(PATIENCE_S, ready, "start")
 
     def submit(self, name: str, prompt: TokensPrompt, params: SamplingParams) -> Future[RequestOutput]:
         return self._post(_Job(Future(), lambda: self._engine.add_request(name, prompt, params), name))
 
     def exclusively(self, action: Callable[[Driver], Any]) -> Any:
-        return self._post(_Job(Future(), lambda: action(self))).result()
+        job = _Job(Future(), lambda: action(self))
+        return result_within(PATIENCE_S, self._post(job), "do a job between requests")
 
     def call(self, method: str, *arguments: Any) -> Any:
         return self._engine.collective_rpc(method, args=arguments)[0]
@@ -123,22 +132,21 @@ class InlineDriver:
         self._alive.release()
 
     def _loop(self) -> None:
-        waiting: _Job | None = None  # an exclusive job, until the requests before it are done
         while True:
-            while waiting is None and not (self._running and self._inbox.empty()):
+            while self._waiting is None and not (self._running and self._inbox.empty()):
                 job = self._inbox.get()
                 if job is None:
                     return
                 if job.name is not None:
                     self._add(job)
                 elif self._running:
-                    waiting = job
+                    self._waiting = job
                 else:
                     job.run()
             self._step()
-            if waiting is not None and not self._running:
-                waiting.run()
-                waiting = None
+            if self._waiting is not None and not self._running:
+                self._waiting.run()
+                self._waiting = None
 
     def _add(self, job: _Job) -> None:
         if job.future.cancelled():
@@ -161,7 +169,7 @@ class InlineDriver:
     def _stop(self, cause: BaseException) -> None:
         with self._lock:
             self._stopped = cause
-        pending = [*self._running.values()]
+        pending = [*self._running.values(), *([self._waiting.future] if self._waiting else [])]
         while not self._inbox.empty():
             if (job := self._inbox.get()) is not None:
                 pending.append(job.future)
@@ -178,6 +186,8 @@ class _Job:
     name: str | None = None
 
     def run(self) -> None:
+        if self.future.cancelled():
+            return
         try:
             settle(self.future, self.action())
         except Exception as error:  # it belongs to whoever asked
@@ -235,13 +245,27 @@ class AsyncDriver:
         return last
 
     def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        answer = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return result_within(PATIENCE_S, answer, coroutine.__name__.strip("_"))
 
 
 def prepare_cpu_process() -> None:
     """Set what vLLM reads late. OMP_NUM_THREADS counts only if set before torch is imported: see engine_environment."""
     os.environ.update(ENVIRONMENT | CPU_ENVIRONMENT)
     torch._dynamo.config.disable = True
+
+
+def result_within(timeout_s: float, future: Future[Any], doing: str) -> Any:
+    """A future's result; what is not done by then is called off.
+
+    Raises:
+        TimeoutError: no result within `timeout_s`; anything else is the future's own error.
+    """
+    done, _ = wait([future], timeout=timeout_s)
+    if not done:
+        future.cancel()
+        raise TimeoutError(f"the engine did not {doing} within {timeout_s:.0f} s")
+    return future.result()
 
 
 def settle(future: Future[Any], result: Any = None, *, error: BaseException | None = None) -> None:

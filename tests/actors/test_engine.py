@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -425,6 +427,41 @@ def test_engine_needs_no_compiler(policy_dir, tmp_path):
     environment |= {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}  # nothing compiled earlier is found either
 
     run_script(NO_COMPILER, policy_dir, environment)
+
+
+def test_an_engine_that_breaks_tells_everybody_who_waits(open_engine, policy_dir, processor):
+    """The request running, and the push waiting for it to end."""
+    from actors.engine import EngineError
+
+    engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES), version=99)
+    driver = engine._driver
+    step = driver._step
+
+    def break_once_a_push_waits():
+        step()
+        if driver._waiting is not None:
+            raise ConnectionError("the engine is gone")
+
+    driver._step = break_once_a_push_waits
+    with ThreadPoolExecutor() as threads:
+        request = GenerateRequest("r", tuple(processor.encode(QUESTION)), (), Sampling(200))
+        running = threads.submit(asyncio.run, engine.generate(request))
+        while not driver._running:
+            time.sleep(0.001)
+        push = threads.submit(engine.load_weights, [], 100)
+        for waiting in (running, push):
+            with pytest.raises(EngineError, match="the engine is gone"):
+                waiting.result(timeout=60)
+    assert engine.policy_version == 99
+
+
+def test_nobody_waits_for_ever():
+    from actors.engine_drivers import result_within
+
+    never = Future()
+    with pytest.raises(TimeoutError, match="the engine did not start within 0 s"):
+        result_within(0.01, never, "start")
+    assert never.cancelled()
 
 
 ENGINE_IN_OTHER_PROCESSES = """
