@@ -6,8 +6,8 @@ The factories at the end cross into the workers, and only there are vLLM and Dee
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ from actors.learner import LearnerGroup
 from actors.placement import Demand, Slots, connect
 from actors.reward import RewardPool
 from actors.rollout import Player, RolloutPool
-from actors.traces import TracePool
+from actors.traces import TraceFeed, TracePool
+from envs.formats import RetrievalTrace
 from rl.cold_start import run_cold_start
 from rl.config import OptimizerConfig, RunConfig, to_dict
 from rl.policy.scenes import fingerprint as scenes_fingerprint
 from rl.policy.vllm_plugin import engine_environment
 from rl.prepare import built_once, fingerprint, make_surroundings, prepare_traces, progress_bar
-from rl.segments import flatten
-from rl.trajectory import Sampling, Segment, TrainingSample, TrajectoryGroup
+from rl.trajectory import Sampling
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # an engine or learner that has not started by then never will
 LEARNER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # of a learner that computes on the CPU beside a GPU
 
 
 @contextmanager
@@ -70,14 +71,26 @@ def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
 
 
 def spawn_learners(
-    config: RunConfig, policy_dir: Path, slots: Slots, *, optimizer: OptimizerConfig, total_updates: int
+    config: RunConfig,
+    policy_dir: Path,
+    slots: Slots,
+    *,
+    optimizer: OptimizerConfig,
+    total_updates: int,
+    name: str = "learner",
 ) -> LearnerGroup:
-    """DeepSpeed ranks around the policy in `policy_dir`."""
-    environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else {"DS_ACCELERATOR": "cpu"})
+    """DeepSpeed ranks around the policy in `policy_dir`.
+
+    Args:
+        name: of the actors, before their rank. Ray frees a killed actor's name late, so each stage has its own.
+    """
+    environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else NO_GPU)
     return LearnerGroup(
         partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
         config.learner.num_ranks,
-        lambda rank: slots.options("learner", rank) | {"runtime_env": {"env_vars": environment}},
+        lambda rank: (
+            slots.options("learner", rank) | {"name": f"{name}/{rank}", "runtime_env": {"env_vars": environment}}
+        ),
         start_timeout_s=START_TIMEOUT_S,
         timeout_s=config.learner.timeout_s,
     )
@@ -86,45 +99,69 @@ def spawn_learners(
 def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, console: Console) -> Path:
     """The policy after the supervised stage, from the cache if everything it depends on is the same."""
     traces = prepare_traces(config, console)
-    made_from = {
-        "policy": policy_dir.name,
-        "scenes": scenes_fingerprint(config.policy.scenes),
-        "dtype": config.policy.dtype,
-        "traces": fingerprint([[trace.task.task_id, *trace.replies] for trace in traces]),
-        **{section: to_dict(getattr(config, section)) for section in ("cold_start", "video", "retrieval", "prompt")},
-        "max_model_len": config.rollout.engine.max_model_len,
-        "freeze_vision": config.learner.freeze_vision,
-    }
-    home = Path(config.cache_dir) / f"cold-start-{fingerprint(made_from)}"
+    home = Path(config.cache_dir) / f"cold-start-{cold_start_fingerprint(config, policy_dir, traces)}"
     if home.is_dir():
         console.print(f"cold start: found in {home}", highlight=False)
     return built_once(home, lambda folder: _cold_start(config, policy_dir, traces, slots, console, folder))
 
 
-def _cold_start(config: RunConfig, policy_dir: Path, traces: Any, slots: Slots, console: Console, folder: Path) -> None:
+def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> str:
+    """Names the outcome of the supervised stage: changes with anything that it depends on."""
+    made_from = {
+        "policy": _policy_identity(policy_dir, Path(config.cache_dir)),
+        "scenes": scenes_fingerprint(config.policy.scenes),
+        "dtype": config.policy.dtype,
+        "traces": fingerprint([[t.task.task_id, t.task.video_path, t.task.question, *t.replies] for t in traces]),
+        **{section: to_dict(getattr(config, section)) for section in ("cold_start", "video", "retrieval", "prompt")},
+        "max_model_len": config.rollout.engine.max_model_len,
+        "freeze_vision": config.learner.freeze_vision,
+        "max_grad_norm": config.learner.optimizer.max_grad_norm,
+    }
+    return fingerprint(made_from)
+
+
+def _policy_identity(policy_dir: Path, cache_dir: Path) -> Any:
+    """Folders in the cache are named after what they were made from; of others, the place and the weights' files."""
+    folder = policy_dir.resolve()
+    if folder.is_relative_to(cache_dir.resolve()):
+        return folder.name
+    weights = sorted((file.name, file.stat()) for file in folder.glob("*.safetensors"))
+    return [str(folder), [[name, status.st_size, status.st_mtime_ns] for name, status in weights]]
+
+
+def _cold_start(
+    config: RunConfig,
+    policy_dir: Path,
+    traces: Sequence[RetrievalTrace],
+    slots: Slots,
+    console: Console,
+    folder: Path,
+) -> None:
     declared = config.cold_start
     optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
-    learners = spawn_learners(config, policy_dir, slots, optimizer=optimizer, total_updates=declared.steps)
-    pool = TracePool(
-        partial(make_surroundings, config, policy_dir.absolute()),
-        config.rollout.num_workers,
-        lambda index: {"name": f"traces/{index}", "num_cpus": 0},  # they work while the engines load
-        timeout_s=config.video.decode_timeout_s,
-    )
-    with progress_bar(console) as progress:
-        groups = list(progress.track(pool.play(traces), total=len(traces), description="playing traces"))
+    with ExitStack() as workers, progress_bar(console) as progress:
+        pool = TracePool(
+            partial(make_surroundings, config, policy_dir.absolute()),
+            config.rollout.num_workers,
+            lambda index: {"name": f"traces/{index}", "num_cpus": 0},  # they work while the engines load
+            timeout_s=config.video.decode_timeout_s,
+        )
+        workers.callback(pool.stop)
+        learners = spawn_learners(
+            config, policy_dir, slots, optimizer=optimizer, total_updates=declared.steps, name="cold-start"
+        )
+        workers.callback(learners.stop)
         bar = progress.add_task("cold start", total=declared.steps)
         last = run_cold_start(
             learners,
-            [supervised_sample(group) for group in groups],
+            TraceFeed(pool, traces).lessons,
+            num_samples=len(traces),
             steps=declared.steps,
             batch_size=declared.batch_size,
             seed=declared.seed,
             progress=lambda step, metrics: _show(progress, bar, step, declared.steps, metrics["loss/nll"]),
         )
-    learners.export_policy(folder)
-    learners.stop()
-    pool.stop()
+        learners.export_policy(folder)
     console.print(
         f"cold start: {declared.steps} steps, {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} "
         "nat per token"
@@ -135,22 +172,6 @@ def _show(progress: Progress, bar: TaskID, step: int, steps: int, nll: float) ->
     progress.update(bar, completed=step)
     if step % max(1, steps // 10) == 0:
         progress.console.print(f"cold start {step}/{steps}  {nll:.3f} nat per token", highlight=False)
-
-
-def supervised_sample(group: TrajectoryGroup) -> TrainingSample:
-    """A played trace as a sample: every token the trace wrote is learned, what was inserted is not."""
-    flat = flatten(group.trajectories_G[0], group.opening_frames)
-    written = tuple(segment != Segment.CONTEXT for segment in flat.segment_ids)
-    return TrainingSample(
-        token_ids=flat.token_ids,
-        segment_ids=flat.segment_ids,
-        turn_ids=flat.turn_ids,
-        behavior_logprobs=flat.behavior_logprobs,
-        advantages=tuple(float(w) for w in written),
-        loss_mask=written,
-        policy_versions=flat.policy_versions,
-        videos=flat.videos,
-    )
 
 
 def start_player(config: RunConfig, policy_dir: Path) -> Player:

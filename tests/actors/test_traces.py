@@ -1,0 +1,118 @@
+"""Traces as samples: played one batch ahead, kept while there is room, replaced where they cannot be used."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from envs.formats import RetrievalTrace
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    Frames,
+    Segment,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
+
+PIXEL_BYTES = 2 * 4 * 4 * 3
+TRACES = [RetrievalTrace(VideoTask(str(n), "clip.mp4", "?", "A", AnswerKind.LETTER), ("B",)) for n in range(8)]
+
+
+class Pool:
+    """Plays a trace into a sample whose second token is its number; writes down what is started and collected."""
+
+    def __init__(self, unusable=()):
+        self.unusable, self.diary = set(unusable), []
+
+    def start(self, traces):
+        numbers = [int(trace.task.task_id) for trace in traces]
+        self.diary.append(("start", numbers))
+        return numbers
+
+    def collect(self, numbers):
+        self.diary.append(("collect", numbers))
+        return ["no such clip" if number in self.unusable else self._group(number) for number in numbers]
+
+    def _group(self, number):
+        video = Frames(np.zeros((2, 4, 4, 3), np.uint8), (0.0, 1.0), (2,), 4, 4, f"digest-{number}")
+        turn = Turn((1,), Completion((number,), (0.0,), "stop", 0), Segment.REASONING)
+        return TrajectoryGroup(TRACES[number].task, (Trajectory((turn,), StopReason.ANSWERED),), video)
+
+
+@pytest.fixture
+def feed():
+    from actors.traces import TraceFeed
+
+    def make(pool, traces=TRACES, **settings):
+        return TraceFeed(pool, traces, **settings)
+
+    return make
+
+
+def numbers_of(lessons):
+    return [[sample.token_ids[1] for sample in samples] for samples in lessons]
+
+
+def test_lessons_come_in_order_and_the_next_is_started_before_the_one_before_is_learned_from(feed):
+    pool = Pool()
+    lessons = feed(pool).lessons([[3, 1], [0, 2], [5, 4]])
+    assert numbers_of([next(lessons)]) == [[3, 1]]
+    assert pool.diary == [("start", [3, 1]), ("start", [0, 2]), ("collect", [3, 1])]
+    assert numbers_of(lessons) == [[0, 2], [5, 4]]
+
+
+def test_what_was_kept_is_not_played_again_and_what_there_was_no_room_for_is(feed):
+    batches = [[0, 1], [2, 3], [1, 2], [3, 0]]
+    pool = Pool()
+    assert numbers_of(feed(pool, budget_bytes=2 * PIXEL_BYTES).lessons(batches)) == batches
+    assert [numbers for what, numbers in pool.diary if what == "start"] == [[0, 1], [2, 3], [2], [3]]
+
+
+def test_the_lessons_do_not_depend_on_what_is_kept(feed):
+    batches = [[0, 1, 5], [5, 0, 2], [1, 1, 7]]
+    rich, poor = (numbers_of(feed(Pool({5}), budget_bytes=room).lessons(batches)) for room in (10**9, 0))
+    assert rich == poor == [[0, 1, 6], [6, 0, 2], [1, 1, 7]]
+
+
+def test_a_trace_that_cannot_be_used_is_reported_and_the_next_one_taken(feed, caplog):
+    assert numbers_of(feed(Pool({6, 7})).lessons([[6], [7, 6], [0, 1]])) == [[0], [0, 0], [0, 1]]
+    assert "trace left out: no such clip" in caplog.text
+
+
+def test_when_no_trace_can_be_used_the_reason_is_told(feed):
+    from actors.traces import TraceError
+
+    with pytest.raises(TraceError, match="no trace of 8 in a row can be used; the first: no such clip"):
+        next(feed(Pool(range(8))).lessons([[2, 3], [4, 5]]))
+
+
+def test_traces_are_spread_over_workers_and_come_back_in_order(ray_cluster, monkeypatch):
+    from actors import traces
+
+    monkeypatch.setattr(traces, "TraceWorker", Echo)
+    pool = traces.TracePool(lambda: None, 2, lambda index: {"num_cpus": 0}, timeout_s=60)
+    many = [replace(TRACES[0], replies=(str(n),)) for n in range(50)]
+    calls = pool.start(many)
+    played = pool.collect(calls)
+    assert [text for text, _ in played] == [str(n) for n in range(50)]
+    assert len({worker for _, worker in played}) == 2 and len(calls) == 4
+    assert pool.collect(pool.start([])) == []
+    pool.stop()
+
+
+class Echo:
+    """A worker that says what it was given, and which one it is."""
+
+    def __init__(self, make_surroundings):
+        self._made = make_surroundings
+
+    def play(self, traces):
+        import os
+
+        return [(trace.replies[0], os.getpid()) for trace in traces]
