@@ -173,7 +173,12 @@ def test_parity_is_measured_before_the_policy_moves(world_of):
 @pytest.mark.parametrize("updates", [1, 2])
 def test_recomputed_log_probs_make_the_first_ratio_exactly_one(world_of, updates):
     metrics = world_of(2)(
-        "update", steps=1, updates_per_step=updates, stage=3, loss={"old_logprobs": "recompute"}, optimizer={"lr": 0.0}
+        "update",
+        steps=1,
+        updates_per_step=updates,
+        stage=3,
+        loss={"old_logprobs": "recompute"},
+        optimizer={"lr": 1e-30},
     )["metrics"][0]
     assert metrics["policy/ratio_mean"] == 1.0
     assert metrics["policy/clip_fraction/sampling"] == metrics["policy/clip_fraction/reasoning"] == 0.0
