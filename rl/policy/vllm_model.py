@@ -171,10 +171,10 @@ def video_blocks(
     Raises:
         ValueError: the prompt's placeholders are not those of the items; nothing is expanded or cut to make them fit.
     """
-    ids_T = torch.as_tensor(token_ids)
-    starts, pads = torch.where(ids_T == vision_start)[0], torch.where(ids_T == video_pad)[0]
-    block_of_pad = torch.searchsorted(starts, pads, right=True) - 1
-    found = torch.bincount(block_of_pad + 1, minlength=len(starts) + 1).tolist()
+    ids_T = np.asarray(token_ids)  # numpy: every request passes here, and torch takes four times as long
+    is_pad_T = ids_T == video_pad
+    starts, pads = np.flatnonzero(ids_T == vision_start), np.flatnonzero(is_pad_T)
+    found = np.bincount(np.searchsorted(starts, pads, side="right"), minlength=len(starts) + 1).tolist()
     if found[0] or found[1:] != list(expected_I):
         raise ValueError(
             f"the prompt's video blocks hold {found[1:]} placeholders"
@@ -182,10 +182,10 @@ def video_blocks(
             f"but its {len(expected_I)} videos have {list(expected_I)} visual tokens: "
             "prompts must come with placeholders already expanded, one block per video, in order"
         )
-    last_pads = [int(pads[block_of_pad == block][-1]) for block in range(len(starts))]
+    last_pads = pads[np.cumsum(found)[1:] - 1]
     return [
-        (start, last + 1, ids_T[start : last + 1] == video_pad)
-        for start, last in zip(starts.tolist(), last_pads, strict=True)
+        (start, last + 1, torch.from_numpy(is_pad_T[start : last + 1]))
+        for start, last in zip(starts.tolist(), last_pads.tolist(), strict=True)
     ]
 
 
