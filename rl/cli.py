@@ -97,12 +97,12 @@ def parity(
     from rl.policy.vllm_plugin import engine_environment
 
     os.environ.update(engine_environment("cuda" if config.placement.rollout_gpus else "cpu"))  # before torch
-    from rl.inspection import gate_of, run_parity
+    from rl.inspection import parity_failures, run_parity
 
     report = run_parity(config, console, num_tasks=tasks)
     if as_json:
         _print_json(report.as_dict())
-    if report.failures(gate_of(config)):
+    if parity_failures(report, config):
         raise typer.Exit(EXIT_GATE)
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rl.config import ConfigError, RunConfig
-from rl.parity import ParityReport, measure_parity
+from rl.parity import CONTROL_FACTOR_BF16, ParityReport, measure_parity
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.prepare import prepare_policy, prepare_tasks
@@ -101,13 +101,15 @@ def print_parity(report: ParityReport, config: RunConfig, console: Console) -> N
     for name, value in report.controls.items():
         table.add_row(f"control: {name}", f"{value:.2e}", "", "")
     console.print(table)
-    failures = report.failures(gate_of(config))
+    failures = parity_failures(report, config)
     console.print("\n".join(f"[red]failed:[/] {escape(failure)}" for failure in failures) or "[green]passed[/]")
 
 
-def gate_of(config: RunConfig) -> float:
-    """Largest difference allowed at the policy's precision."""
-    return config.parity.gate_nat if config.policy.dtype == "float32" else config.parity.gate_bf16_nat
+def parity_failures(report: ParityReport, config: RunConfig) -> list[str]:
+    """Why engine and learner may not be used together, by the limits of the policy's precision; empty if they may."""
+    if config.policy.dtype == "float32":
+        return report.failures(config.parity.gate_nat)
+    return report.failures(config.parity.gate_bf16_nat, CONTROL_FACTOR_BF16)
 
 
 async def _two_turn_groups(player: Any, tasks: tuple[VideoTask, ...]) -> list[TrajectoryGroup]:

@@ -21,7 +21,8 @@ from rl.policy.processor import Processor
 from rl.trajectory import Frames, Segment, TrajectoryGroup, trajectory_tokens, trajectory_videos
 
 SEGMENT_NAMES = {Segment.CONTEXT: "prompt", Segment.SAMPLING: "sampling", Segment.REASONING: "reasoning"}
-CONTROL_FACTOR = 100.0  # how much larger a control's difference must be than the true one
+CONTROL_FACTOR = 100.0  # how much larger a control's difference must be than the true one, in fp32
+CONTROL_FACTOR_BF16 = 10.0  # rounding alone moves improbable prompt tokens by tenths of a nat
 WRONG_PACE = 3.0  # the wrong clock runs so much faster
 
 
@@ -63,11 +64,12 @@ class ParityReport:
         """Largest difference of any token."""
         return max(deviation.max for deviation in self.segments.values())
 
-    def failures(self, gate_nat: float) -> list[str]:
+    def failures(self, gate_nat: float, control_factor: float = CONTROL_FACTOR) -> list[str]:
         """Why engine and learner may not be used together; empty if they may.
 
         Args:
             gate_nat: largest difference allowed.
+            control_factor: how much larger a control's difference must be than the true one.
         """
         too_far = [
             f"{name}: max {deviation.max:.2e} nat > {gate_nat:.0e}"
@@ -75,9 +77,9 @@ class ParityReport:
             if not deviation.max <= gate_nat
         ]
         toothless = [
-            f"control {name}: {value:.2e} nat is less than {CONTROL_FACTOR:.0f} times the true {self.max:.2e}"
+            f"control {name}: {value:.2e} nat is less than {control_factor:.0f} times the true {self.max:.2e}"
             for name, value in self.controls.items()
-            if not value >= CONTROL_FACTOR * self.max
+            if not value >= control_factor * self.max
         ]
         return too_far + toothless
 
