@@ -85,10 +85,6 @@ class LearnerWorker:
         """Write the current policy as a Hugging Face folder (rank 0 writes)."""
         self._learner.export_policy(Path(folder))
 
-    def logprobs(self, samples: list[TrainingSample]) -> list[list[float]]:
-        """Learner-side log-probs of every token after the first."""
-        return self._learner.logprobs(fetch_samples(samples))
-
     def memory_mib(self) -> float:
         """Memory this process holds by itself."""
         return own_memory_mib()
@@ -155,10 +151,6 @@ class LearnerGroup:
     def export_policy(self, folder: Path) -> None:
         """Write the current policy as a Hugging Face folder."""
         self._wait([rank.export_policy.remote(str(folder)) for rank in self._ranks], "export the policy")
-
-    def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
-        """Learner-side log-probs of every token after the first (all ranks compute, rank 0 answers)."""
-        return self._wait([rank.logprobs.remote(list(samples)) for rank in self._ranks], "score samples")[0]
 
     def memory_mib(self) -> float:
         """Memory of the largest rank."""

@@ -5,7 +5,7 @@
             manifest.json       size and SHA-256 of every other file; written last
             state.json          RunState
             config.yaml         the resolved configuration
-            ...                 whatever the learners wrote (learner/rank_0.safetensors, ...)
+            ...                 whatever the learners wrote (rank_0.safetensors, policy/, ...)
         latest                  name of the newest one, for people and scripts
         .draft_*                being written; never read, removed by the next save
 
