@@ -1,0 +1,62 @@
+"""What a benchmark is: examples read from the authors' files, and what one prediction is worth by the authors' metric.
+
+A metric here is the value of one example; rl.evaluate takes the means and their intervals. Values are in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl.trajectory import TimeSpan, VideoTask
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question of a benchmark."""
+
+    task: VideoTask
+    windows: tuple[TimeSpan, ...] = ()  # every annotated evidence window, in the file's order
+    group: str = ""  # what averages over groups are taken over: a question type, a length of video
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the policy said about an example, as far as it could be read. Nothing is guessed."""
+
+    answer: str | None  # body of the last <answer>, stripped; None: there is none
+    windows: tuple[TimeSpan, ...] = ()  # granted windows of its calls, in order
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedExample:
+    """A row of an annotation file that was left out, and why."""
+
+    line: int  # where the row starts, counted from 1; in files that have no rows, the row's number
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedExamples:
+    """The usable rows of a benchmark, and the others."""
+
+    examples: tuple[Example, ...]
+    rejected: tuple[RejectedExample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark of the field.
+
+    `judge` gives each metric's value for one example; a prediction of None is missing (the video could not be read, say)
+    and is worth 0. "unparsed" is 1 where the answer, or the window that the metric needs, could not be read: a rate that
+    is reported beside the scores, never mended by guessing.
+    """
+
+    name: str
+    source: str  # paper and official evaluator, with what the denominators are
+    read: Callable[[Path, Path], LoadedExamples]  # annotation file or folder, video root
+    judge: Callable[[Example, Prediction | None], Mapping[str, float]]
+    headline: str  # the metric the authors rank by
+    over_groups: tuple[str, ...] = ()  # metrics that are means over groups of the mean within each; others: over examples
