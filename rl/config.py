@@ -104,7 +104,9 @@ class QuickstartWorldConfig:
     duration_s: float = 8.0
     native_fps: float = 12.0
     size: int = 56  # pixels, square
-    question_kinds: list[str] = field(default_factory=lambda: ["colour"])  # colour | count | order
+    question_kinds: list[str] = field(
+        default_factory=lambda: ["colour"]
+    )  # colour | count | order | warmth (a lucky answer) | mislabelled (a wrong annotation)
     shuffle_options: bool = False  # letters in random order per clip: to look them up takes a larger policy
 
 
