@@ -27,6 +27,7 @@ from rl.advantages import Credit, CreditRules, credit_group
 from rl.trajectory import SegmentRewards
 
 NUM_WINDOWS = 3
+GROUP_SIZE = 4  # G of the table: 8 takes a minute
 CreditOf = Callable[[Sequence[SegmentRewards], Sequence[bool]], Sequence[Credit]]  # (rewards_G, called_G) -> credit_G
 LOOK, ANSWER = slice(0, 1 + NUM_WINDOWS), slice(1 + NUM_WINDOWS, None)  # parameters of either segment
 
@@ -243,7 +244,7 @@ COLOURS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group-size", type=int, default=4, help="G (default 4)")
+    parser.add_argument("--group-size", type=int, default=GROUP_SIZE, help=f"G (default {GROUP_SIZE})")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the figure")
     options = parser.parse_args()
     measured = measure(options.group_size)
