@@ -97,9 +97,8 @@ def test_records_hold_every_token_with_both_log_probs_and_what_it_was_credited_w
         gaps = {"sampling": [0.0], "reasoning": [0.0]}
         for record in shown:
             assert record["duration_s"] == 8.0
-            said = "".join(token for turn in record["turns"] for token in turn["tokens"])
-            assert said.removesuffix("<|im_end|>") == record["text"].replace("<video>", "")
             for turn in record["turns"]:
+                assert "".join(turn["tokens"]).removesuffix("<|im_end|>") in record["text"]
                 assert (
                     (turn["learner_logprobs"] is None) == (turn["advantage"] is None) == (record["stop"] != "answered")
                 )
