@@ -3,6 +3,7 @@
 Each has three questions whose right letters are B, C and A.
 """
 
+import copy
 import json
 
 import pytest
@@ -192,8 +193,9 @@ KEYS = [
     *("answer", "question_type", "key", "uid", "qa", "questions", "id", "video_path", "correct_choice", "video_name"),
     *("correct_answer", "task_type", "qid", "vid", "query", "ans", "span", "relevant_windows", "time_reference"),
 ]
+ODD = st.sampled_from(["http://[", "x" * 5000, "a\0b", "../x", "NA", "\ud800", "A. ", "0:1-0:2", -1, 10**30])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | ODD,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
     max_leaves=8,
 )
@@ -209,6 +211,27 @@ def test_no_row_is_a_crash_in_any_benchmark(rows, tmp_path_factory):
         loaded = resolve(name).read(path, folder)
         assert loaded.examples == ()
         assert all("\n" not in row.reason for row in loaded.rejected)
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_value_that_makes_no_sense_costs_its_row_and_no_other(name, data, tmp_path_factory):
+    file, *rows = FILES[name](lambda *written: written)
+    rows = copy.deepcopy(rows[0] if isinstance(rows[0], list) else rows)
+    first = rows[0]
+    nested = next((first[key][0] for key in ("qa", "questions") if key in first), {})
+    among = data.draw(st.sampled_from([row for row in (first, nested) if row]))
+    among[data.draw(st.sampled_from(sorted(among)))] = data.draw(JSON)
+
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / "vid.mp4").touch()
+    path = folder / file
+    path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
+    loaded = resolve(name).read(path, folder)
+    assert len(loaded.examples) + len(loaded.rejected) >= 1
+    if len(rows) == 3:
+        assert len(loaded.examples) >= 2  # the other rows
 
 
 # what only one of them does
@@ -339,8 +362,9 @@ def test_favor_bench_reads_a_question_per_row_too(write, videos):
 
 
 def test_a_list_of_questions_must_be_one(write, videos, reasons):
-    loaded = resolve("lvbench").read(write("x.jsonl", {"key": "v", "qa": {}}, {"key": "v", "qa": [7]}), videos("v.mp4"))
-    assert reasons(loaded) == [
-        (1, "'qa' must be a list of questions, got {}"),
-        (2, "expected an object with keys, got int"),
+    path = write("x.jsonl", *({"key": "v", "qa": questions} for questions in ({}, [], [7])))
+    assert reasons(resolve("lvbench").read(path, videos("v.mp4"))) == [
+        (1, "'qa' must be a list of questions, not empty, got {}"),
+        (2, "'qa' must be a list of questions, not empty, got []"),
+        (3, "expected an object with keys, got int"),
     ]
