@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rl.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from rl.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from rl.config import ConfigError, RunConfig, to_dict
 
 MEANING = (  # keys that a resumed run may not change; how long, how fast and where it runs may change
@@ -35,6 +36,28 @@ def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Checkpoint | N
             f"resume: {found.folder} is of a run with other settings: {'; '.join(changed[:3])}"
             f"{' …' if len(changed) > 3 else ''}. Give this run a name of its own (name=…), or resume=never"
         )
+    return found
+
+
+def checkpoint_of(run: Path, *, best: bool = False) -> Checkpoint:
+    """A run's newest valid checkpoint, or its best; or the checkpoint that `run` itself is.
+
+    Raises:
+        ConfigError: there is none, or it is not whole.
+    """
+    try:
+        if not (run / CHECKPOINTS).is_dir():
+            if not (run / MANIFEST).is_file():
+                raise ConfigError(f"{run}: neither a run nor a checkpoint; give a folder such as runs/quickstart")
+            return open_checkpoint(run)
+        store = CheckpointStore(run)
+        found = store.best_valid() if best else store.latest_valid()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    if found is None and best:
+        raise ConfigError(f"{run}: no checkpoint is known as the best (trainer.best_metric, trainer.eval_every)")
+    if found is None:
+        raise ConfigError(f"{run}: no valid checkpoint in it")
     return found
 
 
