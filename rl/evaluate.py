@@ -90,13 +90,13 @@ def missing_prediction(trajectory: Trajectory) -> str | None:
     return None if trajectory.turns else trajectory.note or "the policy was never asked"
 
 
-def outcome_of(task: VideoTask, index: int, group: str, trajectory: Trajectory, judged: Judged) -> Outcome:
+def outcome_of(task_id: str, index: int, group: str, trajectory: Trajectory, judged: Judged) -> Outcome:
     """One line of predictions.jsonl."""
     for name, value in judged.metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"task {task.task_id}: the metric {name!r} came out as {value}; its code must be mended")
+            raise ValueError(f"task {task_id}: the metric {name!r} came out as {value}; its code must be mended")
     return Outcome(
-        task_id=task.task_id,
+        task_id=task_id,
         index=index,
         group=group,
         metrics=dict(judged.metrics),

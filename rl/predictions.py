@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from rl.config import ConfigError
 
+EVALUATIONS = "eval"  # folder of a run
 IDENTITY, PREDICTIONS, REJECTED, METRICS = "identity.json", "predictions.jsonl", "rejected.jsonl", "metrics.json"
 SHOWN = 4  # differences named in a refusal
 REMEDY = "give this evaluation a name of its own (evaluation.name=…), or --restart to move the old one aside"
@@ -195,7 +196,7 @@ def _outcomes(content: bytes, path: Path) -> list[Outcome]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             found.append(_outcome(json.loads(line)))
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise EvaluationError(
                 f"{path}:{number}: no outcome of an evaluation ({error}); delete the line, and its example is played "
                 "again"
@@ -203,7 +204,9 @@ def _outcomes(content: bytes, path: Path) -> list[Outcome]:
     return found
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
+def _outcome(row: Any) -> Outcome:
+    if not isinstance(row, dict):
+        raise TypeError(f"expected an object with keys, got {type(row).__name__}")
     windows_s = tuple((start_s, end_s) for start_s, end_s in row.pop("windows_s"))
     outcome = Outcome(windows_s=windows_s, calls=tuple(row.pop("calls", ())), **row)
     numbers = (*outcome.metrics.values(), outcome.index, outcome.session, outcome.elapsed_s, outcome.frames)

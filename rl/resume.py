@@ -61,13 +61,15 @@ def checkpoint_of(run: Path, *, best: bool = False) -> Checkpoint:
     return found
 
 
-def changed_meaning(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def changed_meaning(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "", meaning: tuple[str, ...] = MEANING
+) -> list[str]:
     """What differs between two configurations among the keys that make a run what it is: "key: old -> new"."""
     changed = []
     for key in sorted(old.keys() | new.keys(), key=str):
         name, before, now = f"{prefix}{key}", old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            changed += changed_meaning(before, now, f"{name}.")
-        elif before != now and name.startswith(MEANING):
+            changed += changed_meaning(before, now, f"{name}.", meaning)
+        elif before != now and name.startswith(meaning):
             changed.append(f"{name}: {before} -> {now}")
     return changed

@@ -37,9 +37,14 @@ NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # of a learner t
 
 
 @contextmanager
-def cluster(config: RunConfig, console: Console) -> Iterator[Slots]:
-    """Ray, and one slot per worker; released and, if started here, stopped in the end."""
-    demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
+def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -> Iterator[Slots]:
+    """Ray, and one slot per worker; released and, if started here, stopped in the end.
+
+    Args:
+        demand: workers of each kind; None: those of a training run.
+    """
+    if demand is None:
+        demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
     was_running = ray.is_initialized()
     dashboard = connect(config.placement, demand)
     if dashboard:
