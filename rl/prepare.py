@@ -20,12 +20,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from envs.dataset import DatasetError, LoadedTasks, RejectedRow, load_tasks, load_traces
-from envs.formats import RetrievalTrace, UnusableRow
+from envs.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
+from envs.formats import RetrievalTrace
 from envs.opening import OpeningRules
 from envs.prompts import PromptFormat
 from envs.retrieval import RetrievalRules
 from envs.rollout import Surroundings
+from envs.rows import DatasetError, UnusableRow
 from envs.synthetic import QuickstartWorld, WorldFiles, cold_start_traces, render_world
 from envs.traces import traces_from_evidence
 from envs.video import VideoError, VideoReader
