@@ -179,7 +179,7 @@ class RolloutPool:
         """Those that are ready, once at least one is."""
         ready, _ = ray.wait(calls, num_returns=1, timeout=self._timeout_s)
         if not ready:
-            raise RolloutError(f"none of {len(calls)} tasks was finished within {self._timeout_s:.0f} s")
+            raise RolloutError(f"none of {len(calls)} tasks was finished within {self._timeout_s:g} s")
         return ray.wait(calls, num_returns=len(calls), timeout=0)[0]
 
     def _wait(self, calls: list[ray.ObjectRef], timeout_s: float, doing: str) -> list[Any]:

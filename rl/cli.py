@@ -138,8 +138,9 @@ def evaluate(
     """Play a benchmark greedily and measure it: `evaluation.benchmark=NAME evaluation.path=… evaluation.video_root=…`.
 
     Without a benchmark: the held-out tasks of CONFIG, judged by its rewards. `retrieval.max_calls=0` is the baseline
-    that may not look again. Everything lands in `output_dir/name/eval/NAME`: predictions.jsonl, line by line, and
-    metrics.json with bootstrap intervals. An evaluation that was interrupted goes on when the command is given again.
+    that may not look again. Everything lands in `eval/NAME` of the run (RUN, or `output_dir/name`): predictions.jsonl,
+    line by line, and metrics.json with bootstrap intervals. An evaluation that was interrupted goes on when the command
+    is given again.
     """
     if run is not None and checkpoint is not None:
         raise ConfigError("command line: --run takes a run's checkpoint by itself; give one of --run and --checkpoint")

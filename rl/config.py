@@ -410,7 +410,7 @@ class PlacementConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """`dynframe eval`: what is played greedily, and judged by whom. Lands in output_dir/name/eval/NAME."""
+    """`dynframe eval`: what is played greedily, and judged by whom. Lands in eval/NAME of the run."""
 
     benchmark: str = ""  # a name of envs/benchmarks/registry.py or module:NAME; empty: data.held_out and `rewards`
     path: str = ""  # the authors' annotation file or folder; unused where benchmark is empty, as is video_root

@@ -1,7 +1,7 @@
 """`dynframe eval`: an exam played greedily through the pools of training, and judged. Part of the composition root.
 
-Everything lands in output_dir/name/eval/NAME (rl.predictions says what); an evaluation that was interrupted goes on
-when the command is given again.
+Everything lands in eval/NAME of the run whose policy it is (rl.predictions says what); an evaluation that was
+interrupted goes on when the command is given again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from actors.placement import Demand
 from envs.benchmarks.benchmark import RejectedExample
-from rl.checkpoint import POLICY_FOLDER
+from rl.checkpoint import CHECKPOINTS, POLICY_FOLDER, Checkpoint
 from rl.config import ConfigError, RunConfig, to_dict
 from rl.evaluate import is_done, play_rest, summarise_outcomes
 from rl.exams import PLAYED, Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam
@@ -49,20 +49,23 @@ def run_evaluation(
     """Evaluate a policy; returns what lies in metrics.json.
 
     Args:
-        run: take the policy of this run's newest checkpoint, or of this checkpoint; None: the one the config names.
+        run: take the policy of this run's newest checkpoint, or of this checkpoint, and keep the results with that
+            run; None: the policy and the run that the config names.
         best: of the run, take the best checkpoint instead.
         restart: move an earlier evaluation of that name aside.
     Raises:
         ConfigError: data, policy or the evaluation's folder cannot be used, or its results are of other settings.
         RolloutError, RewardError: workers failed. What was finished is kept.
     """
-    origin: dict[str, Any] = {}
+    home, origin = Path(config.output_dir).absolute() / config.name, {}
     if run is not None:
-        config, origin = with_policy_of(run, config, console, best=best)
+        found = checkpoint_of(run.absolute(), best=best)
+        config, origin = with_policy_of(found, config, console)
+        home = found.folder.parents[1] if found.folder.parent.name == CHECKPOINTS else home
     exam = make_exam(config, console)
     policy_dir = playable_policy(config, console)
     identity = identity_of(config, exam, policy_sha256(policy_dir))
-    folder = Path(config.output_dir).absolute() / config.name / EVALUATIONS / (config.evaluation.name or exam.name)
+    folder = home / EVALUATIONS / (config.evaluation.name or exam.name)
     exam = replace(exam, examples=exam.examples[: config.evaluation.limit or None])
     with open_folder(folder, identity, restart=restart) as file:
         console.print(f"evaluation: {folder}", highlight=False)
@@ -80,9 +83,8 @@ def run_evaluation(
     return report
 
 
-def with_policy_of(run: Path, config: RunConfig, console: Console, *, best: bool) -> tuple[RunConfig, dict[str, Any]]:
-    """The same configuration with the policy of a run's checkpoint, and where that comes from."""
-    found = checkpoint_of(run, best=best)
+def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tuple[RunConfig, dict[str, Any]]:
+    """The same configuration with the policy of a checkpoint, and where that comes from."""
     changed = changed_meaning(yaml.safe_load(found.config_yaml), to_dict(config), meaning=PLAYED)
     if changed:
         console.print(f"other settings than it was trained with: {'; '.join(changed)}", markup=False, highlight=False)
@@ -92,7 +94,7 @@ def with_policy_of(run: Path, config: RunConfig, console: Console, *, best: bool
         cold_start=replace(config.cold_start, enabled=False),
     )
     state = found.state
-    return config, {"checkpoint": str(found.folder.absolute()), "step": state.step, "version": state.policy_version}
+    return config, {"checkpoint": str(found.folder), "step": state.step, "version": state.policy_version}
 
 
 def policy_sha256(folder: Path) -> str:

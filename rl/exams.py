@@ -116,7 +116,7 @@ def judge_by_benchmark(exam: Exam) -> Judge:
         example = exam.examples[place]
         prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
         try:
-            values = exam.metric(example, prediction)
+            values = {name: float(value) for name, value in exam.metric(example, prediction).items()}
         except Exception as error:  # of a benchmark's own code, which may be anybody's
             raise EvaluationError(
                 f"{exam.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
@@ -147,20 +147,20 @@ def judge_by_rewards(exam: Exam, rewards: RewardPool, config: RunConfig) -> Judg
 
     def judged(place: int, scored: ScoredGroup) -> Outcome:
         (trajectory,), (verdict,) = scored.group.trajectories_G, scored.rewards_G
+        example = exam.examples[place]
         prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
-        if not isinstance(verdict, RewardFailure):
-            values = reward_values(verdict, prediction, terms)
-            return _outcome(exam.examples[place], place, trajectory, values, prediction)
         if prediction is None:  # no verdict, but through no fault of a reward
-            return _outcome(exam.examples[place], place, trajectory, {}, None)
-        failures.append(verdict)
-        failed = f"{verdict.term} {verdict.cause}: {verdict.detail}"
-        return _outcome(exam.examples[place], place, trajectory, {}, prediction, failed)
+            return _outcome(example, place, trajectory, {}, None)
+        if isinstance(verdict, RewardFailure):
+            failures.append(verdict)
+            failed = f"{verdict.term} {verdict.cause}: {verdict.detail}"
+            return _outcome(example, place, trajectory, {}, prediction, failed)
+        return _outcome(example, place, trajectory, reward_values(verdict, prediction, terms), prediction)
 
     return judge
 
 
-def reward_values(verdict: SegmentRewards, prediction: Prediction | None, terms: Sequence[str]) -> dict[str, float]:
+def reward_values(verdict: SegmentRewards, prediction: Prediction, terms: Sequence[str]) -> dict[str, float]:
     """A verdict as values of metrics.
 
     Args:
@@ -172,7 +172,7 @@ def reward_values(verdict: SegmentRewards, prediction: Prediction | None, terms:
         **({} if verdict.sampling is None else {"reward_sampling": verdict.sampling}),
         **({"accuracy": fmean(answers)} if answers else {}),
         **{f"term/{name}": value for name, value in verdict.breakdown.items()},
-        "unparsed": float(prediction is None or prediction.answer is None),
+        "unparsed": float(prediction.answer is None),
     }
 
 
@@ -186,7 +186,7 @@ def _outcome(
 ) -> Outcome:
     windows = () if prediction is None else prediction.windows
     judged = Judged(
-        {name: float(value) for name, value in values.items()},
+        values,
         None if prediction is None else prediction.answer,
         tuple((window.start_s, window.end_s) for window in windows),
         failed,

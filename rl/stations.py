@@ -104,10 +104,15 @@ def spawn_learners(
 def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, console: Console) -> Path:
     """The policy after the supervised stage, from the cache if everything it depends on is the same."""
     traces = prepare_traces(config, console)
-    home = Path(config.cache_dir) / f"cold-start-{cold_start_fingerprint(config, policy_dir, traces)}"
+    home = cold_start_home(config, policy_dir, traces)
     if home.is_dir():
         console.print(f"cold start: found in {home}", highlight=False)
     return built_once(home, lambda folder: _cold_start(config, policy_dir, traces, slots, console, folder))
+
+
+def cold_start_home(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> Path:
+    """The folder of the policy after the supervised stage; not there before that has run."""
+    return Path(config.cache_dir) / f"cold-start-{cold_start_fingerprint(config, policy_dir, traces)}"
 
 
 def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> str:

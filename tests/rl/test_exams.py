@@ -2,15 +2,19 @@
 
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from rich.console import Console
 
-from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, RejectedExample
+from actors.reward import RewardError
+from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction, RejectedExample
+from rewards.answer import answer
+from rewards.scoring import WeightedReward, score_group
 from rl.config import ConfigError, load_config
-from rl.exams import Exam, identity_of, judge_by_benchmark, make_exam, reward_values
+from rl.exams import Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam, reward_values
 from rl.predictions import EvaluationError
 from rl.trajectory import (
     AnswerKind,
@@ -120,16 +124,48 @@ def test_a_metric_that_raises_is_an_error_that_names_benchmark_and_task(ask):
         judge_by_benchmark(exam)([(0, group)])
 
 
+class Rewards:
+    """A reward pool in this process: the built-in answer reward, and one that fails on demand."""
+
+    def verdicts(self, groups):
+        return [score_group(group, [self.answer]) for group in groups]
+
+    answer = WeightedReward("answer", answer, Segment.REASONING)
+
+
+class BrokenRewards(Rewards):
+    answer = WeightedReward("answer", lambda task, trajectory: 1 / 0, Segment.REASONING)
+
+
+def test_held_out_tasks_are_judged_by_rewards_and_a_lost_video_has_no_verdict():
+    trajectories = [played("<answer>B</answer>", call=CALL), Trajectory((), StopReason.VIDEO_ERROR, note="gone")]
+    groups = [TrajectoryGroup(EXAM.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
+    right, lost = judge_by_rewards(EXAM, Rewards(), own())([(0, groups[0]), (1, groups[1])])
+    assert right.metrics == {"reward_reasoning": 1.0, "accuracy": 1.0, "term/answer": 1.0, "unparsed": 0.0}
+    assert (right.answer, right.windows_s, right.failed) == ("B", ((1, 8),), None)
+    assert (lost.metrics, lost.missing, lost.failed) == ({}, "gone", None)
+
+
+def test_a_reward_that_fails_is_kept_with_its_cause_and_too_many_stop_the_evaluation():
+    group = TrajectoryGroup(EXAM.examples[0].task, (played("<answer>B</answer>"),), None)
+    (failed,) = judge_by_rewards(EXAM, BrokenRewards(), own("scoring.max_failed_share=0.5"))([(0, group)])
+    assert failed.metrics == {} and failed.failed == "answer raised: ZeroDivisionError: division by zero"
+    with pytest.raises(RewardError, match=r"1 of 2 examples could not be scored .*'answer' raised"):
+        judge_by_rewards(EXAM, BrokenRewards(), own())([(0, group)])  # scoring.max_failed_share=0.25
+
+
 def test_rewards_become_metrics_under_the_names_of_a_training_run():
     verdict = SegmentRewards(0.25, 0.9, {"window": 0.25, "answer": 1.0, "format": 0.0})
-    values = reward_values(verdict, None, ["answer"])
+    values = reward_values(verdict, Prediction(None), ["answer"])
     assert values == {
         **{"reward_sampling": 0.25, "reward_reasoning": 0.9, "accuracy": 1.0, "unparsed": 1.0},
         **{"term/window": 0.25, "term/answer": 1.0, "term/format": 0.0},
     }
-    assert "reward_sampling" not in reward_values(SegmentRewards(None, 0.9, {}), None, [])  # no evidence, no value
+    unannotated = reward_values(SegmentRewards(None, 0.9, {}), Prediction("B"), [])
+    assert unannotated == {"reward_reasoning": 0.9, "unparsed": 0.0}  # no evidence, no value
 
 
+@cache
 def own(*overrides):
     return load_config([QUICKSTART], overrides)
 
