@@ -20,7 +20,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from actors.placement import Demand
-from envs.benchmarks.benchmark import RejectedExample
 from rl.checkpoint import CHECKPOINTS, POLICY_FOLDER, Checkpoint
 from rl.config import ConfigError, RunConfig, to_dict
 from rl.evaluate import is_done, play_rest, summarise_outcomes
@@ -36,10 +35,10 @@ log = logging.getLogger(__name__)
 POLICY_FILES = {".safetensors", ".json", ".txt", ".jinja"}  # that decide what a policy says
 TROUBLES = {  # counts worth a warning
     "rejected": "rows of the annotations left out (rejected.jsonl)",
-    "video_errors": "videos could not be read",
-    "truncated": "answers ran out of tokens",
-    "unparsed": "answers or windows could not be read",
-    "failed": "rewards could not be computed",
+    "missing": "without a prediction: the video could not be read, or left no room to answer",
+    "truncated": "ran out of tokens",
+    "unparsed": "whose answer or window could not be read",
+    "failed": "whose reward could not be computed",
 }
 
 
@@ -69,7 +68,7 @@ def run_evaluation(
     exam = replace(exam, examples=exam.examples[: config.evaluation.limit or None])
     with open_folder(folder, identity, restart=restart) as file:
         console.print(f"evaluation: {folder}", highlight=False)
-        _report_rejected(exam.rejected, folder / REJECTED, config.data.bad_rows)
+        _report_rejected(exam, folder / REJECTED, config.data.bad_rows)
         done = sum(is_done(file.outcomes.get(example.task.task_id)) for example in exam.examples)
         if done:
             console.print(f"{done} of {len(exam.examples)} examples are done already", highlight=False)
@@ -156,7 +155,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     troubles = [f"{counts[name]} {meaning}" for name, meaning in TROUBLES.items() if counts[name]]
     if troubles:
-        console.print(f"[yellow]of these:[/] {'; '.join(troubles)}", highlight=False)
+        console.print(f"[yellow]note:[/] {'; '.join(troubles)}", highlight=False)
 
 
 def _play(config: RunConfig, exam: Exam, policy_dir: Path, file: PredictionFile, done: int, console: Console) -> None:
@@ -180,18 +179,20 @@ def _play(config: RunConfig, exam: Exam, policy_dir: Path, file: PredictionFile,
         )
 
 
-def _report_rejected(rejected: Sequence[RejectedExample], home: Path, bad_rows: str) -> None:
-    """Every row left out goes to a file, the first ones to the log.
+def _report_rejected(exam: Exam, home: Path, bad_rows: str) -> None:
+    """Every row left out goes to a file; the first ones to the log, where nobody has said so yet.
 
     Raises:
         ConfigError: there are any, and data.bad_rows=refuse.
     """
-    if not rejected:
+    if not exam.rejected:
         home.unlink(missing_ok=True)  # of an earlier version of the data
         return
-    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rejected), encoding="utf-8")
-    for row in rejected[:ROWS_IN_LOG]:
+    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in exam.rejected), encoding="utf-8")
+    if exam.metric is None:
+        return
+    for row in exam.rejected[:ROWS_IN_LOG]:
         log.warning("line %d: left out: %s", row.line, row.reason)
-    log.warning("%d rows left out, each with its reason in %s", len(rejected), home)
+    log.warning("%d rows left out, each with its reason in %s", len(exam.rejected), home)
     if bad_rows == "refuse":
-        raise ConfigError(f"{len(rejected)} bad rows, all in {home}; data.bad_rows=skip leaves them out")
+        raise ConfigError(f"{len(exam.rejected)} bad rows, all in {home}; data.bad_rows=skip leaves them out")
