@@ -15,6 +15,7 @@ from rich.table import Table
 from rl.intervals import PairedDifference, compare_paired
 from rl.predictions import EVALUATIONS, METRICS, PREDICTIONS, EvaluationError, Outcome, read_json, read_outcomes
 
+REMEDY = "give RUN/eval/NAME, or a RUN that `dynframe eval` has evaluated"
 ASKED = ("benchmark", "examples", "rewards.", "scoring.calls")  # of an identity: what must be the same to be compared
 
 
@@ -137,7 +138,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 def _load(folder: Path, label: str) -> Evaluation:
     if not (folder / METRICS).is_file():
         begun = (folder / PREDICTIONS).is_file()
-        remedy = "it is not finished: give its `dynframe eval` again" if begun else "give RUN, or RUN/eval/NAME"
+        remedy = "it is not finished: give its `dynframe eval` again" if begun else REMEDY
         raise EvaluationError(f"{folder}: no {METRICS} in it; {remedy}")
     report = read_json(folder / METRICS)
     absent = {"benchmark", "headline", "over_groups", "limit", "metrics", "identity"} - report.keys()

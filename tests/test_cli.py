@@ -64,7 +64,7 @@ def test_help_teaches_and_answers_at_once(command):
             ["eval", QUICKSTART, "evaluation.benchmark=charade", "evaluation.path=Makefile"],
             "did you mean 'charades_sta'",
         ),
-        (["compare", "/nowhere"], "no metrics.json in it; give RUN, or RUN/eval/NAME"),
+        (["compare", "/nowhere"], "no metrics.json in it; give RUN/eval/NAME, or a RUN"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path):
