@@ -64,13 +64,14 @@ def test_help_teaches_and_answers_at_once(command):
             ["eval", QUICKSTART, "evaluation.benchmark=charade", "evaluation.path=Makefile"],
             "did you mean 'charades_sta'",
         ),
+        (["eval", QUICKSTART, "retrieval.max_calls=0"], "refuses the looks that all traces of the cold start teach"),
         (["compare", "/nowhere"], "no metrics.json in it; give RUN/eval/NAME, or a RUN"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path):
     where = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
-    overrides = where if arguments[0] in ("train", "check") else []
-    if arguments[0] == "train" and not any("output_dir" in a for a in arguments):
+    overrides = where if arguments[0] in ("train", "check", "eval") else []
+    if arguments[0] in ("train", "eval") and not any("output_dir" in a for a in arguments):
         overrides = [*overrides, f"output_dir={tmp_path}/runs"]
     answer = dynframe(*arguments, *overrides)
     assert answer.returncode == 2, answer.stderr
