@@ -91,5 +91,5 @@ def written_letters(question: str) -> tuple[str, ...]:
 
 
 def _run_from(letters: Sequence[str], start: int) -> tuple[str, ...]:
-    pairs = zip(letters[start:], LETTERS, strict=False)
+    pairs = zip(letters[start : start + len(LETTERS)], LETTERS, strict=False)
     return tuple(itertools.takewhile(bool, (letter if letter == due else "" for letter, due in pairs)))

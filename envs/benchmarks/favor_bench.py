@@ -22,7 +22,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
         row = as_mapping(value)
         video, options = text_at(row, "video_name"), options_at(row, "options")
         return choice_example(
-            identifier_at(row, "question_key") if "question_key" in row else f"{video}:{row.get('place', line)}",
+            f"{video}:{row['place']}" if "place" in row else identifier_at(row, "question_key"),
             video,
             video_root,
             ("", "videos", "FAVOR-Bench", "videos/FAVOR-Bench"),

@@ -27,11 +27,11 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     """
 
     def example(line: int, value: object) -> Example:
-        file, row = value
+        file, number, row = value
         try:
             if isinstance(row, UnusableRow):
                 raise row
-            return _example(file, line, as_mapping(row), video_root)
+            return _example(file, number, as_mapping(row), video_root)
         except UnusableRow as error:
             raise UnusableRow(f"{file.name}: {error}") from error
 
@@ -46,8 +46,8 @@ def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float
 
 def _rows(annotation: Path) -> Iterator[tuple[int, object]]:
     for file in _files(annotation) if annotation.is_dir() else [annotation]:
-        for line, row in rows_of(file):
-            yield line, (file, row)
+        for number, (line, row) in enumerate(rows_of(file), start=1):
+            yield line, (file, number, row)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -57,13 +57,13 @@ def _files(folder: Path) -> list[Path]:
     return [files[task] for task in TASKS]
 
 
-def _example(file: Path, line: int, row: Mapping[str, object], video_root: Path) -> Example:
+def _example(file: Path, number: int, row: Mapping[str, object], video_root: Path) -> Example:
     task = _ALSO_CALLED.get(text_at(row, "question_type"), text_at(row, "question_type"))
     if task not in TASKS:
         raise UnusableRow(f"{shortened(task)} is none of the multiple-choice tasks {', '.join(TASKS)}")
     options = options_at(row, "candidates")
     return choice_example(
-        f"{file.stem}:{line}",
+        f"{file.stem}:{number}",
         text_at(row, "video"),
         video_root,
         ("", file.stem, f"video/{file.stem}"),

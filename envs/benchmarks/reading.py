@@ -57,8 +57,11 @@ def each_of(rows: Rows, key: str) -> Iterator[tuple[int, object]]:
         questions = value.get(key) if isinstance(value, dict) else None
         if questions is None:
             yield line, value
-        elif not isinstance(questions, list):
-            yield line, UnusableRow(f"{key!r} must be a list of questions, got {shortened(questions)}")
+        elif not isinstance(questions, list) or not questions:
+            yield (
+                line,
+                UnusableRow(f"{key!r} must be a list of questions, not empty, got {shortened(questions)}"),
+            )
         else:
             shared = {name: of_video for name, of_video in value.items() if name != key}
             for place, question in enumerate(questions):

@@ -28,7 +28,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
         options = options_at(row, "options")
         has_list = "relevant_windows" in row
         return choice_example(
-            identifier_at(row, "qid") if "qid" in row else f"{annotation.stem}:{line}",
+            identifier_at(row, "qid"),
             text_at(row, "vid"),
             video_root,
             ("", "videos", "Anet_videos_15fps_short256"),

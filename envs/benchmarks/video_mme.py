@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import parse_qs, urlparse
 
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction
 from envs.benchmarks.choices import LETTERS, choice_example, letter_among, options_at, with_options, without_labels
@@ -13,6 +13,7 @@ from envs.benchmarks.reading import each_of, identifier_at, read_examples, rows_
 from envs.rows import UnusableRow, as_mapping, shortened, text_at
 
 DURATIONS = ("short", "medium", "long")
+_YOUTUBE_ID = re.compile(r"[?&]v=([\w-]+)", re.ASCII)
 
 
 def read(annotation: Path, video_root: Path) -> LoadedExamples:
@@ -55,8 +56,8 @@ def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float
 def _video(row: Mapping[str, object]) -> str:
     if "videoID" in row:
         return text_at(row, "videoID")
-    in_url = parse_qs(urlparse(text_at(row, "url")).query).get("v") if isinstance(row.get("url"), str) else None
-    return in_url[0] if in_url else identifier_at(row, "video_id")
+    in_url = _YOUTUBE_ID.search(text_at(row, "url")) if "url" in row else None
+    return in_url[1] if in_url else identifier_at(row, "video_id")
 
 
 VIDEO_MME = Benchmark(
