@@ -39,6 +39,8 @@ COMPOSITION_ROOT = (
     "prepare",
     "check",
     "inspection",
+    "exams",
+    "evaluation",
     "reporter",
 )  # files of rl/
 MAY_IMPORT |= {f"rl/{name}.py": ("rl", "actors", "envs", "rewards", "cluster") for name in COMPOSITION_ROOT}
