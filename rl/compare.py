@@ -86,7 +86,7 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """A column per evaluation: value with interval, below it the difference to the first with its p-value."""
+    """A column per evaluation: value with interval; below, the difference to the first with its p-value."""
     evaluations = comparison.evaluations
     first = evaluations[0].report
     table = Table(title=escape(str(first["benchmark"])), pad_edge=False, show_lines=len(evaluations) > 1)
@@ -188,4 +188,4 @@ def _difference_cell(paired: PairedDifference | None) -> str:
         return "no example in common"
     difference = paired.difference
     interval = f"({difference.low:+.3f} .. {difference.high:+.3f})"
-    return f"{difference.value:+.3f} {interval} p {paired.p_value:.2g} n {difference.n}"
+    return f"{difference.value:+.3f} {interval}\np {paired.p_value:.2g}, n {difference.n}"

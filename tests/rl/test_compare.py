@@ -128,7 +128,7 @@ def test_the_table_shows_values_differences_and_evidence(two):
     console = Console(width=160, record=True, file=io.StringIO())
     print_comparison(compare(load_evaluations(two)), console)
     shown = console.export_text()
-    assert "0.500" in shown and "0.750" in shown and "+0.250" in shown and "p 1 n 4" in shown
+    assert "0.500" in shown and "0.750" in shown and "+0.250" in shown and "p 1, n 4" in shown
 
 
 def test_as_json_says_the_same(two):
