@@ -14,8 +14,8 @@ from actors.frames import fetch, fetch_samples
 from actors.memory import own_memory_mib
 from actors.waiting import gather
 from actors.weight_buckets import WeightBucket, pack
-from rl.batch import assign_ranks
-from rl.trajectory import ScoredGroup, TrainingSample
+from rl.batch import assign_ranks, gather_ranks
+from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class LearnerWorker:
             if self._port is not None:
                 self._port.close()
 
-    def update(self, scored: list[ScoredGroup]) -> dict[str, float]:
+    def update(self, scored: list[ScoredGroup]) -> LearnerUpdate:
         """Split, credit and learn from this rank's groups."""
         groups = fetch([group.group for group in scored])
         here = [ScoredGroup(group, old.rewards_G) for group, old in zip(groups, scored, strict=True)]
@@ -120,13 +120,14 @@ class LearnerGroup:
             raise
         self._timeout_s = timeout_s
 
-    def update(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
+    def update(self, scored: Sequence[ScoredGroup]) -> LearnerUpdate:
         """Learn from scored groups; whole groups go to ranks, balanced by tokens."""
-        parts = assign_ranks(scored, len(self._ranks))
-        metrics = self._wait(
+        dealt = assign_ranks(scored, len(self._ranks))
+        parts = [[scored[index] for index in mine] for mine in dealt]
+        updates = self._wait(
             [rank.update.remote(part) for rank, part in zip(self._ranks, parts, strict=True)], "update the policy"
         )
-        return metrics[0]
+        return LearnerUpdate(updates[0].metrics, gather_ranks(dealt, [update.logprobs_PG for update in updates]))
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One supervised step, samples dealt to ranks in turn."""

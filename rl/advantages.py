@@ -43,6 +43,15 @@ class Credit:
     sampling: float | None
     reasoning: float | None
 
+    def of(self, segment: Segment) -> float | None:
+        """What a token of this segment gets. Context is never learned from."""
+        if segment == Segment.SAMPLING:
+            return self.sampling
+        return self.reasoning if segment == Segment.REASONING else None
+
+
+NOT_LEARNED = Credit(sampling=None, reasoning=None)
+
 
 @dataclass(frozen=True, slots=True)
 class GroupCredit:
@@ -75,13 +84,13 @@ def credit_group(
         raise ValueError(f"a group baseline needs at least 2 siblings, got {len(rewards_G)}")
     scored = [i for i, (reward, _) in enumerate(zip(rewards_G, called_G, strict=True)) if _is_scored(reward)]
     if len(scored) < 2:
-        return GroupCredit((Credit(None, None),) * len(rewards_G), True, True)
+        return GroupCredit((NOT_LEARNED,) * len(rewards_G), True, True)
     sampling_G = _sampling_rewards([rewards_G[i] for i in scored])
     reasoning_G = [rewards_G[i].reasoning for i in scored]
     credits_of_scored = METHODS[rules.method](sampling_G, reasoning_G, [called_G[i] for i in scored], rules)
     by_sibling = dict(zip(scored, credits_of_scored, strict=True))
     return GroupCredit(
-        credit_G=tuple(by_sibling.get(i, Credit(None, None)) for i in range(len(rewards_G))),
+        credit_G=tuple(by_sibling.get(i, NOT_LEARNED) for i in range(len(rewards_G))),
         degenerate_sampling=None if sampling_G is None else _all_equal(sampling_G),
         degenerate_reasoning=_all_equal(reasoning_G),
     )
@@ -154,11 +163,7 @@ def gdpo(
 
 def token_advantages(credit: Credit, segment_ids_T: Sequence[int]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
     """Spread a trajectory's credit over its tokens: advantages, and which tokens are learned from. Context never is."""
-    by_segment = {
-        Segment.CONTEXT.value: None,
-        Segment.SAMPLING.value: credit.sampling,
-        Segment.REASONING.value: credit.reasoning,
-    }
+    by_segment = {segment.value: credit.of(segment) for segment in Segment}
     credit_T = [by_segment[segment] for segment in segment_ids_T]
     return tuple(value or 0.0 for value in credit_T), tuple(value is not None for value in credit_T)
 

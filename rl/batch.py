@@ -3,20 +3,20 @@
 A group never spans ranks, and every rank makes the same number of micro-batches: each is one collective forward pass
 with exactly one call of the vision tower.
 
-Legend: G siblings · B samples of a micro-batch · T tokens, right-padded.
+Legend: G siblings · B samples of a micro-batch · T tokens, right-padded · S sampled tokens of one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl.advantages import CreditRules, GroupCredit, credit_group, token_advantages
+from rl.advantages import NOT_LEARNED, Credit, CreditRules, GroupCredit, credit_group, token_advantages
 from rl.loss import LossTotals
 from rl.segments import FlatTrajectory, flatten
 from rl.trajectory import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rl.policy.processor import PackedVideo, TokenIds
 
 SD_GRPO = CreditRules()
+Made = TypeVar("Made")
 
 
 class VideoPacker(Protocol):
@@ -61,23 +62,37 @@ class LearnerBatch:
 
 def build_training_samples(
     scored: ScoredGroup, rules: CreditRules = SD_GRPO, *, mask_truncated: bool = True
-) -> tuple[TrainingSample, ...]:
+) -> tuple[TrainingSample | None, ...]:
     """Split every sibling at its retrieval boundary and credit it.
 
-    Siblings without a token to learn from (reward failures, unreadable videos, truncated ones) are left out. Truncated
-    ones keep their place in the baseline: their rewards are real, only their last turn is unfinished.
+    None stands for a sibling without a token to learn from: reward failures, unreadable videos, truncated ones.
 
     Raises:
         ValueError: fewer than two siblings.
     """
-    credit = group_credit(scored, rules)
-    samples = []
-    for trajectory, own in zip(scored.group.trajectories_G, credit.credit_G, strict=True):
+    samples_G = []
+    credit_G = learned_credit(scored, rules, mask_truncated=mask_truncated)
+    for trajectory, own in zip(scored.group.trajectories_G, credit_G, strict=True):
         flat = flatten(trajectory, scored.group.opening_frames)
         advantages_T, mask_T = token_advantages(own, flat.segment_ids)
-        if any(mask_T) and not (mask_truncated and trajectory.stop_reason is StopReason.TRUNCATED):
-            samples.append(_sample(flat, advantages_T, mask_T))
-    return tuple(samples)
+        samples_G.append(_sample(flat, advantages_T, mask_T) if any(mask_T) else None)
+    return tuple(samples_G)
+
+
+def learned_credit(
+    scored: ScoredGroup, rules: CreditRules = SD_GRPO, *, mask_truncated: bool = True
+) -> tuple[Credit, ...]:
+    """What each sibling's tokens are credited with. Truncated siblings get nothing where `mask_truncated`, but keep
+    their place in the baseline: their rewards are real, only their last turn is unfinished.
+
+    Raises:
+        ValueError: fewer than two siblings.
+    """
+    pairs = zip(scored.group.trajectories_G, group_credit(scored, rules).credit_G, strict=True)
+    return tuple(
+        NOT_LEARNED if mask_truncated and trajectory.stop_reason is StopReason.TRUNCATED else own
+        for trajectory, own in pairs
+    )
 
 
 def group_credit(scored: ScoredGroup, rules: CreditRules = SD_GRPO) -> GroupCredit:
@@ -94,7 +109,7 @@ def credit_metrics(scored: Sequence[ScoredGroup], rules: CreditRules = SD_GRPO) 
     for group, credit in zip(scored, credits_of, strict=True):
         for trajectory, own in zip(group.group.trajectories_G, credit.credit_G, strict=True):
             for turn in trajectory.turns:
-                value = own.sampling if turn.segment is Segment.SAMPLING else own.reasoning
+                value = own.of(turn.segment)
                 if value is not None:
                     sizes_of[turn.segment] += [abs(value)] * len(turn.completion.token_ids)
     return {
@@ -112,10 +127,11 @@ def loss_totals(samples: Sequence[TrainingSample]) -> LossTotals:
     return LossTotals(num_sequences=sum(tokens > 0 for tokens in learned), num_tokens=sum(learned))
 
 
-def assign_ranks(scored: Sequence[ScoredGroup], world_size: int) -> list[list[ScoredGroup]]:
+def assign_ranks(scored: Sequence[ScoredGroup], world_size: int) -> list[list[int]]:
     """Deal whole groups to ranks: at most ceil(groups / ranks) each, the longest first to the rank with fewest tokens.
 
-    Deterministic; within a rank, groups keep their order.
+    Returns:
+        For each rank, which groups it gets, in their order.
     """
     tokens_of = [_tokens(group) for group in scored]
     most = -(-len(scored) // world_size)
@@ -123,7 +139,17 @@ def assign_ranks(scored: Sequence[ScoredGroup], world_size: int) -> list[list[Sc
     for index in sorted(range(len(scored)), key=lambda i: (-tokens_of[i], i)):
         open_ranks = [rank for rank in dealt if len(rank) < most]
         min(open_ranks, key=lambda rank: (sum(tokens_of[i] for i in rank), len(rank))).append(index)
-    return [[scored[index] for index in sorted(rank)] for rank in dealt]
+    return [sorted(rank) for rank in dealt]
+
+
+def gather_ranks(dealt: Sequence[Sequence[int]], made: Sequence[Sequence[Made]]) -> tuple[Made, ...]:
+    """What the ranks made of the groups that `assign_ranks` dealt, one thing per group, in the order of all groups."""
+    by_group = {
+        index: thing
+        for mine, things in zip(dealt, made, strict=True)
+        for index, thing in zip(mine, things, strict=True)
+    }
+    return tuple(by_group[index] for index in range(len(by_group)))
 
 
 def num_micro_batches(num_samples: int, size: int) -> int:
@@ -172,6 +198,13 @@ def collate(
         policy_versions_BT=padded([sample.policy_versions for sample in samples], -1, torch.long),
         videos=tuple(packed[frames.digest] for sample in samples for frames in sample.videos),
     )
+
+
+def sampled_values(batch: LearnerBatch, values_BT: Tensor) -> Iterator[np.ndarray]:
+    """Of each row, the values at its sampled tokens (S, float32); NaN on those not learned from."""
+    learned_BT = values_BT.detach().float().masked_fill(~batch.loss_mask_BT, float("nan")).cpu()
+    sampled_BT = (batch.segment_ids_BT != Segment.CONTEXT.value).cpu()
+    return (row_T[mask_T].numpy() for row_T, mask_T in zip(learned_BT, sampled_BT, strict=True))
 
 
 def _sample(flat: FlatTrajectory, advantages_T: tuple[float, ...], mask_T: tuple[bool, ...]) -> TrainingSample:

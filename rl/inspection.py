@@ -17,7 +17,7 @@ from rl.parity import CONTROL_FACTOR_BF16, ParityReport, measure_parity
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.prepare import prepare_policy, prepare_tasks
-from rl.records import records
+from rl.records import records, write_records
 from rl.stations import START_TIMEOUT_S, cluster, cold_started_policy, spawn_rewards, spawn_rollouts, start_player
 from rl.trajectory import RetrievalCall, TrajectoryGroup, VideoTask
 
@@ -69,11 +69,11 @@ def run_rollout(
         rollouts = spawn_rollouts(config, policy_dir, slots)
         rollouts.wait_ready(START_TIMEOUT_S)
         scored = spawn_rewards(config, slots).score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
-    played = list(records(scored))
+    played = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
     for record in played:
         _print_record(record, console)
     if out is not None:
-        out.write_text("".join(json.dumps(record) + "\n" for record in played), encoding="utf-8")
+        write_records(out, played)
         console.print(f"{len(played)} records in {out}", highlight=False)
 
 

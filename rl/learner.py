@@ -19,15 +19,16 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from rl.batch import (
     loss_totals,
     micro_batches,
     num_micro_batches,
+    sampled_values,
 )
 from rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig, PolicyConfig, RunConfig
 from rl.learner_metrics import Tally, tally_parity, tally_policy
@@ -48,11 +50,12 @@ from rl.learner_state import Layout, load_state, save_state
 from rl.loss import LossTotals, policy_loss, supervised_loss, token_weights
 from rl.policy.model import freeze_vision, load_policy, save_policy, token_logprobs
 from rl.policy.processor import Processor
-from rl.trajectory import ScoredGroup, TrainingSample
+from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
 
 log = logging.getLogger(__name__)
 
 GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,13 +64,19 @@ class MiniBatch:
 
     batches: tuple[LearnerBatch, ...]  # equally many on every rank
     totals: LossTotals  # of all ranks
+    order: tuple[int, ...]  # which sample each row is, batch after batch; the rows of empty ones, the last, are none
+
+    def by_sample(self, rows: Iterable[Row]) -> list[Row]:
+        """What was made row by row, in the order of the samples."""
+        placed = dict(zip(self.order, rows, strict=False))
+        return [placed[index] for index in range(len(self.order))]
 
 
 class Learner:
     """The policy in training.
 
     learner = Learner(policy_dir, policy=..., learner=..., algorithm=..., temperature=1.0, total_steps=100, ...)
-    learner.learn(scored_groups)             # -> metrics
+    learner.learn(scored_groups)             # -> LearnerUpdate
     for name, tensor in learner.named_weights(): ...
     """
 
@@ -107,26 +116,34 @@ class Learner:
         self._reference: nn.Module | None = None
         self._engine, self._adamw = _start_engine(self._prepared_policy(), learner, policy.dtype)
 
-    def learn(self, scored: Sequence[ScoredGroup]) -> dict[str, float]:
-        """Split and credit this rank's groups, then `update`."""
+    def learn(self, scored: Sequence[ScoredGroup]) -> LearnerUpdate:
+        """Split and credit this rank's groups, then `update`; the metrics are of all ranks."""
         truncated = self._loss.mask_truncated
-        samples = [s for group in scored for s in build_training_samples(group, self._rules, mask_truncated=truncated)]
-        return self.update(samples)
+        samples_PG = [build_training_samples(group, self._rules, mask_truncated=truncated) for group in scored]
+        metrics, logprobs = self.update([s for samples_G in samples_PG for s in samples_G if s is not None])
+        rest = iter(logprobs)
+        return LearnerUpdate(
+            metrics, tuple(tuple(None if s is None else next(rest) for s in samples_G) for samples_G in samples_PG)
+        )
 
-    def update(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
-        """Take `learner.updates_per_step` optimizer steps, each on its share of the samples; metrics of all ranks.
+    def update(self, samples: Sequence[TrainingSample]) -> tuple[dict[str, float], list[np.ndarray | None]]:
+        """Take `learner.updates_per_step` optimizer steps, each on its share of the samples.
 
         An optimizer step without a token to learn from on any rank is not taken; one whose gradient is NaN or infinite
         is skipped and counted. Parity compares log-probs while the policy is still the one that sampled.
+
+        Returns:
+            Metrics of all ranks; and of each sample those log-probs that parity compares, as in `LearnerUpdate`: they
+            are kept from the passes that learn.
         """
-        start, tally = time.perf_counter(), Tally()
+        start, tally, seen_BT = time.perf_counter(), Tally(), []
         parts = [self._mini_batch(part) for part in _shares(samples, self._config.updates_per_step)]
         old = self._old_logprobs(parts)
         for index, (part, old_of_part) in enumerate(zip(parts, old, strict=True)):
-            loss_of = partial(self._policy_loss, part, old_of_part, tally, on_policy=index == 0)
-            self._step(part, loss_of, tally)
+            on_policy = seen_BT if index == 0 else None
+            self._step(part, partial(self._policy_loss, part, old_of_part, tally, on_policy), tally)
         self._describe(parts, samples, start, tally)
-        return tally.reduced(self._device)
+        return tally.reduced(self._device), _rows_seen(parts, seen_BT)
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One optimizer step towards the samples' own tokens; "loss/nll" is their mean negative log-prob in nat."""
@@ -139,17 +156,13 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """The current policy's log-prob of every token after the first, per sample; 0 where it may not be sampled."""
-        order, part = _by_length(samples), self._mini_batch(samples)
-        rows = []
+        part, rows = self._mini_batch(samples), []
         for batch in part.batches:
             logp_BT, _ = self._score(self._engine, batch, None)
             rows += [
                 row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, batch.attention_mask_BT.sum(1), strict=True)
             ]
-        restored: list[list[float]] = [[] for _ in samples]
-        for index, row in zip(order, rows, strict=False):  # rows of empty micro-batches are last
-            restored[index] = row
-        return restored
+        return part.by_sample(rows)
 
     @property
     def steps(self) -> int:
@@ -218,9 +231,9 @@ class Learner:
         size, mine = self._config.micro_batch, loss_totals(samples)
         most = self._all_reduce([num_micro_batches(len(samples), size)], dist.ReduceOp.MAX)[0]
         totals = LossTotals(*self._all_reduce([mine.num_sequences, mine.num_tokens], dist.ReduceOp.SUM))
-        ordered = [samples[index] for index in _by_length(samples)]
-        cut = micro_batches(ordered, size, max(most, 1))
-        return MiniBatch(tuple(collate(batch, self._processor, self._device) for batch in cut), totals)
+        order = _by_length(samples)
+        cut = micro_batches([samples[index] for index in order], size, max(most, 1))
+        return MiniBatch(tuple(collate(batch, self._processor, self._device) for batch in cut), totals, order)
 
     def _old_logprobs(self, parts: Sequence[MiniBatch]) -> list[list[Tensor | None]]:
         """Per micro-batch, the log-probs ratios are taken against; None: the current ones, at the time.
@@ -267,8 +280,9 @@ class Learner:
         return self._engine.was_step_applied(), float(self._engine.get_global_grad_norm())
 
     def _policy_loss(
-        self, part: MiniBatch, old: Sequence[Tensor | None], tally: Tally, i: int, *, on_policy: bool
+        self, part: MiniBatch, old: Sequence[Tensor | None], tally: Tally, seen_BT: list[Tensor] | None, i: int
     ) -> Tensor:
+        """The loss of micro-batch `i`; its log-probs go to `seen_BT` while the policy is the one that sampled."""
         batch, options = part.batches[i], self._loss
         logp_BT, entropy_BT = self._score(self._engine, batch, batch.loss_mask_BT)
         weights_BT = self._weights(batch, part.totals, options.normaliser)
@@ -290,8 +304,9 @@ class Learner:
         tally.mean("loss/surrogate", terms.loss.detach() - options.kl_beta * kl, share)
         tally.mean("loss/kl", kl, share)
         tally_policy(tally, batch, terms, entropy_BT)
-        if on_policy:
+        if seen_BT is not None:
             tally_parity(tally, batch, logp_BT)
+            seen_BT.append(logp_BT.detach())
         return _loud(terms.loss, logp_BT)
 
     def _supervised_loss(self, part: MiniBatch, tally: Tally, i: int) -> Tensor:
@@ -427,9 +442,17 @@ def _loud(loss: Tensor, logp_BT: Tensor) -> Tensor:
     return loss if torch.isfinite(loss) else logp_BT.sum() * math.nan
 
 
-def _by_length(samples: Sequence[TrainingSample]) -> list[int]:
+def _rows_seen(parts: Sequence[MiniBatch], seen_BT: Sequence[Tensor]) -> list[np.ndarray | None]:
+    """Log-probs of every sample, in their order, from the micro-batches of the first part; None: not seen."""
+    first, *later = parts
+    rows = [row for pair in zip(first.batches, seen_BT, strict=False) for row in sampled_values(*pair)]
+    rows = first.by_sample(rows) if rows else [None] * len(first.order)
+    return rows + [None] * sum(len(part.order) for part in later)
+
+
+def _by_length(samples: Sequence[TrainingSample]) -> tuple[int, ...]:
     """Indices, longest sample first."""
-    return sorted(range(len(samples)), key=lambda index: (-len(samples[index].token_ids), index))
+    return tuple(sorted(range(len(samples)), key=lambda index: (-len(samples[index].token_ids), index)))
 
 
 def _shares(samples: Sequence[TrainingSample], count: int) -> list[Sequence[TrainingSample]]:

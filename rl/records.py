@@ -1,12 +1,20 @@
-"""Each trajectory as a readable record: what the policy saw, asked, wrote, and what it was worth."""
+"""Each trajectory as a readable record: what the policy saw, asked, wrote, and what it was worth, token by token.
+
+Pixels are not in it: frames can be decoded again from `task.video` at `timestamps_s`.
+
+Legend: P groups of a step · G siblings of one task · S sampled tokens of a trajectory.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from rl.advantages import NOT_LEARNED, Credit
 from rl.trajectory import (
     Frames,
     MalformedCall,
@@ -16,30 +24,68 @@ from rl.trajectory import (
     SegmentRewards,
     TimeSpan,
     Trajectory,
+    Turn,
     VideoTask,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def write_records(folder: Path, step: int, scored: Sequence[ScoredGroup], limit: int) -> Path:
-    """Write up to `limit` trajectories of a step to step_NNNNNN.jsonl, whole groups first."""
+DECIMALS = 5  # of log-probs (nat) and advantages
+
+PiecesOf = Callable[[Sequence[int]], Sequence[str]]  # the text of each token: Processor.pieces of rl.policy.processor
+Entry = TypeVar("Entry")
+
+
+def write_step(folder: Path, step: int, records: Iterable[dict[str, Any]]) -> Path:
+    """Write the records of a step to step_NNNNNN.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:06d}.jsonl"
-    lines = [json.dumps(record, ensure_ascii=False) for _, record in zip(range(limit), records(scored), strict=False)]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_records(path, records)
     return path
 
 
-def records(scored: Iterable[ScoredGroup]) -> Iterator[dict[str, Any]]:
-    """One dictionary per trajectory, ready for JSON."""
-    for group in scored:
-        for sibling, (trajectory, verdict) in enumerate(zip(group.group.trajectories_G, group.rewards_G, strict=True)):
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as JSON lines."""
+    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for r in records]
+    # half a surrogate pair, as in a file name that is no UTF-8, becomes its own JSON escape
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+
+
+def records(
+    scored: Sequence[ScoredGroup],
+    pieces_of: PiecesOf,
+    *,
+    credit_PG: Sequence[Sequence[Credit]] | None = None,
+    logprobs_PG: Sequence[Sequence[np.ndarray | None]] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One dictionary per trajectory, ready for JSON; numbers that are not finite are strings.
+
+    Args:
+        credit_PG: what each sibling was credited with, where the groups were learned from.
+        logprobs_PG: the learner's log-probs, as in LearnerUpdate, where the groups were learned from.
+    """
+    credit_PG = _everywhere(NOT_LEARNED, scored) if credit_PG is None else credit_PG
+    logprobs_PG = _everywhere(None, scored) if logprobs_PG is None else logprobs_PG
+    for index, (group, credit_G, logprobs_G) in enumerate(zip(scored, credit_PG, logprobs_PG, strict=True)):
+        siblings = zip(group.group.trajectories_G, group.rewards_G, credit_G, logprobs_G, strict=True)
+        for sibling, (trajectory, verdict, credit, logprobs_S) in enumerate(siblings):
             yield {
                 "task": _task(group.group.task),
+                "group": index,
                 "sibling": sibling,
+                "duration_s": round(group.group.duration_s, 3),
                 "opening": _frames(group.group.opening_frames),
-                **_trajectory(trajectory),
+                "text": trajectory.answer_text,
+                "stop": trajectory.stop_reason.value,
+                "note": trajectory.note,
+                "turns": _turns(trajectory, pieces_of, credit, logprobs_S),
                 "rewards": _verdict(verdict),
             }
+
+
+def _everywhere(entry: Entry, scored: Sequence[ScoredGroup]) -> list[list[Entry]]:
+    return [[entry] * len(group.rewards_G) for group in scored]
 
 
 def _task(task: VideoTask) -> dict[str, Any]:
@@ -53,23 +99,34 @@ def _task(task: VideoTask) -> dict[str, Any]:
     }
 
 
-def _trajectory(trajectory: Trajectory) -> dict[str, Any]:
+def _turns(
+    trajectory: Trajectory, pieces_of: PiecesOf, credit: Credit, logprobs_S: np.ndarray | None
+) -> list[dict[str, Any]]:
+    ends = list(accumulate(len(turn.completion.token_ids) for turn in trajectory.turns))
+    turns = []
+    for turn, first, end in zip(trajectory.turns, [0, *ends], ends, strict=False):
+        advantage = credit.of(turn.segment)
+        known = logprobs_S is not None and advantage is not None
+        turns.append(_turn(turn, pieces_of, advantage, logprobs_S[first:end].tolist() if known else None))
+    return turns
+
+
+def _turn(
+    turn: Turn, pieces_of: PiecesOf, advantage: float | None, learner_logprobs: list[float] | None
+) -> dict[str, Any]:
+    said = turn.completion
     return {
-        "text": trajectory.answer_text,
-        "stop": trajectory.stop_reason.value,
-        "note": trajectory.note,
-        "turns": [
-            {
-                "segment": turn.segment.name.lower(),
-                "context_tokens": len(turn.context_token_ids),
-                "sampled_tokens": len(turn.completion.token_ids),
-                "mean_logprob": sum(turn.completion.logprobs) / max(len(turn.completion.logprobs), 1),
-                "policy_version": turn.completion.policy_version,
-                "call": _call(turn.call),
-                "frames": _frames(turn.frames),
-            }
-            for turn in trajectory.turns
-        ],
+        "segment": turn.segment.name.lower(),
+        "context_tokens": len(turn.context_token_ids),
+        "sampled_tokens": len(said.token_ids),
+        "mean_logprob": _finite(sum(said.logprobs) / max(len(said.logprobs), 1)),
+        "policy_version": said.policy_version,
+        "call": _call(turn.call),
+        "frames": _frames(turn.frames),
+        "tokens": list(pieces_of(said.token_ids)),
+        "logprobs": [_rounded(value) for value in said.logprobs],
+        "learner_logprobs": None if learner_logprobs is None else [_rounded(value) for value in learner_logprobs],
+        "advantage": None if advantage is None else _rounded(advantage),
     }
 
 
@@ -106,4 +163,17 @@ def _span(span: TimeSpan | None) -> list[float] | None:
 def _verdict(verdict: SegmentRewards | RewardFailure) -> dict[str, Any]:
     if isinstance(verdict, RewardFailure):
         return {"failed": {"term": verdict.term, "cause": verdict.cause, "detail": verdict.detail}}
-    return {"sampling": verdict.sampling, "reasoning": verdict.reasoning, "terms": dict(verdict.breakdown)}
+    return {
+        "sampling": None if verdict.sampling is None else _finite(verdict.sampling),
+        "reasoning": _finite(verdict.reasoning),
+        "terms": {name: _finite(value) for name, value in verdict.breakdown.items()},
+    }
+
+
+def _rounded(value: float) -> float | str:
+    return _finite(round(value, DECIMALS) + 0.0)  # no sign on zero
+
+
+def _finite(value: float) -> float | str:
+    """The number, or the name of one that JSON does not have, as in metrics.jsonl."""
+    return value if math.isfinite(value) else str(value)

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from rich.table import Table
 from actors.memory import own_memory_mib
 from actors.ray_metrics import RayMetricsSink
 from rl.advantages import CreditRules
-from rl.batch import credit_metrics
+from rl.batch import credit_metrics, learned_credit
 from rl.config import AdvantageConfig, RunConfig, to_dict
 from rl.metrics import reward_metrics, rollout_metrics
-from rl.policy.processor import Geometry
-from rl.records import write_records
+from rl.policy.processor import Processor
+from rl.records import records, write_step
 from rl.sinks import JsonlSink, MetricLog, Sink, TensorBoardSink, WandbSink
 from rl.summary import summarise
-from rl.trajectory import ScoredGroup
+from rl.trajectory import LearnerUpdate, ScoredGroup
 
 log = logging.getLogger(__name__)
 
@@ -39,32 +40,36 @@ class Reporter:
     """What is said after each step: metrics to sinks, trajectories to disk, a line of progress; and the parity gate."""
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, numbers: MetricLog, progress: Progress, first: int, geometry: Geometry
+        self, config: RunConfig, run_dir: Path, numbers: MetricLog, progress: Progress, first: int, processor: Processor
     ) -> None:
         self._config, self._run_dir, self._numbers, self._progress = config, run_dir, numbers, progress
         self._rules = credit_rules(config.algorithm.advantage)
-        self._pixels_per_token = (geometry.patch * geometry.merge) ** 2
+        self._processor = processor
         self._bar: TaskID = progress.add_task("training", total=config.trainer.steps, completed=first)
 
-    def step(self, step: int, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]) -> None:
+    def step(
+        self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
+    ) -> None:
         """Report one step.
 
+        Args:
+            metrics: of the loop and of the other stations.
         Raises:
             GateError: engine and learner disagree on average by more than parity.abort_nat, or too many videos could
                 not be read.
         """
-        rolled = rollout_metrics([group.group for group in scored], pixels_per_token=self._pixels_per_token)
+        pixels_per_token = (self._processor.geometry.patch * self._processor.geometry.merge) ** 2
+        rolled = rollout_metrics([group.group for group in scored], pixels_per_token=pixels_per_token)
         rewards = reward_metrics(scored)
         sampled = rolled["rollout/sampled_tokens"] * sum(len(group.rewards_G) for group in scored)
         own = {
             "rollout/tokens_per_s": sampled / max(metrics["seconds/rollout"], 1e-9),
             "memory/driver": own_memory_mib(),
         }
-        everything = {**rolled, **rewards, **credit_metrics(scored, self._rules), **own, **metrics}
+        credit = credit_metrics(scored, self._rules)
+        everything = {**rolled, **rewards, **credit, **own, **learned.metrics, **metrics}
         self._numbers.write(step + 1, everything)
-        write_records(
-            self._run_dir / "trajectories", step + 1, scored, limit=self._config.logging.trajectories_per_step
-        )
+        self._record(step, scored, learned)
         self._progress.update(self._bar, completed=step + 1)
         self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
             f"step {step + 1}/{self._config.trainer.steps}  reward: sampling {rewards['reward/sampling']:.3f} "
@@ -73,6 +78,18 @@ class Reporter:
             highlight=False,
         )
         self._gate(step, everything)
+
+    def _record(self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate) -> None:
+        """The step's first trajectories, whole groups first, with what was learned from them."""
+        truncated = self._config.algorithm.loss.mask_truncated
+        every = records(
+            scored,
+            self._processor.pieces,
+            credit_PG=[learned_credit(group, self._rules, mask_truncated=truncated) for group in scored],
+            logprobs_PG=learned.logprobs_PG,
+        )
+        kept = islice(every, self._config.logging.trajectories_per_step)
+        write_step(self._run_dir / "trajectories", step + 1, kept)
 
     def _gate(self, step: int, metrics: Mapping[str, float]) -> None:
         limits = self._config.parity

@@ -21,9 +21,9 @@ from rl.check import preflight
 from rl.checkpoint import CheckpointStore
 from rl.config import ConfigError, RunConfig, to_yaml
 from rl.evaluate import held_out_metrics
-from rl.policy.processor import Geometry
+from rl.policy.processor import Processor
 from rl.prepare import prepare_policy, prepare_tasks, progress_bar
-from rl.records import write_records
+from rl.records import records, write_step
 from rl.reporter import Reporter, conclude, make_sinks
 from rl.resume import find_checkpoint
 from rl.sinks import MetricLog
@@ -36,7 +36,7 @@ from rl.stations import (
     spawn_rollouts,
 )
 from rl.trainer import Schedule, train
-from rl.trajectory import RunState, ScoredGroup, VideoTask
+from rl.trajectory import LearnerUpdate, RunState, ScoredGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +75,10 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         rollouts.wait_ready(START_TIMEOUT_S)
         numbers = MetricLog(make_sinks(config, run_dir, keep_through_step=first.step if found else -1))
         weights = WeightSync(learners, rollouts, config.weight_sync, first.policy_version)
-        run = Run(config, run_dir, store, held_out, rollouts, spawn_rewards(config, slots), learners, weights, numbers)
+        rewards, processor = spawn_rewards(config, slots), Processor.from_pretrained(policy_dir, config.policy.scenes)
+        run = Run(config, run_dir, store, held_out, processor, rollouts, rewards, learners, weights, numbers)
         try:
-            run.train(tasks, first.step, Geometry.read(policy_dir), console)
+            run.train(tasks, first.step, console)
         finally:
             numbers.close()
     return conclude(run_dir, console)
@@ -91,25 +92,28 @@ class Run:
     run_dir: Path
     store: CheckpointStore
     held_out: Sequence[VideoTask]
+    processor: Processor
     rollouts: RolloutPool
     rewards: RewardPool
     learners: LearnerGroup
     weights: WeightSync
     numbers: MetricLog
 
-    def train(self, tasks: Sequence[VideoTask], first_step: int, geometry: Geometry, console: Console) -> None:
+    def train(self, tasks: Sequence[VideoTask], first_step: int, console: Console) -> None:
         """The loop of rl.trainer, from `first_step` to the last."""
         trainer = self.config.trainer
         with progress_bar(console) as progress:
-            reporter = Reporter(self.config, self.run_dir, self.numbers, progress, first_step, geometry)
+            reporter = Reporter(self.config, self.run_dir, self.numbers, progress, first_step, self.processor)
 
-            def report(step: int, scored: Sequence[ScoredGroup], metrics: Mapping[str, float]) -> None:
+            def report(
+                step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
+            ) -> None:
                 workers = {
                     **self.weights.metrics,
                     **self.rollouts.stats(),
                     "memory/learner": self.learners.memory_mib(),
                 }
-                reporter.step(step, scored, {**metrics, **workers})
+                reporter.step(step, scored, learned, {**metrics, **workers})
 
             train(
                 Schedule(
@@ -143,7 +147,7 @@ class Run:
             return
         scored = self.rewards.score(self.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
         self.rollouts.stats()  # the next step's counters start here
-        write_records(self.run_dir / "held_out", step, scored, limit=len(scored))
+        write_step(self.run_dir / "held_out", step, records(scored, self.processor.pieces))
         self.numbers.write(step, held_out_metrics(scored, answer_terms=answer_terms(self.config)))
 
 

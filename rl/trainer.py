@@ -4,7 +4,7 @@
 |---|---|---|---|
 | rollouts.generate | VideoTask | TrajectoryGroup | engines; deadline rollout.call_timeout_s |
 | rewards.score | TrajectoryGroup | ScoredGroup | reward workers; deadline scoring.timeout_s |
-| learners.update | ScoredGroup | metrics | learner ranks; deadline learner.timeout_s |
+| learners.update | ScoredGroup | LearnerUpdate | learner ranks; deadline learner.timeout_s |
 | weights.push | - | policy version | learners, then engines; deadline weight_sync.timeout_s |
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rl.metrics import StationClock
-from rl.trajectory import RewardFailure, ScoredGroup, TrajectoryGroup, VideoTask
+from rl.trajectory import LearnerUpdate, RewardFailure, ScoredGroup, TrajectoryGroup, VideoTask
 
 
 class Rollouts(Protocol):
@@ -33,7 +33,7 @@ class Rewards(Protocol):
 class Learners(Protocol):
     """Splits, credits, and takes the optimizer steps."""
 
-    def update(self, scored: Sequence[ScoredGroup]) -> Mapping[str, float]: ...
+    def update(self, scored: Sequence[ScoredGroup]) -> LearnerUpdate: ...
 
 
 class Weights(Protocol):
@@ -54,7 +54,7 @@ class Schedule:
 
 
 TasksForStep = Callable[[int, int], Sequence[VideoTask]]  # (step, attempt) -> tasks; a pure function
-Report = Callable[[int, Sequence[ScoredGroup], Mapping[str, float]], None]
+Report = Callable[[int, Sequence[ScoredGroup], LearnerUpdate, Mapping[str, float]], None]
 
 
 def train(
@@ -73,7 +73,7 @@ def train(
 
     Args:
         tasks_for: the tasks of a step, and replacements for degenerate groups at attempt 1, 2, ...
-        report: called after each step with what happened.
+        report: called after each step with what was played, what came of learning it, and the loop's own numbers.
         save: called with (next step, policy version) when a checkpoint is due; the last step is always saved.
         evaluate: called with the step reached when an evaluation is due.
     """
@@ -84,11 +84,11 @@ def train(
         clock = StationClock()
         scored, resampled = _sample(schedule, step, tasks_for, rollouts, rewards, clock)
         with clock("update"):
-            metrics = learners.update(scored)
+            learned = learners.update(scored)
         with clock("sync"):
             version = weights.push()
         counters = {"policy/version": version, "rollout/resampled_groups": resampled}
-        report(step, scored, {**metrics, **counters, **clock.metrics()})
+        report(step, scored, learned, {**counters, **clock.metrics()})
         if is_due(step + 1, schedule.eval_every, schedule.steps):
             evaluate(step + 1)  # before saving: a run killed in between repeats the step, and so the evaluation
         if is_due(step + 1, schedule.save_every, schedule.steps):

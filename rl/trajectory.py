@@ -1,8 +1,9 @@
 """The data that flows through a training step: one frozen type per station.
 
-    VideoTask -> TrajectoryGroup -> ScoredGroup -> TrainingSample -> tensors (rl.batch.LearnerBatch)
+    VideoTask -> TrajectoryGroup -> ScoredGroup -> TrainingSample -> tensors (rl.batch.LearnerBatch) -> LearnerUpdate
 
-Legend: G siblings of one task · T frames of a block, or tokens of a sample (said where it stands) · H W pixels.
+Legend: P groups of a step · G siblings of one task · T frames of a block, or tokens of a sample (said where it stands)
+· H W pixels.
 
 Times are seconds on the video clock: 0 is the first displayable frame.
 """
@@ -216,6 +217,19 @@ class TrainingSample:
     loss_mask: tuple[bool, ...]  # True where the policy's token is learned from
     policy_versions: tuple[int, ...]  # -1 on context
     videos: tuple[Frames, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LearnerUpdate:
+    """What came of learning from scored groups; groups and siblings in their order.
+
+    Log-probs are the learner's own of each sampled token (context left out, float32, nat) before its first optimizer
+    step of the update, while it still was the policy that sampled; NaN on tokens not learned from. None: the sibling
+    was left out, or its turn came in a later optimizer step (`learner.updates_per_step` > 1).
+    """
+
+    metrics: Mapping[str, float]  # of all ranks
+    logprobs_PG: tuple[tuple[np.ndarray | None, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

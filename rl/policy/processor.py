@@ -52,6 +52,7 @@ MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
 TAG_TOKENS = tuple(text for name, text in TOKEN_TEXT.items() if name.endswith(("_open", "_close")))
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character, or not yet
 OPTIONAL_FILES = (
     "vocab.json",
     "merges.txt",
@@ -209,6 +210,29 @@ class Processor:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, tags and markers included."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text of all: one string per token, together `decode`.
+
+        Where a character is spread over several tokens, the last of them holds it. Bytes that are no character are
+        U+FFFD where they stand.
+        """
+        pieces: list[str] = []
+        held: list[int] = []  # from the last token that ends within a character
+        given = ""  # of their text
+        for token in token_ids:
+            alone = self.decode([token])
+            whole = self.decode([*held, token]) if held else alone
+            if held and whole == self.decode(held) + alone:  # what was held will never become a character
+                pieces[-1] += UNFINISHED
+                held, given, whole = [], "", alone
+            open_end = whole.endswith(UNFINISHED)
+            text = whole.removesuffix(UNFINISHED)
+            pieces.append(text[len(given) :])
+            held, given = ([*held, token], text) if open_end else ([], "")
+        if held:
+            pieces[-1] += UNFINISHED
+        return pieces
 
     def fit(self, height: int, width: int, max_pixels: int) -> tuple[int, int]:
         """The size to resize frames to: multiples of patch * merge, nearest in shape and area, at most max_pixels.

@@ -139,7 +139,7 @@ class Rank:
         """The same through the learner, each rank with its share."""
         learner = self.learner(cls=Watched, **options)
         before = weights_of(learner)
-        metrics = [learner.update(self.mine) for _ in range(steps)]
+        metrics = [learner.update(self.mine)[0] for _ in range(steps)]
         after = weights_of(learner)
         moved = [name for name in before if (before[name] != after[name]).any()]
         logprobs = learner.logprobs(self.batch)
@@ -155,7 +155,7 @@ class Rank:
             mine[-1] = replace(mine[-1], behavior_logprobs=tuple(behavior))
         digests, metrics = [learner.digest()], []
         for samples in (mine, self.mine):
-            metrics.append(learner.update(samples))
+            metrics.append(learner.update(samples)[0])
             digests.append(learner.digest())
         self._end(learner)
         return {"digests": digests, "metrics": metrics}
@@ -211,7 +211,7 @@ class Rank:
         """An update with no sample on any rank."""
         learner = self.learner(**options)
         before = learner.digest()
-        metrics = learner.update([])
+        metrics, _ = learner.update([])
         after = learner.digest()
         self._end(learner)
         return {"unchanged": before == after, "metrics": metrics}

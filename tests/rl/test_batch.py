@@ -9,15 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.advantages import CreditRules
+from rl.advantages import NOT_LEARNED, CreditRules
 from rl.batch import (
     assign_ranks,
     build_training_samples,
     collate,
     credit_metrics,
+    gather_ranks,
+    learned_credit,
     loss_totals,
     micro_batches,
     num_micro_batches,
+    sampled_values,
 )
 from rl.loss import LossTotals, policy_loss, token_weights
 from rl.trajectory import RewardFailure, StopReason, trajectory_tokens
@@ -63,9 +66,9 @@ def test_what_cannot_be_learned_from_is_left_out(trajectory, scored_group):
     kept = build_training_samples(scored)
     with_truncated = build_training_samples(scored, mask_truncated=False)
 
-    assert [len(sample.token_ids) for sample in kept] == [4, 5]
-    assert len(with_truncated) == 3
-    assert kept == with_truncated[:2]  # a truncated sibling is in the baseline either way
+    assert [sample and len(sample.token_ids) for sample in kept] == [4, 5, None, None, None]
+    assert [sample is not None for sample in with_truncated] == [True, True, False, True, False]
+    assert kept[:2] == with_truncated[:2]  # a truncated sibling is in the baseline either way
 
 
 def test_a_group_of_one_is_refused(trajectory, scored_group):
@@ -81,6 +84,17 @@ def test_samples_follow_their_siblings(trajectory, scored_group):
     permuted = build_training_samples(scored_group([siblings[i] for i in order], [verdicts[i] for i in order]))
 
     assert permuted == tuple(straight[i] for i in order)
+
+
+def test_credit_is_what_the_tokens_of_the_samples_carry_and_none_where_there_is_no_sample(trajectory, scored_group):
+    truncated = trajectory(1, 2, stop=StopReason.TRUNCATED)
+    scored = scored_group([trajectory(1, 1), truncated, trajectory(2, 1)], [(1.0, 0.0), (0.5, 1.0), FAILED])
+
+    credit_G, samples_G = learned_credit(scored), build_training_samples(scored)
+
+    assert samples_G[0].advantages == (0.0, credit_G[0].sampling, 0.0, credit_G[0].reasoning)
+    assert credit_G[1:] == (NOT_LEARNED, NOT_LEARNED) and samples_G[1:] == (None, None)
+    assert learned_credit(scored, mask_truncated=False)[1].reasoning == pytest.approx(1.0, abs=1e-3)
 
 
 def test_credit_metrics(trajectory, scored_group):
@@ -120,7 +134,7 @@ def test_ranks_get_equal_shares_of_tokens(trajectory, scored_group, lengths, tok
 
     ranks = assign_ranks(groups, 2)
 
-    trajectories_of = [[t for scored in rank for t in scored.group.trajectories_G] for rank in ranks]
+    trajectories_of = [[t for i in rank for t in groups[i].group.trajectories_G] for rank in ranks]
     assert [sum(map(len, map(trajectory_tokens, trajectories))) for trajectories in trajectories_of] == tokens
 
 
@@ -130,10 +144,11 @@ def test_every_group_goes_whole_to_exactly_one_rank(trajectory, scored_group, le
     ranks = assign_ranks(groups, world_size)
 
     assert len(ranks) == world_size
-    assert sorted(id(g) for rank in ranks for g in rank) == sorted(id(g) for g in groups)
+    assert sorted(index for rank in ranks for index in rank) == list(range(len(groups)))
     sizes = [len(rank) for rank in ranks]
     assert max(sizes) <= -(-len(lengths) // world_size)
     assert assign_ranks(groups, world_size) == ranks
+    assert gather_ranks(ranks, [[groups[i] for i in rank] for rank in ranks]) == tuple(groups)
 
 
 def test_micro_batches_keep_order_and_fill_up_with_empty_ones(trajectory, scored_group):
@@ -166,6 +181,20 @@ def test_collate_pads_to_the_right(trajectory, scored_group):
     assert batch.policy_versions_BT.tolist() == [[-1, 4, -1, 4], [-1, 5, -1, -1]]
     assert batch.position_ids_3BT.shape == (3, 2, 4)
     assert batch.position_ids_3BT[2].tolist() == [[200, 201, 202, 203], [200, 201, 0, 0]]
+
+
+def test_values_of_sampled_tokens_leave_context_and_padding_out_and_have_none_where_nothing_is_learned(
+    trajectory, scored_group
+):
+    scored = scored_group([trajectory(2, 1), trajectory(1, 1)], [(None, 0.0), (None, 1.0)])
+    samples = build_training_samples(scored, CreditRules(unannotated="mask"))
+    batch = collate(samples, CountingProcessor())  # rows: C S S C R and C S C R, padded
+
+    first, second = sampled_values(batch, torch.arange(10.0).view(2, 5))
+
+    assert first.dtype == second.dtype == np.float32
+    assert first[2] == 4.0 and np.isnan(first[:2]).all() and len(first) == 3
+    assert second[1] == 8.0 and np.isnan(second[0]) and len(second) == 2
 
 
 def test_a_shared_block_is_packed_once_and_stands_in_every_row(trajectory, scored_group, block):
@@ -224,14 +253,18 @@ def two_groups(trajectory, scored_group):
     ]
 
 
+def learned_from(groups):
+    return [sample for group in groups for sample in build_training_samples(group) if sample is not None]
+
+
 @pytest.mark.parametrize("ratio", ["token", "sequence", "cispo"])
 @pytest.mark.parametrize("normaliser", ["sequence", "token", "segment", "constant"])
 def test_micro_batches_and_ranks_add_up_to_the_whole_batch(two_groups, table, normaliser, ratio):
-    samples = [sample for group in two_groups for sample in build_training_samples(group)]
+    samples = learned_from(two_groups)
     totals = loss_totals(samples)
     whole = gradient(table, [samples], totals, normaliser=normaliser, ratio=ratio)
 
-    ranks = [[s for group in part for s in build_training_samples(group)] for part in assign_ranks(two_groups, 2)]
+    ranks = [learned_from([two_groups[i] for i in mine]) for mine in assign_ranks(two_groups, 2)]
     assert loss_totals(ranks[0]) + loss_totals(ranks[1]) == totals
     assert whole.abs().max() > 1e-3
     for size in (1, 2, 3):

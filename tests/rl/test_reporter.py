@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.progress import Progress
@@ -11,10 +12,10 @@ from rewards.golden import golden_group
 from rewards.scoring import WeightedReward, score_group
 from rewards.temporal_iou import temporal_iou
 from rl.config import load_config
-from rl.policy.processor import Geometry
 from rl.reporter import GateError, Reporter
 from rl.sinks import JsonlSink, MetricLog
-from rl.trajectory import Segment, StopReason, Trajectory, TrajectoryGroup
+from rl.trajectory import LearnerUpdate, Segment, StopReason, Trajectory, TrajectoryGroup
+from tests.envs.setting import make_processor
 from tests.test_architecture import ROOT
 
 
@@ -23,11 +24,12 @@ def step(tmp_path):
     config = load_config([ROOT / "configs" / "quickstart.yaml"])
     numbers = MetricLog([JsonlSink(tmp_path, keep_through_step=-1)])
     progress = Progress(console=Console(quiet=True))
-    reporter = Reporter(config, tmp_path, numbers, progress, 0, Geometry(14, 2, 2.0, 768))
+    reporter = Reporter(config, tmp_path, numbers, progress, 0, make_processor(tmp_path))
 
-    def run(scored, **metrics):
+    def run(scored, logprobs_PG=((None,) * 4,), **metrics):
         timed = {"seconds/step": 1.0, "seconds/rollout": 0.5}
-        reporter.step(0, scored, timed | {name.replace("__", "/"): value for name, value in metrics.items()})
+        learned = LearnerUpdate({name.replace("__", "/"): value for name, value in metrics.items()}, logprobs_PG)
+        reporter.step(0, scored, learned, timed)
         return json.loads((tmp_path / "metrics.jsonl").read_text())
 
     return run
@@ -41,6 +43,16 @@ def test_a_step_is_logged_with_everything_that_was_measured(step):
     line = step(scored(), parity__mean__reasoning=1e-7)
     assert line["step"] == 1 and line["reward/term/window"] == 0.25 and line["rollout/trajectories"] == 4
     assert "advantage/sampling" in line and "memory/driver" in line
+
+
+def test_records_of_a_step_show_what_was_learned_of_each_turn(step, tmp_path):
+    looked_well = np.array([-0.31, -0.52, -0.1], np.float32)  # one token of the call, two of the answer
+    step(scored(), logprobs_PG=((looked_well, None, None, None),))
+    first, second, *_ = map(json.loads, (tmp_path / "trajectories" / "step_000001.jsonl").read_text().splitlines())
+    assert [turn["learner_logprobs"] for turn in first["turns"]] == [[-0.31], [-0.52, -0.1]]
+    # R_samp 1 among 0, 0, 0: (1 - 1/4) / sqrt(3)/4 = sqrt(3); R_reason is 0 for all
+    assert [turn["advantage"] for turn in first["turns"]] == [pytest.approx(3**0.5, abs=1e-3), 0.0]
+    assert second["turns"][0]["learner_logprobs"] is None
 
 
 @pytest.mark.parametrize("drift", [2.0, math.nan])

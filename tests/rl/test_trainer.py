@@ -5,6 +5,7 @@ import pytest
 from rl.trainer import Schedule, is_degenerate, is_due, train
 from rl.trajectory import (
     AnswerKind,
+    LearnerUpdate,
     RewardFailure,
     ScoredGroup,
     SegmentRewards,
@@ -42,7 +43,7 @@ class Stations:
     def update(self, scored_groups):
         self.diary.append("update")
         self.learned.append([group.group.task.task_id for group in scored_groups])
-        return {"loss/total": 0.5}
+        return LearnerUpdate({"loss/total": 0.5}, logprobs_PG=())
 
     def push(self):
         self.version += 1
@@ -59,7 +60,7 @@ def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")]):
         rewards=stations,
         learners=stations,
         weights=stations,
-        report=lambda step, groups, metrics: reports.append((step, metrics)),
+        report=lambda step, groups, learned, metrics: reports.append((step, {**learned.metrics, **metrics})),
         save=lambda step, version: stations.diary.append(f"save {step} v{version}"),
         evaluate=lambda step: stations.diary.append(f"evaluate {step}"),
     )

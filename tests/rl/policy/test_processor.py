@@ -33,6 +33,27 @@ def test_ids_come_back_as_the_text_they_were(processor):
     assert processor.decode(processor.encode(text)) == text
 
 
+def test_a_character_spread_over_tokens_stands_at_the_last_of_them(processor):
+    token_ids = processor.encode("3° 👀</think><|im_end|>")  # two bytes of °, four of the eyes, each a token
+    assert processor.pieces(token_ids) == ["3", "", "°", " ", "", "", "", "👀", "</think>", "<|im_end|>"]
+
+
+def test_bytes_that_are_no_character_stand_where_they_were_sampled(processor):
+    first_of_three, second, letter = (*processor.encode("€")[:2], *processor.encode("A"))
+    assert processor.pieces([first_of_three, second, letter]) == ["", "\ufffd", "A"]
+    assert processor.pieces([first_of_three, first_of_three]) == ["\ufffd", "\ufffd"]
+    assert processor.pieces([letter, first_of_three]) == ["A", "\ufffd"]
+    assert processor.pieces([]) == []
+
+
+@given(st.data())
+def test_pieces_are_one_per_token_and_together_the_text(processor, data):
+    allowed = np.flatnonzero(processor.allowed_token_mask()).tolist()
+    token_ids = data.draw(st.lists(st.sampled_from(allowed), max_size=40))  # mostly single bytes: no UTF-8 at all
+    pieces = processor.pieces(token_ids)
+    assert len(pieces) == len(token_ids) and "".join(pieces) == processor.decode(token_ids)
+
+
 def test_digits_are_tokens_of_their_own(processor):
     assert [processor.decode([token]) for token in processor.encode("120.5")] == ["1", "2", "0", ".", "5"]
 
