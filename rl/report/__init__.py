@@ -1,1 +1,1 @@
-"""The page of a run: read its folder, compact it, choose thumbnails within a budget, write one HTML file or serve it."""
+"""The page of a run: its folder read and compacted, thumbnails within a budget, one HTML file, or served live."""

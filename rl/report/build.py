@@ -16,7 +16,7 @@ from typing import Any
 from rl.config import ConfigError
 from rl.metrics import describe
 from rl.report.moments import FrameNeeds, Moment, compact, packed
-from rl.report.page import Part, json_part, packed_part, page_bytes, write_page
+from rl.report.page import json_part, packed_part, page_bytes, write_page
 from rl.report.run_files import (
     Broken,
     MetricTable,
@@ -194,7 +194,7 @@ def choose_details(moments: Sequence[Moment], room_bytes: int) -> tuple[dict[str
 
 
 def by_priority(moments: Sequence[Moment]) -> list[FrameNeeds]:
-    """Every trajectory's frames, so that any beginning is spread evenly over the steps, and in a step over its groups."""
+    """Every trajectory's frames, so that any beginning is spread evenly over steps, and in a step over groups."""
     spread = [
         [moment.needs[i] for i in evenly(len(moment.needs))] for moment in (moments[i] for i in evenly(len(moments)))
     ]

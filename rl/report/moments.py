@@ -128,13 +128,12 @@ class _Record:
 
 
 def _groups(records: Sequence[_Record]) -> list[list[_Record]]:
-    """Siblings together, in the order of the file: by their group, or, in records without one, while siblings count up."""
+    """Siblings together, in the order of the file: by group, or, in records without one, while siblings count up."""
     groups: list[list[_Record]] = []
     for record in records:
         last = groups[-1][-1] if groups else None
-        if last is None or record.group != last.group or record.task_id != last.task_id:
-            groups.append([record])
-        elif record.group is None and record.sibling <= last.sibling:
+        starts_again = last is not None and record.group is None and record.sibling <= last.sibling
+        if last is None or starts_again or (record.group, record.task_id) != (last.group, last.task_id):
             groups.append([record])
         else:
             groups[-1].append(record)

@@ -138,7 +138,7 @@ def plan(needs_N: Sequence[FrameNeeds], bytes_of: Mapping[Rung, float], room_byt
 def fit(
     needs_N: Sequence[FrameNeeds], clips: Mapping[str, ClipThumbnails], room_bytes: int
 ) -> tuple[dict[str, set[int]], int]:
-    """What is kept, exactly within the room: trajectory by trajectory, whoever has no room for all its frames gets none.
+    """What is kept, exactly within the room: trajectory by trajectory, all of its frames or none.
 
     Returns:
         Times kept per clip, and for how many trajectories.

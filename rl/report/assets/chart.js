@@ -1,6 +1,8 @@
 // Small curves over steps. All curves of a page share one cursor: pointing at a step shows its values everywhere.
 
 const SERIES = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
+const SEGMENT_COLORS = { sampling: ["--c1", "--c5", "--c7"], reasoning: ["--c2", "--c6", "--c8"] };
+const OTHER_COLORS = ["--c3", "--c4", "--c7", "--c8"];
 const chartBox = { height: 168, left: 44, right: 10, top: 8, bottom: 22 };
 
 function movingMean(values, width) {
@@ -14,7 +16,7 @@ function movingMean(values, width) {
 
 class Cursor {
   constructor() { this.charts = []; }
-  move(index) { for (const chart of this.charts) chart.point(index); }
+  move(step) { for (const chart of this.charts) chart.point(step); }
 }
 
 // {title, note, unit, steps, series: [{label, values, color, sparse, help}], stacked, log, floor, cursor, onPick}
@@ -44,19 +46,17 @@ function lineChart(spec) {
 
   const readings = spec.series.map(() => el("span", { class: "reading" }));
   const stepLabel = el("span", { class: "at-step" });
-  const point = (index) => {
-    const shown = index === null ? spec.steps.length - 1 : index;
-    rule.setAttribute("visibility", index === null ? "hidden" : "visible");
-    rule.setAttribute("x1", x(spec.steps[shown]));
-    rule.setAttribute("x2", x(spec.steps[shown]));
-    stepLabel.textContent = index === null ? "" : `step ${count(spec.steps[shown])}`;
+  const placeOf = new Map(spec.steps.map((step, i) => [step, i]));
+  const point = (step) => { // null: nothing is pointed at; a step this curve does not have leaves its readings open
+    const at = placeOf.get(step), isInside = step !== null && step >= low && step <= high;
+    rule.setAttribute("visibility", isInside ? "visible" : "hidden");
+    if (isInside) for (const end of ["x1", "x2"]) rule.setAttribute(end, x(step));
+    stepLabel.textContent = step === null ? "" : `step ${count(step)}`;
     layers.forEach((layer, i) => {
-      const raw = index === null ? lastOf(layer.values) : layer.values[shown];
-      readings[i].textContent = short(raw);
-      const top = layer.tops[shown];
-      const isDrawn = index !== null && isNumber(top) && (!spec.log || top > 0);
+      readings[i].textContent = short(step === null ? lastOf(layer.values) : layer.values[at]);
+      const top = layer.tops[at], isDrawn = isNumber(top) && (!spec.log || top > 0);
       dots[i].setAttribute("visibility", isDrawn ? "visible" : "hidden");
-      if (isDrawn) { dots[i].setAttribute("cx", x(spec.steps[shown])); dots[i].setAttribute("cy", y(top)); }
+      if (isDrawn) { dots[i].setAttribute("cx", x(step)); dots[i].setAttribute("cy", y(top)); }
     });
   };
   const nearest = (event) => {
@@ -68,7 +68,7 @@ function lineChart(spec) {
   const surface = el("div", {
     class: "surface", tabindex: "0", role: "group", "aria-label": `${spec.title}: arrow keys move over the steps`,
     on: {
-      pointermove: (event) => spec.cursor.move((focused = nearest(event))),
+      pointermove: (event) => spec.cursor.move(spec.steps[(focused = nearest(event))]),
       pointerleave: () => spec.cursor.move(null),
       blur: () => spec.cursor.move(null),
       click: () => spec.onPick?.(spec.steps[focused]),
@@ -79,7 +79,7 @@ function lineChart(spec) {
         event.preventDefault();
         event.stopPropagation();
         focused = Math.min(spec.steps.length - 1, Math.max(0, focused + by));
-        spec.cursor.move(focused);
+        spec.cursor.move(spec.steps[focused]);
       },
     },
   }, drawn);

@@ -83,12 +83,12 @@ function chartSpec(run, chart, names, width, cursor) {
     if (chart.under) return name.slice(chart.under.length);
     return name.replace("held_out/reward_", "held-out ").replace("held_out/", "held-out ").replace(/^(reward|rollout|policy|loss|grad)\//, "").replaceAll("_", " ");
   };
+  const colors = chart.colors ? names.map((name) => chart.colors[chart.names.indexOf(name)]) : colorsOf(run, names);
   const series = names.map((name, i) => {
     const metric = run.metric.get(name), values = rows.map((row) => metric.values[row]);
     const sparse = name.startsWith("held_out/");
     const smooth = !sparse && !chart.stacked && runView.smoothing > 1 ? movingMean(values, runView.smoothing) : undefined;
-    const color = chart.colors ? chart.colors[chart.names.indexOf(name)] : SERIES[i % SERIES.length];
-    return { label: label(name).replaceAll("_", " "), values, smooth, sparse, color, help: `${name} (${metric.unit}): ${metric.meaning}` };
+    return { label: label(name).replaceAll("_", " "), values, smooth, sparse, color: colors[i], help: `${name} (${metric.unit}): ${metric.meaning}` };
   });
   const own = run.metric.get(names[0]);
   const sameMeaning = names.every((name) => run.metric.get(name).meaning === own.meaning);
@@ -97,6 +97,14 @@ function chartSpec(run, chart, names, width, cursor) {
     note: sameMeaning ? sentence(own.meaning) : null,
     onPick: (step) => { if (run.moment.has(String(step))) location.hash = `#/steps/${step}`; else if (run.moment.has(`h${step}`)) location.hash = `#/steps/h${step}`; },
   };
+}
+
+// What belongs to a segment has a colour of its family; a reward term belongs to the segment it is configured for.
+function colorsOf(run, names) {
+  const used = { sampling: 0, reasoning: 0, other: 0 };
+  const segments = names.map((name) => ["sampling", "reasoning"].find((segment) => name.endsWith(segment) || run.settings.get(`rewards.${name.slice(name.lastIndexOf("/") + 1)}.segment`) === segment) ?? "other");
+  const families = { sampling: SEGMENT_COLORS.sampling, reasoning: SEGMENT_COLORS.reasoning, other: segments.every((segment) => segment === "other") ? SERIES : OTHER_COLORS };
+  return segments.map((segment) => families[segment][used[segment]++ % families[segment].length]);
 }
 
 function sentence(text) { return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : ""; }
@@ -209,7 +217,7 @@ function fillConfig(run) {
     sections.set(name, [...(sections.get(name) ?? []), [name ? key.slice(name.length + 1) : key, value]]);
   }
   document.getElementById("config-table").replaceChildren(...[...sections].map(([name, pairs]) => el("div", { class: "config-section" },
-    el("h3", {}, name ? said(name) : "run"), el("dl", {}, pairs.map(([key, value]) => el("div", {}, el("dt", {}, said(key)), el("dd", {}, longText(value))))))));
+    el("h3", {}, name ? said(name) : "run"), el("dl", {}, pairs.map(([key, value]) => el("div", {}, el("dt", {}, said(key)), el("dd", {}, value === '' ? el("span", { class: "hint" }, "empty") : longText(value))))))));
 }
 
 function searchField(label, id, value, onInput) {

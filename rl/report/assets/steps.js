@@ -47,8 +47,8 @@ function stepsPage(run, id) {
       el("input", { type: "range", id: "step-slider", class: "slider", min: 0, max: run.moments.length - 1, value: at, "aria-label": "Step", "aria-valuetext": momentName(moment), on: { change: (event) => go(Number(event.target.value)), input: (event) => { document.getElementById("moment-name").textContent = momentName(run.moments[Number(event.target.value)]); } } })),
     el("form", { class: "filters card", "aria-label": "Filter groups", on: { submit: (event) => event.preventDefault() } },
       el("label", { class: "field wide" }, "Text or task", el("input", { type: "search", id: "filter-text", value: stepsView.text, placeholder: "question, task id, what the policy wrote", autocomplete: "off", spellcheck: "false", on: { input: (event) => change("text", event.target.value) } })),
-      el("label", { class: "field" }, "Ended", el("select", { id: "filter-stop", on: { change: (event) => change("stop", event.target.value) } }, el("option", { value: "" }, "any way"), stops.map((stop) => el("option", { value: stop, selected: stop === stepsView.stop }, visible(stop.replaceAll("_", " ")))))),
-      el("label", { class: "field" }, "Looked again", el("select", { id: "filter-call", on: { change: (event) => change("call", event.target.value) } }, [["", "or not"], ["with", "with a call"], ["without", "without a call"], ["malformed", "with a malformed call"]].map(([value, label]) => el("option", { value, selected: value === stepsView.call }, label)))),
+      el("label", { class: "field" }, "Ended", el("select", { id: "filter-stop", on: { change: (event) => change("stop", event.target.value) } }, el("option", { value: "" }, "any"), stops.map((stop) => el("option", { value: stop, selected: stop === stepsView.stop }, visible(stop.replaceAll("_", " ")))))),
+      el("label", { class: "field" }, "Look", el("select", { id: "filter-call", on: { change: (event) => change("call", event.target.value) } }, [["", "any"], ["with", "looked again"], ["without", "did not look"], ["malformed", "malformed call"]].map(([value, label]) => el("option", { value, selected: value === stepsView.call }, label)))),
       rangeField("Sampling reward", "sampling", change), rangeField("Reasoning reward", "reasoning", change),
       el("label", { class: "field" }, "Sort by", el("select", { id: "sort", on: { change: (event) => change("sort", event.target.value) } }, Object.entries(SORTS).map(([value, [label]]) => el("option", { value, selected: value === stepsView.sort }, label)))),
       el("div", { class: "checks" },
@@ -154,11 +154,14 @@ function groupRow(run, entry, wide) {
   return el("li", { class: `group card${both ? " degenerate" : ""}`, data: { group: number } },
     el("div", { class: "group-text" },
       el("p", { class: "group-name" }, el("a", { href: trajectoryLink(moment, number, group.siblings[entry.matching.indexOf(true)].sibling), class: "open" }, stepsView.everywhere ? `${moment.kind === "held_out" ? "Held-out" : "Step"} ${count(moment.step)} · ` : "", `Group ${number + 1}`), el("span", { class: "task-id" }, said(group.task)), badge ? el("span", { class: "badge" }, badge) : null),
-      el("p", { class: "question" }, said(clipText(group.question, 260))),
+      el("p", { class: "question" }, said(clipText(asking(group.question), 260))),
       el("p", { class: "group-facts" }, el("span", {}, "answer ", el("b", {}, said(clipText(group.answer, 60)))), el("span", {}, `${looked} of ${group.siblings.length} looked`), failed ? el("span", { class: "warn" }, `${failed} masked`) : null, answerCounts(group))),
     el("div", { class: "strips" }, stripPlot(entry, "sampling", wide, open), stripPlot(entry, "reasoning", wide, open)),
     miniWindows(run, group, wide, open));
 }
+
+// A question without the mark of where the video goes.
+function asking(question) { return question.replace(/^\s*<video>\s*/, ""); }
 
 function clipText(text, most) { return text.length > most ? `${text.slice(0, most)} …` : text; }
 
@@ -171,22 +174,22 @@ function answerCounts(group) {
 
 // One dot per sibling along its reward, those of equal reward on top of each other.
 function stripPlot(entry, name, width, open) {
-  const height = 44, left = 6, right = 58, color = name === "sampling" ? "--c1" : "--c2", piles = new Map();
+  const height = 46, left = 6, right = 58, color = name === "sampling" ? "--c1" : "--c2", piles = new Map();
   const x = (value) => left + Math.min(1, Math.max(0, value)) * (width - left - right);
   const known = entry.group.siblings.filter((sibling) => isNumber(sibling[name]));
   const drawn = svg("svg", { width, height, class: "strip", role: "img", "aria-label": `${name} reward of ${known.length} siblings: mean ${short(entry.mean[name])}, from ${known.length ? short(least(known.map((sibling) => sibling[name]))) : "–"} to ${known.length ? short(most(known.map((sibling) => sibling[name]))) : "–"}` });
-  const base = height - 8;
+  const base = height - 9, pileOf = (sibling) => Math.round(x(sibling[name]) / 6);
+  const highest = most(known.map((sibling) => known.filter((other) => pileOf(other) === pileOf(sibling)).length));
+  const step = Math.min(6, (base - 10) / Math.max(1, highest - 1));
   drawn.append(svg("line", { x1: x(0), x2: x(1), y1: base, y2: base, class: "axis" }));
   for (const value of [0, 0.5, 1]) drawn.append(svg("line", { x1: x(value), x2: x(value), y1: base, y2: base + 3, class: "axis" }));
   entry.group.siblings.forEach((sibling, i) => {
     if (!isNumber(sibling[name])) return;
-    const at = x(sibling[name]), pile = Math.round(at / 6);
-    const level = piles.get(pile) ?? 0;
-    piles.set(pile, level + 1);
-    const step = Math.min(6, (base - 12) / Math.max(1, known.length / 2));
-    drawn.append(svg("circle", { cx: at, cy: base - 5 - level * step, r: 3.4, class: `sibling-dot${entry.matching[i] ? "" : " faint"}`, style: { fill: `var(${color})` }, on: { click: () => open(i) } }, svg("title", {}, `sibling ${sibling.sibling}: ${name} ${short(sibling[name])}`)));
+    const level = piles.get(pileOf(sibling)) ?? 0;
+    piles.set(pileOf(sibling), level + 1);
+    drawn.append(svg("circle", { cx: x(sibling[name]), cy: base - 5 - level * step, r: 3.4, class: `sibling-dot${entry.matching[i] ? "" : " faint"}`, style: { fill: `var(${color})` }, on: { click: () => open(i) } }, svg("title", {}, `sibling ${sibling.sibling}: ${name} ${short(sibling[name])}`)));
   });
-  if (known.length) drawn.append(svg("line", { x1: x(entry.mean[name]), x2: x(entry.mean[name]), y1: 6, y2: base, class: "mean" }));
+  if (known.length) drawn.append(svg("path", { d: `M${x(entry.mean[name])},${base + 1}l4,7h-8z`, class: "mean-mark" }, svg("title", {}, `mean ${short(entry.mean[name])}`)));
   drawn.append(svg("text", { x: width - 2, y: base - 2, class: "strip-value", "text-anchor": "end" }, known.length ? fixed(entry.mean[name], 3) : name === "sampling" ? "no evidence" : "masked"));
   return el("div", { class: "strip-row" }, drawn);
 }

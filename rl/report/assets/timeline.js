@@ -1,14 +1,14 @@
 // The video's time axis: evidence, coarse frames, windows asked and granted, retrieved frames at their times.
 
 // All siblings' windows over the evidence, one line each.
-function miniWindows(run, group, width, open) {
-  const duration = run.duration(group), row = Math.min(7, 44 / Math.max(1, group.siblings.length)), top = 6;
-  const height = Math.max(44, top + row * group.siblings.length + 14);
+function miniWindows(run, group, width, open, slim = false) {
+  const duration = run.duration(group), row = Math.min(7, Math.max(3, 56 / Math.max(1, group.siblings.length))), top = 6, foot = slim ? 6 : 14;
+  const height = top + row * group.siblings.length + foot + (slim ? 2 : 4);
   const x = (time) => 4 + (Math.min(duration, Math.max(0, time)) / duration) * (width - 8);
   const drawn = svg("svg", { width, height, class: "mini", role: "img", "aria-label": `windows of ${group.siblings.length} siblings on a clip of ${seconds(duration)} s` });
-  if (group.evidence) drawn.append(svg("rect", { x: x(group.evidence[0]), width: Math.max(2, x(group.evidence[1]) - x(group.evidence[0])), y: 2, height: height - 16, class: "evidence" }));
-  drawn.append(svg("line", { x1: x(0), x2: x(duration), y1: height - 13, y2: height - 13, class: "axis" }),
-    svg("text", { x: 4, y: height - 2, class: "tick" }, "0"), svg("text", { x: width - 4, y: height - 2, class: "tick", "text-anchor": "end" }, `${seconds(duration)} s`));
+  if (group.evidence) drawn.append(svg("rect", { x: x(group.evidence[0]), width: Math.max(2, x(group.evidence[1]) - x(group.evidence[0])), y: 2, height: height - foot - 2, class: "evidence" }));
+  drawn.append(svg("line", { x1: x(0), x2: x(duration), y1: height - foot + 1, y2: height - foot + 1, class: "axis" }));
+  if (!slim) drawn.append(svg("text", { x: 4, y: height - 2, class: "tick" }, "0"), svg("text", { x: width - 4, y: height - 2, class: "tick", "text-anchor": "end" }, `${seconds(duration)} s`));
   group.siblings.forEach((sibling, i) => {
     const y = top + row * (i + 0.5);
     const line = svg("g", { class: "mini-row", on: { click: () => open(i) } }, svg("title", {}, siblingTitle(sibling)), svg("rect", { x: 0, width, y: y - row / 2, height: row, class: "hit" }));
@@ -35,22 +35,19 @@ function bigTimeline(run, group, detail, own, clip, width) {
   if (detail.opening) parts.push(filmStrip(detail.opening, clip, { width, from: 0, to: duration, pad, label: "Coarse frames", ends: duration }));
   else parts.push(el("p", { class: "empty" }, "No coarse frames: the video could not be read."));
 
-  const laneTop = 44, lane = 34, height = laneTop + 26 + Math.max(1, calls.length) * lane;
+  const laneTop = 44, lane = 38, height = laneTop + 26 + Math.max(1, calls.length) * lane;
   const drawn = svg("svg", { width, height, class: "timeline", role: "img", "aria-label": timelineText(group, calls) });
-  const pattern = svg("pattern", { id: "hatch", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("line", { x1: 0, y1: 0, x2: 0, y2: 6, class: "hatch" }));
-  drawn.append(svg("defs", {}, pattern));
   if (group.evidence) {
     const [start, end] = group.evidence.map(x);
     drawn.append(svg("rect", { x: start, width: Math.max(2, end - start), y: 18, height: height - 18, class: "evidence" }),
       svg("path", { d: `M${start},18v${height - 18}M${end},18v${height - 18}`, class: "evidence-edge" }),
-      label(drawn, `evidence ${span(group.evidence)}${group.evidence_fps === null ? "" : ` at ${rate(group.evidence_fps)}`}`, (start + end) / 2, 13, width, "evidence-label"));
+      label(`evidence ${span(group.evidence)}${group.evidence_fps === null ? "" : ` at ${rate(group.evidence_fps)}`}`, (start + end) / 2, 13, width, "evidence-label"));
   }
   const axisY = laneTop;
   drawn.append(svg("line", { x1: x(0), x2: x(duration), y1: axisY, y2: axisY, class: "axis strong" }));
   for (const time of ticks(0, duration, Math.min(10, width / 80)))
     drawn.append(svg("line", { x1: x(time), x2: x(time), y1: axisY, y2: axisY + 5, class: "axis strong" }), svg("text", { x: x(time), y: axisY + 17, class: "tick", "text-anchor": "middle" }, seconds(time)));
   for (const ms of detail.opening?.t ?? []) drawn.append(svg("line", { x1: x(ms / 1000), x2: x(ms / 1000), y1: axisY - 12, y2: axisY, class: "coarse-tick" }, svg("title", {}, `coarse frame at ${fixed(ms / 1000, 3)} s`)));
-  if (detail.opening) drawn.append(svg("text", { x: width - pad, y: axisY - 15, class: "tick faint", "text-anchor": "end" }, "coarse frames"));
   const strips = [];
   let row = 0, asked = 0;
   for (const turn of own.turns) {
@@ -60,7 +57,7 @@ function bigTimeline(run, group, detail, own, clip, width) {
       const y = axisY + 26 + row * lane;
       row += 1;
       if (call.malformed !== undefined) {
-        drawn.append(label(drawn, `look ${asked}: malformed, nothing granted (${clipText(call.malformed, 90)})`, pad + 4, y + 16, width, "lane-label malformed-text", "start"));
+        drawn.append(label(`look ${asked}: malformed, nothing granted (${clipText(call.malformed, 90)})`, pad + 4, y + 16, width, "lane-label malformed-text", "start"));
       } else drawCall(drawn, call, asked, blockOf(own, turn), x, y, width);
     }
     if (shown) {
@@ -68,11 +65,13 @@ function bigTimeline(run, group, detail, own, clip, width) {
       strips.push([from, shown]);
     }
   }
-  if (!calls.length) drawn.append(label(drawn, "This trajectory did not look again.", pad + 4, axisY + 42, width, "lane-label", "start"));
+  if (!calls.length) drawn.append(label("This trajectory did not look again.", pad + 4, axisY + 42, width, "lane-label", "start"));
   parts.push(drawn);
   strips.forEach(([call, shown], i) => {
     const times = shown.t.map((ms) => ms / 1000);
-    const from = call?.granted?.[0] ?? times[0], to = Math.max(call?.granted?.[1] ?? times[times.length - 1], from + 1e-3);
+    const step = times.length > 1 ? (times[times.length - 1] - times[0]) / (times.length - 1) : 0;
+    const from = Math.min(call?.granted?.[0] ?? times[0], times[0]); // the frame on screen when a window opens began before it
+    const to = Math.max(call?.granted?.[1] ?? 0, times[times.length - 1] + step, from + 1e-3);
     parts.push(zoom(x(from), x(to), width, pad), filmStrip(shown, clip, { width, from, to, pad, label: `Look ${i + 1}: retrieved frames`, call }));
   });
   return el("section", { class: "card timeline-card", "aria-label": "Time axis" }, parts);
@@ -91,14 +90,15 @@ function drawCall(drawn, call, number, shown, x, y, width) {
   const same = !clamped && Math.abs(call.asked[0] - call.granted[0]) + Math.abs(call.asked[1] - call.granted[1]) < 0.005;
   const text = same ? `look ${number}: ${span(call.asked)} at ${rate(call.asked_fps)}, ${call.frames} frames`
     : `look ${number}: asked ${span(call.asked)} at ${rate(call.asked_fps)} · granted ${span(call.granted)} at ${rate(call.granted_fps)}, ${call.frames} frames (clamped: ${call.clamped.join(", ")})`;
-  const room = width - Math.max(end, askedEnd) - 16, needed = text.length * 5.9;
-  if (room > needed) drawn.append(label(drawn, text, Math.max(end, askedEnd) + 8, y + 14, width, "lane-label", "start"));
-  else if (Math.min(start, askedStart) - 16 > needed) drawn.append(label(drawn, text, Math.min(start, askedStart) - 8, y + 14, width, "lane-label", "end"));
-  else drawn.append(label(drawn, text, (start + end) / 2, y + 30, width, "lane-label"));
+  const marks = [start, end, askedStart, askedEnd, ...(shown?.t ?? []).map((ms) => x(ms / 1000))];
+  const left = least(marks), right = most(marks), needed = text.length * 5.9;
+  if (width - right - 16 > needed) drawn.append(label(text, right + 8, y + 14, width, "lane-label", "start"));
+  else if (left - 16 > needed) drawn.append(label(text, left - 8, y + 14, width, "lane-label", "end"));
+  else drawn.append(label(text, (start + end) / 2, y + 32, width, "lane-label"));
 }
 
 // Text kept inside the drawing.
-function label(drawn, text, at, y, width, name, anchor = "middle") {
+function label(text, at, y, width, name, anchor = "middle") {
   const shown = visible(text), half = anchor === "middle" ? shown.length * 2.95 : 0;
   const inside = anchor === "middle" ? Math.min(Math.max(at, half + 4), Math.max(half + 4, width - half - 4)) : at;
   return svg("text", { x: inside, y, class: name, "text-anchor": anchor }, shown);
@@ -111,24 +111,23 @@ function timelineText(group, calls) {
 
 // From the window on the axis to the whole width below it.
 function zoom(start, end, width, pad) {
-  return svg("svg", { width, height: 22, class: "zoom", "aria-hidden": "true" }, svg("path", { d: `M${start},0L${Math.max(end, start + 2)},0C${Math.max(end, start + 2)},14 ${width - pad},8 ${width - pad},22L${pad},22C${pad},8 ${start},14 ${start},0Z`, class: "funnel" }));
+  return svg("svg", { width, height: 22, class: "zoom", "aria-hidden": "true" }, svg("path", { d: `M${start},0L${Math.max(end, start + 2)},0L${width - pad},22L${pad},22Z`, class: "funnel" }));
 }
 
 // Frames of a block at their times: each is as wide as the time until the next one, scenes bracketed below.
 function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
   const scale = (width - 2 * pad) / Math.max(to - from, 1e-6);
   const times = block.t.map((ms) => ms / 1000), aspect = block.w && block.h ? block.w / block.h : 1;
-  const step = times.length > 1 ? (times[times.length - 1] - times[0]) / (times.length - 1) : to - from;
-  const gapWidth = Math.max(step * scale, 3);
-  const tall = Math.min(96, Math.max(44, gapWidth / aspect));
+  const gaps = times.map((time, i) => (i + 1 < times.length ? times[i + 1] : Math.min(to, time + (times.length > 1 ? (time - times[0]) / i : to - from))) - time);
+  const tall = Math.min(88, Math.max(44, (least(gaps.filter((gap) => gap > 0)) * scale) / aspect));
   const x = (time) => pad + (time - from) * scale;
   const scenes = [];
   let first = 0;
   for (const length of block.scenes) { scenes.push([first, first + length]); first += length; }
   const sceneOf = (i) => scenes.findIndex(([low, high]) => i >= low && i < high);
-  const lefts = times.map(x), shownWidth = Math.min(gapWidth - 1, tall * aspect);
+  const lefts = times.map(x), widths = gaps.map((gap, i) => Math.max(2, Math.min(gap * scale - 2, tall * aspect, width - pad - lefts[i])));
   const frames = block.t.map((ms, i) => {
-    const image = clip?.images?.[ms], at = { left: `${lefts[i].toFixed(1)}px`, width: `${Math.max(2, Math.min(shownWidth, width - pad - lefts[i])).toFixed(1)}px`, height: `${tall}px` };
+    const image = clip?.images?.[ms], at = { left: `${lefts[i].toFixed(1)}px`, width: `${widths[i].toFixed(1)}px`, height: `${tall}px` };
     const name = `${fixed(ms / 1000, 3)} s${scenes.length ? `, scene ${sceneOf(i) + 1} of ${scenes.length}` : ""}`;
     const hover = { pointerenter: (event) => showFrame(event.currentTarget, image, name), pointerleave: hideFrame };
     return image ? el("img", { src: `data:image/webp;base64,${image}`, alt: `frame at ${name}`, class: "frame", style: at, loading: "lazy", on: hover })
@@ -136,7 +135,7 @@ function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
   });
   const brackets = svg("svg", { width, height: 26, class: "brackets", role: "img", "aria-label": scenes.length ? `${scenes.length} scenes of ${block.scenes.join(", ")} frames` : "scenes not recorded" });
   scenes.forEach(([low, high], i) => {
-    const start = lefts[low] + 0.5, end = Math.min(width - pad, Math.max(start + 2, lefts[high - 1] + shownWidth - 0.5));
+    const start = lefts[low] + 0.5, end = Math.max(start + 2, lefts[high - 1] + widths[high - 1] - 0.5);
     brackets.append(svg("path", { d: `M${start},2v5H${end}v-5`, class: "bracket" }));
     if (end - start > 15) brackets.append(svg("text", { x: (start + end) / 2, y: 19, class: "tick", "text-anchor": "middle" }, end - start > 56 && high - low > 1 ? `scene ${i + 1} · ${high - low}` : String(high - low)));
   });

@@ -26,7 +26,7 @@ function trajectoryPage(run, ...path) {
         el("nav", { class: "buttons", "aria-label": "Neighbours" },
           el("a", { ...to(near.groupBefore), class: "button", title: "Shift + ←" }, "⇤ group"), el("a", { ...to(near.before), class: "button", title: "←" }, "← sibling"),
           el("a", { ...to(near.after), class: "button", title: "→" }, "sibling →"), el("a", { ...to(near.groupAfter), class: "button", title: "Shift + →" }, "group ⇥"))),
-      el("p", { class: "question large" }, longText(group.question)),
+      el("p", { class: "question large" }, longText(asking(group.question))),
       el("p", { class: "group-facts" }, el("span", {}, "reference ", el("b", {}, said(clipText(group.answer, 200)))), el("span", {}, "it said ", el("b", {}, sibling.answer === null ? "no answer" : said(sibling.answer))), el("span", { class: sibling.stop === "answered" ? "" : "warn" }, `ended: ${sibling.stop.replaceAll("_", " ")}`), el("span", {}, said(group.video, { class: "path" })))),
     el("div", { class: "trajectory" }, el("div", { class: "trajectory-main", id: "trajectory-main" }, el("p", { class: "wait" }, "Unpacking this step …")),
       el("aside", { class: "siblings card", "aria-label": "Siblings", id: "siblings" })),
@@ -66,7 +66,7 @@ function drawSiblings(run, { moment, group, number, i }) {
       el("span", { class: "sibling-head" }, el("b", {}, String(sibling.sibling)),
         sibling.failed ? el("span", { class: "warn" }, said(`masked: ${sibling.failed}`)) : [score("sampling", sibling.sampling, "--c1"), score("reasoning", sibling.reasoning, "--c2")],
         el("span", { class: "said-answer" }, sibling.answer === null ? "–" : said(clipText(sibling.answer, 14)))),
-      miniWindows(run, { ...group, siblings: [sibling] }, width - 20, () => {}),
+      miniWindows(run, { ...group, siblings: [sibling] }, width - 20, () => {}, true),
       sibling.stop === "answered" ? null : el("span", { class: "warn" }, sibling.stop.replaceAll("_", " ")))))),
     el("p", { class: "hint" }, "Keys: ← → siblings, shift ← → groups."));
 }
@@ -80,17 +80,18 @@ function score(name, value, color) {
 function textPanel(run, at, own, group, clip) {
   const recorded = own.turns.some((turn) => turn.tokens), credited = own.turns.some((turn) => "advantage" in turn), compared = own.turns.some((turn) => turn.gap);
   const reading = el("p", { class: "token-reading", id: "token-reading", role: "status", "aria-live": "polite" });
-  const resting = recorded ? "Point at a token, or focus the text and use ← → to read its numbers." : "This run did not record tokens and log-probs; the text is shown as a whole.";
+  const resting = recorded ? "Point at a token, or focus the text and use ← → to read its numbers." : own.turns.some((turn) => turn.written !== undefined) ? "Per-token numbers of this step were left out to keep the page small." : "This run did not record tokens and log-probs.";
   reading.textContent = resting;
   const flow = el("div", { class: "text-flow", id: "text-flow", data: { tint: trajectoryView.tint }, tabindex: recorded ? "0" : null, role: "group", "aria-label": "What the policy wrote, token by token" });
   const tokens = [];
   const range = tintRange(own);
+  const pieces = piecesOf(own);
   own.turns.forEach((turn, number) => {
     flow.append(contextChip(turn, number, number === 0 ? group.opening : turn.frames, clip, own.turns[number - 1]?.call));
-    flow.append(turnBlock(run, turn, number, own, tokens, range));
+    flow.append(turnBlock(turn, number, pieces?.[number], tokens, range));
   });
   if (!own.turns.length) flow.append(el("p", { class: "empty" }, own.note ? said(own.note) : "The policy wrote nothing."));
-  else if (!recorded && !own.turns.some((turn) => turn.written !== undefined)) flow.append(wholeText(own));
+  else if (!recorded && !pieces) flow.append(el("div", { class: "turn-text", dir: "auto" }, longText(own.text)));
   let current = -1;
   const read = (index) => {
     if (current >= 0) tokens[current]?.node.classList.remove("focused");
@@ -114,7 +115,7 @@ function textPanel(run, at, own, group, clip) {
   const available = TINTS.filter(([name]) => (name === "advantage" ? credited : name === "gap" ? compared : name === "surprise" ? recorded : true));
   return el("section", { class: "card text-card", "aria-labelledby": "text-title" },
     el("div", { class: "section-head" }, el("h2", { id: "text-title" }, "What it wrote"),
-      el("div", { class: "segmented", role: "radiogroup", "aria-label": "Tint of tokens" }, el("span", { class: "hint" }, "tint"), available.map(([name, text]) => el("label", {}, el("input", { type: "radio", name: "tint", value: name, checked: name === (available.some(([each]) => each === trajectoryView.tint) ? trajectoryView.tint : "none"), on: { change: () => { trajectoryView.tint = name; flow.dataset.tint = name; retint(tokens, range); } } }), el("span", {}, text))))),
+      available.length < 2 ? null : el("div", { class: "segmented", role: "radiogroup", "aria-label": "Tint of tokens" }, el("span", { class: "hint" }, "tint"), available.map(([name, text]) => el("label", {}, el("input", { type: "radio", name: "tint", value: name, checked: name === (available.some(([each]) => each === trajectoryView.tint) ? trajectoryView.tint : "none"), on: { change: () => { trajectoryView.tint = name; flow.dataset.tint = name; retint(tokens, range); } } }), el("span", {}, text))))),
     el("ul", { class: "legend" }, el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "sampling"), el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "reasoning"), el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--context)" } }), "context: given, never trained on"),
       credited ? el("li", {}, el("span", { class: "ramp" }), "advantage − … +") : null),
     flow, reading,
@@ -128,7 +129,7 @@ function contextChip(turn, number, frames, clip, call) {
   return el("div", { class: "context" }, el("span", { class: "context-label" }, number === 0 ? "prompt" : "inserted"), el("span", { class: "context-what" }, said(what)), el("span", { class: "context-count" }, `${count(turn.context_tokens)} tokens`), pictures.length ? el("span", { class: "chip-frames" }, pictures) : null);
 }
 
-function turnBlock(run, turn, number, own, tokens, range) {
+function turnBlock(turn, number, piece, tokens, range) {
   const kind = turn.segment === "sampling" ? "sampling" : "reasoning";
   const body = el("div", { class: "turn-text", dir: "auto" });
   if (turn.tokens) {
@@ -138,18 +139,19 @@ function turnBlock(run, turn, number, own, tokens, range) {
       body.append(node);
     }
     if (!turn.tokens.length) body.append(el("span", { class: "hint" }, "no tokens"));
-  } else if (turn.written !== undefined) body.append(longText(turn.written), el("p", { class: "note" }, "Per-token numbers of this step were left out to keep the page small."));
+  } else if (piece !== undefined) body.append(longText(piece));
   retint(tokens.filter((token) => token.turn === turn), range);
   const advantage = !("advantage" in turn) ? null : turn.advantage === null ? "not learned from" : `advantage ${signed(turn.advantage, 3)}`;
   return el("div", { class: `turn ${kind}` }, el("div", { class: "turn-head" }, el("b", {}, kind), el("span", {}, `${count(turn.sampled_tokens)} tokens`), isNumber(turn.mean_logprob) ? el("span", {}, `mean log-prob ${signed(turn.mean_logprob, 3)}`) : null, advantage ? el("span", {}, advantage) : null, isNumber(turn.version) ? el("span", {}, `policy version ${turn.version}`) : null),
-    turn.tokens || turn.written !== undefined ? body : null);
+    turn.tokens || piece !== undefined ? body : null);
 }
 
-// Without tokens the text is known as a whole; where as many pieces as turns lie between its videos, they are the turns'.
-function wholeText(own) {
+// The text of each turn where there are no tokens: kept with it, or, in older records, what lies between the videos.
+function piecesOf(own) {
+  if (own.turns.some((turn) => turn.tokens)) return [];
+  if (own.turns.every((turn) => turn.written !== undefined)) return own.turns.map((turn) => turn.written);
   const pieces = own.text.split("<video>");
-  if (pieces.length !== own.turns.length) return el("div", { class: "turn-text whole", dir: "auto" }, longText(own.text));
-  return el("div", { class: "whole" }, pieces.map((piece, i) => el("div", { class: `turn ${own.turns[i].segment === "sampling" ? "sampling" : "reasoning"}` }, el("div", { class: "turn-text", dir: "auto" }, longText(piece)))));
+  return pieces.length === own.turns.length ? pieces : null;
 }
 
 function tintRange(own) {
@@ -165,7 +167,7 @@ function retint(tokens, range) {
     if (tint === "advantage" && isNumber(turn.advantage) && turn.advantage !== 0) { color = turn.advantage > 0 ? "--plus" : "--less"; share = Math.abs(turn.advantage) / range.advantage; }
     else if (tint === "gap" && isNumber(turn.gap?.[i])) { color = turn.gap[i] >= 0 ? "--plus" : "--less"; share = Math.abs(turn.gap[i]) / range.gap; }
     else if (tint === "surprise" && isNumber(turn.engine?.[i])) { color = "--c2"; share = -turn.engine[i] / range.surprise; }
-    node.style.backgroundColor = color ? `color-mix(in srgb, var(${color}) ${Math.round(8 + 42 * Math.min(1, Math.max(0, share)))}%, transparent)` : "";
+    node.style.backgroundColor = color ? `color-mix(in srgb, var(${color}) ${Math.round(6 + 34 * Math.min(1, Math.max(0, share)))}%, transparent)` : "";
   }
 }
 
