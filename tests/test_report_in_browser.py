@@ -136,7 +136,7 @@ def test_groups_are_filtered_and_sorted(report, open_page):
     page.fill("#filter-text", "")
     page.uncheck("#filter-everywhere")
     page.select_option("#sort", "low_sampling")
-    shown = [float(text) for text in page.locator(".group .strip-row:first-child .strip-value").all_inner_texts()]
+    shown = [float(text) for text in page.locator(".group .strip-row:first-child .strip-value").all_text_contents()]
     assert len(shown) == 3 and shown == sorted(shown)
     page.select_option("#filter-call", "malformed")
     page.fill("#filter-reasoning-low", "1.01")

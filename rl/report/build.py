@@ -69,8 +69,7 @@ class MomentCache:
 
     def read(self, file: MomentFile, run: Path) -> Moment:
         """The moment of a file."""
-        status = file.path.stat()
-        state = (status.st_mtime_ns, status.st_size)
+        state = file_state(file.path)
         known = self._known.get(file.path)
         if known is None or known[0] != state:
             known = state, compact(file, read_json_lines(file.path, run))
@@ -82,6 +81,7 @@ def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None
     """Read a run's folder; damaged lines and files are listed in `broken`."""
     metrics = read_metrics(run)
     config, bad_config = read_config(run)
+    summary, bad_summary = read_summary(run)
     evaluations, bad_evaluations = read_evaluations(run)
     files = moment_files(run)
     moments = []
@@ -94,9 +94,9 @@ def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None
         metrics=metrics,
         moments=tuple(moments),
         config=tuple(config),
-        summary=read_summary(run),
+        summary=summary,
         evaluations=tuple(asdict(row) for row in evaluations),
-        broken=(*metrics.broken, *bad_config, *bad_evaluations, *bad_records),
+        broken=(*metrics.broken, *bad_config, *bad_summary, *bad_evaluations, *bad_records),
     )
 
 
@@ -130,6 +130,15 @@ def build_report(
     written = write_page(out, _title(data), [packed_part("run", packed(index)), *parts])
     trajectories = sum(len(moment.needs) for moment in data.moments)
     return Written(out, written, len(data.moments), trajectories, notices)
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Changes when the file does; (0, 0) where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
 
 
 def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ A request whose Host is not this machine's loopback is refused, so that no name 
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -18,14 +20,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from rl.report.build import MomentCache, RunData, read_run, run_index
+from rl.report.build import MomentCache, RunData, file_state, read_run, run_index
 from rl.report.moments import packed
 from rl.report.page import content_policy, render
 from rl.report.run_files import moment_files
 from rl.report.thumbnails import LADDER, ClipThumbnails, FrameSource, clip_thumbnails
 
+log = logging.getLogger(__name__)
+
 LOOPBACK = "127.0.0.1"
 ROUTE = re.compile(r"/data/(run|moment|clip)(?:/(h?\d{1,12}))?")
+REQUEST_S = 30.0  # a connection that says nothing for so long is closed
 WATCHED = ("metrics.jsonl", "config.yaml", "summary.json")
 
 
@@ -34,7 +39,7 @@ class LiveRun:
 
     def __init__(self, run: Path, source: FrameSource) -> None:
         self._run, self._source = run, source
-        self._turn = threading.Lock()
+        self._turn, self._decoding = threading.Lock(), threading.Lock()
         self._cache = MomentCache()
         self._state: tuple | None = None
         self._data: RunData | None = None
@@ -63,10 +68,11 @@ class LiveRun:
                 return None
             needs = (need for moment in self._data.moments for need in moment.needs if need.video == video)
             times_ms = frozenset(time for need in needs for time in need.times_ms)
+        with self._decoding:  # not the other lock: the curves of a run do not wait for a slow clip
             if video not in self._clips or self._clips[video][0] != times_ms:
                 self._clips[video] = times_ms, clip_thumbnails(video, sorted(times_ms), self._source, LADDER[0])
             clip = self._clips[video][1]
-            return packed({"problem": clip.problem, "images": clip.images})
+        return packed({"problem": clip.problem, "images": clip.images})
 
     def _refresh(self) -> None:
         state = self._files_state()
@@ -84,7 +90,16 @@ class LiveRun:
         files += [moment.path for moment in moment_files(self._run)] + sorted(
             (self._run / "eval").glob("*/metrics.json")
         )
-        return tuple((str(path), *_state_of(path)) for path in files)
+        return tuple((str(path), *file_state(path)) for path in files)
+
+
+class _Server(ThreadingHTTPServer):
+    """A reader who leaves in the middle of an answer is no error."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Called while an exception is handled."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            log.exception("a request to the page failed")
 
 
 def make_server(run: Path, source: FrameSource, port: int) -> ThreadingHTTPServer:
@@ -100,7 +115,7 @@ def make_server(run: Path, source: FrameSource, port: int) -> ThreadingHTTPServe
     class Answer(BaseHTTPRequestHandler):
         """One request."""
 
-        server_version, sys_version = "dynframe", ""
+        server_version, sys_version, timeout = "dynframe", "", REQUEST_S
 
         def do_GET(self) -> None:
             if not self._is_for_us():
@@ -153,7 +168,7 @@ def make_server(run: Path, source: FrameSource, port: int) -> ThreadingHTTPServe
         def log_message(self, format: str, *arguments: Any) -> None:
             """Requests are not worth a line."""
 
-    return ThreadingHTTPServer((LOOPBACK, port), Answer)
+    return _Server((LOOPBACK, port), Answer)
 
 
 def serve(run: Path, source: FrameSource, port: int, ready: Callable[[str], None]) -> None:
@@ -170,11 +185,3 @@ def serve(run: Path, source: FrameSource, port: int, ready: Callable[[str], None
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             return
-
-
-def _state_of(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return (status.st_mtime_ns, status.st_size)

@@ -138,11 +138,13 @@ def read_config(run: Path) -> tuple[list[tuple[str, str]], list[Broken]]:
         return [], [Broken("config.yaml", f"cannot be read ({_first_line(error)})")]
 
 
-def read_summary(run: Path) -> dict[str, Any]:
+def read_summary(run: Path) -> tuple[dict[str, Any], list[Broken]]:
     """summary.json, written when a run ends; {} before."""
     path = run / "summary.json"
-    parsed = _parse(path.read_text(encoding="utf-8", errors="replace"), path.name) if path.is_file() else {}
-    return {} if isinstance(parsed, Broken) else parsed
+    if not path.exists():
+        return {}, []
+    parsed = _read_object(path, path.name)
+    return ({}, [parsed]) if isinstance(parsed, Broken) else (parsed, [])
 
 
 def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
@@ -151,13 +153,13 @@ def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
     for path in sorted((run / "eval").glob("*/metrics.json")):
         place = path.relative_to(run).as_posix()
         try:
-            report = _parse(path.read_text(encoding="utf-8", errors="replace"), place)
+            report = _read_object(path, place)
             if isinstance(report, Broken):
                 broken.append(report)
                 continue
             name = str(report.get("benchmark", path.parent.name))
             rows += [_evaluation_row(name, metric, entry) for metric, entry in report["metrics"].items()]
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             broken.append(Broken(place, f"is not the report of an evaluation ({_first_line(error)})"))
     return rows, broken
 
@@ -176,6 +178,13 @@ def as_number(value: Any) -> Number:
 def is_step(value: Any) -> bool:
     """Whether it can number a step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _read_object(path: Path, place: str) -> dict[str, Any] | Broken:
+    try:
+        return _parse(path.read_text(encoding="utf-8", errors="replace"), place)
+    except OSError as error:
+        return Broken(place, f"cannot be read ({error.strerror})")
 
 
 def _parse(text: str, place: str) -> dict[str, Any] | Broken:

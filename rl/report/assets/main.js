@@ -6,7 +6,7 @@ let run = null;
 
 function route() {
   const [name, ...path] = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decoded);
-  return name in PAGES ? [name, ...path] : ["run"];
+  return Object.hasOwn(PAGES, name) ? [name, ...path] : ["run"];
 }
 function decoded(text) { try { return decodeURIComponent(text); } catch { return text; } }
 

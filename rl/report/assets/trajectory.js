@@ -27,7 +27,7 @@ function trajectoryPage(run, ...path) {
           el("a", { ...to(near.groupBefore), class: "button", title: "Shift + ←" }, "⇤ group"), el("a", { ...to(near.before), class: "button", title: "←" }, "← sibling"),
           el("a", { ...to(near.after), class: "button", title: "→" }, "sibling →"), el("a", { ...to(near.groupAfter), class: "button", title: "Shift + →" }, "group ⇥"))),
       el("p", { class: "question large" }, longText(asking(group.question))),
-      el("p", { class: "group-facts" }, el("span", {}, "reference ", el("b", {}, said(clipText(group.answer, 200)))), el("span", {}, "it said ", el("b", {}, sibling.answer === null ? "no answer" : said(sibling.answer))), el("span", { class: sibling.stop === "answered" ? "" : "warn" }, `ended: ${sibling.stop.replaceAll("_", " ")}`), el("span", {}, said(group.video, { class: "path" })))),
+      el("p", { class: "group-facts" }, el("span", {}, "reference ", el("b", {}, said(clipText(group.answer, 200)))), el("span", {}, "it said ", el("b", {}, sibling.answer === null ? "no answer" : said(sibling.answer))), el("span", { class: sibling.stop === "answered" ? "" : "warn" }, `ended: ${sibling.stop.replaceAll("_", " ")}`), el("span", {}, said(group.video.split("/").slice(-2).join("/"), { class: "path", title: visible(group.video) })))),
     el("div", { class: "trajectory" }, el("div", { class: "trajectory-main", id: "trajectory-main" }, el("p", { class: "wait" }, "Unpacking this step …")),
       el("aside", { class: "siblings card", "aria-label": "Siblings", id: "siblings" })),
   ];

@@ -20,9 +20,10 @@ class GreyClips:
         return [np.full((56, 56, 3), 90, np.uint8) for _ in times_ms]
 
 
-@pytest.fixture
-def served(tmp_path):
-    run = write_run(tmp_path / "run", tmp_path / "clips", steps=2)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    home = tmp_path_factory.mktemp("live")
+    run = write_run(home / "run", home / "clips", steps=2)
     with make_server(run, GreyClips(), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

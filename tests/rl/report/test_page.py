@@ -6,7 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.report.page import content_policy, json_part, packed_part, render, script_safe_json, write_page
@@ -39,6 +39,7 @@ def parsed(page):
     return scripts
 
 
+@settings(deadline=None)
 @given(st.recursive(texts, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8))
 def test_no_data_can_close_the_script_element_or_change_on_the_way(data):
     text = script_safe_json(data)
@@ -46,6 +47,7 @@ def test_no_data_can_close_the_script_element_or_change_on_the_way(data):
     assert json.loads(text) == data
 
 
+@settings(deadline=None)
 @given(texts)
 def test_a_page_with_hostile_data_has_the_elements_of_one_without(hostile):
     inert = parsed(render("run", [json_part("clip-0", {"a": "b"}), packed_part("run", b"gzip")], live=False))

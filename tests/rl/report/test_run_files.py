@@ -88,7 +88,13 @@ def test_evaluations_are_rows_with_intervals_and_foreign_files_are_told(tmp_path
 
 
 def test_a_run_that_has_only_begun_has_no_summary_and_no_metrics(tmp_path):
-    assert read_summary(tmp_path) == {} and read_metrics(tmp_path).steps_S == ()
+    assert read_summary(tmp_path) == ({}, []) and read_metrics(tmp_path).steps_S == ()
+
+
+def test_a_summary_that_is_torn_is_told(tmp_path):
+    (tmp_path / "summary.json").write_text('{"steps": 1')
+    summary, (broken,) = read_summary(tmp_path)
+    assert summary == {} and broken.place == "summary.json"
 
 
 @pytest.mark.parametrize(("folder", "message"), [("absent", "no such run"), (".", "not a run")])
