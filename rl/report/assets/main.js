@@ -111,6 +111,7 @@ async function start() {
   setTheme(THEMES.includes(stored()) ? stored() : "system");
   try {
     await show(await source.index());
+    performance.mark("ready");
     document.documentElement.dataset.ready = "1";
   } catch (error) {
     document.getElementById("main").replaceChildren(el("p", { class: "empty" }, `This page cannot be unpacked: ${error.message}`));
