@@ -22,7 +22,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("data.js", "dom.js", "chart.js", "run.js", "steps.js", "timeline.js", "trajectory.js", "main.js")
+SCRIPTS = (
+    "data.js",
+    "dom.js",
+    "chart.js",
+    "tables.js",
+    "run.js",
+    "groups.js",
+    "steps.js",
+    "timeline.js",
+    "text.js",
+    "rewards.js",
+    "trajectory.js",
+    "main.js",
+)
 ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # all beyond ASCII is escaped by json
 
 

@@ -16,7 +16,9 @@ function bytesOf(base64) {
 }
 
 const pageSource = {
-  async index() { return gunzip(bytesOf(document.getElementById("run").textContent)); },
+  async index() {
+    return gunzip(bytesOf(document.getElementById("run").textContent));
+  },
   async moment(id) {
     const part = document.getElementById(`moment-${id}`);
     return part && gunzip(bytesOf(part.textContent));
@@ -38,8 +40,12 @@ const liveSource = {
     this.tag = answer.headers.get("ETag");
     return answer.json();
   },
-  async moment(id) { return this.get(`data/moment/${id}`); },
-  async clip(id) { return this.get(`data/clip/${id}`); },
+  async moment(id) {
+    return this.get(`data/moment/${id}`);
+  },
+  async clip(id) {
+    return this.get(`data/clip/${id}`);
+  },
   async get(path) {
     const answer = await fetch(path);
     return answer.ok ? answer.json() : null;
@@ -59,7 +65,9 @@ function keeping(load, most) {
       if (kept.size > most) kept.delete(kept.keys().next().value);
       return found;
     },
-    forget() { kept.clear(); },
+    forget() {
+      kept.clear();
+    },
   };
 }
 
@@ -74,7 +82,9 @@ class Run {
     this.moment = new Map(index.moments.map((moment) => [moment.id, moment]));
     this.settings = new Map(index.config);
   }
-  under(prefix) { return this.metrics.filter((metric) => metric.name.startsWith(prefix)).map((metric) => metric.name); }
+  under(prefix) {
+    return this.metrics.filter((metric) => metric.name.startsWith(prefix)).map((metric) => metric.name);
+  }
   duration(group, detail) {
     const known = detail?.duration_s || group.duration_s || this.clips[group.video]?.duration_s;
     if (known) return known;

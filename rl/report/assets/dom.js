@@ -6,7 +6,8 @@ function filled(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name === "on") for (const [event, run] of Object.entries(value)) node.addEventListener(event, run);
-    else if (name === "style") for (const [rule, setting] of Object.entries(value)) node.style.setProperty(rule, setting);
+    else if (name === "style")
+      for (const [rule, setting] of Object.entries(value)) node.style.setProperty(rule, setting);
     else if (name === "data") Object.assign(node.dataset, value);
     else node.setAttribute(name, value === true ? "" : value);
   }
@@ -14,15 +15,19 @@ function filled(node, attributes, children) {
   return node;
 }
 
-function el(tag, attributes = {}, ...children) { return filled(document.createElement(tag), attributes, children); }
-function svg(tag, attributes = {}, ...children) { return filled(document.createElementNS(SVG, tag), attributes, children); }
+function el(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+function svg(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, tag), attributes, children);
+}
 
 // What others wrote, with characters shown that would hide or reorder text; kept apart from the page's own direction.
-const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+const HIDDEN =
+  /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 function visible(text) {
   return String(text).replace(HIDDEN, (character) => {
-    const code = character.charCodeAt(0);
-    return code < 0x20 ? String.fromCharCode(0x2400 + code) : `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+    return `⟨U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
   });
 }
 function said(text, attributes = {}) {
@@ -34,15 +39,32 @@ function longText(text, attributes = {}) {
   const whole = visible(text);
   if (whole.length <= LONG) return said(text, attributes);
   const shown = el("bdi", { ...attributes, class: `said ${attributes.class ?? ""}` }, whole.slice(0, LONG));
-  const more = el("button", { type: "button", class: "link", on: { click: () => { shown.textContent = whole; more.remove(); } } },
-    `… show all ${count(whole.length)} characters`);
+  const more = el(
+    "button",
+    {
+      type: "button",
+      class: "link",
+      on: {
+        click: () => {
+          shown.textContent = whole;
+          more.remove();
+        },
+      },
+    },
+    `… show all ${count(whole.length)} characters`,
+  );
   return el("span", {}, shown, more);
 }
 
-const formats = [0, 1, 2, 3, 4, 5].map((digits) =>
-  new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
-function fixed(value, digits) { return formats[digits].format(value); }
-function count(value) { return formats[0].format(value); }
+const formats = [0, 1, 2, 3, 4, 5].map(
+  (digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
+);
+function fixed(value, digits) {
+  return formats[digits].format(value);
+}
+function count(value) {
+  return formats[0].format(value);
+}
 
 // A number as short as its size allows; what is not finite is a word already.
 function short(value) {
@@ -56,20 +78,38 @@ function short(value) {
   const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3;
   return minus(Number.isInteger(value) && size >= 10 ? count(value) : fixed(value, digits));
 }
-function minus(text) { return text.replace(/^-/, "−"); }
-function signed(value, digits = 2) { return (value > 0 ? "+" : "") + minus(fixed(value, digits)); }
-function seconds(value) { return minus(fixed(value, value % 1 === 0 ? 0 : 2)); }
-function span(window) { return `${seconds(window[0])}–${seconds(window[1])} s`; }
-function rate(fps) { return fps === null || fps === undefined ? "no rate" : `${Number(fps.toFixed(2))} fps`; }
+function minus(text) {
+  return text.replace(/^-/, "−");
+}
+function signed(value, digits = 2) {
+  return (value > 0 ? "+" : "") + minus(fixed(value, digits));
+}
+function seconds(value) {
+  return minus(fixed(value, value % 1 === 0 ? 0 : 2));
+}
+function span(window) {
+  return `${seconds(window[0])}–${seconds(window[1])} s`;
+}
+function rate(fps) {
+  return fps === null || fps === undefined ? "no rate" : `${Number(fps.toFixed(2))} fps`;
+}
 function lasting(total) {
   if (total < 120) return `${Math.round(total)} s`;
   if (total < 7200) return `${Math.round(total / 60)} min`;
   return `${fixed(total / 3600, 1)} h`;
 }
-function least(values) { return values.reduce((best, value) => Math.min(best, value), Infinity); }
-function most(values) { return values.reduce((best, value) => Math.max(best, value), -Infinity); }
-function isNumber(value) { return typeof value === "number"; }
-function mean(values) { return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null; }
+function least(values) {
+  return values.reduce((best, value) => Math.min(best, value), Infinity);
+}
+function most(values) {
+  return values.reduce((best, value) => Math.max(best, value), -Infinity);
+}
+function isNumber(value) {
+  return typeof value === "number";
+}
+function mean(values) {
+  return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+}
 
 // Round steps that cover a range with about `wanted` of them.
 function ticks(low, high, wanted) {
@@ -77,6 +117,7 @@ function ticks(low, high, wanted) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough * 0.999);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) found.push(Number((i * step).toPrecision(12)));
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++)
+    found.push(Number((i * step).toPrecision(12)));
   return found;
 }

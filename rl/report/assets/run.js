@@ -13,7 +13,11 @@ const FALLBACK = [
   ["rollout/calls", "Looks again", "share of trajectories with a call"],
 ];
 const CHARTS = [
-  { title: "Reward by segment", names: ["reward/sampling", "reward/reasoning", "held_out/reward_sampling", "held_out/reward_reasoning"], colors: ["--c1", "--c2", "--c1", "--c2"] },
+  {
+    title: "Reward by segment",
+    names: ["reward/sampling", "reward/reasoning", "held_out/reward_sampling", "held_out/reward_reasoning"],
+    colors: ["--c1", "--c2", "--c1", "--c2"],
+  },
   { title: "Reward terms", under: "reward/term/" },
   { title: "Held-out accuracy and looks", names: ["held_out/accuracy", "held_out/calls"] },
   { title: "Advantage, mean size", under: "advantage/" },
@@ -29,33 +33,96 @@ const CHARTS = [
   { title: "Memory by process", under: "memory/", floor: 0 },
   { title: "Gradient norm", names: ["grad/norm"], floor: 0 },
 ];
-const SMOOTHING = [[1, "as measured"], [5, "mean of 5 steps"], [20, "mean of 20 steps"]];
+const SMOOTHING = [
+  [1, "as measured"],
+  [5, "mean of 5 steps"],
+  [20, "mean of 20 steps"],
+];
 const runView = { smoothing: 1, configFilter: "", metricFilter: "" };
 
 function runPage(run) {
   const settings = run.settings;
   const trained = run.moments.filter((moment) => moment.kind === "train");
-  const recorded = run.moments.reduce((sum, moment) => sum + moment.groups.reduce((all, group) => all + group.siblings.length, 0), 0);
+  const recorded = run.moments.reduce(
+    (sum, moment) => sum + moment.groups.reduce((all, group) => all + group.siblings.length, 0),
+    0,
+  );
   return [
-    el("section", { class: "title-block" },
+    el(
+      "section",
+      { class: "title-block" },
       el("h1", {}, said(run.name)),
-      el("p", { class: "facts" }, facts(run).map((fact) => el("span", {}, fact)))),
+      el(
+        "p",
+        { class: "facts" },
+        facts(run).map((fact) => el("span", {}, fact)),
+      ),
+    ),
     noticesOf(run),
     headline(run),
-    el("section", { "aria-labelledby": "curves" },
-      el("div", { class: "section-head" }, el("h2", { id: "curves" }, "Curves"),
-        el("label", { class: "field inline" }, "Curves show ", el("select", { id: "smoothing", on: { change: (event) => { runView.smoothing = Number(event.target.value); redraw(); } } },
-          SMOOTHING.map(([width, label]) => el("option", { value: width, selected: width === runView.smoothing }, label)))),
-        el("p", { class: "hint" }, "Point at a step to read every curve there; click to open its groups.")),
-      el("div", { class: "charts", id: "charts" })),
+    el(
+      "section",
+      { "aria-labelledby": "curves" },
+      el(
+        "div",
+        { class: "section-head" },
+        el("h2", { id: "curves" }, "Curves"),
+        el(
+          "label",
+          { class: "field inline" },
+          "Curves show ",
+          el(
+            "select",
+            {
+              id: "smoothing",
+              on: {
+                change: (event) => {
+                  runView.smoothing = Number(event.target.value);
+                  redraw();
+                },
+              },
+            },
+            SMOOTHING.map(([width, label]) =>
+              el("option", { value: width, selected: width === runView.smoothing }, label),
+            ),
+          ),
+        ),
+        el("p", { class: "hint" }, "Point at a step to read every curve there; click to open its groups."),
+      ),
+      el("div", { class: "charts", id: "charts" }),
+    ),
     tables(run),
     allMetrics(run),
-    el("section", { "aria-labelledby": "config" },
-      el("div", { class: "section-head" }, el("h2", { id: "config" }, "Configuration"),
-        searchField("Find a key or value", "config-search", runView.configFilter, (text) => { runView.configFilter = text; fillConfig(run); }),
-        el("p", { class: "hint", id: "config-count", role: "status" })),
-      settings.size ? el("div", { class: "card config", id: "config-table" }) : el("p", { class: "empty" }, "This run has no readable config.yaml.")),
-    el("footer", { class: "colophon" }, el("p", {}, "Written ", run.written, " from ", said(run.folder, { class: "path" }), ` · ${count(recorded)} recorded trajectories of ${count(trained.length)} steps`)),
+    el(
+      "section",
+      { "aria-labelledby": "config" },
+      el(
+        "div",
+        { class: "section-head" },
+        el("h2", { id: "config" }, "Configuration"),
+        searchField("Find a key or value", "config-search", runView.configFilter, (text) => {
+          runView.configFilter = text;
+          fillConfig(run);
+        }),
+        el("p", { class: "hint", id: "config-count", role: "status" }),
+      ),
+      settings.size
+        ? el("div", { class: "card config", id: "config-table" })
+        : el("p", { class: "empty" }, "This run has no readable config.yaml."),
+    ),
+    el(
+      "footer",
+      { class: "colophon" },
+      el(
+        "p",
+        {},
+        "Written ",
+        run.written,
+        " from ",
+        said(run.folder, { class: "path" }),
+        ` · ${count(recorded)} recorded trajectories of ${count(trained.length)} steps`,
+      ),
+    ),
   ];
 }
 
@@ -64,65 +131,120 @@ function afterRunPage(run) {
   const columns = Math.max(1, Math.floor((place.clientWidth + 16) / 356));
   const width = Math.floor((place.clientWidth - (columns - 1) * 16) / columns) - 26;
   place.style.setProperty("--columns", columns);
-  const cursor = new Cursor(), missing = [];
+  const cursor = new Cursor(),
+    missing = [];
   for (const chart of CHARTS) {
-    const names = (chart.under ? run.under(chart.under) : chart.names).filter((name) => run.metric.has(name) && !chart.except?.includes(name));
-    const counted = names.filter((name) => run.metric.get(name).values.filter(isNumber).length > (name.startsWith("held_out/") && !chart.names?.some((own) => own.startsWith("re") || own.startsWith("ro")) ? 1 : 0));
-    if (!counted.length) { missing.push(chart.title); continue; }
+    const names = (chart.under ? run.under(chart.under) : chart.names).filter(
+      (name) => run.metric.has(name) && !chart.except?.includes(name),
+    );
+    const counted = names.filter(
+      (name) =>
+        run.metric.get(name).values.filter(isNumber).length >
+        (name.startsWith("held_out/") && !chart.names?.some((own) => own.startsWith("re") || own.startsWith("ro"))
+          ? 1
+          : 0),
+    );
+    if (!counted.length) {
+      missing.push(chart.title);
+      continue;
+    }
     place.append(lineChart(chartSpec(run, chart, counted, width, cursor)));
   }
-  if (missing.length) place.after(el("p", { class: "hint missing" }, `Not reported by this run: ${missing.join(" · ")}.`));
+  if (missing.length)
+    place.after(el("p", { class: "hint missing" }, `Not reported by this run: ${missing.join(" · ")}.`));
   if (run.settings.size) fillConfig(run);
   fillMetrics(run);
 }
 
 function chartSpec(run, chart, names, width, cursor) {
-  const rows = run.steps.map((step, i) => i).filter((i) => names.some((name) => run.metric.get(name).values[i] !== null));
+  const rows = run.steps
+    .map((step, i) => i)
+    .filter((i) => names.some((name) => run.metric.get(name).values[i] !== null));
   const units = [...new Set(names.map((name) => run.metric.get(name).unit))];
   const label = (name) => {
     if (chart.under) return name.slice(chart.under.length);
-    return name.replace("held_out/reward_", "held-out ").replace("held_out/", "held-out ").replace(/^(reward|rollout|policy|loss|grad)\//, "").replaceAll("_", " ");
+    return name
+      .replace("held_out/reward_", "held-out ")
+      .replace("held_out/", "held-out ")
+      .replace(/^(reward|rollout|policy|loss|grad)\//, "")
+      .replaceAll("_", " ");
   };
   const colors = chart.colors ? names.map((name) => chart.colors[chart.names.indexOf(name)]) : colorsOf(run, names);
   const series = names.map((name, i) => {
-    const metric = run.metric.get(name), values = rows.map((row) => metric.values[row]);
+    const metric = run.metric.get(name),
+      values = rows.map((row) => metric.values[row]);
     const sparse = name.startsWith("held_out/");
-    const smooth = !sparse && !chart.stacked && runView.smoothing > 1 ? movingMean(values, runView.smoothing) : undefined;
-    return { label: label(name).replaceAll("_", " "), values, smooth, sparse, color: colors[i], help: `${name} (${metric.unit}): ${metric.meaning}` };
+    const smooth =
+      !sparse && !chart.stacked && runView.smoothing > 1 ? movingMean(values, runView.smoothing) : undefined;
+    return {
+      label: label(name).replaceAll("_", " "),
+      values,
+      smooth,
+      sparse,
+      color: colors[i],
+      help: `${name} (${metric.unit}): ${metric.meaning}`,
+    };
   });
   const own = run.metric.get(names[0]);
   const sameMeaning = names.every((name) => run.metric.get(name).meaning === own.meaning);
   return {
-    ...chart, series, width, cursor, unit: units.join(", "), steps: rows.map((row) => run.steps[row]),
+    ...chart,
+    series,
+    width,
+    cursor,
+    unit: units.join(", "),
+    steps: rows.map((row) => run.steps[row]),
     note: sameMeaning ? sentence(own.meaning) : null,
-    onPick: (step) => { if (run.moment.has(String(step))) location.hash = `#/steps/${step}`; else if (run.moment.has(`h${step}`)) location.hash = `#/steps/h${step}`; },
+    onPick: (step) => {
+      if (run.moment.has(String(step))) location.hash = `#/steps/${step}`;
+      else if (run.moment.has(`h${step}`)) location.hash = `#/steps/h${step}`;
+    },
   };
 }
 
 // What belongs to a segment has a colour of its family; a reward term belongs to the segment it is configured for.
 function colorsOf(run, names) {
   const used = { sampling: 0, reasoning: 0, other: 0 };
-  const segments = names.map((name) => ["sampling", "reasoning"].find((segment) => name.endsWith(segment) || run.settings.get(`rewards.${name.slice(name.lastIndexOf("/") + 1)}.segment`) === segment) ?? "other");
-  const families = { sampling: SEGMENT_COLORS.sampling, reasoning: SEGMENT_COLORS.reasoning, other: segments.every((segment) => segment === "other") ? SERIES : OTHER_COLORS };
+  const segments = names.map(
+    (name) =>
+      ["sampling", "reasoning"].find(
+        (segment) =>
+          name.endsWith(segment) ||
+          run.settings.get(`rewards.${name.slice(name.lastIndexOf("/") + 1)}.segment`) === segment,
+      ) ?? "other",
+  );
+  const families = {
+    sampling: SEGMENT_COLORS.sampling,
+    reasoning: SEGMENT_COLORS.reasoning,
+    other: segments.every((segment) => segment === "other") ? SERIES : OTHER_COLORS,
+  };
   return segments.map((segment) => families[segment][used[segment]++ % families[segment].length]);
 }
 
-function sentence(text) { return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : ""; }
+function sentence(text) {
+  return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : "";
+}
 
 function facts(run) {
-  const settings = run.settings, done = run.metric.get("seconds/step")?.values.filter(isNumber) ?? [];
+  const settings = run.settings,
+    done = run.metric.get("seconds/step")?.values.filter(isNumber) ?? [];
   const planned = Number(settings.get("trainer.steps"));
   const steps = most(run.steps.filter((step, i) => isNumber(run.metric.get("seconds/step")?.values[i])).concat(0));
   const found = [planned ? `${count(steps)} of ${count(planned)} steps` : `${count(steps)} steps`];
   const total = done.reduce((sum, value) => sum + value, 0);
   if (total) found.push(`${lasting(total)} in the loop`);
-  const played = (run.metric.get("rollout/trajectories")?.values ?? []).filter(isNumber).reduce((sum, value) => sum + value, 0);
+  const played = (run.metric.get("rollout/trajectories")?.values ?? [])
+    .filter(isNumber)
+    .reduce((sum, value) => sum + value, 0);
   if (played) found.push(`${count(played)} trajectories`);
   const method = settings.get("algorithm.advantage.method");
   if (method) found.push(method.replace("sd_grpo", "SD-GRPO").replace(/^(grpo|gdpo)$/, (name) => name.toUpperCase()));
-  if (settings.has("rollout.group_size")) found.push(`${settings.get("rollout.tasks_per_step")} groups of ${settings.get("rollout.group_size")} a step`);
+  if (settings.has("rollout.group_size"))
+    found.push(`${settings.get("rollout.tasks_per_step")} groups of ${settings.get("rollout.group_size")} a step`);
   const masked = run.summary.masked ?? {};
-  const lost = Object.values(masked).filter(isNumber).reduce((sum, value) => sum + value, 0);
+  const lost = Object.values(masked)
+    .filter(isNumber)
+    .reduce((sum, value) => sum + value, 0);
   if (run.summary.masked) found.push(lost ? `${count(lost)} trajectories masked` : "nothing masked");
   return found.map((fact) => said(fact));
 }
@@ -130,96 +252,81 @@ function facts(run) {
 function noticesOf(run) {
   const { count: broken, first } = run.broken;
   if (!broken && !run.notices.length) return null;
-  return el("section", { class: "notices", "aria-label": "What this page leaves out" },
+  return el(
+    "section",
+    { class: "notices", "aria-label": "What this page leaves out" },
     run.notices.map((notice) => el("p", {}, said(notice))),
-    broken ? el("details", {}, el("summary", {}, `${count(broken)} broken ${broken === 1 ? "line or file was" : "lines or files were"} skipped`),
-      el("ul", {}, first.map((each) => el("li", {}, said(each.place, { class: "path" }), " ", said(each.reason)))),
-      first.length < broken ? el("p", {}, `The first ${first.length} are listed.`) : null) : null);
+    broken
+      ? el(
+          "details",
+          {},
+          el(
+            "summary",
+            {},
+            `${count(broken)} broken ${broken === 1 ? "line or file was" : "lines or files were"} skipped`,
+          ),
+          el(
+            "ul",
+            {},
+            first.map((each) => el("li", {}, said(each.place, { class: "path" }), " ", said(each.reason))),
+          ),
+          first.length < broken ? el("p", {}, `The first ${first.length} are listed.`) : null,
+        )
+      : null,
+  );
 }
 
 function headline(run) {
-  const known = (name) => (run.metric.get(name)?.values ?? []).map((value, i) => [run.steps[i], value]).filter((pair) => isNumber(pair[1]));
+  const known = (name) =>
+    (run.metric.get(name)?.values ?? []).map((value, i) => [run.steps[i], value]).filter((pair) => isNumber(pair[1]));
   const hasHeldOut = HEADLINE.some(([name]) => known(name).length);
-  const tiles = (hasHeldOut ? HEADLINE : FALLBACK).map(([name, label, meaning]) => {
-    const values = known(name);
-    if (!values.length) return null;
-    const tenth = Math.max(1, Math.floor(values.length / 10));
-    const first = hasHeldOut ? values[0][1] : mean(values.slice(0, tenth).map((pair) => pair[1]));
-    const last = hasHeldOut ? values[values.length - 1][1] : mean(values.slice(-tenth).map((pair) => pair[1]));
-    const single = values.length === 1, difference = last - first;
-    return el("li", { class: "tile", title: `${name}: ${run.metric.get(name).meaning}` },
-      el("p", { class: "tile-label" }, label),
-      el("p", { class: "tile-value" }, short(last)),
-      single ? el("p", { class: "tile-change" }, `at step ${values[0][0]}; one evaluation so far`)
-        : el("p", { class: "tile-change" }, el("span", { class: "was" }, short(first)), el("span", { "aria-label": "to" }, " → "), short(last),
-          el("span", { class: difference === 0 ? "even" : "delta" }, signed(difference, 3))),
-      el("p", { class: "tile-note" }, meaning));
-  }).filter(Boolean);
+  const tiles = (hasHeldOut ? HEADLINE : FALLBACK)
+    .map(([name, label, meaning]) => {
+      const values = known(name);
+      if (!values.length) return null;
+      const tenth = Math.max(1, Math.floor(values.length / 10));
+      const first = hasHeldOut ? values[0][1] : mean(values.slice(0, tenth).map((pair) => pair[1]));
+      const last = hasHeldOut ? values[values.length - 1][1] : mean(values.slice(-tenth).map((pair) => pair[1]));
+      const single = values.length === 1,
+        difference = last - first;
+      return el(
+        "li",
+        { class: "tile", title: `${name}: ${run.metric.get(name).meaning}` },
+        el("p", { class: "tile-label" }, label),
+        el("p", { class: "tile-value" }, short(last)),
+        single
+          ? el("p", { class: "tile-change" }, `at step ${values[0][0]}; one evaluation so far`)
+          : el(
+              "p",
+              { class: "tile-change" },
+              el("span", { class: "was" }, short(first)),
+              el("span", { "aria-label": "to" }, " → "),
+              short(last),
+              el("span", { class: difference === 0 ? "even" : "delta" }, signed(difference, 3)),
+            ),
+        el("p", { class: "tile-note" }, meaning),
+      );
+    })
+    .filter(Boolean);
   if (!tiles.length) return null;
-  const counted = known("held_out/tasks"), at = counted.map((pair) => pair[0]);
-  return el("section", { "aria-labelledby": "headline" },
-    el("div", { class: "section-head" }, el("h2", { id: "headline" }, hasHeldOut ? "Before and after, on held-out tasks" : "First and last steps"),
-      hasHeldOut ? el("p", { class: "hint" }, `${count(counted[counted.length - 1]?.[1] ?? 0)} tasks, greedy, at step${at.length > 1 ? `s ${count(at[0])} and ${count(at[at.length - 1])}` : ` ${count(at[0] ?? 0)}`}`) : null),
-    el("ul", { class: "tiles" }, tiles));
-}
-
-function tables(run) {
-  const names = run.under("held_out/"), rows = run.steps.map((step, i) => [step, i]).filter(([, i]) => names.some((name) => isNumber(run.metric.get(name).values[i])));
-  const heldOut = rows.length ? el("section", { "aria-labelledby": "held-out" },
-    el("div", { class: "section-head" }, el("h2", { id: "held-out" }, "Held-out evaluations")),
-    el("div", { class: "card scroll" }, el("table", { id: "held-out-table" },
-      el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "number" }, "step"), names.map((name) => el("th", { scope: "col", class: "number", title: run.metric.get(name).meaning }, said(name.slice(9).replaceAll("_", " ")))))),
-      el("tbody", {}, rows.map(([step, i]) => el("tr", {}, el("th", { scope: "row", class: "number" }, run.moment.has(`h${step}`) ? el("a", { href: `#/steps/h${step}` }, count(step)) : count(step)),
-        names.map((name) => el("td", { class: "number" }, short(run.metric.get(name).values[i]))))))))) : null;
-  const evaluations = run.evaluations.length ? el("section", { "aria-labelledby": "benchmarks" },
-    el("div", { class: "section-head" }, el("h2", { id: "benchmarks" }, "Benchmarks"), el("p", { class: "hint" }, "Bars: bootstrap 95 % intervals")),
-    el("div", { class: "card scroll" }, el("table", { id: "eval-table" },
-      el("thead", {}, el("tr", {}, ["benchmark", "metric"].map((name) => el("th", { scope: "col" }, name)), ["value", "low", "high", "n"].map((name) => el("th", { scope: "col", class: "number" }, name)), el("th", { scope: "col" }, "0 … 1"))),
-      el("tbody", {}, run.evaluations.map((row) => el("tr", {}, el("th", { scope: "row" }, said(row.benchmark)), el("td", {}, said(row.metric)),
-        [row.value, row.low, row.high].map((value) => el("td", { class: "number" }, short(value))), el("td", { class: "number" }, row.count === null ? "–" : count(row.count)), el("td", {}, interval(row)))))))) : null;
-  return [heldOut, evaluations];
-}
-
-function interval(row) {
-  if (row.value < 0 || row.value > 1) return "";
-  const x = (value) => 4 + 132 * Math.min(1, Math.max(0, value));
-  return svg("svg", { width: 140, height: 16, "aria-hidden": "true" }, svg("line", { x1: 4, x2: 136, y1: 8, y2: 8, class: "grid" }),
-    row.low !== null && row.high !== null ? svg("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8, class: "whisker" }) : null,
-    svg("circle", { cx: x(row.value), cy: 8, r: 3.5, style: { fill: "var(--c1)" } }));
-}
-
-function allMetrics(run) {
-  return el("section", { "aria-labelledby": "all-metrics" }, el("details", { id: "metrics-details" },
-    el("summary", {}, el("h2", { id: "all-metrics" }, `Every metric (${run.metrics.length})`)),
-    searchField("Find a metric", "metric-search", runView.metricFilter, (text) => { runView.metricFilter = text; fillMetrics(run); }),
-    el("div", { class: "card scroll" }, el("table", { id: "metric-table" },
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "metric"), el("th", { scope: "col" }, "curve"), ["first", "last", "lowest", "highest"].map((name) => el("th", { scope: "col", class: "number" }, name)), el("th", { scope: "col" }, "unit"), el("th", { scope: "col" }, "meaning"))),
-      el("tbody", { id: "metric-rows" })))));
-}
-
-function fillMetrics(run) {
-  const wanted = runView.metricFilter.toLowerCase();
-  document.getElementById("metric-rows").replaceChildren(...run.metrics.filter((metric) => `${metric.name} ${metric.meaning}`.toLowerCase().includes(wanted)).map((metric) => {
-    const known = metric.values.filter(isNumber);
-    return el("tr", {}, el("th", { scope: "row" }, said(metric.name)), el("td", {}, sparkline(metric.values)),
-      [known[0], known[known.length - 1], known.length ? least(known) : null, known.length ? most(known) : null].map((value) => el("td", { class: "number" }, short(value))),
-      el("td", {}, said(metric.unit)), el("td", { class: "meaning" }, said(metric.meaning)));
-  }));
-}
-
-function fillConfig(run) {
-  const wanted = runView.configFilter.toLowerCase();
-  const rows = run.config.filter(([key, value]) => `${key} ${value}`.toLowerCase().includes(wanted));
-  document.getElementById("config-count").textContent = `${count(rows.length)} of ${count(run.config.length)} keys`;
-  const sections = new Map();
-  for (const [key, value] of rows) {
-    const name = key.includes(".") ? key.slice(0, key.indexOf(".")) : "";
-    sections.set(name, [...(sections.get(name) ?? []), [name ? key.slice(name.length + 1) : key, value]]);
-  }
-  document.getElementById("config-table").replaceChildren(...[...sections].map(([name, pairs]) => el("div", { class: "config-section" },
-    el("h3", {}, name ? said(name) : "run"), el("dl", {}, pairs.map(([key, value]) => el("div", {}, el("dt", {}, said(key)), el("dd", {}, value === '' ? el("span", { class: "hint" }, "empty") : longText(value))))))));
-}
-
-function searchField(label, id, value, onInput) {
-  return el("label", { class: "field" }, el("span", { class: "sr" }, label), el("input", { type: "search", id, value, placeholder: label, autocomplete: "off", spellcheck: "false", on: { input: (event) => onInput(event.target.value) } }));
+  const counted = known("held_out/tasks"),
+    at = counted.map((pair) => pair[0]);
+  const evaluated = at.length > 1 ? `steps ${count(at[0])} and ${count(lastOf(at))}` : `step ${count(at[0] ?? 0)}`;
+  return el(
+    "section",
+    { "aria-labelledby": "headline" },
+    el(
+      "div",
+      { class: "section-head" },
+      el("h2", { id: "headline" }, hasHeldOut ? "Before and after, on held-out tasks" : "First and last steps"),
+      hasHeldOut
+        ? el(
+            "p",
+            { class: "hint" },
+            `${count(lastOf(counted.map((pair) => pair[1])) ?? 0)} tasks, greedy, at ${evaluated}`,
+          )
+        : null,
+    ),
+    el("ul", { class: "tiles" }, tiles),
+  );
 }

@@ -1,6 +1,16 @@
 // Page 2: a step's groups, how their siblings differ, which teach nothing.
 
-const stepsView = { text: "", stop: "", call: "", degenerate: false, everywhere: false, sort: "order", sampling: [0, 1], reasoning: [0, 1], shown: 40 };
+const stepsView = {
+  text: "",
+  stop: "",
+  call: "",
+  degenerate: false,
+  everywhere: false,
+  sort: "order",
+  sampling: [0, 1],
+  reasoning: [0, 1],
+  shown: 40,
+};
 const SORTS = {
   order: ["as played", null],
   spread_sampling: ["spread of sampling reward", (entry) => -entry.spread.sampling],
@@ -12,59 +22,227 @@ const SORTS = {
   task: ["task", (entry) => entry.group.task],
 };
 
-function momentName(moment) { return moment.kind === "held_out" ? `Held-out tasks after step ${count(moment.step)}` : `Step ${count(moment.step)}`; }
+function momentName(moment) {
+  return moment.kind === "held_out" ? `Held-out tasks after step ${count(moment.step)}` : `Step ${count(moment.step)}`;
+}
 
 function groupEntry(moment, group, number) {
   const values = (name) => group.siblings.map((sibling) => sibling[name]).filter(isNumber);
   const spreadOf = (list) => (list.length ? most(list) - least(list) : 0);
-  const sampling = values("sampling"), reasoning = values("reasoning");
+  const sampling = values("sampling"),
+    reasoning = values("reasoning");
   const compared = group.siblings.length > 1;
   return {
-    moment, group, number,
+    moment,
+    group,
+    number,
     mean: { sampling: mean(sampling), reasoning: mean(reasoning) },
     spread: { sampling: spreadOf(sampling), reasoning: spreadOf(reasoning) },
-    degenerate: { sampling: compared && sampling.length > 0 && spreadOf(sampling) === 0, reasoning: compared && spreadOf(reasoning) === 0 },
-    annotated: sampling.length > 0, compared,
+    degenerate: {
+      sampling: compared && sampling.length > 0 && spreadOf(sampling) === 0,
+      reasoning: compared && spreadOf(reasoning) === 0,
+    },
+    annotated: sampling.length > 0,
+    compared,
   };
 }
 
 function stepsPage(run, id) {
-  if (!run.moments.length) return [el("h1", {}, "Steps"), el("p", { class: "empty" }, "No trajectories have been recorded yet (logging.trajectories_per_step may be 0).")];
+  if (!run.moments.length)
+    return [
+      el("h1", {}, "Steps"),
+      el("p", { class: "empty" }, "No trajectories have been recorded yet (logging.trajectories_per_step may be 0)."),
+    ];
   const trained = run.moments.filter((moment) => moment.kind === "train");
   const moment = run.moment.get(id) ?? trained[trained.length - 1] ?? run.moments[run.moments.length - 1];
   const at = run.moments.indexOf(moment);
-  const go = (number) => { location.hash = `#/steps/${run.moments[Math.min(run.moments.length - 1, Math.max(0, number))].id}`; };
-  const stops = [...new Set(run.moments.flatMap((each) => each.groups.flatMap((group) => group.siblings.map((sibling) => sibling.stop))))].sort();
-  const change = (key, value) => { stepsView[key] = value; stepsView.shown = 40; fillGroups(run, moment); };
+  const go = (number) => {
+    location.hash = `#/steps/${run.moments[Math.min(run.moments.length - 1, Math.max(0, number))].id}`;
+  };
+  const stops = [
+    ...new Set(
+      run.moments.flatMap((each) => each.groups.flatMap((group) => group.siblings.map((sibling) => sibling.stop))),
+    ),
+  ].sort();
+  const change = (key, value) => {
+    stepsView[key] = value;
+    stepsView.shown = 40;
+    fillGroups(run, moment);
+  };
   return [
-    el("section", { class: "title-block" },
-      el("div", { class: "stepper" },
+    el(
+      "section",
+      { class: "title-block" },
+      el(
+        "div",
+        { class: "stepper" },
         el("h1", { id: "moment-name" }, momentName(moment)),
-        el("div", { class: "buttons" },
-          el("button", { type: "button", "aria-label": "Step before", disabled: at === 0, on: { click: () => go(at - 1) } }, "←"),
-          el("button", { type: "button", "aria-label": "Next step", disabled: at === run.moments.length - 1, on: { click: () => go(at + 1) } }, "→"))),
+        el(
+          "div",
+          { class: "buttons" },
+          el(
+            "button",
+            { type: "button", "aria-label": "Step before", disabled: at === 0, on: { click: () => go(at - 1) } },
+            "←",
+          ),
+          el(
+            "button",
+            {
+              type: "button",
+              "aria-label": "Next step",
+              disabled: at === run.moments.length - 1,
+              on: { click: () => go(at + 1) },
+            },
+            "→",
+          ),
+        ),
+      ),
       el("div", { class: "scrubber", id: "scrubber" }),
-      el("input", { type: "range", id: "step-slider", class: "slider", min: 0, max: run.moments.length - 1, value: at, "aria-label": "Step", "aria-valuetext": momentName(moment), on: { change: (event) => go(Number(event.target.value)), input: (event) => { document.getElementById("moment-name").textContent = momentName(run.moments[Number(event.target.value)]); } } })),
-    el("form", { class: "filters card", "aria-label": "Filter groups", on: { submit: (event) => event.preventDefault() } },
-      el("label", { class: "field wide" }, "Text or task", el("input", { type: "search", id: "filter-text", value: stepsView.text, placeholder: "question, task id, what the policy wrote", autocomplete: "off", spellcheck: "false", on: { input: (event) => change("text", event.target.value) } })),
-      el("label", { class: "field" }, "Ended", el("select", { id: "filter-stop", on: { change: (event) => change("stop", event.target.value) } }, el("option", { value: "" }, "any"), stops.map((stop) => el("option", { value: stop, selected: stop === stepsView.stop }, visible(stop.replaceAll("_", " ")))))),
-      el("label", { class: "field" }, "Look", el("select", { id: "filter-call", on: { change: (event) => change("call", event.target.value) } }, [["", "any"], ["with", "looked again"], ["without", "did not look"], ["malformed", "malformed call"]].map(([value, label]) => el("option", { value, selected: value === stepsView.call }, label)))),
-      rangeField("Sampling reward", "sampling", change), rangeField("Reasoning reward", "reasoning", change),
-      el("label", { class: "field" }, "Sort by", el("select", { id: "sort", on: { change: (event) => change("sort", event.target.value) } }, Object.entries(SORTS).map(([value, [label]]) => el("option", { value, selected: value === stepsView.sort }, label)))),
-      el("div", { class: "checks" },
-        el("label", { class: "check" }, el("input", { type: "checkbox", id: "filter-degenerate", checked: stepsView.degenerate, on: { change: (event) => change("degenerate", event.target.checked) } }), "only degenerate"),
-        el("label", { class: "check" }, el("input", { type: "checkbox", id: "filter-everywhere", checked: stepsView.everywhere, on: { change: (event) => change("everywhere", event.target.checked) } }), "in all steps"))),
-    el("div", { class: "list-head" }, el("p", { id: "group-count", role: "status" }), el("ul", { class: "legend keys", "aria-label": "Legend" },
-      el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "sampling reward"), el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "reasoning reward"),
-      el("li", {}, el("span", { class: "swatch band" }), "evidence"), el("li", {}, el("span", { class: "swatch thin" }), "window granted"))),
+      el("input", {
+        type: "range",
+        id: "step-slider",
+        class: "slider",
+        min: 0,
+        max: run.moments.length - 1,
+        value: at,
+        "aria-label": "Step",
+        "aria-valuetext": momentName(moment),
+        on: {
+          change: (event) => go(Number(event.target.value)),
+          input: (event) => {
+            document.getElementById("moment-name").textContent = momentName(run.moments[Number(event.target.value)]);
+          },
+        },
+      }),
+    ),
+    el(
+      "form",
+      { class: "filters card", "aria-label": "Filter groups", on: { submit: (event) => event.preventDefault() } },
+      el(
+        "label",
+        { class: "field wide" },
+        "Text or task",
+        el("input", {
+          type: "search",
+          id: "filter-text",
+          value: stepsView.text,
+          placeholder: "question, task id, what the policy wrote",
+          autocomplete: "off",
+          spellcheck: "false",
+          on: { input: (event) => change("text", event.target.value) },
+        }),
+      ),
+      el(
+        "label",
+        { class: "field" },
+        "Ended",
+        el(
+          "select",
+          { id: "filter-stop", on: { change: (event) => change("stop", event.target.value) } },
+          el("option", { value: "" }, "any"),
+          stops.map((stop) =>
+            el("option", { value: stop, selected: stop === stepsView.stop }, visible(stop.replaceAll("_", " "))),
+          ),
+        ),
+      ),
+      el(
+        "label",
+        { class: "field" },
+        "Look",
+        el(
+          "select",
+          { id: "filter-call", on: { change: (event) => change("call", event.target.value) } },
+          [
+            ["", "any"],
+            ["with", "looked again"],
+            ["without", "did not look"],
+            ["malformed", "malformed call"],
+          ].map(([value, label]) => el("option", { value, selected: value === stepsView.call }, label)),
+        ),
+      ),
+      rangeField("Sampling reward", "sampling", change),
+      rangeField("Reasoning reward", "reasoning", change),
+      el(
+        "label",
+        { class: "field" },
+        "Sort by",
+        el(
+          "select",
+          { id: "sort", on: { change: (event) => change("sort", event.target.value) } },
+          Object.entries(SORTS).map(([value, [label]]) =>
+            el("option", { value, selected: value === stepsView.sort }, label),
+          ),
+        ),
+      ),
+      el(
+        "div",
+        { class: "checks" },
+        el(
+          "label",
+          { class: "check" },
+          el("input", {
+            type: "checkbox",
+            id: "filter-degenerate",
+            checked: stepsView.degenerate,
+            on: { change: (event) => change("degenerate", event.target.checked) },
+          }),
+          "only degenerate",
+        ),
+        el(
+          "label",
+          { class: "check" },
+          el("input", {
+            type: "checkbox",
+            id: "filter-everywhere",
+            checked: stepsView.everywhere,
+            on: { change: (event) => change("everywhere", event.target.checked) },
+          }),
+          "in all steps",
+        ),
+      ),
+    ),
+    el(
+      "div",
+      { class: "list-head" },
+      el("p", { id: "group-count", role: "status" }),
+      el(
+        "ul",
+        { class: "legend keys", "aria-label": "Legend" },
+        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "sampling reward"),
+        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "reasoning reward"),
+        el("li", {}, el("span", { class: "swatch band" }), "evidence"),
+        el("li", {}, el("span", { class: "swatch thin" }), "window granted"),
+      ),
+    ),
     el("ol", { class: "groups", id: "groups" }),
     el("div", { id: "more" }),
   ];
 }
 
 function rangeField(label, name, change) {
-  const bound = (i) => el("input", { type: "number", min: 0, max: 1, step: 0.05, value: stepsView[name][i], id: `filter-${name}-${i ? "high" : "low"}`, "aria-label": `${label}, ${i ? "at most" : "at least"}`, on: { input: (event) => { const range = [...stepsView[name]]; range[i] = event.target.value === "" ? i : Number(event.target.value); change(name, range); } } });
-  return el("div", { class: "field", role: "group", "aria-label": label }, label, el("span", { class: "pair" }, bound(0), "–", bound(1)));
+  const bound = (i) =>
+    el("input", {
+      type: "number",
+      min: 0,
+      max: 1,
+      step: 0.05,
+      value: stepsView[name][i],
+      id: `filter-${name}-${i ? "high" : "low"}`,
+      "aria-label": `${label}, ${i ? "at most" : "at least"}`,
+      on: {
+        input: (event) => {
+          const range = [...stepsView[name]];
+          range[i] = event.target.value === "" ? i : Number(event.target.value);
+          change(name, range);
+        },
+      },
+    });
+  return el(
+    "div",
+    { class: "field", role: "group", "aria-label": label },
+    label,
+    el("span", { class: "pair" }, bound(0), "–", bound(1)),
+  );
 }
 
 function afterStepsPage(run, id) {
@@ -77,22 +255,60 @@ function afterStepsPage(run, id) {
 
 // Mean rewards of every step's recorded trajectories: where to look.
 function drawScrubber(run, current) {
-  const place = document.getElementById("scrubber"), width = place.clientWidth, height = 64, gap = 8;
+  const place = document.getElementById("scrubber"),
+    width = place.clientWidth,
+    height = 64,
+    gap = 8;
   const x = (i) => gap + (run.moments.length === 1 ? 0.5 : i / (run.moments.length - 1)) * (width - 2 * gap);
   const y = (value) => height - 6 - value * (height - 14);
-  const drawn = svg("svg", { width, height, class: "chart", "aria-hidden": "true", on: { click: (event) => {
-    const at = (event.clientX - drawn.getBoundingClientRect().left - gap) / (width - 2 * gap) * (run.moments.length - 1);
-    location.hash = `#/steps/${run.moments[Math.min(run.moments.length - 1, Math.max(0, Math.round(at)))].id}`;
-  } } });
-  for (const value of [0, 1]) drawn.append(svg("line", { x1: 0, x2: width, y1: y(value), y2: y(value), class: "grid" }));
+  const drawn = svg("svg", {
+    width,
+    height,
+    class: "chart",
+    "aria-hidden": "true",
+    on: {
+      click: (event) => {
+        const at =
+          ((event.clientX - drawn.getBoundingClientRect().left - gap) / (width - 2 * gap)) * (run.moments.length - 1);
+        location.hash = `#/steps/${run.moments[Math.min(run.moments.length - 1, Math.max(0, Math.round(at)))].id}`;
+      },
+    },
+  });
+  for (const value of [0, 1])
+    drawn.append(svg("line", { x1: 0, x2: width, y1: y(value), y2: y(value), class: "grid" }));
   const here = run.moments.indexOf(current);
   drawn.append(svg("line", { x1: x(here), x2: x(here), y1: 2, y2: height - 4, class: "here" }));
-  run.moments.forEach((moment, i) => { if (moment.kind === "held_out") drawn.append(svg("line", { x1: x(i), x2: x(i), y1: height - 6, y2: height, class: "here faint" })); });
-  for (const [name, color] of [["sampling", "--c1"], ["reasoning", "--c2"]]) {
-    const points = run.moments.map((moment, i) => [moment, x(i), mean(moment.groups.flatMap((group) => group.siblings.map((sibling) => sibling[name]).filter(isNumber)))]);
-    const path = points.filter(([moment, , value]) => moment.kind === "train" && isNumber(value)).map(([, at, value]) => `${at.toFixed(1)},${y(value).toFixed(1)}`);
-    if (path.length > 1) drawn.append(svg("path", { d: `M${path.join("L")}`, class: "curve", style: { stroke: `var(${color})`, fill: "none" } }));
-    for (const [moment, at, value] of points) if (isNumber(value) && (moment.kind === "held_out" || moment === current)) drawn.append(svg("circle", { cx: at, cy: y(value), r: moment === current ? 4 : 2.6, style: { fill: moment.kind === "held_out" ? "var(--panel)" : `var(${color})`, stroke: `var(${color})` }, class: "mark-dot" }));
+  run.moments.forEach((moment, i) => {
+    if (moment.kind === "held_out")
+      drawn.append(svg("line", { x1: x(i), x2: x(i), y1: height - 6, y2: height, class: "here faint" }));
+  });
+  for (const [name, color] of [
+    ["sampling", "--c1"],
+    ["reasoning", "--c2"],
+  ]) {
+    const points = run.moments.map((moment, i) => [
+      moment,
+      x(i),
+      mean(moment.groups.flatMap((group) => group.siblings.map((sibling) => sibling[name]).filter(isNumber))),
+    ]);
+    const path = points
+      .filter(([moment, , value]) => moment.kind === "train" && isNumber(value))
+      .map(([, at, value]) => `${at.toFixed(1)},${y(value).toFixed(1)}`);
+    if (path.length > 1)
+      drawn.append(
+        svg("path", { d: `M${path.join("L")}`, class: "curve", style: { stroke: `var(${color})`, fill: "none" } }),
+      );
+    for (const [moment, at, value] of points)
+      if (isNumber(value) && (moment.kind === "held_out" || moment === current))
+        drawn.append(
+          svg("circle", {
+            cx: at,
+            cy: y(value),
+            r: moment === current ? 4 : 2.6,
+            style: { fill: moment.kind === "held_out" ? "var(--panel)" : `var(${color})`, stroke: `var(${color})` },
+            class: "mark-dot",
+          }),
+        );
   }
   place.replaceChildren(drawn);
 }
@@ -111,26 +327,52 @@ async function fillGroups(run, moment) {
     }
   }
   const entries = [];
-  for (const each of scope) each.groups.forEach((group, number) => {
-    const entry = groupEntry(each, group, number);
-    if (stepsView.degenerate && !(entry.degenerate.sampling || entry.degenerate.reasoning)) return;
-    const detail = texts.get(each.id)?.[number];
-    const inTask = wanted && `${group.task} ${group.question} ${group.answer}`.toLowerCase().includes(wanted);
-    entry.matching = group.siblings.map((sibling, i) => siblingMatches(sibling) && (!wanted || inTask || (detail?.siblings[i]?.text ?? "").toLowerCase().includes(wanted)));
-    if (entry.matching.some(Boolean)) entries.push(entry);
-  });
+  for (const each of scope)
+    each.groups.forEach((group, number) => {
+      const entry = groupEntry(each, group, number);
+      if (stepsView.degenerate && !(entry.degenerate.sampling || entry.degenerate.reasoning)) return;
+      const detail = texts.get(each.id)?.[number];
+      const inTask = wanted && `${group.task} ${group.question} ${group.answer}`.toLowerCase().includes(wanted);
+      entry.matching = group.siblings.map(
+        (sibling, i) =>
+          siblingMatches(sibling) &&
+          (!wanted || inTask || (detail?.siblings[i]?.text ?? "").toLowerCase().includes(wanted)),
+      );
+      if (entry.matching.some(Boolean)) entries.push(entry);
+    });
   const key = SORTS[stepsView.sort][1];
   if (key) entries.sort((a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
   const groups = document.getElementById("groups");
   if (!groups) return;
   const total = scope.reduce((sum, each) => sum + each.groups.length, 0);
   const degenerate = entries.filter((entry) => entry.degenerate.sampling || entry.degenerate.reasoning).length;
-  document.getElementById("group-count").textContent = `${count(entries.length)} of ${count(total)} groups` + (degenerate ? `, ${count(degenerate)} degenerate in a role` : "");
+  document.getElementById("group-count").textContent =
+    `${count(entries.length)} of ${count(total)} groups` +
+    (degenerate ? `, ${count(degenerate)} degenerate in a role` : "");
   const wide = groups.clientWidth > 900 ? 240 : 200;
   groups.replaceChildren(...entries.slice(0, stepsView.shown).map((entry) => groupRow(run, entry, wide)));
   if (!entries.length) groups.replaceChildren(el("li", { class: "empty" }, "No group passes these filters."));
   const left = entries.length - stepsView.shown;
-  document.getElementById("more").replaceChildren(...(left > 0 ? [el("button", { type: "button", class: "more", on: { click: () => { stepsView.shown += 80; fillGroups(run, moment); } } }, `Show ${Math.min(80, left)} more of ${count(left)}`)] : []));
+  document.getElementById("more").replaceChildren(
+    ...(left > 0
+      ? [
+          el(
+            "button",
+            {
+              type: "button",
+              class: "more",
+              on: {
+                click: () => {
+                  stepsView.shown += 80;
+                  fillGroups(run, moment);
+                },
+              },
+            },
+            `Show ${Math.min(80, left)} more of ${count(left)}`,
+          ),
+        ]
+      : []),
+  );
 }
 
 function siblingMatches(sibling) {
@@ -139,57 +381,10 @@ function siblingMatches(sibling) {
   if (call === "with" && !sibling.calls.length) return false;
   if (call === "without" && sibling.calls.length) return false;
   if (call === "malformed" && !sibling.calls.includes(null)) return false;
-  const inside = (value, [low, high], isOpen) => (isNumber(value) ? value >= low - 1e-9 && value <= high + 1e-9 : isOpen);
-  return inside(sibling.sampling, sampling, sampling[0] <= 0 && sampling[1] >= 1) && inside(sibling.reasoning, reasoning, reasoning[0] <= 0 && reasoning[1] >= 1);
-}
-
-function trajectoryLink(moment, number, sibling) { return `#/trajectory/${moment.id}/${number}/${sibling}`; }
-
-function groupRow(run, entry, wide) {
-  const { moment, group, number, degenerate } = entry;
-  const both = degenerate.sampling && degenerate.reasoning;
-  const open = (i) => { location.hash = trajectoryLink(moment, number, group.siblings[i].sibling); };
-  const badge = both ? "teaches nothing" : degenerate.sampling ? "sampling degenerate" : degenerate.reasoning ? "reasoning degenerate" : "";
-  const failed = group.siblings.filter((sibling) => sibling.failed).length, looked = group.siblings.filter((sibling) => sibling.calls.length).length;
-  return el("li", { class: `group card${both ? " degenerate" : ""}`, data: { group: number } },
-    el("div", { class: "group-text" },
-      el("p", { class: "group-name" }, el("a", { href: trajectoryLink(moment, number, group.siblings[entry.matching.indexOf(true)].sibling), class: "open" }, stepsView.everywhere ? `${moment.kind === "held_out" ? "Held-out" : "Step"} ${count(moment.step)} · ` : "", `Group ${number + 1}`), el("span", { class: "task-id" }, said(group.task)), badge ? el("span", { class: "badge" }, badge) : null),
-      el("p", { class: "question" }, said(clipText(asking(group.question), 260))),
-      el("p", { class: "group-facts" }, el("span", {}, "answer ", el("b", {}, said(clipText(group.answer, 60)))), el("span", {}, `${looked} of ${group.siblings.length} looked`), failed ? el("span", { class: "warn" }, `${failed} masked`) : null, answerCounts(group))),
-    el("div", { class: "strips" }, stripPlot(entry, "sampling", wide, open), stripPlot(entry, "reasoning", wide, open)),
-    miniWindows(run, group, wide, open));
-}
-
-// A question without the mark of where the video goes.
-function asking(question) { return question.replace(/^\s*<video>\s*/, ""); }
-
-function clipText(text, most) { return text.length > most ? `${text.slice(0, most)} …` : text; }
-
-function answerCounts(group) {
-  const counts = new Map();
-  for (const sibling of group.siblings) counts.set(sibling.answer ?? "none", (counts.get(sibling.answer ?? "none") ?? 0) + 1);
-  const common = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 4);
-  return el("span", { class: "answers" }, "said ", common.map(([answer, times], i) => [i ? ", " : "", said(clipText(answer, 24)), group.siblings.length > 1 ? el("span", { class: "times" }, ` ×${times}`) : null]));
-}
-
-// One dot per sibling along its reward, those of equal reward on top of each other.
-function stripPlot(entry, name, width, open) {
-  const height = 46, left = 6, right = 58, color = name === "sampling" ? "--c1" : "--c2", piles = new Map();
-  const x = (value) => left + Math.min(1, Math.max(0, value)) * (width - left - right);
-  const known = entry.group.siblings.filter((sibling) => isNumber(sibling[name]));
-  const drawn = svg("svg", { width, height, class: "strip", role: "img", "aria-label": `${name} reward of ${known.length} siblings: mean ${short(entry.mean[name])}, from ${known.length ? short(least(known.map((sibling) => sibling[name]))) : "–"} to ${known.length ? short(most(known.map((sibling) => sibling[name]))) : "–"}` });
-  const base = height - 9, pileOf = (sibling) => Math.round(x(sibling[name]) / 6);
-  const highest = most(known.map((sibling) => known.filter((other) => pileOf(other) === pileOf(sibling)).length));
-  const step = Math.min(6, (base - 10) / Math.max(1, highest - 1));
-  drawn.append(svg("line", { x1: x(0), x2: x(1), y1: base, y2: base, class: "axis" }));
-  for (const value of [0, 0.5, 1]) drawn.append(svg("line", { x1: x(value), x2: x(value), y1: base, y2: base + 3, class: "axis" }));
-  entry.group.siblings.forEach((sibling, i) => {
-    if (!isNumber(sibling[name])) return;
-    const level = piles.get(pileOf(sibling)) ?? 0;
-    piles.set(pileOf(sibling), level + 1);
-    drawn.append(svg("circle", { cx: x(sibling[name]), cy: base - 5 - level * step, r: 3.4, class: `sibling-dot${entry.matching[i] ? "" : " faint"}`, style: { fill: `var(${color})` }, on: { click: () => open(i) } }, svg("title", {}, `sibling ${sibling.sibling}: ${name} ${short(sibling[name])}`)));
-  });
-  if (known.length) drawn.append(svg("path", { d: `M${x(entry.mean[name])},${base + 1}l4,7h-8z`, class: "mean-mark" }, svg("title", {}, `mean ${short(entry.mean[name])}`)));
-  drawn.append(svg("text", { x: width - 2, y: base - 2, class: "strip-value", "text-anchor": "end" }, known.length ? fixed(entry.mean[name], 3) : name === "sampling" ? "no evidence" : "masked"));
-  return el("div", { class: "strip-row" }, drawn);
+  const inside = (value, [low, high], isOpen) =>
+    isNumber(value) ? value >= low - 1e-9 && value <= high + 1e-9 : isOpen;
+  return (
+    inside(sibling.sampling, sampling, sampling[0] <= 0 && sampling[1] >= 1) &&
+    inside(sibling.reasoning, reasoning, reasoning[0] <= 0 && reasoning[1] >= 1)
+  );
 }
