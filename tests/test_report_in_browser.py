@@ -135,7 +135,7 @@ def test_groups_are_filtered_and_sorted(report, open_page):
     assert all("train:1" in text for text in groups.all_inner_texts())
     page.fill("#filter-text", "")
     page.uncheck("#filter-everywhere")
-    page.select_option("#sort", "low_sampling")
+    page.select_option("#filter-sort", "low_sampling")
     shown = [float(text) for text in page.locator(".group .strip-row:first-child .strip-value").all_text_contents()]
     assert len(shown) == 3 and shown == sorted(shown)
     page.select_option("#filter-call", "malformed")
@@ -218,6 +218,27 @@ def test_no_page_is_wider_than_its_window(report, open_page, width):
         page.goto(f"{report.as_uri()}#/{name}")
         page.wait_for_selector(drawn)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_an_older_run_says_what_it_did_not_record_and_a_lost_clip_why_it_is_not_shown(tmp_path, clips, open_page):
+    run = write_run(tmp_path / "run", clips, steps=1)
+    path = run / "trajectories" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["task"]["video"] = str(tmp_path / "lost.mp4")
+        del row["duration_s"], row["group"]
+        for turn in row["turns"]:
+            for name in ("tokens", "logprobs", "learner_logprobs", "advantage"):
+                del turn[name]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{torn")
+    page = open_page(f"{written(run).as_uri()}#/trajectory/1/0/0")
+    page.wait_for_selector(".frame.missing")
+    assert "lost.mp4: cannot be opened" in page.locator(".film-head >> nth=0").inner_text()
+    assert "did not record tokens" in page.locator("#token-reading").inner_text()
+    assert page.locator(".turn.sampling .turn-text").inner_text().endswith("</fps>")  # the text, cut at its video
+    assert "the run did not record the clip's length" in page.locator(".timeline-head").inner_text()
+    page.click("#tab-run")
+    page.wait_for_selector("text=1 broken line or file was skipped")
 
 
 def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):

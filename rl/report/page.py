@@ -29,6 +29,7 @@ SCRIPTS = (
     "tables.js",
     "run.js",
     "groups.js",
+    "filters.js",
     "steps.js",
     "timeline.js",
     "text.js",

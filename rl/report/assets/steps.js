@@ -1,27 +1,5 @@
 // Page 2: a step's groups, how their siblings differ, which teach nothing.
 
-const stepsView = {
-  text: "",
-  stop: "",
-  call: "",
-  degenerate: false,
-  everywhere: false,
-  sort: "order",
-  sampling: [0, 1],
-  reasoning: [0, 1],
-  shown: 40,
-};
-const SORTS = {
-  order: ["as played", null],
-  spread_sampling: ["spread of sampling reward", (entry) => -entry.spread.sampling],
-  spread_reasoning: ["spread of reasoning reward", (entry) => -entry.spread.reasoning],
-  low_sampling: ["lowest sampling reward", (entry) => entry.mean.sampling ?? 2],
-  low_reasoning: ["lowest reasoning reward", (entry) => entry.mean.reasoning ?? 2],
-  high_sampling: ["highest sampling reward", (entry) => -(entry.mean.sampling ?? -1)],
-  high_reasoning: ["highest reasoning reward", (entry) => -(entry.mean.reasoning ?? -1)],
-  task: ["task", (entry) => entry.group.task],
-};
-
 function momentName(moment) {
   return moment.kind === "held_out" ? `Held-out tasks after step ${count(moment.step)}` : `Step ${count(moment.step)}`;
 }
@@ -59,11 +37,6 @@ function stepsPage(run, id) {
   const go = (number) => {
     location.hash = `#/steps/${run.moments[Math.min(run.moments.length - 1, Math.max(0, number))].id}`;
   };
-  const stops = [
-    ...new Set(
-      run.moments.flatMap((each) => each.groups.flatMap((group) => group.siblings.map((sibling) => sibling.stop))),
-    ),
-  ].sort();
   const change = (key, value) => {
     stepsView[key] = value;
     stepsView.shown = 40;
@@ -115,92 +88,7 @@ function stepsPage(run, id) {
         },
       }),
     ),
-    el(
-      "form",
-      { class: "filters card", "aria-label": "Filter groups", on: { submit: (event) => event.preventDefault() } },
-      el(
-        "label",
-        { class: "field wide" },
-        "Text or task",
-        el("input", {
-          type: "search",
-          id: "filter-text",
-          value: stepsView.text,
-          placeholder: "question, task id, what the policy wrote",
-          autocomplete: "off",
-          spellcheck: "false",
-          on: { input: (event) => change("text", event.target.value) },
-        }),
-      ),
-      el(
-        "label",
-        { class: "field" },
-        "Ended",
-        el(
-          "select",
-          { id: "filter-stop", on: { change: (event) => change("stop", event.target.value) } },
-          el("option", { value: "" }, "any"),
-          stops.map((stop) =>
-            el("option", { value: stop, selected: stop === stepsView.stop }, visible(stop.replaceAll("_", " "))),
-          ),
-        ),
-      ),
-      el(
-        "label",
-        { class: "field" },
-        "Look",
-        el(
-          "select",
-          { id: "filter-call", on: { change: (event) => change("call", event.target.value) } },
-          [
-            ["", "any"],
-            ["with", "looked again"],
-            ["without", "did not look"],
-            ["malformed", "malformed call"],
-          ].map(([value, label]) => el("option", { value, selected: value === stepsView.call }, label)),
-        ),
-      ),
-      rangeField("Sampling reward", "sampling", change),
-      rangeField("Reasoning reward", "reasoning", change),
-      el(
-        "label",
-        { class: "field" },
-        "Sort by",
-        el(
-          "select",
-          { id: "sort", on: { change: (event) => change("sort", event.target.value) } },
-          Object.entries(SORTS).map(([value, [label]]) =>
-            el("option", { value, selected: value === stepsView.sort }, label),
-          ),
-        ),
-      ),
-      el(
-        "div",
-        { class: "checks" },
-        el(
-          "label",
-          { class: "check" },
-          el("input", {
-            type: "checkbox",
-            id: "filter-degenerate",
-            checked: stepsView.degenerate,
-            on: { change: (event) => change("degenerate", event.target.checked) },
-          }),
-          "only degenerate",
-        ),
-        el(
-          "label",
-          { class: "check" },
-          el("input", {
-            type: "checkbox",
-            id: "filter-everywhere",
-            checked: stepsView.everywhere,
-            on: { change: (event) => change("everywhere", event.target.checked) },
-          }),
-          "in all steps",
-        ),
-      ),
-    ),
+    filterForm(run, change),
     el(
       "div",
       { class: "list-head" },
@@ -217,32 +105,6 @@ function stepsPage(run, id) {
     el("ol", { class: "groups", id: "groups" }),
     el("div", { id: "more" }),
   ];
-}
-
-function rangeField(label, name, change) {
-  const bound = (i) =>
-    el("input", {
-      type: "number",
-      min: 0,
-      max: 1,
-      step: 0.05,
-      value: stepsView[name][i],
-      id: `filter-${name}-${i ? "high" : "low"}`,
-      "aria-label": `${label}, ${i ? "at most" : "at least"}`,
-      on: {
-        input: (event) => {
-          const range = [...stepsView[name]];
-          range[i] = event.target.value === "" ? i : Number(event.target.value);
-          change(name, range);
-        },
-      },
-    });
-  return el(
-    "div",
-    { class: "field", role: "group", "aria-label": label },
-    label,
-    el("span", { class: "pair" }, bound(0), "–", bound(1)),
-  );
 }
 
 function afterStepsPage(run, id) {
@@ -372,19 +234,5 @@ async function fillGroups(run, moment) {
           ),
         ]
       : []),
-  );
-}
-
-function siblingMatches(sibling) {
-  const { stop, call, sampling, reasoning } = stepsView;
-  if (stop && sibling.stop !== stop) return false;
-  if (call === "with" && !sibling.calls.length) return false;
-  if (call === "without" && sibling.calls.length) return false;
-  if (call === "malformed" && !sibling.calls.includes(null)) return false;
-  const inside = (value, [low, high], isOpen) =>
-    isNumber(value) ? value >= low - 1e-9 && value <= high + 1e-9 : isOpen;
-  return (
-    inside(sibling.sampling, sampling, sampling[0] <= 0 && sampling[1] >= 1) &&
-    inside(sibling.reasoning, reasoning, reasoning[0] <= 0 && reasoning[1] >= 1)
   );
 }
