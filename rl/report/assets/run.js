@@ -19,7 +19,7 @@ const CHARTS = [
     colors: ["--c1", "--c2", "--c1", "--c2"],
   },
   { title: "Reward terms", under: "reward/term/" },
-  { title: "Held-out accuracy and looks", names: ["held_out/accuracy", "held_out/calls"] },
+  { title: "Held-out accuracy and looks", names: ["held_out/accuracy", "held_out/calls"], fewest: 2 },
   { title: "Advantage, mean size", under: "advantage/" },
   { title: "Degenerate groups", under: "group/" },
   { title: "Policy entropy", names: ["policy/entropy"] },
@@ -29,7 +29,13 @@ const CHARTS = [
   { title: "Tokens per trajectory", names: ["rollout/sampled_tokens", "rollout/visual_tokens"], floor: 0 },
   { title: "Retrieved frames", names: ["rollout/frames", "held_out/frames"], colors: ["--c1", "--c1"], floor: 0 },
   { title: "Looking again", names: ["rollout/calls", "rollout/malformed", "rollout/clamped", "rollout/truncated"] },
-  { title: "Seconds per station", under: "seconds/", except: ["seconds/step"], stacked: true },
+  {
+    title: "Seconds per station",
+    under: "seconds/",
+    except: ["seconds/step"],
+    first: ["rollout", "reward", "update", "sync"],
+    stacked: true,
+  },
   { title: "Memory by process", under: "memory/", floor: 0 },
   { title: "Gradient norm", names: ["grad/norm"], floor: 0 },
 ];
@@ -134,26 +140,27 @@ function afterRunPage(run) {
   const cursor = new Cursor(),
     missing = [];
   for (const chart of CHARTS) {
-    const names = (chart.under ? run.under(chart.under) : chart.names).filter(
-      (name) => run.metric.has(name) && !chart.except?.includes(name),
-    );
-    const counted = names.filter(
-      (name) =>
-        run.metric.get(name).values.filter(isNumber).length >
-        (name.startsWith("held_out/") && !chart.names?.some((own) => own.startsWith("re") || own.startsWith("ro"))
-          ? 1
-          : 0),
-    );
-    if (!counted.length) {
+    const names = namesOf(run, chart);
+    if (!names.length) {
       missing.push(chart.title);
       continue;
     }
-    place.append(lineChart(chartSpec(run, chart, counted, width, cursor)));
+    place.append(lineChart(chartSpec(run, chart, names, width, cursor)));
   }
   if (missing.length)
     place.after(el("p", { class: "hint missing" }, `Not reported by this run: ${missing.join(" · ")}.`));
   if (run.settings.size) fillConfig(run);
   fillMetrics(run);
+}
+
+// Names of a chart's metrics that the run has, in the chart's order.
+function namesOf(run, chart) {
+  const found = chart.under ? run.under(chart.under) : chart.names;
+  const first = (chart.first ?? []).map((name) => chart.under + name);
+  return [...new Set([...first, ...found])].filter((name) => {
+    const known = run.metric.get(name)?.values.filter(isNumber).length ?? 0;
+    return known >= (chart.fewest ?? 1) && !chart.except?.includes(name);
+  });
 }
 
 function chartSpec(run, chart, names, width, cursor) {

@@ -146,7 +146,7 @@ function contextChip(turn, number, frames, clip, call) {
   const pictures = frames
     ? frames.t
         .filter((ms) => clip?.images?.[ms])
-        .filter((ms, i, all) => i % Math.ceil(all.length / 8) === 0)
+        .filter((ms, i, all) => i % Math.ceil(all.length / 16) === 0)
         .map((ms) => el("img", { src: `data:image/webp;base64,${clip.images[ms]}`, alt: "", class: "chip-frame" }))
     : [];
   return el(
