@@ -1,6 +1,13 @@
 """Each trajectory as a readable record: what the policy saw, asked, wrote, and what it was worth, token by token.
 
-Pixels are not in it: frames can be decoded again from `task.video` at `timestamps_s`.
+Pixels are not in it: frames can be decoded again from `task.video` at `timestamps_s`. Of the tokens a turn sampled:
+
+| key | is |
+|---|---|
+| `tokens` | the text of each, the end token's marker included; a character spread over several stands at the last |
+| `logprobs` | the engine's log-prob of each, nat |
+| `learner_logprobs` | the learner's, of the policy that sampled, from the pass that learned; null: none such |
+| `advantage` | what all of them were credited with; null: not learned from |
 
 Legend: P groups of a step · G siblings of one task · S sampled tokens of a trajectory.
 """

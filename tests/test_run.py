@@ -55,9 +55,13 @@ def steps_of(home, name):
     return {line["step"]: line for line in lines if "seconds/step" in line}
 
 
+def records_of(home, name, step, folder="trajectories"):
+    path = home / "runs" / name / folder / f"step_{step:06d}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def texts_of(home, name, step):
-    path = home / "runs" / name / "trajectories" / f"step_{step:06d}.jsonl"
-    return [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    return [record["text"] for record in records_of(home, name, step)]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,27 @@ def test_the_policy_looks_again_and_engine_and_learner_agree_on_every_step(home,
         assert step["parity/max/sampling"] < 1e-4 and step["parity/max/reasoning"] < 1e-4
         assert step["sync/verified_parameters"] == 4
     assert [steps[step]["policy/version"] for step in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_records_hold_every_token_with_both_log_probs_and_what_it_was_credited_with(home, straight):
+    for step, metrics in steps_of(home, "straight").items():
+        shown = records_of(home, "straight", step)
+        assert [(record["group"], record["sibling"]) for record in shown] == [(g, s) for g in (0, 1) for s in range(4)]
+        gaps = {"sampling": [0.0], "reasoning": [0.0]}
+        for record in shown:
+            assert record["duration_s"] == 8.0
+            for turn in record["turns"]:
+                assert "".join(turn["tokens"]).removesuffix("<|im_end|>") in record["text"]
+                assert (
+                    (turn["learner_logprobs"] is None) == (turn["advantage"] is None) == (record["stop"] != "answered")
+                )
+                pairs = zip(turn["logprobs"], turn["learner_logprobs"] or turn["logprobs"], strict=True)
+                gaps[turn["segment"]] += [abs(engine - learner) for engine, learner in pairs]
+        for segment, found in gaps.items():  # a sibling's log-probs at another's place would differ by whole nats
+            assert max(found) == pytest.approx(metrics[f"parity/max/{segment}"], abs=1.1e-5)
+    for record in records_of(home, "straight", 3, "held_out"):
+        assert all(turn["learner_logprobs"] is turn["advantage"] is None for turn in record["turns"])
+        assert all(len(turn["tokens"]) == len(turn["logprobs"]) > 0 for turn in record["turns"])
 
 
 def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):

@@ -43,6 +43,7 @@ TOKEN_TEXT = {
     "image_pad": "<|image_pad|>",
     "pad": "<|endoftext|>",
 }
+UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character, or not yet
 MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
     "video_token_id": "video_pad",
     "image_token_id": "image_pad",
@@ -52,7 +53,6 @@ MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
 TAG_TOKENS = tuple(text for name, text in TOKEN_TEXT.items() if name.endswith(("_open", "_close")))
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
-UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character, or not yet
 OPTIONAL_FILES = (
     "vocab.json",
     "merges.txt",

@@ -15,15 +15,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
-from rl.batch import collate, loss_totals
+from rl.batch import assign_ranks, build_training_samples, collate, gather_ranks, learned_credit, loss_totals
 from rl.config import AlgorithmConfig, LearnerConfig, LossConfig, OptimizerConfig, PolicyConfig, ScenesConfig
 from rl.learner import Learner
 from rl.loss import policy_loss, token_weights
 from rl.policy.model import freeze_vision, load_policy, token_logprobs
 from rl.policy.processor import Processor
-from rl.trajectory import TrainingSample
+from rl.records import records
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    MalformedCall,
+    RewardFailure,
+    ScoredGroup,
+    Segment,
+    SegmentRewards,
+    StopReason,
+    TrainingSample,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_fraction=0.0, min_lr_fraction=1.0, max_grad_norm=0.05, weight_decay=0.01)
 LOSS = LossConfig(old_logprobs="engine", kl_beta=0.0)
@@ -63,6 +79,44 @@ def the_batch(processor):
     """Six samples; the last two, which are rank 1's share of two, show no video."""
     return [make_sample(processor, seed, videos=2 - seed % 2, said=(9 + seed, 6)) for seed in range(4)] + [
         make_sample(processor, seed, videos=0) for seed in (4, 5)
+    ]
+
+
+def the_groups(processor):
+    """Three scored groups, the longest in the middle: two ranks get groups 1 and 0, 2. Siblings differ in length, and
+    some are left out: the video could not be read, the reward failed, the text was truncated."""
+    rng = np.random.default_rng(5)
+
+    def turn(said, call=None):
+        context, spoken = (tuple(rng.integers(0, 200, count).tolist()) for count in (4, said))
+        behavior = tuple((-6.4 + 0.3 * rng.standard_normal(said)).tolist())
+        segment = Segment.REASONING if call is None else Segment.SAMPLING
+        return Turn(context, Completion(spoken, behavior, "stop", 0), segment, call)
+
+    def sibling(call, answer, stop=StopReason.ANSWERED):
+        looks = [turn(call, MalformedCall("hand-made"))] if call else []
+        return Trajectory((*looks, turn(answer)), stop)
+
+    def group(*siblings):
+        pixels = rng.integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+        opening = processor.make_frames(pixels, [0.0, 1.0])
+        block = tuple(processor.video_block(opening))
+        shown = [
+            replace(t, turns=(replace(t.turns[0], context_token_ids=block), *t.turns[1:])) if t.turns else t
+            for t, _ in siblings
+        ]
+        task = VideoTask("t", "/clip.mp4", "?", "B", AnswerKind.LETTER)
+        return ScoredGroup(TrajectoryGroup(task, tuple(shown), opening), tuple(verdict for _, verdict in siblings))
+
+    def worth(sampling, reasoning):
+        return SegmentRewards(sampling, reasoning, {})
+
+    failed = RewardFailure("answer", "timeout", "30 s")
+    truncated, unreadable = sibling(3, 40, StopReason.TRUNCATED), Trajectory((), StopReason.VIDEO_ERROR)
+    return [
+        group((sibling(2, 9), worth(1.0, 0.0)), (sibling(0, 3), worth(0.0, 1.0)), (unreadable, failed)),
+        group((sibling(9, 60), worth(0.2, 0.5)), (truncated, worth(0.4, 0.0)), (sibling(30, 50), worth(0.7, 0.1))),
+        group((sibling(4, 4), failed), (sibling(3, 8), worth(0.3, 0.0)), (sibling(5, 7), worth(0.0, 1.0))),
     ]
 
 
@@ -145,6 +199,35 @@ class Rank:
         logprobs = learner.logprobs(self.batch)
         self._end(learner)
         return {"gradients": learner.seen, "metrics": metrics, "logprobs": logprobs, "moved": moved}
+
+    def learned(self, **options):
+        """One update from scored groups, as the driver gets it; and each sibling alone through the policy untouched."""
+        groups = the_groups(self.processor)
+        dealt = assign_ranks(groups, self.world)
+        learner = self.learner(**options)
+        update = learner.learn([groups[index] for index in dealt[self.rank]])
+        of_ranks = [None] * self.world
+        dist.all_gather_object(of_ranks, update.logprobs_PG)
+        logprobs_PG = gather_ranks(dealt, of_ranks)
+        self._end(learner)
+        credit_PG = [learned_credit(group) for group in groups]
+        shown = records(groups, lambda token_ids: [""] * len(token_ids), credit_PG=credit_PG, logprobs_PG=logprobs_PG)
+        return {
+            "dealt": dealt,
+            "metrics": update.metrics,
+            "logprobs_PG": logprobs_PG,
+            "alone_PG": [list(map(self._alone, build_training_samples(group))) for group in groups],
+            "records": list(shown),
+        }
+
+    def _alone(self, sample):
+        """The log-probs a fresh policy gives to the sampled tokens of one sample, in a batch of its own."""
+        if sample is None:
+            return None
+        with torch.no_grad():
+            model = load_policy(self.policy_dir, ScenesConfig())
+            logp_T = self._logprobs(model, collate([sample], self.processor), None)[0].tolist()
+        return [logp for logp, segment in zip(logp_T, sample.segment_ids, strict=True) if segment]
 
     def poisoned(self, **options):
         """A NaN in one sample of the last rank, then a clean batch."""

@@ -170,6 +170,57 @@ def test_parity_is_measured_before_the_policy_moves(world_of):
     assert once["policy/ratio_mean"] == pytest.approx(1.0, abs=0.5)
 
 
+@pytest.mark.parametrize(("world", "dealt"), [(1, [[0, 1, 2]]), (2, [[1], [0, 2]])])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_every_sampled_token_comes_back_with_the_log_prob_it_had_before_the_step(world_of, stage, world, dealt):
+    """In the order of groups and siblings, whoever learned from them; None where nothing was learned."""
+    told = world_of(world)("learned", stage=stage)
+    assert told["dealt"] == dealt
+    left_out = [[logprobs_S is None for logprobs_S in logprobs_G] for logprobs_G in told["logprobs_PG"]]
+    assert left_out == [[False, False, True], [False, True, False], [True, False, False]]
+    assert_seen_are_those_alone(told)
+
+
+def assert_seen_are_those_alone(told):
+    """What came back are the log-probs a fresh policy gives to each trajectory by itself."""
+    for logprobs_G, alone_G in zip(told["logprobs_PG"], told["alone_PG"], strict=True):
+        for logprobs_S, alone_S in zip(logprobs_G, alone_G, strict=True):
+            assert logprobs_S is None or logprobs_S == pytest.approx(alone_S, abs=1e-5)
+
+
+def recorded_gap(told, segment):
+    """Largest |engine - learner| in the records, nat."""
+    return max(
+        abs(engine - learner)
+        for record in told["records"]
+        for turn in record["turns"]
+        if turn["segment"] == segment and turn["learner_logprobs"] is not None
+        for engine, learner in zip(turn["logprobs"], turn["learner_logprobs"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("old_logprobs", ["engine", "recompute"])
+def test_the_largest_gap_in_the_records_is_the_parity_of_the_step(world_of, world, updates, old_logprobs):
+    told = world_of(world)("learned", updates_per_step=updates, loss={"old_logprobs": old_logprobs})
+    for segment in ("sampling", "reasoning"):
+        assert told["metrics"][f"parity/max/{segment}"] > 0.1  # the behaviour log-probs are made up
+        assert recorded_gap(told, segment) == pytest.approx(told["metrics"][f"parity/max/{segment}"], abs=1.1e-5)
+
+
+def test_log_probs_are_of_the_policy_that_sampled_not_of_a_later_step(world_of):
+    """Two optimizer steps: rank 0 has two samples and rank 1 four; each learns the first half in the first step."""
+    told = world_of(2)("learned", updates_per_step=2)
+    known = [[logprobs_S is not None for logprobs_S in logprobs_G] for logprobs_G in told["logprobs_PG"]]
+    assert known == [[True, True, False], [True, False, False], [False, False, False]]
+    assert_seen_are_those_alone(told)
+    turns = [turn for record in told["records"] for turn in record["turns"]]
+    assert sum(turn["advantage"] is not None for turn in turns) > sum(
+        turn["learner_logprobs"] is not None for turn in turns
+    )
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 def test_recomputed_log_probs_make_the_first_ratio_exactly_one(world_of, updates):
     metrics = world_of(2)(
