@@ -187,6 +187,26 @@ def export(
 
 
 @app.command(epilog=EPILOG)
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; by default report.html in the run's folder.")] = None,
+    max_mib: Annotated[float, typer.Option(help="Largest size of the file, in MiB.", min=0.1)] = 20.0,
+    serve: Annotated[bool, typer.Option("--serve", help="Follow a live run instead of writing a file.")] = False,
+    port: Annotated[int, typer.Option(help="Of --serve, on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8267,
+) -> None:
+    """Show a run: curves, every group with the spread of its rewards, every trajectory on the video's time axis.
+
+    Writes one HTML file that opens from disk without network. With `--serve`, follows a live run on 127.0.0.1.
+    """
+    from rl.viewer import run_report, serve_report
+
+    if serve:
+        serve_report(run, port=port, console=console)
+    else:
+        run_report(run, out, max_mib=max_mib, console=console)
+
+
+@app.command(epilog=EPILOG)
 def submit(
     inputs: Inputs,
     address: Annotated[str, typer.Option(help="The cluster's job server.")] = "http://127.0.0.1:8265",

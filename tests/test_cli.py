@@ -2,12 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests.rl.report.recorded_run import write_run
 
 pytestmark = pytest.mark.cli
 
@@ -29,7 +33,10 @@ def dynframe(*arguments, cwd=REPOSITORY, **environment):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "cold-start", "check", "parity", "rollout", "eval", "compare", "submit", "export", "doctor", ""],
+    [
+        *("train", "cold-start", "check", "parity", "rollout", "eval", "compare", "submit", "export", "report"),
+        *("doctor", ""),
+    ],
 )
 def test_help_teaches_and_answers_at_once(command):
     start = time.perf_counter()
@@ -66,6 +73,8 @@ def test_help_teaches_and_answers_at_once(command):
         ),
         (["eval", QUICKSTART, "retrieval.max_calls=0"], "refuses the looks that all traces of the cold start teach"),
         (["compare", "/nowhere"], "no metrics.json in it; give RUN/eval/NAME, or a RUN"),
+        (["report", "/nowhere"], "/nowhere: no such run"),
+        (["report", "rl"], "not a run"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path):
@@ -125,3 +134,19 @@ def test_doctor_names_versions_and_what_works():
     subjects = {finding["subject"]: finding for finding in report["findings"]}
     assert {"python", "torch", "ray", "deepspeed", "memory", "vllm imports"} <= subjects.keys()
     assert answer.returncode == (0 if report["passed"] else 3)
+
+
+def test_report_writes_a_page_and_follows_a_run_until_interrupted(tmp_path):
+    run = write_run(tmp_path / "run", tmp_path / "clips", steps=1)
+    answer = dynframe("report", run, "--max-mib", "2")
+    assert answer.returncode == 0, answer.stderr
+    assert f"{run}/report.html" in answer.stdout and (run / "report.html").stat().st_size < 2 * 2**20
+    command = [sys.executable, "-m", "rl", "report", str(run), "--serve", "--port", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes) as process:
+        address = process.stdout.readline().split()[0]
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert b'data-live="1"' in page.read()
+        process.send_signal(signal.SIGINT)
+        said, complaint = process.communicate(timeout=60)
+    assert (process.returncode, said.strip(), complaint) == (0, "stopped", "")

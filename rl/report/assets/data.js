@@ -1,0 +1,95 @@
+// Where the data comes from: script elements of this file, or the server that follows a live run.
+
+const LIVE = document.documentElement.dataset.live === "1";
+const POLL_MS = 2000;
+
+async function gunzip(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+function bytesOf(base64) {
+  const binary = atob(base64);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  return bytes;
+}
+
+const pageSource = {
+  async index() {
+    return gunzip(bytesOf(document.getElementById("run").textContent));
+  },
+  async moment(id) {
+    const part = document.getElementById(`moment-${id}`);
+    return part && gunzip(bytesOf(part.textContent));
+  },
+  async clip(id) {
+    const part = document.getElementById(`clip-${id}`);
+    return part && JSON.parse(part.textContent);
+  },
+};
+
+const liveSource = {
+  tag: null,
+  // The index, or null where nothing has changed since the last one.
+  async index() {
+    const headers = this.tag ? { "If-None-Match": this.tag } : {};
+    const answer = await fetch("data/run", { headers });
+    if (answer.status === 304) return null;
+    if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+    this.tag = answer.headers.get("ETag");
+    return answer.json();
+  },
+  async moment(id) {
+    return this.get(`data/moment/${id}`);
+  },
+  async clip(id) {
+    return this.get(`data/clip/${id}`);
+  },
+  async get(path) {
+    const answer = await fetch(path);
+    return answer.ok ? answer.json() : null;
+  },
+};
+
+const source = LIVE ? liveSource : pageSource;
+
+// Details and clips are kept once unpacked; the least recently used ones make room.
+function keeping(load, most) {
+  const kept = new Map();
+  return {
+    get(id) {
+      const found = kept.get(id) ?? load(id);
+      kept.delete(id);
+      kept.set(id, found);
+      if (kept.size > most) kept.delete(kept.keys().next().value);
+      return found;
+    },
+    forget() {
+      kept.clear();
+    },
+  };
+}
+
+const details = keeping((id) => source.moment(id), 80);
+const clips = keeping((id) => source.clip(id), 60);
+
+// The run as the pages use it: the index, with look-ups.
+class Run {
+  constructor(index) {
+    Object.assign(this, index);
+    this.metric = new Map(index.metrics.map((metric) => [metric.name, metric]));
+    this.moment = new Map(index.moments.map((moment) => [moment.id, moment]));
+    this.settings = new Map(index.config);
+  }
+  under(prefix) {
+    return this.metrics.filter((metric) => metric.name.startsWith(prefix)).map((metric) => metric.name);
+  }
+  duration(group, detail) {
+    const known = detail?.duration_s || group.duration_s || this.clips[group.video]?.duration_s;
+    if (known) return known;
+    const ends = group.siblings.flatMap((sibling) => sibling.calls.filter(Boolean).map((call) => call[1]));
+    const shown = (detail?.opening?.t ?? []).map((ms) => ms / 1000);
+    return Math.max(1e-3, ...ends, ...shown, group.evidence?.[1] ?? 0);
+  }
+}

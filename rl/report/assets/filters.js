@@ -1,0 +1,117 @@
+// Which groups page 2 lists, and in which order.
+
+const stepsView = {
+  text: "",
+  stop: "",
+  call: "",
+  degenerate: false,
+  everywhere: false,
+  sort: "order",
+  sampling: [0, 1],
+  reasoning: [0, 1],
+  shown: 40,
+};
+const SORTS = {
+  order: ["as played", null],
+  spread_sampling: ["spread of sampling reward", (entry) => -entry.spread.sampling],
+  spread_reasoning: ["spread of reasoning reward", (entry) => -entry.spread.reasoning],
+  low_sampling: ["lowest sampling reward", (entry) => entry.mean.sampling ?? 2],
+  low_reasoning: ["lowest reasoning reward", (entry) => entry.mean.reasoning ?? 2],
+  high_sampling: ["highest sampling reward", (entry) => -(entry.mean.sampling ?? -1)],
+  high_reasoning: ["highest reasoning reward", (entry) => -(entry.mean.reasoning ?? -1)],
+  task: ["task", (entry) => entry.group.task],
+};
+
+function filterForm(run, change) {
+  const siblings = run.moments.flatMap((moment) => moment.groups.flatMap((group) => group.siblings));
+  const stops = [...new Set(siblings.map((sibling) => sibling.stop))].sort();
+  const looks = { with: "looked again", without: "did not look", malformed: "malformed call" };
+  const words = el("input", {
+    type: "search",
+    id: "filter-text",
+    value: stepsView.text,
+    placeholder: "question, task id, what the policy wrote",
+    autocomplete: "off",
+    spellcheck: "false",
+    on: { input: (event) => change("text", event.target.value) },
+  });
+  return el(
+    "form",
+    { class: "filters card", "aria-label": "Filter groups", on: { submit: (event) => event.preventDefault() } },
+    el("label", { class: "field wide" }, "Text or task", words),
+    choiceField("Ended", "stop", [["", "any"], ...stops.map((stop) => [stop, stop.replaceAll("_", " ")])], change),
+    choiceField("Look", "call", [["", "any"], ...Object.entries(looks)], change),
+    rangeField("Sampling reward", "sampling", change),
+    rangeField("Reasoning reward", "reasoning", change),
+    choiceField(
+      "Sort by",
+      "sort",
+      Object.entries(SORTS).map(([name, [words]]) => [name, words]),
+      change,
+    ),
+    el(
+      "div",
+      { class: "checks" },
+      tickField("only degenerate", "degenerate", change),
+      tickField("in all steps", "everywhere", change),
+    ),
+  );
+}
+
+function choiceField(label, key, options, change) {
+  const choices = options.map(([value, text]) =>
+    el("option", { value, selected: value === stepsView[key] }, visible(text)),
+  );
+  const on = { change: (event) => change(key, event.target.value) };
+  return el("label", { class: "field" }, label, el("select", { id: `filter-${key}`, on }, choices));
+}
+
+function tickField(label, key, change) {
+  const on = { change: (event) => change(key, event.target.checked) };
+  return el(
+    "label",
+    { class: "check" },
+    el("input", { type: "checkbox", id: `filter-${key}`, checked: stepsView[key], on }),
+    label,
+  );
+}
+
+function rangeField(label, name, change) {
+  const bound = (i) =>
+    el("input", {
+      type: "number",
+      min: 0,
+      max: 1,
+      step: 0.05,
+      value: stepsView[name][i],
+      id: `filter-${name}-${i ? "high" : "low"}`,
+      "aria-label": `${label}, ${i ? "at most" : "at least"}`,
+      on: {
+        input: (event) => {
+          const range = [...stepsView[name]];
+          range[i] = event.target.value === "" ? i : Number(event.target.value);
+          change(name, range);
+        },
+      },
+    });
+  return el(
+    "div",
+    { class: "field", role: "group", "aria-label": label },
+    label,
+    el("span", { class: "pair" }, bound(0), "–", bound(1)),
+  );
+}
+
+function siblingMatches(sibling) {
+  const { stop, call, sampling, reasoning } = stepsView;
+  if (stop && sibling.stop !== stop) return false;
+  if (call === "with" && !sibling.calls.length) return false;
+  if (call === "without" && sibling.calls.length) return false;
+  if (call === "malformed" && !sibling.calls.includes(null)) return false;
+  const inside = (value, [low, high], isOpen) =>
+    isNumber(value) ? value >= low - 1e-9 && value <= high + 1e-9 : isOpen;
+  return (
+    inside(sibling.sampling, sampling, sampling[0] <= 0 && sampling[1] >= 1) &&
+    inside(sibling.reasoning, reasoning, reasoning[0] <= 0 && reasoning[1] >= 1)
+  );
+}

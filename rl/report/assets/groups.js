@@ -1,0 +1,143 @@
+// One row per group: its task, its rewards as two strips of dots, its windows on the clip.
+
+function trajectoryLink(moment, number, sibling) {
+  return `#/trajectory/${moment.id}/${number}/${sibling}`;
+}
+
+function groupRow(run, entry, wide) {
+  const { moment, group, number, degenerate } = entry;
+  const both = degenerate.sampling && degenerate.reasoning;
+  const open = (i) => {
+    location.hash = trajectoryLink(moment, number, group.siblings[i].sibling);
+  };
+  const badge = both
+    ? "teaches nothing"
+    : degenerate.sampling
+      ? "sampling degenerate"
+      : degenerate.reasoning
+        ? "reasoning degenerate"
+        : "";
+  const failed = group.siblings.filter((sibling) => sibling.failed).length,
+    looked = group.siblings.filter((sibling) => sibling.calls.length).length;
+  return el(
+    "li",
+    { class: `group card${both ? " degenerate" : ""}`, data: { group: number } },
+    el(
+      "div",
+      { class: "group-text" },
+      el(
+        "p",
+        { class: "group-name" },
+        el(
+          "a",
+          { href: trajectoryLink(moment, number, group.siblings[entry.matching.indexOf(true)].sibling), class: "open" },
+          stepsView.everywhere ? `${moment.kind === "held_out" ? "Held-out" : "Step"} ${count(moment.step)} · ` : "",
+          `Group ${number + 1}`,
+        ),
+        el("span", { class: "task-id" }, said(group.task)),
+        badge ? el("span", { class: "badge" }, badge) : null,
+      ),
+      el("p", { class: "question" }, said(clipText(asking(group.question), 260))),
+      el(
+        "p",
+        { class: "group-facts" },
+        el("span", {}, "answer ", el("b", {}, said(clipText(group.answer, 60)))),
+        el("span", {}, `${looked} of ${group.siblings.length} looked`),
+        failed ? el("span", { class: "warn" }, `${failed} masked`) : null,
+        answerCounts(group),
+      ),
+    ),
+    el("div", { class: "strips" }, stripPlot(entry, "sampling", wide, open), stripPlot(entry, "reasoning", wide, open)),
+    miniWindows(run, group, wide, open),
+  );
+}
+
+// A question without the mark of where the video goes.
+function asking(question) {
+  return question.replace(/^\s*<video>\s*/, "");
+}
+
+function clipText(text, most) {
+  return text.length > most ? `${text.slice(0, most)} …` : text;
+}
+
+function answerCounts(group) {
+  const counts = new Map();
+  for (const sibling of group.siblings)
+    counts.set(sibling.answer ?? "none", (counts.get(sibling.answer ?? "none") ?? 0) + 1);
+  const common = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 4);
+  return el(
+    "span",
+    { class: "answers" },
+    "said ",
+    common.map(([answer, times], i) => [
+      i ? ", " : "",
+      said(clipText(answer, 24)),
+      group.siblings.length > 1 ? el("span", { class: "times" }, ` ×${times}`) : null,
+    ]),
+  );
+}
+
+// One dot per sibling along its reward, those of equal reward on top of each other.
+function stripPlot(entry, name, width, open) {
+  const height = 46,
+    left = 6,
+    right = 58,
+    color = name === "sampling" ? "--c1" : "--c2",
+    piles = new Map();
+  const x = (value) => left + Math.min(1, Math.max(0, value)) * (width - left - right);
+  const known = entry.group.siblings.filter((sibling) => isNumber(sibling[name]));
+  const values = known.map((sibling) => sibling[name]);
+  const described = values.length
+    ? `mean ${short(entry.mean[name])}, from ${short(least(values))} to ${short(most(values))}`
+    : "none known";
+  const drawn = svg("svg", {
+    width,
+    height,
+    class: "strip",
+    role: "img",
+    "aria-label": `${name} reward of ${known.length} siblings: ${described}`,
+  });
+  const base = height - 9,
+    pileOf = (sibling) => Math.round(x(sibling[name]) / 6);
+  const highest = most(known.map((sibling) => known.filter((other) => pileOf(other) === pileOf(sibling)).length));
+  const step = Math.min(6, (base - 10) / Math.max(1, highest - 1));
+  drawn.append(svg("line", { x1: x(0), x2: x(1), y1: base, y2: base, class: "axis" }));
+  for (const value of [0, 0.5, 1])
+    drawn.append(svg("line", { x1: x(value), x2: x(value), y1: base, y2: base + 3, class: "axis" }));
+  entry.group.siblings.forEach((sibling, i) => {
+    if (!isNumber(sibling[name])) return;
+    const level = piles.get(pileOf(sibling)) ?? 0;
+    piles.set(pileOf(sibling), level + 1);
+    drawn.append(
+      svg(
+        "circle",
+        {
+          cx: x(sibling[name]),
+          cy: base - 5 - level * step,
+          r: 3.4,
+          class: `sibling-dot${entry.matching[i] ? "" : " faint"}`,
+          style: { fill: `var(${color})` },
+          on: { click: () => open(i) },
+        },
+        svg("title", {}, `sibling ${sibling.sibling}: ${name} ${short(sibling[name])}`),
+      ),
+    );
+  });
+  if (known.length)
+    drawn.append(
+      svg(
+        "path",
+        { d: `M${x(entry.mean[name])},${base + 1}l4,7h-8z`, class: "mean-mark" },
+        svg("title", {}, `mean ${short(entry.mean[name])}`),
+      ),
+    );
+  drawn.append(
+    svg(
+      "text",
+      { x: width - 2, y: base - 2, class: "strip-value", "text-anchor": "end" },
+      known.length ? fixed(entry.mean[name], 3) : name === "sampling" ? "no evidence" : "masked",
+    ),
+  );
+  return el("div", { class: "strip-row" }, drawn);
+}

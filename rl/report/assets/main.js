@@ -1,0 +1,158 @@
+// Which page is shown, by the address after #; colours; keys; and, on a live page, what is new.
+
+const PAGES = {
+  run: [runPage, afterRunPage],
+  steps: [stepsPage, afterStepsPage],
+  trajectory: [trajectoryPage, afterTrajectoryPage],
+};
+const THEMES = ["system", "light", "dark"];
+let run = null;
+
+function route() {
+  const [name, ...path] = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decoded);
+  return Object.hasOwn(PAGES, name) ? [name, ...path] : ["run"];
+}
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+function redraw(keepScroll = true) {
+  if (!run) return;
+  const [name, ...path] = route(),
+    [build, after] = PAGES[name];
+  const main = document.getElementById("main"),
+    focused = document.activeElement?.id,
+    caret = document.activeElement?.selectionStart;
+  hideFrame();
+  const open = document.getElementById("metrics-details")?.open;
+  main.replaceChildren(...[build(run, ...path)].flat(Infinity).filter(Boolean));
+  for (const page of Object.keys(PAGES)) {
+    const tab = document.getElementById(`tab-${page}`);
+    if (page === name) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+  if (name === "steps") rememberAs("steps");
+  else if (name === "trajectory") rememberAs("trajectory");
+  if (open && document.getElementById("metrics-details")) document.getElementById("metrics-details").open = true;
+  if (!keepScroll) window.scrollTo(0, 0);
+  const again = keepScroll && focused ? document.getElementById(focused) : null;
+  if (again) {
+    again.focus({ preventScroll: true });
+    if (caret !== null && caret !== undefined && again.type === "search") again.setSelectionRange(caret, caret);
+  }
+  return after(run, ...path);
+}
+
+// A tab returns to where its page was left.
+function rememberAs(page) {
+  const [name, ...path] = route();
+  if (path.length)
+    document
+      .getElementById(`tab-${page}`)
+      .setAttribute("href", `#/${[name, ...path].map(encodeURIComponent).join("/")}`);
+}
+
+function stored(value) {
+  try {
+    if (value !== undefined) localStorage.setItem("dynframe-theme", value);
+    return localStorage.getItem("dynframe-theme");
+  } catch {
+    return value ?? null;
+  }
+}
+function setTheme(theme) {
+  if (theme === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  const button = document.getElementById("theme");
+  button.textContent = { system: "◐ auto", light: "○ light", dark: "● dark" }[theme];
+  button.setAttribute("aria-label", `Colours: ${theme === "system" ? "as the system" : theme}`);
+  button.dataset.theme = theme;
+}
+
+document.getElementById("theme").addEventListener("click", (event) => {
+  const next = THEMES[(THEMES.indexOf(event.currentTarget.dataset.theme) + 1) % THEMES.length];
+  stored(next);
+  setTheme(next);
+});
+
+document.addEventListener("keydown", (event) => {
+  if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || !run) return;
+  if (event.target.closest("input, select, textarea, [tabindex='0']")) return;
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key],
+    [name, ...path] = route();
+  if (by === undefined) return;
+  if (name === "trajectory") {
+    const at = locate(run, ...path);
+    if (!at) return;
+    const near = neighbours(run, at);
+    const target = event.shiftKey ? (by < 0 ? near.groupBefore : near.groupAfter) : by < 0 ? near.before : near.after;
+    if (target) location.hash = target;
+    event.preventDefault();
+  } else if (name === "steps" && run.moments.length) {
+    document.querySelectorAll(".stepper .buttons button")[by < 0 ? 0 : 1].click();
+    event.preventDefault();
+  }
+});
+
+let shownPage = null;
+window.addEventListener("hashchange", () => {
+  const [page] = route();
+  const stays = page === shownPage && page === "trajectory"; // moving between siblings keeps the place
+  shownPage = page;
+  redraw(stays);
+});
+let resizing = 0,
+  widthBefore = window.innerWidth;
+window.addEventListener("resize", () => {
+  if (window.innerWidth === widthBefore) return;
+  widthBefore = window.innerWidth;
+  clearTimeout(resizing);
+  resizing = setTimeout(() => redraw(), 120);
+});
+
+function liveState(text) {
+  document.getElementById("live-state").textContent = text;
+}
+
+async function follow() {
+  try {
+    const index = await source.index();
+    if (index) {
+      details.forget();
+      clips.forget();
+      show(index);
+    }
+    liveState(`live · step ${count(most(run.steps.concat(0)))}`);
+  } catch {
+    liveState("the server has gone; showing what was last seen");
+  }
+  setTimeout(follow, POLL_MS);
+}
+
+function show(index) {
+  run = new Run(index);
+  document.title = `${visible(run.name)} · dynframe`;
+  document.getElementById("run-name").textContent = visible(run.name);
+  shownPage = route()[0];
+  return redraw();
+}
+
+async function start() {
+  setTheme(THEMES.includes(stored()) ? stored() : "system");
+  try {
+    await show(await source.index());
+    performance.mark("ready");
+    document.documentElement.dataset.ready = "1";
+  } catch (error) {
+    document
+      .getElementById("main")
+      .replaceChildren(el("p", { class: "empty" }, `This page cannot be unpacked: ${error.message}`));
+    throw error;
+  }
+  if (LIVE) follow();
+}
+start();

@@ -1,0 +1,360 @@
+// The video's time axis: evidence, coarse frames, windows asked and granted, retrieved frames at their times.
+
+// All siblings' windows over the evidence, one line each.
+function miniWindows(run, group, width, open, slim = false) {
+  const duration = run.duration(group),
+    row = Math.min(7, Math.max(3, 56 / Math.max(1, group.siblings.length))),
+    top = 6,
+    foot = slim ? 6 : 14;
+  const height = top + row * group.siblings.length + foot + (slim ? 2 : 4);
+  const x = (time) => 4 + (Math.min(duration, Math.max(0, time)) / duration) * (width - 8);
+  const drawn = svg("svg", {
+    width,
+    height,
+    class: "mini",
+    role: "img",
+    "aria-label": `windows of ${group.siblings.length} siblings on a clip of ${seconds(duration)} s`,
+  });
+  if (group.evidence)
+    drawn.append(
+      svg("rect", {
+        x: x(group.evidence[0]),
+        width: Math.max(2, x(group.evidence[1]) - x(group.evidence[0])),
+        y: 2,
+        height: height - foot - 2,
+        class: "evidence",
+      }),
+    );
+  drawn.append(svg("line", { x1: x(0), x2: x(duration), y1: height - foot + 1, y2: height - foot + 1, class: "axis" }));
+  if (!slim)
+    drawn.append(
+      svg("text", { x: 4, y: height - 2, class: "tick" }, "0"),
+      svg("text", { x: width - 4, y: height - 2, class: "tick", "text-anchor": "end" }, `${seconds(duration)} s`),
+    );
+  group.siblings.forEach((sibling, i) => {
+    const y = top + row * (i + 0.5);
+    const line = svg(
+      "g",
+      { class: "mini-row", on: { click: () => open(i) } },
+      svg("title", {}, siblingTitle(sibling)),
+      svg("rect", { x: 0, width, y: y - row / 2, height: row, class: "hit" }),
+    );
+    for (const call of sibling.calls) {
+      if (call === null) line.append(svg("path", { d: `M4,${y - 2}l4,4m0,-4l-4,4`, class: "malformed" }));
+      else
+        line.append(
+          svg("line", {
+            x1: x(call[0]),
+            x2: Math.max(x(call[0]) + 2, x(call[1])),
+            y1: y,
+            y2: y,
+            class: "window",
+            style: { "stroke-width": Math.min(4, row - 1.5) },
+          }),
+        );
+    }
+    drawn.append(line);
+  });
+  return drawn;
+}
+
+function siblingTitle(sibling) {
+  const windows = sibling.calls
+    .map((call) => (call ? `${span(call)} at ${rate(call[2])}` : "malformed call"))
+    .join("; ");
+  return `sibling ${sibling.sibling}: ${windows || "did not look again"}`;
+}
+
+// The large axis of one trajectory.
+function bigTimeline(run, group, detail, own, clip, width) {
+  const duration = run.duration(group, detail),
+    pad = 14;
+  const x = (time) => pad + (Math.min(duration, Math.max(0, time)) / duration) * (width - 2 * pad);
+  const calls = own.turns.map((turn) => turn.call).filter(Boolean);
+  const parts = [
+    el(
+      "div",
+      { class: "timeline-head" },
+      el("h2", {}, "On the video's clock"),
+      el(
+        "p",
+        { class: "hint" },
+        `${seconds(duration)} s`,
+        detail.duration_s
+          ? ""
+          : run.clips[group.video]?.duration_s
+            ? " (read from the clip; the run did not record it)"
+            : " (last recorded time; the run did not record the clip's length)",
+      ),
+    ),
+  ];
+  if (detail.opening)
+    parts.push(
+      filmStrip(detail.opening, clip, { width, from: 0, to: duration, pad, label: "Coarse frames", ends: duration }),
+    );
+  else parts.push(el("p", { class: "empty" }, "No coarse frames: the video could not be read."));
+
+  const laneTop = 44,
+    lane = 38,
+    height = laneTop + 26 + Math.max(1, calls.length) * lane;
+  const drawn = svg("svg", { width, height, class: "timeline", role: "img", "aria-label": timelineText(group, calls) });
+  if (group.evidence) {
+    const [start, end] = group.evidence.map(x);
+    drawn.append(
+      svg("rect", { x: start, width: Math.max(2, end - start), y: 18, height: height - 18, class: "evidence" }),
+      svg("path", { d: `M${start},18v${height - 18}M${end},18v${height - 18}`, class: "evidence-edge" }),
+      label(
+        `evidence ${span(group.evidence)}${group.evidence_fps === null ? "" : ` at ${rate(group.evidence_fps)}`}`,
+        (start + end) / 2,
+        13,
+        width,
+        "evidence-label",
+      ),
+    );
+  }
+  const axisY = laneTop;
+  drawn.append(svg("line", { x1: x(0), x2: x(duration), y1: axisY, y2: axisY, class: "axis strong" }));
+  for (const time of ticks(0, duration, Math.min(10, width / 80)))
+    drawn.append(
+      svg("line", { x1: x(time), x2: x(time), y1: axisY, y2: axisY + 5, class: "axis strong" }),
+      svg("text", { x: x(time), y: axisY + 17, class: "tick", "text-anchor": "middle" }, seconds(time)),
+    );
+  for (const ms of detail.opening?.t ?? [])
+    drawn.append(
+      svg(
+        "line",
+        { x1: x(ms / 1000), x2: x(ms / 1000), y1: axisY - 12, y2: axisY, class: "coarse-tick" },
+        svg("title", {}, `coarse frame at ${fixed(ms / 1000, 3)} s`),
+      ),
+    );
+  const strips = [];
+  let row = 0,
+    asked = 0;
+  for (const turn of own.turns) {
+    const call = turn.call,
+      shown = turn.frames;
+    if (call) {
+      asked += 1;
+      const y = axisY + 26 + row * lane;
+      row += 1;
+      if (call.malformed !== undefined) {
+        drawn.append(
+          label(
+            `look ${asked}: malformed, nothing granted (${clipText(call.malformed, 90)})`,
+            pad + 4,
+            y + 16,
+            width,
+            "lane-label malformed-text",
+            "start",
+          ),
+        );
+      } else drawCall(drawn, call, asked, blockOf(own, turn), x, y, width);
+    }
+    if (shown) {
+      const from = own.turns
+        .slice(0, own.turns.indexOf(turn))
+        .reverse()
+        .find((before) => before.call && before.call.granted)?.call;
+      strips.push([from, shown]);
+    }
+  }
+  if (!calls.length)
+    drawn.append(label("This trajectory did not look again.", pad + 4, axisY + 42, width, "lane-label", "start"));
+  parts.push(drawn);
+  strips.forEach(([call, shown], i) => {
+    const times = shown.t.map((ms) => ms / 1000);
+    const step = times.length > 1 ? (times[times.length - 1] - times[0]) / (times.length - 1) : 0;
+    const from = Math.min(call?.granted?.[0] ?? times[0], times[0]); // shown first: what was on screen already
+    const to = Math.max(call?.granted?.[1] ?? 0, times[times.length - 1] + step, from + 1e-3);
+    parts.push(
+      zoom(x(from), x(to), width, pad),
+      filmStrip(shown, clip, { width, from, to, pad, label: `Look ${i + 1}: retrieved frames`, call }),
+    );
+  });
+  return el("section", { class: "card timeline-card", "aria-label": "Time axis" }, parts);
+}
+
+// The frames that answered a call lie in the turn after it.
+function blockOf(own, turn) {
+  return own.turns[own.turns.indexOf(turn) + 1]?.frames ?? null;
+}
+
+function drawCall(drawn, call, number, shown, x, y, width) {
+  const [start, end] = call.granted.map(x),
+    clamped = call.clamped.length > 0;
+  const askedStart = x(call.asked[0]),
+    askedEnd = x(call.asked[1]);
+  drawn.append(
+    svg(
+      "rect",
+      {
+        x: Math.min(askedStart, askedEnd),
+        width: Math.max(3, Math.abs(askedEnd - askedStart)),
+        y: y + 1,
+        height: 18,
+        rx: 3,
+        class: "asked",
+      },
+      svg("title", {}, `asked: ${span(call.asked)} at ${rate(call.asked_fps)}`),
+    ),
+    svg(
+      "rect",
+      { x: start, width: Math.max(3, end - start), y: y + 4, height: 12, rx: 2, class: "granted" },
+      svg("title", {}, `granted: ${span(call.granted)} at ${rate(call.granted_fps)}`),
+    ),
+  );
+  for (const ms of shown?.t ?? [])
+    drawn.append(svg("line", { x1: x(ms / 1000), x2: x(ms / 1000), y1: y + 4, y2: y + 16, class: "frame-tick" }));
+  const same =
+    !clamped && Math.abs(call.asked[0] - call.granted[0]) + Math.abs(call.asked[1] - call.granted[1]) < 0.005;
+  const text = same
+    ? `look ${number}: ${span(call.asked)} at ${rate(call.asked_fps)}, ${call.frames} frames`
+    : `look ${number}: asked ${span(call.asked)} at ${rate(call.asked_fps)} · granted ${span(call.granted)} at ` +
+      `${rate(call.granted_fps)}, ${call.frames} frames (clamped: ${call.clamped.join(", ")})`;
+  const marks = [start, end, askedStart, askedEnd, ...(shown?.t ?? []).map((ms) => x(ms / 1000))];
+  const left = least(marks),
+    right = most(marks),
+    needed = text.length * 5.9;
+  if (width - right - 16 > needed) drawn.append(label(text, right + 8, y + 14, width, "lane-label", "start"));
+  else if (left - 16 > needed) drawn.append(label(text, left - 8, y + 14, width, "lane-label", "end"));
+  else drawn.append(label(text, (start + end) / 2, y + 32, width, "lane-label"));
+}
+
+// Text kept inside the drawing.
+function label(text, at, y, width, name, anchor = "middle") {
+  const shown = visible(text),
+    half = anchor === "middle" ? shown.length * 2.95 : 0;
+  const inside = anchor === "middle" ? Math.min(Math.max(at, half + 4), Math.max(half + 4, width - half - 4)) : at;
+  return svg("text", { x: inside, y, class: name, "text-anchor": anchor }, shown);
+}
+
+function timelineText(group, calls) {
+  const windows = calls.map((call) =>
+    call.malformed !== undefined ? "a malformed call" : `a look at ${span(call.granted)} at ${rate(call.granted_fps)}`,
+  );
+  const evidence = group.evidence ? `Evidence at ${span(group.evidence)}. ` : "";
+  return evidence + (windows.length ? `The policy made ${windows.join(", ")}.` : "The policy did not look again.");
+}
+
+// From the window on the axis to the whole width below it.
+function zoom(start, end, width, pad) {
+  return svg(
+    "svg",
+    { width, height: 22, class: "zoom", "aria-hidden": "true" },
+    svg("path", { d: `M${start},0L${Math.max(end, start + 2)},0L${width - pad},22L${pad},22Z`, class: "funnel" }),
+  );
+}
+
+// Frames of a block at their times: each is as wide as the time until the next one, scenes bracketed below.
+function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
+  const scale = (width - 2 * pad) / Math.max(to - from, 1e-6);
+  const times = block.t.map((ms) => ms / 1000),
+    aspect = block.w && block.h ? block.w / block.h : 1;
+  const gaps = times.map(
+    (time, i) =>
+      (i + 1 < times.length
+        ? times[i + 1]
+        : Math.min(to, time + (times.length > 1 ? (time - times[0]) / i : to - from))) - time,
+  );
+  const tall = Math.min(88, Math.max(44, (least(gaps.filter((gap) => gap > 0)) * scale) / aspect));
+  const x = (time) => pad + (time - from) * scale;
+  const scenes = [];
+  let first = 0;
+  for (const length of block.scenes) {
+    scenes.push([first, first + length]);
+    first += length;
+  }
+  const sceneOf = (i) => scenes.findIndex(([low, high]) => i >= low && i < high);
+  const lefts = times.map(x),
+    widths = gaps.map((gap, i) => Math.max(2, Math.min(gap * scale - 2, tall * aspect, width - pad - lefts[i])));
+  const frames = block.t.map((ms, i) => {
+    const image = clip?.images?.[ms],
+      at = { left: `${lefts[i].toFixed(1)}px`, width: `${widths[i].toFixed(1)}px`, height: `${tall}px` };
+    const name = `${fixed(ms / 1000, 3)} s${scenes.length ? `, scene ${sceneOf(i) + 1} of ${scenes.length}` : ""}`;
+    const hover = { pointerenter: (event) => showFrame(event.currentTarget, image, name), pointerleave: hideFrame };
+    return image
+      ? el("img", {
+          src: `data:image/webp;base64,${image}`,
+          alt: `frame at ${name}`,
+          class: "frame",
+          style: at,
+          loading: "lazy",
+          on: hover,
+        })
+      : el("div", {
+          class: "frame missing",
+          style: at,
+          role: "img",
+          "aria-label": `no picture of the frame at ${name}`,
+          on: hover,
+        });
+  });
+  const brackets = svg("svg", {
+    width,
+    height: 26,
+    class: "brackets",
+    role: "img",
+    "aria-label": scenes.length
+      ? `${scenes.length} scenes of ${block.scenes.join(", ")} frames`
+      : "scenes not recorded",
+  });
+  scenes.forEach(([low, high], i) => {
+    const start = lefts[low] + 0.5,
+      end = Math.max(start + 2, lefts[high - 1] + widths[high - 1] - 0.5);
+    brackets.append(svg("path", { d: `M${start},2v5H${end}v-5`, class: "bracket" }));
+    if (end - start > 15)
+      brackets.append(
+        svg(
+          "text",
+          { x: (start + end) / 2, y: 19, class: "tick", "text-anchor": "middle" },
+          end - start > 56 && high - low > 1 ? `scene ${i + 1} · ${high - low}` : String(high - low),
+        ),
+      );
+  });
+  const problem = clip?.problem
+    ? `no pictures: ${clip.problem}`
+    : clip && block.t.some((ms) => clip.images?.[ms])
+      ? ""
+      : "pictures were left out to keep this page small";
+  return el(
+    "div",
+    { class: "film" },
+    el(
+      "div",
+      { class: "film-head" },
+      el("h3", {}, title),
+      el(
+        "p",
+        { class: "hint" },
+        `${block.t.length} frames, ${scenes.length} FlexiVideo scenes`,
+        call ? `, ${span(call.granted)} at ${rate(call.granted_fps)}` : "",
+        block.w ? `, encoded at ${block.w} × ${block.h}` : "",
+        problem ? el("span", { class: "warn" }, " · ", said(problem)) : null,
+      ),
+    ),
+    el("div", { class: "frames", style: { height: `${tall}px` } }, frames),
+    brackets,
+  );
+}
+
+function showFrame(target, image, name) {
+  hideFrame();
+  const bounds = target.getBoundingClientRect();
+  const popped = el(
+    "div",
+    { class: "pop", id: "frame-pop", "aria-hidden": "true" },
+    image ? el("img", { src: `data:image/webp;base64,${image}`, alt: "" }) : el("p", {}, "no picture"),
+    el("p", {}, name),
+  );
+  document.body.append(popped);
+  const left = Math.min(
+    window.innerWidth - popped.offsetWidth - 8,
+    Math.max(8, bounds.left + bounds.width / 2 - popped.offsetWidth / 2),
+  );
+  const above = bounds.top - popped.offsetHeight - 8;
+  popped.style.left = `${left + window.scrollX}px`;
+  popped.style.top = `${(above > 4 ? above : bounds.bottom + 8) + window.scrollY}px`;
+}
+function hideFrame() {
+  document.getElementById("frame-pop")?.remove();
+}

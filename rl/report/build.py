@@ -1,0 +1,240 @@
+"""One HTML file from a run's folder, within a budget of bytes.
+
+    folder -> metrics, moments -> (details that fit) + (thumbnails that fit) -> page
+
+Text comes first: a page without every picture still tells what the policy did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.config import ConfigError
+from rl.metrics import describe
+from rl.report.moments import FrameNeeds, Moment, compact, packed
+from rl.report.page import json_part, packed_part, page_bytes, write_page
+from rl.report.run_files import (
+    Broken,
+    MetricTable,
+    MomentFile,
+    moment_files,
+    read_config,
+    read_evaluations,
+    read_json_lines,
+    read_metrics,
+    read_summary,
+)
+from rl.report.thumbnails import ClipThumbnails, FrameSource, Thumbnails, evenly, make_thumbnails
+
+MIB = 2**20
+DETAIL_SHARE = 0.7  # of the budget that texts and log-probs may take before they are thinned
+MOST_BROKEN = 200  # listed on the page; all are counted
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """Everything read from a run's folder."""
+
+    folder: Path
+    metrics: MetricTable
+    moments: tuple[Moment, ...]
+    config: tuple[tuple[str, str], ...]
+    summary: Mapping[str, Any]
+    evaluations: tuple[Mapping[str, Any], ...]
+    broken: tuple[Broken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What build_report wrote."""
+
+    path: Path
+    num_bytes: int
+    num_moments: int
+    num_trajectories: int
+    notices: tuple[str, ...]
+
+
+class MomentCache:
+    """Moments by file; a file that did not change is not read again."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, int], Moment]] = {}
+
+    def read(self, file: MomentFile, run: Path) -> Moment:
+        """The moment of a file."""
+        state = file_state(file.path)
+        known = self._known.get(file.path)
+        if known is None or known[0] != state:
+            known = state, compact(file, read_json_lines(file.path, run))
+            self._known[file.path] = known
+        return known[1]
+
+
+def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None) -> RunData:
+    """Read a run's folder; damaged lines and files are listed in `broken`."""
+    metrics = read_metrics(run)
+    config, bad_config = read_config(run)
+    summary, bad_summary = read_summary(run)
+    evaluations, bad_evaluations = read_evaluations(run)
+    files = moment_files(run)
+    moments = []
+    for done, file in enumerate(files, start=1):
+        moments.append(cache.read(file, run))
+        progress("reading trajectories", done, len(files))
+    bad_records = [broken for moment in moments for broken in moment.broken]
+    return RunData(
+        folder=run,
+        metrics=metrics,
+        moments=tuple(moments),
+        config=tuple(config),
+        summary=summary,
+        evaluations=tuple(asdict(row) for row in evaluations),
+        broken=(*metrics.broken, *bad_config, *bad_summary, *bad_evaluations, *bad_records),
+    )
+
+
+def build_report(
+    run: Path, out: Path, source: FrameSource, *, max_bytes: int, progress: Progress = lambda *_: None
+) -> Written:
+    """Write the page of a run.
+
+    Raises:
+        ConfigError: nothing has been reported yet, or not even the curves fit into the budget.
+    """
+    data = read_run(run, MomentCache(), progress)
+    if not data.metrics.steps_S and not data.moments:
+        raise ConfigError(f"{run}: nothing has been reported yet (no step in metrics.jsonl, no trajectories)")
+    room = max_bytes - page_bytes([packed_part("run", packed(run_index(data, {}, ())))]) - 4096
+    if room < 0:
+        raise ConfigError(f"--max-mib {max_bytes / MIB:g}: the curves and the list of groups alone take more")
+    details, notices = choose_details(data.moments, int(room * DETAIL_SHARE))
+    parts = [packed_part(f"moment-{name}", detail) for name, detail in details.items()]
+    clips = len({need.video for moment in data.moments for need in moment.needs})
+    room -= sum(len(part) for part in parts) + 96 * (len(parts) + clips) + 400 * clips
+    thumbnails = make_thumbnails(
+        by_priority(data.moments), source, max(room, 0), lambda done, total: progress("decoding clips", done, total)
+    )
+    notices = (*notices, *_thumbnail_notices(thumbnails))
+    parts += [
+        json_part(f"clip-{number}", {"problem": clip.problem, "images": clip.images})
+        for number, clip in enumerate(thumbnails.clips.values())
+    ]
+    index = run_index(data, clip_index(thumbnails.clips), notices)
+    written = write_page(out, _title(data), [packed_part("run", packed(index)), *parts])
+    trajectories = sum(len(moment.needs) for moment in data.moments)
+    return Written(out, written, len(data.moments), trajectories, notices)
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Changes when the file does; (0, 0) where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
+
+
+def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -> dict[str, Any]:
+    """What the page needs at once: curves, tables, the list of all groups."""
+    return {
+        "name": data.folder.name,
+        "folder": str(data.folder),
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "steps": data.metrics.steps_S,
+        "metrics": [_metric(name, values) for name, values in data.metrics.columns.items()],
+        "config": data.config,
+        "summary": data.summary,
+        "evaluations": data.evaluations,
+        "moments": [moment.index for moment in data.moments],
+        "clips": clips,
+        "notices": list(notices),
+        "broken": {
+            "count": len(data.broken),
+            "first": [{"place": broken.place, "reason": broken.reason} for broken in data.broken[:MOST_BROKEN]],
+        },
+    }
+
+
+def clip_index(clips: Mapping[str, ClipThumbnails]) -> dict[str, Any]:
+    """{video: {id, duration_s}}; `id` names the part that holds its thumbnails."""
+    return {video: {"id": number, "duration_s": clip.duration_s} for number, (video, clip) in enumerate(clips.items())}
+
+
+def choose_details(moments: Sequence[Moment], room_bytes: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Details of each moment: all with numbers per token if they fit; else of fewer moments, spread evenly.
+
+    Returns:
+        {moment id: gzip}, and what the reader must be told.
+    """
+    order = [moments[i] for i in evenly(len(moments))]
+    cost = {moment.id: (_in_page(moment.plain), _in_page(moment.full)) for moment in moments}
+    details: dict[str, bytes] = {}
+    used = 0
+    for moment in order:  # texts first …
+        if used + cost[moment.id][0] <= room_bytes:
+            details[moment.id] = moment.plain
+            used += cost[moment.id][0]
+    with_text = len(details)
+    with_numbers = 0
+    for moment in order:  # … then numbers per token
+        plain, full = cost[moment.id]
+        if moment.id in details and used + full - plain <= room_bytes:
+            details[moment.id] = moment.full
+            used += full - plain
+            with_numbers += 1
+    notices = []
+    if with_text < len(moments):
+        notices.append(
+            f"Texts of {len(moments) - with_text} of {len(moments)} steps are left out to keep the page small."
+        )
+    if with_numbers < with_text:
+        notices.append(
+            f"Per-token numbers are here for {with_numbers} of {len(moments)} steps, to keep the page small."
+        )
+    ordered = {moment.id: details[moment.id] for moment in moments if moment.id in details}
+    return ordered, tuple(notices)
+
+
+def by_priority(moments: Sequence[Moment]) -> list[FrameNeeds]:
+    """Every trajectory's frames, so that any beginning is spread evenly over steps, and in a step over groups."""
+    spread = [
+        [moment.needs[i] for i in evenly(len(moment.needs))] for moment in (moments[i] for i in evenly(len(moments)))
+    ]
+    longest = max((len(needs) for needs in spread), default=0)
+    return [needs[turn] for turn in range(longest) for needs in spread if turn < len(needs)]
+
+
+def _metric(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    try:
+        unit, meaning = describe(name)
+    except KeyError:
+        unit, meaning = "", "not known to this version of dynframe"
+    return {"name": name, "unit": unit, "meaning": meaning, "values": values}
+
+
+def _thumbnail_notices(thumbnails: Thumbnails) -> list[str]:
+    notices = []
+    unread = [clip for clip in thumbnails.clips.values() if clip.problem]
+    if thumbnails.shown < thumbnails.wanted:
+        notices.append(
+            f"Thumbnails are here for {thumbnails.shown} of {thumbnails.wanted} trajectories, spread evenly over the "
+            "steps, to keep the page small (--max-mib)."
+        )
+    if unread:
+        notices.append(f"{len(unread)} of {len(thumbnails.clips)} clips cannot be shown: {unread[0].problem}")
+    return notices
+
+
+def _title(data: RunData) -> str:
+    return f"{data.folder.name} · dynframe"
+
+
+def _in_page(data: bytes) -> int:
+    return 4 * ((len(data) + 2) // 3)

@@ -1,0 +1,216 @@
+"""A run's folder, read for people: whatever is there, and a list of what could not be read.
+
+Nothing here raises for a damaged file: a torn line costs that line, and the page says so.
+
+Legend: S steps that reported any number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl.config import ConfigError
+
+Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported
+RECORDS = re.compile(r"step_(\d+)\.jsonl")
+MOST_CONFIG_KEYS = 5000  # of a configuration that is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Something that was left out, and why."""
+
+    place: str  # file relative to the run, with the line
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MetricTable:
+    """metrics.jsonl by column; a training step and an evaluation after it are one row."""
+
+    steps_S: tuple[int, ...]
+    columns: Mapping[str, tuple[Number, ...]]  # by metric name, S long
+    broken: tuple[Broken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MomentFile:
+    """The records of one training step, or of one evaluation on held-out tasks."""
+
+    kind: str  # "train" | "held_out"
+    step: int
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """Short name used in links: "12", or "h12" for held-out tasks."""
+        return f"{'h' if self.kind == 'held_out' else ''}{self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One metric of one benchmark."""
+
+    benchmark: str
+    metric: str
+    value: float
+    low: float | None  # bootstrap interval, where given
+    high: float | None
+    count: int | None
+
+
+def open_run(folder: Path) -> Path:
+    """The absolute folder of a run.
+
+    Raises:
+        ConfigError: no such folder, or not a run's.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such run; give the folder of one, such as runs/quickstart")
+    if not any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "trajectories", "held_out")):
+        raise ConfigError(f"{folder}: not a run (no metrics.jsonl, config.yaml or trajectories/ in it)")
+    return folder.absolute()
+
+
+def read_json_lines(path: Path, run: Path) -> Iterator[tuple[dict[str, Any] | Broken, int]]:
+    """Each line of a file with its number, from 1: an object, or why there is none. Blank lines are passed over."""
+    place = path.relative_to(run).as_posix()
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:  # "\n" only: texts hold U+2028
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _parse(line, f"{place}:{number}"), number
+    except OSError as error:
+        yield Broken(place, f"cannot be read ({error.strerror})"), 0
+
+
+def read_metrics(run: Path) -> MetricTable:
+    """metrics.jsonl as a table; where a step was reported twice, the later number counts."""
+    path = run / "metrics.jsonl"
+    rows: dict[int, dict[str, Number]] = {}
+    broken = []
+    for line, number in read_json_lines(path, run) if path.exists() else ():
+        if isinstance(line, Broken):
+            broken.append(line)
+        elif not is_step(step := line.get("step")):
+            broken.append(Broken(f"metrics.jsonl:{number}", "has no step"))
+        else:
+            row = rows.setdefault(step, {})
+            row |= {name: as_number(value) for name, value in line.items() if name not in ("step", "time_s")}
+    steps_S = tuple(sorted(rows))
+    names = sorted({name for row in rows.values() for name in row})
+    columns = {name: tuple(rows[step].get(name) for step in steps_S) for name in names}
+    return MetricTable(steps_S, columns, tuple(broken))
+
+
+def moment_files(run: Path) -> list[MomentFile]:
+    """The files of records, by step; held-out ones after the training step they follow."""
+    found = []
+    for kind, folder in (("train", "trajectories"), ("held_out", "held_out")):
+        for path in (run / folder).glob("step_*.jsonl"):
+            if named := RECORDS.fullmatch(path.name):
+                found.append(MomentFile(kind, int(named[1]), path))
+    return sorted(found, key=lambda moment: (moment.step, moment.kind == "held_out"))
+
+
+def read_config(run: Path) -> tuple[list[tuple[str, str]], list[Broken]]:
+    """config.yaml as (dotted key, value) in the file's order."""
+    path = run / "config.yaml"
+    if not path.exists():
+        return [], []
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+        flat = []
+        for pair in _flatten(tree, ""):
+            flat.append(pair)
+            if len(flat) == MOST_CONFIG_KEYS:
+                return flat, [Broken("config.yaml", f"only its first {MOST_CONFIG_KEYS} keys are shown")]
+        return flat, []
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        return [], [Broken("config.yaml", f"cannot be read ({_first_line(error)})")]
+
+
+def read_summary(run: Path) -> tuple[dict[str, Any], list[Broken]]:
+    """summary.json, written when a run ends; {} before."""
+    path = run / "summary.json"
+    if not path.exists():
+        return {}, []
+    parsed = _read_object(path, path.name)
+    return ({}, [parsed]) if isinstance(parsed, Broken) else (parsed, [])
+
+
+def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
+    """eval/*/metrics.json: {benchmark, metrics: {name: {value, low, high, n}}}."""
+    rows, broken = [], []
+    for path in sorted((run / "eval").glob("*/metrics.json")):
+        place = path.relative_to(run).as_posix()
+        try:
+            report = _read_object(path, place)
+            if isinstance(report, Broken):
+                broken.append(report)
+                continue
+            name = str(report.get("benchmark", path.parent.name))
+            rows += [_evaluation_row(name, metric, entry) for metric, entry in report["metrics"].items()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            broken.append(Broken(place, f"is not the report of an evaluation ({_first_line(error)})"))
+    return rows, broken
+
+
+def as_number(value: Any) -> Number:
+    """A finite float; what is not finite, or no number at all, as text; None as it is."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return str(value)[:40]
+    return number if math.isfinite(number) else str(number)
+
+
+def is_step(value: Any) -> bool:
+    """Whether it can number a step."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _read_object(path: Path, place: str) -> dict[str, Any] | Broken:
+    try:
+        return _parse(path.read_text(encoding="utf-8", errors="replace"), place)
+    except OSError as error:
+        return Broken(place, f"cannot be read ({error.strerror})")
+
+
+def _parse(text: str, place: str) -> dict[str, Any] | Broken:
+    try:
+        parsed = json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError) as error:
+        return Broken(place, f"is not JSON ({_first_line(error)})")
+    return parsed if isinstance(parsed, dict) else Broken(place, "is not a JSON object")
+
+
+def _flatten(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, json.dumps(tree, default=str, ensure_ascii=False) if not isinstance(tree, str) else tree
+
+
+def _evaluation_row(benchmark: str, metric: str, entry: Any) -> EvaluationRow:
+    entry = entry if isinstance(entry, dict) else {"value": entry}
+    value, low, high, count = (as_number(entry.get(key)) for key in ("value", "low", "high", "n"))
+    if not isinstance(value, float):
+        raise ValueError(f"{metric} has no value")
+    low, high, count = (None if isinstance(bound, str) else bound for bound in (low, high, count))
+    return EvaluationRow(benchmark, str(metric), value, low, high, None if count is None else int(count))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

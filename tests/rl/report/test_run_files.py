@@ -1,0 +1,103 @@
+"""A run's folder is read whatever state it is in: what is broken costs itself, and is listed."""
+
+import json
+
+import pytest
+
+from rl.config import ConfigError
+from rl.report.run_files import (
+    moment_files,
+    open_run,
+    read_config,
+    read_evaluations,
+    read_metrics,
+    read_summary,
+)
+
+
+def write_lines(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_metrics_become_columns_and_a_step_and_its_evaluation_one_row(tmp_path):
+    write_lines(
+        tmp_path / "metrics.jsonl",
+        {"step": 0, "time_s": 1.0, "held_out/accuracy": 0.5},
+        {"step": 1, "time_s": 2.0, "reward/sampling": 0.25},
+        {"step": 1, "time_s": 3.0, "held_out/accuracy": 0.75},
+    )
+    table = read_metrics(tmp_path)
+    assert table.steps_S == (0, 1)
+    assert table.columns == {"held_out/accuracy": (0.5, 0.75), "reward/sampling": (None, 0.25)}
+
+
+def test_numbers_that_are_not_finite_stay_what_they_are(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", {"step": 1, "grad/norm": "inf"}, '{"step": 2, "grad/norm": NaN}\n')
+    assert read_metrics(tmp_path).columns["grad/norm"] == ("inf", "nan")
+
+
+def test_broken_lines_are_skipped_and_listed_with_their_place(tmp_path):
+    write_lines(
+        tmp_path / "metrics.jsonl",
+        {"step": 1, "policy/entropy": 2.0},
+        "[1, 2]\n",
+        '{"policy/entropy": 1.0}\n',
+        "\n",
+        "[" * 100_000 + "\n",  # too deep for any parser
+        '{"step": 2, "policy/entr',  # torn off, as by a full disk
+    )
+    table = read_metrics(tmp_path)
+    assert table.columns == {"policy/entropy": (2.0,)}
+    assert [broken.place for broken in table.broken] == [f"metrics.jsonl:{line}" for line in (2, 3, 5, 6)]
+
+
+def test_a_line_separator_inside_a_text_does_not_cut_the_line(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", '{"step": 1, "policy/entropy": 1.0, "note": "a\u2028b"}\n')
+    table = read_metrics(tmp_path)
+    assert table.steps_S == (1,) and not table.broken
+
+
+def test_records_are_listed_by_step_with_evaluations_after_the_step_they_follow(tmp_path):
+    for name in ("trajectories/step_000002.jsonl", "trajectories/step_000010.jsonl", "held_out/step_000002.jsonl"):
+        write_lines(tmp_path / name)
+    write_lines(tmp_path / "trajectories/notes.txt")
+    assert [file.id for file in moment_files(tmp_path)] == ["2", "h2", "10"]
+
+
+def test_the_configuration_is_flat_and_one_that_cannot_be_read_is_told(tmp_path):
+    write_lines(tmp_path / "config.yaml", "rollout:\n  group_size: 8\n  stop: []\nname: a\n")
+    assert read_config(tmp_path) == ([("rollout.group_size", "8"), ("rollout.stop", "[]"), ("name", "a")], [])
+    write_lines(tmp_path / "config.yaml", "a: [unclosed\n")
+    flat, (broken,) = read_config(tmp_path)
+    assert flat == [] and broken.place == "config.yaml"
+
+
+def test_evaluations_are_rows_with_intervals_and_foreign_files_are_told(tmp_path):
+    metrics = {"mIoU": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}, "R1@0.5": {"value": 0.25}}
+    write_lines(tmp_path / "eval/charades/metrics.json", {"benchmark": "charades_sta", "metrics": metrics})
+    write_lines(tmp_path / "eval/other/metrics.json", {"scores": 1})
+    rows, (broken,) = read_evaluations(tmp_path)
+    first, second = rows
+    assert (first.benchmark, first.metric, first.value, first.low, first.high, first.count) == (
+        ("charades_sta", "mIoU", 0.5, 0.4, 0.6, 10)
+    )
+    assert (second.value, second.low, second.count) == (0.25, None, None)
+    assert broken.place == "eval/other/metrics.json"
+
+
+def test_a_run_that_has_only_begun_has_no_summary_and_no_metrics(tmp_path):
+    assert read_summary(tmp_path) == ({}, []) and read_metrics(tmp_path).steps_S == ()
+
+
+def test_a_summary_that_is_torn_is_told(tmp_path):
+    (tmp_path / "summary.json").write_text('{"steps": 1')
+    summary, (broken,) = read_summary(tmp_path)
+    assert summary == {} and broken.place == "summary.json"
+
+
+@pytest.mark.parametrize(("folder", "message"), [("absent", "no such run"), (".", "not a run")])
+def test_what_is_no_run_is_refused_with_what_to_give(tmp_path, folder, message):
+    with pytest.raises(ConfigError, match=message):
+        open_run(tmp_path / folder)

@@ -1,0 +1,290 @@
+"""The page of a run, opened in a real Chromium as a reader opens it: from disk, without network.
+
+Screenshots of all three pages, light and dark, are kept in build/screenshots.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from rl.report.live import make_server
+from tests.rl.report.recorded_run import append_step, write_run
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync"]
+SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
+READY = "html[data-ready='1']"
+WAIT_MS = 60_000  # on a machine that does other things
+HOSTILE = (
+    "<script>window.bad=1</script>\"><img src=x onerror='window.bad=1'></script><!-- \u202egnihton\u202c \u2066a "
+    "\x00\x08\x1b[31m \u2028 {{7*7}} javascript:alert(1) &lt;b&gt; " + "x" * 100_000
+)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright's Python package is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, clips):
+    """The page of a run with real clips, as the command writes it."""
+    return written(write_run(tmp_path_factory.mktemp("recorded") / "run", clips, steps=6))
+
+
+def written(run):
+    from rich.console import Console
+
+    from rl.viewer import run_report
+
+    run_report(run, None, max_mib=4, console=Console(quiet=True))
+    return run / "report.html"
+
+
+@pytest.fixture
+def open_page(chromium):
+    """Open a page and watch it: at the end nothing may have been complained of, and nothing asked of the network."""
+    contexts, complaints, requests = [], [], []
+
+    def opened(url, *, allowed="file://", **options):
+        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        context.set_default_timeout(WAIT_MS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda sent: sent.url.startswith((allowed, "data:")) or requests.append(sent.url))
+        page.goto(url)
+        page.wait_for_selector(READY)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == [] and requests == []
+
+
+def shot(page, name):
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def test_the_run_is_shown_with_headline_curves_tables_and_configuration(report, open_page):
+    page = open_page(report.as_uri())
+    assert page.locator(".tile", has_text="Answer accuracy").locator(".tile-value").inner_text() == "0.900"
+    titles = page.locator(".chart-card h3").all_inner_texts()
+    assert {"Reward by segment", "Advantage, mean size", "Policy entropy", "Seconds per station"} <= set(titles)
+    assert "KL to the reference" in page.locator(".missing").inner_text()  # this run has no reference
+    assert page.locator("#held-out-table tbody tr").count() == 2
+    assert page.locator("#eval-table").inner_text().split()[-4:] == ["0.410", "0.380", "0.440", "3,720"]
+    page.fill("#config-search", "answer.weight")
+    assert page.locator("#config-table dl div").count() == 1 and "1 of" in page.locator("#config-count").inner_text()
+
+
+def test_pointing_at_a_step_reads_every_curve_there(report, open_page):
+    page = open_page(report.as_uri())
+    entropy = page.locator("[data-chart='Policy entropy']")
+    reading, at = entropy.locator(".reading"), entropy.locator(".at-step")
+    assert reading.inner_text() == "0.050"  # 0.3 / 6, the last step
+    other = page.locator("[data-chart='Seconds per station'] .surface")
+    other.focus()
+    page.keyboard.press("Home")  # the first step, in every chart
+    assert (reading.inner_text(), at.inner_text()) == ("0.300", "step 1")
+    box = other.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    assert at.inner_text() in ("step 3", "step 4")
+
+
+def test_groups_are_filtered_and_sorted(report, open_page):
+    page = open_page(f"{report.as_uri()}#/steps/2")
+    groups = page.locator("#groups > li")
+    assert page.locator("h1").inner_text() == "Step 2" and groups.count() == 3
+    assert page.locator(".badge", has_text="teaches nothing").count() == 1
+    degenerate = page.locator(".badge").count()
+    page.check("#filter-degenerate")
+    assert groups.count() == degenerate and "Group 3" in groups.last.inner_text()
+    page.check("#filter-everywhere")
+    page.wait_for_selector(f"text=of {6 * 3 + 1} groups")
+    assert groups.count() == page.locator(".badge").count() >= 6  # the third group of each step, at least
+    page.uncheck("#filter-degenerate")
+    page.fill("#filter-text", "no policy wrote this")
+    page.wait_for_selector("text=No group passes")
+    page.fill("#filter-text", "see YELLOW")
+    page.wait_for_selector("text=19 of 19 groups")
+    page.fill("#filter-text", "train:1")
+    page.wait_for_selector("#group-count:not(:text('19 of 19'))")
+    assert all("train:1" in text for text in groups.all_inner_texts())
+    page.fill("#filter-text", "")
+    page.uncheck("#filter-everywhere")
+    page.select_option("#filter-sort", "low_sampling")
+    shown = [float(text) for text in page.locator(".group .strip-row:first-child .strip-value").all_text_contents()]
+    assert len(shown) == 3 and shown == sorted(shown)
+    page.select_option("#filter-call", "malformed")
+    page.fill("#filter-reasoning-low", "1.01")
+    page.wait_for_selector("text=No group passes")
+
+
+def test_a_trajectory_opens_by_click_and_shows_its_looks(report, open_page):
+    page = open_page(f"{report.as_uri()}#/steps/2")
+    page.click("#groups .open >> nth=0")
+    page.wait_for_selector(".timeline .asked")
+    assert page.url.endswith("#/trajectory/2/0/0")
+    assert page.locator(".film").count() == 2  # coarse, retrieved
+    pictures = page.locator("img.frame")
+    assert pictures.count() == 8 + 12  # 2 s at 6 fps
+    assert page.evaluate("[...document.querySelectorAll('img.frame')].every(i => i.complete && i.naturalWidth === 56)")
+    assert page.locator(".bracket").count() == 3 + 4  # scenes of at most three frames
+    assert page.locator(".sibling").count() == 4
+
+
+def test_a_trajectory_opens_by_deep_link_and_keys_go_to_its_siblings_and_groups(report, open_page):
+    page = open_page(f"{report.as_uri()}#/trajectory/2/1/1")
+    page.wait_for_selector("text=clamped: end, frames")
+    assert page.locator(".sibling.current b").inner_text() == "1"
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("text=did not look again")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("text=malformed, nothing granted")
+    page.keyboard.press("Shift+ArrowRight")
+    page.wait_for_selector("text=group 3 of 3")
+    page.go_back()
+    page.wait_for_selector("text=group 2 of 3")
+    page.goto(f"{report.as_uri()}#/trajectory/99/0/0")
+    page.wait_for_selector("text=no such trajectory")
+
+
+def test_a_token_shows_both_log_probs_their_gap_and_its_advantage_on_hover_and_by_key(report, open_page):
+    record = json.loads((report.parent / "trajectories" / "step_000002.jsonl").read_text().splitlines()[0])
+    turn = record["turns"][0]
+    page = open_page(f"{report.as_uri()}#/trajectory/2/0/0")
+    page.hover(".token >> nth=2")
+    reading = page.locator("#token-reading").inner_text().replace("\u2212", "-")
+    engine, learner = turn["logprobs"][2], turn["learner_logprobs"][2]
+    assert turn["tokens"][2] in reading and f"{engine:.5f} nat" in reading and f"{learner:.5f} nat" in reading
+    assert f"{engine - learner:+.5f} nat" in reading and f"{turn['advantage']:+.3f}" in reading
+    page.focus("#text-flow")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert turn["tokens"][1] in page.locator("#token-reading").inner_text()
+    assert page.url.endswith("#/trajectory/2/0/0")  # the arrow read a token, it did not go to a sibling
+
+
+def test_dark_and_light_follow_the_system_until_chosen(report, open_page):
+    colour = "getComputedStyle(document.body).backgroundColor"
+    page = open_page(report.as_uri(), color_scheme="dark")
+    dark = page.evaluate(colour)
+    page.click("#theme")
+    light = page.evaluate(colour)
+    assert sum(map(int, dark[4:-1].split(","))) < 120 < 600 < sum(map(int, light[4:-1].split(",")))
+    page.reload()
+    page.wait_for_selector(READY)
+    assert page.evaluate(colour) == light
+    page.click("#theme")
+    assert page.evaluate(colour) == dark
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_screenshots_of_all_pages_are_kept(report, open_page, scheme):
+    page = open_page(report.as_uri(), color_scheme=scheme)
+    for name in ("run", "steps/4", "trajectory/4/0/0"):
+        page.goto(f"{report.as_uri()}#/{name}")
+        page.wait_for_selector({"run": ".chart", "steps": "#groups .strip"}.get(name.split("/")[0], "img.frame"))
+        shot(page, f"{name.split('/')[0]}-{scheme}")
+
+
+@pytest.mark.parametrize("width", [360, 760, 1280])
+def test_no_page_is_wider_than_its_window(report, open_page, width):
+    page = open_page(report.as_uri(), viewport={"width": width, "height": 800})
+    for name, drawn in (("run", ".chart"), ("steps/4", "#groups .strip"), ("trajectory/4/0/1", "img.frame")):
+        page.goto(f"{report.as_uri()}#/{name}")
+        page.wait_for_selector(drawn)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_an_older_run_says_what_it_did_not_record_and_a_lost_clip_why_it_is_not_shown(tmp_path, clips, open_page):
+    run = write_run(tmp_path / "run", clips, steps=1)
+    path = run / "trajectories" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["task"]["video"] = str(tmp_path / "lost.mp4")
+        del row["duration_s"], row["group"]
+        for turn in row["turns"]:
+            for name in ("tokens", "logprobs", "learner_logprobs", "advantage"):
+                del turn[name]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{torn")
+    page = open_page(f"{written(run).as_uri()}#/trajectory/1/0/0")
+    page.wait_for_selector(".frame.missing")
+    assert "lost.mp4: cannot be opened" in page.locator(".film-head >> nth=0").inner_text()
+    assert "did not record tokens" in page.locator("#token-reading").inner_text()
+    assert page.locator(".turn.sampling .turn-text").inner_text().endswith("</fps>")  # the text, cut at its video
+    assert "the run did not record the clip's length" in page.locator(".timeline-head").inner_text()
+    page.click("#tab-run")
+    page.wait_for_selector("text=1 broken line or file was skipped")
+
+
+def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
+    run = write_run(tmp_path / "run", clips, steps=1, said=HOSTILE)
+    path = run / "trajectories" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    for row in rows:
+        row["task"] |= {"id": HOSTILE[:300], "question": HOSTILE, "answer": HOSTILE[:200]}
+        row["turns"][0]["call"] = {"malformed": HOSTILE[:300]}
+        row["rewards"]["terms"][HOSTILE[:200]] = 0.5
+        row["stop"] = "</script><b>stopped"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
+    append_step(run, 2, {"</script><img src=x onerror=window.bad=1>": 1.0})
+    page = open_page(written(run).as_uri())
+    for name, drawn in (("run", ".chart"), ("steps/1", "#groups .group"), ("trajectory/1/0/0", ".turn-text")):
+        page.goto(f"{(run / 'report.html').as_uri()}#/{name}")
+        page.wait_for_selector(drawn)
+        assert page.evaluate("window.bad") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280, name
+    text = page.locator(".text-flow").inner_text()
+    assert "<script>window.bad=1</script>" in text  # shown as it was written
+    assert "\u202e" not in page.content() and "⟨U+202E⟩gnihton" in text  # what would turn text round is spelled out
+    assert page.locator("main script, main img:not(.frame):not(.chip-frame), main b >> text=stopped").count() == 0
+    shot(page, "hostile")
+
+
+def test_a_live_page_shows_a_new_step_without_being_loaded_again(tmp_path, clips, open_page):
+    from envs.video import VideoReader
+    from rl.viewer import ClipFrames
+
+    run = write_run(tmp_path / "run", clips, steps=2)
+    with VideoReader(workers=0) as reader, make_server(run, ClipFrames(reader), port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        try:
+            page = open_page(address, allowed=address)
+            page.evaluate("window.loaded = 1")
+            page.wait_for_selector("text=live · step 2")
+            append_step(run, 3, {"reward/sampling": 0.875, "reward/reasoning": 0.5})
+            page.wait_for_selector("text=live · step 3")
+            assert page.locator("[data-chart='Reward by segment'] .reading >> nth=0").inner_text() == "0.875"
+            page.goto(f"{address}#/trajectory/2/0/0")
+            page.wait_for_selector("img.frame")
+            assert page.evaluate("window.loaded") == 1
+        finally:
+            server.shutdown()
+            thread.join()
