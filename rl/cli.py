@@ -81,6 +81,30 @@ def check(inputs: Inputs, as_json: AsJson = False) -> None:
     _conclude(run_checks(config, console), as_json)
 
 
+@app.command("validate-data", epilog=EPILOG)
+def validate_data(
+    inputs: Inputs,
+    workers: Annotated[int, typer.Option(help="Decoding processes; 0: one per core.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Decode every clip of the configured data once and judge every row: ok, repaired or quarantined, and why.
+
+    Verdicts on clips go to `data.quarantine`, one line as soon as one is known: training leaves quarantined clips out,
+    and a killed validation goes on where it was. A clip whose file has changed since is decoded again. Exits 3 if a row
+    cannot be used.
+    """
+    config = _load(inputs)
+    from rl.validation import print_report
+    from rl.validation import validate_data as run_validation
+
+    report = run_validation(config, console, workers=workers)
+    print_report(report, console)
+    if as_json:
+        _print_json(report.as_dict())
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE)
+
+
 @app.command(epilog=EPILOG)
 def parity(
     inputs: Inputs,

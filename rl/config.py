@@ -137,6 +137,9 @@ class DataConfig:
     held_out: SourceConfig = field(default_factory=SourceConfig)
     quickstart: QuickstartWorldConfig = field(default_factory=QuickstartWorldConfig)
     bad_rows: str = "skip"  # skip (reported and counted) | refuse
+    quarantine: str = (
+        ""  # verdicts of `dynframe validate-data`, honoured by runs; empty: validated_clips.jsonl in cache_dir
+    )
 
     def __post_init__(self) -> None:
         _one_of("data.bad_rows", self.bad_rows, ("skip", "refuse"))

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from envs.clip_verdicts import QuarantinedVideoError, quarantined
 from envs.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
 from envs.formats import RetrievalTrace
 from envs.opening import OpeningRules
@@ -40,7 +41,7 @@ ROWS_IN_LOG = 10  # of those left out; the file has all
 
 
 @contextmanager
-def _as_config_error() -> Iterator[None]:
+def as_config_error() -> Iterator[None]:
     """What is wrong with data or a policy's files is for the user to mend, like a wrong key, and ends alike."""
     try:
         yield
@@ -48,7 +49,7 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-@_as_config_error()
+@as_config_error()
 def prepare_policy(config: RunConfig) -> Path:
     """The folder of the policy a run starts from: ours as it is, a stock Qwen2.5-VL converted, or the tiny one built.
 
@@ -101,7 +102,7 @@ def _declared_world(config: RunConfig) -> QuickstartWorld:
         raise ConfigError(f"data.quickstart: {error}") from error
 
 
-@_as_config_error()
+@as_config_error()
 def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTasks:
     """Tasks of a split ("train" or "held_out"); rows that cannot be used are reported, and refused if so configured.
 
@@ -111,30 +112,43 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
     source = getattr(config.data, split)
     reader = make_reader(config.video)
     try:
-        located = _located(config, source, split, console)
-        loaded = _load_indexed(located, reader, console)
+        found = located(config, source, split, console)
+        loaded = _load_indexed(found, reader, quarantined(quarantine_file(config)), console)
     finally:
         reader.close()
     _report_rejected(config, split, loaded.rejected)
     if not loaded.tasks:
-        raise DatasetError(f"{located[1]}: no usable row (data.{split})")
+        raise DatasetError(f"{found[1]}: no usable row (data.{split})")
     return loaded
 
 
-def _load_indexed(located: tuple[str, Path, str], reader: VideoReader, console: Console) -> LoadedTasks:
-    """Tasks with spans clamped to their clips, which are indexed one by one: hours for a large data set."""
-    videos = {task.video_path for task in load_tasks(*located).tasks}
+def quarantine_file(config: RunConfig) -> Path:
+    """Where `dynframe validate-data` keeps its verdicts on clips."""
+    return Path(config.data.quarantine) if config.data.quarantine else Path(config.cache_dir) / "validated_clips.jsonl"
+
+
+def _load_indexed(
+    found: tuple[str, Path, str], reader: VideoReader, unusable: Mapping[str, str], console: Console
+) -> LoadedTasks:
+    """Tasks with spans clamped to their clips, which are indexed one by one: hours for a large data set.
+
+    Args:
+        unusable: videos that a validation has quarantined, and why.
+    """
+    videos = {task.video_path for task in load_tasks(*found).tasks}
     with progress_bar(console) as progress:
         bar = progress.add_task("indexing videos", total=len(videos))
 
         def duration_of(path: str) -> float:
             progress.advance(bar)
+            if path in unusable:
+                raise QuarantinedVideoError(path, unusable[path], "quarantined by `dynframe validate-data`")
             return reader.describe(path).duration_s
 
-        return load_tasks(*located, duration_of=duration_of)
+        return load_tasks(*found, duration_of=duration_of)
 
 
-@_as_config_error()
+@as_config_error()
 def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
     """Supervised traces of the cold start: read from a file, or made with jitter from annotated evidence.
 
@@ -157,10 +171,14 @@ def _given_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
     """Traces read from a file, or made from the evidence in one."""
     declared = config.cold_start
     if declared.traces.format == "dm_cot":
-        loaded = load_traces(*_located(config, declared.traces, "train", console))
-        traces, rejected = loaded.traces, loaded.rejected
+        loaded = load_traces(*located(config, declared.traces, "train", console))
+        unusable = quarantined(quarantine_file(config))
+        traces = tuple(trace for trace in loaded.traces if trace.task.video_path not in unusable)
+        rejected = loaded.rejected
+        if len(traces) < len(loaded.traces):
+            log.warning("%d traces left out: their clips are quarantined", len(loaded.traces) - len(traces))
     else:
-        tasks = load_tasks(*_located(config, declared.traces, "train", console))
+        tasks = load_tasks(*located(config, declared.traces, "train", console))
         rejected = tasks.rejected
         traces = traces_from_evidence(
             tasks.tasks,
@@ -189,7 +207,7 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
     return load_traces("dm_cot", path, world.folder).traces
 
 
-@_as_config_error()
+@as_config_error()
 def make_surroundings(config: RunConfig, policy_dir: Path) -> Surroundings:
     """The environment's parts, from the configuration's sections.
 
@@ -248,7 +266,7 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
-def _located(config: RunConfig, source: SourceConfig, split: str, console: Console) -> tuple[str, Path, str]:
+def located(config: RunConfig, source: SourceConfig, split: str, console: Console) -> tuple[str, Path, str]:
     """Format, annotation file and video root of a source."""
     if source.format != "quickstart":
         return source.format, Path(source.path), source.video_root

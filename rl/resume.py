@@ -12,7 +12,8 @@ from rl.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, CheckpointError, Ch
 from rl.config import ConfigError, RunConfig, to_dict
 
 MEANING = (  # keys that a resumed run may not change; how long, how fast and where it runs may change
-    *("seed", "policy.", "data.", "video.v0.", "retrieval.", "prompt.", "rewards.", "scoring.calls", "algorithm."),
+    *("seed", "policy.", "data.train.", "data.held_out.", "data.quickstart.", "data.bad_rows", "video.v0."),
+    *("retrieval.", "prompt.", "rewards.", "scoring.calls", "algorithm."),
     *("rollout.group_size", "rollout.tasks_per_step", "rollout.max_new_tokens", "rollout.temperature"),
     *("rollout.engine.max_model_len", "learner.freeze_vision", "cold_start."),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.envs.clips import render
 from tests.rl.report.recorded_run import write_run
 
 pytestmark = pytest.mark.cli
@@ -34,8 +35,8 @@ def dynframe(*arguments, cwd=REPOSITORY, **environment):
 @pytest.mark.parametrize(
     "command",
     [
-        *("train", "cold-start", "check", "parity", "rollout", "eval", "compare", "submit", "export", "report"),
-        *("doctor", ""),
+        *("train", "cold-start", "check", "validate-data", "parity", "rollout", "eval", "compare", "submit", "export"),
+        *("report", "encode-stats", "doctor", ""),
     ],
 )
 def test_help_teaches_and_answers_at_once(command):
@@ -150,3 +151,49 @@ def test_report_writes_a_page_and_follows_a_run_until_interrupted(tmp_path):
         process.send_signal(signal.SIGINT)
         said, complaint = process.communicate(timeout=60)
     assert (process.returncode, said.strip(), complaint) == (0, "stopped", "")
+
+
+def test_a_killed_validation_goes_on_and_says_what_cannot_be_used(tmp_path):
+    clips = [render(tmp_path / f"{number}.mp4", frames=40) for number in range(12)]
+    clips[7].write_bytes(clips[7].read_bytes()[:200])
+    rows = [{"prompt": "<video>\nWhat?", "video": clip.name, "answer": "A"} for clip in clips]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [f"data.{split}={{format: dm_rl, path: {tmp_path}/rows.jsonl}}" for split in ("train", "held_out")]
+    command = ("validate-data", QUICKSTART, *sources, "cold_start.enabled=false", f"cache_dir={tmp_path}/cache")
+    verdicts = tmp_path / "cache" / "validated_clips.jsonl"
+
+    running = subprocess.Popen(
+        [sys.executable, "-m", "rl", *command, "--workers", "1"],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    while not (verdicts.exists() and b"\n" in verdicts.read_bytes()):
+        assert running.poll() is None, "it ended without a verdict"
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+
+    done = dynframe(*command, "--workers", "2", "--json")
+    assert done.returncode == 3, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["clips"] == 12 and report["decoded"] < 12
+    assert report["splits"] == {split: {"ok": 11, "quarantined": 1} for split in ("train", "held_out")}
+    assert len({json.loads(line)["video"] for line in verdicts.read_text().splitlines()}) == 12
+    assert dynframe("validate-data", QUICKSTART, *sources[:1], "data.held_out.format=nope").returncode == 2
+
+
+def test_encode_stats_counts_every_mode_on_real_files(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        render(tmp_path / name, frames=50)
+    (tmp_path / "broken.mp4").write_text("not a video")
+
+    done = dynframe("encode-stats", tmp_path, "--fps", "2,8", "--count", "--csv", tmp_path / "rows.csv", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [(total["asked_fps"], total["mode"]) for total in report["totals"]] == [
+        (fps, mode) for fps in (2.0, 8.0) for mode in ("fixed2", "fixed6", "dynamic_literal", "dynamic_budget")
+    ]
+    assert report["skipped"][0]["path"].endswith("broken.mp4")
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 2 * 2 * 4
