@@ -18,11 +18,11 @@ help: ## what can be made
 train: setup ## set up, then train the quickstart policy; ends with what was learned (ARGS='trainer.steps=10' to override)
 	$(BIN)/dynframe train $(CONFIG) $(ARGS)
 
-test: setup ## set up, then the whole CPU suite: fast, cli, ray, vllm, deepspeed and real_data lanes
+test: setup ## set up, then the whole CPU suite: fast, cli, ray, vllm, deepspeed, browser and real_data lanes
 	$(BIN)/python -m pytest $(ARGS)
 
 fast: setup ## the fast lane only: no Ray, no vLLM, no DeepSpeed
-	$(BIN)/python -m pytest -m "not cli and not ray and not vllm and not deepspeed and not real_data and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not cli and not ray and not vllm and not deepspeed and not real_data and not browser and not gpu" $(ARGS)
 
 lint: setup ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.waiting import first_line
 from rl.config import PlacementConfig
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
 
     Returns:
         The dashboard's address; empty if there is none, or this process was connected already.
+    Raises:
+        PlacementError: Ray did not start, as on a machine that is too busy.
     """
     if ray.is_initialized():
         return ""  # whoever started it knows its dashboard
@@ -49,15 +52,18 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
         return ray.init(logging_level=log_level, log_to_driver=False).dashboard_url or ""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     needed = sum(bundle.get("CPU", 0.0) for bundle in _bundles(placement, demand))
-    started = ray.init(
-        num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
-        object_store_memory=object_store_bytes(placement, psutil.virtual_memory().available),
-        include_dashboard=placement.dashboard,
-        dashboard_host="127.0.0.1",
-        logging_level=log_level,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    try:
+        started = ray.init(
+            num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
+            object_store_memory=object_store_bytes(placement, psutil.virtual_memory().available),
+            include_dashboard=placement.dashboard,
+            dashboard_host="127.0.0.1",
+            logging_level=log_level,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:  # the class Ray raises itself when its processes do not come up in time
+        raise PlacementError(f"Ray did not start on this machine: {first_line(error)}") from error
     return started.dashboard_url or ""
 
 

@@ -57,6 +57,12 @@ class RewardPool:
         Raises:
             RewardError: more than scoring.max_failed_share of the trajectories could not be scored.
         """
+        scored = self.verdicts(groups)
+        self._refuse_too_many_failures(scored)
+        return scored
+
+    def verdicts(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
+        """As `score`, but failures are verdicts too, however many: for groups that come a few at a time."""
         lanes = range(len(self._workers))
         queues = {lane: [i for i in range(len(groups)) if i % len(lanes) == lane] for lane in lanes}
         pending = {lane: [(i, self._workers[lane].score.remote(groups[i])) for i in queues[lane]] for lane in lanes}
@@ -70,7 +76,6 @@ class RewardPool:
                         self._respawn(lane)
                         again = [i for i, _ in pending[lane]]
                         pending[lane] = [(i, self._workers[lane].score.remote(groups[i])) for i in again]
-        self._refuse_too_many_failures(scored)
         return scored
 
     def _await(self, group: TrajectoryGroup, reference: ray.ObjectRef) -> tuple[ScoredGroup, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -121,6 +121,44 @@ class RolloutPool:
         ]
         return self._wait(calls, self._timeout_s, f"play {len(tasks)} tasks")
 
+    def play(
+        self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
+    ) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
+        """Groups as they finish, each with its task's place in `tasks`: all that are ready, at least one at a time.
+
+        A worker gets its next task when it has finished one, so none is idle while another has a queue.
+
+        Args:
+            in_flight: tasks at a time, per worker.
+        Raises:
+            RolloutError: a task failed, its worker died, or nothing finished within the deadline. What else had
+                finished by then is handed over first.
+        """
+        numbers = occurrences([task.task_id for task in tasks], attempt=0)
+        waiting = iter(enumerate(tasks))
+        pending: dict[ray.ObjectRef, tuple[int, Any]] = {}
+
+        def hand_out(worker: Any) -> None:
+            for place, task in itertools.islice(waiting, 1):
+                pending[worker.generate.remote(task, step, numbers[place], greedily)] = (place, worker)
+
+        for worker in self._workers * in_flight:
+            hand_out(worker)
+        while pending:
+            finished, failure = [], None
+            for call in self._wait_any(list(pending)):
+                place, worker = pending.pop(call)
+                try:
+                    finished += [(place, *self._wait([call], self._timeout_s, f"play task {tasks[place].task_id}"))]
+                except RolloutError as error:
+                    failure = failure or error
+                else:
+                    hand_out(worker)
+            if finished:
+                yield finished
+            if failure is not None:
+                raise failure
+
     def load_weights(self, buckets: list[WeightBucket], version: int, *, timeout_s: float) -> None:
         """Give every engine the weights of a version."""
         calls = [worker.load_weights.remote(buckets, version) for worker in self._workers]
@@ -136,6 +174,13 @@ class RolloutPool:
         summed = {f"engine/{name}": sum(stats[name] for stats in per_worker) for name in per_worker[0]}
         summed.pop("engine/memory_mib")
         return summed | {"memory/rollout": max(stats["memory_mib"] for stats in per_worker)}
+
+    def _wait_any(self, calls: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """Those that are ready, once at least one is."""
+        ready, _ = ray.wait(calls, num_returns=1, timeout=self._timeout_s)
+        if not ready:
+            raise RolloutError(f"none of {len(calls)} tasks was finished within {self._timeout_s:g} s")
+        return ray.wait(calls, num_returns=len(calls), timeout=0)[0]
 
     def _wait(self, calls: list[ray.ObjectRef], timeout_s: float, doing: str) -> list[Any]:
         return gather(calls, timeout_s=timeout_s, doing=doing, failure=RolloutError)

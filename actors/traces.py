@@ -13,8 +13,9 @@ import ray
 
 from actors.frames import park
 from actors.waiting import gather
-from envs.formats import RetrievalTrace, UnusableRow
+from envs.formats import RetrievalTrace
 from envs.rollout import Surroundings
+from envs.rows import UnusableRow
 from envs.traces import trace_to_trajectory
 from rl.cold_start import supervised_sample
 from rl.trajectory import TrainingSample, TrajectoryGroup

@@ -14,15 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from envs.formats import FORMATS, RetrievalTrace, RowFormat, UnusableRow, span_of
+from envs.formats import FORMATS, RetrievalTrace, RowFormat, span_of
+from envs.rows import DatasetError, UnusableRow
 from envs.video import VideoError
 from rl.trajectory import TimeSpan, VideoTask
 
 Row = TypeVar("Row", VideoTask, RetrievalTrace)
-
-
-class DatasetError(ValueError):
-    """The annotation file as a whole cannot be used; the message names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,10 @@ Each clip has an event window, visible in coarse frames, and inside it a brief d
 (and at twice that rate) miss by construction: it is never on screen at a multiple of half the coarse interval. The row
 says where the event is (`gt_span_*`) and the lowest integer rate that shows the detail at any phase (`fps`).
 
-Question kinds: `colour` (one flash; which colour?), `count` (1-4 flashes; how many?), `order` (two; which first?).
+Question kinds: `colour` (one flash; which colour?), `count` (1-4 flashes; how many?), `order` (two; which first?), and
+two that set the credit of a look and of an answer against each other: `warmth` (one flash; warm or cold? who saw
+nothing is right half the time) and `mislabelled` (`colour`, but half of the training annotations are wrong, so that who
+looked well is told that the answer was bad; held-out annotations are right).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from envs.synthetic_clip import DETAIL_COLOURS, Flash, SyntheticClip, draw, lowest_sufficient_fps, write_mp4
-from envs.synthetic_traces import LETTERS, cold_start_traces, shown_answer
+from envs.synthetic_traces import LETTERS, WARMTH, cold_start_traces, shown_answer
 
 __all__ = ["QuickstartWorld", "WorldFiles", "cold_start_traces", "render_world", "shown_answer", "world_rows"]
 
@@ -33,8 +36,17 @@ QUESTIONS = {
     "colour": "What colour flashes?",
     "count": "How many flashes?",
     "order": "Which colour flashes first?",
+    "warmth": "Is the flash warm or cold?",
+    "mislabelled": "What colour flashes?",
 }
-CHOICES = {"colour": tuple(DETAIL_COLOURS), "count": ("1", "2", "3", "4"), "order": tuple(DETAIL_COLOURS)}
+CHOICES = {
+    "colour": tuple(DETAIL_COLOURS),
+    "count": ("1", "2", "3", "4"),
+    "order": tuple(DETAIL_COLOURS),
+    "warmth": ("warm", "cold"),
+    "mislabelled": tuple(DETAIL_COLOURS),
+}
+NUM_FLASHES = {"colour": 1, "order": 2, "warmth": 1, "mislabelled": 1}  # count: as many as the answer says
 EVENT_STEPS = (1, 2, 3)  # lengths of the event window, in coarse intervals
 MIN_EVIDENCE_FRAMES = 5  # in the window at the evidence rate: room for scenes before, during and after a flash
 FORMAT_VERSION = 2  # part of the fingerprint: raise it when drawing or rows change
@@ -131,7 +143,10 @@ def _define_split(world: QuickstartWorld, split: str) -> list[tuple[dict[str, An
     """Rows and clips of a split. Each kind's letters and choices are dealt from shuffled full decks: balanced."""
     count = world.train_clips if split == "train" else world.held_out_clips
     split_seed = [world.seed, SPLITS.index(split)]
-    decks = {kind: _deal(np.random.default_rng([*split_seed, 0, i])) for i, kind in enumerate(world.question_kinds)}
+    decks = {
+        kind: _deal(len(CHOICES[kind]), np.random.default_rng([*split_seed, 0, i]))
+        for i, kind in enumerate(world.question_kinds)
+    }
     defined = []
     for index in range(count):
         kind = world.question_kinds[index % len(world.question_kinds)]
@@ -139,23 +154,33 @@ def _define_split(world: QuickstartWorld, split: str) -> list[tuple[dict[str, An
         clip = _define_clip(world, kind, CHOICES[kind][choice], np.random.default_rng([*split_seed, 1, index]))
         letter = letter if world.shuffle_options else choice
         options = _options(kind, choice, letter, np.random.default_rng([*split_seed, 2, index]), world.shuffle_options)
+        if kind == "mislabelled" and split == "train":
+            letter = _mislabelled(letter, np.random.default_rng([*split_seed, 3, index]))
         defined.append((_row(clip, kind, options, letter, f"{split}/{index:05d}.mp4"), clip))
     return defined
 
 
-def _deal(rng: np.random.Generator) -> Iterable[tuple[int, int]]:
-    """Endless (letter, choice) pairs, each of the sixteen once per deck; any four in a row hold each letter once."""
+def _deal(n: int, rng: np.random.Generator) -> Iterable[tuple[int, int]]:
+    """Endless (letter, choice) pairs of n choices, each of the n * n once per deck; any n in a row hold each letter
+    once."""
     while True:
-        letters_by_round = [rng.permutation(4) for _ in range(4)]
-        first_choice_of = rng.permutation(4)
+        letters_by_round = [rng.permutation(n) for _ in range(n)]
+        first_choice_of = rng.permutation(n)
         for turn, letters in enumerate(letters_by_round):
-            yield from ((int(letter), int(first_choice_of[(letter + turn) % 4])) for letter in letters)
+            yield from ((int(letter), int(first_choice_of[(letter + turn) % n])) for letter in letters)
+
+
+def _mislabelled(letter: int, rng: np.random.Generator) -> int:
+    """What a careless annotator wrote: half the time another letter than the right one."""
+    return int(rng.choice([letter, letter, letter, *(other for other in range(4) if other != letter)]))
 
 
 def _define_clip(world: QuickstartWorld, kind: str, answer: str, rng: np.random.Generator) -> SyntheticClip:
     slot_frames, native_fps = world.slot_frames, int(world.native_fps)
-    num_flashes = {"colour": 1, "order": 2}.get(kind) or int(answer)
-    longest = slot_frames if kind == "colour" else slot_frames // 2  # the tempo must not tell the count
+    num_flashes = NUM_FLASHES.get(kind) or int(answer)
+    longest = (
+        slot_frames if num_flashes == 1 and kind != "count" else slot_frames // 2
+    )  # the tempo must not tell the count
     tempo = int(rng.choice([i for i, frames in enumerate(world.tempo_frames) if frames <= longest]))
     flash_frames = world.tempo_frames[tempo]
     steps = int(rng.choice(_event_lengths(world, kind, flash_frames)))
@@ -191,23 +216,25 @@ def _flash_colours(kind: str, answer: str, num_flashes: int, rng: np.random.Gene
     colours = sorted(DETAIL_COLOURS)
     if kind == "count":
         return [str(rng.choice(colours))] * num_flashes
+    if kind == "warmth":
+        return [str(rng.choice([colour for colour in colours if WARMTH[colour] == answer]))]
     others = [colour for colour in colours if colour != answer]
     return [answer, str(rng.choice(others))][:num_flashes]
 
 
 def _options(kind: str, choice: int, letter: int, rng: np.random.Generator, shuffle: bool) -> list[str]:
-    """The four choices in the order of their letters, the right one at `letter`."""
+    """The choices in the order of their letters, the right one at `letter`."""
     choices = list(CHOICES[kind])
     if not shuffle:
         return choices
     right = choices.pop(choice)
-    shuffled = [choices[i] for i in rng.permutation(3)]
+    shuffled = [choices[i] for i in rng.permutation(len(choices))]
     return [*shuffled[:letter], right, *shuffled[letter:]]
 
 
 def _row(clip: SyntheticClip, kind: str, options: list[str], letter: int, video: str) -> dict[str, Any]:
     start_s, end_s = clip.event_span_s
-    listed = " ".join(f"{name} {option}" for name, option in zip(LETTERS, options, strict=True))
+    listed = " ".join(f"{name} {option}" for name, option in zip(LETTERS, options, strict=False))
     return {
         "prompt": f"<video>\n{QUESTIONS[kind]} {listed}",
         "video": video,

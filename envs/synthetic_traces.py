@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 LETTERS = "ABCD"
+WARMTH = {"red": "warm", "yellow": "warm", "green": "cold", "blue": "cold"}
 
 
 def cold_start_traces(
@@ -44,7 +45,13 @@ def shown_answer(row: dict[str, Any], start_s: float, end_s: float, fps: float) 
             seen.append(colour)
     if not seen:
         return None
-    return str(len(seen)) if row["kind"] == "count" else seen[0]
+    match row["kind"]:
+        case "count":
+            return str(len(seen))
+        case "warmth":
+            return WARMTH[seen[0]]
+        case _:
+            return seen[0]
 
 
 def _trace(
@@ -53,7 +60,11 @@ def _trace(
     start_s, end_s = _jittered_window(row, window_jitter_s, rng)
     fps = int(np.clip(row["fps"] + rng.integers(-fps_jitter, fps_jitter + 1), 1, row["native_fps"]))
     shown = shown_answer(row, start_s, end_s, fps)
-    letter = LETTERS[row["options"].index(shown)] if shown is not None else str(rng.choice(list(LETTERS)))
+    letter = (
+        LETTERS[row["options"].index(shown)]
+        if shown is not None
+        else str(rng.choice(list(LETTERS[: len(row["options"])])))
+    )
     thought = f"I see {shown}." if shown is not None else "I see nothing."
     look = f"Look closer.<span>{start_s:.1f} - {end_s:.1f}</span><fps>{fps}</fps><video>"
     return {

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs.formats import RetrievalTrace, UnusableRow
+from envs.formats import RetrievalTrace
 from envs.opening import open_clip
 from envs.prompts import encode_reply
 from envs.retrieval import render_call
 from envs.rollout import Surroundings, make_env
+from envs.rows import UnusableRow
 from envs.video import VideoError
 from rl.trajectory import Completion, Frames, MalformedCall, StopReason, TimeSpan, Trajectory, VideoTask
 

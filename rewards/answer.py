@@ -7,15 +7,10 @@ import string
 import unicodedata
 from typing import TypeVar
 
-from rewards.temporal_iou import interval_iou
-from rl.trajectory import AnswerKind, TimeSpan, Trajectory, VideoTask
+from rl.trajectory import AnswerKind, TimeSpan, Trajectory, VideoTask, interval_iou, read_letter, read_span
 
 Reference = TypeVar("Reference", str, TimeSpan)
 
-_LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z]))(?:[.):](?:\s.*)?|(?<=\))\s.*)?", re.DOTALL)
-_NUMBER = r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
-_SECONDS = r"\s*(?:s|sec|secs|seconds)?\.?"
-_SPAN = re.compile(rf"(?:from\s+)?{_NUMBER}{_SECONDS}\s*(?:-|–|—|to)\s*{_NUMBER}{_SECONDS}", re.IGNORECASE | re.ASCII)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -31,10 +26,11 @@ def answer(task: VideoTask, trajectory: Trajectory) -> float:
     body = answer_body(trajectory.answer_text)
     match task.answer_kind:
         case AnswerKind.LETTER:
-            return float(body is not None and letter(body) == _required(letter(task.answer), task, "a letter"))
+            option = _required(read_letter(task.answer), task, "a letter")
+            return float(body is not None and read_letter(body) == option)
         case AnswerKind.SPAN:
-            reference = _required(span(task.answer), task, "a span 'a - b'")
-            asked = None if body is None else span(body)
+            reference = _required(read_span(task.answer), task, "a span 'a - b'")
+            asked = None if body is None else read_span(body)
             return 0.0 if asked is None else interval_iou(asked, reference)
         case AnswerKind.OPEN:
             reference = _required(normalised(task.answer), task, "text")
@@ -51,23 +47,6 @@ def answer_body(text: str) -> str | None:
     before, _, rest = text.partition("<answer>")
     body, closing, _ = rest.partition("</answer>")
     return body.strip() if closing and "</answer>" not in before else None
-
-
-def letter(text: str) -> str | None:
-    """The option chosen, upper case: "B", "b", "(B)", "B.", "B. text", "B) text", "(B) text", "B: text".
-
-    A bare letter followed by words ("A dog runs") is no choice: it is an article as often as an option.
-    """
-    found = _LETTER.fullmatch(text.strip())
-    return (found[1] or found[2]).upper() if found else None
-
-
-def span(text: str) -> TimeSpan | None:
-    """A window in seconds: "3 - 8.5", "3s-8.5s", "from 3 to 8.5 seconds"; None if unreadable or not forward in time."""
-    found = _SPAN.fullmatch(text.strip())
-    if found is None or float(found[2]) <= float(found[1]):
-        return None
-    return TimeSpan(float(found[1]), float(found[2]))
 
 
 def normalised(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rl.trajectory import RetrievalCall, TimeSpan, VideoTask
+from rl.trajectory import RetrievalCall, VideoTask, interval_iou
 
 DIFFICULTY = (  # evidence shorter than this many seconds -> (alpha, beta); the DynFrame release's table
     (5.0, (0.6, 0.95)),
@@ -30,16 +30,6 @@ def temporal_iou(task: VideoTask, call: RetrievalCall, *, scaled: bool = False) 
         return None
     iou = interval_iou(call.span, task.evidence_span)
     return scaled_iou(iou, task.evidence_span.length_s) if scaled else iou
-
-
-def interval_iou(first: TimeSpan, second: TimeSpan) -> float:
-    """Intersection over union of two windows, in 0..1; 0 where one is empty, reversed or not finite."""
-    edges = (first.start_s, first.end_s, second.start_s, second.end_s)
-    if not all(math.isfinite(edge) for edge in edges) or first.length_s <= 0 or second.length_s <= 0:
-        return 0.0
-    overlap_s = min(first.end_s, second.end_s) - max(first.start_s, second.start_s)
-    hull_s = max(first.end_s, second.end_s) - min(first.start_s, second.start_s)
-    return max(overlap_s, 0.0) / hull_s  # windows that overlap fill their hull, others score 0 anyway
 
 
 def scaled_iou(iou: float, evidence_s: float) -> float:

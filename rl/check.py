@@ -248,6 +248,7 @@ def _output(config: RunConfig, parameters: int) -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding("output_dir", Level.MISSING, f"{existing} cannot be written; set output_dir=...")
     kept = config.trainer.keep_checkpoints + 1  # the next one is written before the oldest goes
+    kept += bool(config.trainer.best_metric and config.trainer.eval_tasks)  # the best one stays
     needed = MIN_FREE_GIB + kept * parameters * BYTES_PER_TRAINED_PARAMETER / 2**30
     free = psutil.disk_usage(str(existing)).free / 2**30
     if free < needed:

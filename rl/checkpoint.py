@@ -4,9 +4,11 @@
         step_00000020/          one complete checkpoint
             manifest.json       size and SHA-256 of every other file; written last
             state.json          RunState
+            score.json          what the policy was worth, if it was evaluated at this step
             config.yaml         the resolved configuration
             ...                 whatever the learners wrote (rank_0.safetensors, policy/, ...)
         latest                  name of the newest one, for people and scripts
+        best                    name of the one with the best score, likewise; never removed as too old
         .draft_*                being written; never read, removed by the next save
 
 A checkpoint is written into a draft, every file is flushed to the disk, the manifest follows, and one rename publishes
@@ -18,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -29,7 +32,10 @@ from rl.trajectory import RunState
 
 log = logging.getLogger(__name__)
 
-MANIFEST, STATE, CONFIG, LATEST = "manifest.json", "state.json", "config.yaml", "latest"
+MANIFEST, STATE, CONFIG, SCORE = "manifest.json", "state.json", "config.yaml", "score.json"
+LATEST, BEST = "latest", "best"  # pointers
+CHECKPOINTS = "checkpoints"  # folder of a run
+POLICY_FOLDER = "policy"  # of a checkpoint: the Hugging Face folder, for whoever uses the policy elsewhere
 FORMAT = 1  # of the manifest
 SPARE_BYTES = 16 * 2**20  # free space that must remain beside a checkpoint
 BLOCK_BYTES = 2**20
@@ -37,6 +43,19 @@ BLOCK_BYTES = 2**20
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; the message names the file and, where there is one, the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a policy was worth: a metric's name, with "-" before it if lower is better, and its value."""
+
+    metric: str
+    value: float
+
+    @property
+    def rank(self) -> float:
+        """The higher the better."""
+        return -self.value if self.metric.startswith("-") else self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +74,21 @@ class CheckpointStore:
     ...                                       # everybody writes into `draft`
     store.commit(draft, state, config_yaml)
     store.latest_valid()                      # -> Checkpoint
+
+    Which one is best is read off the scores inside the checkpoints, so that a crash between publishing and pointing
+    forgets nothing. The first of equals is the best.
+
+    Args:
+        keep: how many of the newest are kept, beside the best one.
+        best_metric: scores of this metric compete; empty: no checkpoint is best.
     """
 
-    def __init__(self, run_dir: str | Path, keep: int = 2) -> None:
+    def __init__(self, run_dir: str | Path, keep: int = 2, best_metric: str = "") -> None:
         if keep < 1:
             raise ValueError(f"trainer.keep_checkpoints must be >= 1, got {keep}")
-        self.folder = Path(run_dir) / "checkpoints"
+        self.folder = Path(run_dir) / CHECKPOINTS
         self._keep = keep
+        self._best_metric = best_metric
 
     def begin(self, step: int, expected_bytes: int | None = None) -> Path:
         """An empty draft to write into. Drafts that a crash left behind are removed.
@@ -81,24 +108,48 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"{self.folder}: no checkpoint can be written here: {error}") from error
 
-    def commit(self, draft: Path, state: RunState, config_yaml: str) -> Checkpoint:
+    def commit(self, draft: Path, state: RunState, config_yaml: str, value: float | None = None) -> Checkpoint:
         """Complete a draft, flush it to the disk, publish it with one rename, then remove what is too old.
 
+        Args:
+            value: of `best_metric`, if the policy was evaluated at this step.
         Raises:
             CheckpointError: the disk failed; the previous checkpoint is untouched.
         """
-        home = self.folder / f"step_{state.step:08d}"
+        home = self.folder / _name(state.step)
         try:
             (draft / CONFIG).write_text(config_yaml, encoding="utf-8")
             (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            if self._best_metric and value is not None and math.isfinite(value):
+                (draft / SCORE).write_text(json.dumps(asdict(Score(self._best_metric, value))), encoding="utf-8")
             (draft / MANIFEST).write_text(json.dumps(_manifest(draft), indent=1), encoding="utf-8")
             draft.chmod(0o755)
             _flush_tree(draft)
             self._publish(draft, home)
+            self._set_aside_after(home)
+            self._point_to_best(state.step)
         except OSError as error:
             raise CheckpointError(f"{home}: could not be saved: {error}") from error
-        self._prune(home)
+        self._prune()
         return Checkpoint(home, state, config_yaml)
+
+    def is_best(self, step: int, value: float) -> bool:
+        """Whether a policy of this value at `step` is better than every checkpoint before it."""
+        if not self._best_metric or not math.isfinite(value):
+            return False
+        best = self._best_before(step)
+        return best is None or Score(self._best_metric, value).rank > best[1].rank
+
+    def best_valid(self) -> Checkpoint | None:
+        """The checkpoint that `best` points to; None if there is no such pointer.
+
+        Raises:
+            CheckpointError: it is not whole.
+        """
+        pointer = self.folder / BEST
+        if not pointer.is_file():
+            return None
+        return open_checkpoint(self._pointed_to(pointer))
 
     def latest_valid(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None. Says in the log which ones were passed over, and why."""
@@ -108,6 +159,12 @@ class CheckpointStore:
             except CheckpointError as error:
                 log.warning("checkpoint passed over: %s", error)
         return None
+
+    def best_score(self) -> tuple[int, Score] | None:
+        """Step and score of the checkpoint that `best` points to, without looking at its other files."""
+        pointer = self.folder / BEST
+        score = _read_score(home := self._pointed_to(pointer)) if pointer.is_file() else None
+        return None if score is None else (int(home.name.removeprefix("step_")), score)
 
     def _newest_first(self) -> list[Path]:
         return sorted((path for path in self.folder.glob("step_*") if path.is_dir()), reverse=True)
@@ -129,23 +186,51 @@ class CheckpointStore:
             home.rename(replaced)
         draft.rename(home)
         _flush(self.folder)
-        pointer = self.folder / f".{LATEST}"
-        pointer.write_text(home.name + "\n", encoding="utf-8")
-        _flush(pointer)
-        pointer.rename(self.folder / LATEST)
-        _flush(self.folder)
+        self._point(LATEST, home)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _prune(self, newest: Path) -> None:
-        """Keep the newest few. Steps beyond the one just saved belong to a future that this run went back behind."""
-        folders = self._newest_first()
-        for folder in (folder for folder in folders if folder.name > newest.name):
+    def _point(self, name: str, home: Path) -> None:
+        """Make the pointer `name` say `home`, in one rename."""
+        pointer = self.folder / f".{name}"
+        pointer.write_text(home.name + "\n", encoding="utf-8")
+        _flush(pointer)
+        pointer.rename(self.folder / name)
+        _flush(self.folder)
+
+    def _point_to_best(self, newest_step: int) -> None:
+        if best := self._best_before(newest_step + 1):
+            self._point(BEST, best[0])
+        elif (pointer := self.folder / BEST).is_file() and not self._pointed_to(pointer).is_dir():
+            pointer.unlink()  # what it named was set aside
+
+    def _pointed_to(self, pointer: Path) -> Path:
+        return self.folder / pointer.read_text(encoding="utf-8").strip()
+
+    def _set_aside_after(self, newest: Path) -> None:
+        """Steps beyond the one just saved belong to a future that this run went back behind."""
+        for folder in (folder for folder in self._newest_first() if folder.name > newest.name):
             log.warning("%s: set aside as superseded, the run was resumed from an earlier step", folder)
             shutil.rmtree(self.folder / f"superseded_{folder.name}", ignore_errors=True)
             folder.rename(self.folder / f"superseded_{folder.name}")
-        whole = [folder for folder in folders if folder.name <= newest.name and (folder / MANIFEST).is_file()]
+
+    def _prune(self) -> None:
+        """Keep the newest few, and the best."""
+        best = self.folder / BEST
+        kept = self._pointed_to(best) if best.is_file() else None
+        whole = [folder for folder in self._newest_first() if (folder / MANIFEST).is_file()]
         for folder in whole[self._keep :]:
-            shutil.rmtree(folder)
+            if folder != kept:
+                shutil.rmtree(folder)
+
+    def _best_before(self, step: int) -> tuple[Path, Score] | None:
+        """The best of the checkpoints before `step`, by the scores in them."""
+        scores = {folder: _read_score(folder) for folder in reversed(self._newest_first())}
+        competing = [
+            (folder, score)
+            for folder, score in scores.items()
+            if score is not None and score.metric == self._best_metric and folder.name < _name(step)
+        ]
+        return max(competing, key=lambda pair: pair[1].rank, default=None)  # the first of equals
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -169,6 +254,22 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         return Checkpoint(folder, state, (folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: not readable: {error}") from error
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _read_score(folder: Path) -> Score | None:
+    """The score of a whole checkpoint; None if it was not evaluated, or cannot be read."""
+    if not (folder / MANIFEST).is_file() or not (folder / SCORE).is_file():
+        return None
+    try:
+        score = Score(**json.loads((folder / SCORE).read_text(encoding="utf-8")))
+        return score if math.isfinite(score.value) else None
+    except (OSError, TypeError, ValueError) as error:
+        log.warning("%s: passed over: %s", folder / SCORE, error)
+        return None
 
 
 def _manifest(folder: Path) -> dict[str, object]:

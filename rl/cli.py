@@ -43,6 +43,7 @@ Inputs = Annotated[
         "`rewards.answer.weight=0.8`.",
     ),
 ]
+Best = Annotated[bool, typer.Option("--best", help="Of the run, the best checkpoint (`trainer.best_metric`).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -121,15 +122,67 @@ def rollout(
     run_rollout(config, console, num_tasks=tasks, split=split, greedily=greedy, out=out)
 
 
+@app.command("eval", epilog=EPILOG)
+def evaluate(
+    inputs: Inputs,
+    run: Annotated[
+        Path | None, typer.Option(help="Evaluate this run's newest checkpoint instead of the policy in CONFIG.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Or this checkpoint.")] = None,
+    best: Best = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Move an earlier evaluation of that name aside, and begin anew.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Play a benchmark greedily and measure it: `evaluation.benchmark=NAME evaluation.path=… evaluation.video_root=…`.
+
+    Without a benchmark: the held-out tasks of CONFIG, judged by its rewards. `retrieval.max_calls=0` is the baseline
+    that may not look again. Everything lands in `eval/NAME` of the run (RUN, or `output_dir/name`): predictions.jsonl,
+    line by line, and metrics.json with bootstrap intervals. An evaluation that was interrupted goes on when the command
+    is given again.
+    """
+    if run is not None and checkpoint is not None:
+        raise ConfigError("command line: --run takes a run's checkpoint by itself; give one of --run and --checkpoint")
+    if best and run is None:
+        raise ConfigError("command line: --best is of a run; give --run RUN")
+    config = _load(inputs)
+    from rl.evaluation import run_evaluation
+
+    report = run_evaluation(config, console, run=checkpoint if run is None else run, best=best, restart=restart)
+    if as_json:
+        _print_json(report)
+
+
+@app.command(epilog=EPILOG)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Runs, folders such as RUN/eval/NAME, or their metrics.json; the first is compared with."),
+    ],
+    name: Annotated[str, typer.Option(help="Which evaluation of the runs, if they have several in common.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Put evaluations side by side: values with intervals, differences to the first, paired significance."""
+    from rl.compare import compare as compare_evaluations
+    from rl.compare import load_evaluations, print_comparison
+
+    comparison = compare_evaluations(load_evaluations(runs, name))
+    print_comparison(comparison, console)
+    if as_json:
+        _print_json(comparison.as_dict())
+
+
 @app.command(epilog=EPILOG)
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
     folder: Annotated[Path, typer.Argument(help="Where the Hugging Face folder goes; must not exist.")],
+    best: Best = False,
 ) -> None:
     """Turn a checkpoint into a Hugging Face folder that transformers and vLLM (with this package) load."""
     from rl.train import run_export
 
-    run_export(run, folder)
+    run_export(run, folder, best=best)
     _say(f"exported to {folder}")
 
 

@@ -17,6 +17,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+HELD_OUT = "held_out/"  # evaluations during training report under it
+HELD_OUT_METRICS = ("reward_sampling", "reward_reasoning", "accuracy", "calls", "frames", "failed")  # and term/NAME
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message names file, key and remedy."""
@@ -30,6 +33,13 @@ def _require(condition: bool, message: str) -> None:
 def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
     choices = sorted(choices)
     _require(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _require_folder_name(key: str, name: str) -> None:
+    _require(
+        re.fullmatch(r"[\w.-]+", name) is not None and name not in (".", ".."),
+        f"{key} must be letters, digits, '_', '-' or '.', for it names a folder in output_dir; got {name!r}",
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,9 @@ class QuickstartWorldConfig:
     duration_s: float = 8.0
     native_fps: float = 12.0
     size: int = 56  # pixels, square
-    question_kinds: list[str] = field(default_factory=lambda: ["colour"])  # colour | count | order
+    question_kinds: list[str] = field(
+        default_factory=lambda: ["colour"]
+    )  # colour | count | order | warmth (a lucky answer) | mislabelled (a wrong annotation)
     shuffle_options: bool = False  # letters in random order per clip: to look them up takes a larger policy
 
 
@@ -216,7 +228,8 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     num_workers: int = 1  # engines
-    call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step, or of an evaluation
+    call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step or held-out evaluation; in
+    #   `dynframe eval`, of the time in which no example is finished
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -398,6 +411,27 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """`dynframe eval`: what is played greedily, and judged by whom. Lands in eval/NAME of the run."""
+
+    benchmark: str = ""  # a name of envs/benchmarks/registry.py or module:NAME; empty: data.held_out and `rewards`
+    path: str = ""  # the authors' annotation file or folder; unused where benchmark is empty, as is video_root
+    video_root: str = ""  # every video must lie under it; empty: the annotations' folder
+    name: str = ""  # NAME; empty: the benchmark's, or held_out. Other settings need another name
+    limit: int = 0  # examples, the first of the file; 0: all. May be raised later: what is done stays
+    in_flight: int = 32  # examples at a time per rollout worker: while some decode, the engine works on others
+
+    def __post_init__(self) -> None:
+        _require(self.limit >= 0, f"evaluation.limit must be >= 0, got {self.limit}")
+        _require(self.in_flight >= 1, f"evaluation.in_flight must be >= 1, got {self.in_flight}")
+        _require(
+            not self.benchmark or bool(self.path),
+            f"evaluation.path: where do the annotations of {self.benchmark} lie? (evaluation.path=FILE_OR_FOLDER)",
+        )
+        _require_folder_name("evaluation.name", self.name or "held_out")
+
+
+@dataclass(frozen=True)
 class TrainerConfig:
     """The loop."""
 
@@ -406,6 +440,8 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     eval_every: int = 0  # steps; 0: before the first and after the last only
     eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
+    best_metric: str = "held_out/reward_reasoning"  # the best checkpoint by it is kept; "-held_out/…": the lower the
+    #   better; empty: none is. Evaluations after the first step count; every run has this one, whatever its rewards
 
     def __post_init__(self) -> None:
         _require(self.steps >= 0, "trainer.steps must be >= 0")
@@ -413,6 +449,10 @@ class TrainerConfig:
         _require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
         _require(self.eval_every >= 0, f"trainer.eval_every must be >= 0, got {self.eval_every}")
         _require(self.eval_tasks >= 0, f"trainer.eval_tasks must be >= 0, got {self.eval_tasks}")
+        _require(
+            not self.best_metric or self.best_metric.removeprefix("-").startswith(HELD_OUT),
+            f"trainer.best_metric must be empty or start with {HELD_OUT} or -{HELD_OUT}, got {self.best_metric!r}",
+        )
 
 
 @dataclass(frozen=True)
@@ -460,6 +500,7 @@ class RunConfig:
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     parity: ParityConfig = field(default_factory=ParityConfig)
@@ -476,10 +517,7 @@ class RunConfig:
             "policy.dtype=bfloat16 with learner.zero_stage=0 is wrong in DeepSpeed 0.19 (a phantom optimizer step at "
             "start): use learner.zero_stage=1",
         )
-        _require(
-            re.fullmatch(r"[\w.-]+", self.name) is not None and self.name not in (".", ".."),
-            f"name must be letters, digits, '_', '-' or '.', for it names a folder in output_dir; got {self.name!r}",
-        )
+        _require_folder_name("name", self.name)
         _refuse_what_does_not_fit(self)
 
 
@@ -502,6 +540,12 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         split == 1 or placement.rollout_gpus >= split,
         f"rollout.engine.tensor_parallel_size={split} needs placement.rollout_gpus >= {split}, "
         f"got {placement.rollout_gpus:g}",
+    )
+    best = config.trainer.best_metric.removeprefix("-").removeprefix(HELD_OUT)
+    judged = [*HELD_OUT_METRICS, *(f"term/{name}" for name in config.rewards)]
+    _require(
+        not best or best in judged,
+        f"trainer.best_metric: no metric {HELD_OUT}{best}; there are {', '.join(HELD_OUT + name for name in judged)}",
     )
     train = config.data.train.format
     _require(

@@ -16,9 +16,17 @@ from rl.config import ConfigError, RunConfig
 from rl.parity import CONTROL_FACTOR_BF16, ParityReport, measure_parity
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
-from rl.prepare import prepare_policy, prepare_tasks
+from rl.prepare import prepare_policy, prepare_tasks, prepare_traces
 from rl.records import records, write_records
-from rl.stations import START_TIMEOUT_S, cluster, cold_started_policy, spawn_rewards, spawn_rollouts, start_player
+from rl.stations import (
+    START_TIMEOUT_S,
+    cluster,
+    cold_start_home,
+    cold_started_policy,
+    spawn_rewards,
+    spawn_rollouts,
+    start_player,
+)
 from rl.trajectory import RetrievalCall, TrajectoryGroup, VideoTask
 
 log = logging.getLogger(__name__)
@@ -82,6 +90,8 @@ def playable_policy(config: RunConfig, console: Console) -> Path:
     policy_dir = prepare_policy(config)
     if not config.cold_start.enabled:
         return policy_dir
+    if (home := cold_start_home(config, policy_dir, prepare_traces(config, console))).is_dir():
+        return home  # no learners are needed
     with cluster(config, console) as slots:
         return cold_started_policy(config, policy_dir, slots, console)
 

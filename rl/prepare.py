@@ -20,12 +20,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from envs.dataset import DatasetError, LoadedTasks, RejectedRow, load_tasks, load_traces
-from envs.formats import RetrievalTrace, UnusableRow
+from envs.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
+from envs.formats import RetrievalTrace
 from envs.opening import OpeningRules
 from envs.prompts import PromptFormat
 from envs.retrieval import RetrievalRules
 from envs.rollout import Surroundings
+from envs.rows import DatasetError, UnusableRow
 from envs.synthetic import QuickstartWorld, WorldFiles, cold_start_traces, render_world
 from envs.traces import traces_from_evidence
 from envs.video import VideoError, VideoReader
@@ -138,11 +139,23 @@ def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace,
     """Supervised traces of the cold start: read from a file, or made with jitter from annotated evidence.
 
     Raises:
-        ConfigError: no such file, no usable trace, or a bad row with data.bad_rows=refuse.
+        ConfigError: no such file, no usable trace, a bad row with data.bad_rows=refuse, or retrieval is off and every
+            trace looks.
     """
+    quickstart = config.cold_start.traces.format == "quickstart"
+    traces = _world_traces(config, console) if quickstart else _given_traces(config, console)
+    if not config.retrieval.max_calls and all(len(trace.replies) > 1 for trace in traces):
+        raise ConfigError(
+            "retrieval.max_calls=0 refuses the looks that all traces of the cold start teach: play a policy that has "
+            "learned to look (--run RUN, or cold_start.enabled=false and the folder that `dynframe cold-start` prints "
+            "as policy.path)"
+        )
+    return traces
+
+
+def _given_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
+    """Traces read from a file, or made from the evidence in one."""
     declared = config.cold_start
-    if declared.traces.format == "quickstart":
-        return _world_traces(config, console)
     if declared.traces.format == "dm_cot":
         loaded = load_traces(*_located(config, declared.traces, "train", console))
         traces, rejected = loaded.traces, loaded.rejected

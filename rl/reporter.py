@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from actors.memory import own_memory_mib
 from actors.ray_metrics import RayMetricsSink
 from rl.advantages import CreditRules
 from rl.batch import credit_metrics, learned_credit
+from rl.checkpoint import CheckpointStore
 from rl.config import AdvantageConfig, RunConfig, to_dict
 from rl.metrics import reward_metrics, rollout_metrics
 from rl.policy.processor import Processor
@@ -136,6 +138,9 @@ def make_sinks(config: RunConfig, run_dir: Path, *, keep_through_step: int) -> l
 def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
     """Write summary.json and print what was learned and where the run lies."""
     summary = summarise(run_dir)
+    best = CheckpointStore(run_dir).best_score()
+    if best is not None:
+        summary["best"] = {"step": best[0], **asdict(best[1])}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     table = Table(title=f"{summary['steps']} steps in {summary['seconds']:.0f} s", box=None, pad_edge=False)
     for heading in ("", "before", "after"):
@@ -150,5 +155,7 @@ def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
     ):
         table.add_row(label, *(f"{moment.get(name, math.nan):.3f}" for moment in (before, after)))
     console.print(table)
+    if best is not None:
+        console.print(f"best checkpoint: step {best[0]}, {best[1].metric} {best[1].value:.3f}", highlight=False)
     console.print(f"metrics, trajectories and checkpoints: {run_dir}", highlight=False)
     return summary

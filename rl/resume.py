@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rl.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from rl.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from rl.config import ConfigError, RunConfig, to_dict
 
 MEANING = (  # keys that a resumed run may not change; how long, how fast and where it runs may change
@@ -38,13 +39,37 @@ def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Checkpoint | N
     return found
 
 
-def changed_meaning(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def checkpoint_of(run: Path, *, best: bool = False) -> Checkpoint:
+    """A run's newest valid checkpoint, or its best; or the checkpoint that `run` itself is.
+
+    Raises:
+        ConfigError: there is none, or it is not whole.
+    """
+    try:
+        if not (run / CHECKPOINTS).is_dir():
+            if not (run / MANIFEST).is_file():
+                raise ConfigError(f"{run}: neither a run nor a checkpoint; give a folder such as runs/quickstart")
+            return open_checkpoint(run)
+        store = CheckpointStore(run)
+        found = store.best_valid() if best else store.latest_valid()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
+    if found is None and best:
+        raise ConfigError(f"{run}: no checkpoint is known as the best (trainer.best_metric, trainer.eval_every)")
+    if found is None:
+        raise ConfigError(f"{run}: no valid checkpoint in it")
+    return found
+
+
+def changed_meaning(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "", meaning: tuple[str, ...] = MEANING
+) -> list[str]:
     """What differs between two configurations among the keys that make a run what it is: "key: old -> new"."""
     changed = []
     for key in sorted(old.keys() | new.keys(), key=str):
         name, before, now = f"{prefix}{key}", old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            changed += changed_meaning(before, now, f"{name}.")
-        elif before != now and name.startswith(MEANING):
+            changed += changed_meaning(before, now, f"{name}.", meaning)
+        elif before != now and name.startswith(meaning):
             changed.append(f"{name}: {before} -> {now}")
     return changed

@@ -37,9 +37,14 @@ NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # of a learner t
 
 
 @contextmanager
-def cluster(config: RunConfig, console: Console) -> Iterator[Slots]:
-    """Ray, and one slot per worker; released and, if started here, stopped in the end."""
-    demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
+def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -> Iterator[Slots]:
+    """Ray, and one slot per worker; released and, if started here, stopped in the end.
+
+    Args:
+        demand: workers of each kind; None: those of a training run.
+    """
+    if demand is None:
+        demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
     was_running = ray.is_initialized()
     dashboard = connect(config.placement, demand)
     if dashboard:
@@ -99,10 +104,15 @@ def spawn_learners(
 def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, console: Console) -> Path:
     """The policy after the supervised stage, from the cache if everything it depends on is the same."""
     traces = prepare_traces(config, console)
-    home = Path(config.cache_dir) / f"cold-start-{cold_start_fingerprint(config, policy_dir, traces)}"
+    home = cold_start_home(config, policy_dir, traces)
     if home.is_dir():
         console.print(f"cold start: found in {home}", highlight=False)
     return built_once(home, lambda folder: _cold_start(config, policy_dir, traces, slots, console, folder))
+
+
+def cold_start_home(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> Path:
+    """The folder of the policy after the supervised stage; not there before that has run."""
+    return Path(config.cache_dir) / f"cold-start-{cold_start_fingerprint(config, policy_dir, traces)}"
 
 
 def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from actors.rollout import RolloutPool
 from actors.weight_sync import WeightSync
 from envs.dataset import tasks_for_step
 from rl.check import preflight
-from rl.checkpoint import CheckpointStore
+from rl.checkpoint import POLICY_FOLDER, CheckpointStore
 from rl.config import ConfigError, RunConfig, to_yaml
-from rl.evaluate import held_out_metrics
+from rl.evaluate import EVALUATION_STEP, held_out_metrics
 from rl.policy.processor import Processor
 from rl.prepare import prepare_policy, prepare_tasks, progress_bar
 from rl.records import records, write_step
 from rl.reporter import Reporter, conclude, make_sinks
-from rl.resume import find_checkpoint
+from rl.resume import checkpoint_of, find_checkpoint
 from rl.sinks import MetricLog
 from rl.stations import (
     START_TIMEOUT_S,
@@ -40,9 +41,6 @@ from rl.trajectory import LearnerUpdate, RunState, ScoredGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
-POLICY_FOLDER = "policy"  # of a checkpoint: the Hugging Face folder `dynframe export` copies
-EVALUATION_STEP = -1  # seeds of evaluation never meet those of training
-
 
 def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
     """Run to `trainer.steps`; returns the summary, which also lies in summary.json.
@@ -51,7 +49,8 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         ConfigError: the configuration cannot work here; nothing has been started.
     """
     preflight(config)
-    store = CheckpointStore(Path(config.output_dir).absolute() / config.name, keep=config.trainer.keep_checkpoints)
+    home, trainer = Path(config.output_dir).absolute() / config.name, config.trainer
+    store = CheckpointStore(home, trainer.keep_checkpoints, trainer.best_metric)
     found = find_checkpoint(config, store)
     run_dir = open_run(config)
     console.print(f"run {config.name}: {run_dir}", highlight=False)
@@ -98,6 +97,7 @@ class Run:
     learners: LearnerGroup
     weights: WeightSync
     numbers: MetricLog
+    values: dict[int, float] = field(default_factory=dict)  # of trainer.best_metric, by the step it was evaluated at
 
     def train(self, tasks: Sequence[VideoTask], first_step: int, console: Console) -> None:
         """The loop of rl.trainer, from `first_step` to the last."""
@@ -138,17 +138,25 @@ class Run:
         draft = self.store.begin(step)
         self.learners.save(draft)
         self.learners.export_policy(draft / POLICY_FOLDER)
-        self.store.commit(draft, RunState(step, version, self.config.seed), to_yaml(self.config))
+        state = RunState(step, version, self.config.seed)
+        self.store.commit(draft, state, to_yaml(self.config), self.values.get(step))
 
-    def evaluate(self, step: int) -> None:
-        """Greedy trajectories on held-out tasks, after `step` steps."""
+    def evaluate(self, step: int) -> bool:
+        """Greedy trajectories on held-out tasks, after `step` steps; whether they are the best so far.
+
+        The start does not compete: that policy is there already.
+        """
         chosen = self.held_out[: self.config.trainer.eval_tasks]
         if not chosen:
-            return
+            return False
         scored = self.rewards.score(self.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
         self.rollouts.stats()  # the next step's counters start here
         write_step(self.run_dir / "held_out", step, records(scored, self.processor.pieces))
-        self.numbers.write(step, held_out_metrics(scored, answer_terms=answer_terms(self.config)))
+        metrics = held_out_metrics(scored, answer_terms=answer_terms(self.config))
+        self.numbers.write(step, metrics)
+        value = metrics.get(self.config.trainer.best_metric.removeprefix("-"), math.nan)
+        self.values[step] = value
+        return step > 0 and self.store.is_best(step, value)
 
 
 def open_run(config: RunConfig) -> Path:
@@ -192,19 +200,12 @@ def run_cold_start_only(config: RunConfig, console: Console) -> Path:
         return cold_started_policy(config, policy_dir, slots, console)
 
 
-def run_export(run: Path, folder: Path) -> None:
-    """Copy the Hugging Face folder of a run's newest valid checkpoint, or of a given one, to `folder`.
+def run_export(run: Path, folder: Path, *, best: bool = False) -> None:
+    """Copy the Hugging Face folder of a run's newest valid checkpoint, its best, or a given one, to `folder`.
 
     Raises:
         ConfigError: no checkpoint there, or `folder` exists.
     """
     if folder.exists():
         raise ConfigError(f"{folder} exists already; name a folder that does not")
-    if (run / "checkpoints").is_dir():
-        found = CheckpointStore(run, keep=1).latest_valid()
-        if found is None:
-            raise ConfigError(f"{run}: no valid checkpoint in it")
-        run = found.folder
-    if not (run / POLICY_FOLDER).is_dir():
-        raise ConfigError(f"{run}: neither a run nor a checkpoint; give a folder such as runs/quickstart")
-    shutil.copytree(run / POLICY_FOLDER, folder)
+    shutil.copytree(checkpoint_of(run, best=best).folder / POLICY_FOLDER, folder)

@@ -67,7 +67,7 @@ def train(
     weights: Weights,
     report: Report,
     save: Callable[[int, int], None],
-    evaluate: Callable[[int], None],
+    evaluate: Callable[[int], bool],
 ) -> int:
     """Train from `schedule.first_step` to `schedule.steps`; returns the last policy version.
 
@@ -75,7 +75,7 @@ def train(
         tasks_for: the tasks of a step, and replacements for degenerate groups at attempt 1, 2, ...
         report: called after each step with what was played, what came of learning it, and the loop's own numbers.
         save: called with (next step, policy version) when a checkpoint is due; the last step is always saved.
-        evaluate: called with the step reached when an evaluation is due.
+        evaluate: called with the step reached when an evaluation is due; a policy it finds the best so far is saved.
     """
     version = weights.push()
     if schedule.first_step == 0:
@@ -89,9 +89,9 @@ def train(
             version = weights.push()
         counters = {"policy/version": version, "rollout/resampled_groups": resampled}
         report(step, scored, learned, {**counters, **clock.metrics()})
-        if is_due(step + 1, schedule.eval_every, schedule.steps):
-            evaluate(step + 1)  # before saving: a run killed in between repeats the step, and so the evaluation
-        if is_due(step + 1, schedule.save_every, schedule.steps):
+        # evaluated before saving: a run killed in between repeats the step, and so the evaluation
+        is_best = is_due(step + 1, schedule.eval_every, schedule.steps) and evaluate(step + 1)
+        if is_best or is_due(step + 1, schedule.save_every, schedule.steps):
             save(step + 1, version)
     return version
 

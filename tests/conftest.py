@@ -9,6 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on tw
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # on busy cores a deadline per example measures the neighbours
+settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).parents[1]
 

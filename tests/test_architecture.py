@@ -39,6 +39,8 @@ COMPOSITION_ROOT = (
     "prepare",
     "check",
     "inspection",
+    "exams",
+    "evaluation",
     "reporter",
     "viewer",  # a page with pictures: joins rl.report, which is pure, with the decoders of envs
 )  # files of rl/

@@ -32,7 +32,11 @@ def dynframe(*arguments, cwd=REPOSITORY, **environment):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "cold-start", "check", "parity", "rollout", "submit", "export", "report", "doctor", ""]
+    "command",
+    [
+        *("train", "cold-start", "check", "parity", "rollout", "eval", "compare", "submit", "export", "report"),
+        *("doctor", ""),
+    ],
 )
 def test_help_teaches_and_answers_at_once(command):
     start = time.perf_counter()
@@ -59,14 +63,24 @@ def test_help_teaches_and_answers_at_once(command):
         (["train", QUICKSTART, "output_dir=/proc/none"], "or set output_dir to another disk"),
         (["train", QUICKSTART, "resume=/nowhere"], "/nowhere"),
         (["export", "/nowhere", "out"], "neither a run nor a checkpoint"),
+        (["eval", QUICKSTART, "--run", "/nowhere"], "neither a run nor a checkpoint"),
+        (["eval", QUICKSTART, "--best"], "--best is of a run; give --run RUN"),
+        (["eval", QUICKSTART, "--run", "a", "--checkpoint", "b"], "give one of --run and --checkpoint"),
+        (["eval", QUICKSTART, "evaluation.benchmark=charades_sta"], "evaluation.path: where do the annotations"),
+        (
+            ["eval", QUICKSTART, "evaluation.benchmark=charade", "evaluation.path=Makefile"],
+            "did you mean 'charades_sta'",
+        ),
+        (["eval", QUICKSTART, "retrieval.max_calls=0"], "refuses the looks that all traces of the cold start teach"),
+        (["compare", "/nowhere"], "no metrics.json in it; give RUN/eval/NAME, or a RUN"),
         (["report", "/nowhere"], "/nowhere: no such run"),
         (["report", "rl"], "not a run"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path):
     where = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
-    overrides = where if arguments[0] in ("train", "check") else []
-    if arguments[0] == "train" and not any("output_dir" in a for a in arguments):
+    overrides = where if arguments[0] in ("train", "check", "eval") else []
+    if arguments[0] in ("train", "eval") and not any("output_dir" in a for a in arguments):
         overrides = [*overrides, f"output_dir={tmp_path}/runs"]
     answer = dynframe(*arguments, *overrides)
     assert answer.returncode == 2, answer.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-ROOMS = ("rl", "rl/policy", "envs", "rewards", "actors", "cluster")
+ROOMS = ("rl", "rl/policy", "rl/report", "envs", "envs/benchmarks", "rewards", "actors", "cluster")
 
 
 def test_every_source_file_has_its_line_and_every_line_its_file():

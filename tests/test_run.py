@@ -147,6 +147,17 @@ def test_an_exported_policy_loads_in_transformers_and_plays_in_the_engine(home, 
     assert record["turns"][0]["segment"] == "sampling"
 
 
+def test_a_run_evaluated_afterwards_is_worth_what_it_said_itself(home, straight):
+    run = home / "runs" / "straight"
+    dynframe(home, "eval", "name=straight", "evaluation.limit=4", "--run", str(run))
+    report = json.loads((run / "eval" / "held_out" / "metrics.json").read_text())
+    said = json.loads((run / "summary.json").read_text())
+    assert report["policy"]["step"] == said["best"]["step"] == 3
+    for name in ("reward_sampling", "reward_reasoning", "accuracy", "term/window"):
+        assert report["metrics"][name]["value"] == pytest.approx(said["held_out"]["after"][name])
+    assert report["behaviour"]["frames"]["value"] == pytest.approx(said["held_out"]["after"]["frames"])
+
+
 def test_parity_is_measured_per_segment_and_its_controls_have_teeth(home, straight):
     printed = dynframe(home, "parity", "--json", "--tasks", "2")
     report = json.loads(printed.splitlines()[-1])

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.dataset import DatasetError, load_tasks, load_traces, tasks_for_step
-from envs.formats import UnusableRow, answer_kind, confine
+from envs.dataset import load_tasks, load_traces, tasks_for_step
+from envs.formats import answer_kind
+from envs.rows import DatasetError, UnusableRow, confine
 from envs.video import VideoOpenError
 from rl.trajectory import AnswerKind, TimeSpan
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from envs.dataset import load_traces
-from envs.formats import RetrievalTrace, UnusableRow
+from envs.formats import RetrievalTrace
 from envs.opening import OpeningRules
 from envs.retrieval import RetrievalRules
 from envs.rollout import Surroundings
+from envs.rows import UnusableRow
 from envs.traces import trace_to_trajectory, traces_from_evidence
 from rl.trajectory import Segment, StopReason, TimeSpan, trajectory_tokens, trajectory_videos
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip

@@ -1,10 +1,8 @@
 """Credit is relative to the group, and each segment gets its own."""
 
-import itertools
 import math
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -177,86 +175,3 @@ def test_credit_spreads_over_the_tokens_of_its_segment():
 def test_unknown_options_are_refused(wrong):
     with pytest.raises(ValueError, match="must be one of"):
         CreditRules(**wrong)
-
-
-class Bandit:
-    """A policy small enough to enumerate: call or not, then which of three windows; an answer in any case.
-
-    theta = (logit of calling, three logits of windows, logit of the first of two answers).
-    """
-
-    THETA = np.array([0.4, 0.3, -0.2, 0.1, -0.5])
-    WINDOW_REWARDS = (0.1, 0.5, 0.9)
-    G = 3
-
-    def outcomes(self):
-        """(probability, R_samp, called, score of the SAMPLING tokens, score of the REASONING tokens)."""
-        call, window = 1 / (1 + math.exp(-self.THETA[0])), np.exp(self.THETA[1:4])
-        window, first = window / window.sum(), 1 / (1 + math.exp(-self.THETA[4]))
-        for answer_p, answer_score in ((first, [0, 0, 0, 0, 1 - first]), (1 - first, [0, 0, 0, 0, -first])):
-            answer_score = np.array(answer_score)
-            declined = np.array([-call, 0, 0, 0, 0])
-            yield (1 - call) * answer_p, 0.0, False, np.zeros(5), declined + answer_score
-            for k, reward in enumerate(self.WINDOW_REWARDS):
-                chosen = np.array([1 - call, *(np.eye(3)[k] - window), 0.0])
-                yield call * window[k] * answer_p, reward, True, chosen, answer_score
-
-    def true_gradient(self):
-        """Gradient of E[R_samp]: sum over outcomes of p R grad log p."""
-        return sum(p * reward * (sampling + reasoning) for p, reward, _, sampling, reasoning in self.outcomes())
-
-    def expected_estimate(self, credits_of):
-        """Mean over all groups of G, each weighted by its probability, of the estimator."""
-        total = np.zeros(5)
-        for group in itertools.product(list(self.outcomes()), repeat=self.G):
-            probability = math.prod(p for p, *_ in group)
-            owns = credits_of([reward for _, reward, *_ in group], [called for _, _, called, *_ in group])
-            for own, (*_, sampling, reasoning) in zip(owns, group, strict=True):
-                total += probability / self.G * (own.sampling * sampling + own.reasoning * reasoning)
-        return total
-
-
-def whole_group(sampling_G, called_G):
-    """SD-GRPO as it is."""
-    pairs = [(reward, 0.0) for reward in sampling_G]
-    return credit_group(rewards(*pairs), called_G, CreditRules(scale="none")).credit_G
-
-
-def callers_only(sampling_G, called_G):
-    """The tempting mistake: a baseline over the siblings that called."""
-    asked = [reward for reward, called in zip(sampling_G, called_G, strict=True) if called]
-    return [
-        Credit(reward - sum(asked) / len(asked), 0.0) if called else Credit(0.0, 0.0)
-        for reward, called in zip(sampling_G, called_G, strict=True)
-    ]
-
-
-def one_role_only(sampling_G, called_G):
-    """The other one: whole-group baseline, but declining to look gets no credit for R_samp."""
-    owns = whole_group(sampling_G, called_G)
-    return [own if called else Credit(0.0, 0.0) for own, called in zip(owns, called_G, strict=True)]
-
-
-def test_the_sampling_gradient_is_unbiased():
-    bandit = Bandit()
-
-    # a baseline that contains the sample itself shrinks every estimator of this family by 1 - 1/G
-    unbiased = (1 - 1 / bandit.G) * bandit.true_gradient()
-    assert bandit.expected_estimate(whole_group) == pytest.approx(unbiased, abs=1e-12)
-    assert unbiased[0] > 0.05  # calling pays in this world
-
-
-def test_a_baseline_over_callers_alone_never_learns_to_call():
-    bandit = Bandit()
-
-    assert bandit.expected_estimate(callers_only)[0] == pytest.approx(0.0, abs=1e-12)
-    assert bandit.true_gradient()[0] > 0.05
-
-
-def test_a_decision_not_to_call_without_credit_is_biased():
-    bandit = Bandit()
-    unbiased = (1 - 1 / bandit.G) * bandit.true_gradient()
-    call = 1 / (1 + math.exp(-bandit.THETA[0]))
-
-    assert bandit.expected_estimate(one_role_only)[0] == pytest.approx((1 - call) * unbiased[0], abs=1e-12)
-    assert bandit.expected_estimate(one_role_only)[1:4] == pytest.approx(unbiased[1:4], abs=1e-12)

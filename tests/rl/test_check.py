@@ -125,9 +125,11 @@ def test_disk_must_hold_every_checkpoint_of_the_policy(small, tmp_path, monkeypa
     assert count_parameters(folder) == 65 * 2**20
     keys = (f"policy.path={folder}", "trainer.keep_checkpoints=2")
     machine(monkeypatch, memory_gib=64, disk_gib=4)
+    with pytest.raises(ConfigError, match=r"output_dir: .* 4\.0 GiB free; 5\.1 GiB are needed: make room"):
+        preflight(small(*keys))  # two kept, the next one, and the best
     with pytest.raises(ConfigError, match=r"output_dir: .* 4\.0 GiB free; 4\.0 GiB are needed: make room"):
-        preflight(small(*keys))
-    machine(monkeypatch, memory_gib=64, disk_gib=5)
+        preflight(small(*keys, "trainer.best_metric=''"))
+    machine(monkeypatch, memory_gib=64, disk_gib=6)
     preflight(small(*keys))
 
 

@@ -9,18 +9,22 @@ from dataclasses import replace
 import pytest
 
 from rl import checkpoint
-from rl.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
+from rl.checkpoint import CheckpointError, CheckpointStore, Score, open_checkpoint
 from rl.trajectory import RunState
 
 STATE = RunState(step=20, policy_version=21, seed=7)
 WEIGHTS = "learner/rank_0.safetensors"
 
 
-def save(store, step, content=b"weights"):
+def save(store, step, content=b"weights", value=None):
     draft = store.begin(step)
     (draft / "learner").mkdir()
     (draft / WEIGHTS).write_bytes(content)
-    return store.commit(draft, replace(STATE, step=step), f"name: run{step}\n")
+    return store.commit(draft, replace(STATE, step=step), f"name: run{step}\n", value)
+
+
+def steps_in(store):
+    return [int(path.name.removeprefix("step_")) for path in sorted(store.folder.glob("step_*"))]
 
 
 @pytest.fixture
@@ -104,6 +108,88 @@ def test_a_run_that_goes_back_leaves_its_abandoned_future_aside(store):
     assert store.latest_valid().state.step == 15
     assert (store.folder / "superseded_step_00000020").is_dir()
 
+
+@pytest.fixture
+def rated(tmp_path):
+    """A run whose best checkpoint is told by its held-out accuracy."""
+    return CheckpointStore(tmp_path / "run", keep=2, best_metric="held_out/accuracy")
+
+
+def test_the_best_one_is_never_too_old(rated):
+    for step, value in ((5, 0.2), (10, 0.9), (15, 0.3), (20, None), (25, 0.9), (30, 0.1)):
+        save(rated, step, value=value)
+    assert steps_in(rated) == [10, 25, 30]  # the first of equals, and the newest two
+    assert rated.best_valid().state.step == 10
+    assert rated.best_score() == (10, Score("held_out/accuracy", 0.9))
+    assert (rated.folder / "best").read_text() == "step_00000010\n"
+
+
+def test_a_run_asks_before_it_saves_whether_a_policy_is_the_best_so_far(rated):
+    assert rated.is_best(5, 0.2)  # the first one always is
+    save(rated, 5, value=0.2)
+    assert rated.is_best(10, 0.3) and not rated.is_best(10, 0.2) and not rated.is_best(10, float("nan"))
+    assert not CheckpointStore(rated.folder.parent).is_best(10, 0.3)  # nobody asked for a best one
+
+
+def test_lower_may_be_better(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1, best_metric="-held_out/frames")
+    for step, value in ((5, 9.0), (10, 4.0), (15, 6.0)):
+        save(store, step, value=value)
+    assert store.best_valid().state.step == 10 and steps_in(store) == [10, 15]
+
+
+def test_a_resumed_run_still_knows_its_best_and_what_it_repeats_does_not_compete_with_itself(rated):
+    for step, value in ((5, 0.4), (10, 0.8)):
+        save(rated, step, value=value)
+    resumed = CheckpointStore(rated.folder.parent, keep=2, best_metric="held_out/accuracy")
+    assert resumed.is_best(15, 0.9) and not resumed.is_best(15, 0.8)
+    assert resumed.is_best(10, 0.6)  # step 10 once more: only what came before it counts
+
+
+def test_scores_of_another_metric_do_not_compete_but_its_best_stays_until_there_is_a_new_one(rated):
+    save(rated, 5, value=0.9)
+    other = CheckpointStore(rated.folder.parent, keep=1, best_metric="held_out/reward_reasoning")
+    save(other, 10)
+    assert other.best_valid().state.step == 5 and steps_in(other) == [5, 10]
+    save(other, 15, value=0.1)
+    assert other.best_valid().state.step == 15 and steps_in(other) == [15]
+
+
+def test_a_best_one_from_an_abandoned_future_is_forgotten(rated):
+    for step, value in ((5, None), (20, 0.9)):
+        save(rated, step, value=value)
+    save(rated, 10)
+    assert rated.best_valid() is None and rated.best_score() is None
+    save(rated, 15, value=0.1)
+    assert rated.best_valid().state.step == 15
+
+
+def test_a_damaged_best_one_is_refused_not_replaced_by_another(rated):
+    flip_a_byte(save(rated, 5, value=0.9).folder)
+    save(rated, 10, value=0.1)
+    with pytest.raises(CheckpointError, match=r"rank_0\.safetensors: content differs"):
+        rated.best_valid()
+
+
+def test_a_kill_between_publishing_and_pointing_forgets_nothing(rated):
+    save(rated, 10, value=0.5)
+    run = subprocess.run([sys.executable, "-c", KILLED_WHILE_POINTING, str(rated.folder.parent)])
+    assert run.returncode == -9
+    assert rated.best_valid().state.step == 10  # older, but whole
+    assert not rated.is_best(30, 0.7)  # the better one is known all the same
+
+    save(rated, 30)
+    assert rated.best_valid().state.step == 20
+
+
+KILLED_WHILE_POINTING = """
+import os, signal, sys
+from rl.checkpoint import CheckpointStore
+from rl.trajectory import RunState
+store = CheckpointStore(sys.argv[1], keep=2, best_metric="held_out/accuracy")
+store._point_to_best = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+store.commit(store.begin(20), RunState(20, 21, 7), "", 0.8)
+"""
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys

@@ -48,6 +48,13 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("algorithm.loss.constant_tokens=0", "constant_tokens must be >= 1"),
         ("trainer.save_every=-3", "trainer.save_every must be >= 0, got -3"),
         ("trainer.eval_every=-1", "trainer.eval_every must be >= 0"),
+        ("trainer.best_metric=accuracy", "must be empty or start with held_out/ or -held_out/, got 'accuracy'"),
+        ("trainer.best_metric=held_out/acuracy", "no metric held_out/acuracy; there are held_out/reward_sampling"),
+        ("trainer.best_metric=-held_out/term/windo", "no metric held_out/term/windo"),
+        ("evaluation.limit=-1", "evaluation.limit must be >= 0, got -1"),
+        ("evaluation.in_flight=0", "evaluation.in_flight must be >= 1, got 0"),
+        ("evaluation.benchmark=nextgqa", r"evaluation.path: where do the annotations of nextgqa lie\?"),
+        ("evaluation.name=../other", "evaluation.name must be letters"),
         ("trainer.eval_tasks=-1", "trainer.eval_tasks must be >= 0"),
         ("cold_start.steps=0", "cold_start.enabled=false skips it"),
         ("cold_start.batch_size=0", "cold_start.batch_size must be >= 1"),
@@ -67,6 +74,11 @@ def test_a_bad_override_is_one_clear_line(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load(override)
     assert "\n" not in str(caught.value)
+
+
+def test_the_best_checkpoint_can_be_chosen_by_any_held_out_metric_or_none():
+    for chosen in ("''", "held_out/accuracy", "-held_out/frames", "held_out/term/window"):
+        assert load(f"trainer.best_metric={chosen}").trainer.best_metric == chosen.strip("'")
 
 
 def test_bf16_without_zero_is_refused_because_deepspeed_gets_it_wrong():

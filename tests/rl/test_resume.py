@@ -7,7 +7,7 @@ import pytest
 
 from rl.checkpoint import CheckpointStore
 from rl.config import ConfigError, load_config, to_yaml
-from rl.resume import find_checkpoint
+from rl.resume import checkpoint_of, find_checkpoint
 from rl.trajectory import RunState
 
 CONFIG = load_config([Path(__file__).parents[2] / "configs" / "quickstart.yaml"])
@@ -38,6 +38,28 @@ def test_a_run_may_become_longer_and_move_elsewhere(store):
     changes = ["trainer.steps=500", "placement.colocate=false", "rollout.call_timeout_s=9", "logging.wandb=offline"]
     longer = load_config([Path(__file__).parents[2] / "configs" / "quickstart.yaml"], changes)
     assert find_checkpoint(longer, store).state.step == 10
+
+
+def test_a_policy_is_taken_from_a_run_newest_or_best_or_from_one_checkpoint(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1, best_metric="held_out/accuracy")
+    for step, value in ((5, 0.9), (10, 0.1)):
+        store.commit(store.begin(step), RunState(step, step, seed=0), to_yaml(CONFIG), value)
+    assert checkpoint_of(tmp_path).state.step == 10
+    assert checkpoint_of(tmp_path, best=True).state.step == 5
+    assert checkpoint_of(store.folder / "step_00000005").state.step == 5
+
+
+def test_where_no_policy_can_be_taken_it_is_said_why(store, tmp_path):
+    with pytest.raises(ConfigError, match="no checkpoint is known as the best"):
+        checkpoint_of(tmp_path, best=True)
+    with pytest.raises(ConfigError, match="neither a run nor a checkpoint"):
+        checkpoint_of(tmp_path / "nowhere")
+    (store.folder / "step_00000010" / "state.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"state\.json: 2 bytes"):
+        checkpoint_of(store.folder / "step_00000010")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no valid checkpoint in it"):
+        checkpoint_of(tmp_path / "empty")
 
 
 def test_a_path_that_is_no_checkpoint_is_refused_by_name(store, tmp_path):

@@ -51,8 +51,13 @@ class Stations:
         return self.version
 
 
-def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")]):
+def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_at=()):
     stations, reports = Stations(), []
+
+    def evaluate(step):
+        stations.diary.append(f"evaluate {step}")
+        return step in best_at
+
     train(
         schedule,
         tasks_for=tasks_for,
@@ -62,7 +67,7 @@ def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")]):
         weights=stations,
         report=lambda step, groups, learned, metrics: reports.append((step, {**learned.metrics, **metrics})),
         save=lambda step, version: stations.diary.append(f"save {step} v{version}"),
-        evaluate=lambda step: stations.diary.append(f"evaluate {step}"),
+        evaluate=evaluate,
     )
     return stations, reports
 
@@ -84,6 +89,13 @@ def test_a_resumed_run_goes_on_where_it_stopped_and_does_not_evaluate_its_start_
 def test_a_finished_run_resumed_does_nothing_but_hand_out_weights():
     stations, reports = run(Schedule(first_step=3, steps=3, save_every=1, eval_every=1))
     assert reports == [] and stations.diary == ["push 0"]
+
+
+def test_a_policy_that_is_the_best_so_far_is_saved_although_no_checkpoint_is_due():
+    stations = run(Schedule(first_step=0, steps=3, save_every=0, eval_every=1), best_at=(0, 2))[0]
+    assert [entry for entry in stations.diary if entry.startswith(("evaluate", "save"))] == [
+        *("evaluate 0", "evaluate 1", "evaluate 2", "save 2 v2", "evaluate 3", "save 3 v3")
+    ]  # the start is not saved: that policy is there already
 
 
 @pytest.mark.parametrize(("done", "every", "due"), [(1, 0, False), (5, 0, True), (2, 2, True), (3, 2, False)])

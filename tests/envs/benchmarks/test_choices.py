@@ -1,0 +1,121 @@
+"""Options and their letters."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.benchmarks.choices import (
+    choice_example,
+    letter_among,
+    letter_of_text,
+    options_at,
+    with_options,
+    without_labels,
+    written_letters,
+)
+from envs.rows import UnusableRow
+from rl.trajectory import AnswerKind, TimeSpan
+
+
+def test_a_question_shows_one_option_per_line():
+    assert with_options(" What? ", ["red", "blue"]) == "What?\nA. red\nB. blue"
+
+
+def test_a_choice_is_asked_with_the_video_first_and_the_letter_as_its_answer(videos):
+    root = videos("deep/a.mp4")
+    example = choice_example(
+        "t", "a", root, ("", "deep"), "What?\nA. x\nB. y", "B", windows=[TimeSpan(-1, 2)], group="g"
+    )
+    assert example.task.question.startswith("<video>\nWhat?\nA. x\nB. y\n")
+    assert (example.task.answer, example.task.answer_kind, example.group) == ("B", AnswerKind.LETTER, "g")
+    assert example.task.video_path == str(root / "deep" / "a.mp4")
+    assert example.windows == (TimeSpan(-1, 2),)  # as annotated
+    assert example.task.evidence_span == TimeSpan(0, 2)  # within the clip
+
+
+def test_a_task_with_several_windows_has_no_single_evidence(videos):
+    windows = [TimeSpan(0, 1), TimeSpan(3, 4)]
+    assert choice_example("t", "a", videos("a.mp4"), ("",), "What?", "A", windows=windows).task.evidence_span is None
+
+
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        (["A. red", "B. blue"], ("red", "blue")),
+        (["(A) red", "(B) blue"], ("red", "blue")),
+        (["A) red", "B: blue"], ("red", "blue")),
+        (["red", "blue"], ("red", "blue")),
+        (["A. red", "blue"], ("A. red", "blue")),  # no labels, or they would be on all
+        (["B. red", "A. blue"], ("B. red", "A. blue")),  # nor out of order
+        (["A cat", "B side"], ("A cat", "B side")),
+    ],
+)
+def test_labels_are_taken_off_where_every_option_has_its_own(options, plain):
+    assert without_labels(options) == plain
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "first", "last"),
+    [
+        ("blue", ["red", "blue"], "B", "B"),
+        ("happy", ["sad", "happy", "angry", "happy"], "B", "D"),  # the same text twice: one letter is right
+        (" blue ", ["red", "blue"], "B", "B"),
+        ("B", ["B", "A"], "A", "A"),  # a text that looks like a letter
+    ],
+)
+def test_a_text_is_the_letter_of_its_option(answer, options, first, last):
+    assert letter_of_text(answer, options) == first
+    assert letter_of_text(answer, options, last=True) == last
+
+
+@pytest.mark.parametrize("answer", ["green", "", "RED"])
+def test_a_text_that_is_no_option_is_the_rows_fault(answer):
+    with pytest.raises(UnusableRow, match="none of the options"):
+        letter_of_text(answer, ["red", "blue"])
+
+
+@pytest.mark.parametrize(("answer", "letter"), [("B", "B"), (" b ", "B"), ("(B)", "B"), ("B.", "B")])
+def test_a_letter_names_an_option(answer, letter):
+    assert letter_among(answer, "ABC") == letter
+
+
+@pytest.mark.parametrize("answer", ["D", "AB", "", "NA", "()", "red"])
+def test_a_letter_that_names_none_is_the_rows_fault(answer):
+    with pytest.raises(UnusableRow, match="none of A, B, C"):
+        letter_among(answer, "ABC")
+
+
+@pytest.mark.parametrize(
+    ("question", "letters"),
+    [
+        ("What?\n(A) 1\n(B) 2\n(C) 3\n(D) 4", "ABCD"),
+        ("What?\nA. 1\nB. 2", "AB"),
+        ("What?\n A) 1\n B) 2\n C) 3", "ABC"),
+        ("What? (A) 1 (B) 2", "AB"),
+        ("Does (A) follow (B)?\n(A) yes\n(B) no\n(C) both", "ABC"),
+        ("What?\n(A) 1\n(B) 2\n(C) both (A) and (B)", "ABC"),
+        ("I. e. what?\nA. 1\nB. 2", "AB"),
+    ],
+)
+def test_options_written_into_the_question_are_found(question, letters):
+    assert written_letters(question) == tuple(letters)
+
+
+@pytest.mark.parametrize("question", ["What?", "What?\n(A) 1", "What?\n(B) 1\n(C) 2", "A dog. B side.", ""])
+def test_a_question_without_options_is_the_rows_fault(question):
+    with pytest.raises(UnusableRow, match="does not hold options"):
+        written_letters(question)
+
+
+@pytest.mark.parametrize("options", [None, "AB", ["one"], [], ["a", 7], ["a", ""], ["a"] * 27])
+def test_options_are_a_list_of_texts(options):
+    with pytest.raises(UnusableRow, match="options"):
+        options_at({"options": options}, "options")
+
+
+@given(st.text(alphabet="AB(). \n", max_size=200))
+def test_no_question_breaks_the_search_for_options(question):
+    with contextlib.suppress(UnusableRow):
+        assert len(written_letters(question)) >= 2
