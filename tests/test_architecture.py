@@ -16,6 +16,7 @@ DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "decord": ("envs/video_decord.py",),
     "wandb": ("rl/sinks.py",),
     "omegaconf": ("rl/config.py",),
+    "matplotlib": ("rl/encode_figure.py",),
 }
 MAY_IMPORT = {  # longest prefix wins; entries are prefixes of our modules
     "rl/trajectory.py": (),
@@ -38,6 +39,7 @@ COMPOSITION_ROOT = (
     "stations",
     "prepare",
     "check",
+    "encode_clips",  # joins the video reader, the processor and the vision tower
     "inspection",
     "exams",
     "evaluation",

@@ -14,6 +14,7 @@ Legend: B sequences · T tokens · N patches · D values of a patch · E hidden 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLModel,
     Qwen2_5_VLVisionAttention,
     apply_rotary_pos_emb_vision,
@@ -107,9 +110,7 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         text, vision = config.text_config, config.vision_config
         self.scenes = scenes_of(config)
         self.model = Qwen2_5_VLModel(config)
-        self.model.visual.patch_embed = make_patch_embed(vision.hidden_size, vision.patch_size, self.scenes)
-        for block in self.model.visual.blocks:
-            block.attn = WindowAttention(vision)
+        _make_flexible(self.model.visual, vision, self.scenes)
         self.lm_head = ScoringHead(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
@@ -163,14 +164,7 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
     def encode_videos(self, videos: Sequence[PackedVideo]) -> torch.Tensor:
         """Embeddings (tokens, E) of the videos' placeholders, in order: one call of the vision tower."""
-        visual = self.model.visual
-        device = visual.patch_embed.weight.device
-        patches_ND = torch.from_numpy(np.concatenate([video.patches_ND for video in videos])).to(device)
-        lengths = [length for video in videos for length in video.scene_lengths]
-        patches_per_frame = [video.patches_per_frame for video in videos for _ in video.scene_lengths]
-        grids = torch.tensor([(video.num_scenes, video.grid_h, video.grid_w) for video in videos], device=device)
-        embedded = visual.patch_embed(patches_ND, lengths, patches_per_frame)
-        return visual(embedded, grid_thw=grids).pooler_output
+        return encode_videos(self.model.visual, videos)
 
     def _with_videos(
         self, input_ids: torch.Tensor, embeddings_BTE: torch.Tensor, videos: Sequence[PackedVideo]
@@ -217,6 +211,17 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         blank_BT = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
         where_BT = nn.functional.pad(scored_BT, (1, 0))
         return blank_BT.masked_scatter(where_BT, logprob_S), blank_BT.masked_scatter(where_BT, entropy_S)
+
+
+def encode_videos(visual: Qwen2_5_VisionTransformerPretrainedModel, videos: Sequence[PackedVideo]) -> torch.Tensor:
+    """Embeddings (tokens, E) of the videos' placeholders, in order: one pass through a tower of ours."""
+    device = visual.patch_embed.weight.device
+    patches_ND = torch.from_numpy(np.concatenate([video.patches_ND for video in videos])).to(device)
+    lengths = [length for video in videos for length in video.scene_lengths]
+    patches_per_frame = [video.patches_per_frame for video in videos for _ in video.scene_lengths]
+    grids = torch.tensor([(video.num_scenes, video.grid_h, video.grid_w) for video in videos], device=device)
+    embedded = visual.patch_embed(patches_ND, lengths, patches_per_frame)
+    return visual(embedded, grid_thw=grids).pooler_output
 
 
 def token_logprobs(
@@ -289,6 +294,25 @@ def freeze_vision(model: FlexiVideoForConditionalGeneration) -> None:
     visual = model.model.visual
     for part in (visual.patch_embed, visual.blocks):
         part.requires_grad_(False)
+
+
+def make_vision_tower(vision: Qwen2_5_VLVisionConfig, scenes: ScenesConfig) -> Qwen2_5_VisionTransformerPretrainedModel:
+    """A vision tower of ours without its language model, with random weights: for measuring what encoding costs."""
+    vision = copy.deepcopy(vision)
+    vision._attn_implementation = "sdpa"
+    visual = Qwen2_5_VisionTransformerPretrainedModel(vision)
+    _make_flexible(visual, vision, scenes)
+    init.normal_(visual.patch_embed.weight, std=vision.initializer_range)
+    return visual.eval().requires_grad_(False)
+
+
+def _make_flexible(
+    visual: Qwen2_5_VisionTransformerPretrainedModel, vision: Qwen2_5_VLVisionConfig, scenes: ScenesConfig
+) -> None:
+    """Put our patch embedding and window attention into a stock tower."""
+    visual.patch_embed = make_patch_embed(vision.hidden_size, vision.patch_size, scenes)
+    for block in visual.blocks:
+        block.attn = WindowAttention(vision)
 
 
 def make_patch_embed(channels: int, patch: int, scenes: ScenesConfig) -> FlexiPatchEmbed:

@@ -145,8 +145,9 @@ def _corpus() -> list[str]:
     return lines
 
 
-def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: ScenesConfig | None) -> Qwen2_5_VLConfig:
-    vision = {
+def vision_section(config: TinyPolicyConfig) -> dict[str, object]:
+    """The tiny policy's `vision_config`, without what says how scenes are cut."""
+    return {
         "depth": config.vision_layers,
         "hidden_size": config.vision_hidden_size,
         "intermediate_size": 2 * config.vision_hidden_size,
@@ -159,6 +160,10 @@ def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: Scenes
         "fullatt_block_indexes": [config.vision_layers - 1],
         "tokens_per_second": TOKENS_PER_SECOND,
     }
+
+
+def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: ScenesConfig | None) -> Qwen2_5_VLConfig:
+    vision = vision_section(config)
     if scenes is not None:
         vision["flexivideo"] = flexivideo_section(scenes)
     text = {
