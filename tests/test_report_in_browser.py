@@ -266,6 +266,26 @@ def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
     shot(page, "hostile")
 
 
+def test_a_live_page_of_a_run_that_has_only_begun_waits_for_its_first_step(tmp_path, open_page):
+    (tmp_path / "config.yaml").write_text("name: begun\n")
+    with make_server(tmp_path, source=None, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        try:
+            page = open_page(address, allowed=address)
+            page.wait_for_selector("text=live · step 0")
+            for tab, text in (("steps", "No trajectories have been recorded"), ("trajectory", "No trajectories")):
+                page.click(f"#tab-{tab}")
+                page.wait_for_selector(f"text={text}")
+            page.click("#tab-run")
+            append_step(tmp_path, 1, {"reward/sampling": 0.25})
+            page.wait_for_selector("[data-chart='Reward by segment'] >> text=0.250")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_a_live_page_shows_a_new_step_without_being_loaded_again(tmp_path, clips, open_page):
     from envs.video import VideoReader
     from rl.viewer import ClipFrames

@@ -32,6 +32,8 @@ from rl.report.thumbnails import ClipThumbnails, FrameSource, Thumbnails, evenly
 
 MIB = 2**20
 DETAIL_SHARE = 0.7  # of the budget that texts and log-probs may take before they are thinned
+PART_BYTES, NOTICES_BYTES = 128, 4096  # of markup around a piece of data; of what the page says it leaves out
+UNKNOWN_CLIP = ClipThumbnails(duration_s=12345.678901)  # weighs in the index what a clip that was read will
 MOST_BROKEN = 200  # listed on the page; all are counted
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -111,13 +113,14 @@ def build_report(
     data = read_run(run, MomentCache(), progress)
     if not data.metrics.steps_S and not data.moments:
         raise ConfigError(f"{run}: nothing has been reported yet (no step in metrics.jsonl, no trajectories)")
-    room = max_bytes - page_bytes([packed_part("run", packed(run_index(data, {}, ())))]) - 4096
+    videos = dict.fromkeys(need.video for moment in data.moments for need in moment.needs)
+    largest = run_index(data, clip_index({video: UNKNOWN_CLIP for video in videos}), ())
+    room = max_bytes - page_bytes([packed_part("run", packed(largest))]) - NOTICES_BYTES
     if room < 0:
         raise ConfigError(f"--max-mib {max_bytes / MIB:g}: the curves and the list of groups alone take more")
     details, notices = choose_details(data.moments, int(room * DETAIL_SHARE))
     parts = [packed_part(f"moment-{name}", detail) for name, detail in details.items()]
-    clips = len({need.video for moment in data.moments for need in moment.needs})
-    room -= sum(len(part) for part in parts) + 96 * (len(parts) + clips) + 400 * clips
+    room -= sum(len(part) + PART_BYTES for part in parts) + PART_BYTES * len(videos)
     thumbnails = make_thumbnails(
         by_priority(data.moments), source, max(room, 0), lambda done, total: progress("decoding clips", done, total)
     )

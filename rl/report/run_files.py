@@ -59,7 +59,7 @@ class MomentFile:
 class EvaluationRow:
     """One metric of one benchmark."""
 
-    benchmark: str
+    benchmark: str  # the evaluation's name, and its benchmark's where they differ
     metric: str
     value: float
     low: float | None  # bootstrap interval, where given
@@ -157,7 +157,8 @@ def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
             if isinstance(report, Broken):
                 broken.append(report)
                 continue
-            name = str(report.get("benchmark", path.parent.name))
+            benchmark, name = str(report.get("benchmark", path.parent.name)), path.parent.name
+            name = name if name == benchmark else f"{name} ({benchmark})"  # one benchmark may be played in several ways
             rows += [_evaluation_row(name, metric, entry) for metric, entry in report["metrics"].items()]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             broken.append(Broken(place, f"is not the report of an evaluation ({_first_line(error)})"))

@@ -21,8 +21,10 @@ from PIL import Image
 from rl.report.moments import FrameNeeds
 
 BASE64 = Fraction(4, 3)
+ESCAPED_BYTES = 6  # of one character of text in the page, at most
 KEY_BYTES = 16  # of `"123456":"…",` around a thumbnail
 SAMPLED_CLIPS, SAMPLED_FRAMES = 6, 6  # looked at to learn what a thumbnail weighs in this run
+MOST_PROBLEM = 200  # characters told of why a clip cannot be shown
 MARGIN = 0.95  # of the room is planned for; the rest is for what a sample does not know
 
 Key = tuple[str, int]  # clip, presentation time in milliseconds
@@ -104,11 +106,11 @@ def clip_thumbnails(video: str, times_ms: Sequence[int], source: FrameSource, ru
     try:
         duration_s = source.duration_s(video)
     except FramesUnavailableError as error:
-        return ClipThumbnails(None, problem=str(error))
+        return ClipThumbnails(None, problem=str(error)[:MOST_PROBLEM])
     try:
         frames = source.frames(video, times_ms, rung.longest_side)
     except FramesUnavailableError as error:
-        return ClipThumbnails(duration_s, problem=str(error))
+        return ClipThumbnails(duration_s, problem=str(error)[:MOST_PROBLEM])
     encoded = (base64.b64encode(encode(frame_HWC, rung)).decode("ascii") for frame_HWC in frames)
     return ClipThumbnails(duration_s, dict(zip(times_ms, encoded, strict=True)))
 
@@ -144,7 +146,7 @@ def fit(
         Times kept per clip, and for how many trajectories.
     """
     kept: dict[str, set[int]] = {}
-    used = shown = 0
+    used, shown = sum(ESCAPED_BYTES * len(clip.problem) for clip in clips.values()), 0
     for need in needs_N:
         clip = clips.get(need.video)
         if clip is None:

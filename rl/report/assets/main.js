@@ -115,22 +115,34 @@ window.addEventListener("resize", () => {
 });
 
 function liveState(text) {
-  document.getElementById("live-state").textContent = text;
+  const place = document.getElementById("live-state");
+  if (place.textContent !== text) place.textContent = text; // or it would be read out again
 }
 
 async function follow() {
+  let index = null,
+    answers = true;
   try {
-    const index = await source.index();
-    if (index) {
-      details.forget();
-      clips.forget();
-      show(index);
-    }
-    liveState(`live · step ${count(most(run.steps.concat(0)))}`);
+    index = await source.index();
   } catch {
-    liveState("the server has gone; showing what was last seen");
+    answers = false;
   }
   setTimeout(follow, POLL_MS);
+  if (index) renew(index);
+  liveState(
+    answers ? `live · step ${count(most(run.steps.concat(0)))}` : "the server has gone; showing what was last seen",
+  );
+}
+
+// A trajectory that is being read stays as it is: new steps do not change it.
+function renew(index) {
+  const [page, id] = route(),
+    before = run.moment.get(id);
+  details.forget();
+  clips.forget();
+  const after = index.moments.find((moment) => moment.id === id);
+  if (page === "trajectory" && before && JSON.stringify(before) === JSON.stringify(after)) run = new Run(index);
+  else show(index);
 }
 
 function show(index) {

@@ -81,7 +81,7 @@ def test_evaluations_are_rows_with_intervals_and_foreign_files_are_told(tmp_path
     rows, (broken,) = read_evaluations(tmp_path)
     first, second = rows
     assert (first.benchmark, first.metric, first.value, first.low, first.high, first.count) == (
-        ("charades_sta", "mIoU", 0.5, 0.4, 0.6, 10)
+        ("charades (charades_sta)", "mIoU", 0.5, 0.4, 0.6, 10)
     )
     assert (second.value, second.low, second.count) == (0.25, None, None)
     assert broken.place == "eval/other/metrics.json"
