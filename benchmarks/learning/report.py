@@ -31,7 +31,6 @@ T_95 = (
 LATE = 10  # last steps over which a training number is averaged
 MISSED, HIT = 0.3, 0.7  # IoU of a window that is wrong, and of one that is right
 COLOURS = {"grpo": "#D55E00", "gdpo": "#E69F00", "sd_grpo": "#0072B2"}
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#666666")
 
 MEASURES: Mapping[str, tuple[str, str]] = {  # heading -> (where, metric)
     "IoU of the window": ("held_out", "held_out/term/window"),
@@ -85,11 +84,11 @@ def outcome_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
 
 
 def difference_table(runs: Sequence[FinishedRun], reference: str = "sd_grpo") -> Iterable[Sequence[str]]:
-    """A row per variant: the reference minus it, seed by seed, at the end and on average over the curve."""
+    """A row per variant: it minus the reference, seed by seed, at the end and on average over the curve."""
     variants = by_variant(runs)
     of_seed = {run.seed: run for run in variants[reference]}
     for variant, own in variants.items():
-        pairs = [(of_seed[run.seed], run) for run in own if run.seed in of_seed]
+        pairs = [(run, of_seed[run.seed]) for run in own if run.seed in of_seed]
         if variant == reference or not pairs:
             continue
         cells = []
@@ -97,7 +96,7 @@ def difference_table(runs: Sequence[FinishedRun], reference: str = "sd_grpo") ->
             at_end = interval([reached(ours, measure) - reached(theirs, measure) for ours, theirs in pairs])
             on_average = interval([area(ours, measure) - area(theirs, measure) for ours, theirs in pairs])
             cells += [_signed(at_end), _signed(on_average)]
-        yield f"{reference} - {variant}", *cells
+        yield f"{variant} - {reference}", str(len(pairs)), *cells
 
 
 def kind_table(runs: Sequence[FinishedRun], kinds: Sequence[str]) -> Iterable[Sequence[str]]:
@@ -122,6 +121,8 @@ def credit_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
     for case, is_case in CASES.items():
         for method in METHODS:
             found = [pair for group in groups for pair in _credits(group, method, is_case)]
+            if not found:
+                continue
             looks, answers, wrong = zip(*found, strict=True)
             yield case, method, str(len(found)), f"{fmean(looks):+.2f}", f"{fmean(answers):+.2f}", f"{fmean(wrong):.0%}"
 
@@ -132,30 +133,45 @@ CASES: Mapping[str, Callable[[Mapping[str, float]], bool]] = {
 }
 
 
-def plot_curves(runs: Sequence[FinishedRun], path: Path) -> None:
-    """Held-out measures over steps: mean over seeds, and its 95 % interval as a band."""
+def plot_curves(runs: Sequence[FinishedRun], path: Path, reference: str = "grpo") -> None:
+    """Held-out measures over steps: above as they are, below as differences from the reference seed by seed; means over
+    seeds with their 95 % intervals."""
     from matplotlib.figure import Figure  # of the dev extra
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(CURVES))
-    spare = iter(OTHER_COLOURS)
-    colours = {variant: COLOURS.get(variant) or next(spare) for variant in by_variant(runs)}
-    for axes, measure in zip(panels, CURVES, strict=True):
-        for variant, own in by_variant(runs).items():
-            steps = [line["step"] for line in own[0].held_out]
-            points = [interval([run.held_out[i][MEASURES[measure][1]] for run in own]) for i in range(len(steps))]
-            means = [point.mean for point in points]
-            axes.plot(steps, means, label=variant, color=colours[variant], linewidth=1.8)
-            if len(own) > 1:
-                low, high = zip(*((p.mean - p.half, p.mean + p.half) for p in points), strict=True)
-                axes.fill_between(steps, low, high, color=colours[variant], alpha=0.15, linewidth=0)
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    above, below = figure.subplots(2, len(CURVES), sharex=True)
+    variants = by_variant(runs)
+    of_seed = {run.seed: run for run in variants[reference]}
+    for measure, axes, difference_axes in zip(CURVES, above, below, strict=True):
+        metric = MEASURES[measure][1]
+        for variant, own in variants.items():
+            curves = [[line[metric] for line in run.held_out] for run in own]
+            _plot_band(axes, own[0].held_out, zip(*curves, strict=True), variant)
+            pairs = [(curve, of_seed[run.seed]) for curve, run in zip(curves, own, strict=True) if run.seed in of_seed]
+            differences = [
+                [value - line[metric] for value, line in zip(curve, other.held_out, strict=True)]
+                for curve, other in pairs
+            ]
+            _plot_band(difference_axes, own[0].held_out, zip(*differences, strict=True), variant)
         axes.set_title(f"{measure}, held out", fontsize=10)
-        axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.2)
-    handles, labels = panels[0].get_legend_handles_labels()
+        difference_axes.set_title(f"minus {reference}, seed by seed", fontsize=10)
+        difference_axes.set_xlabel("step")
+    handles, labels = above[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _plot_band(
+    axes: Any, held_out: Sequence[Mapping[str, float]], values: Iterable[Sequence[float]], name: str
+) -> None:
+    """One curve: the mean over seeds at each evaluation, and its interval as a band."""
+    steps, points = [line["step"] for line in held_out], [interval(values_S) for values_S in values]
+    axes.plot(steps, [point.mean for point in points], label=name, color=COLOURS[name], linewidth=1.8)
+    if not math.isnan(points[0].half):
+        low, high = zip(*((point.mean - point.half, point.mean + point.half) for point in points), strict=True)
+        axes.fill_between(steps, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
 
 
 def by_variant(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
