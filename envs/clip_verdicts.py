@@ -22,14 +22,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from envs.rows import DatasetError
-from envs.video import VideoError, VideoReader
+from envs.video import DecoderDiedError, VideoError, VideoReader, VideoTimeoutError
 
 STRETCH = 1024  # frames of one request: bounds memory, and what one deadline covers
 SMALL_HW = (28, 28)  # pixels: decoding is what is tried, not scaling
-
-
-class QuarantinedVideoError(VideoError):
-    """An earlier validation found that this video cannot be used."""
 
 
 class ClipStatus(StrEnum):
@@ -52,6 +48,7 @@ class ClipVerdict:
     frames: int = 0  # N
     damaged: int = 0  # frames that neighbours stand in for
     reason: str = ""
+    lasting: bool = True  # False: another try may end otherwise (a deadline, a process that was killed)
 
     @property
     def holds(self) -> bool:
@@ -70,7 +67,10 @@ def check_clip(reader: VideoReader, path: str) -> ClipVerdict:
             damaged += bad
     except VideoError as error:
         reason = f"{type(error).__name__}: {error.problem}; {error.remedy}"
-        return ClipVerdict(path, size, mtime_ns, ClipStatus.QUARANTINED, reason=" ".join(reason.split()))
+        lasting = not isinstance(error, VideoTimeoutError | DecoderDiedError)
+        return ClipVerdict(
+            path, size, mtime_ns, ClipStatus.QUARANTINED, reason=" ".join(reason.split()), lasting=lasting
+        )
     status = ClipStatus.REPAIRED if damaged else ClipStatus.OK
     reason = f"neighbours stand in for {damaged} of {clip.num_frames} frames" if damaged else ""
     return ClipVerdict(path, size, mtime_ns, status, clip.duration_s, clip.num_frames, damaged, reason)
@@ -93,7 +93,7 @@ class VerdictFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.verdicts: dict[str, ClipVerdict] = {}  # by video, the latest; only those that still hold
+        self.verdicts: dict[str, ClipVerdict] = {}  # by video, the latest; of earlier goes, those that still hold
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> VerdictFile:
@@ -112,7 +112,7 @@ class VerdictFile:
             self._file.seek(0)
             whole = _whole_lines(self._file.read())
             latest = {verdict.video: verdict for verdict in _verdicts(whole, self.path)}
-            self.verdicts = {video: verdict for video, verdict in latest.items() if verdict.holds}
+            self.verdicts = {video: verdict for video, verdict in latest.items() if verdict.holds and verdict.lasting}
             self._file.truncate(len(whole))
         except BaseException:
             self._file.close()
@@ -147,11 +147,18 @@ def _verdicts(content: bytes, path: Path) -> Iterator[ClipVerdict]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             row = json.loads(line)
-            yield ClipVerdict(**row | {"status": ClipStatus(row["status"])})
+            yield _verdict(ClipVerdict(**row | {"status": ClipStatus(row["status"])}))
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{path}:{number}: no verdict on a clip ({error}); delete the line, and the clip is decoded again"
             ) from error
+
+
+def _verdict(row: ClipVerdict) -> ClipVerdict:
+    for name, kind in (("video", str), ("reason", str), ("size", int), ("mtime_ns", int), ("duration_s", int | float)):
+        if not isinstance(getattr(row, name), kind):
+            raise TypeError(f"{name} is {getattr(row, name)!r}")
+    return row
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

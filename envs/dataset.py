@@ -8,10 +8,11 @@ Legend: n tasks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from envs.formats import FORMATS, RetrievalTrace, RowFormat, span_of
@@ -20,6 +21,7 @@ from envs.video import VideoError
 from rl.trajectory import TimeSpan, VideoTask
 
 Row = TypeVar("Row", VideoTask, RetrievalTrace)
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,12 @@ class LoadedTraces:
 
 
 def load_tasks(
-    format: str, path: str | Path, video_root: str | Path = "", *, duration_of: Callable[[str], float] | None = None
+    format: str,
+    path: str | Path,
+    video_root: str | Path = "",
+    *,
+    duration_of: Callable[[str], float] | None = None,
+    unusable: Mapping[str, str] = NOTHING,
 ) -> LoadedTasks:
     """Read an annotation file into tasks.
 
@@ -58,18 +65,19 @@ def load_tasks(
         video_root: every video must lie under it; empty: the folder of the annotation file.
         duration_of: length of a video in seconds, raising VideoError where it cannot be read. With it, spans are
             clamped to the clip and unreadable videos are rejected.
+        unusable: videos known to be so, and why: their rows are rejected.
     Raises:
         DatasetError: unknown format, or no such file or folder.
     """
     row_format, path, root = _located(format, path, video_root)
-    tasks, rejected = _read(path, root, row_format, row_format.task)
+    tasks, rejected = _read(path, root, row_format, row_format.task, unusable)
     if duration_of is None:
         return LoadedTasks(tuple(task for _, task in tasks), tuple(rejected))
     duration_of = lru_cache(maxsize=None)(duration_of)
     kept, clamped = [], 0
     for line, task in tasks:
         try:
-            within = _within_clip(task, duration_of(task.video_path))
+            within = within_clip(task, duration_of(task.video_path))
         except (UnusableRow, VideoError) as error:
             rejected.append(_rejected(path, line, error))
             continue
@@ -78,7 +86,9 @@ def load_tasks(
     return LoadedTasks(tuple(kept), tuple(sorted(rejected, key=lambda row: row.line)), clamped)
 
 
-def load_traces(format: str, path: str | Path, video_root: str | Path = "") -> LoadedTraces:
+def load_traces(
+    format: str, path: str | Path, video_root: str | Path = "", *, unusable: Mapping[str, str] = NOTHING
+) -> LoadedTraces:
     """Read an annotation file into supervised traces; as `load_tasks`.
 
     Raises:
@@ -87,8 +97,23 @@ def load_traces(format: str, path: str | Path, video_root: str | Path = "") -> L
     row_format, path, root = _located(format, path, video_root)
     if row_format.trace is None:
         raise DatasetError(f"{path}: format {format!r} holds no traces; use dm_cot")
-    traces, rejected = _read(path, root, row_format, row_format.trace)
+    traces, rejected = _read(path, root, row_format, row_format.trace, unusable)
     return LoadedTraces(tuple(trace for _, trace in traces), tuple(rejected))
+
+
+def within_clip(task: VideoTask, duration_s: float) -> VideoTask:
+    """The task with its evidence and answer clamped to a clip of this length; the same task if nothing ends after it.
+
+    Raises:
+        UnusableRow: a span lies after the clip's end.
+    """
+    evidence, answer = task.evidence_span, span_of(task.answer)
+    if evidence is not None and evidence.end_s > duration_s:
+        task = replace(task, evidence_span=_clamped(evidence, duration_s))
+    if answer is not None and answer.end_s > duration_s:
+        answer = _clamped(answer, duration_s)
+        task = replace(task, answer=f"{answer.start_s:.2f} - {answer.end_s:.2f}")
+    return task
 
 
 def tasks_for_step(tasks: Sequence[VideoTask], seed: int, step: int, tasks_per_step: int) -> tuple[VideoTask, ...]:
@@ -126,7 +151,11 @@ def _located(format: str, path: str | Path, video_root: str | Path) -> tuple[Row
 
 
 def _read(
-    path: Path, root: Path, row_format: RowFormat, convert: Callable[[object, Path, str], Row]
+    path: Path,
+    root: Path,
+    row_format: RowFormat,
+    convert: Callable[[object, Path, str], Row],
+    unusable: Mapping[str, str],
 ) -> tuple[list[tuple[int, Row]], list[RejectedRow]]:
     """Usable rows with their lines, and the others."""
     kept: list[tuple[int, Row]] = []
@@ -135,7 +164,11 @@ def _read(
         try:
             if isinstance(value, UnusableRow):
                 raise value
-            kept.append((line, convert(value, root, f"{path.stem}:{line}")))
+            row = convert(value, root, f"{path.stem}:{line}")
+            task = row.task if isinstance(row, RetrievalTrace) else row
+            if task.video_path in unusable:
+                raise UnusableRow(f"its video is quarantined: {unusable[task.video_path]}")
+            kept.append((line, row))
         except UnusableRow as error:
             rejected.append(_rejected(path, line, error))
     return kept, rejected
@@ -143,16 +176,6 @@ def _read(
 
 def _rejected(path: Path, line: int, error: Exception) -> RejectedRow:
     return RejectedRow(str(path), line, " ".join(str(error).split()))
-
-
-def _within_clip(task: VideoTask, duration_s: float) -> VideoTask:
-    evidence, answer = task.evidence_span, span_of(task.answer)
-    if evidence is not None and evidence.end_s > duration_s:
-        task = replace(task, evidence_span=_clamped(evidence, duration_s))
-    if answer is not None and answer.end_s > duration_s:
-        answer = _clamped(answer, duration_s)
-        task = replace(task, answer=f"{answer.start_s:.2f} - {answer.end_s:.2f}")
-    return task
 
 
 def _clamped(span: TimeSpan, duration_s: float) -> TimeSpan:

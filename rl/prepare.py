@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from envs.clip_verdicts import QuarantinedVideoError, quarantined
+from envs.clip_verdicts import quarantined
 from envs.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
 from envs.formats import RetrievalTrace
 from envs.opening import OpeningRules
@@ -113,7 +113,7 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
     reader = make_reader(config.video)
     try:
         found = located(config, source, split, console)
-        loaded = _load_indexed(found, reader, quarantined(quarantine_file(config)), console)
+        loaded = _load_indexed(found, reader, _unusable_clips(config), console)
     finally:
         reader.close()
     _report_rejected(config, split, loaded.rejected)
@@ -127,6 +127,18 @@ def quarantine_file(config: RunConfig) -> Path:
     return Path(config.data.quarantine) if config.data.quarantine else Path(config.cache_dir) / "validated_clips.jsonl"
 
 
+def _unusable_clips(config: RunConfig) -> Mapping[str, str]:
+    """Videos that a validation has quarantined, and why.
+
+    Raises:
+        DatasetError: the file that `data.quarantine` names is not there, or holds something else.
+    """
+    path = quarantine_file(config)
+    if config.data.quarantine and not path.is_file():
+        raise DatasetError(f"data.quarantine: no such file: {path}; `dynframe validate-data` on this data writes it")
+    return quarantined(path)
+
+
 def _load_indexed(
     found: tuple[str, Path, str], reader: VideoReader, unusable: Mapping[str, str], console: Console
 ) -> LoadedTasks:
@@ -135,17 +147,15 @@ def _load_indexed(
     Args:
         unusable: videos that a validation has quarantined, and why.
     """
-    videos = {task.video_path for task in load_tasks(*found).tasks}
+    videos = {task.video_path for task in load_tasks(*found, unusable=unusable).tasks}
     with progress_bar(console) as progress:
         bar = progress.add_task("indexing videos", total=len(videos))
 
         def duration_of(path: str) -> float:
             progress.advance(bar)
-            if path in unusable:
-                raise QuarantinedVideoError(path, unusable[path], "quarantined by `dynframe validate-data`")
             return reader.describe(path).duration_s
 
-        return load_tasks(*found, duration_of=duration_of)
+        return load_tasks(*found, duration_of=duration_of, unusable=unusable)
 
 
 @as_config_error()
@@ -169,16 +179,13 @@ def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace,
 
 def _given_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
     """Traces read from a file, or made from the evidence in one."""
-    declared = config.cold_start
+    declared, unusable = config.cold_start, _unusable_clips(config)
+    found = located(config, declared.traces, "train", console)
     if declared.traces.format == "dm_cot":
-        loaded = load_traces(*located(config, declared.traces, "train", console))
-        unusable = quarantined(quarantine_file(config))
-        traces = tuple(trace for trace in loaded.traces if trace.task.video_path not in unusable)
-        rejected = loaded.rejected
-        if len(traces) < len(loaded.traces):
-            log.warning("%d traces left out: their clips are quarantined", len(loaded.traces) - len(traces))
+        loaded = load_traces(*found, unusable=unusable)
+        traces, rejected = loaded.traces, loaded.rejected
     else:
-        tasks = load_tasks(*located(config, declared.traces, "train", console))
+        tasks = load_tasks(*found, unusable=unusable)
         rejected = tasks.rejected
         traces = traces_from_evidence(
             tasks.tasks,

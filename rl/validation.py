@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from envs.clip_verdicts import ClipStatus, ClipVerdict, QuarantinedVideoError, VerdictFile, check_clip
-from envs.dataset import load_tasks, load_traces
+from envs.clip_verdicts import ClipStatus, ClipVerdict, VerdictFile, check_clip
+from envs.dataset import RejectedRow, load_tasks, load_traces, within_clip
+from envs.rows import UnusableRow
 from envs.video import VideoReader
 from rl.config import RunConfig, SourceConfig
 from rl.prepare import as_config_error, located, progress_bar, quarantine_file
@@ -29,7 +30,6 @@ from rl.trajectory import VideoTask
 
 Located = tuple[str, Path, str]  # format, annotation file, video root
 SHOWN = 10  # rows listed on the console; the file has all
-ROWS_FILE = "validated_rows.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class RowVerdict:
     """One row of an annotation file."""
 
     split: str  # train | held_out | cold_start
-    row: str  # the task's id, or FILE:LINE where no task could be made of it
+    row: str  # the task's id (file and line), or FILE:LINE where no task could be made of it
     video: str  # empty where none could be named
     status: str  # ok | repaired | quarantined
     reason: str = ""
@@ -81,45 +81,28 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> D
         ConfigError: an annotation file cannot be used at all, or the verdicts cannot be written.
     """
     sources = dict(_sources(config, console))
-    clips = sorted({task.video_path for split, source in sources.items() for task in _tasks(split, source)})
+    clips = sorted({task.video_path for split, source in sources.items() for task in _load(split, source)[0]})
     home = quarantine_file(config)
     with VerdictFile(home) as file:
         new = [clip for clip in clips if clip not in file.verdicts]
         _decode(new, file, config, console, workers or os.cpu_count() or 1)
         rows = tuple(row for split, source in sources.items() for row in judge_rows(split, source, file.verdicts))
-    listing = home.with_name(ROWS_FILE)
-    listing.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
+    listing = home.with_name(f"validated_rows-{config.name}.jsonl")
+    draft = listing.with_name(f".{listing.name}.{os.getpid()}")
+    draft.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
+    draft.replace(listing)
     return DataReport(rows, len(clips), len(new), home, listing)
 
 
-def judge_rows(split: str, source: Located, verdicts: dict[str, ClipVerdict]) -> Iterator[RowVerdict]:
+def judge_rows(split: str, source: Located, verdicts: Mapping[str, ClipVerdict]) -> Iterator[RowVerdict]:
     """A verdict per row, from those on the clips: what a run would do with it.
 
     Args:
         verdicts: by video; there is one for every clip of the source.
     """
-
-    def duration_of(video: str) -> float:
-        verdict = verdicts[video]
-        if verdict.status is ClipStatus.QUARANTINED:
-            raise QuarantinedVideoError(video, verdict.reason, "replace the file or drop the row")
-        return verdict.duration_s
-
-    if split == "cold_start":
-        rejected, raw = load_traces(*source).rejected, _tasks(split, source)
-        used = {task.task_id: task for task in raw if verdicts[task.video_path].status is not ClipStatus.QUARANTINED}
-        bad = [task for task in raw if task.task_id not in used]
-        yield from (
-            RowVerdict(split, task.task_id, task.video_path, "quarantined", verdicts[task.video_path].reason)
-            for task in bad
-        )
-    else:
-        loaded, raw = load_tasks(*source, duration_of=duration_of), load_tasks(*source).tasks
-        rejected, used = loaded.rejected, {task.task_id: task for task in loaded.tasks}
+    tasks, rejected = _load(split, source)
     yield from (RowVerdict(split, f"{row.file}:{row.line}", "", "quarantined", row.reason) for row in rejected)
-    for task in raw:
-        if task.task_id in used:
-            yield _usable(split, task, used[task.task_id], verdicts)
+    yield from (_judge(split, task, verdicts[task.video_path]) for task in tasks)
 
 
 def count_rows(rows: Sequence[RowVerdict]) -> dict[str, Counter[str]]:
@@ -151,14 +134,17 @@ def _sources(config: RunConfig, console: Console) -> Iterator[tuple[str, Located
     for split in ("train", "held_out"):
         yield split, located(config, getattr(config.data, split), split, console)
     traces: SourceConfig = config.cold_start.traces
-    if config.cold_start.enabled and traces.format == "dm_cot":
+    if config.cold_start.enabled and traces.format != "quickstart":
         yield "cold_start", located(config, traces, "train", console)
 
 
-def _tasks(split: str, source: Located) -> tuple[VideoTask, ...]:
-    if split == "cold_start":
-        return tuple(trace.task for trace in load_traces(*source).traces)
-    return load_tasks(*source).tasks
+def _load(split: str, source: Located) -> tuple[Sequence[VideoTask], Sequence[RejectedRow]]:
+    """The tasks a source can be read as, and its other rows."""
+    if split == "cold_start" and source[0] == "dm_cot":
+        traces = load_traces(*source)
+        return [trace.task for trace in traces.traces], traces.rejected
+    tasks = load_tasks(*source)
+    return tasks.tasks, tasks.rejected
 
 
 def _decode(clips: Sequence[str], file: VerdictFile, config: RunConfig, console: Console, workers: int) -> None:
@@ -183,9 +169,14 @@ def _decode(clips: Sequence[str], file: VerdictFile, config: RunConfig, console:
             progress.advance(bar)
 
 
-def _usable(split: str, raw: VideoTask, used: VideoTask, verdicts: dict[str, ClipVerdict]) -> RowVerdict:
-    verdict = verdicts[raw.video_path]
-    changes = [verdict.reason] if verdict.reason else []
-    if used != raw:
-        changes.insert(0, f"clamped to the clip, which ends at {verdict.duration_s:g} s")
-    return RowVerdict(split, raw.task_id, raw.video_path, "repaired" if changes else "ok", "; ".join(changes))
+def _judge(split: str, task: VideoTask, clip: ClipVerdict) -> RowVerdict:
+    if clip.status is ClipStatus.QUARANTINED:
+        return RowVerdict(split, task.task_id, task.video_path, "quarantined", clip.reason)
+    changes = [clip.reason] if clip.reason else []
+    if split != "cold_start":  # a trace is played as it is written
+        try:
+            clamped = within_clip(task, clip.duration_s) is not task
+        except UnusableRow as error:
+            return RowVerdict(split, task.task_id, task.video_path, "quarantined", str(error))
+        changes = [f"clamped to the clip, which ends at {clip.duration_s:g} s"] * clamped + changes
+    return RowVerdict(split, task.task_id, task.video_path, "repaired" if changes else "ok", "; ".join(changes))

@@ -108,7 +108,12 @@ def test_no_file_quarantines_nothing(tmp_path):
     assert quarantined(tmp_path / "absent.jsonl") == {}
 
 
-@pytest.mark.parametrize("line", ["not json", "[]", json.dumps({"video": "a"}), json.dumps({"status": "fine"})])
+WRONG_TYPE = json.dumps({"video": 1, "size": 1, "mtime_ns": 1, "status": "ok"})
+
+
+@pytest.mark.parametrize(
+    "line", ["not json", "[]", json.dumps({"video": "a"}), json.dumps({"status": "fine"}), WRONG_TYPE]
+)
 def test_a_line_that_is_no_verdict_is_named(tmp_path, line):
     home = tmp_path / "verdicts.jsonl"
     home.write_text(line + "\n")

@@ -1,12 +1,13 @@
 """`dynframe validate-data`: a verdict per row, each clip decoded once, and runs that honour it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from rl.config import ConfigError, load_config
-from rl.prepare import prepare_tasks, quarantine_file
+from rl.prepare import prepare_tasks, prepare_traces, quarantine_file
 from rl.validation import validate_data
 from tests.envs.clips import render
 
@@ -52,13 +53,13 @@ def test_every_row_gets_a_verdict_with_its_reason(config, silent):
     by_row = {row.row.rpartition("/")[2]: (row.status, row.reason) for row in report.rows if row.split == "train"}
     assert by_row["train:1"] == ("ok", "")
     assert by_row["train:2"] == ("repaired", "clamped to the clip, which ends at 4 s")
-    assert {row: by_row[row][0] for row in by_row if row.startswith("train.jsonl")} == {
-        f"train.jsonl:{line}": "quarantined" for line in (3, 4, 5, 6)
+    assert {row for row, (status, _) in by_row.items() if status == "quarantined"} == {
+        *("train:3", "train:4", "train.jsonl:5", "train:6")
     }
-    assert "CorruptVideoError" in by_row["train.jsonl:3"][1]
-    assert "VideoOpenError" in by_row["train.jsonl:4"][1]
+    assert "CorruptVideoError" in by_row["train:3"][1]
+    assert "VideoOpenError" in by_row["train:4"][1]
     assert "cannot be found" in by_row["train.jsonl:5"][1]
-    assert "lies after the end of the video" in by_row["train.jsonl:6"][1]
+    assert "lies after the end of the video" in by_row["train:6"][1]
     assert report.as_dict()["splits"] == {
         "train": {"ok": 1, "repaired": 1, "quarantined": 4},
         "held_out": {"ok": 1},
@@ -82,7 +83,7 @@ def test_a_run_leaves_quarantined_clips_out_and_says_so(config, silent):
 
     assert [task.task_id for task in tasks.tasks] == ["train:1", "train:2"]
     reasons = {row.line: row.reason for row in tasks.rejected}
-    assert "quarantined by `dynframe validate-data`" in reasons[3]
+    assert reasons[3].startswith("its video is quarantined: CorruptVideoError")
 
 
 def test_quarantine_is_what_keeps_a_clip_out_that_an_index_would_let_in(config, silent):
@@ -102,3 +103,47 @@ def test_quarantine_is_what_keeps_a_clip_out_that_an_index_would_let_in(config, 
     with open(sound, "ab") as file:  # the file is replaced: an old verdict keeps nothing out
         file.write(b"\0")
     assert [task.task_id for task in prepare_tasks(config, "train", silent).tasks] == ["train:1", "train:2"]
+
+
+def test_a_deadline_that_was_missed_is_tried_again(config, silent):
+    """A slow moment of the machine must not cost a sound clip for good."""
+    hurried = replace(config, video=replace(config.video, decode_timeout_s=0.0005))
+    assert {row.status for row in validate_data(hurried, silent, workers=1).rows} == {"quarantined"}
+
+    again = validate_data(config, silent, workers=1)
+    assert again.decoded >= 1  # what failed at once needs no other try
+    assert [row.status for row in again.rows if row.split == "held_out"] == ["ok"]
+    assert prepare_tasks(config, "held_out", silent).tasks
+
+
+def test_rows_that_share_a_line_are_judged_one_by_one(config, silent, tmp_path):
+    def trace(video):
+        looks = "<think>Look.<span>0.0 - 1.0</span><fps>2</fps><video>Seen.</think><answer>B</answer>"
+        turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": looks}]
+        return {"video": [video], "conversations": turns}
+
+    path = tmp_path / "traces.json"
+    path.write_text(json.dumps([trace("empty.mp4"), trace("sound.mp4")]))  # one line, two rows
+    traces = replace(config.data.train, format="dm_cot", path=str(path))
+    taught = replace(config, cold_start=replace(config.cold_start, enabled=True, traces=traces))
+    report = validate_data(taught, silent, workers=1)
+
+    assert [row.status for row in report.rows if row.split == "cold_start"] == ["quarantined", "ok"]
+    assert [trace.task.video_path[-9:] for trace in prepare_traces(taught, silent)] == ["sound.mp4"]
+    with pytest.raises(ConfigError, match="its video is quarantined"):
+        prepare_traces(replace(taught, data=replace(taught.data, bad_rows="refuse")), silent)
+
+
+def test_clips_of_a_cold_start_made_from_evidence_are_validated_too(config, silent):
+    made = replace(config, cold_start=replace(config.cold_start, enabled=True, traces=config.data.train))
+    report = validate_data(made, silent, workers=1)
+
+    assert sum(row.split == "cold_start" for row in report.rows) == 6
+    assert {trace.task.task_id for trace in prepare_traces(made, silent)} == {"train:1", "train:2", "train:6"}
+
+
+def test_a_list_that_is_named_must_be_there(config, silent, tmp_path):
+    absent = replace(config, data=replace(config.data, quarantine=str(tmp_path / "absent.jsonl")))
+
+    with pytest.raises(ConfigError, match=r"data\.quarantine: no such file: .*`dynframe validate-data`"):
+        prepare_tasks(absent, "train", silent)
