@@ -277,7 +277,7 @@ def encode_stats(
     """
     from rl.encode_clips import EncodeLimits, parse_rates, require_writable
     from rl.encode_clips import encode_stats as run_encode_stats
-    from rl.encode_figure import draw, require_matplotlib
+    from rl.encode_figure import draw, require_drawable
     from rl.encode_stats import as_dict as report_as_dict
     from rl.encode_stats import write_csv
     from rl.encode_tables import print_report
@@ -286,7 +286,7 @@ def encode_stats(
     for option, path in (("--csv", csv), ("--plot", plot)):
         require_writable(option, path)
     if plot is not None:
-        require_matplotlib()
+        require_drawable(plot)
     report = run_encode_stats(clips, rates, geometry, limits, console, measure=measure, repeats=repeats)
     print_report(report, console)
     if csv is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,7 +145,7 @@ def encode_stats(
         progress_bar(console) as progress,
     ):
         bar = progress.add_task("encoding", total=len(videos) * len(rates))
-        for video in videos:
+        for number, video in enumerate(videos, start=1):
             try:
                 clip = reader.describe(str(video))
                 for fps in rates:
@@ -154,7 +154,7 @@ def encode_stats(
             except VideoError as error:
                 rows = [row for row in rows if row.block.clip != str(video)]  # a clip is compared whole or not at all
                 skipped.append(Skipped(str(video), f"{error.problem}; {error.remedy}"))
-                progress.update(bar, total=progress.tasks[bar].total - len(rates))
+            progress.update(bar, completed=number * len(rates))  # also where a clip ended early
     if not rows:
         why = "; ".join(f"{one.path}: {one.reason}" for one in skipped[:3]) or "the folders are empty"
         raise ConfigError(f"not one readable video among {', '.join(map(str, paths))} ({why})")
@@ -199,12 +199,12 @@ def require_writable(option: str, path: Path | None) -> None:
 def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Skipped]]:
     """Files as named, then what lies in folders, sorted, each file once; the rest with the reason."""
     found: dict[Path, Path] = {}
-    skipped = []
+    skipped: list[Skipped] = []
     for path in paths:
         if path.is_file():
             found.setdefault(path.resolve(), path)
         elif path.is_dir():
-            for file in _files_in(path):
+            for file in _files_in(path, skipped):
                 if file.suffix.lower() in VIDEO_SUFFIXES:
                     found.setdefault(file.resolve(), file)
                 else:
@@ -214,9 +214,18 @@ def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Skipped]]:
     return list(found.values()), skipped
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
-    for home, folders, files in os.walk(folder):  # links to folders are not followed: they may go in circles
+def _files_in(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    """Every file below, in order; folders that are not entered are added to `skipped`."""
+
+    def not_listed(error: OSError) -> None:
+        skipped.append(Skipped(str(error.filename), f"a folder that cannot be listed: {error.strerror}"))
+
+    for home, folders, files in os.walk(folder, onerror=not_listed):
         folders.sort()
+        links = [Path(home) / name for name in folders if (Path(home) / name).is_symlink()]  # they may go in circles
+        skipped += [
+            Skipped(str(link), "a link to a folder is not followed; name it to have it searched") for link in links
+        ]
         yield from (Path(home) / file for file in sorted(files))
 
 
@@ -279,27 +288,31 @@ def _rows(
     decodes = [_timed(lambda: reader.frames(clip.path, times_s, size), _with_children) for _ in range(repeats)]
     (pixels_THWC, shown_s, _), _ = decodes[-1]
     decode_s = Measured(tuple(seconds for _, seconds in decodes))
-    cuts = {mode: segment_scenes(pixels_THWC, processor.scenes) for mode, processor in processors.items()}  # compiles
+    cuts = {mode: segment_scenes(pixels_THWC, scenes) for mode, scenes in MODES.items()}  # compiles
     frames = {mode: Frames(pixels_THWC, shown_s, lengths, *size, digest="") for mode, lengths in cuts.items()}
     packed = {mode: processors[mode].pack(frames[mode]) for mode in frames} if tower else {}
     peaks = {mode: tower.peak_bytes(mode, packed[mode]) for mode in packed} if tower else {}
-    segment_s: dict[str, list[float]] = {mode: [] for mode in frames}
-    encode_s: dict[str, list[float]] = {mode: [] for mode in packed}
-    for _ in range(repeats):
-        for mode, processor in processors.items():
-            segment_s[mode].append(_timed(lambda p=processor: segment_scenes(pixels_THWC, p.scenes))[1])
-            if tower:
-                encode_s[mode].append(_timed(lambda m=mode: tower.encode(m, packed[m]))[1])
+    segment_s = _interleaved(lambda mode: segment_scenes(pixels_THWC, MODES[mode]), frames, repeats)
+    encode_s = _interleaved(lambda mode: tower.encode(mode, packed[mode]), packed, repeats)
     return [
         EncodeRow(
             Block(clip.path, asked_fps, fps, mode, *size, cuts[mode], processor.clock(frames[mode]).tokens_per_scene),
             encode_flops(geometry, MODES[mode], cuts[mode], size[0] // geometry.patch, size[1] // geometry.patch).total,
             decode_s,
-            Measured(tuple(segment_s[mode])),
-            EncoderCost(Measured(tuple(encode_s[mode])), peaks[mode]) if tower else None,
+            segment_s[mode],
+            EncoderCost(encode_s[mode], peaks[mode]) if tower else None,
         )
         for mode, processor in processors.items()
     ]
+
+
+def _interleaved(work: Callable[[str], object], modes: Iterable[str], repeats: int) -> dict[str, Measured]:
+    """Seconds of some work in each mode, in turn."""
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    for _ in range(repeats):
+        for mode, values in seconds.items():
+            values.append(_timed(lambda m=mode: work(m))[1])
+    return {mode: Measured(tuple(values)) for mode, values in seconds.items()}
 
 
 def _timed(work: Callable[[], Result], clock: Callable[[], float] = time.process_time) -> tuple[Result, float]:

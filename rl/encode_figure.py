@@ -27,27 +27,29 @@ NAMES = {
 }
 
 
-def require_matplotlib() -> None:
+def require_drawable(path: Path) -> None:
     """Refuse before any work, rather than after it.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: matplotlib is absent, or the file's suffix is no format that it writes.
     """
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib import backend_bases
     except ImportError as error:
         raise ConfigError(
             f"--plot needs matplotlib, which cannot be imported ({error}): pip install matplotlib, or leave --plot out"
         ) from error
+    if path.suffix.lower().removeprefix(".") not in backend_bases.FigureCanvasBase.get_supported_filetypes():
+        raise ConfigError(f"--plot {path}: a name must end in the picture's format, such as .png, .svg or .pdf")
 
 
 def draw(report: EncodeReport, path: Path) -> None:
     """Write the figure; the file's suffix says in which format.
 
     Raises:
-        ConfigError: matplotlib is absent, or does not know the format.
+        ConfigError: as `require_drawable`.
     """
-    require_matplotlib()
+    require_drawable(path)
     from matplotlib.figure import Figure
 
     clips = list(labels([row.block.clip for row in report.rows]).items())[:MOST_CLIPS]
@@ -68,10 +70,7 @@ def draw(report: EncodeReport, path: Path) -> None:
         axes.set_visible(axes.has_data())
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(MODES), frameon=False)
-    try:
-        figure.savefig(path, dpi=110)
-    except ValueError as error:
-        raise ConfigError(f"--plot {path}: {error}") from error
+    figure.savefig(path, dpi=110)
 
 
 def _point(row: EncodeRow) -> tuple[str, float, int]:

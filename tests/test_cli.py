@@ -64,6 +64,7 @@ def test_help_teaches_and_answers_at_once(command):
         (["train", QUICKSTART, "output_dir=/proc/none"], "or set output_dir to another disk"),
         (["train", QUICKSTART, "resume=/nowhere"], "/nowhere"),
         (["export", "/nowhere", "out"], "neither a run nor a checkpoint"),
+        (["encode-stats", "Makefile", "--plot", "tokens"], "--plot tokens: a name must end in the picture's format"),
         (["eval", QUICKSTART, "--run", "/nowhere"], "neither a run nor a checkpoint"),
         (["eval", QUICKSTART, "--best"], "--best is of a run; give --run RUN"),
         (["eval", QUICKSTART, "--run", "a", "--checkpoint", "b"], "give one of --run and --checkpoint"),

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,9 +12,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rl import encode_clips
-from rl.config import ConfigError
+from rl.config import ConfigError, ScenesConfig, TinyPolicyConfig
 from rl.encode_clips import EncodeLimits, encode_stats, find_videos, parse_rates, require_writable
-from rl.encode_figure import draw
+from rl.encode_figure import draw, require_drawable
 from rl.encode_stats import (
     MODES,
     Block,
@@ -30,6 +32,8 @@ from rl.encode_stats import (
     write_csv,
 )
 from rl.encode_tables import print_report
+from rl.policy.model import flexivideo_section
+from rl.policy.tiny import vision_section
 from tests.envs.setting import write_clip
 
 
@@ -141,14 +145,19 @@ def test_the_figure_is_drawn_whatever_a_clip_is_named(tmp_path):
     ]
     draw(report(*rows), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match=r"--plot .*figure\.abc"):
-        draw(report(*rows), tmp_path / "figure.abc")
 
 
 def test_a_missing_matplotlib_is_said_with_its_remedy(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"--plot needs matplotlib.*pip install matplotlib"):
-        draw(report(row("fixed2", (2,))), "figure.png")
+        require_drawable(Path("figure.png"))
+
+
+@pytest.mark.parametrize("name", ["figure.abc", "figure"])
+def test_a_picture_whose_name_is_no_format_is_refused_before_any_work(name):
+    with pytest.raises(ConfigError, match=rf"--plot {name}: a name must end in .*\.png"):
+        require_drawable(Path(name))
+    require_drawable(Path("FIGURE.PNG"))
 
 
 @pytest.mark.parametrize("text", ["", "2,", "0", "-1", "nan", "inf", "2;4", "1e9"])
@@ -179,7 +188,24 @@ def test_folders_are_searched_and_everything_else_is_reported(tmp_path):
         ("notes.txt", "not a video by its name (.txt)"),
         ("plain", "not a video by its name (no suffix)"),
         ("absent", "no such file or folder"),
+        ("circle", "a link to a folder is not followed; name it to have it searched"),
     }
+
+
+def test_a_folder_that_cannot_be_listed_is_reported_and_the_rest_is_found(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "open.mp4").touch()
+    real = os.scandir
+
+    def scandir(folder):  # permissions do not stop the user the tests may run as
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found, skipped = find_videos([tmp_path])
+    assert found == [tmp_path / "open.mp4"]
+    assert skipped == [Skipped(str(tmp_path / "locked"), "a folder that cannot be listed: Permission denied")]
 
 
 @pytest.fixture
@@ -231,3 +257,16 @@ def test_the_tiny_tower_is_really_run(tmp_path, decoding_here):
     for r in found.rows:
         assert len(r.encoder.seconds.values) == 2 and min(r.encoder.seconds.values) > 0
         assert r.encoder.peak_bytes > 8 * 56 * 56 * 3  # at the least, the pixels
+
+
+def test_a_checkpoints_own_tower_is_taken_from_its_folder(tmp_path, decoding_here):
+    clip = write_clip(tmp_path / "grey.mp4", seconds=1.0, size=56)
+    wider = TinyPolicyConfig(vision_hidden_size=2 * TinyPolicyConfig().vision_hidden_size)
+    vision = vision_section(wider) | {"flexivideo": flexivideo_section(ScenesConfig())}
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": vision}))
+    tiny, own = (
+        encode_stats([clip], [8.0], geometry, EncodeLimits(), Console(quiet=True), repeats=1)
+        for geometry in ("tiny", str(tmp_path))
+    )
+    assert own.vision_parameters > 2 * tiny.vision_parameters and all(r.encoder for r in own.rows)
+    assert all(o.flops > 2 * t.flops for o, t in zip(own.rows, tiny.rows, strict=True))
