@@ -80,13 +80,13 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> D
     Raises:
         ConfigError: an annotation file cannot be used at all, or the verdicts cannot be written.
     """
-    sources = dict(_sources(config, console))
-    clips = sorted({task.video_path for split, source in sources.items() for task in _load(split, source)[0]})
+    sources = [(split, *_load(split, source)) for split, source in _sources(config, console)]
+    clips = sorted({task.video_path for _, tasks, _ in sources for task in tasks})
     home = quarantine_file(config)
     with VerdictFile(home) as file:
         new = [clip for clip in clips if clip not in file.verdicts]
         _decode(new, file, config, console, workers or os.cpu_count() or 1)
-        rows = tuple(row for split, source in sources.items() for row in judge_rows(split, source, file.verdicts))
+        rows = tuple(row for source in sources for row in judge_rows(*source, file.verdicts))
     listing = home.with_name(f"validated_rows-{config.name}.jsonl")
     draft = listing.with_name(f".{listing.name}.{os.getpid()}")
     draft.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
@@ -94,13 +94,15 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> D
     return DataReport(rows, len(clips), len(new), home, listing)
 
 
-def judge_rows(split: str, source: Located, verdicts: Mapping[str, ClipVerdict]) -> Iterator[RowVerdict]:
+def judge_rows(
+    split: str, tasks: Sequence[VideoTask], rejected: Sequence[RejectedRow], verdicts: Mapping[str, ClipVerdict]
+) -> Iterator[RowVerdict]:
     """A verdict per row, from those on the clips: what a run would do with it.
 
     Args:
-        verdicts: by video; there is one for every clip of the source.
+        rejected: rows of which no task could be made.
+        verdicts: by video; there is one for every clip of the tasks.
     """
-    tasks, rejected = _load(split, source)
     yield from (RowVerdict(split, f"{row.file}:{row.line}", "", "quarantined", row.reason) for row in rejected)
     yield from (_judge(split, task, verdicts[task.video_path]) for task in tasks)
 
