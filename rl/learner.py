@@ -46,7 +46,7 @@ from rl.batch import (
 from rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig, PolicyConfig, RunConfig
 from rl.learner_metrics import Tally, tally_parity, tally_policy
 from rl.learner_settings import deepspeed_settings, learning_rate, uses_cuda
-from rl.learner_state import Layout, load_state, save_state
+from rl.learner_state import Layout, capture_state, load_state
 from rl.loss import LossTotals, policy_loss, supervised_loss, token_weights
 from rl.policy.model import freeze_vision, load_policy, save_policy, token_logprobs
 from rl.policy.processor import Processor
@@ -193,7 +193,7 @@ class Learner:
     def save(self, folder: str | Path) -> None:
         """Write everything needed to go on into `folder`; returns when all ranks have."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_state(Path(folder), self._engine, self._adamw, self._layout, self._steps)
+        capture_state(self._engine, self._adamw, self._layout, self._steps).write(Path(folder))
         dist.barrier()
 
     def load(self, folder: str | Path) -> None:

@@ -42,8 +42,21 @@ class Layout:
         return f"rank_{self.rank}.safetensors"
 
 
-def save_state(folder: Path, engine: Any, optimizer: torch.optim.Optimizer, layout: Layout, steps: int) -> None:
-    """Write this rank's state into an existing folder.
+@dataclass(frozen=True, slots=True)
+class CapturedState:
+    """A copy of what a rank must remember, which training can no longer change."""
+
+    layout: Layout
+    tensors: dict[str, Tensor]  # on the CPU
+    metadata: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """One safetensors file in an existing folder; from any thread."""
+        save_file(self.tensors, folder / self.layout.filename, metadata=self.metadata)
+
+
+def capture_state(engine: Any, optimizer: torch.optim.Optimizer, layout: Layout, steps: int) -> CapturedState:
+    """Copy this rank's state.
 
     Args:
         engine: the DeepSpeed engine.
@@ -54,9 +67,8 @@ def save_state(folder: Path, engine: Any, optimizer: torch.optim.Optimizer, layo
     for name, master in masters(engine, layout.zero_stage).items():
         tensors[f"{name}.master"] = master.detach()
         tensors |= {f"{name}.{key}": value.detach() for key, value in optimizer.state.get(master, {}).items()}
-    described = {"layout": json.dumps(asdict(layout)), "steps": str(steps)}
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, folder / layout.filename, metadata=described)
+    copied = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return CapturedState(layout, copied, {"layout": json.dumps(asdict(layout)), "steps": str(steps)})
 
 
 def load_state(folder: Path, engine: Any, optimizer: torch.optim.Optimizer, layout: Layout) -> int:
