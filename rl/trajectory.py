@@ -248,6 +248,18 @@ class RunState:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that broke and was mended while a run went on."""
+
+    kind: str  # "worker_died" | "worker_hung" | "recycled" | "learner_lost" | "frames_lost" | "push_interrupted" | ...
+    worker: str  # its name: "rollout/0"
+    cause: str  # one line
+    action: str  # what was done about it, one line
+    detected_s: float  # time.time() when it was noticed
+    recovery_s: float  # seconds from there until work went on
+
+
 def trajectory_tokens(trajectory: Trajectory) -> tuple[int, ...]:
     """The token ledger: context and completion of every turn, concatenated."""
     return tuple(token for turn in trajectory.turns for token in (*turn.context_token_ids, *turn.completion.token_ids))
