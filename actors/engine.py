@@ -40,6 +40,7 @@ from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
 BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
 MIN_BATCHED_TOKENS = 8192  # prompts prefilled in one step together
 BUCKET_BYTES = 64 * 2**20  # of weights handed over at a time
+TORN = "part"  # how the version begins that weights have which did not arrive whole
 
 
 class EngineError(RuntimeError):
@@ -96,7 +97,8 @@ class VllmEngine:
         """Draw tokens until a stop token (returned, with its log-prob) or the budget.
 
         Raises:
-            EngineError: the request does not fit, its placeholders and videos do not match, or the engine failed.
+            EngineError: the request does not fit, its placeholders and videos do not match, the weights are of no one
+                version, or the engine failed.
         """
         name, token_ids, videos = request.request_id, request.prompt_token_ids, request.videos
         try:
@@ -132,7 +134,8 @@ class VllmEngine:
             named: Hugging Face names with values; a uint16 array holds the bits of bfloat16.
             version: of the policy from now on; every later completion carries it.
         Raises:
-            EngineError: a name or shape is not the model's. The engine must not be used any further.
+            EngineError: a name or shape is not the model's, or the weights stopped coming. No request is answered until
+                others have been loaded.
         """
         try:
             self._driver.exclusively(partial(_replace_weights, named=named, version=version))
@@ -158,6 +161,14 @@ class VllmEngine:
             counters, self._counters = self._counters, Counters()
             counters.encoder_items, self._encoded_before = encoded - self._encoded_before, encoded
         return {name: float(getattr(counters, name)) for name in Counters.__slots__}
+
+    def progress(self) -> int:
+        """Grows as long as the engine works on requests; asking never waits."""
+        return self._driver.progress()
+
+    def failure(self) -> str:
+        """Why the engine will not answer any more; empty while it lives."""
+        return self._driver.failure()
 
     def close(self) -> None:
         """Stop the engine; requests still running fail."""
@@ -197,6 +208,10 @@ class VllmEngine:
             settle(answer, error=EngineError(request_id, str(error) or error.__cause__))
             return
         output = sent.result()
+        torn = [span.version for span in output.outputs[0].weight_versions if span.version.startswith(TORN)]
+        if torn:
+            settle(answer, error=EngineError(request_id, f"the engine's weights are a mixture: {torn[0]}"))
+            return
         if token_ids != tuple(output.prompt_token_ids):
             lengths = f"{len(token_ids)} tokens were sent, the engine read {len(output.prompt_token_ids)}"
             settle(answer, error=EngineError(request_id, f"the prompt was changed on its way: {lengths}"))
@@ -258,6 +273,7 @@ def engine_arguments(
 
 
 def _replace_weights(driver: Driver, *, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> None:
+    driver.set_weight_version(f"{TORN} of version {version}")  # until all are there
     bucket, size = [], 0
     for name, value in named:
         bucket.append(_flat(name, value))

@@ -50,6 +50,12 @@ class Driver(Protocol):
     def reset_caches(self) -> None:
         """Forget prefixes, encoded videos and processed items. Only inside `exclusively`."""
 
+    def progress(self) -> int:
+        """Grows as long as vLLM works on requests; asking never waits."""
+
+    def failure(self) -> str:
+        """Why no request will be answered any more; empty while vLLM lives."""
+
     def close(self) -> None:
         """Stop."""
 
@@ -75,6 +81,7 @@ class InlineDriver:
         self._waiting: _Job | None = None  # an exclusive job, until the requests before it are done
         self._stopped: BaseException | None = None
         self._lock = threading.Lock()  # nothing enters the inbox once the thread has stopped
+        self._steps = 0
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._live, args=(arguments, ready), name="vllm", daemon=True)
         self._thread.start()
@@ -98,6 +105,12 @@ class InlineDriver:
         self._engine.reset_encoder_cache()
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("the prefix cache is in use")
+
+    def progress(self) -> int:
+        return self._steps
+
+    def failure(self) -> str:
+        return "" if self._stopped is None else f"{type(self._stopped).__name__}: {self._stopped}"
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -165,6 +178,7 @@ class InlineDriver:
         for output in self._engine.step():
             if output.finished and output.request_id in self._running:
                 settle(self._running.pop(output.request_id), output)
+        self._steps += 1
 
     def _stop(self, cause: BaseException) -> None:
         with self._lock:
@@ -195,9 +209,14 @@ class _Job:
 
 
 class AsyncDriver:
-    """An AsyncLLM, its engine in processes of its own, on a thread with an event loop."""
+    """An AsyncLLM, its engine in processes of its own, on a thread with an event loop.
+
+    What those processes do between requests cannot be seen from here. They answer calls between two of their steps, so
+    an answered call is progress.
+    """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
+        self._answered, self._asked = 0, None
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
@@ -225,6 +244,18 @@ class AsyncDriver:
         self._wait(self._llm.reset_encoder_cache())
         if not self._wait(self._llm.reset_prefix_cache()):
             raise RuntimeError("the prefix cache is in use")
+
+    def progress(self) -> int:
+        if self._asked is not None and self._asked.done():
+            self._answered += not self._asked.cancelled() and self._asked.exception() is None
+            self._asked = None
+        if self._asked is None:
+            question = self._llm.collective_rpc("count_encoded_items")
+            self._asked = asyncio.run_coroutine_threadsafe(question, self._loop)
+        return self._answered
+
+    def failure(self) -> str:
+        return str(self._llm.dead_error) if self._llm.errored else ""
 
     def close(self) -> None:
         self._llm.shutdown()

@@ -11,8 +11,9 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from envs.env import RetrievalEnv, TokenBudget, video_error_note
@@ -31,6 +32,7 @@ from rl.trajectory import (
 )
 
 GROUPS_PER_ATTEMPT = 1_000_000  # more than one task is ever drawn at a time
+NOTHING_SAID: Mapping[int, Sequence[Completion]] = MappingProxyType({})
 
 
 class Generate(Protocol):
@@ -51,6 +53,37 @@ class Surroundings:
     form: PromptFormat = field(default_factory=PromptFormat)
 
 
+class TokenLedger:
+    """What a group's siblings have said so far, turn by turn: enough to go on with the group somewhere else.
+
+    Frames are not in it. They are decoded again, and are the same.
+    """
+
+    def __init__(self, said: Mapping[int, Sequence[Completion]] = NOTHING_SAID) -> None:
+        """
+        Args:
+            said: completions of the turns played already, by sibling.
+        """
+        self._said = {sibling: list(completions) for sibling, completions in said.items()}
+        self._news: list[tuple[int, Completion]] = []
+        self.advances = 0  # grows with everything that is finished: an opening, a turn, a look
+
+    def turn(self, sibling: int, turn: int) -> Completion | None:
+        """What a sibling said at a turn, if that has been played."""
+        completions = self._said.get(sibling, ())
+        return completions[turn] if turn < len(completions) else None
+
+    def add(self, sibling: int, completion: Completion) -> None:
+        """A sibling's next turn."""
+        self._said.setdefault(sibling, []).append(completion)
+        self._news.append((sibling, completion))
+
+    def take_news(self) -> list[tuple[int, Completion]]:
+        """Turns added since the last call of this method, in order."""
+        news, self._news = self._news, []
+        return news
+
+
 async def run_group(
     task: VideoTask,
     *,
@@ -61,6 +94,7 @@ async def run_group(
     seed: int,
     step: int,
     occurrence: int = 0,
+    ledger: TokenLedger | None = None,
 ) -> TrajectoryGroup:
     """Play G siblings of a task at once. The coarse frames are decoded, cut into scenes and stored once for all.
 
@@ -71,7 +105,9 @@ async def run_group(
         sampling: `max_new_tokens` is of a whole trajectory; stop tokens and seed are set here.
         seed: of the run; with step, task, occurrence, sibling and turn it determines the seed of every engine call.
         occurrence: which of the step's groups of this task it is, see `occurrences`.
+        ledger: turns in it are not sampled again; new ones are added to it.
     """
+    ledger = TokenLedger() if ledger is None else ledger
     try:
         opening = await asyncio.to_thread(
             open_clip,
@@ -84,6 +120,7 @@ async def run_group(
     except VideoError as error:
         lost = Trajectory((), StopReason.VIDEO_ERROR, note=video_error_note(error))
         return TrajectoryGroup(task, (lost,) * group_size, opening_frames=None)
+    ledger.advances += 1
     envs = [make_env(task, opening, surroundings, sampling.max_new_tokens) for _ in range(group_size)]
     name = f"{step}/{task.task_id}/{uuid.uuid4().hex[:8]}"  # one task may be played twice at a time
     clocked = [_Stopwatch(generate) for _ in envs]
@@ -93,6 +130,8 @@ async def run_group(
             generate=clocked[sibling],
             sampling=sampling,
             name=f"{name}/{sibling}",
+            sibling=sibling,
+            ledger=ledger,
             seed_of_turn=lambda turn, sibling=sibling: derive_seed(seed, step, task.task_id, sibling, turn, occurrence),
         )
         for sibling, env in enumerate(envs)
@@ -111,6 +150,8 @@ async def run_episode(
     generate: Generate,
     sampling: Sampling,
     name: str,
+    sibling: int,
+    ledger: TokenLedger,
     seed_of_turn: Callable[[int], int],
 ) -> Trajectory:
     """Play one trajectory to its end. What the environment has to decode, it decodes off the event loop."""
@@ -127,8 +168,12 @@ async def run_episode(
                 seed=seed_of_turn(turn),
             ),
         )
-        completion = await generate(request)
+        completion = ledger.turn(sibling, turn)
+        if completion is None:
+            completion = await generate(request)
+            ledger.add(sibling, completion)
         given, turn = await asyncio.to_thread(env.step, completion), turn + 1
+        ledger.advances += 1
     return given
 
 

@@ -319,7 +319,9 @@ def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
 @pytest.mark.parametrize(
     ("name", "shape"), [("model.visual.nowhere.weight", (4,)), ("model.language_model.norm.weight", (7,))]
 )
-def test_weights_that_are_not_the_models_are_refused(engine, name, shape):
+def test_weights_that_are_not_the_models_are_refused_and_nothing_is_sampled_until_others_came(
+    engine, policy_dir, name, shape
+):
     from actors.engine import EngineError
 
     version = engine.policy_version
@@ -328,6 +330,10 @@ def test_weights_that_are_not_the_models_are_refused(engine, name, shape):
     with pytest.raises(EngineError, match="nowhere"):
         engine.checksums(["model.visual.nowhere.weight"])
     assert engine.policy_version == version
+    with pytest.raises(EngineError, match=f"a mixture: part of version {version + 1}"):  # nothing is sampled from it
+        run(engine, [request([5], [], tokens=1)])
+    engine.load_weights(stored_weights(policy_dir).items(), version + 2)
+    assert run(engine, [request([5], [], tokens=1)])[0].policy_version == version + 2
 
 
 def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir):

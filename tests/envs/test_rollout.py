@@ -7,7 +7,7 @@ import pytest
 from envs.opening import OpeningRules
 from envs.prompts import encode_reply
 from envs.retrieval import RetrievalRules
-from envs.rollout import Surroundings, derive_seed, greedy, occurrences, run_group
+from envs.rollout import Surroundings, TokenLedger, derive_seed, greedy, occurrences, run_group
 from rl.trajectory import MalformedCall, Sampling, Segment, StopReason, trajectory_tokens, trajectory_videos
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 from tests.fakes import ScriptedEngine
@@ -206,3 +206,30 @@ def test_an_engine_that_fails_stops_the_siblings_and_is_heard(play, engine):
     with pytest.raises(ConnectionError, match="engine is gone"):
         play(fails_for_the_second, 2)
     assert len(stopped) == 1 and scripted.requests == []
+
+
+def tokens_of(group):
+    return [trajectory_tokens(trajectory) for trajectory in group.trajectories_G]
+
+
+@pytest.mark.parametrize("turns_kept", [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)])
+def test_a_group_goes_on_elsewhere_from_its_token_ledger(play, engine, turns_kept):
+    ledger, script = TokenLedger(), [[LOOK, ANSWER], [LOOK, ANSWER]]
+    whole = play(engine(*script), 2, ledger=ledger)
+    said = {0: [], 1: []}
+    for sibling, completion in ledger.take_news():
+        said[sibling].append(completion)
+    assert ledger.take_news() == [] and ledger.advances == 1 + 4  # the opening, and every turn
+
+    elsewhere, kept = engine(*script), {sibling: said[sibling][:turns] for sibling, turns in enumerate(turns_kept)}
+    again = TokenLedger(kept)
+    group = play(elsewhere, 2, ledger=again)
+    assert len(elsewhere.requests) == len(again.take_news()) == 4 - sum(turns_kept)  # nothing is sampled twice
+    assert tokens_of(group) == tokens_of(whole)
+    for old, new in zip(whole.trajectories_G, group.trajectories_G, strict=True):
+        assert [turn.frames and turn.frames.digest for turn in old.turns] == [
+            turn.frames and turn.frames.digest for turn in new.turns
+        ]
+    assert {request.sampling.seed for request in elsewhere.requests} <= {
+        derive_seed(0, 0, "t", sibling, turn) for sibling in (0, 1) for turn in range(turns_kept[sibling], 2)
+    }
