@@ -10,8 +10,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import ray
+from ray.exceptions import RayError
 
 from rl.trajectory import Frames, TrainingSample, Trajectory, TrajectoryGroup
+
+FETCH_S = 120.0  # for pixels to come out of the object store, from another node if need be
+
+
+class FramesLostError(RuntimeError):
+    """Pixels are gone from the object store, with the worker or the node that held them."""
 
 
 def park(group: TrajectoryGroup) -> TrajectoryGroup:
@@ -22,7 +29,11 @@ def park(group: TrajectoryGroup) -> TrajectoryGroup:
 
 
 def fetch(groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
-    """The same groups with their pixels in this process's reach (zero-copy views of the object store)."""
+    """The same groups with their pixels in this process's reach (zero-copy views of the object store).
+
+    Raises:
+        FramesLostError: they are not there any more.
+    """
     held = _fetched(_blocks(groups))
     return [_exchange(group, held) for group in groups]
 
@@ -34,7 +45,10 @@ def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:
 
 
 def _fetched(blocks: dict[str, Frames]) -> dict[str, Frames]:
-    pixels = ray.get([block.pixels_THWC for block in blocks.values()])
+    try:
+        pixels = ray.get([block.pixels_THWC for block in blocks.values()], timeout=FETCH_S)
+    except RayError as error:
+        raise FramesLostError(f"pixels could not be fetched: {type(error).__name__}") from error
     return {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import ray
 
-from actors.frames import fetch, fetch_samples
+from actors.frames import FramesLostError, fetch, fetch_samples
 from actors.memory import own_memory_mib
-from actors.waiting import gather
+from actors.waiting import gather, nothing
 from actors.weight_buckets import WeightBucket, pack
 from rl.batch import assign_ranks, gather_ranks
-from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
+from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup
 
 log = logging.getLogger(__name__)
+
+RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
 
 
 class LearnerError(RuntimeError):
@@ -31,6 +33,7 @@ class LearnerWorker:
         self._rank = rank
         self._learner: Any = None
         self._port: socket.socket | None = None
+        self._received: list[ScoredGroup] = []
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: this node's address and a port that is held until `start` listens on it."""
@@ -54,11 +57,24 @@ class LearnerWorker:
             if self._port is not None:
                 self._port.close()
 
-    def update(self, scored: list[ScoredGroup]) -> LearnerUpdate:
-        """Split, credit and learn from this rank's groups."""
-        groups = fetch([group.group for group in scored])
-        here = [ScoredGroup(group, old.rewards_G) for group, old in zip(groups, scored, strict=True)]
-        return self._learner.learn(here)
+    def receive(self, scored: list[ScoredGroup]) -> list[int]:
+        """Take this rank's groups and bring their pixels here; indices of those whose pixels are lost.
+
+        Apart from `update`, so that a rank that lacks something does not leave the others waiting in a collective.
+        """
+        self._received, lost = [], []
+        for index, one in enumerate(scored):
+            try:
+                (group,) = fetch([one.group])
+                self._received.append(ScoredGroup(group, one.rewards_G))
+            except FramesLostError:
+                lost.append(index)
+        return lost
+
+    def update(self) -> LearnerUpdate:
+        """Split, credit and learn from the groups received."""
+        received, self._received = self._received, []
+        return self._learner.learn(received)
 
     def supervise(self, samples: list[TrainingSample]) -> dict[str, float]:
         """One supervised step on this rank's samples."""
@@ -109,8 +125,15 @@ class LearnerGroup:
         *,
         start_timeout_s: float,
         timeout_s: float,
+        attend: Callable[[], None] = nothing,
+        restore: Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]] | None = None,
     ) -> None:
-        self._timeout_s = start_timeout_s
+        """
+        Args:
+            attend: looks after other workers while one waits for the ranks.
+            restore: makes the pixels of groups anew that were lost on their way.
+        """
+        self._timeout_s, self._attend, self._restore = start_timeout_s, attend, restore
         remote = ray.remote(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
         try:
@@ -121,13 +144,32 @@ class LearnerGroup:
         self._timeout_s = timeout_s
 
     def update(self, scored: Sequence[ScoredGroup]) -> LearnerUpdate:
-        """Learn from scored groups; whole groups go to ranks, balanced by tokens."""
+        """Learn from scored groups; whole groups go to ranks, balanced by tokens.
+
+        Raises:
+            LearnerError: a rank died, failed or did not answer: the group must be built anew.
+        """
         dealt = assign_ranks(scored, len(self._ranks))
-        parts = [[scored[index] for index in mine] for mine in dealt]
-        updates = self._wait(
-            [rank.update.remote(part) for rank, part in zip(self._ranks, parts, strict=True)], "update the policy"
-        )
+        self._deliver(scored, dealt)
+        updates = self._wait([rank.update.remote() for rank in self._ranks], "update the policy")
         return LearnerUpdate(updates[0].metrics, gather_ranks(dealt, [update.logprobs_PG for update in updates]))
+
+    def _deliver(self, scored: Sequence[ScoredGroup], dealt: Sequence[Sequence[int]]) -> None:
+        """Every rank's groups into its hands; those whose pixels are lost are restored and delivered again."""
+        scored = list(scored)
+        for _ in range(RESTORATIONS):
+            parts = [[scored[index] for index in mine] for mine in dealt]
+            calls = [rank.receive.remote(part) for rank, part in zip(self._ranks, parts, strict=True)]
+            missing = self._wait(calls, "hand out the trajectories")
+            lost = [mine[index] for mine, indices in zip(dealt, missing, strict=True) for index in indices]
+            if not lost:
+                return
+            log.warning("the pixels of %d groups are lost and decoded again", len(lost))
+            if self._restore is None:
+                break
+            for index, group in zip(lost, self._restore([scored[index].group for index in lost]), strict=True):
+                scored[index] = ScoredGroup(group, scored[index].rewards_G)
+        raise LearnerError(f"the pixels of {len(lost)} groups got lost on their way to the learners")
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One supervised step, samples dealt to ranks in turn."""
@@ -170,4 +212,4 @@ class LearnerGroup:
         )
 
     def _wait(self, calls: list[ray.ObjectRef], doing: str) -> list[Any]:
-        return gather(calls, timeout_s=self._timeout_s, doing=doing, failure=LearnerError)
+        return gather(calls, timeout_s=self._timeout_s, doing=doing, failure=LearnerError, attend=self._attend)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -10,17 +11,40 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 DIED_IN_INIT = "error raised in its creation task"  # Ray's words
 LONGEST = 1000  # characters of a message
+GLANCE_S = 1.0  # between two looks at the other workers while one waits for some
+COLLECT_S = 60.0  # for an answer that is there to be in this process's hands
 
 
-def gather(calls: Sequence[ray.ObjectRef], *, timeout_s: float, doing: str, failure: type[Exception]) -> list[Any]:
+def nothing() -> None:
+    """There is nobody else to look after."""
+
+
+def gather(
+    calls: Sequence[ray.ObjectRef],
+    *,
+    timeout_s: float,
+    doing: str,
+    failure: type[Exception],
+    attend: Callable[[], None] = nothing,
+) -> list[Any]:
     """Results of all calls, in order.
 
     Args:
         doing: what the workers were asked, for the message: "play 8 tasks".
-        failure: raised, with the cause, if a call fails, its worker dies, or the deadline passes.
+        failure: raised, with the cause, as soon as a call fails or its worker dies, or when the deadline passes.
+        attend: called about once a second while nothing has happened, to look after other workers; must not wait.
     """
+    waiting, deadline = list(calls), time.monotonic() + timeout_s
     try:
-        return ray.get(list(calls), timeout=timeout_s)
+        while waiting:
+            ready, waiting = ray.wait(waiting, timeout=min(GLANCE_S, max(deadline - time.monotonic(), 0.0)))
+            if ready:
+                ray.get(ready, timeout=COLLECT_S)  # one that failed fails all
+            elif time.monotonic() >= deadline:
+                raise GetTimeoutError
+            else:
+                attend()
+        return ray.get(list(calls), timeout=COLLECT_S)
     except GetTimeoutError as error:
         raise failure(f"could not {doing}: no answer within {timeout_s:.0f} s") from error
     except RayTaskError as error:

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayError
+
+FETCH_S = 120.0  # for one bucket to come out of the object store, from another node if need be
+
+
+class WeightsLostError(RuntimeError):
+    """Weights on their way are gone, with the learner or the node that held them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,16 @@ def pack(named: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[W
 
 
 def unpack(buckets: Sequence[WeightBucket]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters of all buckets; one bucket is fetched at a time, so that a large policy fits on its way."""
+    """Parameters of all buckets; one bucket is fetched at a time, so that a large policy fits on its way.
+
+    Raises:
+        WeightsLostError: a bucket is not there any more.
+    """
     for bucket in buckets:
-        data = ray.get(bucket.data)
+        try:
+            data = ray.get(bucket.data, timeout=FETCH_S)
+        except RayError as error:
+            raise WeightsLostError(f"a bucket of weights could not be fetched: {type(error).__name__}") from error
         for tensor in bucket.tensors:
             yield tensor.name, _view(tensor, data)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from actors.learner import LearnerGroup
 from actors.rollout import RolloutPool
-from actors.weight_buckets import WeightBucket
+from actors.weight_buckets import WeightBucket, WeightsLostError
 from rl.config import WeightSyncConfig
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,9 @@ class WeightSyncError(RuntimeError):
 class WeightSync:
     """Pushes the learners' weights to every engine and checks that they arrived.
 
-    The first push carries every parameter, later ones only those that train: a frozen vision tower is sent once. Every
-    push resets all of an engine's caches, whatever it carried (docs/decisions/0003-engine.md).
+    The first push carries every parameter, later ones only those that train, unless a new engine is among those who
+    receive: a frozen vision tower is sent once. Every push resets all of an engine's caches, whatever it carried
+    (docs/decisions/0003-engine.md).
     """
 
     def __init__(self, learners: LearnerGroup, rollouts: RolloutPool, config: WeightSyncConfig, version: int) -> None:
@@ -30,24 +31,35 @@ class WeightSync:
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
         self._pushed_all = False
         self.metrics: dict[str, float] = {}
+        rollouts.supplied_by(self.supply)
 
     def push(self) -> int:
         """One push; returns the version every engine now runs.
 
         Raises:
             WeightSyncError: a parameter read back from an engine differs from the learners'.
+            WeightsLostError: they were lost on their way twice. No engine samples before another push.
         """
+        self.metrics = self._send(self._version + 1, everything=not self._pushed_all)
+        self._version, self._pushed_all = self._version + 1, True
+        return self._version
+
+    def supply(self) -> None:
+        """Give the current weights to engines that started since the last push."""
+        self._send(self._version, everything=True, only=self._rollouts.newcomers)
+
+    def _send(self, version: int, *, everything: bool, only: Sequence[str] = ()) -> dict[str, float]:
         start = time.perf_counter()
-        buckets = self._learners.export(self._config.bucket_bytes, trainable_only=self._pushed_all)
-        exported = time.perf_counter()
-        version = self._version + 1
-        self._rollouts.load_weights(buckets, version, timeout_s=self._config.timeout_s)
+        try:
+            buckets, exported = self._export_and_load(version, everything, only)
+        except WeightsLostError as error:
+            log.warning("weights %d are sent again: %s", version, error)
+            buckets, exported = self._export_and_load(version, True, only)
         loaded = time.perf_counter()
-        verified = self._verify(buckets, version)
+        verified = self._verify(buckets, version, only)
         seconds = time.perf_counter() - start
-        self._version, self._pushed_all = version, True
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket.tensors)
-        self.metrics = {
+        return {
             "sync/bytes": float(size),
             "sync/seconds": seconds,
             "sync/export_seconds": exported - start,
@@ -57,18 +69,29 @@ class WeightSync:
             "sync/verified_parameters": float(verified),
             "sync/version": float(version),
         }
-        return version
 
-    def _verify(self, buckets: Sequence[WeightBucket], version: int) -> int:
-        """Read a rotating sample of parameters back from every engine and compare checksums."""
+    def _export_and_load(
+        self, version: int, everything: bool, only: Sequence[str]
+    ) -> tuple[Sequence[WeightBucket], float]:
+        """What was sent, and when it had left the learners."""
+        everything = everything or bool(self._rollouts.newcomers)
+        buckets = self._learners.export(self._config.bucket_bytes, trainable_only=not everything)
+        exported = time.perf_counter()
+        self._rollouts.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
+        return buckets, exported
+
+    def _verify(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str]) -> int:
+        """Read a rotating sample of parameters back from the engines and compare checksums."""
         sent = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         names = _rotating(sorted(sent), self._config.verify_tensors, version)
-        for worker, held in enumerate(self._rollouts.checksums(names, timeout_s=self._config.timeout_s)):
+        read_back = self._rollouts.checksums(names, timeout_s=self._config.timeout_s, only=only)
+        for worker, held in read_back.items():
             wrong = [name for name in names if held.get(name) != sent[name]]
             if wrong:
                 raise WeightSyncError(
-                    f"engine rollout/{worker} holds other values than the learners for {wrong} after push {version}"
+                    f"engine {worker} holds other values than the learners for {wrong} after push {version}"
                 )
+        self._rollouts.confirm(list(read_back))
         return len(names)
 
 

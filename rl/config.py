@@ -231,6 +231,8 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     num_workers: int = 1  # engines
+    stall_timeout_s: float = 180.0  # a worker that has work and does not get on for so long hangs: killed and replaced
+    memory_growth_mib: float = 8192.0  # a worker that has grown by more is replaced between two steps; 0: never
     call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step or held-out evaluation; in
     #   `dynframe eval`, of the time in which no example is finished
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -241,6 +243,8 @@ class RolloutConfig:
         _require(self.max_new_tokens >= 1, f"rollout.max_new_tokens must be >= 1, got {self.max_new_tokens}")
         _require(self.num_workers >= 1, f"rollout.num_workers must be >= 1, got {self.num_workers}")
         _require(self.call_timeout_s > 0, f"rollout.call_timeout_s must be > 0, got {self.call_timeout_s}")
+        _require(self.stall_timeout_s > 0, f"rollout.stall_timeout_s must be > 0, got {self.stall_timeout_s}")
+        _require(self.memory_growth_mib >= 0, f"rollout.memory_growth_mib must be >= 0, got {self.memory_growth_mib}")
         _require(self.temperature > 0, "rollout.temperature must be > 0 in training; evaluation is greedy by itself")
         _require(
             self.top_p == 1.0 and self.top_k == 0,
@@ -362,6 +366,7 @@ class LearnerConfig:
     freeze_vision: bool = False  # ViT blocks frozen; merger and language model trained
     activation_checkpointing: bool = False
     timeout_s: float = 600.0  # one update; also the collective timeout
+    max_rebuilds: int = 3  # times a run builds lost learners anew, from its newest checkpoint, before it stops
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -369,6 +374,7 @@ class LearnerConfig:
         _require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
         _require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
         _require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
+        _require(self.max_rebuilds >= 0, f"learner.max_rebuilds must be >= 0, got {self.max_rebuilds}")
 
 
 @dataclass(frozen=True)
@@ -441,6 +447,7 @@ class TrainerConfig:
     steps: int = 100
     save_every: int = 20  # steps; the last step is always saved, 0: only that one
     keep_checkpoints: int = 2
+    stop_grace_s: float = 120.0  # after SIGTERM or Ctrl-C: to finish a learning step and save; then the process ends
     eval_every: int = 0  # steps; 0: before the first and after the last only
     eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
     best_metric: str = "held_out/reward_reasoning"  # the best checkpoint by it is kept; "-held_out/…": the lower the
@@ -452,6 +459,7 @@ class TrainerConfig:
         _require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
         _require(self.eval_every >= 0, f"trainer.eval_every must be >= 0, got {self.eval_every}")
         _require(self.eval_tasks >= 0, f"trainer.eval_tasks must be >= 0, got {self.eval_tasks}")
+        _require(self.stop_grace_s > 0, f"trainer.stop_grace_s must be > 0, got {self.stop_grace_s}")
         _require(
             not self.best_metric or self.best_metric.removeprefix("-").startswith(HELD_OUT),
             f"trainer.best_metric must be empty or start with {HELD_OUT} or -{HELD_OUT}, got {self.best_metric!r}",
@@ -543,6 +551,12 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         split == 1 or placement.rollout_gpus >= split,
         f"rollout.engine.tensor_parallel_size={split} needs placement.rollout_gpus >= {split}, "
         f"got {placement.rollout_gpus:g}",
+    )
+    stall, decode = config.rollout.stall_timeout_s, config.video.decode_timeout_s
+    _require(
+        stall > decode,
+        f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_timeout_s ({decode:g}): a worker that waits for a "
+        "slow video does not hang",
     )
     best = config.trainer.best_metric.removeprefix("-").removeprefix(HELD_OUT)
     judged = [*HELD_OUT_METRICS, *(f"term/{name}" for name in config.rewards)]

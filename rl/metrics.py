@@ -79,6 +79,8 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "sync/bytes": ("B", "of weights pushed to each engine"),
     "sync/gb_per_s": ("GB/s", "of a push, verification included"),
     "sync/": ("s", "seconds of a push and of its parts"),
+    "faults/": ("faults", "of a kind that were mended during the step (faults.jsonl has each)"),
+    "memory/rollout_slope": ("MiB", "growth of the worst rollout worker per step since it was warm, least squares"),
     "memory/": ("MiB", "resident memory of its own, by kind of process (largest of its kind)"),
     "held_out/tasks": ("tasks", "evaluated greedily"),
     "held_out/failed": ("tasks", "of these, those without a verdict"),

@@ -51,6 +51,7 @@ class Schedule:
     save_every: int
     eval_every: int  # 0: only before the first and after the last step
     resample_attempts: int = 0  # dynamic sampling
+    evaluate_first: bool = False  # the start of a run; or where it was stopped before its evaluation was done
 
 
 TasksForStep = Callable[[int, int], Sequence[VideoTask]]  # (step, attempt) -> tasks; a pure function
@@ -78,8 +79,8 @@ def train(
         evaluate: called with the step reached when an evaluation is due; a policy it finds the best so far is saved.
     """
     version = weights.push()
-    if schedule.first_step == 0:
-        evaluate(0)
+    if schedule.evaluate_first and evaluate(schedule.first_step):
+        save(schedule.first_step, version)
     for step in range(schedule.first_step, schedule.steps):
         clock = StationClock()
         scored, resampled = _sample(schedule, step, tasks_for, rollouts, rewards, clock)

@@ -30,16 +30,30 @@ class Learners:
 class Engines:
     """Two engines; in the second, the parameters in `wrong` are not what was sent, those in `missing` not there."""
 
-    def __init__(self, wrong=(), missing=()):
+    def __init__(self, wrong=(), missing=(), lost=()):
         self.wrong, self.missing, self.versions, self.asked = wrong, missing, [], []
+        self.lost, self.newcomers, self.loaded_by, self.confirmed = list(lost), [], [], []
 
-    def load_weights(self, buckets, version, *, timeout_s):
+    def supplied_by(self, supply):
+        self.supply = supply
+
+    def load_weights(self, buckets, version, *, timeout_s, only):
+        from actors.weight_buckets import WeightsLostError
+
         self.versions.append(version)
+        self.loaded_by.append(only)
+        if self.lost and self.lost.pop():
+            self.newcomers = ["rollout/0", "rollout/1"]
+            raise WeightsLostError("rank 0 died")
+        self.newcomers = []
 
-    def checksums(self, names, *, timeout_s):
+    def checksums(self, names, *, timeout_s, only):
         self.asked.append(names)
         held = {name: "another" if name in self.wrong else checksum(name) for name in names if name not in self.missing}
-        return [{name: checksum(name) for name in names}, held]
+        return {"rollout/0": {name: checksum(name) for name in names}, "rollout/1": held}
+
+    def confirm(self, names):
+        self.confirmed.append(names)
 
 
 @pytest.fixture
@@ -82,3 +96,39 @@ def test_reading_back_can_be_turned_off(sync):
     weights = sync(Engines(wrong=FROZEN + TRAINED), verify_tensors=0)
     weights.push()
     assert weights.metrics["sync/verified_parameters"] == 0.0
+
+
+def test_an_engine_that_joins_gets_every_parameter_of_the_current_version(sync):
+    engines = Engines()
+    weights = sync(engines)
+    weights.push()
+    engines.newcomers = ["rollout/1"]
+    engines.supply()
+    assert engines.versions == [0, 0] and engines.loaded_by == [(), ["rollout/1"]]
+    assert weights._learners.exports == [False, False] and weights.push() == 1
+    assert weights._learners.exports == [False, False, True]
+    assert engines.confirmed[-1] == ["rollout/0", "rollout/1"]
+
+
+def test_a_push_to_which_an_engine_joins_carries_everything(sync):
+    engines = Engines()
+    weights = sync(engines)
+    weights.push()
+    engines.newcomers = ["rollout/1"]
+    weights.push()
+    assert weights._learners.exports == [False, False]
+
+
+def test_weights_lost_on_their_way_are_sent_once_more_and_whole(sync):
+    engines = Engines(lost=[False, True, False])  # popped from the end: the first push arrives, the second does not
+    weights = sync(engines)
+    assert [weights.push(), weights.push()] == [0, 1]
+    assert engines.versions == [0, 1, 1] and weights._learners.exports == [False, True, False]
+
+
+def test_weights_lost_twice_are_not_a_version(sync):
+    from actors.weight_buckets import WeightsLostError
+
+    weights = sync(Engines(lost=[True, True]))
+    with pytest.raises(WeightsLostError, match="rank 0 died"):
+        weights.push()

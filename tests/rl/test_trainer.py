@@ -73,7 +73,7 @@ def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_a
 
 
 def test_one_step_is_generate_update_push_and_engines_have_weights_before_the_first():
-    stations, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0))
+    stations, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0, evaluate_first=True))
     assert stations.diary == ["push 0", "evaluate 0", "generate 0", "update", "push 1", "evaluate 1", "save 1 v1"]
     ((step, metrics),) = reports
     assert step == 0 and metrics["policy/version"] == 1 and metrics["loss/total"] == 0.5
@@ -86,13 +86,18 @@ def test_a_resumed_run_goes_on_where_it_stopped_and_does_not_evaluate_its_start_
     assert "evaluate 0" not in stations.diary and "evaluate 2" not in stations.diary
 
 
+def test_a_run_stopped_before_it_was_evaluated_makes_up_for_it_and_keeps_it_if_it_is_the_best():
+    stations, _ = run(Schedule(first_step=2, steps=3, save_every=0, eval_every=2, evaluate_first=True), best_at=(2,))
+    assert stations.diary[:3] == ["push 0", "evaluate 2", "save 2 v0"]
+
+
 def test_a_finished_run_resumed_does_nothing_but_hand_out_weights():
     stations, reports = run(Schedule(first_step=3, steps=3, save_every=1, eval_every=1))
     assert reports == [] and stations.diary == ["push 0"]
 
 
 def test_a_policy_that_is_the_best_so_far_is_saved_although_no_checkpoint_is_due():
-    stations = run(Schedule(first_step=0, steps=3, save_every=0, eval_every=1), best_at=(0, 2))[0]
+    stations = run(Schedule(first_step=0, steps=3, save_every=0, eval_every=1, evaluate_first=True), best_at=(2,))[0]
     assert [entry for entry in stations.diary if entry.startswith(("evaluate", "save"))] == [
         *("evaluate 0", "evaluate 1", "evaluate 2", "save 2 v2", "evaluate 3", "save 3 v3")
     ]  # the start is not saved: that policy is there already

@@ -1,0 +1,62 @@
+"""An engine and the environment around it, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+
+from envs.rollout import Surroundings, TokenLedger, greedy, run_group
+from rl.trajectory import Completion, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
+
+
+class Engine(Protocol):
+    """A policy that generates, takes over weights, and tells what it holds and did (actors.engine.VllmEngine)."""
+
+    async def generate(self, request: GenerateRequest) -> Completion: ...
+
+    def load_weights(self, named: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
+
+    def checksums(self, names: Sequence[str]) -> dict[str, str]: ...
+
+    def stats(self) -> dict[str, float]: ...
+
+    def progress(self) -> int: ...
+
+    def failure(self) -> str: ...
+
+
+class Player:
+    """Plays the groups of a run."""
+
+    def __init__(
+        self, engine: Engine, surroundings: Surroundings, sampling: Sampling, *, group_size: int, seed: int
+    ) -> None:
+        self.engine = engine
+        self._surroundings = surroundings
+        self._sampling = sampling
+        self._group_size = group_size
+        self._seed = seed
+
+    async def play(
+        self,
+        task: VideoTask,
+        *,
+        step: int,
+        greedily: bool,
+        occurrence: int = 0,
+        ledger: TokenLedger | None = None,
+    ) -> TrajectoryGroup:
+        """A group of sampled siblings, or one greedy trajectory; `occurrence` and `ledger` as in run_group."""
+        return await run_group(
+            task,
+            group_size=1 if greedily else self._group_size,
+            sampling=greedy(self._sampling) if greedily else self._sampling,
+            generate=self.engine.generate,
+            surroundings=self._surroundings,
+            seed=self._seed,
+            step=step,
+            occurrence=occurrence,
+            ledger=ledger,
+        )
