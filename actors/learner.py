@@ -15,11 +15,13 @@ from actors.memory import own_memory_mib
 from actors.waiting import gather, nothing
 from actors.weight_buckets import WeightBucket, pack
 from rl.batch import assign_ranks, gather_ranks
-from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup
+from rl.snapshot import Snapshot
+from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WrittenFile
 
 log = logging.getLogger(__name__)
 
 RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
+WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
 
 
 class LearnerError(RuntimeError):
@@ -34,6 +36,7 @@ class LearnerWorker:
         self._learner: Any = None
         self._port: socket.socket | None = None
         self._received: list[ScoredGroup] = []
+        self._captured: dict[str, Snapshot] = {}
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: this node's address and a port that is held until `start` listens on it."""
@@ -89,9 +92,13 @@ class LearnerWorker:
             pass
         return []
 
-    def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint into an existing folder."""
-        self._learner.save(Path(folder))
+    def capture(self, folder: str) -> None:
+        """Copy this rank's part of the checkpoint that will be written into `folder`; collective."""
+        self._captured = {folder: self._learner.capture()}  # an older one that nobody wrote is dropped
+
+    def write(self, folder: str) -> list[WrittenFile]:
+        """Write what was copied into an existing folder. Runs beside everything else, in a thread of its own."""
+        return self._captured.pop(folder).write(Path(folder))
 
     def load(self, folder: str) -> None:
         """Go on from a checkpoint."""
@@ -114,6 +121,22 @@ def hold_free_port() -> socket.socket:
     return held
 
 
+class PendingFiles:
+    """What the ranks are writing."""
+
+    def __init__(self, calls: list[ray.ObjectRef]) -> None:
+        self._calls = calls
+
+    def result(self, timeout_s: float) -> list[WrittenFile]:
+        """Every rank's files, as soon as all are on the disk; from any thread.
+
+        Raises:
+            LearnerError: a rank could not write, died, or is not done in time.
+        """
+        parts = gather(self._calls, timeout_s=timeout_s, doing="write a checkpoint", failure=LearnerError)
+        return [file for part in parts for file in part]
+
+
 class LearnerGroup:
     """Driver's end of the ranks: one call reaches all of them and waits for all."""
 
@@ -134,7 +157,7 @@ class LearnerGroup:
             restore: makes the pixels of groups anew that were lost on their way.
         """
         self._timeout_s, self._attend, self._restore = start_timeout_s, attend, restore
-        remote = ray.remote(LearnerWorker)
+        remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
         try:
             self._start(make_learner)
@@ -183,9 +206,11 @@ class LearnerGroup:
             [rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks], "export the weights"
         )[0]
 
-    def save(self, folder: Path) -> None:
-        """Write the learners' part of a checkpoint."""
-        self._wait([rank.save.remote(str(folder)) for rank in self._ranks], "save a checkpoint")
+    def save(self, folder: Path) -> PendingFiles:
+        """Copy the learners' part of a checkpoint; it is written into `folder` while they go on."""
+        self._wait([rank.capture.remote(str(folder)) for rank in self._ranks], "copy the state for a checkpoint")
+        in_writing = {"concurrency_group": WRITING}
+        return PendingFiles([rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks])
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""

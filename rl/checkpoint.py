@@ -9,40 +9,49 @@
             ...                 whatever the learners wrote (rank_0.safetensors, policy/, ...)
         latest                  name of the newest one, for people and scripts
         best                    name of the one with the best score, likewise; never removed as too old
-        .draft_*                being written; never read, removed by the next save
+        superseded_step_*       a future that the run went back behind; not read again
+        .draft_*                being written or removed; never read, removed by the next save
+        .replaced_step_*        making room for another save of the same step; read if that never came
 
 A checkpoint is written into a draft, every file is flushed to the disk, the manifest follows, and one rename publishes
-it. Older ones are removed only after that. No torch here: files and nothing else.
+it. Older ones are removed only after that, by a rename first. No torch here: files and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rl.trajectory import RunState
+from rl.manifest import (
+    MANIFEST,
+    CheckpointError,
+    DamagedError,
+    complete_records,
+    explained,
+    files_under,
+    flush,
+    flush_tree,
+    manifest_text,
+    require_whole,
+)
+from rl.trajectory import RunState, WrittenFile
 
 log = logging.getLogger(__name__)
 
-MANIFEST, STATE, CONFIG, SCORE = "manifest.json", "state.json", "config.yaml", "score.json"
+STATE, CONFIG, SCORE = "state.json", "config.yaml", "score.json"
 LATEST, BEST = "latest", "best"  # pointers
 CHECKPOINTS = "checkpoints"  # folder of a run
 POLICY_FOLDER = "policy"  # of a checkpoint: the Hugging Face folder, for whoever uses the policy elsewhere
-FORMAT = 1  # of the manifest
 SPARE_BYTES = 16 * 2**20  # free space that must remain beside a checkpoint
-BLOCK_BYTES = 2**20
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message names the file and, where there is one, the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +90,17 @@ class CheckpointStore:
     Args:
         keep: how many of the newest are kept, beside the best one.
         best_metric: scores of this metric compete; empty: no checkpoint is best.
+        keep_every: checkpoints of steps that are multiples of it are kept for good; 0: none is.
     """
 
-    def __init__(self, run_dir: str | Path, keep: int = 2, best_metric: str = "") -> None:
+    def __init__(self, run_dir: str | Path, keep: int = 2, best_metric: str = "", keep_every: int = 0) -> None:
         if keep < 1:
             raise ValueError(f"trainer.keep_checkpoints must be >= 1, got {keep}")
         self.folder = Path(run_dir) / CHECKPOINTS
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._best_metric = best_metric
+        self._held: list[Path] = []
+        self._holding = threading.Lock()  # between those who read a checkpoint at length and those who remove it
 
     def begin(self, step: int, expected_bytes: int | None = None) -> Path:
         """An empty draft to write into. Drafts that a crash left behind are removed.
@@ -100,21 +112,27 @@ class CheckpointStore:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in self.folder.glob(".draft_*"):
-                log.info("removing %s, left behind by an interrupted save", stale)
-                shutil.rmtree(stale)
+            self._clear()
             self._require_space(expected_bytes)
             return Path(tempfile.mkdtemp(prefix=f".draft_{step:08d}_", dir=self.folder))
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: no checkpoint can be written here: {error}") from error
+            raise CheckpointError(f"{self.folder}: no checkpoint can be written here: {explained(error)}") from error
 
-    def commit(self, draft: Path, state: RunState, config_yaml: str, value: float | None = None) -> Checkpoint:
+    def commit(
+        self,
+        draft: Path,
+        state: RunState,
+        config_yaml: str,
+        value: float | None = None,
+        written: Iterable[WrittenFile] = (),
+    ) -> Checkpoint:
         """Complete a draft, flush it to the disk, publish it with one rename, then remove what is too old.
 
         Args:
             value: of `best_metric`, if the policy was evaluated at this step.
+            written: files of the draft that their writers have hashed and flushed; they are not read again.
         Raises:
-            CheckpointError: the disk failed; the previous checkpoint is untouched.
+            CheckpointError: the disk failed, or a written file is not there; the previous checkpoint is untouched.
         """
         home = self.folder / _name(state.step)
         try:
@@ -122,16 +140,39 @@ class CheckpointStore:
             (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
             if self._best_metric and value is not None and math.isfinite(value):
                 (draft / SCORE).write_text(json.dumps(asdict(Score(self._best_metric, value))), encoding="utf-8")
-            (draft / MANIFEST).write_text(json.dumps(_manifest(draft), indent=1), encoding="utf-8")
-            draft.chmod(0o755)
-            _flush_tree(draft)
+            text = manifest_text(complete_records(draft, written))
+            (draft / MANIFEST).write_text(text, encoding="utf-8")
             self._publish(draft, home)
-            self._set_aside_after(home)
+            self._set_aside_after(state.step)
+            self._point(LATEST, home)
             self._point_to_best(state.step)
         except OSError as error:
-            raise CheckpointError(f"{home}: could not be saved: {error}") from error
+            raise CheckpointError(f"{home}: could not be saved: {explained(error)}") from error
         self._prune()
         return Checkpoint(home, state, config_yaml)
+
+    def adopt(self, draft: Path, step: int) -> Checkpoint:
+        """Publish a draft that is the checkpoint of `step` already, brought from elsewhere.
+
+        Raises:
+            DamagedError: it is not whole, or of another step.
+            CheckpointError: the disk failed.
+        """
+        found = open_checkpoint(draft)
+        if found.state.step != step:
+            raise DamagedError(f"{draft / STATE}: of step {found.state.step}, not of step {step}")
+        home = self.folder / _name(step)
+        try:
+            self._publish(draft, home)
+            self._point(LATEST, self._newest_first()[0])
+            self._point_to_best(step)
+        except OSError as error:
+            raise CheckpointError(f"{home}: could not be published: {explained(error)}") from error
+        return Checkpoint(home, found.state, found.config_yaml)
+
+    def discard(self, draft: Path) -> None:
+        """Give up a draft and the room it takes. What cannot be removed now is removed by the next save."""
+        shutil.rmtree(draft, ignore_errors=True)
 
     def is_best(self, step: int, value: float) -> bool:
         """Whether a policy of this value at `step` is better than every checkpoint before it."""
@@ -140,16 +181,18 @@ class CheckpointStore:
         best = self._best_before(step)
         return best is None or Score(self._best_metric, value).rank > best[1].rank
 
+    def better(self, value: float, other: float) -> bool:
+        """Whether one value of `best_metric` is worth more than another."""
+        return Score(self._best_metric, value).rank > Score(self._best_metric, other).rank
+
     def best_valid(self) -> Checkpoint | None:
         """The checkpoint that `best` points to; None if there is no such pointer.
 
         Raises:
             CheckpointError: it is not whole.
         """
-        pointer = self.folder / BEST
-        if not pointer.is_file():
-            return None
-        return open_checkpoint(self._pointed_to(pointer))
+        pointed = self._pointed_to(BEST)
+        return None if pointed is None else open_checkpoint(pointed)
 
     def latest_valid(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None. Says in the log which ones were passed over, and why."""
@@ -160,14 +203,54 @@ class CheckpointStore:
                 log.warning("checkpoint passed over: %s", error)
         return None
 
+    def published(self) -> dict[int, Path]:
+        """Every checkpoint there is by its step, newest first; whole or not."""
+        return {_step(folder): folder for folder in self._newest_first()}
+
     def best_score(self) -> tuple[int, Score] | None:
         """Step and score of the checkpoint that `best` points to, without looking at its other files."""
-        pointer = self.folder / BEST
-        score = _read_score(home := self._pointed_to(pointer)) if pointer.is_file() else None
-        return None if score is None else (int(home.name.removeprefix("step_")), score)
+        home = self._pointed_to(BEST)
+        score = None if home is None else _read_score(home)
+        return None if home is None or score is None else (_step(home), score)
+
+    def kept(self) -> list[Path]:
+        """The complete checkpoints that are not too old, newest first."""
+        complete = {step: folder for step, folder in self.published().items() if (folder / MANIFEST).is_file()}
+        best = self._pointed_to(BEST)
+        return [complete[step] for step in self.steps_kept(complete, None if best is None else _step(best))]
+
+    def steps_kept(self, steps: Iterable[int], best: int | None) -> list[int]:
+        """Of these steps, those whose checkpoints stay, newest first: the last few, every so many, the best."""
+        return kept_steps(steps, last=self._keep, every=self._keep_every, best=best)
+
+    @contextmanager
+    def hold(self, folder: Path) -> Iterator[None]:
+        """Keep a checkpoint from being removed as too old; the first save after that removes it."""
+        with self._holding:
+            self._held.append(folder)
+        try:
+            yield
+        finally:
+            with self._holding:
+                self._held.remove(folder)
 
     def _newest_first(self) -> list[Path]:
-        return sorted((path for path in self.folder.glob("step_*") if path.is_dir()), reverse=True)
+        homes = {path.name: path for path in self.folder.glob("step_*") if path.is_dir()}
+        for replaced in self.folder.glob(".replaced_step_*"):  # a kill between two renames left it without its name
+            homes.setdefault(replaced.name.removeprefix(".replaced_"), replaced)
+        return sorted((path for name, path in homes.items() if re.fullmatch(r"step_\d+", name)), key=_step)[::-1]
+
+    def _clear(self) -> None:
+        """Finish what a crash interrupted."""
+        for replaced in self.folder.glob(".replaced_step_*"):
+            home = self.folder / replaced.name.removeprefix(".replaced_")
+            if home.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(home)
+        for stale in self.folder.glob(".draft_*"):
+            log.info("removing %s, left behind by an interrupted save", stale)
+            shutil.rmtree(stale, ignore_errors=True)  # a rank that gave up late may still be writing
 
     def _require_space(self, expected_bytes: int | None) -> None:
         if expected_bytes is None:
@@ -180,47 +263,65 @@ class CheckpointStore:
             )
 
     def _publish(self, draft: Path, home: Path) -> None:
-        """Rename, and point to it. Whatever had the name (a torn save, an abandoned branch of the run) makes room."""
-        replaced = self.folder / f".draft_replaced_{home.name}"
+        """Flush and rename. Whatever had the name (a torn save, an abandoned branch of the run) makes room."""
+        draft.chmod(0o755)
+        flush_tree(draft)
+        replaced = self.folder / f".replaced_{home.name}"
         if home.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             home.rename(replaced)
         draft.rename(home)
-        _flush(self.folder)
-        self._point(LATEST, home)
+        flush(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _point(self, name: str, home: Path) -> None:
         """Make the pointer `name` say `home`, in one rename."""
         pointer = self.folder / f".{name}"
         pointer.write_text(home.name + "\n", encoding="utf-8")
-        _flush(pointer)
+        flush(pointer)
         pointer.rename(self.folder / name)
-        _flush(self.folder)
+        flush(self.folder)
 
     def _point_to_best(self, newest_step: int) -> None:
         if best := self._best_before(newest_step + 1):
             self._point(BEST, best[0])
-        elif (pointer := self.folder / BEST).is_file() and not self._pointed_to(pointer).is_dir():
-            pointer.unlink()  # what it named was set aside
+        elif (pointed := self._pointed_to(BEST)) is not None and not pointed.is_dir():
+            (self.folder / BEST).unlink()  # what it named was set aside
 
-    def _pointed_to(self, pointer: Path) -> Path:
-        return self.folder / pointer.read_text(encoding="utf-8").strip()
+    def _pointed_to(self, name: str) -> Path | None:
+        """The checkpoint a pointer names; None where there is no pointer, or one that names nothing of ours."""
+        pointer = self.folder / name
+        if not pointer.is_file():
+            return None
+        named = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if not re.fullmatch(r"step_\d+", named):
+            log.warning("%s: passed over: it says %.80r, which is no checkpoint's name", pointer, named)
+            return None
+        return self.folder / named
 
-    def _set_aside_after(self, newest: Path) -> None:
+    def _set_aside_after(self, step: int) -> None:
         """Steps beyond the one just saved belong to a future that this run went back behind."""
-        for folder in (folder for folder in self._newest_first() if folder.name > newest.name):
+        for folder in (folder for folder in self._newest_first() if _step(folder) > step):
             log.warning("%s: set aside as superseded, the run was resumed from an earlier step", folder)
-            shutil.rmtree(self.folder / f"superseded_{folder.name}", ignore_errors=True)
-            folder.rename(self.folder / f"superseded_{folder.name}")
+            aside = self.folder / f"superseded_{_name(_step(folder))}"
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
 
     def _prune(self) -> None:
-        """Keep the newest few, and the best."""
-        best = self.folder / BEST
-        kept = self._pointed_to(best) if best.is_file() else None
-        whole = [folder for folder in self._newest_first() if (folder / MANIFEST).is_file()]
-        for folder in whole[self._keep :]:
-            if folder != kept:
-                shutil.rmtree(folder)
+        """Remove what is too old. Failing is no failure of the save: it is there."""
+        kept = self.kept()
+        for folder in self._newest_first():
+            if folder in kept or not (folder / MANIFEST).is_file():
+                continue
+            leaving = self.folder / f".draft_removed_{_name(_step(folder))}"  # never half of a checkpoint by its name
+            try:
+                with self._holding:
+                    if folder in self._held:
+                        continue
+                    folder.rename(leaving)
+                shutil.rmtree(leaving)
+            except OSError as error:
+                log.warning("%s: too old, but could not be removed: %s", folder, explained(error))
 
     def _best_before(self, step: int) -> tuple[Path, Score] | None:
         """The best of the checkpoints before `step`, by the scores in them."""
@@ -228,36 +329,56 @@ class CheckpointStore:
         competing = [
             (folder, score)
             for folder, score in scores.items()
-            if score is not None and score.metric == self._best_metric and folder.name < _name(step)
+            if score is not None and score.metric == self._best_metric and _step(folder) < step
         ]
         return max(competing, key=lambda pair: pair[1].rank, default=None)  # the first of equals
+
+
+def kept_steps(steps: Iterable[int], *, last: int, every: int, best: int | None) -> list[int]:
+    """Of the steps that have a checkpoint, those that keep it, newest first.
+
+    Args:
+        last: the newest so many stay.
+        every: multiples of it stay; 0: none for that reason.
+        best: this one stays; None: none for that reason.
+    """
+    newest_first = sorted(steps, reverse=True)
+    return [
+        step
+        for index, step in enumerate(newest_first)
+        if index < last or step == best or (every > 0 and step % every == 0)
+    ]
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a checkpoint after comparing every file with the manifest.
 
     Raises:
-        CheckpointError: it is not there, incomplete or altered; says which file.
+        DamagedError: it is not there, incomplete or altered; says which file.
     """
     folder = Path(folder)
-    for name, expected in _read_manifest(folder).items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing, though {MANIFEST} lists it")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise CheckpointError(f"{path}: {size} bytes, {MANIFEST} says {expected['bytes']}")
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path}: content differs from {MANIFEST}")
+    require_whole(folder)
     try:
-        state = RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        state = _run_state(json.loads((folder / STATE).read_text(encoding="utf-8")))
         return Checkpoint(folder, state, (folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: not readable: {error}") from error
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{folder}: not readable: {error}") from error
+
+
+def _run_state(saved: dict[str, object]) -> RunState:
+    state = RunState(**saved)  # type: ignore[arg-type] - looked at next
+    for name, value in asdict(state).items():
+        if type(value) is not int or abs(value) >= 2**63 or (name != "seed" and value < 0):
+            raise ValueError(f"{STATE} says {name} is {value!r:.80}")
+    return state
 
 
 def _name(step: int) -> str:
     return f"step_{step:08d}"
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("_")[2])
 
 
 def _read_score(folder: Path) -> Score | None:
@@ -272,57 +393,8 @@ def _read_score(folder: Path) -> Score | None:
         return None
 
 
-def _manifest(folder: Path) -> dict[str, object]:
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in _files(folder)
-    }
-    return {"format": FORMAT, "files": files}
-
-
-def _read_manifest(folder: Path) -> dict[str, dict[str, object]]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing, so this is no complete checkpoint")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {manifest['format']}, this version reads {FORMAT}")
-        return {str(name): {"bytes": f["bytes"], "sha256": f["sha256"]} for name, f in manifest["files"].items()}
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a manifest: {error!r}") from error
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush_tree(folder: Path) -> None:
-    """fsync every file, then every folder from the leaves up: a rename must not overtake the content."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            _flush(Path(parent) / name)
-        _flush(Path(parent))
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _files(folder))
+    return sum(path.stat().st_size for path in files_under(folder))
 
 
 def _mib(size: int) -> str:

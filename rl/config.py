@@ -446,7 +446,12 @@ class TrainerConfig:
 
     steps: int = 100
     save_every: int = 20  # steps; the last step is always saved, 0: only that one
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest so many
+    keep_every: int = 0  # checkpoints of steps that are multiples of it are kept for good; 0: none
+    save_timeout_s: float = 600.0  # from the copy of a checkpoint until every rank has written it; beyond it has failed
+    max_failed_saves: int = 3  # in a row; that many stop the run, as does a failed last one
+    remote: str = ""  # fsspec URL of a folder such as s3://bucket/runs: checkpoints are copied to URL/name/checkpoints
+    remote_timeout_s: float = 600.0  # the end of a run waits so long for the copy; how to log in comes from elsewhere
     stop_grace_s: float = 120.0  # after SIGTERM or Ctrl-C: to finish a learning step and save; then the process ends
     eval_every: int = 0  # steps; 0: before the first and after the last only
     eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
@@ -457,6 +462,19 @@ class TrainerConfig:
         _require(self.steps >= 0, "trainer.steps must be >= 0")
         _require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
         _require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
+        _require(self.keep_every >= 0, f"trainer.keep_every must be >= 0, got {self.keep_every}")
+        _require(self.save_timeout_s > 0, f"trainer.save_timeout_s must be > 0, got {self.save_timeout_s}")
+        _require(self.max_failed_saves >= 1, f"trainer.max_failed_saves must be >= 1, got {self.max_failed_saves}")
+        _require(self.remote_timeout_s >= 0, f"trainer.remote_timeout_s must be >= 0, got {self.remote_timeout_s}")
+        _require(
+            "@" not in self.remote.partition("://")[2].partition("/")[0],
+            "trainer.remote: leave user and password out of the URL, for it is saved with every checkpoint; fsspec "
+            "finds them in the environment or in its own configuration files",
+        )
+        _require(
+            not set("*?[") & set(self.remote),
+            f"trainer.remote must not hold any of * ? [ (patterns), got {self.remote}",
+        )
         _require(self.eval_every >= 0, f"trainer.eval_every must be >= 0, got {self.eval_every}")
         _require(self.eval_tasks >= 0, f"trainer.eval_tasks must be >= 0, got {self.eval_tasks}")
         _require(self.stop_grace_s > 0, f"trainer.stop_grace_s must be > 0, got {self.stop_grace_s}")

@@ -1,7 +1,7 @@
 """Being asked to stop: SIGTERM (`ray job stop`, a scheduler) and Ctrl-C.
 
-The first signal is a request: whoever waits for rollouts notices within about a second, a learning step is finished, the
-run is saved. The second one, or a grace that runs out, ends the process on the spot; the newest checkpoint stays.
+The first signal is a request: whoever waits for rollouts notices within about a second, a learning step is finished,
+the run is saved. The second one, or a grace that runs out, ends the process on the spot; the newest checkpoint stays.
 """
 
 from __future__ import annotations

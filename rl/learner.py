@@ -50,6 +50,7 @@ from rl.learner_state import Layout, capture_state, load_state
 from rl.loss import LossTotals, policy_loss, supervised_loss, token_weights
 from rl.policy.model import freeze_vision, load_policy, save_policy, token_logprobs
 from rl.policy.processor import Processor
+from rl.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
 
 log = logging.getLogger(__name__)
@@ -190,6 +191,15 @@ class Learner:
             digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    def capture(self) -> Snapshot:
+        """Copy what a checkpoint needs to the CPU: this rank's state and, on rank 0, the whole policy.
+
+        Training may go on at once; the copies are written by `Snapshot.write`, from any thread. They take as much
+        memory as the optimizer's state, and on rank 0 the policy once more, until they are written.
+        """
+        state = capture_state(self._engine, self._adamw, self._layout, self._steps)
+        return Snapshot(state, self._captured_policy())
+
     def save(self, folder: str | Path) -> None:
         """Write everything needed to go on into `folder`; returns when all ranks have."""
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -207,16 +217,23 @@ class Learner:
 
     def export_policy(self, folder: str | Path) -> None:
         """Write the current policy as a Hugging Face folder (rank 0 writes)."""
-        first = self._layout.rank == 0
-        weights = {name: tensor.cpu() for name, tensor in self.named_weights() if first}
-        if first:
-            save_policy(self._engine.module, self._processor, folder, state_dict=weights)
+        write = self._captured_policy()
+        if write is not None:
+            write(Path(folder))
         dist.barrier()
 
     def close(self) -> None:
         """Leave the group of ranks."""
         self._engine.destroy()
         dist.destroy_process_group()
+
+    def _captured_policy(self) -> Callable[[Path], None] | None:
+        """On rank 0 a copy of the weights, waiting to be written; the others take part in the gathering."""
+        first = self._layout.rank == 0
+        weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.named_weights() if first}
+        if not first:
+            return None
+        return partial(save_policy, self._engine.module, self._processor, state_dict=weights)
 
     def _prepared_policy(self) -> nn.Module:
         model = self._load()

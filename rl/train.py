@@ -7,7 +7,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from rl.check import preflight
 from rl.checkpoint import POLICY_FOLDER, CheckpointStore
 from rl.config import ConfigError, RunConfig, to_yaml
 from rl.evaluate import EVALUATION_STEP, held_out_metrics
+from rl.mirror import Mirror
 from rl.policy.processor import Processor
 from rl.prepare import prepare_policy, prepare_tasks, progress_bar
 from rl.records import records, write_step
+from rl.remote_storage import RemoteCheckpoints
 from rl.reporter import Reporter, conclude, make_sinks
-from rl.resume import checkpoint_of, find_checkpoint
+from rl.resume import checkpoint_of, find_checkpoint, remote_of
+from rl.saving import Contents, Saver
 from rl.sinks import MetricLog
 from rl.stations import (
     START_TIMEOUT_S,
@@ -50,8 +55,9 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
     """
     preflight(config)
     home, trainer = Path(config.output_dir).absolute() / config.name, config.trainer
-    store = CheckpointStore(home, trainer.keep_checkpoints, trainer.best_metric)
-    found = find_checkpoint(config, store)
+    store = CheckpointStore(home, trainer.keep_checkpoints, trainer.best_metric, trainer.keep_every)
+    remote = remote_of(config)
+    found = find_checkpoint(config, store, remote, partial(console.print, markup=False, highlight=False))
     run_dir = open_run(config)
     console.print(f"run {config.name}: {run_dir}", highlight=False)
     first = found.state if found else RunState(step=0, policy_version=0, seed=config.seed)
@@ -75,11 +81,9 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         numbers = MetricLog(make_sinks(config, run_dir, keep_through_step=first.step if found else -1))
         weights = WeightSync(learners, rollouts, config.weight_sync, first.policy_version)
         rewards, processor = spawn_rewards(config, slots), Processor.from_pretrained(policy_dir, config.policy.scenes)
-        run = Run(config, run_dir, store, held_out, processor, rollouts, rewards, learners, weights, numbers)
-        try:
+        with closing(numbers), make_saver(config, store, remote) as saver:
+            run = Run(config, run_dir, saver, held_out, processor, rollouts, rewards, learners, weights, numbers)
             run.train(tasks, first.step, console)
-        finally:
-            numbers.close()
     return conclude(run_dir, console)
 
 
@@ -89,7 +93,7 @@ class Run:
 
     config: RunConfig
     run_dir: Path
-    store: CheckpointStore
+    saver: Saver
     held_out: Sequence[VideoTask]
     processor: Processor
     rollouts: RolloutPool
@@ -111,6 +115,7 @@ class Run:
                 workers = {
                     **self.weights.metrics,
                     **self.rollouts.stats(),
+                    **self.saver.poll(),
                     "memory/learner": self.learners.memory_mib(),
                 }
                 reporter.step(step, scored, learned, {**metrics, **workers})
@@ -134,12 +139,9 @@ class Run:
             )
 
     def save(self, step: int, version: int) -> None:
-        """A checkpoint from which `step` is the next one."""
-        draft = self.store.begin(step)
-        self.learners.save(draft)
-        self.learners.export_policy(draft / POLICY_FOLDER)
+        """A checkpoint from which `step` is the next one, written while the run goes on."""
         state = RunState(step, version, self.config.seed)
-        self.store.commit(draft, state, to_yaml(self.config), self.values.get(step))
+        self.saver.save(self.learners.save, Contents(state, to_yaml(self.config), self.values.get(step)))
 
     def evaluate(self, step: int) -> bool:
         """Greedy trajectories on held-out tasks, after `step` steps; whether they are the best so far.
@@ -156,7 +158,19 @@ class Run:
         self.numbers.write(step, metrics)
         value = metrics.get(self.config.trainer.best_metric.removeprefix("-"), math.nan)
         self.values[step] = value
-        return step > 0 and self.store.is_best(step, value)
+        return step > 0 and self.saver.is_best(step, value)
+
+
+def make_saver(config: RunConfig, store: CheckpointStore, remote: RemoteCheckpoints | None) -> Saver:
+    """What saves the run's checkpoints, and copies them to the remote if there is one."""
+    trainer = config.trainer
+    return Saver(
+        store,
+        timeout_s=trainer.save_timeout_s,
+        max_failed=trainer.max_failed_saves,
+        mirror=Mirror(remote, store) if remote else None,
+        mirror_timeout_s=trainer.remote_timeout_s,
+    )
 
 
 def open_run(config: RunConfig) -> Path:

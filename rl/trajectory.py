@@ -249,6 +249,15 @@ class RunState:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file of a checkpoint, as the process that wrote it vouches for it."""
+
+    name: str  # relative to the checkpoint's folder, parts joined by "/"
+    num_bytes: int
+    sha256: str  # hexadecimal
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Something that broke and was mended while a run went on."""
 

@@ -16,6 +16,7 @@ DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "decord": ("envs/video_decord.py",),
     "wandb": ("rl/sinks.py",),
     "omegaconf": ("rl/config.py",),
+    "fsspec": ("rl/remote_storage.py",),
     "matplotlib": ("rl/encode_figure.py",),
 }
 MAY_IMPORT = {  # longest prefix wins; entries are prefixes of our modules

@@ -204,11 +204,11 @@ draft = store.begin(20)
 if moment == "while writing":
     die()
 elif moment == "before the manifest":
-    checkpoint._manifest = die
+    checkpoint.manifest_text = die
 elif moment == "before the rename":
-    checkpoint._flush_tree = die
+    checkpoint.flush_tree = die
 elif moment == "after the rename":
-    checkpoint._flush = lambda path, flush=checkpoint._flush: die() if path == store.folder else flush(path)
+    checkpoint.flush = lambda path, flush=checkpoint.flush: die() if path == store.folder else flush(path)
 store.commit(draft, RunState(20, 21, 7), "")
 """
 
@@ -241,7 +241,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_previous_checkpoint(store,
     def full(path):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
+    monkeypatch.setattr(checkpoint, "flush_tree", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         save(store, 20)
     assert store.latest_valid().state.step == 10
