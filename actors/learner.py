@@ -24,6 +24,9 @@ RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
 WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
 
 
+Restore = Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]]  # pixels that are lost, made anew
+
+
 class LearnerError(RuntimeError):
     """A learner rank failed or did not answer in time."""
 
@@ -149,7 +152,7 @@ class LearnerGroup:
         start_timeout_s: float,
         timeout_s: float,
         attend: Callable[[], None] = nothing,
-        restore: Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]] | None = None,
+        restore: Restore | None = None,
     ) -> None:
         """
         Args:

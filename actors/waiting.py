@@ -48,11 +48,18 @@ def gather(
     except GetTimeoutError as error:
         raise failure(f"could not {doing}: no answer within {timeout_s:.0f} s") from error
     except RayTaskError as error:
-        raise failure(f"could not {doing}: {type(error.cause).__name__}: {error.cause}") from error
+        raise failure(f"could not {doing}: {cause_of(error)}") from error
     except RayActorError as error:
         raise failure(f"could not {doing}: a worker died: {first_line(error)}") from error
     except RayError as error:
         raise failure(f"could not {doing}: {first_line(error)}") from error
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong in a call, in one line."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    return first_line(error)
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from actors.learner import LearnerGroup
-from actors.rollout import RolloutPool
+from actors.rollout import RolloutCrew
 from actors.weight_buckets import WeightBucket, WeightsLostError
 from rl.config import WeightSyncConfig
 
@@ -26,12 +26,12 @@ class WeightSync:
     (docs/decisions/0003-engine.md).
     """
 
-    def __init__(self, learners: LearnerGroup, rollouts: RolloutPool, config: WeightSyncConfig, version: int) -> None:
-        self._learners, self._rollouts, self._config = learners, rollouts, config
+    def __init__(self, learners: LearnerGroup, crew: RolloutCrew, config: WeightSyncConfig, version: int) -> None:
+        self._learners, self._crew, self._config = learners, crew, config
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
         self._pushed_all = False
         self.metrics: dict[str, float] = {}
-        rollouts.supplied_by(self.supply)
+        crew.supplied_by(self.supply)
 
     def push(self) -> int:
         """One push; returns the version every engine now runs.
@@ -46,7 +46,7 @@ class WeightSync:
 
     def supply(self) -> None:
         """Give the current weights to engines that started since the last push."""
-        self._send(self._version, everything=True, only=self._rollouts.newcomers)
+        self._send(self._version, everything=True, only=self._crew.newcomers)
 
     def _send(self, version: int, *, everything: bool, only: Sequence[str] = ()) -> dict[str, float]:
         start = time.perf_counter()
@@ -74,24 +74,24 @@ class WeightSync:
         self, version: int, everything: bool, only: Sequence[str]
     ) -> tuple[Sequence[WeightBucket], float]:
         """What was sent, and when it had left the learners."""
-        everything = everything or bool(self._rollouts.newcomers)
+        everything = everything or bool(self._crew.newcomers)
         buckets = self._learners.export(self._config.bucket_bytes, trainable_only=not everything)
         exported = time.perf_counter()
-        self._rollouts.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
+        self._crew.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
         return buckets, exported
 
     def _verify(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str]) -> int:
         """Read a rotating sample of parameters back from the engines and compare checksums."""
         sent = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         names = _rotating(sorted(sent), self._config.verify_tensors, version)
-        read_back = self._rollouts.checksums(names, timeout_s=self._config.timeout_s, only=only)
+        read_back = self._crew.checksums(names, timeout_s=self._config.timeout_s, only=only)
         for worker, held in read_back.items():
             wrong = [name for name in names if held.get(name) != sent[name]]
             if wrong:
                 raise WeightSyncError(
                     f"engine {worker} holds other values than the learners for {wrong} after push {version}"
                 )
-        self._rollouts.confirm(list(read_back))
+        self._crew.confirm(list(read_back))
         return len(names)
 
 

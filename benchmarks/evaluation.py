@@ -29,7 +29,8 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
 from actors.placement import Demand, Slots
-from actors.rollout import RolloutPool
+from actors.rollout import RolloutCrew
+from actors.rollout_pool import RolloutPool
 from rl.config import RunConfig, load_config
 from rl.evaluate import Judge, play_rest, summarise_outcomes
 from rl.exams import Exam, judge_by_rewards, own_exam
@@ -84,7 +85,7 @@ def main() -> None:
         }
         played: dict[str, list[Played]] = {name: [] for name in contestants}
         for contestant in contestants.values():  # imports, first-use allocations
-            contestant.rollouts.wait_ready(START_TIMEOUT_S)
+            contestant.rollouts.crew.wait_ready(START_TIMEOUT_S)
             measure(contestant, warm_up := part(exam, 0, workers), judge_by_rewards(warm_up, rewards, config))
         for repeat in range(options.repeats):
             asked = part(exam, workers + repeat * options.tasks, options.tasks)
@@ -109,12 +110,12 @@ def parse_arguments() -> argparse.Namespace:
 def spawn_alone(config: RunConfig, policy_dir: Path, slots: Slots) -> RolloutPool:
     """One more worker, in a pool of its own."""
     environment = {"runtime_env": {"env_vars": engine_environment("cuda" if config.placement.rollout_gpus else "cpu")}}
-    return RolloutPool(
+    crew = RolloutCrew(
         partial(start_player, config, policy_dir),
         1,
         lambda index: slots.options("rollout", config.rollout.num_workers + index) | environment,
-        timeout_s=config.rollout.call_timeout_s,
     )
+    return RolloutPool(crew, timeout_s=config.rollout.call_timeout_s)
 
 
 def part(exam: Exam, first: int, count: int) -> Exam:

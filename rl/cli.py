@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 
 from rl.config import ConfigError, RunConfig, anchored, load_config
 from rl.findings import Finding, as_dict, passed, print_findings
+from rl.interrupts import StopRequested
 
 EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
 JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
@@ -323,6 +324,9 @@ def main() -> None:
         app()
     except (ConfigError, FileNotFoundError) as error:
         _fail(error, EXIT_USAGE)
+    except StopRequested as stop:
+        errors.print(f"{stop}; saved: the same command goes on from there", highlight=False)
+        raise SystemExit(stop.exit_code) from None
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except (RuntimeError, ValueError, OSError, KeyError) as error:

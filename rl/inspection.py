@@ -75,7 +75,7 @@ def run_rollout(
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         rollouts = spawn_rollouts(config, policy_dir, slots)
-        rollouts.wait_ready(START_TIMEOUT_S)
+        rollouts.crew.wait_ready(START_TIMEOUT_S)
         scored = spawn_rewards(config, slots).score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
     played = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
     for record in played:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from rl.checkpoint import CheckpointStore
+from rl.checkpoint import Checkpoint, CheckpointStore
 from rl.manifest import CheckpointError
 from rl.mirror import Mirror
 from rl.trajectory import RunState, WrittenFile
@@ -142,6 +142,19 @@ class Saver:
         if self._failures:
             raise CheckpointError(f"the last checkpoint could not be saved: {self._failures[-1]}")
 
+    def drain(self) -> None:
+        """What is under way may be published, within a grace; it fails in the log only: another error is on its way."""
+        if self._under_way is None:
+            return
+        try:
+            self.flush(GRACE_S)
+        except CheckpointError as failure:
+            log.warning("%s", failure)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint on the disk."""
+        return self._store.latest_valid()
+
     def is_best(self, step: int, value: float) -> bool:
         """Whether a policy of this value at `step` is better than every one saved or being saved before it."""
         coming = self._under_way.value if self._under_way and self._under_way.step < step else None
@@ -156,18 +169,9 @@ class Saver:
         if error is None:
             self.flush()
         else:
-            self._end_in_grace()
+            self.drain()
         if self._mirror and not self._mirror.finish(self._mirror_timeout_s if error is None else GRACE_S):
             log.warning("the last checkpoints are not all at %s; the next run of this name copies them", self._mirror)
-
-    def _end_in_grace(self) -> None:
-        """Another error is on its way: what is under way may be published, and fails in the log only."""
-        if self._under_way is None:
-            return
-        try:
-            self.flush(GRACE_S)
-        except CheckpointError as failure:
-            log.warning("%s", failure)
 
     def _finish(self, save: Save, draft: Path, pending: Pending, contents: Contents) -> None:
         """Runs in a thread of its own."""

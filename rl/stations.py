@@ -5,8 +5,9 @@ The factories at the end cross into the workers, and only there are vLLM and Dee
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,14 @@ import ray
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from actors.learner import LearnerGroup
+from actors.learner import LearnerGroup, Restore
 from actors.placement import Demand, Slots, connect
+from actors.player import Player
 from actors.reward import RewardPool
-from actors.rollout import Player, RolloutPool
+from actors.rollout import RolloutCrew
+from actors.rollout_pool import RolloutPool
 from actors.traces import TraceFeed, TracePool
+from actors.waiting import nothing
 from envs.formats import RetrievalTrace
 from rl.cold_start import run_cold_start
 from rl.config import OptimizerConfig, RunConfig, to_dict
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # an engine or learner that has not started by then never will
 LEARNER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_GROUPS = itertools.count()  # of learners that this process has spawned
 NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # of a learner that computes on the CPU beside a GPU
 
 
@@ -58,16 +63,25 @@ def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -
             ray.shutdown()
 
 
-def spawn_rollouts(config: RunConfig, policy_dir: Path, slots: Slots) -> RolloutPool:
-    """Engines with the environment around them; they load in the background until `wait_ready`."""
+def spawn_rollouts(
+    config: RunConfig, policy_dir: Path, slots: Slots, check: Callable[[], None] = nothing
+) -> RolloutPool:
+    """Engines with the environment around them; they load in the background until `crew.wait_ready`.
+
+    Args:
+        check: called while waiting for them; what it raises ends the wait.
+    """
     device = "cuda" if config.placement.rollout_gpus else "cpu"
     environment = {"runtime_env": {"env_vars": engine_environment(device)}}
-    return RolloutPool(
+    crew = RolloutCrew(
         partial(start_player, config, policy_dir.absolute()),
         config.rollout.num_workers,
         lambda index: slots.options("rollout", index) | environment,
-        timeout_s=config.rollout.call_timeout_s,
+        stall_timeout_s=config.rollout.stall_timeout_s,
+        start_timeout_s=START_TIMEOUT_S,
+        memory_growth_mib=config.rollout.memory_growth_mib,
     )
+    return RolloutPool(crew, timeout_s=config.rollout.call_timeout_s, check=check)
 
 
 def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
@@ -83,21 +97,28 @@ def spawn_learners(
     optimizer: OptimizerConfig,
     total_updates: int,
     name: str = "learner",
+    attend: Callable[[], None] = nothing,
+    restore: Restore | None = None,
 ) -> LearnerGroup:
     """DeepSpeed ranks around the policy in `policy_dir`.
 
     Args:
-        name: of the actors, before their rank. Ray frees a killed actor's name late, so each stage has its own.
+        name: of the actors, before their rank. Ray frees a killed actor's name late, so each group takes another.
+        attend, restore: as in LearnerGroup.
     """
+    built = next(_GROUPS)
     environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else NO_GPU)
     return LearnerGroup(
         partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
         config.learner.num_ranks,
         lambda rank: (
-            slots.options("learner", rank) | {"name": f"{name}/{rank}", "runtime_env": {"env_vars": environment}}
+            slots.options("learner", rank)
+            | {"name": f"{name}/{rank}{f'#{built}' if built else ''}", "runtime_env": {"env_vars": environment}}
         ),
         start_timeout_s=START_TIMEOUT_S,
         timeout_s=config.learner.timeout_s,
+        attend=attend,
+        restore=restore,
     )
 
 

@@ -42,6 +42,13 @@ def summarise(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def is_evaluated(run_dir: Path, step: int) -> bool:
+    """Whether the evaluation after so many steps is in the log."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
+    return any(f'"step": {step},' in line and '"held_out/tasks"' in line for line in lines)
+
+
 def _tenth(steps: list[dict]) -> int:
     return max(1, len(steps) // 10)
 

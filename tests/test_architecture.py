@@ -35,6 +35,7 @@ MAY_IMPORT = {  # longest prefix wins; entries are prefixes of our modules
 }
 COMPOSITION_ROOT = (
     "train",
+    "run",
     "cli",
     "__main__",
     "stations",

@@ -1,28 +1,77 @@
-"""The rollout pool, one group after the other: whatever is ready is handed over, workers are kept busy and no more."""
+"""The rollout pool: whatever is ready is handed over, workers are kept busy and no more, and those lost are replaced.
+
+Real processes are killed and stopped here; the engine in them is scripted. With vLLM: tests/test_faults.py.
+"""
 
 import asyncio
 import os
+import signal
 import time
 from functools import partial
 
 import pytest
 
-from rl.trajectory import AnswerKind, StopReason, Trajectory, TrajectoryGroup, VideoTask
+from rl.trajectory import AnswerKind, Completion, Segment, StopReason, Trajectory, TrajectoryGroup, Turn, VideoTask
 
 pytestmark = pytest.mark.ray
 
+TURNS = 3  # of a task named "talks"
 
-class ScriptedPlayer:
-    """Plays a task as its name says, and notes in the group how many it had at the time."""
+
+class ScriptedEngine:
+    """Holds a version, and counts how often it was asked for a sign of life."""
 
     def __init__(self, folder):
-        self._folder, self._now = folder, 0
+        self.version, self.pulses, self.broken, self._folder = 0, 0, "", folder
 
-    async def play(self, task, *, step, greedily, occurrence=0):
+    def progress(self):
+        self.pulses += 1
+        return 0
+
+    def failure(self):
+        return self.broken
+
+    def load_weights(self, named, version):
+        if (self._folder / "refuses-weights").exists():
+            (self._folder / "refuses-weights").unlink()
+            raise ValueError("no such parameter")
+        try:
+            list(named)
+        except Exception as error:  # as the real one does
+            raise RuntimeError(f"weights {version}") from error
+        self.version = version
+
+    def checksums(self, names):
+        return {name: str(self.version) for name in names}
+
+    def stats(self):
+        grown = (self._folder / "grown").exists()
+        if grown:
+            self._held = b"x" * (200 * 2**20)
+        return {"requests": 1.0}
+
+
+class ScriptedPlayer:
+    """Plays a task as its name says, and notes in the group how many it had at the time.
+
+    What is done "once" is done by the first worker that plays the task.
+    """
+
+    def __init__(self, folder):
+        self._folder, self._now, self.engine = folder, 0, ScriptedEngine(folder)
+
+    async def play(self, task, *, step, greedily, occurrence=0, ledger):
         self._now += 1
         most = self._now
-        if task.task_id.startswith("dies"):
-            os._exit(1)
+        for name, act in (
+            ("dies", lambda: os.kill(os.getpid(), signal.SIGKILL)),
+            ("stops", lambda: os.kill(os.getpid(), signal.SIGSTOP)),
+            ("breaks", partial(setattr, self.engine, "broken", "ConnectionError: the engine is gone")),
+        ):
+            if task.task_id == name or (task.task_id.startswith(f"{name} once") and self._is_first(task)):
+                act()
+        if task.task_id.startswith("breaks once") and self.engine.broken:
+            await asyncio.sleep(3600)
         if task.task_id.startswith("hangs"):
             await asyncio.sleep(3600)
         if task.task_id.startswith("fails"):
@@ -35,25 +84,60 @@ class ScriptedPlayer:
             most = max(most, self._now)
         if task.task_id.startswith("last"):
             (self._folder / "last").touch()
+        turns = await self._talk(task, ledger) if task.task_id in ("talks", "speaks") else ()
         self._now -= 1
-        told = Trajectory((), StopReason.ANSWERED, f"{task.task_id} {step} {greedily}")
+        told = Trajectory(turns, StopReason.ANSWERED, f"{task.task_id} {step} {greedily}")
         return TrajectoryGroup(task, (told,), None, seconds={"most": float(most), "pid": float(os.getpid())})
+
+    async def _talk(self, task, ledger):
+        """Says one token a turn, who said it in its log-prob; if it "talks", the first worker dies at the last turn."""
+        turns = []
+        for turn in range(TURNS):
+            if task.task_id == "talks" and turn == TURNS - 1 and self._is_first(task):
+                heard = self.engine.pulses + 2  # a pulse is asked for when the answer to the one before is there
+                while self.engine.pulses < heard:
+                    await asyncio.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+            said = ledger.turn(0, turn)
+            if said is None:
+                said = Completion((turn,), (-float(os.getpid()),), "stop", self.engine.version)
+                ledger.add(0, said)
+            turns.append(Turn((), said, Segment.REASONING))
+        return tuple(turns)
+
+    def _is_first(self, task):
+        try:
+            (self._folder / f"was-{task.task_id}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 @pytest.fixture
 def pool_of(ray_cluster, tmp_path):
-    from actors.rollout import RolloutPool
+    import ray
 
-    def make(workers=2, timeout_s=60.0):
+    from actors.rollout import RolloutCrew
+    from actors.rollout_pool import RolloutPool
+    from actors.waiting import nothing
+
+    opened = []
+
+    def make(workers=2, timeout_s=60.0, check=nothing, **settings):
         name = time.monotonic_ns()
-        return RolloutPool(
+        crew = RolloutCrew(
             partial(ScriptedPlayer, tmp_path),
             workers,
             lambda index: {"num_cpus": 0.1, "name": f"rollout/{index}/{name}"},
-            timeout_s=timeout_s,
+            **settings,
         )
+        opened.append(RolloutPool(crew, timeout_s=timeout_s, check=check))
+        return opened[-1]
 
-    return make
+    yield make
+    for pool in opened:
+        for place in pool.crew.places:
+            ray.kill(place.actor)
 
 
 def tasks(*names):
@@ -80,7 +164,9 @@ def test_a_slow_task_does_not_hold_up_the_others(pool_of):
 
 
 def test_no_worker_holds_more_than_it_may_and_all_have_work(pool_of):
-    groups = [group for _, group in play(pool_of(workers=2), [f"q{i}" for i in range(12)], in_flight=3)]
+    pool = pool_of(workers=2)
+    pool.crew.wait_ready(60)
+    groups = [group for _, group in play(pool, [f"q{i}" for i in range(12)], in_flight=3)]
     assert max(group.seconds["most"] for group in groups) <= 3
     assert len({group.seconds["pid"] for group in groups}) == 2
 
@@ -103,10 +189,10 @@ def failing(pool, named):
     return done, str(caught.value)
 
 
-def test_a_worker_that_dies_is_an_error_and_what_was_finished_is_there(pool_of):
+def test_a_task_that_kills_whoever_plays_it_ends_the_run_and_what_was_finished_is_there(pool_of):
     done, said = failing(pool_of(workers=1), ["a", "b", "dies", "c"])
     assert done == ["a", "b"]
-    assert "could not play task dies: a worker died" in said
+    assert "workers in a row were lost" in said or "could not play task dies: 4 workers were lost over it" in said
 
 
 def test_a_task_that_fails_is_named_with_its_cause(pool_of):
@@ -120,3 +206,172 @@ def test_a_task_that_never_ends_meets_the_deadline(pool_of):
     pool._timeout_s = 0.5
     done, said = failing(pool, ["hangs"])
     assert done == [] and "none of 1 tasks was finished within 0.5 s" in said
+
+
+def kinds(pool):
+    return [fault.kind for fault in pool.crew.take_faults()]
+
+
+def test_a_worker_that_dies_is_replaced_and_every_task_comes_back_once(pool_of):
+    pool, names = pool_of(workers=2), ["a", "dies once", "b", "c", "d", "e"]
+    pool.crew.wait_ready(60)
+    started = time.monotonic()
+    groups = pool.generate(tasks(*names), step=0)
+    assert [group.task.task_id for group in groups] == names  # in order, none twice
+    assert time.monotonic() - started < 10
+    while not (faults := pool.crew.take_faults()):
+        pool.crew.attend()  # the replacement starts beside the work
+    (fault,) = faults
+    assert (fault.kind, fault.worker.split("/")[1]) == ("worker_died", "1") and 0 < fault.recovery_s < 60
+    assert "died" in fault.cause and fault.action.endswith("went on from their ledgers")
+
+
+def test_a_trajectory_goes_on_elsewhere_from_its_token_ledger(pool_of):
+    (group,) = pool_of(workers=2).generate(tasks("talks"), step=0)
+    spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
+    assert [turn.completion.token_ids for turn in group.trajectories_G[0].turns] == [(0,), (1,), (2,)]
+    assert spoke[0] == spoke[1] != spoke[2] == -group.seconds["pid"]  # two turns of the dead, the last of another
+
+
+def test_the_only_worker_may_die_too(pool_of):
+    pool = pool_of(workers=1)
+    assert len(pool.generate(tasks("a", "dies once", "b"), step=0)) == 3
+    assert kinds(pool) == ["worker_died"]
+
+
+def test_a_worker_that_stands_still_is_killed_and_what_it_did_is_in_the_log(pool_of, caplog):
+    pool = pool_of(workers=2, stall_timeout_s=3.0)
+    assert len(pool.generate(tasks("a", "stops once", "b"), step=0)) == 3
+    assert "State:\tT (stopped)" in caplog.text and "no progress for 3 s" in caplog.text
+    while not (faults := pool.crew.take_faults()):
+        pool.crew.attend()
+    assert [fault.kind for fault in faults] == ["worker_hung"]
+
+
+def test_a_worker_whose_engine_is_gone_is_replaced(pool_of):
+    pool = pool_of(workers=1)
+    assert len(pool.generate(tasks("breaks once"), step=0)) == 1
+    (fault,) = pool.crew.take_faults()
+    assert (fault.kind, fault.cause) == ("engine_died", "ConnectionError: the engine is gone")
+
+
+def test_a_worker_that_dies_while_others_work_is_noticed_and_replaced_meanwhile(pool_of, ray_cluster, tmp_path):
+    from actors.waiting import gather
+
+    pool = pool_of(workers=1)
+    pool.crew.wait_ready(60)
+    first = pool.crew.places[0].where
+    os.kill(first.pid, signal.SIGKILL)
+
+    @ray_cluster.remote(num_cpus=0)
+    def learns(folder):
+        while not (folder / "back").exists():
+            time.sleep(0.01)
+        return "learned"
+
+    def attend():
+        pool.crew.attend()
+        if pool.crew.places[0].where not in (None, first):
+            (folder / "back").touch()
+
+    folder = tmp_path
+    answers = gather([learns.remote(folder)], timeout_s=60, doing="learn", failure=RuntimeError, attend=attend)
+    assert answers == ["learned"] and kinds(pool) == ["worker_died"]
+
+
+def pushed(pool, version, names=()):
+    pool.crew.load_weights([], version, timeout_s=30, only=names)
+    pool.crew.confirm(list(pool.crew.checksums(["w"], timeout_s=30, only=names)))
+
+
+def test_a_newcomer_plays_only_once_it_holds_the_current_weights(pool_of):
+    pool, supplied = pool_of(workers=1), []
+
+    def supply():
+        supplied.append(pool.crew.newcomers)
+        pushed(pool, 7, pool.crew.newcomers)
+
+    pool.crew.supplied_by(supply)
+    pool.crew.wait_ready(60)
+    pushed(pool, 7)
+    (group,) = pool.generate(tasks("talks"), step=0)  # its worker dies
+    assert [turn.completion.policy_version for turn in group.trajectories_G[0].turns] == [7, 7, 7]
+    assert [len(names) for names in supplied] == [1] and kinds(pool) == ["worker_died"]
+
+
+def test_what_was_sampled_with_other_weights_is_refused(pool_of):
+    from actors.rollout import RolloutError
+
+    pool = pool_of(workers=1)
+    pool.crew.wait_ready(60)
+    pushed(pool, 7)
+    pool.crew._version = pool.crew.places[0].version = 8  # as if a push had been believed that did not happen
+    with pytest.raises(RolloutError, match=r"sampled with weights \[7\], not 8"):
+        pool.generate(tasks("speaks"), step=0)
+
+
+def test_an_engine_that_cannot_take_a_push_is_replaced_and_gets_it_later(pool_of, tmp_path):
+    pool = pool_of(workers=2)
+    pool.crew.supplied_by(lambda: pushed(pool, 3, pool.crew.newcomers))
+    pool.crew.wait_ready(60)
+    (tmp_path / "refuses-weights").touch()
+    pushed(pool, 3)
+    assert len(pool.generate(tasks(*"abcd"), step=0)) == 4
+    while not (faults := pool.crew.take_faults()):
+        pool.crew.attend()
+        if pool.crew.newcomers:
+            pushed(pool, 3, pool.crew.newcomers)
+    assert [(fault.kind, fault.cause) for fault in faults] == [("push_interrupted", "ValueError: no such parameter")]
+
+
+def test_weights_that_died_with_their_learner_are_told_and_nobody_plays_before_the_next_push(pool_of, ray_cluster):
+    import numpy as np
+
+    from actors.weight_buckets import WeightBucket, WeightsLostError, WeightTensor
+
+    pool = pool_of(workers=1)
+    pool.crew.wait_ready(60)
+
+    class Learner:
+        def weights(self):  # a small result lives in the memory of who asked for it, and nowhere else
+            return [ray_cluster.remote(lambda: np.zeros(8, np.uint8)).options(num_cpus=0).remote()]
+
+    learner = ray_cluster.remote(Learner).options(num_cpus=0).remote()
+    lost = WeightBucket((WeightTensor("w", "uint8", (8,), 0, "sha"),), *ray_cluster.get(learner.weights.remote()))
+    ray_cluster.kill(learner)
+    with pytest.raises(WeightsLostError, match="could not be fetched"):
+        pool.crew.load_weights([lost], 5, timeout_s=60)
+    assert len(pool.crew.newcomers) == 1 and kinds(pool) == []
+    pool.crew.supplied_by(lambda: pushed(pool, 5))
+    assert len(pool.generate(tasks("a"), step=0)) == 1
+
+
+def test_a_worker_that_keeps_growing_is_replaced_between_two_steps(pool_of, tmp_path):
+    pool = pool_of(workers=1, memory_growth_mib=100.0)
+    pool.crew.wait_ready(60)
+    for _ in range(7):
+        assert pool.crew.stats()["engine/requests"] == 1.0
+    (tmp_path / "grown").touch()
+    assert pool.crew.stats()["memory/rollout_slope"] > 10
+    (tmp_path / "grown").unlink()
+    assert len(pool.generate(tasks("a"), step=0)) == 1
+    (fault,) = pool.crew.take_faults()
+    assert fault.kind == "recycled" and "grew by 200 MiB" in fault.cause
+
+
+def test_who_asks_to_stop_is_heard_within_a_second_or_so(pool_of):
+    from rl.interrupts import StopRequested
+
+    asked = []
+
+    def check():
+        if asked:
+            raise StopRequested(signal.SIGTERM)
+
+    pool = pool_of(workers=1, check=check)
+    pool.crew.wait_ready(60)
+    asked.append(True)
+    started = time.monotonic()
+    with pytest.raises(StopRequested):
+        pool.generate(tasks("hangs"), step=0)
+    assert time.monotonic() - started < 5

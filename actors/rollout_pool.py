@@ -1,0 +1,248 @@
+"""Groups of a step, played by the crew: handed out, collected, and gone on with when a worker is lost.
+
+What siblings have said is known here turn by turn (the token ledger, read with every pulse). When their worker is lost,
+they go on elsewhere from there, with the seeds they would have had. Only what a call of this driver's returns is ever
+used, so a worker that lives on after it was given up changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from actors.rollout import LOSSES, Place, RolloutCrew, RolloutError
+from actors.waiting import COLLECT_S, GLANCE_S, cause_of, nothing
+from envs.rollout import occurrences
+from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask, trajectory_tokens
+
+FAILURES = 2  # times a group may fail in a worker that lives
+
+
+class StaleWeightsError(RuntimeError):
+    """A group was sampled with other weights than those that were pushed."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A group to play, and what its siblings have said so far."""
+
+    index: int  # of its task
+    task: VideoTask
+    occurrence: int
+    said: dict[int, list[Completion]] = field(default_factory=dict)
+    losses: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job in the hands of a worker."""
+
+    call: int
+    job: Job
+    place: Place
+    number: int  # the worker's
+
+    @property
+    def is_lost(self) -> bool:
+        """Its worker was replaced."""
+        return self.place.number != self.number
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How groups are played."""
+
+    step: int
+    greedily: bool
+    in_flight: int  # groups at a time, per worker
+    together: bool  # the deadline is of all together; else of the time in which none is finished
+
+
+class RolloutPool:
+    """Plays tasks with whatever workers there are. Every task comes back once, whoever is lost meanwhile."""
+
+    def __init__(self, crew: RolloutCrew, *, timeout_s: float, check: Callable[[], None] = nothing) -> None:
+        """
+        Args:
+            timeout_s: of a whole `generate`; in `play`, of the time in which no group is finished.
+            check: called about once a second while waiting; what it raises ends the wait.
+        """
+        self.crew = crew
+        self._timeout_s, self._check = timeout_s, check
+        self._serial = itertools.count()
+
+    def generate(
+        self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0, greedily: bool = False
+    ) -> list[TrajectoryGroup]:
+        """A group per task, in order: sampled siblings, or one greedy trajectory.
+
+        Args:
+            attempt: 1, 2, ... for the replacements of degenerate groups: with step and task it determines the seeds.
+        Raises:
+            RolloutError: a task cannot be played, or not all were within the deadline.
+        """
+        return self._all(_jobs(tasks, attempt), step, greedily)
+
+    def play(
+        self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
+    ) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
+        """Groups as they finish, each with its task's index: all that are ready, at least one at a time.
+
+        A worker gets its next task when it has finished one, so none is idle while another has a queue.
+
+        Args:
+            in_flight: tasks at a time, per worker.
+        Raises:
+            RolloutError: a task cannot be played, or nothing finished within the deadline. What else had finished by
+                then is handed over first.
+        """
+        yield from self._play(_jobs(tasks), How(step, greedily, in_flight, together=False))
+
+    def restore(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
+        """The same groups with their pixels decoded anew: those in the object store died with their worker.
+
+        Raises:
+            RolloutError: a video no longer gives the frames it gave.
+        """
+        detected_s, jobs = time.time(), _jobs([group.task for group in groups])
+        for job, group in zip(jobs, groups, strict=True):
+            job.said = {i: [turn.completion for turn in t.turns] for i, t in enumerate(group.trajectories_G)}
+        restored = self._all(jobs, step=0, greedily=False)  # nothing is left to sample
+        for old, new in zip(groups, restored, strict=True):
+            if _content(new) != _content(old):
+                raise RolloutError(
+                    f"{old.task.video_path}: the frames of task {old.task.task_id} were lost with their worker, and "
+                    "the video no longer gives the same"
+                )
+        seconds = time.time() - detected_s
+        self.crew.record(
+            Fault("frames_lost", "rollout", f"pixels of {len(groups)} groups", "decoded anew", detected_s, seconds)
+        )
+        return restored
+
+    def _all(self, jobs: Sequence[Job], step: int, greedily: bool) -> list[TrajectoryGroup]:
+        played: dict[int, TrajectoryGroup] = {}
+        for finished in self._play(jobs, How(step, greedily, in_flight=len(jobs), together=True)):
+            played |= dict(finished)
+        return [played[index] for index in range(len(jobs))]
+
+    def _play(self, jobs: Sequence[Job], how: How) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
+        waiting, held = deque(jobs), {}
+        left_s, before = self._timeout_s, time.monotonic()
+        try:
+            while waiting or held:
+                self._check()
+                self.crew.supply_newcomers()
+                self._hand_out(waiting, held, how)
+                finished, failure = self._collect(waiting, held)
+                if finished:
+                    yield finished
+                if failure is not None:
+                    raise failure
+                self._look_after(waiting, held)
+                now = time.monotonic()
+                left_s = self._timeout_s if finished and not how.together else left_s
+                left_s -= now - before if self.crew.ready else 0.0  # a start has a deadline of its own
+                before = now
+                if left_s < 0:
+                    raise self._too_late(len(waiting) + len(held), how)
+        finally:
+            for reference, one in held.items():
+                one.place.playing -= not one.is_lost
+                ray.cancel(reference)
+
+    def _hand_out(self, waiting: deque[Job], held: dict[ray.ObjectRef, Held], how: How) -> None:
+        """To whoever has least to do."""
+        while waiting and (free := [place for place in self.crew.ready if place.playing < how.in_flight]):
+            place, job, call = min(free, key=lambda place: place.playing), waiting.popleft(), next(self._serial)
+            if not place.playing:
+                place.watch.rest()
+            place.playing += 1
+            said = {sibling: tuple(turns) for sibling, turns in job.said.items()}
+            sent = place.actor.generate.remote(call, job.task, how.step, job.occurrence, how.greedily, said)
+            held[sent] = Held(call, job, place, place.number)
+
+    def _collect(
+        self, waiting: deque[Job], held: dict[ray.ObjectRef, Held]
+    ) -> tuple[list[tuple[int, TrajectoryGroup]], RolloutError | None]:
+        """Groups that are finished; those that failed wait again, unless they have failed too often."""
+        starting = [place.born for place in self.crew.places if place.where is None]
+        if not held and not starting:
+            raise RolloutError("no worker holds the current weights")
+        if not ray.wait([*held, *starting], timeout=GLANCE_S)[0] or not held:
+            return [], None
+        finished, failure = [], None
+        for reference in ray.wait(list(held), num_returns=len(held), timeout=0)[0]:
+            one = held.pop(reference)
+            one.place.playing -= not one.is_lost
+            try:
+                finished.append((one.job.index, self._accepted(ray.get(reference, timeout=COLLECT_S), one)))
+            except RayActorError as error:
+                if not one.is_lost:
+                    one.place.playing += 1  # as it was when it died, for the record
+                    self.crew.lose(one.place, "worker_died", cause_of(error))
+                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=True)
+            except (RayError, StaleWeightsError) as error:
+                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=False)
+        return finished, failure
+
+    def _accepted(self, group: TrajectoryGroup, one: Held) -> TrajectoryGroup:
+        """The group, if it was sampled with the weights that were pushed."""
+        versions, pushed = (
+            {turn.completion.policy_version for t in group.trajectories_G for turn in t.turns},
+            (self.crew.version),
+        )
+        if pushed is not None and versions - {pushed}:
+            raise StaleWeightsError(f"{one.place.name} sampled with weights {sorted(versions)}, not {pushed}")
+        one.place.losses = 0
+        return group
+
+    def _look_after(self, waiting: deque[Job], held: dict[ray.ObjectRef, Held]) -> None:
+        """Everybody's pulse; the groups of those who are lost wait again, with what their siblings have said."""
+        jobs = {one.call: one.job for one in held.values()}
+
+        def hear(call: int, sibling: int, completion: Completion) -> None:
+            if call in jobs:
+                jobs[call].said.setdefault(sibling, []).append(completion)
+
+        self.crew.look_after(hear)
+        for reference in [reference for reference, one in held.items() if one.is_lost]:
+            one = held.pop(reference)
+            cause = one.place.lost.cause if one.place.lost else "its worker was lost"
+            if failure := _try_again(waiting, one, cause, is_loss=True):
+                raise failure
+
+    def _too_late(self, left: int, how: How) -> RolloutError:
+        said = f"could not play {left} tasks: no answer" if how.together else f"none of {left} tasks was finished"
+        return RolloutError(f"{said} within {self._timeout_s:g} s (rollout.call_timeout_s)")
+
+
+def _jobs(tasks: Sequence[VideoTask], attempt: int = 0) -> list[Job]:
+    numbers = occurrences([task.task_id for task in tasks], attempt)
+    return [Job(index, task, number) for index, (task, number) in enumerate(zip(tasks, numbers, strict=True))]
+
+
+def _try_again(waiting: deque[Job], one: Held, cause: str, *, is_loss: bool) -> RolloutError | None:
+    """The job waits again, first in line; an error if that has happened too often."""
+    job, name = one.job, one.job.task.task_id
+    job.losses, job.failures = job.losses + is_loss, job.failures + (not is_loss)
+    waiting.appendleft(job)
+    if job.losses >= LOSSES:
+        return RolloutError(f"could not play task {name}: {LOSSES} workers were lost over it: {cause}")
+    return RolloutError(f"could not play task {name}: {cause}") if job.failures >= FAILURES else None
+
+
+def _content(group: TrajectoryGroup) -> list[tuple[tuple[int, ...], list[str]]]:
+    """What tells whether two groups are the same: tokens and frames of every sibling."""
+    opening = [group.opening_frames.digest] if group.opening_frames else []
+    return [
+        (trajectory_tokens(t), opening + [turn.frames.digest for turn in t.turns if turn.frames])
+        for t in group.trajectories_G
+    ]
