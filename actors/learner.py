@@ -127,7 +127,8 @@ class LearnerGroup:
         updates = self._wait(
             [rank.update.remote(part) for rank, part in zip(self._ranks, parts, strict=True)], "update the policy"
         )
-        return LearnerUpdate(updates[0].metrics, gather_ranks(dealt, [update.logprobs_PG for update in updates]))
+        logprobs_PG = gather_ranks(dealt, [update.logprobs_PG for update in updates])
+        return LearnerUpdate(updates[0].metrics, logprobs_PG, " ".join(update.optimizer for update in updates))
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One supervised step, samples dealt to ranks in turn."""

@@ -30,6 +30,7 @@ class WeightSync:
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
         self._pushed_all = False
         self.metrics: dict[str, float] = {}
+        self.digests: dict[str, str] = {}  # sha256 of every parameter as last pushed; frozen ones are sent once
 
     def push(self) -> int:
         """One push; returns the version every engine now runs.
@@ -46,6 +47,7 @@ class WeightSync:
         verified = self._verify(buckets, version)
         seconds = time.perf_counter() - start
         self._version, self._pushed_all = version, True
+        self.digests |= {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket.tensors)
         self.metrics = {
             "sync/bytes": float(size),

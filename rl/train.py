@@ -113,7 +113,7 @@ class Run:
                     **self.rollouts.stats(),
                     "memory/learner": self.learners.memory_mib(),
                 }
-                reporter.step(step, scored, learned, {**metrics, **workers})
+                reporter.step(step, scored, learned, {**metrics, **workers}, self.weights.digests)
 
             train(
                 Schedule(
