@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
     preflight(config)
     home, trainer = Path(config.output_dir).absolute() / config.name, config.trainer
     store = CheckpointStore(home, trainer.keep_checkpoints, trainer.best_metric)
-    found = find_checkpoint(config, store)
+    found = find_checkpoint(config, store, partial(console.print, markup=False, highlight=False, soft_wrap=True))
     run_dir = open_run(config)
     console.print(f"run {config.name}: {run_dir}", highlight=False)
     first = found.state if found else RunState(step=0, policy_version=0, seed=config.seed)

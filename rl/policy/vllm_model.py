@@ -11,7 +11,7 @@ Legend: I video items · N patches · D values of a patch · K scenes · T token
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 from rl.policy.model import make_patch_embed, scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import PackedVideo, Processor
+from rl.policy.steady import steady_linear, unsteady_shapes
 from rl.policy.vllm_plugin import STEADY
 
 VIDEO = "video"
@@ -46,9 +47,6 @@ FUSED = {  # Hugging Face's name -> vLLM's fused parameter, and which part of it
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-
-STEADY_ROWS = 8
-STEADY_PROBES = (1, 7, 8, 9, 16, 23, 32, 40, 64, 104, 256, 511, 600)  # numbers of rows that are tried
 
 Packer = Callable[[], PackedVideo]  # packs a video when it is needed: not at all when the engine has it cached
 
@@ -293,32 +291,6 @@ def keep_products_steady(model: torch.nn.Module) -> None:
             layer.quant_method = SteadyLinearMethod()
         elif isinstance(layer, VocabParallelEmbedding):
             layer.quant_method = SteadyEmbeddingMethod()
-
-
-def steady_linear(x_ND: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """A product whose rows do not depend, to the last bit, on how many come with them: always a multiple of eight.
-
-    Matrix libraries choose another order of additions for few rows, and for those left over from a block of four or
-    eight. A sequence decoded alone would get other last bits than in a crowd.
-    """
-    rows = x_ND.reshape(-1, x_ND.shape[-1])
-    missing = -len(rows) % STEADY_ROWS
-    if not missing:
-        return torch.nn.functional.linear(x_ND, weight, bias)
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-    product = torch.nn.functional.linear(padded, weight, bias)[: len(rows)]
-    return product.reshape(*x_ND.shape[:-1], len(weight))
-
-
-def unsteady_shapes(weights: Iterable[torch.Tensor]) -> list[tuple[int, ...]]:
-    """Shapes of weights for which this machine's products of `steady_linear` do depend on the number of rows."""
-    random, found = torch.Generator().manual_seed(0), []
-    for weight in {tuple(weight.shape): weight for weight in weights}.values():
-        rows_ND = torch.randn(max(STEADY_PROBES), weight.shape[1], generator=random).to(weight)
-        whole = steady_linear(rows_ND, weight)
-        if not all(torch.equal(steady_linear(rows_ND[:count], weight), whole[:count]) for count in STEADY_PROBES):
-            found.append(tuple(weight.shape))
-    return found
 
 
 def _one_by_one(fields: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
