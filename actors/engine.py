@@ -32,7 +32,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from actors.engine_drivers import AsyncDriver, Driver, InlineDriver, settle
-from rl.config import EngineConfig, PolicyConfig
+from rl.config import ConfigError, EngineConfig, PolicyConfig
 from rl.policy.processor import Processor
 from rl.policy.vllm_plugin import STEADY, WORKER_EXTENSION
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
@@ -84,7 +84,7 @@ class VllmEngine:
                 bit, log-probs included; elsewhere less depends on company, and nothing is promised.
             driver: None: InlineDriver on CPU, AsyncDriver on CUDA.
         Raises:
-            EngineError: `deterministic` cannot be kept on this machine.
+            ConfigError: `deterministic` cannot be kept on this machine.
         """
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         on_cpu = current_platform.is_cpu()
@@ -173,10 +173,10 @@ class VllmEngine:
     def _require_steady(self) -> None:
         if unsteady := self._driver.exclusively(lambda driver: driver.call("unsteady_shapes")):
             self.close()
-            raise EngineError(
-                "deterministic",
-                f"on this machine products with weights of shape {unsteady[0]} depend on the number of rows; set "
-                "rollout.engine.max_num_seqs=1 (slow: one request at a time), or rollout.deterministic=false",
+            raise ConfigError(
+                f"rollout.deterministic: on this machine a product with weights of shape {unsteady[0]} depends on how "
+                "many rows it has; set rollout.engine.max_num_seqs=1 (slow: one request at a time), or "
+                "rollout.deterministic=false"
             )
 
     def _submit(

@@ -231,10 +231,8 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     num_workers: int = 1  # engines
-    deterministic: bool = (
-        False  # on CPU in float32 a trajectory follows from weights, task and seed alone, bit for bit,
-    )
-    #   log-probs included: in any company, order and engine, before and after a fault; on GPU nothing is promised
+    deterministic: bool = False  # on CPU in float32: a trajectory follows from weights, task and seed alone, bit for
+    #   bit, log-probs included, in any company, order and engine, and after a fault. On GPU nothing is promised
     call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step or held-out evaluation; in
     #   `dynframe eval`, of the time in which no example is finished
     engine: EngineConfig = field(default_factory=EngineConfig)

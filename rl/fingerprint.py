@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl.advantages import Credit
-from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory
+from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Turn
 
 STATIONS = ("prompts", "tokens", "logprobs", "rewards", "advantages", "optimizer", "weights")  # as a step passes them
 PREFIX = "state/"  # of their names in metrics.jsonl
@@ -42,8 +42,8 @@ def step_fingerprints(
     """
     prints = {
         "prompts": fingerprint(_prompts(scored)),
-        "tokens": fingerprint(_ids(turn.completion.token_ids) for _, _, turn in _turns(scored)),
-        "logprobs": fingerprint(_floats(turn.completion.logprobs) for _, _, turn in _turns(scored)),
+        "tokens": fingerprint(_ids(turn.completion.token_ids) for turn in _turns(scored)),
+        "logprobs": fingerprint(_floats(turn.completion.logprobs) for turn in _turns(scored)),
         "rewards": fingerprint(_verdict(verdict) for group in scored for verdict in group.rewards_G),
         "advantages": fingerprint(
             f"{_exact(own.sampling)} {_exact(own.reasoning)}" for credit_G in credit_PG for own in credit_G
@@ -98,8 +98,8 @@ def checksum(tensor: Tensor) -> Tensor:
     return total
 
 
-def _turns(scored: Sequence[ScoredGroup]) -> Iterator[tuple[ScoredGroup, Trajectory, object]]:
-    return ((group, t, turn) for group in scored for t in group.group.trajectories_G for turn in t.turns)
+def _turns(scored: Sequence[ScoredGroup]) -> Iterator[Turn]:
+    return (turn for group in scored for trajectory in group.group.trajectories_G for turn in trajectory.turns)
 
 
 def _prompts(scored: Sequence[ScoredGroup]) -> Iterator[Part]:

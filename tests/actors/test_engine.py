@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config import EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.config import ConfigError, EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.policy.processor import Processor
 from rl.trajectory import (
     Frames,
@@ -414,13 +414,12 @@ def test_requests_put_off_by_a_full_kv_cache_draw_the_same_bits_in_another_engin
 
 
 def test_a_machine_that_cannot_be_deterministic_is_refused_with_the_remedy(policy_dir, open_engine, monkeypatch):
-    from actors.engine import EngineError
     from rl.policy import vllm_plugin
 
     open_engine(policy_dir, PolicyConfig(scenes=SCENES)).close()
     vllm_plugin.register()
     monkeypatch.setattr("rl.policy.vllm_model.unsteady_shapes", lambda weights: [(len(list(weights)), 64)])
-    with pytest.raises(EngineError, match=r"shape \(\d+, 64\) depend on the number of rows; set .*max_num_seqs=1"):
+    with pytest.raises(ConfigError, match=r"rollout\.deterministic: .* shape \(\d+, 64\) .*max_num_seqs=1"):
         open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
 
 
