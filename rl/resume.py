@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ MEANING = (  # keys that a resumed run may not change unless told; how long, how
     "cold_start.",
 )
 ABSENT = object()  # a key that a configuration does not have
+LONGEST = 200  # characters of a value that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Change:
     changes_meaning: bool  # of the run: with it, what is learned before and after is not one experiment
 
     def __str__(self) -> str:
-        before, now = ("(none)" if value is ABSENT else value for value in (self.before, self.now))
+        before, now = ("(none)" if value is ABSENT else _briefly(value) for value in (self.before, self.now))
         return f"{self.key}: {before} -> {now}"
 
 
@@ -137,6 +139,14 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str, me
         elif before != now:
             changes.append(Change(name, before, now, name.startswith(meaning)))
     return changes
+
+
+def _briefly(value: Any) -> str:
+    """A value of any size and depth."""
+    short = Repr()
+    short.maxlevel, short.maxdict, short.maxlist, short.maxstring, short.maxother = 3, 8, 8, LONGEST, LONGEST
+    text = short.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _has(settings: Any, key: str) -> bool:

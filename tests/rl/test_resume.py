@@ -64,7 +64,7 @@ def test_another_meaning_is_refused_after_it_was_said_in_full_and_allowed_when_t
     assert lines == [
         "settings that differ from those of step_00000010:",
         "  learner.optimizer.lr: 0.0002 -> 0.1  (changes the meaning of the run)",
-        "  rewards.brief: (none) -> {'fn': 'output_format', 'segment': 'reasoning', 'weight': 1.0, 'args': {}}"
+        "  rewards.brief: (none) -> {'args': {}, 'fn': 'output_format', 'segment': 'reasoning', 'weight': 1.0}"
         "  (changes the meaning of the run)",
         "  seed: 0 -> 1  (changes the meaning of the run)",
         "  trainer.steps: 100 -> 500",
@@ -94,6 +94,14 @@ def test_keys_the_old_version_did_not_know_count_as_their_defaults(key, value, t
     old = without(to_dict(CONFIG), *key.split("."))
     new = to_dict(load_config([QUICKSTART], [f"{key}={value}"] if value else []))
     assert [str(change) for change in config_changes(old, new)] == told
+
+
+def test_a_value_of_any_size_is_told_on_one_line():
+    old, bomb = to_dict(CONFIG), ["x" * 10**6]
+    for _ in range(30):
+        bomb = [bomb] * 30  # 30^30 values, all the same ones
+    old["name"], old["policy"]["path"] = bomb, "p" * 10**6
+    assert max(len(str(change)) for change in config_changes(old, to_dict(CONFIG))) < 1000
 
 
 def test_keys_this_version_does_not_know_any_more_are_said():
