@@ -178,7 +178,8 @@ class LearnerGroup:
         dealt = assign_ranks(scored, len(self._ranks))
         self._deliver(scored, dealt)
         updates = self._wait([rank.update.remote() for rank in self._ranks], "update the policy")
-        return LearnerUpdate(updates[0].metrics, gather_ranks(dealt, [update.logprobs_PG for update in updates]))
+        logprobs_PG = gather_ranks(dealt, [update.logprobs_PG for update in updates])
+        return LearnerUpdate(updates[0].metrics, logprobs_PG, " ".join(update.optimizer for update in updates))
 
     def _deliver(self, scored: Sequence[ScoredGroup], dealt: Sequence[Sequence[int]]) -> None:
         """Every rank's groups into its hands; those whose pixels are lost are restored and delivered again."""

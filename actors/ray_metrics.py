@@ -13,6 +13,8 @@ from rl.metrics import describe
 class RayMetricsSink:
     """One gauge per metric, `dynframe_reward_sampling` for "reward/sampling", tagged with the run's name."""
 
+    holds_text = False
+
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Gauge] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -231,6 +231,8 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     num_workers: int = 1  # engines
+    deterministic: bool = False  # on CPU in float32: a trajectory follows from weights, task and seed alone, bit for
+    #   bit, log-probs included, in any company, order and engine, and after a fault. On GPU nothing is promised
     stall_timeout_s: float = 180.0  # a worker that has work and does not get on for so long hangs: killed and replaced
     memory_growth_mib: float = 8192.0  # a worker that has grown by more is replaced between two steps; 0: never
     call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step or held-out evaluation; in
@@ -516,6 +518,7 @@ class RunConfig:
     cache_dir: str = ".cache/dynframe"  # rendered clips, built policies, cold-start results, by fingerprint
     seed: int = 0
     resume: str = "auto"  # auto: newest valid checkpoint of this run, if any | never: start afresh | PATH
+    resume_changed: bool = False  # go on even from a checkpoint whose settings meant another run: a new experiment
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     data: DataConfig = field(default_factory=DataConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -623,6 +626,26 @@ def to_yaml(config: RunConfig) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A section as plain nested dictionaries and lists."""
     return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings, as plain dictionaries, with the default of every key they lack."""
+    filled = _filled(settings, to_dict(RunConfig))
+    if isinstance(filled["rewards"], Mapping):
+        term = to_dict(RewardTermConfig)
+        filled["rewards"] = {
+            name: _filled(value, term) if isinstance(value, Mapping) else value
+            for name, value in filled["rewards"].items()
+        }
+    return filled
+
+
+def _filled(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**defaults, **settings}
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(filled[key], Mapping):
+            filled[key] = _filled(filled[key], default)
+    return filled
 
 
 def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:

@@ -44,9 +44,10 @@ from rl.batch import (
     sampled_values,
 )
 from rl.config import AlgorithmConfig, LearnerConfig, OptimizerConfig, PolicyConfig, RunConfig
+from rl.fingerprint import tensors_digest
 from rl.learner_metrics import Tally, tally_parity, tally_policy
 from rl.learner_settings import deepspeed_settings, learning_rate, uses_cuda
-from rl.learner_state import Layout, capture_state, load_state
+from rl.learner_state import Layout, capture_state, load_state, optimizer_tensors
 from rl.loss import LossTotals, policy_loss, supervised_loss, token_weights
 from rl.policy.model import freeze_vision, load_policy, save_policy, token_logprobs
 from rl.policy.processor import Processor
@@ -123,9 +124,8 @@ class Learner:
         samples_PG = [build_training_samples(group, self._rules, mask_truncated=truncated) for group in scored]
         metrics, logprobs = self.update([s for samples_G in samples_PG for s in samples_G if s is not None])
         rest = iter(logprobs)
-        return LearnerUpdate(
-            metrics, tuple(tuple(None if s is None else next(rest) for s in samples_G) for samples_G in samples_PG)
-        )
+        logprobs_PG = tuple(tuple(None if s is None else next(rest) for s in samples_G) for samples_G in samples_PG)
+        return LearnerUpdate(metrics, logprobs_PG, self.optimizer_digest())
 
     def update(self, samples: Sequence[TrainingSample]) -> tuple[dict[str, float], list[np.ndarray | None]]:
         """Take `learner.updates_per_step` optimizer steps, each on its share of the samples.
@@ -199,6 +199,10 @@ class Learner:
         """
         state = capture_state(self._engine, self._adamw, self._layout, self._steps)
         return Snapshot(state, self._captured_policy())
+
+    def optimizer_digest(self) -> str:
+        """Of this rank's master weights and AdamW's state (rl.fingerprint.tensors_digest)."""
+        return tensors_digest(optimizer_tensors(self._engine, self._adamw, self._layout))
 
     def save(self, folder: str | Path) -> None:
         """Write everything needed to go on into `folder`; returns when all ranks have."""

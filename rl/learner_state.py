@@ -64,11 +64,18 @@ def capture_state(engine: Any, optimizer: torch.optim.Optimizer, layout: Layout,
         steps: optimizer steps taken.
     """
     tensors = {f"rng.{name}": state for name, state in _random_states().items()}
+    tensors |= optimizer_tensors(engine, optimizer, layout)
+    copied = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return CapturedState(layout, copied, {"layout": json.dumps(asdict(layout)), "steps": str(steps)})
+
+
+def optimizer_tensors(engine: Any, optimizer: torch.optim.Optimizer, layout: Layout) -> dict[str, Tensor]:
+    """This rank's master weights and AdamW's state of each, by name; the tensors themselves, not copies."""
+    tensors = {}
     for name, master in masters(engine, layout.zero_stage).items():
         tensors[f"{name}.master"] = master.detach()
         tensors |= {f"{name}.{key}": value.detach() for key, value in optimizer.state.get(master, {}).items()}
-    copied = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    return CapturedState(layout, copied, {"layout": json.dumps(asdict(layout)), "steps": str(steps)})
+    return tensors
 
 
 def load_state(folder: Path, engine: Any, optimizer: torch.optim.Optimizer, layout: Layout) -> int:

@@ -155,7 +155,7 @@ class Leg:
             step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
         ) -> None:
             self._reached = RunState(step + 1, int(metrics["policy/version"]), self._config.seed)
-            reporter.step(step, scored, learned, {**metrics, **self._workers(step + 1)})
+            reporter.step(step, scored, learned, {**metrics, **self._workers(step + 1)}, self._weights.digests)
 
         train(
             Schedule(

@@ -104,7 +104,7 @@ def read_metrics(run: Path) -> MetricTable:
             broken.append(Broken(f"metrics.jsonl:{number}", "has no step"))
         else:
             row = rows.setdefault(step, {})
-            row |= {name: as_number(value) for name, value in line.items() if name not in ("step", "time_s")}
+            row |= {name: as_number(value) for name, value in line.items() if not _is_no_metric(name)}
     steps_S = tuple(sorted(rows))
     names = sorted({name for row in rows.values() for name in row})
     columns = {name: tuple(rows[step].get(name) for step in steps_S) for name in names}
@@ -179,6 +179,11 @@ def as_number(value: Any) -> Number:
 def is_step(value: Any) -> bool:
     """Whether it can number a step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_no_metric(name: str) -> bool:
+    """The line's own place, and fingerprints: there is no curve of them."""
+    return name in ("step", "time_s") or name.startswith("state/")
 
 
 def _read_object(path: Path, place: str) -> dict[str, Any] | Broken:

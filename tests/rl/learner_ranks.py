@@ -249,14 +249,14 @@ class Rank:
         learner.update(self.mine)
         learner.save(folder)
         learner.update(self.mine)
-        straight = learner.digest()
+        straight = learner.digest(), learner.optimizer_digest()
         self._end(learner)
         learner = self.learner(**options)
-        fresh = learner.digest()
+        fresh = learner.digest(), learner.optimizer_digest()
         learner.load(folder)
-        loaded, steps = learner.digest(), learner.steps
+        loaded, steps = (learner.digest(), learner.optimizer_digest()), learner.steps
         learner.update(self.mine)
-        again = learner.digest()
+        again = learner.digest(), learner.optimizer_digest()
         self._end(learner)
         return {"straight": straight, "resumed": again, "fresh": fresh, "loaded": loaded, "steps": steps}
 

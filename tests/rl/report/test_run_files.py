@@ -33,6 +33,11 @@ def test_metrics_become_columns_and_a_step_and_its_evaluation_one_row(tmp_path):
     assert table.columns == {"held_out/accuracy": (0.5, 0.75), "reward/sampling": (None, 0.25)}
 
 
+def test_fingerprints_are_no_column(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", {"step": 1, "grad/norm": 0.5, "state/hash": "sha256:0123456789abcdef"})
+    assert read_metrics(tmp_path).columns == {"grad/norm": (0.5,)}
+
+
 def test_numbers_that_are_not_finite_stay_what_they_are(tmp_path):
     write_lines(tmp_path / "metrics.jsonl", {"step": 1, "grad/norm": "inf"}, '{"step": 2, "grad/norm": NaN}\n')
     assert read_metrics(tmp_path).columns["grad/norm"] == ("inf", "nan")
