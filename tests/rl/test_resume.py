@@ -43,7 +43,7 @@ def test_a_run_may_become_longer_and_move_elsewhere(store):
 
 def said_on_resume(store, *changes):
     lines = []
-    find_checkpoint(load_config([QUICKSTART], changes), store, lines.append)
+    find_checkpoint(load_config([QUICKSTART], changes), store, say=lines.append)
     return lines
 
 
@@ -60,7 +60,7 @@ def test_another_meaning_is_refused_after_it_was_said_in_full_and_allowed_when_t
     changes = ["seed=1", "trainer.steps=500", "rewards.brief.fn=output_format", "learner.optimizer.lr=0.1"]
     lines = []
     with pytest.raises(ConfigError, match=r"resume_changed=true .* a new experiment from that checkpoint"):
-        find_checkpoint(load_config([QUICKSTART], changes), store, lines.append)
+        find_checkpoint(load_config([QUICKSTART], changes), store, say=lines.append)
     assert lines == [
         "settings that differ from those of step_00000010:",
         "  learner.optimizer.lr: 0.0002 -> 0.1  (changes the meaning of the run)",
