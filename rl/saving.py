@@ -17,8 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotDone
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -190,22 +189,17 @@ class Saver:
         if self._under_way is None:
             return True
         save = self._under_way
-        try:
-            numbers = save.done.result(timeout_s)
-        except NotDone as error:
-            if not save.done.done():
-                return False
-            self._under_way = None
-            self._failed(save.step, str(error))  # the disk's own time-out
-        except (RuntimeError, OSError) as error:
-            self._under_way = None
+        if not wait([save.done], timeout_s).done:
+            return False
+        self._under_way = None
+        error = save.done.exception()
+        if isinstance(error, RuntimeError | OSError):
             self._failed(save.step, str(error))
-        except BaseException:
-            self._under_way = None  # told once
-            raise
+        elif error is not None:
+            raise error  # a mistake of ours is no failure of a disk
         else:
-            self._under_way, self._failures = None, []
-            for name, value in numbers.items():
+            self._failures = []
+            for name, value in save.done.result().items():
                 self._add(name, value)
         return True
 
