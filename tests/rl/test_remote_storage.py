@@ -91,7 +91,9 @@ def test_the_manifest_goes_last_and_leaves_first(remote, store, monkeypatch):
     moments = []
     put, remove = remote._fs.put_file, remote._fs.rm_file
     monkeypatch.setattr(
-        remote._fs, "put_file", lambda here, path, **k: (moments.append(path.rpartition("/")[2]), put(here, path, **k))
+        remote._fs,
+        "put_file",
+        lambda here, path: (moments.append(path.rpartition("/")[2].removesuffix(".part")), put(here, path)),
     )
     monkeypatch.setattr(remote._fs, "rm_file", lambda path: (moments.append(f"no {path[-13:]}"), remove(path)))
     folder = save(store, 20)
@@ -117,7 +119,7 @@ def test_a_copy_cut_short_by_the_storage_is_not_made_valid(remote, store, monkey
 
     def cut(here, path, **options):
         put(here, path, **options)
-        if path.endswith("model.safetensors"):
+        if "model.safetensors" in path:
             remote._fs.pipe_file(path, b"wei")
 
     monkeypatch.setattr(remote._fs, "put_file", cut)

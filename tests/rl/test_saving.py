@@ -142,7 +142,7 @@ def test_a_disk_that_never_answers_is_not_given_a_second_save_and_stops_the_run(
     for step in (10, 20, 30):  # the first is under way, the next two find it so
         saver.save(lambda draft: Hung(), contents(step))
     assert saver.poll()["save/failed"] == 2.0 and len(list(store.folder.glob(".draft_*"))) == 1
-    with pytest.raises(CheckpointError, match="3 saves in a row.*still under way; the disk or a rank does not answer"):
+    with pytest.raises(CheckpointError, match=r"3 saves in a row.*still under way; the disk or a rank does not answer"):
         saver.save(lambda draft: Hung(), contents(40))
 
 
