@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from rl.checkpoint import CheckpointStore
+from rl.checkpoint import Checkpoint, CheckpointStore
 from rl.manifest import CheckpointError
 from rl.mirror import Mirror
 from rl.trajectory import RunState, WrittenFile
@@ -141,6 +141,19 @@ class Saver:
         if self._failures:
             raise CheckpointError(f"the last checkpoint could not be saved: {self._failures[-1]}")
 
+    def drain(self) -> None:
+        """What is under way may be published, within a grace; it fails in the log only: another error is on its way."""
+        if self._under_way is None:
+            return
+        try:
+            self.flush(GRACE_S)
+        except CheckpointError as failure:
+            log.warning("%s", failure)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint on the disk."""
+        return self._store.latest_valid()
+
     def is_best(self, step: int, value: float) -> bool:
         """Whether a policy of this value at `step` is better than every one saved or being saved before it."""
         coming = self._under_way.value if self._under_way and self._under_way.step < step else None
@@ -155,18 +168,9 @@ class Saver:
         if error is None:
             self.flush()
         else:
-            self._end_in_grace()
+            self.drain()
         if self._mirror and not self._mirror.finish(self._mirror_timeout_s if error is None else GRACE_S):
             log.warning("the last checkpoints are not all at %s; the next run of this name copies them", self._mirror)
-
-    def _end_in_grace(self) -> None:
-        """Another error is on its way: what is under way may be published, and fails in the log only."""
-        if self._under_way is None:
-            return
-        try:
-            self.flush(GRACE_S)
-        except CheckpointError as failure:
-            log.warning("%s", failure)
 
     def _finish(self, save: Save, draft: Path, pending: Pending, contents: Contents) -> None:
         """Runs in a thread of its own."""
@@ -175,8 +179,10 @@ class Saver:
             written = pending.result(self._timeout_s)
             found = self._store.commit(draft, contents.state, contents.config_yaml, contents.value, written)
         except BaseException as error:  # told to the run at its next poll
-            self._store.discard(draft)
-            save.done.set_exception(error)
+            try:
+                self._store.discard(draft)
+            finally:
+                save.done.set_exception(error)
             return
         seconds, size = time.perf_counter() - start, sum(file.num_bytes for file in written)
         log.info("checkpoint of step %d: %s, %.1f s after the copy", save.step, found.folder, seconds)

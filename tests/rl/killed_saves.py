@@ -197,7 +197,8 @@ def look(run: Run, scenario: str) -> str:
         assert newest_valid(run.store, run.remote, print).state.step == 10
     else:
         previous, new = {"next": (10, 20), "again": (10, 10), "back": (20, 15)}[scenario]
-        assert (step := run.found()) in (previous, new), step
+        step = run.found()
+        assert step in (previous, new), step
         outcome = "new" if step == new else "previous"
     run.save(30)
     run.require_clean(30)

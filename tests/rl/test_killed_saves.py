@@ -1,4 +1,4 @@
-"""Killed at any operation on files, a run finds its previous checkpoint or the new one, whole, and the next save works."""
+"""Killed at any operation on files, a run finds its previous checkpoint or the new one whole, and saves again."""
 
 import json
 import os
