@@ -31,7 +31,10 @@ SCENARIOS = {  # what is done -> operations it has at least, whether it can be t
 }
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    "scenario",
+    ["next", *(pytest.param(other, marks=pytest.mark.cli) for other in ("again", "back", "fetch"))],  # not in seconds
+)
 def test_a_kill_at_any_operation_of_a_save_loses_nothing(folder, scenario):
     """The rank's files, the policy, the manifest, the pointers, the removal of old ones, and the remote's copy."""
     told = subprocess.run(
