@@ -160,6 +160,8 @@ class Saver:
         return self._store.is_best(step, value) and (coming is None or self._store.better(value, coming))
 
     def __enter__(self) -> Self:
+        if self._mirror:
+            self._mirror.wake()  # an earlier run may have ended before everything was copied
         return self
 
     def __exit__(

@@ -1,6 +1,7 @@
 """Real rank processes write a checkpoint beside their work; learners here are small, the ranks and their pipes real."""
 
 import os
+import threading
 
 import pytest
 
@@ -58,7 +59,7 @@ def open_gates(gate):
 
 
 @pytest.fixture
-def group_of(ray_cluster):
+def group_of(ray_cluster, monkeypatch):
     """`group_of(gate)`: two ranks; without a gate they write at once."""
     from functools import partial
 
@@ -82,6 +83,7 @@ def group_of(ray_cluster):
         return group
 
     yield start
+    monkeypatch.setattr("actors.learner.WRITING_GRACE_S", 0.0)  # where a gate was never opened
     for group in started:
         group.stop()
 
@@ -113,17 +115,30 @@ def test_ranks_that_do_not_write_in_time_are_not_waited_for(group_of, gate, tmp_
         pending.result(0.2)
 
 
-def test_a_rank_that_dies_while_it_writes_fails_the_save_not_the_run(group_of, gate, tmp_path, caplog):
+def test_a_rank_that_dies_while_it_writes_fails_the_save_not_the_run(group_of, gate, ray_cluster, tmp_path, caplog):
     group, store = group_of(gate), CheckpointStore(tmp_path / "run")
     saver = Saver(store, timeout_s=PATIENCE_S, max_failed=3)
     saver.save(group.save, Contents(RunState(10, 10, seed=7), "name: run\n"))
-    group.stop()
+    ray_cluster.kill(group._ranks[1])
     with pytest.raises(CheckpointError, match="could not write a checkpoint: a worker died"):
         saver.flush()
     assert saver.poll()["save/failed"] == 1.0 and "the run goes on" in caplog.text
     assert store.latest_valid() is None and not list(store.folder.glob(".draft_*"))
 
     saver.save(group_of().save, Contents(RunState(10, 10, seed=7), "name: run\n"))  # the learners built anew
+    saver.flush()
+    assert store.latest_valid().state.step == 10
+
+
+def test_ranks_are_not_killed_in_the_middle_of_a_checkpoint(group_of, gate, tmp_path):
+    """A leg of the run ends and its learners are stopped, while the last save is under way."""
+    group, store = group_of(gate), CheckpointStore(tmp_path / "run")
+    saver = Saver(store, timeout_s=PATIENCE_S, max_failed=3)
+    saver.save(group.save, Contents(RunState(10, 10, seed=7), "name: run\n"))
+    opener = threading.Thread(target=open_gates, args=(gate,))
+    opener.start()
+    group.stop()
+    opener.join(PATIENCE_S)
     saver.flush()
     assert store.latest_valid().state.step == 10
 

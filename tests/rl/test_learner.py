@@ -280,7 +280,7 @@ def content(path):
     return metadata, {name: (str(t.dtype), tuple(t.shape), t.tolist()) for name, t in tensors.items()}
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16"), (3, "float32")])
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (2, "bfloat16"), (3, "float32")])
 def test_training_on_after_the_copy_does_not_change_what_is_written(world_of, tmp_path, stage, dtype):
     """The rank's state and the policy are copied, not referred to: on the CPU that takes asking for."""
     written = world_of(2)("captured", folder=tmp_path, stage=stage, dtype=dtype)

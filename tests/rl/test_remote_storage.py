@@ -16,6 +16,7 @@ from rl.manifest import CheckpointError, DamagedError, read_manifest
 from rl.mirror import Mirror
 from rl.remote_storage import RemoteCheckpoints, RemoteError
 from rl.resume import find_checkpoint, newest_valid, remote_of
+from rl.saving import Saver
 from rl.trajectory import RunState
 
 CONFIG = load_config([Path(__file__).parents[2] / "configs" / "quickstart.yaml"])
@@ -243,6 +244,14 @@ def test_what_could_not_be_copied_is_counted_and_tried_again_with_the_next_save(
     mirror.wake()
     assert mirror.finish(PATIENCE_S) and mirror.poll()["save/remote_failed"] == 0.0
     assert remote.steps() == [20, 10]
+
+
+def test_a_run_that_goes_on_copies_what_the_one_before_could_not(remote, store):
+    """Even if it has nothing left to do and saves nothing."""
+    save(store, 10)
+    with Saver(store, timeout_s=1, max_failed=1, mirror=Mirror(remote, store), mirror_timeout_s=PATIENCE_S):
+        pass
+    assert remote.steps() == [10]
 
 
 def test_a_slow_remote_holds_nobody_up_and_what_it_reads_is_not_removed_meanwhile(remote, store, monkeypatch):
