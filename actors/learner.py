@@ -139,10 +139,10 @@ class LearnerGroup:
         start_timeout_s: float,
         timeout_s: float,
     ) -> None:
-        self._writing: PendingFiles | None = None
         self._timeout_s = start_timeout_s
         remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
+        self._writing: PendingFiles | None = None
         try:
             self._start(make_learner)
         except LearnerError:
