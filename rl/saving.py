@@ -26,7 +26,7 @@ from typing import Protocol, Self
 from rl.checkpoint import Checkpoint, CheckpointStore
 from rl.manifest import CheckpointError
 from rl.mirror import Mirror
-from rl.trajectory import RunState, WrittenFile
+from rl.trajectory import Fault, RunState, WrittenFile
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class Saver:
         self._under_way: Save | None = None
         self._failures: list[str] = []  # in a row
         self._metrics: dict[str, float] = {}
+        self._faults: list[Fault] = []
 
     def save(self, copy: Callable[[Path], Pending], contents: Contents) -> None:
         """Start a save; returns when `copy` has. What it raises is not ours and goes on its way.
@@ -127,6 +128,11 @@ class Saver:
         self._settle(0.0)
         numbers, self._metrics = self._metrics, {}
         return numbers | (self._mirror.poll() if self._mirror else {})
+
+    def take_faults(self) -> list[Fault]:
+        """Saves and copies that failed since the last call of this method."""
+        faults, self._faults = self._faults, []
+        return faults + (self._mirror.take_faults() if self._mirror else [])
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until what is under way is published.
@@ -214,6 +220,8 @@ class Saver:
     def _failed(self, step: int, cause: str) -> None:
         self._add("save/failed", 1.0)
         self._failures.append(cause)
+        action = "the checkpoint before stays; the next due step tries again"
+        self._faults.append(Fault("save_failed", "checkpoints", cause, action, time.time(), 0.0))
         log.warning(
             "the checkpoint of step %d could not be saved (%d of %d in a row; the run goes on, the checkpoint before "
             "stays): %s",

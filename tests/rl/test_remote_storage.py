@@ -237,6 +237,8 @@ def test_what_could_not_be_copied_is_counted_and_tried_again_with_the_next_save(
     mirror.wake()
     assert not mirror.finish(PATIENCE_S)  # it ended, but did not do it
     assert mirror.poll()["save/remote_failed"] == 1.0
+    (fault,) = mirror.take_faults()
+    assert fault.kind == "remote_failed" and fault.cause.startswith(remote.url)
     assert "the run goes on" in caplog.text and "ConnectionError: 503 Slow Down" in caplog.text
 
     monkeypatch.setattr(remote._fs, "put_file", put)
@@ -333,7 +335,7 @@ def test_a_disk_too_small_for_what_the_remote_has_is_said_before_it_is_fetched(r
         newest_valid(elsewhere, remote, print)
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/runs", "s3://bucket/run[1]", "memory://a*/runs"])
-def test_a_url_with_a_password_or_a_pattern_is_refused(url):
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/runs", "s3://bucket/run[1]", "memory://a*/runs", "bucket/runs"])
+def test_a_url_with_a_password_or_a_pattern_or_that_is_none_is_refused(url):
     with pytest.raises(ConfigError, match=r"trainer\.remote"):
         load_config([Path(__file__).parents[2] / "configs" / "quickstart.yaml"], [f"trainer.remote={url}"])

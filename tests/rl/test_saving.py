@@ -156,6 +156,8 @@ def test_a_failed_save_is_a_warning_and_the_next_one_tries_again(saver, store, l
     assert "step 10 could not be saved (1 of 3 in a row" in caplog.text and "No space left" in caplog.text
     assert list(store.published()) == [20] and saver.poll()["save/failed"] == 1.0
     assert not list(store.folder.glob(".draft_*"))  # the room it took is free again
+    (fault,) = saver.take_faults()
+    assert fault.kind == "save_failed" and "No space left" in fault.cause and saver.take_faults() == []
 
 
 def test_too_many_failures_in_a_row_stop_the_run_with_the_last_cause(saver, learners):
