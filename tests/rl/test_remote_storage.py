@@ -335,7 +335,7 @@ def test_a_disk_too_small_for_what_the_remote_has_is_said_before_it_is_fetched(r
         newest_valid(elsewhere, remote, print)
 
 
-@pytest.mark.parametrize("url", ["s3://key:secret@bucket/runs", "s3://bucket/run[1]", "memory://a*/runs", "bucket/runs"])
+@pytest.mark.parametrize("url", ["s3://key:secret@b/runs", "s3://bucket/run[1]", "memory://a*/runs", "bucket/runs"])
 def test_a_url_with_a_password_or_a_pattern_or_that_is_none_is_refused(url):
     with pytest.raises(ConfigError, match=r"trainer\.remote"):
         load_config([Path(__file__).parents[2] / "configs" / "quickstart.yaml"], [f"trainer.remote={url}"])
