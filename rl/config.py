@@ -469,6 +469,10 @@ class TrainerConfig:
         _require(self.max_failed_saves >= 1, f"trainer.max_failed_saves must be >= 1, got {self.max_failed_saves}")
         _require(self.remote_timeout_s >= 0, f"trainer.remote_timeout_s must be >= 0, got {self.remote_timeout_s}")
         _require(
+            not self.remote or "://" in self.remote,
+            f"trainer.remote must be a URL such as s3://bucket/runs or file:///mnt/runs, got {self.remote!r}",
+        )
+        _require(
             "@" not in self.remote.partition("://")[2].partition("/")[0],
             "trainer.remote: leave user and password out of the URL, for it is saved with every checkpoint; fsspec "
             "finds them in the environment or in its own configuration files",

@@ -260,6 +260,21 @@ class Rank:
         self._end(learner)
         return {"straight": straight, "resumed": again, "fresh": fresh, "loaded": loaded, "steps": steps}
 
+    def captured(self, folder, **options):
+        """Everything written at once; and copied, written after two more steps."""
+        learner = self.learner(**options)
+        learner.update(self.mine)
+        learner.save(folder / "at_once")
+        learner.export_policy(folder / "at_once" / "policy")
+        snapshot = learner.capture()
+        for _ in range(2):
+            learner.update(self.mine)
+        (folder / "later").mkdir(exist_ok=True)
+        told = [None] * self.world
+        dist.all_gather_object(told, snapshot.write(folder / "later"))
+        self._end(learner)
+        return [record for records in told for record in records]
+
     def refused(self, folder, **options):
         """What loading says."""
         learner = self.learner(**options)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from rl.config import ScenesConfig, TinyPolicyConfig
+from rl.manifest import file_record, files_under
 from rl.policy.tiny import build_tiny_policy
 
 pytestmark = pytest.mark.deepspeed
@@ -267,6 +269,27 @@ def test_a_saved_run_goes_on_bit_for_bit(world_of, tmp_path, stage, dtype):
         assert len({fresh, loaded, straight}) == 3
     assert told["steps"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank_0.safetensors", "rank_1.safetensors"]
+
+
+def content(path):
+    """Bytes; of a safetensors file, metadata and tensors, for it writes its metadata in any order."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return metadata, {name: (str(t.dtype), tuple(t.shape), t.tolist()) for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (2, "bfloat16"), (3, "float32")])
+def test_training_on_after_the_copy_does_not_change_what_is_written(world_of, tmp_path, stage, dtype):
+    """The rank's state and the policy are copied, not referred to: on the CPU that takes asking for."""
+    written = world_of(2)("captured", folder=tmp_path, stage=stage, dtype=dtype)
+    names = sorted(path.relative_to(tmp_path / "at_once").as_posix() for path in files_under(tmp_path / "at_once"))
+    assert sorted(record.name for record in written) == names
+    for record in written:
+        assert record == file_record(tmp_path / "later", tmp_path / "later" / record.name)
+        assert content(tmp_path / "at_once" / record.name) == content(tmp_path / "later" / record.name)
 
 
 def test_a_state_of_another_layout_is_refused_with_the_difference(world_of, tmp_path):

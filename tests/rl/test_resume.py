@@ -29,6 +29,30 @@ def test_auto_takes_the_newest_whole_one_never_takes_none_a_path_takes_that_one(
     assert find_checkpoint(replace(CONFIG, resume=str(older)), store).state.step == 5
 
 
+def test_a_run_says_what_it_passes_over_and_why(store):
+    (store.folder / "step_00000010" / "state.json").write_text("{}")
+    said = []
+    assert find_checkpoint(CONFIG, store, say=said.append).state.step == 5
+    (line,) = said
+    assert line.startswith("checkpoint passed over: ") and "step_00000010/state.json: 2 bytes" in line
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_at_zero_unless_told(store):
+    for step in ("step_00000005", "step_00000010"):
+        (store.folder / step / "manifest.json").unlink()
+    said = []
+    with pytest.raises(ConfigError, match=r"resume: 2 checkpoints are there .*none is whole.*resume=never") as refusal:
+        find_checkpoint(CONFIG, store, say=said.append)
+    assert len(str(refusal.value).splitlines()) == 1 and len(said) == 2
+    assert find_checkpoint(replace(CONFIG, resume="never"), store) is None
+
+
+def test_a_run_killed_in_its_first_save_starts_afresh(tmp_path):
+    store = CheckpointStore(tmp_path)
+    (store.begin(5) / "rank_0.safetensors").write_bytes(b"half")
+    assert find_checkpoint(CONFIG, store) is None
+
+
 def test_a_run_with_other_rewards_is_another_run(store):
     mine = load_config([QUICKSTART], ["rewards.answer.weight=0.5"])
     with pytest.raises(ConfigError, match=r"rewards\.answer\.weight: 0\.9 -> 0\.5.*name="):
