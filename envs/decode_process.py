@@ -183,15 +183,10 @@ class DecodeProcess:
             try:
                 return self._answer(path, method, arguments)
             except VideoMemoryError:
-                self._replace("memory")
                 if was_fresh:
                     raise
-            self._start(path)  # what clips before it left behind is not this clip's fault
-            try:
-                return self._answer(path, method, arguments)
-            except VideoMemoryError:
-                self._replace("memory")
-                raise
+            self._start(path)  # what the clips before left behind is not this clip's fault
+            return self._answer(path, method, arguments)
 
     def _answer(self, path: str, method: str, arguments: tuple[Any, ...]) -> Any:
         overdue = threading.Event()
@@ -211,6 +206,8 @@ class DecodeProcess:
         finally:
             deadline.cancel()
         self._answered += 1
+        if isinstance(answer, VideoMemoryError):
+            self._replace("memory")
         if is_error:
             raise answer
         return answer

@@ -141,6 +141,8 @@ INDICES = IndexCache(MAX_PACKETS)
 
 def _index(path: str, file_key: FileKey, container: av.container.InputContainer) -> VideoIndex:
     stream = best_stream(container, path)
+    if stream.codec_context is None:
+        raise CorruptVideoError(path, "is in a codec that nobody knows", "re-encode or replace the file")
     _refuse_huge(path, stream.codec_context)
     if not stream.time_base or stream.time_base < 0:
         raise CorruptVideoError(path, "has no clock (its time base is 0)", "re-encode or replace the file")
