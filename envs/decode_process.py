@@ -123,7 +123,8 @@ class Decoder:
         if self._memory_bytes is None:
             return VideoMemoryError(path, "there is not enough memory to decode it", "free some, or drop the row")
         problem = f"decoding needs more than the {self._memory_bytes // MIB} MiB a decoding process may use"
-        return VideoMemoryError(path, problem, "raise video.decode_memory_mib, scale the video down or drop the row")
+        remedy = "raise video.decode_memory_mib or scale the video down; if its header is damaged, drop the row"
+        return VideoMemoryError(path, problem, remedy)
 
 
 class DecodeProcess:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import av
 
+BREAKS_OFF = (av.error.FFmpegError, IndexError)  # of reading packets; PyAV, of a stream that came to light on the way
 MAX_PICTURE_PIXELS = 2**26  # 8192 x 8192, twice 8K; a header that declares more is taken for damaged
 FORMATS = (  # demuxers of moving pictures in one file; playlists, which name other files and hosts, are none
     *("3gp", "apng", "asf", "av1", "avi", "dv", "flv", "gif", "h263", "h264", "hevc", "ivf", "live_flv", "m4v"),

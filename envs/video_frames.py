@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from envs.video_file import CorruptVideoError, demuxer, regular_file
+from envs.video_file import BREAKS_OFF, CorruptVideoError, demuxer, regular_file
 from envs.video_index import BAD_SHARE, VideoIndex, decode_packet
 
 NONREF_IS_SAFE = ("h264", "vp8", "mpeg4", "mpeg2video")  # codecs whose "non-reference" means referred to by nobody
@@ -160,7 +160,7 @@ class _ForwardRun:
             return next(self._packets, None)
         except MemoryError:
             raise  # FFmpeg's own is one, too
-        except av.error.FFmpegError:
+        except BREAKS_OFF:
             return None
 
     def _choose_skipping(self, packet: av.Packet) -> None:

@@ -19,6 +19,7 @@ import av
 import numpy as np
 
 from envs.video_file import (
+    BREAKS_OFF,
     MAX_PICTURE_PIXELS,
     CorruptVideoError,
     FileKey,
@@ -206,7 +207,7 @@ def _read_packets(path: str, container, stream) -> tuple[list[_Packet], av.Video
                 )
     except MemoryError:
         raise  # FFmpeg's own is one, too
-    except av.error.FFmpegError:
+    except BREAKS_OFF:
         pass  # the file breaks off here; how much is missing is judged by its declared duration
     return packets, picture
 
