@@ -18,6 +18,7 @@ from pathlib import Path
 from rl.trajectory import TimeSpan
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".MP4")
+LONGEST_PATH = 4096  # characters; Linux takes as many bytes
 UNNAMABLE = ("Cc", "Zl", "Zp", "Cs")  # Unicode categories: controls, ends of lines and paragraphs, halves of pairs
 
 
@@ -180,6 +181,10 @@ def confine(path: str, root: Path) -> str:
 
 
 def _require_name(asked: str, path: str) -> None:
+    if len(path) > LONGEST_PATH:
+        raise UnusableRow(
+            f"video {shortened(asked)}: a path of {len(path)} characters, at most {LONGEST_PATH} are read"
+        )
     odd = next((character for character in path if unicodedata.category(character) in UNNAMABLE), None)
     if odd is not None:
         whose = "its name" if asked == path else "the name it links to"
