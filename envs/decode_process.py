@@ -8,7 +8,7 @@ decoders and numpy, nothing else.
 |---|---|---|---|
 | a request | its turn | the deadlines of those before it | the lock |
 | a request | a process that starts | START_S | the poll ends, the process is killed |
-| a request | the answer | `timeout_s` | a timer kills the process and cuts the pipe |
+| a request | the answer | `timeout_s`, twice if memory ran out at first | a timer kills the process, cuts the pipe |
 | a request | the end of a killed process | END_S | it is left behind, with a warning |
 
 Legend: T frames asked for · H W pixels · C colours (RGB).
@@ -160,13 +160,13 @@ class DecodeProcess:
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def describe(self, path: str) -> VideoIndex:
-        """As Decoder.describe; also VideoTimeoutError, DecoderDiedError."""
+        """As Decoder.describe; also VideoTimeoutError, VideoMemoryError, DecoderDiedError."""
         return self._ask(path, "describe", path)
 
     def frames(
         self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
     ) -> tuple[np.ndarray, tuple[float, ...], int]:
-        """As Decoder.frames; also VideoTimeoutError, DecoderDiedError."""
+        """As Decoder.frames; also VideoTimeoutError, VideoMemoryError, DecoderDiedError."""
         return self._ask(path, "frames", path, tuple(times_s), size_HW)
 
     def close(self) -> None:
