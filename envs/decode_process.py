@@ -206,9 +206,10 @@ class DecodeProcess:
             raise DecoderDiedError(path, problem, "check memory, or drop the row if it always happens") from error
         finally:
             deadline.cancel()
+        deadline.join()  # a kill that comes late must not hit the next request
         self._answered += 1
-        if isinstance(answer, VideoMemoryError):
-            self._replace("memory")
+        if overdue.is_set() or isinstance(answer, VideoMemoryError):
+            self._replace("deadline" if overdue.is_set() else "memory")
         if is_error:
             raise answer
         return answer

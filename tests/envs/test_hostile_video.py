@@ -19,7 +19,7 @@ import envs.video_index
 from envs.clip_verdicts import ClipStatus, VerdictFile, check_clip, quarantined
 from envs.dataset import load_tasks
 from envs.decode_memory import resident_bytes
-from envs.decode_process import MIB, DecodeProcess
+from envs.decode_process import MIB, DecodeProcess, receive
 from envs.frame_store import FrameStore, read_frames_through
 from envs.synthetic_clip import Flash, SyntheticClip, draw, write_mp4
 from envs.video import (
@@ -423,6 +423,24 @@ def test_a_request_ends_at_its_deadline_even_if_the_process_cannot_be_killed(cli
 
     os.kill(stuck.pid, signal.SIGKILL)
     stuck.wait()
+    process.close()
+
+
+def test_a_kill_that_comes_as_the_answer_does_not_hit_the_next_request(clip, monkeypatch):
+    process = DecodeProcess("pyav", store_bytes=0, timeout_s=0.5)
+
+    def received_at_the_last_moment(pipe):
+        answer = receive(pipe)
+        process._process.wait(TIMEOUT_S)  # until the deadline has killed it
+        return answer
+
+    monkeypatch.setattr("envs.decode_process.receive", received_at_the_last_moment)
+    assert process.describe(str(clip)).num_frames == 100
+    assert process.replaced == {"deadline": 1} and process.pid is None
+
+    monkeypatch.setattr("envs.decode_process.receive", receive)
+    process._timeout_s = TIMEOUT_S
+    assert numbers_in(process.frames(str(clip), (1.0,), SIZE)[0]) == [25]
     process.close()
 
 
