@@ -10,12 +10,16 @@ import csv
 import io
 import json
 import re
+import stat
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rl.trajectory import TimeSpan
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".MP4")
+LONGEST_PATH = 4096  # characters; Linux takes as many bytes
+UNNAMABLE = ("Cc", "Zl", "Zp", "Cs")  # Unicode categories: controls, ends of lines and paragraphs, halves of pairs
 
 
 class DatasetError(ValueError):
@@ -152,21 +156,41 @@ def video_file(name: str, root: Path, folders: tuple[str, ...] = ("",)) -> str:
 
 
 def confine(path: str, root: Path) -> str:
-    """The absolute path of an existing file under `root`, links resolved.
+    """The absolute path of an existing regular file under `root`, links resolved. Nothing is opened.
+
+    A name may be odd (blanks, quotes, any script), but fits on one line and can be written as UTF-8, as it goes through
+    logs, records and pages; so may what it links to.
 
     Raises:
-        UnusableRow: there is no such file, or it lies elsewhere.
+        UnusableRow: there is no such file, it lies elsewhere, or its name cannot be used.
     """
     home = root.resolve()
+    _require_name(path, path)
     try:
         resolved = (home / path).resolve(strict=True)
-    except (OSError, ValueError, RuntimeError) as error:  # missing, NUL in the name, a circle of links
-        raise UnusableRow(f"video {path!r} cannot be found under {root}") from error
+        is_regular = stat.S_ISREG(resolved.stat().st_mode)  # a fifo would be waited for, a device never ends
+    except (OSError, ValueError, RuntimeError) as error:  # missing, too long, a circle of links
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UnusableRow(f"video {shortened(path)} cannot be found under {root}: {reason}") from error
     if not resolved.is_relative_to(home):
-        raise UnusableRow(f"video {path!r} lies outside {root}")
-    if not resolved.is_file():
-        raise UnusableRow(f"video {path!r} is not a file")
+        raise UnusableRow(f"video {shortened(path)} lies outside {root}")
+    if not is_regular:
+        raise UnusableRow(f"video {shortened(path)} is not a regular file")
+    _require_name(path, str(resolved))
     return str(resolved)
+
+
+def _require_name(asked: str, path: str) -> None:
+    if len(path) > LONGEST_PATH:
+        raise UnusableRow(
+            f"video {shortened(asked)}: a path of {len(path)} characters, at most {LONGEST_PATH} are read"
+        )
+    odd = next((character for character in path if unicodedata.category(character) in UNNAMABLE), None)
+    if odd is not None:
+        whose = "its name" if asked == path else "the name it links to"
+        raise UnusableRow(
+            f"video {shortened(asked)}: {whose} holds {odd!a}, no line end, control or byte beyond UTF-8 may"
+        )
 
 
 def shortened(value: object) -> str:

@@ -167,13 +167,19 @@ class VideoConfig:
     backend: str = "pyav"  # pyav | decord (plain single-stream files only; others fall back to a typed error)
     v0: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
     decode_timeout_s: float = 60.0  # one request; the decoding process is killed beyond it
-    decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker itself
+    decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker, without limits
+    # of one decoding process, beyond its share of the store; an 8K clip needs 1 GiB for the pictures others refer to
+    decode_memory_mib: int = 2048
     store_bytes: int = 268_435_456  # shared decoded-frame store per rollout worker
 
     def __post_init__(self) -> None:
         _one_of("video.backend", self.backend, ("pyav", "decord"))
         _require(self.decode_timeout_s > 0, "video.decode_timeout_s must be > 0")
         _require(self.decode_workers >= 0, f"video.decode_workers must be >= 0, got {self.decode_workers}")
+        _require(
+            256 <= self.decode_memory_mib <= 1_048_576,
+            f"video.decode_memory_mib must be between 256 (a 1080p clip) and 1048576, got {self.decode_memory_mib}",
+        )
 
 
 @dataclass(frozen=True)
