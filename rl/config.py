@@ -271,11 +271,14 @@ class ScoringConfig:
     calls: str = "mean"  # several retrieval calls in one trajectory: mean | last | max of their sampling reward
     timeout_s: float = 30.0  # one reward call; a worker deaf to its alarm is killed after siblings * timeout_s
     max_failed_share: float = 0.25  # of a step's trajectories; above it the run stops with the cause
+    memory_mib: int = 4096  # a worker may take so much once its rewards are loaded: a call beyond it fails, a worker
+    #   beyond half of it is replaced between two groups; 0: no limit
 
     def __post_init__(self) -> None:
         _one_of("scoring.calls", self.calls, ("mean", "last", "max"))
         _require(self.num_workers >= 1, f"scoring.num_workers must be >= 1, got {self.num_workers}")
         _require(self.timeout_s > 0, f"scoring.timeout_s must be > 0, got {self.timeout_s}")
+        _require(self.memory_mib >= 0, f"scoring.memory_mib must be >= 0, got {self.memory_mib}")
         _require(
             0 <= self.max_failed_share <= 1, f"scoring.max_failed_share must be in [0, 1], got {self.max_failed_share}"
         )
