@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rl.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
-from rl.config import ConfigError, RunConfig, to_dict
+from rl.config import ConfigError, RunConfig, plain_yaml, to_dict
 
 MEANING = (  # keys that a resumed run may not change; how long, how fast and where it runs may change
     *("seed", "policy.", "data.train.", "data.held_out.", "data.quickstart.", "data.bad_rows", "video.v0."),
@@ -31,7 +29,9 @@ def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Checkpoint | N
         found = store.latest_valid() if config.resume == "auto" else open_checkpoint(config.resume)
     except CheckpointError as error:
         raise ConfigError(f"resume: {error}") from error
-    changed = changed_meaning(yaml.safe_load(found.config_yaml), to_dict(config)) if found else []
+    changed = (
+        changed_meaning(plain_yaml(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config)) if found else []
+    )
     if changed:
         raise ConfigError(
             f"resume: {found.folder} is of a run with other settings: {'; '.join(changed[:3])}"
