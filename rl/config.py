@@ -644,17 +644,19 @@ def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def plain_yaml(text: str, origin: str) -> Any:
-    """The value of a YAML text that others may have written: mappings, lists and scalars, of bounded size and depth.
+def plain_yaml(text: str, origin: str) -> dict[str, Any]:
+    """The keys and values of a YAML text that others may have written: what stands there, of bounded depth.
 
     Raises:
-        ConfigError: it is no YAML, or builds more than it says (tags, aliases).
+        ConfigError: it is something else, or builds more than it says (tags, aliases).
     """
     _refuse_bombs(text, origin, aliases=False)
     try:
-        return yaml.safe_load(text)
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin}: not readable as YAML: {_first_line(error)}") from error
+    _require(isinstance(values, dict), f"{origin}: expected keys and values at the top level")
+    return values
 
 
 def _read_yaml(path: Path) -> DictConfig:
