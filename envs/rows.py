@@ -13,10 +13,15 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rl.trajectory import TimeSpan
 
+LONGEST_LINE = 16 * 2**20  # bytes; a longer one is no row, and is not kept in memory to find that out
+LONGEST_TEXT = 100_000  # characters of one value: beyond any question, and beyond any context
+LARGEST_FILE = 2**31  # bytes, of the kinds that are read as a whole
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".MP4")
 LONGEST_PATH = 4096  # characters; Linux takes as many bytes
 UNNAMABLE = ("Cc", "Zl", "Zp", "Cs")  # Unicode categories: controls, ends of lines and paragraphs, halves of pairs
@@ -30,10 +35,20 @@ class UnusableRow(ValueError):
     """One row cannot be used; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatedKey:
+    """An object of a JSON text in which a key stands twice: nobody knows which of its values is meant."""
+
+    key: str
+
+
 def text_lines(path: Path) -> Iterator[tuple[int, str | UnusableRow]]:
     """Lines that are not blank, stripped."""
     with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
+        for line, raw in enumerate(_bounded_lines(file), start=1):
+            if len(raw) > LONGEST_LINE:
+                yield line, UnusableRow(f"the line is longer than {LONGEST_LINE:,} bytes")
+                continue
             try:
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             except UnicodeDecodeError:
@@ -52,11 +67,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, object]]:
 def json_array(path: Path) -> Iterator[tuple[int, object]]:
     """Elements one by one, each with its line; what follows a broken one cannot be told apart: it is one bad row."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _whole_text(path)
     except UnicodeDecodeError:
         yield 1, UnusableRow("not UTF-8 text")
         return
-    decoder, blanks = json.JSONDecoder(), re.compile(r"[\s,]*")
+    decoder, blanks = json.JSONDecoder(object_pairs_hook=_object), re.compile(r"[\s,]*")
     at, line = blanks.match(text).end(), 1
     if text[at : at + 1] != "[":
         yield 1, UnusableRow("not JSON: expected an array of rows")
@@ -78,7 +93,7 @@ def json_array(path: Path) -> Iterator[tuple[int, object]]:
 def csv_rows(path: Path) -> Iterator[tuple[int, object]]:
     """Rows of a CSV file as mappings from the names in its first line; every value is a text."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _whole_text(path)
     except UnicodeDecodeError:
         yield 1, UnusableRow("not UTF-8 text")
         return
@@ -98,7 +113,7 @@ def json_object(path: Path) -> Mapping[str, object]:
         DatasetError: there is no such file, or it is something else.
     """
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        value = json.loads(_whole_text(path), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise DatasetError(f"{path} cannot be read as one JSON object: {error}") from error
     if not isinstance(value, dict):
@@ -108,6 +123,8 @@ def json_object(path: Path) -> Mapping[str, object]:
 
 def as_mapping(row: object) -> Mapping[str, object]:
     """The row itself, if it has keys."""
+    if isinstance(row, RepeatedKey):
+        raise UnusableRow(f"the key {shortened(row.key)} stands twice")
     if not isinstance(row, dict):
         raise UnusableRow(f"expected an object with keys, got {type(row).__name__}")
     return row
@@ -118,6 +135,8 @@ def text_at(row: Mapping[str, object], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UnusableRow(f"{key!r} must be a text that is not empty, got {shortened(value)}")
+    if len(value) > LONGEST_TEXT:
+        raise UnusableRow(f"{key!r} is longer than {LONGEST_TEXT:,} characters")
     if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
         raise UnusableRow(f"{key!r} holds half a Unicode pair")
     return value
@@ -201,11 +220,39 @@ def shortened(value: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of bounded length: it may quote the row."""
+    said = str(error)
+    return " ".join((said if len(said) <= 500 else f"{said[:300]} … {said[-200:]}").split())
+
+
 def _decoded_json(text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return UnusableRow(f"not JSON: {error}")
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object] | RepeatedKey:
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    seen: set[str] = set()
+    return RepeatedKey(next(key for key, _ in pairs if key in seen or seen.add(key)))
+
+
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines as they are, but of those that are too long one byte more than is allowed."""
+    while raw := file.readline(LONGEST_LINE + 1):
+        yield raw
+        while len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+            raw = file.readline(LONGEST_LINE + 1)
+
+
+def _whole_text(path: Path) -> str:
+    if path.stat().st_size > LARGEST_FILE:
+        raise DatasetError(f"{path}: larger than {LARGEST_FILE:,} bytes; cut it into several, or use JSON lines")
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def _is_file(root: Path, path: str) -> bool:

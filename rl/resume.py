@@ -10,8 +10,6 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
-import yaml
-
 from rl.checkpoint import CHECKPOINTS, Checkpoint, CheckpointStore, open_checkpoint
 from rl.config import ConfigError, RunConfig, to_dict, with_defaults
 from rl.manifest import MANIFEST, CheckpointError, DamagedError
@@ -68,7 +66,8 @@ def find_checkpoint(
     except CheckpointError as error:
         raise ConfigError(f"resume: {error}") from error
     if found:
-        _judge(config_changes(_settings(found), to_dict(config)), found, config, say)
+        settings = plain_yaml(found.config_yaml, f"{found.folder}/config.yaml")
+        _judge(config_changes(settings, to_dict(config)), found, config, say)
     return found
 
 
@@ -189,16 +188,6 @@ def _judge(changes: list[Change], found: Checkpoint, config: RunConfig, say: Cal
         )
     if changed:
         say("resume_changed=true: from here on this is a new experiment")
-
-
-def _settings(found: Checkpoint) -> Mapping[str, Any]:
-    try:
-        loaded = yaml.safe_load(found.config_yaml)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"resume: {found.folder}: config.yaml is not readable as YAML: {error}") from error
-    if not isinstance(loaded, Mapping):
-        raise ConfigError(f"resume: {found.folder}: config.yaml holds no settings")
-    return loaded
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str, meaning: tuple[str, ...]) -> list[Change]:
