@@ -10,6 +10,7 @@ import yaml
 
 from rl.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 from rl.config import ConfigError, RunConfig, to_dict
+from rl.learner_layout import LearnerStateError, require_loadable
 
 MEANING = (  # keys that a resumed run may not change; how long, how fast and where it runs may change
     *("seed", "policy.", "data.train.", "data.held_out.", "data.quickstart.", "data.bad_rows", "video.v0."),
@@ -23,7 +24,8 @@ def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Checkpoint | N
     """The checkpoint to go on from, or None to start afresh.
 
     Raises:
-        ConfigError: `resume` names a path that is not a valid checkpoint, or the checkpoint is of another run.
+        ConfigError: `resume` names a path that is not a valid checkpoint, the checkpoint is of another run, or these
+            learner ranks could not go on from it.
     """
     if config.resume == "never":
         return None
@@ -37,6 +39,11 @@ def find_checkpoint(config: RunConfig, store: CheckpointStore) -> Checkpoint | N
             f"resume: {found.folder} is of a run with other settings: {'; '.join(changed[:3])}"
             f"{' …' if len(changed) > 3 else ''}. Give this run a name of its own (name=…), or resume=never"
         )
+    if found:
+        try:
+            require_loadable(found.folder, config.learner.zero_stage, config.learner.num_ranks)
+        except LearnerStateError as error:
+            raise ConfigError(f"resume: {error}") from error
     return found
 
 
