@@ -348,7 +348,8 @@ def whole_state(learner):
         pieces = {name: {"master": p.detach(), **adamw.state[p]} for name, p in trained}
     else:
         if learner._config.zero_stage < 3:
-            engine.optimizer._lazy_init_hp_params_optimizer_state()  # otherwise done by the first step
+            engine.optimizer._hp_optimizer_states_linked = False  # DeepSpeed links before the second group has a state
+            engine.optimizer._lazy_init_hp_params_optimizer_state()
         moments = {"exp_avg", "exp_avg_sq"} if adamw.state else set()
         pieces = {
             name: {"master": safe_get_full_fp32_param(p)}
