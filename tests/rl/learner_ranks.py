@@ -121,7 +121,8 @@ def the_groups(processor):
 
 
 def share_of(samples, rank, world):
-    return samples if world == 1 else (samples[:4], samples[4:])[rank]
+    """All to one rank; four and two to two; nothing to a third."""
+    return samples if world == 1 else (samples[:4], samples[4:], [])[rank]
 
 
 class Rank:

@@ -289,13 +289,13 @@ def kept(world_of, tmp_path_factory):
 
 
 def assert_taken_over(told, kept):
-    """Element for element what was saved, as DeepSpeed puts it together; the next step is the one of the run that
-    stayed, but for the order of its sums."""
+    """Element for element what was saved, as DeepSpeed puts it together. The same weights give the very same loss; the
+    step is that of the run that stayed, but for the order of sums over ranks and in the norm of the gradient."""
     assert told["steps"] == 2 and told["whole"].keys() == kept["whole"].keys()
     assert told["whole"]["steps"] == kept["whole"]["steps"] == [2.0]
     for of, tensor in kept["whole"].items():
         assert np.array_equal(told["whole"][of], tensor), of
-    assert told["then"]["loss"] == pytest.approx(kept["loss"], rel=1e-6)
+    assert told["then"]["loss"] == kept["loss"]
     assert told["then"]["moved"].keys() == kept["moved"].keys()
     scale = max(np.abs(weights).max() for weights in kept["moved"].values())
     for name, weights in kept["moved"].items():
@@ -313,12 +313,23 @@ def test_every_layout_goes_on_from_every_other(world_of, kept, stage, world):
     for layout, (_, before) in saved.items():
         assert_taken_over(told[layout], before)
     own, (_, before) = told[stage, world], saved[stage, world]
-    assert own["then"]["loss"] == before["loss"]
     assert all(np.array_equal(own["then"]["moved"][name], weights) for name, weights in before["moved"].items())
 
 
+def test_three_ranks_go_on_from_two_and_one_and_back(world_of, kept):
+    """Uneven parts with padding in them, and a rank that has no samples."""
+    saved = {layout: kept(*layout) for layout in ((1, 2), (3, 1))}
+    for stage in (2, 3):
+        told = world_of(3)("taken_over", folders={of: folder for of, (folder, _) in saved.items()}, stage=stage)
+        for layout, (_, before) in saved.items():
+            assert_taken_over(told[layout], before)
+    folder, before = kept(3, 3)
+    (told,) = world_of(2)("taken_over", folders={"": folder}, stage=1).values()
+    assert_taken_over(told, before)
+
+
 def test_bfloat16_goes_on_in_another_layout_from_the_float32_masters(world_of, kept):
-    """The weights are the masters, rounded; the step after it is compared in `bfloat16`'s 8 bits."""
+    """The weights are the masters, rounded."""
     folder, before = kept(1, 2, "bfloat16", dtype="bfloat16")
     for stage, world in ((3, 1), (2, 1), (3, 2)):
         (told,) = world_of(world)("taken_over", folders={"": folder}, stage=stage, dtype="bfloat16").values()
@@ -326,7 +337,7 @@ def test_bfloat16_goes_on_in_another_layout_from_the_float32_masters(world_of, k
         assert all(np.array_equal(told["whole"][of], tensor) for of, tensor in before["whole"].items())
         for name, weights in told["weights"].items():
             assert np.array_equal(weights, rounded_to_bfloat16(before["whole"][name, "master"])), name
-        assert told["then"]["loss"] == pytest.approx(before["loss"], rel=1e-2)
+        assert told["then"]["loss"] == before["loss"]
 
 
 def rounded_to_bfloat16(weights):
@@ -362,7 +373,7 @@ def test_a_state_from_before_the_first_step_has_no_moments_to_take_over(world_of
     (told,) = world_of(1)("taken_over", folders={"": folder}, stage=1).values()
     assert told["whole"]["steps"] == before["whole"]["steps"] == []
     assert told["whole"].keys() == before["whole"].keys()
-    assert told["then"]["loss"] == pytest.approx(before["loss"], rel=1e-6)
+    assert told["then"]["loss"] == before["loss"]
 
 
 def test_training_draws_nothing_so_another_layout_loses_nothing_with_its_random_states(world_of, kept):
