@@ -11,7 +11,8 @@ from reprlib import Repr
 from typing import Any
 
 from rl.checkpoint import CHECKPOINTS, Checkpoint, CheckpointStore, open_checkpoint
-from rl.config import ConfigError, RunConfig, to_dict, with_defaults
+from rl.config import ConfigError, RunConfig, plain_yaml, to_dict, with_defaults
+from rl.learner_layout import LearnerStateError, require_loadable
 from rl.manifest import MANIFEST, CheckpointError, DamagedError
 from rl.remote_storage import RemoteCheckpoints, RemoteError
 
@@ -56,8 +57,8 @@ def find_checkpoint(
             checkpoint's, all of them.
     Raises:
         ConfigError: `resume` names a path that is not a valid checkpoint, checkpoints are there but none is valid, the
-            remote does not answer, or the checkpoint is of a run that meant something else, and `resume_changed` does
-            not allow it.
+            remote does not answer, these learner ranks could not go on from it, or the checkpoint is of a run that
+            meant something else, and `resume_changed` does not allow it.
     """
     if config.resume == "never":
         return None
@@ -68,6 +69,10 @@ def find_checkpoint(
     if found:
         settings = plain_yaml(found.config_yaml, f"{found.folder}/config.yaml")
         _judge(config_changes(settings, to_dict(config)), found, config, say)
+        try:
+            require_loadable(found.folder, config.learner.zero_stage, config.learner.num_ranks)
+        except LearnerStateError as error:
+            raise ConfigError(f"resume: {error}") from error
     return found
 
 
