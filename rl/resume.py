@@ -67,7 +67,7 @@ def find_checkpoint(
     except CheckpointError as error:
         raise ConfigError(f"resume: {error}") from error
     if found:
-        settings = plain_yaml(found.config_yaml, f"{found.folder}/config.yaml")
+        settings = plain_yaml(found.config_yaml, f"resume: {found.folder}/config.yaml")
         _judge(config_changes(settings, to_dict(config)), found, config, say)
         try:
             require_loadable(found.folder, config.learner.zero_stage, config.learner.num_ranks)

@@ -79,8 +79,9 @@ class Run:
     def take_faults(self, *, unfinished: bool = False) -> list[Fault]:
         """What broke and was mended since the last call of this method, whoever met it."""
         own, self.faults = self.faults, []
-        workers = [*self.rollouts.crew.take_faults(unfinished=unfinished), *self.saver.take_faults()]
-        return sorted([*own, *workers], key=lambda fault: fault.detected_s)
+        crew = self.rollouts.crew.take_faults(unfinished=unfinished)
+        faults = [*own, *crew, *self.rewards.take_faults(), *self.saver.take_faults()]
+        return sorted(faults, key=lambda fault: fault.detected_s)
 
     def _legs(self, found: Checkpoint | None) -> None:
         lost, came_up = None, False
