@@ -172,6 +172,11 @@ def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path
     rows.locator("a").click()
     page.wait_for_selector("h1:text('Step 2')")
 
+    narrow = open_page((run / "report.html").as_uri(), viewport={"width": 360, "height": 800})
+    narrow.locator(".fault-mark").first.hover()
+    assert narrow.locator(".fault-pop").count() == 1
+    assert narrow.evaluate("document.documentElement.scrollWidth") <= 360
+
     page.click("#tab-run")
     page.click("#metrics-details summary")
     page.fill("#metric-search", "state/hash")  # it is no number: no curve, and its last text

@@ -72,7 +72,7 @@ function popUp(target, children, { below = false, ...attributes } = {}) {
   );
   const above = bounds.top - popped.offsetHeight - 8;
   popped.style.left = `${left + window.scrollX}px`;
-  popped.style.top = `${(above > 4 && !below ? above : bounds.bottom + 8) + window.scrollY}px`;
+  popped.style.top = `${(above > 4 && !below ? above : bounds.bottom + (below ? 14 : 8)) + window.scrollY}px`;
 }
 function hidePop() {
   document.getElementById("pop")?.remove();
