@@ -155,7 +155,7 @@ def read_fault_log(run: Path) -> FaultLog:
     for line, number in read_json_lines(path, run) if path.exists() else ():
         if isinstance(line, Broken):
             broken.append(line)
-        elif not is_step(line.get("step")) or not isinstance(line.get("kind"), str):
+        elif not is_step(line.get("step")) or not (isinstance(kind := line.get("kind"), str) and kind):
             broken.append(Broken(f"{FAULTS}:{number}", "has no step or no kind"))
         else:
             row = _fault_row(line)

@@ -63,6 +63,7 @@ function lineChart(spec) {
     drawn.append(svg("text", { x: x(step), y: box.height - 6, class: "tick", "text-anchor": "middle" }, count(step)));
   for (const layer of [...layers].reverse())
     drawn.append(spec.stacked ? area(layer, spec.steps, x, y) : line(layer, spec, x, y));
+
   const rule = svg("line", { y1: box.top, y2: box.top + inner.h, class: "cursor", visibility: "hidden" });
   const dots = layers.map((layer) =>
     svg("circle", { r: 3.2, class: "dot", style: { fill: `var(${layer.color})` }, visibility: "hidden" }),

@@ -156,10 +156,11 @@ def test_lines_that_are_no_faults_are_listed_as_broken_and_odd_values_are_left_o
         {"kind": "worker_died"},
         fault(-1),
         fault(2, 7),
+        fault(2, ""),
         '{"step": 3, "kind": "worker_d',
     )
     log = read_fault_log(tmp_path)
-    assert [broken.place for broken in log.broken] == [f"faults.jsonl:{line}" for line in (2, 3, 4, 5)]
+    assert [broken.place for broken in log.broken] == [f"faults.jsonl:{line}" for line in (2, 3, 4, 5, 6)]
     (row,) = log.newest
     assert (row.cause, row.worker, row.detected_s, row.recovery_s) == ("", "", None, None)
 
