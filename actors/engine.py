@@ -32,9 +32,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from actors.engine_drivers import AsyncDriver, Driver, InlineDriver, settle
-from rl.config import EngineConfig, PolicyConfig
+from rl.config import ConfigError, EngineConfig, PolicyConfig
 from rl.policy.processor import Processor
-from rl.policy.vllm_plugin import WORKER_EXTENSION
+from rl.policy.vllm_plugin import STEADY, WORKER_EXTENSION
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
 
 BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
@@ -74,17 +74,22 @@ class VllmEngine:
         seed: int,
         *,
         version: int = 0,
+        deterministic: bool = False,
         driver: Callable[[dict[str, Any]], Driver] | None = None,
     ) -> None:
         """
         Args:
             policy_dir: an ordinary Hugging Face folder of ours.
             version: of the weights in that folder.
+            deterministic: on CPU in float32, what a request draws depends on the request and the weights alone, bit for
+                bit, log-probs included; elsewhere less depends on company, and nothing is promised.
             driver: None: InlineDriver on CPU, AsyncDriver on CUDA.
+        Raises:
+            ConfigError: `deterministic` cannot be kept on this machine.
         """
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         on_cpu = current_platform.is_cpu()
-        arguments = engine_arguments(policy_dir, policy, engine, seed, on_cpu=on_cpu)
+        arguments = engine_arguments(policy_dir, policy, engine, seed, on_cpu=on_cpu, deterministic=deterministic)
         self._driver = (driver or (InlineDriver if on_cpu else AsyncDriver))(arguments)
         self._serial = itertools.count()
         self._counters = Counters()
@@ -92,6 +97,8 @@ class VllmEngine:
         self._driver.exclusively(lambda driver: driver.set_weight_version(str(version)))
         self._encoded_before = self._encoded_items()
         self.policy_version = version
+        if deterministic and on_cpu and engine.max_num_seqs > 1:
+            self._require_steady()
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Draw tokens until a stop token (returned, with its log-prob) or the budget.
@@ -174,6 +181,15 @@ class VllmEngine:
         """Stop the engine; requests still running fail."""
         self._driver.close()
 
+    def _require_steady(self) -> None:
+        if unsteady := self._driver.exclusively(lambda driver: driver.call("unsteady_shapes")):
+            self.close()
+            raise ConfigError(
+                f"rollout.deterministic: on this machine a product with weights of shape {unsteady[0]} depends on how "
+                "many rows it has; set rollout.engine.max_num_seqs=1 (slow: one request at a time), or "
+                "rollout.deterministic=false"
+            )
+
     def _submit(
         self, request_id: str, token_ids: Sequence[int], videos: Sequence[Frames], params: SamplingParams
     ) -> Future[RequestOutput]:
@@ -232,16 +248,30 @@ class VllmEngine:
 
 
 def make_engine(
-    policy_dir: str | Path, policy: PolicyConfig, engine: EngineConfig, seed: int, *, version: int = 0
+    policy_dir: str | Path,
+    policy: PolicyConfig,
+    engine: EngineConfig,
+    seed: int,
+    *,
+    version: int = 0,
+    deterministic: bool = False,
 ) -> VllmEngine:
     """The engine of a rollout worker; what is sent there is this function and its arguments."""
-    return VllmEngine(policy_dir, policy, engine, seed, version=version)
+    return VllmEngine(policy_dir, policy, engine, seed, version=version, deterministic=deterministic)
 
 
 def engine_arguments(
-    policy_dir: str | Path, policy: PolicyConfig, engine: EngineConfig, seed: int, *, on_cpu: bool
+    policy_dir: str | Path,
+    policy: PolicyConfig,
+    engine: EngineConfig,
+    seed: int,
+    *,
+    on_cpu: bool,
+    deterministic: bool = False,
 ) -> dict[str, Any]:
-    """vLLM's settings for a policy; what differs on CPU and why stands in docs/decisions/0003-engine.md."""
+    """vLLM's settings for a policy; what differs on CPU and why stands in docs/decisions/0003-engine.md, what
+    `deterministic` changes in 0013-exact-resume.md."""
+    one_at_a_time = deterministic and engine.max_num_seqs == 1  # then exactness leans on nothing that was measured
     common = {
         "model": str(policy_dir),
         "dtype": policy.dtype,
@@ -250,11 +280,12 @@ def engine_arguments(
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": max(engine.max_model_len, MIN_BATCHED_TOKENS),
         "enforce_eager": engine.enforce_eager,
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": not one_at_a_time,
         "mm_processor_cache_gb": engine.mm_cache_gib,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "worker_extension_cls": WORKER_EXTENSION,
+        "additional_config": {STEADY: deterministic},
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }

@@ -17,6 +17,8 @@ class RayMetricsSink:
     Faults are counters: a gauge would go on showing the fault of one step through all those that had none.
     """
 
+    holds_text = False
+
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}
         self._gauges: dict[str, Gauge] = {}

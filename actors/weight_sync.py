@@ -32,6 +32,7 @@ class WeightSync:
         self._pushed_all = False
         self.metrics: dict[str, float] = {}
         crew.supplied_by(self.supply)
+        self.digests: dict[str, str] = {}  # sha256 of every parameter as last pushed; frozen ones are sent once
 
     def push(self) -> int:
         """One push; returns the version every engine now runs.
@@ -57,6 +58,7 @@ class WeightSync:
             buckets, exported = self._export_and_load(version, True, only)
         loaded = time.perf_counter()
         verified = self._verify(buckets, version, only)
+        self.digests |= {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         seconds = time.perf_counter() - start
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket.tensors)
         return {

@@ -132,6 +132,32 @@ def parity(
         raise typer.Exit(EXIT_GATE)
 
 
+@app.command("verify-resume", epilog=EPILOG)
+def verify_resume(
+    inputs: Inputs,
+    at: Annotated[int, typer.Option("--at", help="Steps before the kill.", min=1)],
+    steps: Annotated[int, typer.Option("--steps", help="Steps after it.", min=1)],
+    moment: Annotated[
+        str, typer.Option(help="boundary (the checkpoint is just published) | mid-step (what came after it is lost)")
+    ] = "boundary",
+    timeout: Annotated[float, typer.Option(help="Of each run, in minutes.", min=0.1)] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that a run that is killed and resumed is the run that never stopped, bit for bit.
+
+    Trains `at + steps` steps straight; then `at` steps, SIGKILL of every process, `resume=auto`, and the rest; with
+    `rollout.deterministic=true`. Exits 3 and names the step and the first fingerprint that differs, if one does.
+    """
+    config = _load(inputs)
+    from rl.verify_resume import verify_resume as run_verification
+
+    proof = run_verification(config, console, at=at, steps=steps, moment=moment, run_timeout_s=60 * timeout)
+    if as_json:
+        _print_json(proof.as_dict())
+    if not proof.passed:
+        raise typer.Exit(EXIT_GATE)
+
+
 @app.command(epilog=EPILOG)
 def rollout(
     inputs: Inputs,
@@ -319,6 +345,8 @@ def main() -> None:
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
         )  # or DeepSpeed, wherever it is imported, warns that it had to guess
+    if not os.environ.get("RAY_ADDRESS"):  # a Ray started here listens on loopback; read once, when ray is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `ray job stop`: workers are released on the way out
     try:
         app()

@@ -74,6 +74,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "update/padding_share": ("share", "of the tokens processed, those that are padding"),
     "update/seconds": ("s", "inside the learner ranks"),
     "seconds/": ("s", "wall time of one station of this step"),
+    "state/": ("sha256", "fingerprint of what a station made of this step (rl.fingerprint); in metrics.jsonl only"),
     "sync/version": ("pushes", "version the engines confirmed"),
     "sync/verified_parameters": ("parameters", "read back from every engine and found equal"),
     "sync/bytes": ("B", "of weights pushed to each engine"),

@@ -20,11 +20,12 @@ from rich.table import Table
 
 from actors.memory import own_memory_mib
 from actors.ray_metrics import RayMetricsSink
-from rl.advantages import CreditRules
+from rl.advantages import Credit, CreditRules
 from rl.batch import credit_metrics, learned_credit
 from rl.checkpoint import CheckpointStore
 from rl.config import AdvantageConfig, RunConfig, to_dict
 from rl.faults import FAULTS
+from rl.fingerprint import step_fingerprints
 from rl.metrics import reward_metrics, rollout_metrics
 from rl.policy.processor import Processor
 from rl.records import records, write_step
@@ -51,12 +52,18 @@ class Reporter:
         self._bar: TaskID = progress.add_task("training", total=config.trainer.steps, completed=first)
 
     def step(
-        self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
+        self,
+        step: int,
+        scored: Sequence[ScoredGroup],
+        learned: LearnerUpdate,
+        metrics: Mapping[str, float],
+        weights: Mapping[str, str],
     ) -> None:
         """Report one step.
 
         Args:
             metrics: of the loop and of the other stations.
+            weights: sha256 of every parameter after the step, by name.
         Raises:
             GateError: engine and learner disagree on average by more than parity.abort_nat, or too many videos could
                 not be read.
@@ -71,8 +78,11 @@ class Reporter:
         }
         credit = credit_metrics(scored, self._rules)
         everything = {**rolled, **rewards, **credit, **own, **learned.metrics, **metrics}
-        self._numbers.write(step + 1, everything)
-        self._record(step, scored, learned)
+        truncated = self._config.algorithm.loss.mask_truncated
+        credit_PG = [learned_credit(group, self._rules, mask_truncated=truncated) for group in scored]
+        prints = step_fingerprints(scored, credit_PG, optimizer=learned.optimizer, weights=weights)
+        self._numbers.write(step + 1, everything, prints)
+        self._record(step, scored, learned, credit_PG)
         self._progress.update(self._bar, completed=step + 1)
         self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
             f"step {step + 1}/{self._config.trainer.steps}  reward: sampling {rewards['reward/sampling']:.3f} "
@@ -82,15 +92,11 @@ class Reporter:
         )
         self._gate(step, everything)
 
-    def _record(self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate) -> None:
+    def _record(
+        self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, credit_PG: Sequence[Sequence[Credit]]
+    ) -> None:
         """The step's first trajectories, whole groups first, with what was learned from them."""
-        truncated = self._config.algorithm.loss.mask_truncated
-        every = records(
-            scored,
-            self._processor.pieces,
-            credit_PG=[learned_credit(group, self._rules, mask_truncated=truncated) for group in scored],
-            logprobs_PG=learned.logprobs_PG,
-        )
+        every = records(scored, self._processor.pieces, credit_PG=credit_PG, logprobs_PG=learned.logprobs_PG)
         kept = islice(every, self._config.logging.trajectories_per_step)
         write_step(self._run_dir / "trajectories", step + 1, kept)
 

@@ -7,11 +7,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import wandb
 
 from rl.metrics import describe
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class MetricLog:
@@ -20,13 +23,17 @@ class MetricLog:
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log one step's metrics; undeclared names raise KeyError, NaN means (nothing to average) are left out."""
-        for name in metrics:
+    def write(self, step: int, metrics: Mapping[str, float], texts: Mapping[str, str] = NOTHING) -> None:
+        """Log one step's metrics; undeclared names raise KeyError, NaN means (nothing to average) are left out.
+
+        Args:
+            texts: what is no number, such as fingerprints; for the sinks that hold text.
+        """
+        for name in (*metrics, *texts):
             describe(name)
         known = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
         for sink in self._sinks:
-            sink.write(step, known)
+            sink.write(step, {**known, **texts} if sink.holds_text else known)
 
     def close(self) -> None:
         """Flush and close every sink."""
@@ -35,15 +42,19 @@ class MetricLog:
 
 
 class Sink(Protocol):
-    """Somewhere numbers go."""
+    """Somewhere numbers go, and texts where it holds them."""
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    holds_text: bool
+
+    def write(self, step: int, metrics: Mapping[str, float | str]) -> None: ...
 
     def close(self) -> None: ...
 
 
 class JsonlSink:
     """metrics.jsonl: one line per step, flushed at once. Non-finite numbers are strings, so every line stays JSON."""
+
+    holds_text = True
 
     def __init__(self, folder: Path, *, keep_through_step: int) -> None:
         path, draft = folder / "metrics.jsonl", folder / ".metrics.jsonl"
@@ -52,8 +63,11 @@ class JsonlSink:
         draft.replace(path)  # a crash here leaves the old log or the new one
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        finite = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+    def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        finite = {
+            name: value if isinstance(value, str) or math.isfinite(value) else str(value)
+            for name, value in metrics.items()
+        }
         self._file.write(json.dumps({"step": step, "time_s": round(time.time(), 3), **finite}) + "\n")
         self._file.flush()
 
@@ -63,6 +77,8 @@ class JsonlSink:
 
 class TensorBoardSink:
     """Event files under tensorboard/."""
+
+    holds_text = False
 
     def __init__(self, folder: Path, *, keep_through_step: int) -> None:
         # tensorboard's writer comes with torch, which only a run needs
@@ -80,6 +96,8 @@ class TensorBoardSink:
 
 class WandbSink:
     """Weights & Biases; offline works without network."""
+
+    holds_text = False
 
     def __init__(self, folder: Path, *, mode: str, project: str, name: str, config: Mapping[str, Any]) -> None:
         identity = {"id": name, "resume": "allow"}  # a resumed run goes on in its own curves

@@ -209,8 +209,8 @@ def start_player(config: RunConfig, policy_dir: Path) -> Player:
     """Runs in a rollout worker: its engine and environment."""
     from actors.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
 
-    engine = make_engine(policy_dir, config.policy, config.rollout.engine, config.seed)
     rollout = config.rollout
+    engine = make_engine(policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic)
     return Player(
         engine,
         make_surroundings(config, policy_dir),

@@ -45,7 +45,8 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
     home, trainer = Path(config.output_dir).absolute() / config.name, config.trainer
     store = CheckpointStore(home, trainer.keep_checkpoints, trainer.best_metric, trainer.keep_every)
     remote = remote_of(config)
-    found = find_checkpoint(config, store, remote, partial(console.print, markup=False, highlight=False))
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    found = find_checkpoint(config, store, remote, say)
     run_dir = open_run(config)
     console.print(f"run {config.name}: {run_dir}", highlight=False)
     if found and (done := found.state.step) >= trainer.steps:

@@ -237,6 +237,7 @@ class LearnerUpdate:
 
     metrics: Mapping[str, float]  # of all ranks
     logprobs_PG: tuple[tuple[np.ndarray | None, ...], ...]
+    optimizer: str = ""  # digest of the master weights and AdamW's state after it, of all ranks in order
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ COMPOSITION_ROOT = (
     "evaluation",
     "reporter",
     "validation",
+    "verify_resume",  # starts whole runs and kills them
     "viewer",  # a page with pictures: joins rl.report, which is pure, with the decoders of envs
 )  # files of rl/
 MAY_IMPORT |= {f"rl/{name}.py": ("rl", "actors", "envs", "rewards", "cluster") for name in COMPOSITION_ROOT}

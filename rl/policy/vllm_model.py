@@ -11,13 +11,13 @@ Legend: I video items · N patches · D values of a patch · K scenes · T token
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from transformers import BatchFeature
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -35,6 +35,8 @@ from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 from rl.policy.model import make_patch_embed, scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import PackedVideo, Processor
+from rl.policy.steady import steady_linear, unsteady_shapes
+from rl.policy.vllm_plugin import STEADY
 
 VIDEO = "video"
 DUMMY_GRID = 16  # patches along each side of the frames vLLM measures memory with
@@ -206,10 +208,15 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.token_ids = processor.ids
         self.tokens_per_second = processor.geometry.tokens_per_second
         self.encoded_items = 0
+        self.steady = bool(vllm_config.additional_config.get(STEADY))
         keep_weights_plain(self)
+        if self.steady:
+            keep_products_steady(self)
 
     def embed_multimodal(self, **fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Visual tokens of each item, in order; one run of the vision tower for all of them."""
+        """Visual tokens of each item, in order; one run of the vision tower for all of them, or one each (STEADY)."""
+        if self.steady and len(fields["shapes"]) > 1:
+            return tuple(tokens for alone in _one_by_one(fields) for tokens in self.embed_multimodal(**alone))
         shapes = fields["shapes"].tolist()
         per_scene = [grid_h * grid_w for _, scenes, grid_h, grid_w in shapes for _ in range(scenes)]
         patches_ND = fields["patches"].to(self.visual.device)
@@ -252,6 +259,22 @@ class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
         layer.cpu_linear = torch.nn.functional.linear
 
 
+class SteadyLinearMethod(UnquantizedLinearMethod):
+    """A linear layer whose products do not depend on company, on CPU."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """As PlainEmbeddingMethod."""
+        layer.cpu_linear = steady_linear
+
+
+class SteadyEmbeddingMethod(UnquantizedEmbeddingMethod):
+    """Embeddings, and an output head likewise."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """As PlainEmbeddingMethod."""
+        layer.cpu_linear = steady_linear
+
+
 def keep_weights_plain(model: torch.nn.Module) -> None:
     """Have every layer compute from its parameters: packed copies could be neither updated in place nor read back."""
     for layer in model.modules():
@@ -259,6 +282,27 @@ def keep_weights_plain(model: torch.nn.Module) -> None:
             layer._cpu_skip_gemm_dispatch = True
         elif isinstance(layer, VocabParallelEmbedding):
             layer.quant_method = PlainEmbeddingMethod()
+
+
+def keep_products_steady(model: torch.nn.Module) -> None:
+    """Have every layer multiply with `steady_linear`, on CPU."""
+    for layer in model.modules():
+        if isinstance(layer, LinearBase):
+            layer.quant_method = SteadyLinearMethod()
+        elif isinstance(layer, VocabParallelEmbedding):
+            layer.quant_method = SteadyEmbeddingMethod()
+
+
+def _one_by_one(fields: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """The fields of each item by itself."""
+    first_patch = first_scene = 0
+    for index, (patches, scenes, *_) in enumerate(fields["shapes"].tolist()):
+        yield {
+            "patches": fields["patches"][first_patch : first_patch + patches],
+            "scene_lengths": fields["scene_lengths"][first_scene : first_scene + scenes],
+            "shapes": fields["shapes"][index : index + 1],
+        }
+        first_patch, first_scene = first_patch + patches, first_scene + scenes
 
 
 class LiveWeights:
@@ -278,6 +322,11 @@ class LiveWeights:
     def digest_weights(self, names: Sequence[str]) -> dict[str, str]:
         """sha256 of the bytes of live parameters, by Hugging Face name."""
         return {name: tensor_digest(live_tensor(self.get_model(), name)) for name in names}
+
+    def unsteady_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the linear layers whose products depend on company even so (see `steady_linear`)."""
+        layers = (LinearBase, VocabParallelEmbedding)
+        return unsteady_shapes(layer.weight for layer in self.get_model().modules() if isinstance(layer, layers))
 
     def count_encoded_items(self) -> int:
         """Video items the vision tower has encoded since the start, the memory measurement's included."""

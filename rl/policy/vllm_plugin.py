@@ -14,6 +14,7 @@ from types import ModuleType
 ARCHITECTURE = "FlexiVideoForConditionalGeneration"  # as in config.json
 MODEL_CLASS = f"rl.policy.vllm_model:{ARCHITECTURE}"
 WORKER_EXTENSION = "rl.policy.vllm_model.LiveWeights"
+STEADY = "dynframe_steady"  # key of vLLM's additional_config: nothing may depend on what else the engine computes
 
 TORCHVISION_MODULE = "transformers.models.qwen2_vl.image_processing_qwen2_vl"
 PILLOW_MODULE = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"

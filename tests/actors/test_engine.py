@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config import EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.config import ConfigError, EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.policy.processor import Processor
 from rl.trajectory import (
     Frames,
@@ -346,6 +346,87 @@ def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir
         return (await running).policy_version, (await engine.generate(request([5], [], tokens=1))).policy_version
 
     assert asyncio.run(push_while_it_runs()) == (version, version + 1)
+
+
+@pytest.fixture
+def exact_engine(open_engine, policy_dir):
+    return open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
+
+
+def two_looks(processor, *, tasks=3, siblings=4) -> list[GenerateRequest]:
+    """First and second turns of several tasks, of unequal lengths."""
+    requests = []
+    for task in range(tasks):
+        first = clip(processor, seed=task, frames=8 + 3 * task)
+        prompt = opening(processor, first)
+        for sibling in range(siblings):
+            window = clip(processor, seed=50 + siblings * task + sibling, frames=2 + sibling, start_s=1.0, fps=6.0)
+            ids = (*prompt, *processor.encode("<span>1.0 - 2.0</span>"), *processor.video_block(window))
+            requests += [request(prompt, [first], seed=sibling, tokens=9 + sibling)]
+            requests += [request(ids, [first, window], seed=sibling, tokens=15 + sibling)]
+    return requests
+
+
+def bits(completions) -> list[tuple]:
+    return [(one.token_ids, tuple(logprob.hex() for logprob in one.logprobs)) for one in completions]
+
+
+def test_a_deterministic_engine_draws_the_same_bits_alone_in_a_crowd_and_in_any_order(exact_engine, processor):
+    requests = two_looks(processor)
+
+    def forget():
+        exact_engine._driver.exclusively(lambda driver: driver.reset_caches())
+
+    alone = []
+    for one in requests:
+        forget()
+        alone += bits(run(exact_engine, [one]))
+    forget()
+    crowd = bits(run(exact_engine, requests))
+    warm = bits(run(exact_engine, requests))  # prefixes and videos are cached
+    forget()
+    backwards = bits(run(exact_engine, requests[::-1]))[::-1]
+
+    assert len(set(alone)) == len(alone)
+    assert crowd == alone
+    assert warm == alone
+    assert backwards == alone
+
+
+def test_a_turn_after_sampled_ones_has_the_same_bits_where_nothing_is_cached(exact_engine, processor):
+    """As on the engine that takes over from a dead one."""
+    group = play_group(exact_engine, processor, siblings=8, seed=5)
+    again = []
+    for sibling, trajectory in enumerate(group.trajectories_G):
+        first, second = trajectory.turns
+        ids = (*first.context_token_ids, *first.completion.token_ids, *second.context_token_ids)
+        exact_engine._driver.exclusively(lambda driver: driver.reset_caches())
+        again += run(exact_engine, [request(ids, [group.opening_frames, second.frames], seed=sibling)])
+
+    assert bits(again) == bits(trajectory.turns[1].completion for trajectory in group.trajectories_G)
+
+
+def test_requests_put_off_by_a_full_kv_cache_draw_the_same_bits_in_another_engine(
+    exact_engine, open_engine, processor, policy_dir
+):
+    video = clip(processor, seed=3)
+    requests = [request(opening(processor, video), [video], seed=seed, tokens=256) for seed in range(16)]
+    config = EngineConfig(max_model_len=1024, kv_cache_bytes=2**20)  # 2,048 tokens; the requests need twice as many
+    at_once = bits(run(exact_engine, requests))
+
+    other = open_engine(policy_dir, PolicyConfig(scenes=SCENES), config, deterministic=True)
+
+    assert bits(run(other, requests)) == at_once
+
+
+def test_a_machine_that_cannot_be_deterministic_is_refused_with_the_remedy(policy_dir, open_engine, monkeypatch):
+    from rl.policy import vllm_plugin
+
+    open_engine(policy_dir, PolicyConfig(scenes=SCENES)).close()
+    vllm_plugin.register()
+    monkeypatch.setattr("rl.policy.vllm_model.unsteady_shapes", lambda weights: [(len(list(weights)), 64)])
+    with pytest.raises(ConfigError, match=r"rollout\.deterministic: .* shape \(\d+, 64\) .*max_num_seqs=1"):
+        open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ def test_the_first_push_carries_everything_and_later_ones_what_trains(sync):
     assert weights.metrics["sync/bytes"] == 8.0 * len(TRAINED) and weights.metrics["sync/version"] == 9.0
 
 
+def test_every_parameter_is_known_by_its_last_push_frozen_ones_by_the_first(sync, monkeypatch):
+    weights = sync(Engines(), verify_tensors=0)
+    weights.push()
+    assert weights.digests == {name: checksum(name) for name in FROZEN + TRAINED}
+    monkeypatch.setitem(globals(), "checksum", lambda name: f"{name} moved")
+    weights.push()
+    assert weights.digests == {name: f"sha256 of {name}" for name in FROZEN} | {n: f"{n} moved" for n in TRAINED}
+
+
 def test_the_parameters_read_back_rotate_until_all_have_been(sync):
     engines = Engines()
     weights = sync(engines)

@@ -90,6 +90,29 @@ def test_every_metric_has_a_meaning_and_nothing_undeclared_is_logged(tmp_path):
         log.write(1, {"mystery/number": 1.0})
 
 
+class Curves:
+    """A sink of numbers."""
+
+    holds_text = False
+
+    def __init__(self):
+        self.seen = []
+
+    def write(self, step, metrics):
+        self.seen.append((step, dict(metrics)))
+
+
+def test_texts_go_to_the_lines_and_to_no_curve(tmp_path):
+    curves = Curves()
+    log = MetricLog([JsonlSink(tmp_path, keep_through_step=0), curves])
+    log.write(1, {"grad/norm": math.inf}, {"state/hash": "sha256:0123456789abcdef"})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["grad/norm"] == "inf" and line["state/hash"] == "sha256:0123456789abcdef"
+    assert curves.seen == [(1, {"grad/norm": math.inf})]
+    with pytest.raises(KeyError, match="mystery/text"):
+        log.write(2, {}, {"mystery/text": "?"})
+
+
 def test_a_resumed_log_drops_what_the_run_will_repeat_and_a_torn_last_line(tmp_path):
     first = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
     for step in (1, 2, 3):

@@ -12,6 +12,7 @@ from rewards.golden import golden_group
 from rewards.scoring import WeightedReward, score_group
 from rewards.temporal_iou import temporal_iou
 from rl.config import load_config
+from rl.fingerprint import STATIONS
 from rl.reporter import GateError, Reporter
 from rl.sinks import JsonlSink, MetricLog
 from rl.trajectory import LearnerUpdate, Segment, StopReason, Trajectory, TrajectoryGroup
@@ -29,7 +30,7 @@ def step(tmp_path):
     def run(scored, logprobs_PG=((None,) * 4,), **metrics):
         timed = {"seconds/step": 1.0, "seconds/rollout": 0.5}
         learned = LearnerUpdate({name.replace("__", "/"): value for name, value in metrics.items()}, logprobs_PG)
-        reporter.step(0, scored, learned, timed)
+        reporter.step(0, scored, learned, timed, {"w": "00"})
         return json.loads((tmp_path / "metrics.jsonl").read_text())
 
     return run
@@ -43,6 +44,13 @@ def test_a_step_is_logged_with_everything_that_was_measured(step):
     line = step(scored(), parity__mean__reasoning=1e-7)
     assert line["step"] == 1 and line["reward/term/window"] == 0.25 and line["rollout/trajectories"] == 4
     assert "advantage/sampling" in line and "memory/driver" in line
+
+
+def test_a_step_says_what_it_was_bit_by_bit(step):
+    line = step(scored(), parity__mean__reasoning=1e-7)
+    prints = {name: value for name, value in line.items() if name.startswith("state/")}
+    assert list(prints) == [*(f"state/{station}" for station in STATIONS), "state/hash"]
+    assert all(value.startswith("sha256:") for value in prints.values())
 
 
 def test_records_of_a_step_show_what_was_learned_of_each_turn(step, tmp_path):

@@ -42,7 +42,7 @@ def test_numbers_that_are_not_finite_stay_what_they_are(tmp_path):
     assert read_metrics(tmp_path).columns["grad/norm"] == ("inf", "nan")
 
 
-def test_a_column_of_texts_is_no_curve_and_keeps_its_last_text(tmp_path):
+def test_a_column_of_texts_such_as_fingerprints_is_no_curve_and_keeps_its_last_text(tmp_path):
     write_lines(
         tmp_path / "metrics.jsonl",
         {"step": 1, "state/hash": "sha256:00e1", "policy/entropy": 2.0},
