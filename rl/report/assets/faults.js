@@ -1,7 +1,7 @@
 // What broke and was mended: marks under the curves' axis, and the table of page 1.
 
 const MARK = { gap: 7, half: 3.5, height: 5 }; // pixels; steps closer than the gap share a mark
-const MOST_POPPED = 4; // faults told at a mark; the table has the others
+const MOST_POPPED = 3; // faults told at a mark; the table has the others
 const faultsView = { kind: "", shown: 50 };
 
 function faultWords(number) {
@@ -154,8 +154,8 @@ function faultRow(run, fault) {
       { scope: "row", class: "number" },
       run.moment.has(String(fault.step)) ? el("a", { href: `#/steps/${fault.step}` }, step) : step,
     ),
-    el("td", {}, said(fault.kind)),
-    el("td", {}, said(fault.worker)),
+    el("td", { class: "word" }, said(fault.kind)),
+    el("td", { class: "word" }, said(fault.worker)),
     el("td", { class: "told" }, said(fault.cause)),
     el("td", { class: "told" }, said(fault.action)),
     el("td", { class: "number" }, fault.recovery_s === null ? "–" : `${short(fault.recovery_s)} s`),
