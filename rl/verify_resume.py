@@ -319,6 +319,7 @@ def kill_everything_of(process: subprocess.Popen[bytes]) -> int:
         VerificationError: some are still there after half a minute.
     """
     root = psutil.Process(process.pid)
+    root.suspend()  # before looking for the others, which takes time: without its driver a run gets no further
     found: dict[int, psutil.Process] = {}
     while fresh := [one for one in _family(root) if one.pid not in found]:
         for one in fresh:
