@@ -229,8 +229,9 @@ class RunProcess:
         lost = 1 if is_late and kill.after + 1 < self._total else 0
         manifest = self._folder / CHECKPOINTS / f"step_{kill.after:08d}" / MANIFEST
         self._watch(lambda: manifest.is_file() and len(self.lines()) >= kill.after + lost)
-        if is_late:
-            self._let_pass(self.lines()[kill.after]["seconds/step"] / 2)
+        if is_late and (lines := self.lines()):
+            newest = lines[max(lines)]  # half a step from when it was written, not from when it was seen
+            self._let_pass(max(0.0, newest["time_s"] + newest["seconds/step"] / 2 - time.time()))
         if self._process.poll() is not None:
             raise self._failure(f"ended (exit code {self._process.returncode}) before it could be killed")
         processes = kill_everything_of(self._process)
@@ -318,6 +319,7 @@ def kill_everything_of(process: subprocess.Popen[bytes]) -> int:
         VerificationError: some are still there after half a minute.
     """
     root = psutil.Process(process.pid)
+    root.suspend()  # before looking for the others, which takes time: without its driver a run gets no further
     found: dict[int, psutil.Process] = {}
     while fresh := [one for one in _family(root) if one.pid not in found]:
         for one in fresh:
