@@ -361,7 +361,7 @@ def test_a_frozen_vision_tower_goes_on_in_another_layout(world_of, kept):
 def test_deepspeeds_own_settings_change_the_layout_too(world_of, kept, tmp_path):
     """Same stage, same ranks, but parameters in another order, in many small groups, none of them kept whole.
 
-    DeepSpeed's own view of the masters is wrong where it changed the order, so that weights and the next step are judged.
+    DeepSpeed's own view of the masters is wrong where it changed the order: weights and the next step are judged.
     """
     folders = {}
     for stage, changes in ((2, {"round_robin_gradients": True}), (3, {"sub_group_size": 5000})):
