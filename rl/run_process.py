@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from rl.config import ConfigError
+
 GONE_WITHIN_S = 30.0  # killed processes
 
 
@@ -54,6 +56,11 @@ class Family:
         self._seen: dict[psutil.Process, None] = {}  # in order of appearance
         with contextlib.suppress(psutil.NoSuchProcess):
             self._seen[psutil.Process(process.pid)] = None
+
+    @property
+    def has_ended(self) -> bool:
+        """The process itself is gone; others may be left."""
+        return self._process.poll() is not None
 
     def look(self) -> list[psutil.Process]:
         """Everybody who lives, oldest acquaintances first."""
@@ -106,3 +113,16 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def folder_beside_runs(output_dir: str, prefix: str) -> Path:
+    """A new folder for runs that are started only to be looked at.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=output_dir)).absolute()
+    except OSError as error:
+        raise ConfigError(f"output_dir: cannot write {output_dir}: {error.strerror}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +26,7 @@ from rl.config import ConfigError, RunConfig, to_yaml
 from rl.fingerprint import PREFIX, first_difference
 from rl.prepare import progress_bar
 from rl.report.run_files import Broken, read_json_lines
-from rl.run_process import kill_everything_of, launched
+from rl.run_process import folder_beside_runs, kill_everything_of, launched
 
 MOMENTS = ("boundary", "mid-step")
 STRAIGHT, INTERRUPTED = "straight", "interrupted"  # names of the two runs
@@ -112,7 +111,7 @@ def verify_resume(
     if moment not in MOMENTS:
         raise ConfigError(f"command line: --moment must be one of {', '.join(MOMENTS)}, got {moment!r}")
     preflight(config)
-    home = _make_home(config)
+    home = folder_beside_runs(config.output_dir, f"verify-resume-{config.name}-")
     try:
         runs = Runs(config, home, total_steps=at + steps, console=console, timeout_s=run_timeout_s)
         straight = runs.straight()
@@ -286,16 +285,3 @@ def print_proof(proof: Proof, console: Console) -> None:
         console.print("the resumed run is the run that never stopped, bit for bit", highlight=False)
     else:
         console.print(f"step {first.step}: the runs part at {PREFIX}{first.parted_at}", highlight=False)
-
-
-def _make_home(config: RunConfig) -> Path:
-    """A new folder beside the run's.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    try:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"verify-resume-{config.name}-", dir=config.output_dir)).absolute()
-    except OSError as error:
-        raise ConfigError(f"output_dir: cannot write {config.output_dir}: {error.strerror}") from error
