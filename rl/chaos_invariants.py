@@ -276,7 +276,9 @@ def _mend(strike: Strike, evidence: Evidence, rules: Rules, used: set[int]) -> M
     told = [
         (index, fault)
         for index, fault in enumerate(evidence.faults)
-        if fault["worker"].partition("/")[0] == whom and fault["kind"] not in ("recycled", "frames_lost")
+        if fault["worker"].partition("/")[0] == whom
+        and fault["kind"] not in ("recycled", "frames_lost")
+        and (whom == "learner" or strike.worker in ("", fault["worker"]))
     ]
     until = launch.ended_s if launch else float("inf")
     after = [(i, f) for i, f in told if strike.time_s - CLOCK_S <= f["detected_s"] <= until]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,14 +23,11 @@ from rl.manifest import CheckpointError
 from rl.run_process import Family
 
 CHAOS = "chaos.jsonl"  # one line per strike
-TITLES = {
-    "rollout": "ray::RolloutWorker",
-    "reward": "ray::RewardWorker",
-    "learner": "ray::LearnerWorker",
-    "decoder": "envs.decode_process",
-}
+CLASSES = {"rollout": "RolloutWorker", "reward": "RewardWorker", "learner": "LearnerWorker"}
+DECODER = "envs.decode_process"
+TITLE = re.compile(r"ray::(?:(?P<name>[^:#]+)[^:]*:)?(?P<of>\w+)(?:\.(?P<doing>\w+))?")  # ray::rollout/0#1:Class.method
 LOOK_S = 0.5  # between two looks at all processes
-STARTING = (".__init__", ".start", ".address", ".whereabouts")  # ends of titles; who stops then has minutes to start
+STARTING = ("__init__", "start", "address", "load")  # methods; who stops in one of them has minutes to start
 GLANCE_S = 0.02  # between two at a learner's title: a push may take a tenth of a second
 
 
@@ -41,6 +39,7 @@ class Strike:
     kind: str
     pid: int
     title: str  # of the process at that moment: whose it is, and what it was doing
+    worker: str = ""  # "rollout/0"; empty if its title never told
     note: str = ""
     due_s: float = 0.0  # when it was to come, since the first; it waits until there is somebody to strike
 
@@ -52,6 +51,7 @@ class Striker:
         self._family, self._run_dir, self._log = family, run_dir, log
         self._struck: set[psutil.Process] = set()  # nobody is struck twice: he may be stopped, not gone
         self._members: list[psutil.Process] = []
+        self._names: dict[psutil.Process, str] = {}  # an idle worker's title does not tell
         self._looked = 0.0
 
     def strike(self, due: Due) -> Strike | None:
@@ -64,13 +64,17 @@ class Striker:
 
     def look(self) -> None:
         """See who is there, unless that has just been seen."""
-        if time.monotonic() - self._looked >= LOOK_S:
-            self._members, self._looked = self._family.look(), time.monotonic()
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._members, self._looked = self._family.look(), time.monotonic()
+        for member in self._members:
+            if (told := TITLE.match(title_of(member))) and told["name"]:
+                self._names[member] = told["name"]
 
     def _strike_one(self, due: Due, mischief: Mischief) -> Strike | None:
         victims = [one for one in self._all(mischief.whom) if one not in self._struck]
         if mischief.what == STOP:
-            victims = [one for one in victims if not title_of(one).endswith(STARTING)]
+            victims = [one for one in victims if doing(one) not in STARTING]
         victims.sort(key=lambda one: one.pid)
         if not victims or (mischief.during and not self._caught(mischief.during)):
             return None
@@ -81,7 +85,8 @@ class Striker:
         except psutil.NoSuchProcess:
             return None
         self._struck.add(victim)
-        return Strike(now, due.kind, victim.pid, title, mischief.during and "during a push", due.after_s)
+        note = "during a push" if mischief.during else ""
+        return Strike(now, due.kind, victim.pid, title, self._names.get(victim, ""), note, due.after_s)
 
     def _strike_run(self, due: Due, mischief: Mischief) -> Strike | None:
         if len(self._members) < 2 or self._family.has_ended:  # alone, the driver is not yet ready for signals
@@ -97,16 +102,16 @@ class Striker:
             note = f"{count} processes"
             if mischief.what == DAMAGE:
                 note += f", {flip_byte(newest(self._run_dir), random.Random(due.pick))}"
-        return Strike(now, due.kind, root.pid, title, note, due.after_s)
+        return Strike(now, due.kind, root.pid, title, "", note, due.after_s)
 
     def _all(self, whom: str) -> list[psutil.Process]:
-        return [member for member in self._members if TITLES[whom] in title_of(member)]
+        return [member for member in self._members if role_of(title_of(member)) == whom]
 
-    def _caught(self, doing: str) -> bool:
+    def _caught(self, method: str) -> bool:
         """Whether a learner rank does this, seen within the next fraction of a second."""
         ranks, deadline = self._all("learner"), time.monotonic() + LOOK_S
         while ranks and time.monotonic() < deadline:
-            if any(title_of(rank).endswith(f".{doing}") for rank in ranks):
+            if any(doing(rank) == method for rank in ranks):
                 return True
             time.sleep(GLANCE_S)  # nobody tells us when: a title can only be read
         return False
@@ -115,8 +120,21 @@ class Striker:
 def title_of(process: psutil.Process) -> str:
     """What a process is called; empty if it is gone."""
     with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     return ""
+
+
+def role_of(title: str) -> str:
+    """What a process with this title is to a run: a key of CLASSES, "decoder", or nothing."""
+    told = TITLE.match(title)
+    roles = [role for role, name in CLASSES.items() if told and told["of"] == name]
+    return roles[0] if roles else "decoder" if DECODER in title else ""
+
+
+def doing(process: psutil.Process) -> str:
+    """The method that a worker is in; empty if it rests."""
+    told = TITLE.match(title_of(process))
+    return (told["doing"] or "") if told else ""
 
 
 def newest(run_dir: Path) -> Path | None:

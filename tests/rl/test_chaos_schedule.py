@@ -1,6 +1,6 @@
 """Which faults strike when: the same for the same seed, every kind in every round."""
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,7 @@ def test_every_round_holds_every_kind_once_and_gaps_are_half_to_one_and_a_half_o
     for start in range(0, len(due), len(KINDS)):
         assert {one.kind for one in due[start : start + len(KINDS)]} == set(KINDS)
     times = [0.0, *(one.after_s for one in due)]
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in pairwise(times):
         assert 0.5 * every_s - 1e-6 <= after - before <= 1.5 * every_s + 1e-6
     assert all(0 <= one.pick < 1 for one in due)
 
