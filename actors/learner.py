@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
 WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
+WRITING_GRACE_S = 30.0  # for ranks that are to be killed in the middle of it
 
 
 Restore = Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]]  # pixels that are lost, made anew
@@ -139,6 +140,10 @@ class PendingFiles:
         parts = gather(self._calls, timeout_s=timeout_s, doing="write a checkpoint", failure=LearnerError)
         return [file for part in parts for file in part]
 
+    def wait(self, timeout_s: float) -> None:
+        """Until every rank has written, has failed or has died, but no longer than that."""
+        ray.wait(self._calls, num_returns=len(self._calls), timeout=timeout_s)
+
 
 class LearnerGroup:
     """Driver's end of the ranks: one call reaches all of them and waits for all."""
@@ -162,6 +167,7 @@ class LearnerGroup:
         self._timeout_s, self._attend, self._restore = start_timeout_s, attend, restore
         remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
+        self._writing: PendingFiles | None = None
         try:
             self._start(make_learner)
         except LearnerError:
@@ -214,7 +220,8 @@ class LearnerGroup:
         """Copy the learners' part of a checkpoint; it is written into `folder` while they go on."""
         self._wait([rank.capture.remote(str(folder)) for rank in self._ranks], "copy the state for a checkpoint")
         in_writing = {"concurrency_group": WRITING}
-        return PendingFiles([rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks])
+        self._writing = PendingFiles([rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks])
+        return self._writing
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""
@@ -229,7 +236,12 @@ class LearnerGroup:
         return max(self._wait([rank.memory_mib.remote() for rank in self._ranks], "report"))
 
     def stop(self) -> None:
-        """Kill the ranks; a learner group cannot be initialised twice in one process."""
+        """Kill the ranks; a learner group cannot be initialised twice in one process.
+
+        A checkpoint that is being written is written, within a grace.
+        """
+        if self._writing is not None:
+            self._writing.wait(WRITING_GRACE_S)
         for rank in self._ranks:
             ray.kill(rank, no_restart=True)
 

@@ -303,9 +303,21 @@ class RolloutCrew:
         """Something broke and was mended."""
         self._faults.append(fault)
 
-    def take_faults(self) -> list[Fault]:
-        """What broke and was mended since the last call of this method."""
+    def take_faults(self, *, unfinished: bool = False) -> list[Fault]:
+        """What broke and was mended since the last call of this method.
+
+        Args:
+            unfinished: also what is being mended; for the end of a run.
+        """
         faults, self._faults = self._faults, []
+        if unfinished:
+            for place in [place for place in self.places if place.lost]:
+                seconds, action = (
+                    time.time() - place.lost.detected_s,
+                    f"{place.lost.action}; not back when the run ended",
+                )
+                faults.append(replace(place.lost, action=action, recovery_s=seconds))
+                place.lost = None
         return faults
 
     def _feel_pulse(self, place: Place, hear: Callable[[int, int, Completion], None]) -> None:

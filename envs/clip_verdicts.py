@@ -22,9 +22,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from envs.rows import DatasetError
-from envs.video import DecoderDiedError, VideoError, VideoReader, VideoTimeoutError
+from envs.video import (
+    DecoderDiedError,
+    DecodingFailedError,
+    VideoError,
+    VideoMemoryError,
+    VideoReader,
+    VideoTimeoutError,
+)
 
 STRETCH = 1024  # frames of one request: bounds memory, and what one deadline covers
+PASSING = (VideoTimeoutError, VideoMemoryError, DecoderDiedError, DecodingFailedError)  # may end otherwise next time
 SMALL_HW = (28, 28)  # pixels: decoding is what is tried, not scaling
 
 
@@ -48,7 +56,7 @@ class ClipVerdict:
     frames: int = 0  # N
     damaged: int = 0  # frames that neighbours stand in for
     reason: str = ""
-    lasting: bool = True  # False: another try may end otherwise (a deadline, a process that was killed)
+    lasting: bool = True  # False: another try may end otherwise (a deadline, memory, a process that was killed)
 
     @property
     def holds(self) -> bool:
@@ -67,7 +75,7 @@ def check_clip(reader: VideoReader, path: str) -> ClipVerdict:
             damaged += bad
     except VideoError as error:
         reason = f"{type(error).__name__}: {error.problem}; {error.remedy}"
-        lasting = not isinstance(error, VideoTimeoutError | DecoderDiedError)
+        lasting = not isinstance(error, PASSING)
         return ClipVerdict(
             path, size, mtime_ns, ClipStatus.QUARANTINED, reason=" ".join(reason.split()), lasting=lasting
         )

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from envs.formats import FORMATS, RetrievalTrace, RowFormat, span_of
-from envs.rows import DatasetError, UnusableRow
+from envs.rows import DatasetError, UnusableRow, one_line
 from envs.video import VideoError
 from rl.trajectory import TimeSpan, VideoTask
 
@@ -175,7 +175,7 @@ def _read(
 
 
 def _rejected(path: Path, line: int, error: Exception) -> RejectedRow:
-    return RejectedRow(str(path), line, " ".join(str(error).split()))
+    return RejectedRow(str(path), line, one_line(error))
 
 
 def _clamped(span: TimeSpan, duration_s: float) -> TimeSpan:

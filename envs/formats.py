@@ -22,6 +22,7 @@ from envs.rows import (
     json_array,
     json_lines,
     number_at,
+    shortened,
     text_at,
     text_lines,
     video_file,
@@ -92,7 +93,7 @@ def make_task(
     """
     answer = answer.strip()
     if not any(character.isalnum() for character in answer):
-        raise UnusableRow(f"the answer {answer!r} says nothing")
+        raise UnusableRow(f"the answer {shortened(answer)} says nothing")
     if not question.removeprefix(_VIDEO_PLACEHOLDER).strip():
         raise UnusableRow("there is no question")
     if evidence_fps is not None and evidence_fps <= 0:

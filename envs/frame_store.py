@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from envs.video_frames import Scaler, decode, in_order_asked, read_frames
-from envs.video_index import VideoIndex
+from envs.video_index import VideoIndex, picture_bytes
 
 WHOLE_CLIP_SHARE = 0.5  # a request spanning more of the clip than this is a coarse pass: decode and keep everything
 
@@ -63,8 +63,16 @@ class FrameStore:
         """Add a clip and drop the least recently used ones beyond the budget."""
         with self._lock:
             self._clips[index.file_key, clip.size_HW] = clip
-            while self.held_bytes > self.budget_bytes:
-                self._clips.popitem(last=False)
+            self._drop_beyond(self.budget_bytes)
+
+    def make_room(self, num_bytes: int) -> None:
+        """Drop the least recently used clips until as much is free: what is to come must not lie beside them."""
+        with self._lock:
+            self._drop_beyond(self.budget_bytes - num_bytes)
+
+    def _drop_beyond(self, num_bytes: int) -> None:
+        while self._clips and self.held_bytes > num_bytes:
+            self._clips.popitem(last=False)
 
 
 def read_frames_through(
@@ -74,7 +82,7 @@ def read_frames_through(
     asked_T = index.frames_on_screen(times_s)
     clip = store.find(index, size_HW)
     if clip is None and _is_coarse_pass(index, times_s):
-        clip = _decode_whole(index, size_HW, store.budget_bytes)
+        clip = _decode_whole(index, size_HW, store)
         if clip is not None:
             store.keep(index, clip)
     if clip is None:
@@ -86,20 +94,23 @@ def _is_coarse_pass(index: VideoIndex, times_s: Sequence[float]) -> bool:
     return len(times_s) > 1 and max(times_s) - min(times_s) >= WHOLE_CLIP_SHARE * index.duration_s
 
 
-def _decode_whole(index: VideoIndex, size_HW: tuple[int, int], budget_bytes: int) -> StoredClip | None:
+def _decode_whole(index: VideoIndex, size_HW: tuple[int, int], store: FrameStore) -> StoredClip | None:
     """The whole clip in the form that fits the budget, or None if neither does."""
     as_decoded = index.num_frames * index.frame_bytes
     as_rgb = index.num_frames * size_HW[0] * size_HW[1] * 3
-    if min(as_decoded, as_rgb) > budget_bytes:
+    if min(as_decoded, as_rgb) > store.budget_bytes:
         return None
-    scaler = None if as_decoded <= budget_bytes else Scaler(index.rotation, size_HW)
-    shown, pictures, damaged = [], [], []
+    scaler = None if as_decoded <= store.budget_bytes else Scaler(index.rotation, size_HW)
+    store.make_room(as_rgb if scaler else as_decoded)
+    shown, pictures, damaged, num_bytes = [], [], [], 0
     for number, picture, is_damaged in decode(index, range(index.num_frames)):
         shown.append(number)
         pictures.append(scaler(picture) if scaler else picture)
         damaged.append(is_damaged)
-    kept_bytes, kept_size = (as_rgb, size_HW) if scaler else (as_decoded, None)
-    return StoredClip(tuple(shown), tuple(pictures), tuple(damaged), kept_size, kept_bytes)
+        num_bytes += pictures[-1].nbytes if scaler else picture_bytes(picture)
+        if num_bytes > store.budget_bytes:  # pictures may grow on the way
+            return None
+    return StoredClip(tuple(shown), tuple(pictures), tuple(damaged), size_HW if scaler else None, num_bytes)
 
 
 def _serve(

@@ -150,6 +150,7 @@ def _floor_hundredths(value: float) -> int:
     """The largest whole number of hundredths that is not above `value` as a float; 0 for what is no length."""
     if not (math.isfinite(value) and value > 0):
         return 0
+    value = min(value, _SATURATED / 100)
     whole = math.floor(value * 100)
     return whole + 1 if (whole + 1) / 100 <= value else whole
 

@@ -10,12 +10,21 @@ import csv
 import io
 import json
 import re
+import stat
+import unicodedata
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rl.trajectory import TimeSpan
 
+LONGEST_LINE = 16 * 2**20  # bytes; a longer one is no row, and is not kept in memory to find that out
+LONGEST_TEXT = 100_000  # characters of one value: beyond any question, and beyond any context
+LARGEST_FILE = 2**31  # bytes, of the kinds that are read as a whole
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".MP4")
+LONGEST_PATH = 4096  # characters; Linux takes as many bytes
+UNNAMABLE = ("Cc", "Zl", "Zp", "Cs")  # Unicode categories: controls, ends of lines and paragraphs, halves of pairs
 
 
 class DatasetError(ValueError):
@@ -26,10 +35,20 @@ class UnusableRow(ValueError):
     """One row cannot be used; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatedKey:
+    """An object of a JSON text in which a key stands twice: nobody knows which of its values is meant."""
+
+    key: str
+
+
 def text_lines(path: Path) -> Iterator[tuple[int, str | UnusableRow]]:
     """Lines that are not blank, stripped."""
     with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
+        for line, raw in enumerate(_bounded_lines(file), start=1):
+            if len(raw) > LONGEST_LINE:
+                yield line, UnusableRow(f"the line is longer than {LONGEST_LINE:,} bytes")
+                continue
             try:
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             except UnicodeDecodeError:
@@ -48,11 +67,11 @@ def json_lines(path: Path) -> Iterator[tuple[int, object]]:
 def json_array(path: Path) -> Iterator[tuple[int, object]]:
     """Elements one by one, each with its line; what follows a broken one cannot be told apart: it is one bad row."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _whole_text(path)
     except UnicodeDecodeError:
         yield 1, UnusableRow("not UTF-8 text")
         return
-    decoder, blanks = json.JSONDecoder(), re.compile(r"[\s,]*")
+    decoder, blanks = json.JSONDecoder(object_pairs_hook=_object), re.compile(r"[\s,]*")
     at, line = blanks.match(text).end(), 1
     if text[at : at + 1] != "[":
         yield 1, UnusableRow("not JSON: expected an array of rows")
@@ -74,7 +93,7 @@ def json_array(path: Path) -> Iterator[tuple[int, object]]:
 def csv_rows(path: Path) -> Iterator[tuple[int, object]]:
     """Rows of a CSV file as mappings from the names in its first line; every value is a text."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = _whole_text(path)
     except UnicodeDecodeError:
         yield 1, UnusableRow("not UTF-8 text")
         return
@@ -94,7 +113,7 @@ def json_object(path: Path) -> Mapping[str, object]:
         DatasetError: there is no such file, or it is something else.
     """
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        value = json.loads(_whole_text(path), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise DatasetError(f"{path} cannot be read as one JSON object: {error}") from error
     if not isinstance(value, dict):
@@ -104,6 +123,8 @@ def json_object(path: Path) -> Mapping[str, object]:
 
 def as_mapping(row: object) -> Mapping[str, object]:
     """The row itself, if it has keys."""
+    if isinstance(row, RepeatedKey):
+        raise UnusableRow(f"the key {shortened(row.key)} stands twice")
     if not isinstance(row, dict):
         raise UnusableRow(f"expected an object with keys, got {type(row).__name__}")
     return row
@@ -114,6 +135,8 @@ def text_at(row: Mapping[str, object], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UnusableRow(f"{key!r} must be a text that is not empty, got {shortened(value)}")
+    if len(value) > LONGEST_TEXT:
+        raise UnusableRow(f"{key!r} is longer than {LONGEST_TEXT:,} characters")
     if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
         raise UnusableRow(f"{key!r} holds half a Unicode pair")
     return value
@@ -152,21 +175,41 @@ def video_file(name: str, root: Path, folders: tuple[str, ...] = ("",)) -> str:
 
 
 def confine(path: str, root: Path) -> str:
-    """The absolute path of an existing file under `root`, links resolved.
+    """The absolute path of an existing regular file under `root`, links resolved. Nothing is opened.
+
+    A name may be odd (blanks, quotes, any script), but fits on one line and can be written as UTF-8, as it goes through
+    logs, records and pages; so may what it links to.
 
     Raises:
-        UnusableRow: there is no such file, or it lies elsewhere.
+        UnusableRow: there is no such file, it lies elsewhere, or its name cannot be used.
     """
     home = root.resolve()
+    _require_name(path, path)
     try:
         resolved = (home / path).resolve(strict=True)
-    except (OSError, ValueError, RuntimeError) as error:  # missing, NUL in the name, a circle of links
-        raise UnusableRow(f"video {path!r} cannot be found under {root}") from error
+        is_regular = stat.S_ISREG(resolved.stat().st_mode)  # a fifo would be waited for, a device never ends
+    except (OSError, ValueError, RuntimeError) as error:  # missing, too long, a circle of links
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UnusableRow(f"video {shortened(path)} cannot be found under {root}: {reason}") from error
     if not resolved.is_relative_to(home):
-        raise UnusableRow(f"video {path!r} lies outside {root}")
-    if not resolved.is_file():
-        raise UnusableRow(f"video {path!r} is not a file")
+        raise UnusableRow(f"video {shortened(path)} lies outside {root}")
+    if not is_regular:
+        raise UnusableRow(f"video {shortened(path)} is not a regular file")
+    _require_name(path, str(resolved))
     return str(resolved)
+
+
+def _require_name(asked: str, path: str) -> None:
+    if len(path) > LONGEST_PATH:
+        raise UnusableRow(
+            f"video {shortened(asked)}: a path of {len(path)} characters, at most {LONGEST_PATH} are read"
+        )
+    odd = next((character for character in path if unicodedata.category(character) in UNNAMABLE), None)
+    if odd is not None:
+        whose = "its name" if asked == path else "the name it links to"
+        raise UnusableRow(
+            f"video {shortened(asked)}: {whose} holds {odd!a}, no line end, control or byte beyond UTF-8 may"
+        )
 
 
 def shortened(value: object) -> str:
@@ -177,11 +220,39 @@ def shortened(value: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, on one line of bounded length: it may quote the row."""
+    said = str(error)
+    return " ".join((said if len(said) <= 500 else f"{said[:300]} … {said[-200:]}").split())
+
+
 def _decoded_json(text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         return UnusableRow(f"not JSON: {error}")
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object] | RepeatedKey:
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    seen: set[str] = set()
+    return RepeatedKey(next(key for key, _ in pairs if key in seen or seen.add(key)))
+
+
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines as they are, but of those that are too long one byte more than is allowed."""
+    while raw := file.readline(LONGEST_LINE + 1):
+        yield raw
+        while len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+            raw = file.readline(LONGEST_LINE + 1)
+
+
+def _whole_text(path: Path) -> str:
+    if path.stat().st_size > LARGEST_FILE:
+        raise DatasetError(f"{path}: larger than {LARGEST_FILE:,} bytes; cut it into several, or use JSON lines")
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def _is_file(root: Path, path: str) -> bool:

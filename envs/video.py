@@ -1,4 +1,4 @@
-"""Video for the environment: what a clip is, and its frames at given times, within a deadline.
+"""Video for the environment: what a clip is, and its frames at given times, within a deadline and a limit of memory.
 
     reader = VideoReader(backend="pyav", timeout_s=60, workers=1, store_bytes=256 << 20)
     clip = reader.describe("clip.mp4")                                        # .duration_s .native_fps .height .width
@@ -9,31 +9,36 @@ Calls block and are thread-safe. Every failure is a VideoError that names the fi
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from envs.decode_process import DecodeProcess, Decoder, DecoderDiedError
-from envs.video_frames import read_frames
-from envs.video_index import (
+from envs.decode_process import MIB, DecodeProcess, Decoder, DecoderDiedError
+from envs.video_file import (
     CorruptVideoError,
+    DecodingFailedError,
     FrameRangeError,
     NoVideoStreamError,
     VideoError,
-    VideoIndex,
+    VideoMemoryError,
     VideoOpenError,
     VideoTimeoutError,
-    index_video,
 )
+from envs.video_frames import read_frames
+from envs.video_index import VideoIndex, index_video
 
 __all__ = [
     "CorruptVideoError",
     "DecoderDiedError",
+    "DecodingFailedError",
     "FrameRangeError",
     "NoVideoStreamError",
     "VideoError",
     "VideoIndex",
+    "VideoMemoryError",
     "VideoOpenError",
     "VideoReader",
     "VideoTimeoutError",
@@ -49,20 +54,30 @@ class VideoReader:
     """
 
     def __init__(
-        self, backend: str = "pyav", timeout_s: float = 60.0, workers: int = 1, store_bytes: int = 268_435_456
+        self,
+        backend: str = "pyav",
+        timeout_s: float = 60.0,
+        workers: int = 1,
+        store_bytes: int = 268_435_456,
+        memory_mib: int = 2048,
     ) -> None:
         """
         Args:
             backend: pyav, or decord (plain files only; others raise).
             timeout_s: of one request; a process beyond it is killed and replaced. No effect with `workers=0`.
-            workers: decoding processes; 0 decodes in the caller's thread, without a deadline.
+            workers: decoding processes; 0 decodes in the caller's thread, without a deadline or a limit of memory, and
+                a decoder that crashes takes the caller with it: for clips of one's own making.
             store_bytes: decoded frames kept, all processes together.
+            memory_mib: of one process, beyond its share of the store; a clip that needs more is refused. No effect with
+                `workers=0`.
         """
         if workers == 0:
             self._decoders: list[Decoder | DecodeProcess] = [Decoder(backend, store_bytes)]
         else:
             Decoder(backend, 0)  # refuses an unknown backend here rather than in a child
-            self._decoders = [DecodeProcess(backend, store_bytes // workers, timeout_s) for _ in range(workers)]
+            self._decoders = [
+                DecodeProcess(backend, store_bytes // workers, timeout_s, memory_mib * MIB) for _ in range(workers)
+            ]
 
     def describe(self, path: str) -> VideoIndex:
         """Length, rate, display size and packet index.
@@ -84,6 +99,12 @@ class VideoReader:
         """
         return self._decoder_of(path).frames(path, times_s, size_HW)
 
+    @property
+    def replaced(self) -> Counter[str]:
+        """Decoding processes replaced so far, by cause: deadline, death, memory, worn."""
+        processes = [decoder for decoder in self._decoders if isinstance(decoder, DecodeProcess)]
+        return sum((process.replaced for process in processes), Counter())
+
     def close(self) -> None:
         """End the decoding processes. Further requests start new ones."""
         for decoder in self._decoders:
@@ -96,4 +117,8 @@ class VideoReader:
         self.close()
 
     def _decoder_of(self, path: str) -> Decoder | DecodeProcess:
-        return self._decoders[zlib.crc32(path.encode()) % len(self._decoders)]
+        try:
+            name = os.fsencode(path)
+        except UnicodeEncodeError as error:
+            raise VideoOpenError(path, "is no file's name (half a Unicode pair)", "check the path") from error
+        return self._decoders[zlib.crc32(name) % len(self._decoders)]

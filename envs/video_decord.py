@@ -13,7 +13,10 @@ from collections.abc import Sequence
 import decord
 import numpy as np
 
-from envs.video_index import VideoError, VideoIndex, VideoOpenError
+from envs.video_file import VideoError, VideoOpenError
+from envs.video_index import VideoIndex
+
+decord.logging.set_level(decord.logging.QUIET)  # its FFmpeg writes a line per packet of a broken file
 
 SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 

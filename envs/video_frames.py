@@ -16,7 +16,8 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from envs.video_index import BAD_SHARE, CorruptVideoError, VideoIndex, decode_packet, open_container
+from envs.video_file import BREAKS_OFF, CorruptVideoError, demuxer, regular_file
+from envs.video_index import BAD_SHARE, VideoIndex, decode_packet
 
 NONREF_IS_SAFE = ("h264", "vp8", "mpeg4", "mpeg2video")  # codecs whose "non-reference" means referred to by nobody
 JUMP_PACKETS = 32  # nearer keyframes are reached by reading on: a seek costs more
@@ -86,9 +87,10 @@ def decode(index: VideoIndex, wanted: Sequence[int]) -> Iterator[Picture]:
 
     Raises:
         CorruptVideoError: nothing comes out at all.
-        VideoOpenError: the file can no longer be opened.
+        VideoOpenError: the file can no longer be opened, or is another one by now.
+        MemoryError: there was too little for it.
     """
-    with open_container(index.path) as container:
+    with regular_file(index.path, index.file_key) as file, demuxer(file) as container:
         run = _ForwardRun(index, container, wanted)
         before: tuple[int, av.VideoFrame] | None = None
         waiting = deque(int(number) for number in wanted)
@@ -156,7 +158,9 @@ class _ForwardRun:
         """The next packet, the empty one that drains the decoder included; None after it, or where the file breaks."""
         try:
             return next(self._packets, None)
-        except av.error.FFmpegError:
+        except MemoryError:
+            raise  # FFmpeg's own is one, too
+        except BREAKS_OFF:
             return None
 
     def _choose_skipping(self, packet: av.Packet) -> None:

@@ -9,49 +9,34 @@ whose presentation time is <= t.
 from __future__ import annotations
 
 import os
-import stat
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import av
 import numpy as np
 
+from envs.video_file import (
+    BREAKS_OFF,
+    MAX_PICTURE_PIXELS,
+    CorruptVideoError,
+    FileKey,
+    FrameRangeError,
+    NoVideoStreamError,
+    demuxer,
+    regular_file,
+)
+
 BAD_SHARE = 0.1  # of a stream, or of the frames asked for, that may be missing
 UNTRUSTED_CLOCKS = ("avi", "mpeg")  # containers that carry no presentation times; what demuxers make up is often wrong
 SAME_TIME_S = 1e-6  # two times closer than this are one: slack for floats
+USUAL_FPS = 25.0  # where a stream does not say, or says something absurd
+MAX_FPS = 10_000.0  # declared
+MAX_PACKETS = 1_000_000  # of a stream: nine hours at 30 fps; a stream without end is refused rather than waited for
+MAX_DURATION_S = 1e6  # eleven days; what claims to be longer has a broken clock
 PAST_END_S = 0.011  # asked times are in centiseconds: this far beyond the end is still the last frame
-
-
-class VideoError(Exception):
-    """A video that cannot be used: which one, what is wrong, what to do about it."""
-
-    def __init__(self, path: str, problem: str, remedy: str) -> None:
-        super().__init__(path, problem, remedy)
-        self.path, self.problem, self.remedy = path, problem, remedy
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.remedy}"
-
-
-class VideoOpenError(VideoError):
-    """There is no such file, or no demuxer understands it."""
-
-
-class NoVideoStreamError(VideoError):
-    """The file is sound but holds no moving picture."""
-
-
-class CorruptVideoError(VideoError):
-    """The stream is damaged beyond what may be bridged with neighbouring frames."""
-
-
-class VideoTimeoutError(VideoError):
-    """Decoding did not end before its deadline."""
-
-
-class FrameRangeError(VideoError):
-    """A time was asked for at which the clip shows nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +44,7 @@ class VideoIndex:
     """The clock of a video's best stream."""
 
     path: str
-    file_key: tuple[str, int, int]  # path, bytes, mtime: the identity of what was indexed
+    file_key: FileKey  # the identity of what was indexed
     container: str  # FFmpeg's name of the format
     stream_index: int
     codec: str
@@ -108,43 +93,74 @@ def index_video(path: str | os.PathLike[str]) -> VideoIndex:
     """Index a file by demuxing it (one picture is decoded, for its true size); cached by path, size and mtime.
 
     Raises:
-        VideoOpenError: no such file, or not a video container.
+        VideoOpenError: no such file, not a regular one, or not a video container.
         NoVideoStreamError: audio only.
-        CorruptVideoError: nothing decodable, or more than a tenth of the declared stream is missing.
+        CorruptVideoError: nothing decodable, a clock or pictures beyond all measure, or more than a tenth of the
+            declared stream is missing.
+        MemoryError: there was too little for it.
     """
     path = os.fspath(path)
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise VideoOpenError(path, f"cannot be opened ({error})", "check the path and the video root") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoOpenError(path, "is not a regular file", "give the path of a video file")
-    if status.st_size == 0:
-        raise VideoOpenError(path, "is empty (zero bytes)", "download it again")
-    return _index(path, status.st_size, status.st_mtime_ns)
+    with regular_file(path) as file:
+        index = INDICES.find(file.key)
+        if index is None:
+            with demuxer(file) as container:
+                index = _index(path, file.key, container)
+            INDICES.keep(index)
+    return index
 
 
-@lru_cache(maxsize=256)
-def _index(path: str, size_bytes: int, mtime_ns: int) -> VideoIndex:
-    with open_container(path) as container:
-        stream = best_stream(container, path)
-        stream.codec_context.thread_count = 1
-        packets, picture = _read_packets(container, stream)
-        if picture is None or not any(packet.is_key for packet in packets):
-            raise CorruptVideoError(path, "no picture can be decoded", "re-encode or replace the file")
-        return _build(path, (path, size_bytes, mtime_ns), container, stream, packets, picture)
+@dataclass(slots=True)
+class IndexCache:
+    """Indices of the latest files, as many as `max_packets` packets allow (about 200 bytes each). Safe in threads."""
+
+    max_packets: int
+    _indices: OrderedDict[FileKey, VideoIndex] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def held_packets(self) -> int:
+        """Of all indices."""
+        return sum(len(index.pts_P) for index in self._indices.values())
+
+    def find(self, key: FileKey) -> VideoIndex | None:
+        """The index of this very file, if it is held."""
+        with self._lock:
+            if key in self._indices:
+                self._indices.move_to_end(key)
+            return self._indices.get(key)
+
+    def keep(self, index: VideoIndex) -> None:
+        """Add an index and drop the least recently used ones beyond the limit."""
+        with self._lock:
+            self._indices[index.file_key] = index
+            while self.held_packets > self.max_packets:
+                self._indices.popitem(last=False)
 
 
-def open_container(path: str) -> av.container.InputContainer:
-    """Open for reading; use it in a `with`.
+INDICES = IndexCache(MAX_PACKETS)
 
-    Raises:
-        VideoOpenError: not a video container.
-    """
-    try:
-        return av.open(path, metadata_errors="ignore")
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoOpenError(path, f"is not a readable video ({error})", "replace the file") from error
+
+def _index(path: str, file_key: FileKey, container: av.container.InputContainer) -> VideoIndex:
+    stream = best_stream(container, path)
+    if stream.codec_context is None:
+        raise CorruptVideoError(path, "is in a codec that nobody knows", "re-encode or replace the file")
+    _refuse_huge(path, stream.codec_context)
+    if not stream.time_base or stream.time_base < 0:
+        raise CorruptVideoError(path, "has no clock (its time base is 0)", "re-encode or replace the file")
+    stream.codec_context.thread_count = 1
+    packets, picture = _read_packets(path, container, stream)
+    if picture is None or not any(packet.is_key for packet in packets):
+        raise CorruptVideoError(path, "no picture can be decoded", "re-encode or replace the file")
+    return _build(path, file_key, container, stream, packets, picture)
+
+
+def _refuse_huge(path: str, decoder: av.video.codeccontext.VideoCodecContext) -> None:
+    """By what the header declares, before any picture is allocated; the decoder has the same limit for what comes."""
+    if decoder.width * decoder.height > MAX_PICTURE_PIXELS:
+        problem = (
+            f"declares pictures of {decoder.width} x {decoder.height} pixels, at most {MAX_PICTURE_PIXELS} are read"
+        )
+        raise CorruptVideoError(path, problem, "scale the video down, or replace the file if its header is damaged")
 
 
 def best_stream(container: av.container.InputContainer, path: str) -> av.video.stream.VideoStream:
@@ -174,18 +190,24 @@ class _Packet:
     is_discarded: bool
 
 
-def _read_packets(container, stream) -> tuple[list[_Packet], av.VideoFrame | None]:
+def _read_packets(path: str, container, stream) -> tuple[list[_Packet], av.VideoFrame | None]:
     """All packets up to the end or to where the file breaks off, and the first picture that decodes."""
-    packets, picture = [], None
+    packets, picture, read = [], None, 0
     try:
         for packet in container.demux(stream):
+            read += 1
+            if read > MAX_PACKETS:
+                problem = f"has more than {MAX_PACKETS} packets: does its stream never end?"
+                raise CorruptVideoError(path, problem, "cut it into shorter clips, or drop the row")
             if picture is None:
                 picture = next(iter(decode_packet(stream.codec_context, packet)), None)
             if packet.size and _is_shown(packet, stream.codec_context.name):
                 packets.append(
                     _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
                 )
-    except av.error.FFmpegError:
+    except MemoryError:
+        raise  # FFmpeg's own is one, too
+    except BREAKS_OFF:
         pass  # the file breaks off here; how much is missing is judged by its declared duration
     return packets, picture
 
@@ -194,8 +216,15 @@ def decode_packet(decoder: av.CodecContext, packet: av.Packet | None) -> list[av
     """Pictures that come out; none if the packet is damaged (its frames then count as missing)."""
     try:
         return decoder.decode(packet)
+    except MemoryError:
+        raise  # not the packet's fault; FFmpeg's own is one, too
     except av.error.FFmpegError:
         return []
+
+
+def picture_bytes(picture: av.VideoFrame) -> int:
+    """Memory that a decoded picture holds."""
+    return sum(plane.buffer_size for plane in picture.planes)
 
 
 def _is_shown(packet: av.Packet, codec: str) -> bool:
@@ -204,6 +233,7 @@ def _is_shown(packet: av.Packet, codec: str) -> bool:
 
 
 def _build(path, file_key, container, stream, packets: list[_Packet], picture: av.VideoFrame) -> VideoIndex:
+    _refuse_broken_clock(path, [packet.pts for packet in packets if packet.pts is not None], stream)
     counts_frames = container.format.name in UNTRUSTED_CLOCKS or any(packet.pts is None for packet in packets)
     pts_P = _even_clock(packets, stream) if counts_frames else np.array([packet.pts for packet in packets], np.int64)
     key_P = np.array([packet.is_key for packet in packets])
@@ -217,10 +247,10 @@ def _build(path, file_key, container, stream, packets: list[_Packet], picture: a
     seconds = float(stream.time_base)
     times_s_N = (pts_P[packet_N] - pts_P[packet_N[0]]) * stream.time_base.numerator / stream.time_base.denominator
     gaps_s = np.diff(times_s_N)
-    usual_gap_s = float(np.median(gaps_s)) if len(gaps_s) else 1 / float(stream.average_rate or 25)
-    duration_s = float(times_s_N[-1]) + (packets[packet_N[-1]].duration * seconds or usual_gap_s)
+    usual_gap_s = float(np.median(gaps_s)) if len(gaps_s) else 1 / _declared_fps(stream)
+    duration_s = float(times_s_N[-1]) + _last_on_screen_s(packets[packet_N[-1]].duration * seconds, usual_gap_s, stream)
     _refuse_truncated(path, stream, float(np.ptp(pts_P)) * seconds + usual_gap_s)
-    rotation = round(picture.rotation) % 360
+    rotation = round(picture.rotation / 90) % 4 * 90  # other angles: the nearest quarter turn
     height, width = (picture.width, picture.height) if rotation in (90, 270) else (picture.height, picture.width)
     return VideoIndex(
         path=path,
@@ -237,7 +267,7 @@ def _build(path, file_key, container, stream, packets: list[_Packet], picture: a
         num_video_streams=len(_moving_streams(container)),
         has_discarded=any(packet.is_discarded for packet in packets),
         counts_frames=counts_frames,
-        frame_bytes=sum(plane.buffer_size for plane in picture.planes),
+        frame_bytes=picture_bytes(picture),
         pts_P=pts_P,
         start_P=np.zeros(len(packets), dtype=np.int64) if counts_frames else _decoding_starts(pts_P, key_P),
         packet_N=packet_N,
@@ -249,9 +279,11 @@ def _build(path, file_key, container, stream, packets: list[_Packet], picture: a
 
 def _even_clock(packets: list[_Packet], stream: av.video.stream.VideoStream) -> np.ndarray:
     """Times for frames that have none: one packet after the other, as far apart as decoding times usually are."""
-    decoded_at = sorted(packet.dts for packet in packets if packet.dts is not None)
+    decoded_at = np.array(sorted(packet.dts for packet in packets if packet.dts is not None), dtype=np.float64)
     gap = float(np.median(np.diff(decoded_at))) if len(decoded_at) > 1 else 0.0
-    gap = gap or 1 / float((stream.average_rate or 25) * stream.time_base)
+    most = MAX_DURATION_S / len(packets) / float(stream.time_base)
+    if not 0 < gap <= most:
+        gap = min(1 / (_declared_fps(stream) * float(stream.time_base)), most)
     return np.round(np.arange(len(packets)) * gap).astype(np.int64)
 
 
@@ -260,13 +292,35 @@ def _decoding_starts(pts_P: np.ndarray, key_P: np.ndarray) -> np.ndarray:
 
     A frame displayed before the keyframe it follows in the file (an open group's leading picture) needs the one before.
     """
-    starts, keys = [], []
+    starts, keys, key_times = [], [], []  # keys: those that no later one precedes on screen; their times increase
+    first = int(np.argmax(key_P))
     for position, (pts, is_key) in enumerate(zip(pts_P.tolist(), key_P.tolist(), strict=True)):
         if is_key:
-            keys.append(position)
-        fitting = (key for key in reversed(keys) if pts_P[key] <= pts)
-        starts.append(next(fitting, keys[0] if keys else 0))
+            while key_times and key_times[-1] >= pts:
+                keys.pop(), key_times.pop()
+            keys.append(position), key_times.append(pts)
+        fitting = bisect_right(key_times, pts)
+        starts.append(keys[fitting - 1] if fitting else first if keys else 0)
     return np.array(starts, dtype=np.int64)
+
+
+def _declared_fps(stream: av.video.stream.VideoStream) -> float:
+    declared = float(stream.average_rate or 0)
+    return declared if 1 / MAX_DURATION_S < declared <= MAX_FPS else USUAL_FPS
+
+
+def _last_on_screen_s(declared_s: float, usual_gap_s: float, stream: av.video.stream.VideoStream) -> float:
+    """How long the last frame stays: as declared, or as the others do."""
+    if 0 < declared_s <= MAX_DURATION_S:
+        return declared_s
+    return usual_gap_s or 1 / _declared_fps(stream)
+
+
+def _refuse_broken_clock(path: str, times: Sequence[int], stream: av.video.stream.VideoStream) -> None:
+    lasts_s = (max(times) - min(times)) * stream.time_base if times else 0
+    if lasts_s > MAX_DURATION_S:
+        problem = f"has a broken clock: its frames lie {float(lasts_s):.4g} s apart"
+        raise CorruptVideoError(path, problem, "re-encode or replace the file")
 
 
 def _refuse_truncated(path: str, stream, held_s: float) -> None:

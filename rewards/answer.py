@@ -12,6 +12,7 @@ from rl.trajectory import AnswerKind, TimeSpan, Trajectory, VideoTask, interval_
 Reference = TypeVar("Reference", str, TimeSpan)
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_MARKS = 30  # on one letter, as in Unicode's Stream-Safe Text: no script puts more
 
 
 def answer(task: VideoTask, trajectory: Trajectory) -> float:
@@ -51,9 +52,22 @@ def answer_body(text: str) -> str | None:
 
 def normalised(text: str) -> str:
     """Lower case, Unicode-normalised, without ASCII punctuation, articles and superfluous blanks (as SQuAD does)."""
-    lower = unicodedata.normalize("NFKC", text).lower()
+    lower = unicodedata.normalize("NFKC", _without_piles(text)).lower()
     without_punctuation = lower.translate(str.maketrans("", "", string.punctuation))
     return " ".join(_ARTICLES.sub(" ", without_punctuation).split())
+
+
+def _without_piles(text: str) -> str:
+    """The text with at most `_MARKS` marks on a letter: they are put in order in time quadratic in their number."""
+    if text.isascii():
+        return text
+    kept, marks = [], 0
+    for character in text:
+        is_mark = unicodedata.combining(unicodedata.normalize("NFKD", character)[0])
+        marks = marks + 1 if is_mark else 0
+        if marks <= _MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def _required(reference: Reference | None, task: VideoTask, wanted: str) -> Reference:

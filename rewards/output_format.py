@@ -7,7 +7,7 @@ import re
 from rl.trajectory import Trajectory, VideoTask
 
 _TAG = re.compile(r"</?(?:think|span|fps|answer)>")
-_TRAILING_SPECIAL = re.compile(r"(?:<\|[a-z_]+\|>|\s)+\Z")  # <|im_end|> and the like
+_TRAILING_SPECIAL = re.compile(r"(?:>\|[a-z_]++\|<|\s)*+")  # <|im_end|> and the like, read from the text's end
 _LOOK = ("<span>", "</span>", "<fps>", "</fps>")
 
 
@@ -21,7 +21,7 @@ def output_format(task: VideoTask, trajectory: Trajectory, *, require_call: bool
     Args:
         require_call: whether a text without any call fails.
     """
-    text = _TRAILING_SPECIAL.sub("", trajectory.answer_text.strip())
+    text = _without_trailing_special(trajectory.answer_text)
     tags = tuple(_TAG.findall(text))
     looks = (len(tags) - 4) // len(_LOOK)
     if tags != ("<think>", *_LOOK * looks, "</think>", "<answer>", "</answer>") or (require_call and looks < 1):
@@ -29,3 +29,8 @@ def output_format(task: VideoTask, trajectory: Trajectory, *, require_call: bool
     texts = _TAG.split(text)  # one more than there are tags: what stands before, between and after them
     must_be_blank = (0, -1, -3, *(2 + len(_LOOK) * look + 1 for look in range(looks)))
     return float(not any(texts[i].strip() for i in must_be_blank) and bool(texts[-2].strip()))
+
+
+def _without_trailing_special(text: str) -> str:
+    """Backwards, since a search for what ends a text starts anew at every blank in it: quadratic time."""
+    return text[: len(text) - _TRAILING_SPECIAL.match(text[::-1]).end()]

@@ -198,7 +198,8 @@ def _memory(config: RunConfig, parameters: int) -> Finding:
     engines = config.rollout.num_workers * (ENGINE_GIB + config.rollout.engine.kv_cache_bytes / 2**30)
     trained = parameters * BYTES_PER_TRAINED_PARAMETER / 2**30
     learners = config.learner.num_ranks * (LEARNER_GIB + trained)
-    needed, free = engines + learners + DRIVER_GIB, available_bytes() / 2**30
+    copied = trained  # a checkpoint in memory, until it is written beside the run
+    needed, free = engines + learners + copied + DRIVER_GIB, available_bytes() / 2**30
     detail = f"about {needed:.1f} GiB needed, {free:.1f} GiB free"
     if needed > free:
         remedy = "close programs, or lower rollout.num_workers, learner.num_ranks or rollout.engine.kv_cache_bytes"
@@ -249,11 +250,14 @@ def _output(config: RunConfig, parameters: int) -> Finding:
         return Finding("output_dir", Level.MISSING, f"{existing} cannot be written; set output_dir=...")
     kept = config.trainer.keep_checkpoints + 1  # the next one is written before the oldest goes
     kept += bool(config.trainer.best_metric and config.trainer.eval_tasks)  # the best one stays
+    if config.trainer.keep_every:
+        kept += config.trainer.steps // config.trainer.keep_every
     needed = MIN_FREE_GIB + kept * parameters * BYTES_PER_TRAINED_PARAMETER / 2**30
     free = psutil.disk_usage(str(existing)).free / 2**30
     if free < needed:
-        remedy = f"{needed:.1f} GiB are needed: make room, lower trainer.keep_checkpoints, or set output_dir to another"
-        return Finding("output_dir", Level.MISSING, f"{existing} has {free:.1f} GiB free; {remedy} disk")
+        remedy = "make room, keep fewer (trainer.keep_checkpoints, keep_every), or set output_dir to another disk"
+        detail = f"{existing} has {free:.1f} GiB free; {needed:.1f} GiB are needed: {remedy}"
+        return Finding("output_dir", Level.MISSING, detail)
     return Finding("output_dir", Level.OK, f"{folder / config.name}, {needed:.1f} of {free:.0f} GiB free are needed")
 
 

@@ -380,6 +380,8 @@ def main() -> None:
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
         )  # or DeepSpeed, wherever it is imported, warns that it had to guess
+    if not os.environ.get("RAY_ADDRESS"):  # a Ray started here listens on loopback; read once, when ray is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `ray job stop`: workers are released on the way out
     try:
         app()

@@ -7,8 +7,11 @@ that validate themselves; a key that does not exist is refused with the nearest 
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,6 +20,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+MAX_BYTES, MAX_DEPTH = 2**20, 32  # of a YAML file: more than anybody writes, and less than its parsers choke on
+LONGEST = 1000  # characters of a message
+MOST_SECONDS = 1e8  # three years; clocks and locks overflow somewhere beyond
+FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:DYNFRAME_[A-Z0-9_]+(?:,[^${}]*)?\}")
 HELD_OUT = "held_out/"  # evaluations during training report under it
 HELD_OUT_METRICS = ("reward_sampling", "reward_reasoning", "accuracy", "calls", "frames", "failed")  # and term/NAME
 
@@ -27,7 +34,7 @@ class ConfigError(ValueError):
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ConfigError(message)
+        raise ConfigError(message if len(message) <= LONGEST else f"{message[:LONGEST]}…")
 
 
 def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
@@ -37,8 +44,9 @@ def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
 
 def _require_folder_name(key: str, name: str) -> None:
     _require(
-        re.fullmatch(r"[\w.-]+", name) is not None and name not in (".", ".."),
-        f"{key} must be letters, digits, '_', '-' or '.', for it names a folder in output_dir; got {name!r}",
+        re.fullmatch(r"[\w.-]{1,100}", name) is not None and name not in (".", ".."),
+        f"{key} must be letters, digits, '_', '-' or '.', 100 at most, for it names a folder in output_dir; got "
+        f"{_shown(name)}",
     )
 
 
@@ -167,13 +175,19 @@ class VideoConfig:
     backend: str = "pyav"  # pyav | decord (plain single-stream files only; others fall back to a typed error)
     v0: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
     decode_timeout_s: float = 60.0  # one request; the decoding process is killed beyond it
-    decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker itself
+    decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker, without limits
+    # of one decoding process, beyond its share of the store; an 8K clip needs 1 GiB for the pictures others refer to
+    decode_memory_mib: int = 2048
     store_bytes: int = 268_435_456  # shared decoded-frame store per rollout worker
 
     def __post_init__(self) -> None:
         _one_of("video.backend", self.backend, ("pyav", "decord"))
         _require(self.decode_timeout_s > 0, "video.decode_timeout_s must be > 0")
         _require(self.decode_workers >= 0, f"video.decode_workers must be >= 0, got {self.decode_workers}")
+        _require(
+            256 <= self.decode_memory_mib <= 1_048_576,
+            f"video.decode_memory_mib must be between 256 (a 1080p clip) and 1048576, got {self.decode_memory_mib}",
+        )
 
 
 @dataclass(frozen=True)
@@ -277,11 +291,14 @@ class ScoringConfig:
     calls: str = "mean"  # several retrieval calls in one trajectory: mean | last | max of their sampling reward
     timeout_s: float = 30.0  # one reward call; a worker deaf to its alarm is killed after siblings * timeout_s
     max_failed_share: float = 0.25  # of a step's trajectories; above it the run stops with the cause
+    memory_mib: int = 4096  # a worker may take so much once its rewards are loaded: a call beyond it fails, a worker
+    #   beyond half of it is replaced between two groups; 0: no limit
 
     def __post_init__(self) -> None:
         _one_of("scoring.calls", self.calls, ("mean", "last", "max"))
         _require(self.num_workers >= 1, f"scoring.num_workers must be >= 1, got {self.num_workers}")
         _require(self.timeout_s > 0, f"scoring.timeout_s must be > 0, got {self.timeout_s}")
+        _require(self.memory_mib >= 0, f"scoring.memory_mib must be >= 0, got {self.memory_mib}")
         _require(
             0 <= self.max_failed_share <= 1, f"scoring.max_failed_share must be in [0, 1], got {self.max_failed_share}"
         )
@@ -469,6 +486,10 @@ class TrainerConfig:
         _require(self.max_failed_saves >= 1, f"trainer.max_failed_saves must be >= 1, got {self.max_failed_saves}")
         _require(self.remote_timeout_s >= 0, f"trainer.remote_timeout_s must be >= 0, got {self.remote_timeout_s}")
         _require(
+            not self.remote or "://" in self.remote,
+            f"trainer.remote must be a URL such as s3://bucket/runs or file:///mnt/runs, got {self.remote!r}",
+        )
+        _require(
             "@" not in self.remote.partition("://")[2].partition("/")[0],
             "trainer.remote: leave user and password out of the URL, for it is saved with every checkpoint; fsspec "
             "finds them in the environment or in its own configuration files",
@@ -553,6 +574,26 @@ class RunConfig:
         _refuse_what_does_not_fit(self)
 
 
+ABOVE_ZERO = (
+    "data.quickstart.duration_s",
+    "data.quickstart.native_fps",
+    "rollout.engine.gpu_memory_utilization",
+    "learner.timeout_s",
+    "weight_sync.timeout_s",
+    "placement.timeout_s",
+)
+AT_LEAST_ONE = (  # numbers that are sizes or counts of something there has to be
+    "data.quickstart.train_clips",
+    "data.quickstart.size",
+    "video.v0.max_pixels",
+    "video.v0.max_visual_tokens",
+    "retrieval.max_pixels",
+    "rollout.engine.max_num_seqs",
+    "rollout.engine.kv_cache_bytes",
+    "weight_sync.bucket_bytes",
+)
+
+
 def _refuse_what_does_not_fit(config: RunConfig) -> None:
     """Values that are sound by themselves, but not together."""
     engine, placement, traces = config.rollout.engine, config.placement, config.cold_start.traces
@@ -599,15 +640,21 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     Raises:
         ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type or is out of range.
     """
-    merged = OmegaConf.structured(RunConfig)
-    for path in paths:
-        merged = _merge(merged, _read_yaml(Path(path)), str(path))
+    given = [(str(path), _read_yaml(Path(path))) for path in paths]
     if overrides:
-        merged = _merge(merged, _parse_overrides(overrides), "command line")
+        given.append(("command line", _parse_overrides(overrides)))
+    merged = OmegaConf.structured(RunConfig)
+    for origin, extra in given:
+        merged = _merge(merged, extra, origin)
     try:
+        _refuse_impossible_numbers(OmegaConf.to_container(merged, resolve=True))
         config = OmegaConf.to_object(merged)
+    except ConfigError as error:
+        raise ConfigError(f"{_origin_of(str(error), given)}{error}") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{', '.join(map(str, paths)) or 'command line'}: {_first_line(error)}") from error
+        raise ConfigError(
+            f"{', '.join(map(str, paths)) or 'command line'}: {_first_line(error)}{_where(error)}"
+        ) from error
     return config
 
 
@@ -662,23 +709,117 @@ def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file")
+def plain_yaml(text: str, origin: str) -> dict[str, Any]:
+    """The keys and values of a YAML text that others may have written: what stands there, of bounded depth.
+
+    Raises:
+        ConfigError: it is something else, or builds more than it says (tags, aliases).
+    """
+    _refuse_bombs(text, origin, aliases=False)
     try:
-        loaded = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin}: not readable as YAML: {_first_line(error)}") from error
+    _require(isinstance(values, dict), f"{origin}: expected keys and values at the top level")
+    return values
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    text = _read_text(path)
+    _refuse_bombs(text, str(path))
+    _refuse_interpolations(text, str(path))
+    try:
+        loaded = OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from error
     _require(isinstance(loaded, DictConfig), f"{path}: expected keys and values at the top level")
     return loaded
 
 
+def _read_text(path: Path) -> str:
+    """Of a regular file: a pipe would never end, and a device would be read until memory is full."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            _require(stat.S_ISREG(os.fstat(file.fileno()).st_mode), f"{path}: not a regular file")
+            raw = file.read(MAX_BYTES + 1)
+        _require(len(raw) <= MAX_BYTES, f"{path}: larger than {MAX_BYTES:,} bytes, which no configuration needs")
+        return raw.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not readable as YAML: it must be UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _refuse_bombs(text: str, origin: str, *, aliases: bool = True) -> None:
+    """Nesting is counted before anything is built: libyaml's own recursion ends in a crash of the process."""
+    depth = documents = 0
+    for event in _events(text, origin):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        where = f"{origin}, line {event.start_mark.line + 1}"
+        _require(depth <= MAX_DEPTH, f"{where}: nested more than {MAX_DEPTH} deep")
+        _require(documents <= 1, f"{where}: a second document begins (---); one is expected")
+        _require(aliases or not isinstance(event, yaml.AliasEvent), f"{where}: an alias (*) is not allowed here")
+
+
+def _refuse_interpolations(text: str, origin: str) -> None:
+    """What a value is replaced by is written into config.yaml of the run and of every checkpoint, and into its report:
+    variables of ours may be, HOME, AWS_SECRET_ACCESS_KEY and the like may not."""
+    for event in _events(text, origin):
+        if isinstance(event, yaml.ScalarEvent) and "${" in FROM_ENVIRONMENT.sub("", event.value):
+            raise ConfigError(
+                f"{origin}, line {event.start_mark.line + 1}: {_shown(event.value)}: of interpolations only "
+                "${oc.env:DYNFRAME_NAME,default} is allowed, for values end up in checkpoints and reports; write it out"
+            )
+
+
+def _events(text: str, origin: str) -> Iterator[yaml.Event]:
+    try:
+        yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
+        raise ConfigError(f"{origin}: not readable as YAML: {_first_line(error)}") from error
+
+
+def _refuse_impossible_numbers(values: Mapping[str, Any]) -> None:
+    """Of every section: no NaN, nothing infinite, nothing below 0, nothing that overflows where it is used."""
+    for key, value in _numbers(values):
+        shown = "a huge integer" if isinstance(value, int) and abs(value) >= 2**63 else repr(value)
+        _require(isinstance(value, int) or math.isfinite(value), f"{key} must be a finite number, got {shown}")
+        _require(-(2**63) <= value < 2**63, f"{key} must be below 2**63, got {shown}")
+        if key.startswith("rewards.") and ".args." in key:
+            continue  # what they may be is the function's business
+        _require(value >= 0, f"{key} must be >= 0, got {shown}")
+        _require(not key.endswith("_s") or value <= MOST_SECONDS, f"{key} must be <= {MOST_SECONDS:g} s, got {shown}")
+        _require(key not in ABOVE_ZERO or value > 0, f"{key} must be > 0, got {shown}")
+        if key in AT_LEAST_ONE or key.startswith("policy.tiny."):
+            _require(value >= 1, f"{key} must be >= 1, got {shown}")
+
+
+def _numbers(node: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            yield from _numbers(value, f"{key}[{place}]")
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield key, node
+
+
 def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
     for item in overrides:
-        _require("=" in item and not item.startswith("="), f"command line: {item!r} is not of the form key=value")
+        key, _, value = item.partition("=")
+        _require("=" in item and bool(key), f"command line: {_shown(item)} is not of the form key=value")
+        origin = f"command line: {_shown(key)}"
+        _require(len(item) <= MAX_BYTES, f"{origin}: longer than {MAX_BYTES:,} characters")
+        _require(key.count(".") + key.count("[") < MAX_DEPTH, f"{origin}: nested more than {MAX_DEPTH} deep")
+        _refuse_bombs(value, origin)
+        _refuse_interpolations(value, origin)
     try:
         return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, TypeError, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"command line: {_first_line(error)}") from error
 
 
@@ -686,7 +827,7 @@ def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
     _refuse_unknown(extra, origin)
     try:
         return OmegaConf.merge(base, extra)
-    except (OmegaConfBaseException, TypeError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin}: {_first_line(error)}{_where(error)}") from error
 
 
@@ -699,8 +840,8 @@ def _refuse_unknown(extra: DictConfig, origin: str) -> None:
         pattern = ".".join(parts)
         if pattern in known or pattern.startswith("rewards.*.args.") or pattern == "rewards.*":
             continue
-        nearest = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{origin}: unknown key {key!r}; did you mean {nearest!r}?")
+        nearest = difflib.get_close_matches(pattern[:200], known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{origin}: unknown key {_shown(key)}; did you mean {nearest!r}?")
 
 
 def _dotted(node: DictConfig, prefix: str = "") -> list[str]:
@@ -713,8 +854,20 @@ def _dotted(node: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
+def _origin_of(message: str, given: Sequence[tuple[str, DictConfig]]) -> str:
+    """The last place that set the key a message begins with, as "FILE: "; empty if it is a default."""
+    key = message.split(maxsplit=1)[0].rstrip(":").partition("[")[0]
+    return next((f"{origin}: " for origin, extra in reversed(given) if key in _dotted(extra)), "")
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} (line {error.problem_mark.line + 1})"[:LONGEST]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]
 
 
 def _where(error: Exception) -> str:

@@ -14,14 +14,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from actors.placement import Demand
 from rl.checkpoint import CHECKPOINTS, POLICY_FOLDER, Checkpoint
-from rl.config import ConfigError, RunConfig, to_dict
+from rl.config import ConfigError, RunConfig, plain_yaml, to_dict
 from rl.evaluate import is_done, play_rest, summarise_outcomes
 from rl.exams import PLAYED, Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam
 from rl.inspection import playable_policy
@@ -84,7 +83,9 @@ def run_evaluation(
 
 def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tuple[RunConfig, dict[str, Any]]:
     """The same configuration with the policy of a checkpoint, and where that comes from."""
-    changed = changed_meaning(yaml.safe_load(found.config_yaml), to_dict(config), meaning=PLAYED)
+    changed = changed_meaning(
+        plain_yaml(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config), meaning=PLAYED
+    )
     if changed:
         console.print(f"other settings than it was trained with: {'; '.join(changed)}", markup=False, highlight=False)
     config = replace(

@@ -15,9 +15,11 @@ Legend: B sequences of a micro-batch · T tokens · V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -430,18 +432,25 @@ def _meet(rank: int, world_size: int, master_addr: str, master_port: int, timeou
     os.environ.update(zip(names, map(str, (rank, world_size, local_rank, master_addr, master_port)), strict=True))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on the spot
-    deepspeed.init_distributed(
-        "nccl" if cuda else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(seconds=timeout_s),
-        init_method=f"tcp://{master_addr}:{master_port}",
-        rank=rank,
-        world_size=world_size,
-    )
+    _join(rank, world_size, master_addr, master_port, "nccl" if cuda else "gloo", timedelta(seconds=timeout_s))
+    deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
     if cuda:
         torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+def _join(rank: int, world_size: int, master_addr: str, master_port: int, backend: str, timeout: timedelta) -> None:
+    """The group of processes, met at a port that rank 0 opens on `master_addr` alone: torch would open it to everybody.
+
+    Where that is loopback, so is all that ranks say to each other.
+    """
+    listening = socket.create_server((master_addr, master_port)).detach() if rank == 0 else None
+    if ipaddress.ip_address(socket.gethostbyname(master_addr)).is_loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = dist.TCPStore(
+        master_addr, master_port, world_size, is_master=rank == 0, timeout=timeout, master_listen_fd=listening
+    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _start_engine(model: nn.Module, config: LearnerConfig, dtype: str) -> tuple[Any, torch.optim.AdamW]:

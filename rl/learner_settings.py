@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from rl.config import ConfigError, LearnerConfig, OptimizerConfig
+from rl.config import ConfigError, LearnerConfig, OptimizerConfig, plain_yaml
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +60,7 @@ def _read_extra(path: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        extra = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"learner.deepspeed_config: {path}: {error}") from error
-    if not isinstance(extra, dict):
-        raise ConfigError(f"learner.deepspeed_config: {path}: expected keys and values at the top level")
-    return extra
+    return plain_yaml(text, f"learner.deepspeed_config: {path}")  # JSON is YAML

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from rl.checkpoint import CheckpointStore
 from rl.manifest import CheckpointError
+from rl.trajectory import Fault
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Mirror:
         self._wanted = self._working = False
         self._in_line = True
         self._metrics: dict[str, float] = {}
+        self._faults: list[Fault] = []
 
     def __str__(self) -> str:
         return self._remote.url
@@ -69,23 +71,34 @@ class Mirror:
             numbers, self._metrics = self._metrics, {}
             return numbers
 
+    def take_faults(self) -> list[Fault]:
+        """Attempts that failed since the last call of this method."""
+        with self._state:
+            faults, self._faults = self._faults, []
+            return faults
+
     def _work(self) -> None:
         """Runs in a thread of its own, until there is nothing new."""
         while self._take():
-            start, failed = time.perf_counter(), 0.0
+            start, failure = time.perf_counter(), ""
             try:
                 self._bring_in_line()
             except (CheckpointError, OSError) as error:
-                failed = 1.0
-                log.warning("not copied to %s (the run goes on; tried again after the next save): %s", self, error)
-            except Exception:  # ours to mend, but no reason to lose a run
-                failed = 1.0
+                failure = str(error)
+                log.warning("not copied (the run goes on; tried again after the next save): %s", failure)
+            except Exception as error:  # ours to mend, but no reason to lose a run
+                failure = f"{type(error).__name__}: {error}"
                 log.exception("not copied to %s (the run goes on; tried again after the next save)", self)
-            with self._state:
-                self._in_line = not failed
-                for name, value in (("seconds", time.perf_counter() - start), ("failed", failed)):
-                    key = f"save/remote_{name}"
-                    self._metrics[key] = self._metrics.get(key, 0.0) + value
+            self._take_note(time.perf_counter() - start, failure)
+
+    def _take_note(self, seconds: float, failure: str) -> None:
+        with self._state:
+            self._in_line = not failure
+            if failure:
+                action = "the checkpoints are on the disk; copied after the next save"
+                self._faults.append(Fault("remote_failed", "mirror", failure, action, time.time(), 0.0))
+            for name, value in (("seconds", seconds), ("failed", float(bool(failure)))):
+                self._metrics[f"save/remote_{name}"] = self._metrics.get(f"save/remote_{name}", 0.0) + value
 
     def _take(self) -> bool:
         """Whether there is work; if not, the thread has ended for everyone who looks."""

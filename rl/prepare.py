@@ -241,6 +241,7 @@ def make_reader(video: VideoConfig) -> VideoReader:
         timeout_s=video.decode_timeout_s,
         workers=video.decode_workers,
         store_bytes=video.store_bytes,
+        memory_mib=video.decode_memory_mib,
     )
 
 

@@ -23,7 +23,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from rl.checkpoint import BEST, CHECKPOINTS, Checkpoint, CheckpointStore
-from rl.manifest import MANIFEST, MAX_BYTES, CheckpointError, DamagedError, parse_manifest, read_manifest
+from rl.manifest import MANIFEST, MAX_BYTES, CheckpointError, DamagedError, flush, parse_manifest, read_manifest
 from rl.trajectory import WrittenFile
 
 STEP = re.compile(r"step_(\d{1,18})")
@@ -196,8 +196,14 @@ class RemoteCheckpoints:
         return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
     def _put(self, source: Path, path: str) -> None:
+        """A file is there in full or not at all: storages see to it themselves, folders of this machine do not."""
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._fs.put_file(str(source), path)
+        if not isinstance(self._fs, LocalFileSystem):
+            self._fs.put_file(str(source), path)
+            return
+        self._fs.put_file(str(source), f"{path}.part")
+        flush(Path(f"{path}.part"))
+        self._fs.mv(f"{path}.part", path)
 
     def _get(self, path: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

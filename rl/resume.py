@@ -10,10 +10,9 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
-import yaml
-
 from rl.checkpoint import CHECKPOINTS, Checkpoint, CheckpointStore, open_checkpoint
-from rl.config import ConfigError, RunConfig, to_dict, with_defaults
+from rl.config import ConfigError, RunConfig, plain_yaml, to_dict, with_defaults
+from rl.learner_layout import LearnerStateError, require_loadable
 from rl.manifest import MANIFEST, CheckpointError, DamagedError
 from rl.remote_storage import RemoteCheckpoints, RemoteError
 
@@ -58,8 +57,8 @@ def find_checkpoint(
             checkpoint's, all of them.
     Raises:
         ConfigError: `resume` names a path that is not a valid checkpoint, checkpoints are there but none is valid, the
-            remote does not answer, or the checkpoint is of a run that meant something else, and `resume_changed` does
-            not allow it.
+            remote does not answer, these learner ranks could not go on from it, or the checkpoint is of a run that
+            meant something else, and `resume_changed` does not allow it.
     """
     if config.resume == "never":
         return None
@@ -68,7 +67,12 @@ def find_checkpoint(
     except CheckpointError as error:
         raise ConfigError(f"resume: {error}") from error
     if found:
-        _judge(config_changes(_settings(found), to_dict(config)), found, config, say)
+        settings = plain_yaml(found.config_yaml, f"resume: {found.folder}/config.yaml")
+        _judge(config_changes(settings, to_dict(config)), found, config, say)
+        try:
+            require_loadable(found.folder, config.learner.zero_stage, config.learner.num_ranks)
+        except LearnerStateError as error:
+            raise ConfigError(f"resume: {error}") from error
     return found
 
 
@@ -189,16 +193,6 @@ def _judge(changes: list[Change], found: Checkpoint, config: RunConfig, say: Cal
         )
     if changed:
         say("resume_changed=true: from here on this is a new experiment")
-
-
-def _settings(found: Checkpoint) -> Mapping[str, Any]:
-    try:
-        loaded = yaml.safe_load(found.config_yaml)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"resume: {found.folder}: config.yaml is not readable as YAML: {error}") from error
-    if not isinstance(loaded, Mapping):
-        raise ConfigError(f"resume: {found.folder}: config.yaml holds no settings")
-    return loaded
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str, meaning: tuple[str, ...]) -> list[Change]:

@@ -60,6 +60,7 @@ class Run:
     processor: Processor
     rollouts: RolloutPool
     rewards: RewardPool
+    step: int = 0  # under way, counted from 1 as in metrics.jsonl
     faults: list[Fault] = field(default_factory=list)  # of the learners; workers keep their own
     values: dict[int, float] = field(default_factory=dict)  # of trainer.best_metric, by the step it was evaluated at
 
@@ -70,6 +71,19 @@ class Run:
             LearnerError: learners were lost more than learner.max_rebuilds times, or never came up.
             StopRequested: a signal came; the run is saved at the step it had reached.
         """
+        try:
+            self._legs(found)
+        finally:
+            write_faults(self.run_dir, self.step, self.take_faults(unfinished=True))
+
+    def take_faults(self, *, unfinished: bool = False) -> list[Fault]:
+        """What broke and was mended since the last call of this method, whoever met it."""
+        own, self.faults = self.faults, []
+        crew = self.rollouts.crew.take_faults(unfinished=unfinished)
+        faults = [*own, *crew, *self.rewards.take_faults(), *self.saver.take_faults()]
+        return sorted(faults, key=lambda fault: fault.detected_s)
+
+    def _legs(self, found: Checkpoint | None) -> None:
         lost, came_up = None, False
         for rebuilds in itertools.count():
             try:
@@ -126,7 +140,7 @@ class Leg:
     def __init__(self, run: Run, learners: LearnerGroup, found: Checkpoint | None) -> None:
         self._run, self._config, self._learners = run, run.config, learners
         self._reached = found.state if found else RunState(step=0, policy_version=0, seed=run.config.seed)
-        self._saved = self._reached.step if found else -1
+        self._saved, run.step = self._reached.step if found else -1, self._reached.step + 1
         self._keep_through_step = self._saved
         self._weights = WeightSync(learners, run.rollouts.crew, run.config.weight_sync, self._reached.policy_version)
 
@@ -180,14 +194,14 @@ class Leg:
     def _workers(self, step: int) -> dict[str, float]:
         """Numbers of everybody who took part in a step, and what broke during it."""
         run = self._run
+        run.step = step + 1
         numbers = {
             **self._weights.metrics,
             **run.rollouts.crew.stats(),
             **run.saver.poll(),
             "memory/learner": self._learners.memory_mib(),
         }
-        faults = [*run.faults, *run.rollouts.crew.take_faults()]
-        run.faults.clear()
+        faults = run.take_faults()
         write_faults(run.run_dir, step, faults)
         return numbers | fault_metrics(faults)
 

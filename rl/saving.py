@@ -17,8 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotDone
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +26,7 @@ from typing import Protocol, Self
 from rl.checkpoint import Checkpoint, CheckpointStore
 from rl.manifest import CheckpointError
 from rl.mirror import Mirror
-from rl.trajectory import RunState, WrittenFile
+from rl.trajectory import Fault, RunState, WrittenFile
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +87,7 @@ class Saver:
         self._under_way: Save | None = None
         self._failures: list[str] = []  # in a row
         self._metrics: dict[str, float] = {}
+        self._faults: list[Fault] = []
 
     def save(self, copy: Callable[[Path], Pending], contents: Contents) -> None:
         """Start a save; returns when `copy` has. What it raises is not ours and goes on its way.
@@ -129,6 +129,11 @@ class Saver:
         numbers, self._metrics = self._metrics, {}
         return numbers | (self._mirror.poll() if self._mirror else {})
 
+    def take_faults(self) -> list[Fault]:
+        """Saves and copies that failed since the last call of this method."""
+        faults, self._faults = self._faults, []
+        return faults + (self._mirror.take_faults() if self._mirror else [])
+
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until what is under way is published.
 
@@ -161,6 +166,8 @@ class Saver:
         return self._store.is_best(step, value) and (coming is None or self._store.better(value, coming))
 
     def __enter__(self) -> Self:
+        if self._mirror:
+            self._mirror.wake()  # an earlier run may have ended before everything was copied
         return self
 
     def __exit__(
@@ -180,8 +187,10 @@ class Saver:
             written = pending.result(self._timeout_s)
             found = self._store.commit(draft, contents.state, contents.config_yaml, contents.value, written)
         except BaseException as error:  # told to the run at its next poll
-            self._store.discard(draft)
-            save.done.set_exception(error)
+            try:
+                self._store.discard(draft)
+            finally:
+                save.done.set_exception(error)
             return
         seconds, size = time.perf_counter() - start, sum(file.num_bytes for file in written)
         log.info("checkpoint of step %d: %s, %.1f s after the copy", save.step, found.folder, seconds)
@@ -194,28 +203,25 @@ class Saver:
         if self._under_way is None:
             return True
         save = self._under_way
-        try:
-            numbers = save.done.result(timeout_s)
-        except NotDone as error:
-            if not save.done.done():
-                return False
-            self._under_way = None
-            self._failed(save.step, str(error))  # the disk's own time-out
-        except (RuntimeError, OSError) as error:
-            self._under_way = None
+        if not wait([save.done], timeout_s).done:
+            return False
+        self._under_way = None
+        error = save.done.exception()
+        if isinstance(error, RuntimeError | OSError):
             self._failed(save.step, str(error))
-        except BaseException:
-            self._under_way = None  # told once
-            raise
+        elif error is not None:
+            raise error  # a mistake of ours is no failure of a disk
         else:
-            self._under_way, self._failures = None, []
-            for name, value in numbers.items():
+            self._failures = []
+            for name, value in save.done.result().items():
                 self._add(name, value)
         return True
 
     def _failed(self, step: int, cause: str) -> None:
         self._add("save/failed", 1.0)
         self._failures.append(cause)
+        action = "the checkpoint before stays; the next due step tries again"
+        self._faults.append(Fault("save_failed", "checkpoints", cause, action, time.time(), 0.0))
         log.warning(
             "the checkpoint of step %d could not be saved (%d of %d in a row; the run goes on, the checkpoint before "
             "stays): %s",

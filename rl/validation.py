@@ -154,7 +154,8 @@ def _decode(clips: Sequence[str], file: VerdictFile, config: RunConfig, console:
     video, readers = config.video, SimpleQueue()
     with ExitStack() as stack, progress_bar(console) as progress:
         for _ in range(min(workers, len(clips))):
-            readers.put(stack.enter_context(VideoReader(video.backend, video.decode_timeout_s, 1, store_bytes=0)))
+            reader = VideoReader(video.backend, video.decode_timeout_s, 1, 0, video.decode_memory_mib)
+            readers.put(stack.enter_context(reader))
 
         def check(clip: str) -> ClipVerdict:
             reader = readers.get()

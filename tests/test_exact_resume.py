@@ -1,7 +1,5 @@
 """n + k steps straight are n steps, SIGKILL of everything, and k more, bit for bit, on real clips and real workers."""
 
-import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,13 +12,13 @@ from rl.verify_resume import Kill, Proof, Runs, compare, print_proof
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
 STEPS = 4
-SMALL = (  # five clips, two a step: the first epoch ends inside the third step
+SMALL = (  # five clips, four a step: an epoch ends inside every step but the first; of two siblings, many are equal
     "data.quickstart.train_clips=5",
     "data.quickstart.held_out_clips=4",
     "cold_start.steps=60",
     "rollout.num_workers=1",
-    "rollout.tasks_per_step=2",
-    "rollout.group_size=4",
+    "rollout.tasks_per_step=4",
+    "rollout.group_size=2",
     "algorithm.dynamic_sampling=1",
     "trainer.eval_tasks=0",
 )
@@ -31,7 +29,7 @@ def runs(tmp_path_factory):
     home = tmp_path_factory.mktemp("exact")
     quickstart = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
     config = load_config([quickstart], [*SMALL, f"cache_dir={home}/cache"])
-    return Runs(config, home, total_steps=STEPS, console=Console(quiet=True), timeout_s=600)
+    return Runs(config, home, total_steps=STEPS, console=Console(quiet=True), timeout_s=1800)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +38,11 @@ def straight(runs):
     return runs.straight()
 
 
-def tasks_of(home, name, step):
-    lines = (home / name / "trajectories" / f"step_{step:06d}.jsonl").read_text().splitlines()
-    return Counter(json.loads(line)["task"] for line in lines)
-
-
 def test_every_step_has_a_fingerprint_of_every_station(straight):
     assert list(straight) == list(range(1, STEPS + 1))
     for line in straight.values():
         assert {f"state/{station}" for station in (*STATIONS, "hash")} <= line.keys()
-    for station in STATIONS:  # nothing stands still
+    for station in ("prompts", "tokens", "logprobs", "optimizer", "weights", "hash"):  # nothing stands still
         assert len({line[f"state/{station}"] for line in straight.values()}) == STEPS
     assert sum(line["rollout/resampled_groups"] for line in straight.values()) > 0  # dynamic sampling was at work
 

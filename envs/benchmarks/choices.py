@@ -64,10 +64,10 @@ def letter_of_text(answer: str, options: Sequence[str], *, last: bool = False) -
     Of options that share it the first one's letter is right, and only that one's; the last one's where the authors' own
     script takes the last.
     """
-    places = [place for place, option in enumerate(options) if option == answer.strip()]
-    if not places:
+    letters = [letter for letter, option in zip(LETTERS, options, strict=False) if option == answer.strip()]
+    if not letters:
         raise UnusableRow(f"the answer {shortened(answer)} is none of the options")
-    return LETTERS[places[-1 if last else 0]]
+    return letters[-1 if last else 0]
 
 
 def letter_among(answer: str, letters: Sequence[str]) -> str:

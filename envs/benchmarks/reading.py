@@ -15,6 +15,7 @@ from envs.rows import (
     json_array,
     json_lines,
     number_at,
+    one_line,
     shortened,
     video_file,
 )
@@ -88,7 +89,7 @@ def read_examples(rows: Rows, video_root: Path, convert: Callable[[int, object],
             if task_id in line_of:
                 raise UnusableRow(f"the id {task_id!r} belongs to line {line_of[task_id]} already")
         except UnusableRow as error:
-            rejected.append(RejectedExample(line, " ".join(str(error).split())))
+            rejected.append(RejectedExample(line, one_line(error)))
             continue
         line_of[task_id] = line
         kept.append(example)

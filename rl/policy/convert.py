@@ -23,7 +23,7 @@ from transformers import Qwen2_5_VLConfig
 from rl.config import ScenesConfig
 from rl.policy.model import ARCHITECTURE, flexivideo_section, require_scenes
 from rl.policy.patch_embed import expand_temporal_kernel
-from rl.policy.processor import OPTIONAL_FILES, TAG_TOKENS, TOKENIZER_FILES, PolicyFilesError
+from rl.policy.processor import OPTIONAL_FILES, TAG_TOKENS, TOKENIZER_FILES, PolicyFilesError, require_inert
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 RENAMES = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
@@ -42,6 +42,7 @@ def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path
     path = Path(path)
     if not (path / "config.json").is_file():
         raise PolicyFilesError(f"policy.path={path}: no config.json; give a Hugging Face folder of Qwen2.5-VL")
+    require_inert(path)
     config = Qwen2_5_VLConfig.from_pretrained(path)
     if getattr(config.vision_config, "flexivideo", None):
         require_scenes(config, scenes, path)
@@ -58,6 +59,7 @@ def convert_stock_checkpoint(source: str | Path, target: str | Path, scenes: Sce
         PolicyFilesError: files are missing, unreadable or not of Qwen2.5-VL.
     """
     source, target = Path(source), Path(target)
+    require_inert(source)
     config = Qwen2_5_VLConfig.from_pretrained(source)
     tokenizer, new_ids = _tagged_tokenizer(source)
     vocab_size = max(config.text_config.vocab_size, tokenizer.get_vocab_size())

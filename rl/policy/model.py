@@ -36,7 +36,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 from rl.config import ScenesConfig
 from rl.policy.patch_embed import STOCK_FRAMES, FlexiPatchEmbed
-from rl.policy.processor import PackedVideo, PolicyFilesError, Processor
+from rl.policy.processor import PackedVideo, PolicyFilesError, Processor, require_inert
 from rl.policy.scenes import fingerprint
 
 ARCHITECTURE = "FlexiVideoForConditionalGeneration"
@@ -262,11 +262,12 @@ def load_policy(
     Raises:
         PolicyFilesError: a stock checkpoint, one made for other scene parameters, or weights that do not fit.
     """
+    require_inert(Path(folder))
     config = Qwen2_5_VLConfig.from_pretrained(folder)
     require_scenes(config, scenes, folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     model, loading = FlexiVideoForConditionalGeneration.from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, use_safetensors=True
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
     if wrong:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -53,6 +54,8 @@ MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
 TAG_TOKENS = tuple(text for name, text in TOKEN_TEXT.items() if name.endswith(("_open", "_close")))
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights in them run code when they are loaded
+LONGEST_HEADER = 100_000_000  # bytes of JSON before the tensors; the format's own limit
 OPTIONAL_FILES = (
     "vocab.json",
     "merges.txt",
@@ -147,7 +150,7 @@ class Geometry:
             patch = vision.get("patch_size", vision.get("spatial_patch_size", 14))
             tokens_per_second = vision.get("tokens_per_second", 4)
             return cls(patch, vision.get("spatial_merge_size", 2), tokens_per_second, text["vocab_size"])
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise PolicyFilesError(f"{path}: not a Qwen2.5-VL configuration ({error!r})") from error
 
 
@@ -178,6 +181,7 @@ class Processor:
             PolicyFilesError: a file is missing or does not fit the other.
         """
         folder = Path(folder)
+        require_inert(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise PolicyFilesError(f"{path}: no such file; a policy folder needs tokenizer.json")
@@ -335,6 +339,51 @@ class Processor:
         if text not in self._time_ids:
             self._time_ids[text] = self.encode(text)
         return self._time_ids[text]
+
+
+def require_inert(folder: Path) -> None:
+    """Refuse a policy's folder that could run code in whoever loads it: weights as pickles, or code named in its files.
+
+    Nothing of ours would run either; this says so before an engine and a learner start, and what to do instead.
+
+    Raises:
+        PolicyFilesError: names the file.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles and not weights:
+        raise PolicyFilesError(
+            f"{folder / pickles[0]}: weights as a pickle run code when they are loaded, and are never read; convert "
+            "them to *.safetensors where you trust them (transformers: save_pretrained)"
+        )
+    for path in weights:
+        _require_safetensors(path)
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _json_object(folder / name):
+            raise PolicyFilesError(
+                f"{folder / name}: names code of its own (auto_map), which is never run here; remove that key if the "
+                "checkpoint is a Qwen2.5-VL without it"
+            )
+    for shard in _json_object(folder / "model.safetensors.index.json").get("weight_map", {}).values():
+        if Path(str(shard)).name != shard:
+            raise PolicyFilesError(f"{folder / 'model.safetensors.index.json'}: {shard!r:.100} is not a file beside it")
+
+
+def _require_safetensors(path: Path) -> None:
+    """The file begins as the format does: the length of a JSON header, then the header."""
+    with path.open("rb") as file:
+        length, opening = int.from_bytes(file.read(8), "little"), file.read(1)
+    if opening != b"{" or not 2 <= length <= min(LONGEST_HEADER, path.stat().st_size - 8):
+        raise PolicyFilesError(f"{path}: cannot be read: not a safetensors file; was it downloaded in full?")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """A file of the folder that may be absent; what cannot be read is for its reader to refuse."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

@@ -134,7 +134,7 @@ def read_config(run: Path) -> tuple[list[tuple[str, str]], list[Broken]]:
             if len(flat) == MOST_CONFIG_KEYS:
                 return flat, [Broken("config.yaml", f"only its first {MOST_CONFIG_KEYS} keys are shown")]
         return flat, []
-    except (OSError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: 5,000 digits
         return [], [Broken("config.yaml", f"cannot be read ({_first_line(error)})")]
 
 

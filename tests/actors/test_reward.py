@@ -5,6 +5,7 @@ import signal
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from rewards.golden import golden_group
@@ -34,11 +35,31 @@ def deaf(task, trajectory):
 
 def shrugs(task, trajectory):
     return float("nan")
+
+def dies_once(task, trajectory, *, mark):
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+def greedy(task, trajectory):
+    if "second" in trajectory.answer_text:
+        bytearray(512 * 2**20)
+    return 1.0
+
+KEPT = []
+def leaks(task, trajectory):
+    KEPT.append(bytearray(b"x") * (40 * 2**20))
+    return 1.0
 """
 
 
 def options(index):
     return {"num_cpus": 0.1, "name": f"reward/{index}/{time.monotonic_ns()}"}
+
+
+def pid_of(pool, ray):
+    return ray.get(pool._lanes[0].worker.__ray_call__.remote(lambda self: os.getpid()))
 
 
 @pytest.fixture
@@ -76,12 +97,62 @@ def test_a_reward_that_hangs_is_named_and_masks_only_its_trajectory(pool_of, use
     assert isinstance(hung, RewardFailure) and (hung.term, hung.cause) == ("slow", "timeout")
 
 
-def test_a_worker_that_dies_is_replaced_and_the_groups_behind_it_are_scored(pool_of, user_file):
+def test_a_worker_that_dies_twice_over_a_group_masks_it_and_the_groups_behind_it_are_scored(pool_of, user_file):
     terms = {"fatal": RewardTermConfig(fn=f"{user_file}:dies_on_bad_tasks")}
     groups = [group("bad"), group("good-1"), group("good-2")]
-    scored = pool_of(terms, num_workers=1, max_failed_share=0.5).score(groups)
+    pool = pool_of(terms, num_workers=1, max_failed_share=0.5)
+    scored = pool.score(groups)
     assert {reward.cause for reward in scored[0].rewards_G} == {"worker_died"}
     assert all(reward.reasoning == 1.0 for one in scored[1:] for reward in one.rewards_G)
+    first, second = pool.take_faults()
+    assert [first.kind, second.kind] == ["worker_died", "worker_died"] and "task bad" in first.cause
+    assert (first.action, second.action) == ("its group is scored by a fresh worker", "the group is masked")
+    assert pool.take_faults() == []
+
+
+def test_a_worker_that_dies_once_costs_no_verdict(pool_of, user_file, tmp_path):
+    args = {"mark": str(tmp_path / "died")}
+    pool = pool_of({"frail": RewardTermConfig(fn=f"{user_file}:dies_once", args=args)})
+    groups = [group(f"task-{i}") for i in range(3)]
+    scored = pool.score(groups)
+    assert [one.group.task.task_id for one in scored] == ["task-0", "task-1", "task-2"]
+    assert all(reward.reasoning == 1.0 for one in scored for reward in one.rewards_G)
+    (fault,) = pool.take_faults()
+    assert fault.kind == "worker_died" and fault.worker.startswith("reward/0") and fault.recovery_s > 0
+
+
+def test_a_call_that_takes_too_much_memory_fails_by_name_and_harms_no_other(pool_of, user_file):
+    terms = {"greedy": RewardTermConfig(fn=f"{user_file}:greedy")}
+    pool = pool_of(terms, memory_mib=256, max_failed_share=0.5)
+    for scored in pool.score([group("first-task"), group("second-task")]):
+        fine, failed = scored.rewards_G
+        assert fine.reasoning == 1.0
+        assert (failed.term, failed.cause, failed.detail) == ("greedy", "raised", "MemoryError: ")
+    assert {fault.kind for fault in pool.take_faults()} == {"recycled"}
+
+
+def test_a_worker_that_leaks_is_replaced_before_it_fails(pool_of, user_file, ray_cluster):
+    pool = pool_of({"leaky": RewardTermConfig(fn=f"{user_file}:leaks")}, memory_mib=256)
+    scored = pool.score([group(f"task-{i}") for i in range(4)])  # 80 MiB each: beyond 128 after two
+    assert all(reward.reasoning == 1.0 for one in scored for reward in one.rewards_G)
+    faults = pool.take_faults()
+    assert [fault.kind for fault in faults] == ["recycled", "recycled"]
+    assert "scoring.memory_mib" in faults[0].cause
+
+
+def test_a_worker_that_is_stopped_is_killed_and_replaced(pool_of, user_file, ray_cluster, monkeypatch):
+    monkeypatch.setattr("actors.reward.GRACE_S", 0.5)
+    pool = pool_of(ANSWER, timeout_s=0.5, max_failed_share=1.0)
+    pool.score([group()])
+    pid = pid_of(pool, ray_cluster)
+    os.kill(pid, signal.SIGSTOP)
+    hung, fine = pool.score([group("first"), group("second")])
+    assert {reward.cause for reward in hung.rewards_G} == {"timeout"}
+    assert all(isinstance(reward, SegmentRewards) for reward in fine.rewards_G)
+    (fault,) = pool.take_faults()
+    assert fault.kind == "worker_hung" and fault.recovery_s > 0
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=30)
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_worker_deaf_to_its_alarm_is_killed_at_the_pools_deadline(pool_of, user_file, monkeypatch):
@@ -99,11 +170,10 @@ def test_too_many_failures_stop_the_run_with_the_cause(pool_of, user_file):
         pool_of(terms).score([group()])
 
 
-def test_a_worker_killed_between_two_steps_is_replaced(pool_of, ray_cluster):
-    pool = pool_of(ANSWER, max_failed_share=1.0)
-    pool.score([group()])
-    pid = ray_cluster.get(pool._workers[0].__ray_call__.remote(lambda self: os.getpid()))
-    os.kill(pid, signal.SIGKILL)
-    lost, kept = pool.score([group("first"), group("second")])
-    assert {reward.cause for reward in lost.rewards_G} == {"worker_died"}
-    assert all(isinstance(reward, SegmentRewards) for reward in kept.rewards_G)
+def test_a_worker_killed_between_two_steps_is_replaced_and_no_verdict_is_lost(pool_of, ray_cluster):
+    pool = pool_of(ANSWER)
+    before = pool.score([group("first"), group("second")])
+    os.kill(pid_of(pool, ray_cluster), signal.SIGKILL)
+    after = pool.score([group("first"), group("second")])
+    assert [one.rewards_G for one in after] == [one.rewards_G for one in before]
+    assert [fault.kind for fault in pool.take_faults()] == ["worker_died"]

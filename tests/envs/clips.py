@@ -73,6 +73,24 @@ def render(
     return path
 
 
+def render_grey(
+    path: Path, codec: str, width: int, height: int, *, frames: int = 1, options: dict[str, str] | None = None
+) -> Path:
+    """Encode large pictures of one grey, at 25 fps."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        frame = av.VideoFrame(width, height, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes([126]) * plane.buffer_size)
+        for number in range(frames):
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 def render_silence(path: Path) -> Path:
     """An audio file without any picture."""
     with av.open(str(path), "w") as container:

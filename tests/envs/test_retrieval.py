@@ -193,3 +193,8 @@ def test_garbage_never_raises(structured, text, duration, native_fps):
     ):
         outcome = read(garbage, duration_s=duration, native_fps=native_fps)
         assert (outcome is None) == (not garbage.endswith("</fps>"))
+
+
+def test_a_clip_of_absurd_length_breaks_nothing():
+    call = read("<span>1 - 9999999999</span><fps>2</fps>", duration_s=1.7e308)
+    assert (call.span.start_s, call.num_frames) == (1.0, 32)  # more digits than any clip needs: ten billion seconds

@@ -1,9 +1,12 @@
 """Groups of siblings against a scripted engine: real clips, real processor, no vLLM."""
 
 import asyncio
+from dataclasses import replace
+from itertools import cycle
 
 import pytest
 
+from envs.dataset import tasks_for_step
 from envs.opening import OpeningRules
 from envs.prompts import encode_reply
 from envs.retrieval import RetrievalRules
@@ -156,6 +159,26 @@ def test_seeds_are_a_pure_function_of_what_is_played(play, engine):
     assert again == seeds(seed=7, step=3)
     assert len({*again, *seeds(seed=8, step=3), *seeds(seed=7, step=4)}) == 12
     assert all(0 <= seed < 2**63 for seed in again)
+
+
+def test_tasks_and_seeds_of_a_step_do_not_know_how_many_engines_share_it(processor, reader, clip, engine):
+    """So a run that is resumed with more or fewer engines plays the same: five groups of two, dealt to 1, 2 or 5."""
+    around = Surroundings(processor, reader, V0, RetrievalRules(max_calls=1, max_pixels=3136), 1024)
+    known = [replace(make_task(clip), task_id=name) for name in "abc"]  # five places: an epoch ends within the step
+
+    def played(num_workers):
+        engines = [engine([LOOK, ANSWER], [LOOK, ANSWER]) for _ in range(num_workers)]
+        tasks = tasks_for_step(known, seed=7, step=1, tasks_per_step=5)
+        seeds = []
+        for task, times, mine in zip(tasks, occurrences([t.task_id for t in tasks], 0), cycle(engines), strict=False):
+            before = len(mine.requests)
+            numbers = {"seed": 7, "step": 1, "occurrence": times}
+            asyncio.run(run_group(task, group_size=2, sampling=SAMPLING, generate=mine, surroundings=around, **numbers))
+            seeds.append((task.task_id, {request.sampling.seed for request in mine.requests[before:]}))
+        return seeds
+
+    assert played(1) == played(2) == played(5)
+    assert len({seed for _, seeds in played(1) for seed in seeds}) == 20  # groups x siblings x turns
 
 
 def test_a_task_played_again_in_a_step_gets_other_seeds(play, engine):

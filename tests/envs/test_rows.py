@@ -1,10 +1,12 @@
 """Annotation files to rows with their lines, and videos by their names."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.rows import DatasetError, UnusableRow, csv_rows, json_array, json_object, shortened, video_file
+from envs.rows import DatasetError, UnusableRow, confine, csv_rows, json_array, json_object, shortened, video_file
 
 
 @pytest.fixture
@@ -85,3 +87,60 @@ def test_a_video_is_found_with_or_without_its_suffix_in_the_folders_given(tmp_pa
 def test_an_error_shows_no_more_of_a_value_than_helps():
     assert shortened(10**400) == "a huge integer"
     assert shortened("x" * 100) == f"'{'x' * 59}…"
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.mp4", "'\"<b>&#%s$(x).mp4", "日本 ü.mp4", "-rf.mp4", "x" * 251 + ".mp4", "a/b/../../c.mp4"]
+)
+def test_a_video_may_have_any_name_that_fits_on_a_line(tmp_path, name):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / name).touch()
+    assert confine(name, tmp_path) == str((tmp_path / name).resolve())
+
+
+def test_what_is_no_regular_file_is_refused_without_opening_it(tmp_path):
+    os.mkfifo(tmp_path / "fifo.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "link.mp4").symlink_to("fifo.mp4")
+    for name in ("fifo.mp4", "folder.mp4", "link.mp4"):
+        with pytest.raises(UnusableRow, match=f"'{name}' is not a regular file"):
+            confine(name, tmp_path)
+
+
+def test_a_link_stays_within_the_root_whatever_it_goes_through(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "a").mkdir(parents=True), outside.mkdir()
+    (outside / "secret.mp4").touch(), (root / "b.mp4").touch()
+    (root / "door").symlink_to(outside)  # a folder
+    (root / "chain.mp4").symlink_to("a/next.mp4")
+    (root / "a" / "next.mp4").symlink_to(outside / "secret.mp4")
+    (root / "inside.mp4").symlink_to("../root/b.mp4")
+    (root / "one.mp4").symlink_to("two.mp4"), (root / "two.mp4").symlink_to("one.mp4")
+
+    for name in ("door/secret.mp4", "chain.mp4", "a/../door/secret.mp4"):
+        with pytest.raises(UnusableRow, match="lies outside"):
+            confine(name, root)
+    with pytest.raises(UnusableRow, match=r"cannot be found .*(symbolic links|Symlink loop)"):
+        confine("one.mp4", root)
+    assert confine("inside.mp4", root) == str((root / "b.mp4").resolve())
+
+
+def test_a_link_to_a_name_that_no_log_or_record_can_hold_is_refused(tmp_path):
+    for number, name in enumerate((b"a\nb.mp4", b"\xff.mp4")):
+        path = tmp_path / os.fsdecode(name)
+        path.touch()
+        (tmp_path / f"{number}.mp4").symlink_to(path)
+        with pytest.raises(UnusableRow, match=rf"'{number}\.mp4': the name it links to holds '\\"):
+            confine(f"{number}.mp4", tmp_path)
+
+
+@given(name=st.text(max_size=20) | st.text("./x\0\n", max_size=20))
+def test_no_name_leads_out_of_the_root_or_raises_anything_else(name, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / "a root"
+    root.mkdir(exist_ok=True)
+    try:
+        found = confine(name, root)
+    except UnusableRow as error:
+        assert "\n" not in str(error)
+    else:
+        assert found.startswith(f"{root}/")

@@ -42,6 +42,11 @@ def test_an_open_answer_is_compared_after_normalisation(task, said):
     assert answer(asked, said("<answer></answer>")) == 0.0
 
 
+def test_a_pile_of_marks_on_a_letter_is_cut_at_what_scripts_use():
+    assert normalised("e\u0301" + "\u0323" * 29) == normalised("e" + "\u0301" + "\u0323" * 100_000)
+    assert normalised("cafe\u0301 au lait") == "café au lait"
+
+
 @pytest.mark.parametrize(("reference", "kind"), [("red", "letter"), ("soon", "span"), ("...", "open")])
 def test_a_reference_that_cannot_be_read_is_the_rows_fault(task, said, reference, kind):
     with pytest.raises(ValueError, match=r"task t: the reference answer"):

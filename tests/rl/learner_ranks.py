@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_grad
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, safe_get_full_optimizer_state
 
 from rl.batch import assign_ranks, build_training_samples, collate, gather_ranks, learned_credit, loss_totals
 from rl.config import AlgorithmConfig, LearnerConfig, LossConfig, OptimizerConfig, PolicyConfig, ScenesConfig
@@ -121,7 +121,8 @@ def the_groups(processor):
 
 
 def share_of(samples, rank, world):
-    return samples if world == 1 else (samples[:4], samples[4:])[rank]
+    """All to one rank; four and two to two; nothing to a third."""
+    return samples if world == 1 else (samples[:4], samples[4:], [])[rank]
 
 
 class Rank:
@@ -260,6 +261,21 @@ class Rank:
         self._end(learner)
         return {"straight": straight, "resumed": again, "fresh": fresh, "loaded": loaded, "steps": steps}
 
+    def captured(self, folder, **options):
+        """Everything written at once; and copied, written after two more steps."""
+        learner = self.learner(**options)
+        learner.update(self.mine)
+        learner.save(folder / "at_once")
+        learner.export_policy(folder / "at_once" / "policy")
+        snapshot = learner.capture()
+        for _ in range(2):
+            learner.update(self.mine)
+        (folder / "later").mkdir(exist_ok=True)
+        told = [None] * self.world
+        dist.all_gather_object(told, snapshot.write(folder / "later"))
+        self._end(learner)
+        return [record for records in told for record in records]
+
     def refused(self, folder, **options):
         """What loading says."""
         learner = self.learner(**options)
@@ -269,6 +285,33 @@ class Rank:
             return f"{type(error).__name__}: {error}"
         finally:
             self._end(learner)
+
+    def kept(self, folder, *, steps=2, **options):
+        """Some steps, save, one more step; `whole` is what DeepSpeed says the masters and moments were when saved."""
+        learner = self.learner(**options)
+        for _ in range(steps):
+            learner.update(self.mine)
+        drawn = torch.get_rng_state()
+        learner.save(folder)
+        told = {"whole": whole_state(learner), **self._one_more(learner)}
+        self._end(learner)
+        return told | {"drew": not torch.equal(drawn, torch.get_rng_state())}
+
+    def taken_over(self, folders, **options):
+        """One learner loads states one after the other, each over what the one before left, and takes a step."""
+        learner, told = self.learner(**options), {}
+        for name, folder in folders.items():
+            learner.load(folder)
+            drawn = torch.get_rng_state()
+            weights = weights_of(learner)
+            told[name] = {"steps": learner.steps, "whole": whole_state(learner), "weights": weights}
+            told[name] |= {"seeded": drawn.numpy().copy(), "then": self._one_more(learner)}
+        self._end(learner)
+        return told
+
+    def _one_more(self, learner):
+        metrics, _ = learner.update(self.mine)
+        return {"loss": metrics["loss/surrogate"], "moved": weights_of(learner)}
 
     def taught(self, *, steps, **options):
         """Supervised steps on the batch; the loss of each."""
@@ -311,6 +354,31 @@ class Rank:
 
 def weights_of(learner):
     return {name: tensor.float().numpy().copy() for name, tensor in learner.named_weights()}
+
+
+def whole_state(learner):
+    """Masters and AdamW's moments of every trained parameter, put together by DeepSpeed itself; and AdamW's counts."""
+    engine, adamw = learner._engine, learner._adamw
+    trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    if learner._config.zero_stage == 0:
+        pieces = {name: {"master": p.detach(), **adamw.state[p]} for name, p in trained}
+    else:
+        if learner._config.zero_stage < 3:
+            engine.optimizer._hp_optimizer_states_linked = False  # DeepSpeed links before the second group has a state
+            engine.optimizer._lazy_init_hp_params_optimizer_state()
+        moments = {"exp_avg", "exp_avg_sq"} if adamw.state else set()
+        pieces = {
+            name: {"master": safe_get_full_fp32_param(p)}
+            | {key: safe_get_full_optimizer_state(p, key) for key in sorted(moments)}
+            for name, p in trained
+        }
+    whole = {
+        (name, key): tensor.float().cpu().numpy().copy()
+        for name, kept in pieces.items()
+        for key, tensor in kept.items()
+        if key != "step"
+    }
+    return whole | {"steps": sorted({float(state["step"]) for state in adamw.state.values() if "step" in state})}
 
 
 class Watched(Learner):

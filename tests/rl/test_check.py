@@ -131,6 +131,8 @@ def test_disk_must_hold_every_checkpoint_of_the_policy(small, tmp_path, monkeypa
         preflight(small(*keys, "trainer.best_metric=''"))
     machine(monkeypatch, memory_gib=64, disk_gib=6)
     preflight(small(*keys))
+    with pytest.raises(ConfigError, match=r"7\.1 GiB are needed.*keep_every"):  # and two for good, of 1 GiB each
+        preflight(small(*keys, "trainer.steps=100", "trainer.keep_every=50"))
 
 
 def test_weights_that_were_not_downloaded_are_named(tmp_path):

@@ -45,6 +45,7 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("learner.optimizer.betas=[0.9]", r"two numbers in \[0, 1\), got \[0.9\]"),
         ("learner.optimizer.betas=[0.9,1.0]", r"two numbers in \[0, 1\)"),
         ("video.decode_workers=-1", "video.decode_workers must be >= 0"),
+        ("video.decode_memory_mib=100", "video.decode_memory_mib must be between 256"),
         ("algorithm.loss.constant_tokens=0", "constant_tokens must be >= 1"),
         ("trainer.save_every=-3", "trainer.save_every must be >= 0, got -3"),
         ("trainer.eval_every=-1", "trainer.eval_every must be >= 0"),

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from rl.config import ScenesConfig, TinyPolicyConfig
+from rl.learner_layout import read_rank_files
+from rl.manifest import file_record, files_under
 from rl.policy.tiny import build_tiny_policy
 
 pytestmark = pytest.mark.deepspeed
@@ -269,9 +273,160 @@ def test_a_saved_run_goes_on_bit_for_bit(world_of, tmp_path, stage, dtype):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank_0.safetensors", "rank_1.safetensors"]
 
 
-def test_a_state_of_another_layout_is_refused_with_the_difference(world_of, tmp_path):
-    world_of(1)("resumed", folder=tmp_path, stage=1)
-    assert "zero_stage 1 (now 2)" in world_of(1)("refused", folder=tmp_path, stage=2)
+def content(path):
+    """Bytes; of a safetensors file, metadata and tensors, for it writes its metadata in any order."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return metadata, {name: (str(t.dtype), tuple(t.shape), t.tolist()) for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (2, "bfloat16"), (3, "float32")])
+def test_training_on_after_the_copy_does_not_change_what_is_written(world_of, tmp_path, stage, dtype):
+    """The rank's state and the policy are copied, not referred to: on the CPU that takes asking for."""
+    written = world_of(2)("captured", folder=tmp_path, stage=stage, dtype=dtype)
+    names = sorted(path.relative_to(tmp_path / "at_once").as_posix() for path in files_under(tmp_path / "at_once"))
+    assert sorted(record.name for record in written) == names
+    for record in written:
+        assert record == file_record(tmp_path / "later", tmp_path / "later" / record.name)
+        assert content(tmp_path / "at_once" / record.name) == content(tmp_path / "later" / record.name)
+
+
+LAYOUTS = [(stage, world) for stage in (0, 1, 2, 3) for world in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def kept(world_of, tmp_path_factory):
+    """`kept(stage, world)`: two steps, saved, and what became of the third; each layout once for all tests."""
+    known = {}
+
+    def get(stage, world, name="", **options):
+        if (stage, world, name) not in known:
+            folder = tmp_path_factory.mktemp("kept")
+            known[stage, world, name] = folder, world_of(world)("kept", folder=folder, stage=stage, **options)
+        return known[stage, world, name]
+
+    return get
+
+
+def assert_taken_over(told, kept):
+    """Element for element what was saved, as DeepSpeed puts it together. The same weights give the very same loss; the
+    step is that of the run that stayed, but for the order of sums over ranks and in the norm of the gradient."""
+    assert told["steps"] == 2 and told["whole"].keys() == kept["whole"].keys()
+    assert told["whole"]["steps"] == kept["whole"]["steps"] == [2.0]
+    for of, tensor in kept["whole"].items():
+        assert np.array_equal(told["whole"][of], tensor), of
+    assert told["then"]["loss"] == kept["loss"]
+    assert told["then"]["moved"].keys() == kept["moved"].keys()
+    scale = max(np.abs(weights).max() for weights in kept["moved"].values())
+    for name, weights in kept["moved"].items():
+        assert np.abs(told["then"]["moved"][name] - weights).max() < 1e-6 * scale, name
+
+
+@pytest.mark.parametrize(("stage", "world"), LAYOUTS)
+def test_every_layout_goes_on_from_every_other(world_of, kept, stage, world):
+    """All 64 pairs of ZeRO 0-3 on one rank and two. In its own layout the step is the very same."""
+    saved = {layout: kept(*layout) for layout in LAYOUTS}
+    folders = {layout: folder for layout, (folder, _) in saved.items()}
+
+    told = world_of(world)("taken_over", folders=folders, stage=stage)
+
+    for layout, (_, before) in saved.items():
+        assert_taken_over(told[layout], before)
+    own, (_, before) = told[stage, world], saved[stage, world]
+    assert all(np.array_equal(own["then"]["moved"][name], weights) for name, weights in before["moved"].items())
+
+
+def test_three_ranks_go_on_from_two_and_one_and_back(world_of, kept):
+    """Uneven parts with padding in them, and a rank that has no samples."""
+    saved = {layout: kept(*layout) for layout in ((1, 2), (3, 1))}
+    for stage in (2, 3):
+        told = world_of(3)("taken_over", folders={of: folder for of, (folder, _) in saved.items()}, stage=stage)
+        for layout, (_, before) in saved.items():
+            assert_taken_over(told[layout], before)
+    folder, before = kept(3, 3)
+    (told,) = world_of(2)("taken_over", folders={"": folder}, stage=1).values()
+    assert_taken_over(told, before)
+
+
+def test_bfloat16_goes_on_in_another_layout_from_the_float32_masters(world_of, kept):
+    """The weights are the masters, rounded."""
+    folder, before = kept(1, 2, "bfloat16", dtype="bfloat16")
+    for stage, world in ((3, 1), (2, 1), (3, 2)):
+        (told,) = world_of(world)("taken_over", folders={"": folder}, stage=stage, dtype="bfloat16").values()
+        assert told["whole"].keys() == before["whole"].keys()
+        assert all(np.array_equal(told["whole"][of], tensor) for of, tensor in before["whole"].items())
+        for name, weights in told["weights"].items():
+            assert np.array_equal(weights, rounded_to_bfloat16(before["whole"][name, "master"])), name
+        assert told["then"]["loss"] == before["loss"]
+
+
+def rounded_to_bfloat16(weights):
+    """To nearest, ties to even: the upper half of a float32's bits."""
+    bits = weights.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def test_a_frozen_vision_tower_goes_on_in_another_layout(world_of, kept):
+    folder, before = kept(2, 2, "frozen", freeze_vision=True)
+    for stage, world in ((3, 1), (0, 2)):
+        (told,) = world_of(world)("taken_over", folders={"": folder}, stage=stage, freeze_vision=True).values()
+        assert_taken_over(told, before)
+
+
+def test_deepspeeds_own_settings_change_the_layout_too(world_of, kept, tmp_path):
+    """Same stage, same ranks, but parameters in another order, in many small groups, none of them kept whole."""
+    folders = {}
+    for stage, changes in ((2, {"round_robin_gradients": True}), (3, {"sub_group_size": 5000})):
+        settings = tmp_path / f"{stage}.json"
+        settings.write_text(json.dumps({"zero_optimization": changes | {"stage3_param_persistence_threshold": 0}}))
+        folders[stage], before = kept(stage, 2, "settings", deepspeed_config=str(settings))
+        assert before["whole"]["steps"] == [2.0]
+    assert len(read_rank_files(folders[3])[0].kept) > 10  # groups
+    for stage in (2, 3):
+        told = world_of(2)("taken_over", folders=folders, stage=stage)
+        for source in (2, 3):
+            assert_taken_over(told[source], kept(source, 2, "settings")[1])
+
+
+def test_a_state_from_before_the_first_step_has_no_moments_to_take_over(world_of, kept):
+    folder, before = kept(0, 2, "fresh", steps=0)
+    (told,) = world_of(1)("taken_over", folders={"": folder}, stage=1).values()
+    assert told["whole"]["steps"] == before["whole"]["steps"] == []
+    assert told["whole"].keys() == before["whole"].keys()
+    assert told["then"]["loss"] == before["loss"]
+
+
+def test_training_draws_nothing_so_another_layout_loses_nothing_with_its_random_states(world_of, kept):
+    """Ranks of a new layout are seeded from what rank 0's state was and their own number: again the same each time."""
+    folder, before = kept(1, 2)
+    assert not before["drew"]
+    once, again = (world_of(1)("taken_over", folders={"": folder}, stage=3)[""]["seeded"] for _ in range(2))
+    own = world_of(2)("taken_over", folders={"": folder}, stage=1)[""]["seeded"]
+    assert np.array_equal(once, again)
+    assert not np.array_equal(once, own)
+    assert np.array_equal(own, load_file(folder / "rank_0.safetensors")["rng.cpu"])
+
+
+def test_a_state_older_than_its_description_goes_on_in_its_own_layout_only(world_of, kept, tmp_path):
+    folder, before = kept(1, 2)
+    for path in folder.iterdir():
+        with safe_open(path, framework="numpy") as file:
+            said = {key: value for key, value in file.metadata().items() if key in ("layout", "steps")}
+        save_file(load_file(path), tmp_path / path.name, metadata=said)
+    (told,) = world_of(2)("taken_over", folders={"": tmp_path}, stage=1).values()
+    assert all(np.array_equal(told["whole"][of], tensor) for of, tensor in before["whole"].items())
+    assert "learner.zero_stage=1 (now 2)" in world_of(2)("refused", folder=tmp_path, stage=2)
+
+
+def test_what_cannot_be_taken_over_is_refused_with_the_difference(world_of, kept, tmp_path):
+    folder, _ = kept(1, 1)
+    told = world_of(2)("refused", folder=folder, stage=3, freeze_vision=True)
+    assert told.startswith("LearnerStateError: ") and "rank_0.safetensors: " in told
+    assert "are not trained here (" in told and "0 trained here are not in it (none)" in told
+    assert "learner.freeze_vision" in told
     (tmp_path / "rank_0.safetensors").write_bytes(b"not a state")
     assert "rank_0.safetensors: not readable" in world_of(1)("refused", folder=tmp_path, stage=1)
 

@@ -1,12 +1,15 @@
-"""A run goes on only from a checkpoint of its own."""
+"""A run goes on only from a checkpoint of its own, which its learner ranks can read."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rl.checkpoint import CheckpointStore
 from rl.config import ConfigError, load_config, to_dict, to_yaml
+from rl.learner_layout import Fragment, Layout, metadata
 from rl.resume import checkpoint_of, config_changes, find_checkpoint
 from rl.trajectory import RunState
 
@@ -14,11 +17,23 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 CONFIG = load_config([QUICKSTART])
 
 
+def save_learner(folder, ranks=1, described=True):
+    """A learner's state of two weights, at ZeRO 1."""
+    for rank in range(ranks):
+        piece = Fragment("w", rank * 2 // ranks, 2 // ranks, "group_0", 0)
+        said = metadata(Layout(1, ranks, rank), 5, {"w": (2,)}, [piece])
+        kept = {"group_0.master": np.zeros(2 // ranks, np.float32)}
+        shown = {key: value for key, value in said.items() if described or key in ("layout", "steps")}
+        save_file(kept, folder / f"rank_{rank}.safetensors", metadata=shown)
+
+
 @pytest.fixture
 def store(tmp_path):
     store = CheckpointStore(tmp_path)
     for step in (5, 10):
-        store.commit(store.begin(step), RunState(step, step, seed=0), to_yaml(CONFIG))
+        draft = store.begin(step)
+        save_learner(draft)
+        store.commit(draft, RunState(step, step, seed=0), to_yaml(CONFIG))
     return store
 
 
@@ -27,6 +42,30 @@ def test_auto_takes_the_newest_whole_one_never_takes_none_a_path_takes_that_one(
     assert find_checkpoint(replace(CONFIG, resume="never"), store) is None
     older = store.folder / "step_00000005"
     assert find_checkpoint(replace(CONFIG, resume=str(older)), store).state.step == 5
+
+
+def test_a_run_says_what_it_passes_over_and_why(store):
+    (store.folder / "step_00000010" / "state.json").write_text("{}")
+    said = []
+    assert find_checkpoint(CONFIG, store, say=said.append).state.step == 5
+    (line,) = said
+    assert line.startswith("checkpoint passed over: ") and "step_00000010/state.json: 2 bytes" in line
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_at_zero_unless_told(store):
+    for step in ("step_00000005", "step_00000010"):
+        (store.folder / step / "manifest.json").unlink()
+    said = []
+    with pytest.raises(ConfigError, match=r"resume: 2 checkpoints are there .*none is whole.*resume=never") as refusal:
+        find_checkpoint(CONFIG, store, say=said.append)
+    assert len(str(refusal.value).splitlines()) == 1 and len(said) == 2
+    assert find_checkpoint(replace(CONFIG, resume="never"), store) is None
+
+
+def test_a_run_killed_in_its_first_save_starts_afresh(tmp_path):
+    store = CheckpointStore(tmp_path)
+    (store.begin(5) / "rank_0.safetensors").write_bytes(b"half")
+    assert find_checkpoint(CONFIG, store) is None
 
 
 def test_a_run_with_other_rewards_is_another_run(store):
@@ -41,9 +80,36 @@ def test_a_run_may_become_longer_and_move_elsewhere(store):
     assert find_checkpoint(longer, store).state.step == 10
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_may_go_on_with_other_ranks_another_stage_and_other_engines(store, stage):
+    changes = ["learner.num_ranks=4", f"learner.zero_stage={stage}", "rollout.num_workers=3", "scoring.num_workers=2"]
+    assert find_checkpoint(load_config([QUICKSTART], changes), store).state.step == 10
+
+
+def test_a_learner_state_that_these_ranks_cannot_read_is_refused_before_anything_starts(tmp_path):
+    store = CheckpointStore(tmp_path)
+    draft = store.begin(5)
+    save_learner(draft, ranks=2, described=False)
+    store.commit(draft, RunState(5, 5, seed=0), to_yaml(CONFIG))
+    assert find_checkpoint(CONFIG, store).state.step == 5  # two ranks at ZeRO 1, too
+    one = load_config([QUICKSTART], ["learner.num_ranks=1"])
+    with pytest.raises(ConfigError, match=r"resume: .*rank_0\.safetensors: .*learner\.num_ranks=2 \(now 1\)"):
+        find_checkpoint(one, store)
+
+
+def test_a_checkpoint_without_all_of_its_ranks_is_refused_before_anything_starts(tmp_path):
+    store = CheckpointStore(tmp_path)
+    draft = store.begin(5)
+    save_learner(draft, ranks=2)
+    (draft / "rank_1.safetensors").unlink()
+    store.commit(draft, RunState(5, 5, seed=0), to_yaml(CONFIG))
+    with pytest.raises(ConfigError, match=r"resume: .*written by 2 ranks, but 1 files lie here"):
+        find_checkpoint(CONFIG, store)
+
+
 def said_on_resume(store, *changes):
     lines = []
-    find_checkpoint(load_config([QUICKSTART], changes), store, lines.append)
+    find_checkpoint(load_config([QUICKSTART], changes), store, say=lines.append)
     return lines
 
 
@@ -60,7 +126,7 @@ def test_another_meaning_is_refused_after_it_was_said_in_full_and_allowed_when_t
     changes = ["seed=1", "trainer.steps=500", "rewards.brief.fn=output_format", "learner.optimizer.lr=0.1"]
     lines = []
     with pytest.raises(ConfigError, match=r"resume_changed=true .* a new experiment from that checkpoint"):
-        find_checkpoint(load_config([QUICKSTART], changes), store, lines.append)
+        find_checkpoint(load_config([QUICKSTART], changes), store, say=lines.append)
     assert lines == [
         "settings that differ from those of step_00000010:",
         "  learner.optimizer.lr: 0.0002 -> 0.1  (changes the meaning of the run)",

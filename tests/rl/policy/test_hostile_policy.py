@@ -1,0 +1,98 @@
+"""A policy's folder that somebody else made: nothing in it runs, whatever its files are called."""
+
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+
+from rl.policy.convert import convert_stock_checkpoint, prepare_policy
+from rl.policy.model import load_policy
+from rl.policy.processor import PolicyFilesError, Processor
+from tests.rl.policy.conftest import SCENES
+
+
+class Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, mark):
+        self._mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self._mark,)
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    def copied(folder):
+        shutil.copytree(folder, tmp_path / "policy")
+        return tmp_path / "policy"
+
+    return copied
+
+
+@pytest.fixture
+def mark(tmp_path):
+    return tmp_path / "it-ran"
+
+
+def refused(folder, message, tmp_path):
+    for read in (
+        lambda: load_policy(folder, SCENES),
+        lambda: Processor.from_pretrained(folder, SCENES),
+        lambda: prepare_policy(folder, SCENES, tmp_path / "cache"),
+        lambda: convert_stock_checkpoint(folder, tmp_path / "converted", SCENES),
+    ):
+        with pytest.raises(PolicyFilesError, match=message):
+            read()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00002.bin"])
+def test_weights_as_a_pickle_are_refused_and_never_unpickled(name, tiny_dir, copy_of, mark, tmp_path):
+    folder = copy_of(tiny_dir)
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
+    refused(folder, rf"{name}: weights as a pickle run code", tmp_path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "header of 2**60 bytes", "empty", "eight bytes", "text"])
+def test_what_only_calls_itself_safetensors_is_refused(kind, tiny_dir, copy_of, mark, tmp_path):
+    folder = copy_of(tiny_dir)
+    content = {
+        "pickle": pickle.dumps(Bomb(mark)),
+        "header of 2**60 bytes": (2**60).to_bytes(8, "little") + b"{}",
+        "empty": b"",
+        "eight bytes": (2).to_bytes(8, "little"),
+        "text": b"version https://git-lfs.github.com/spec/v1\n",
+    }
+    (folder / "model.safetensors").write_bytes(content[kind])
+    refused(folder, r"model\.safetensors: cannot be read: not a safetensors file", tmp_path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_the_weights_is_refused_and_not_imported(file, tiny_dir, copy_of, mark, tmp_path):
+    folder = copy_of(tiny_dir)
+    path = folder / file
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}))
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Evil: pass\n")
+    refused(folder, r"names code of its own \(auto_map\)", tmp_path)
+    assert not mark.exists()
+
+
+def test_shards_lie_beside_their_index(tiny_dir, copy_of, tmp_path):
+    folder = copy_of(tiny_dir)
+    index = {"weight_map": {"lm_head.weight": "../../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "is not a file beside it", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "null", '{"vision_config": 3}', "{"])
+def test_a_configuration_of_the_wrong_shape_is_refused_with_its_name(content, tiny_dir, copy_of):
+    folder = copy_of(tiny_dir)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(PolicyFilesError, match=r"config\.json: not a Qwen2\.5-VL configuration"):
+        Processor.from_pretrained(folder, SCENES)
