@@ -23,14 +23,14 @@ from rl.chaos_invariants import (
     same_as,
 )
 from rl.chaos_victims import Strike
-from rl.trajectory import VideoTask
+from rl.trajectory import AnswerKind, VideoTask
 
 STEPS, G = 3, 2
 NAMES = [["a", "b"], ["c", "a"], ["b", "c"]]  # tasks of each step: the second epoch begins inside the second step
 
 
 def tasks_for(step, attempt):
-    return [VideoTask(name, f"{name}.mp4", "?", "A", "letter") for name in NAMES[step]]
+    return [VideoTask(name, f"{name}.mp4", "?", "A", AnswerKind.LETTER) for name in NAMES[step]]
 
 
 RULES = Rules(STEPS, tasks_for, G, 1e-3, 60.0, {"rollout": 90.0, "reward": 25.0, "learner": 60.0})
