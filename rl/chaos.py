@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -45,7 +45,7 @@ from rl.chaos_invariants import (
     same_as,
 )
 from rl.chaos_schedule import KINDS, TERMINATE, Due, schedule
-from rl.chaos_victims import CHAOS, Striker, append
+from rl.chaos_victims import CHAOS, Strike, Striker, append
 from rl.check import preflight
 from rl.checkpoint import CheckpointStore
 from rl.config import RunConfig, to_dict, to_yaml
@@ -218,6 +218,22 @@ def rules_of(config: RunConfig, steps: int, tasks_for: Callable[[int, int], Sequ
     )
 
 
+class Agenda:
+    """What is due and has found nobody yet, and what comes next."""
+
+    def __init__(self, plan: Iterator[Due]) -> None:
+        self._plan = plan
+        self._next = next(plan)
+        self.waiting: list[Due] = []
+
+    def due(self, now_s: float) -> list[Due]:
+        """All that is due by now and not done."""
+        while self._next.after_s <= now_s:
+            self.waiting.append(self._next)
+            self._next = next(self._plan)
+        return list(self.waiting)
+
+
 class Trial:
     """A run, launched as often as it takes."""
 
@@ -241,10 +257,10 @@ class Trial:
     def endure(self, plan: Iterator[Due], seconds: float) -> None:
         """Strike the run until the time is over, then ask it to stop."""
         settings = self._write(self._config)
-        waiting: deque[Due] = deque([next(plan)])
+        agenda = Agenda(plan)
         while self.is_alive:
             with self._launch(settings) as launch:
-                self._strike(launch, waiting, plan, seconds)
+                self._strike(launch, agenda, seconds)
                 is_over = launch.ended == STOPPED and self._clock() >= seconds
                 self.is_alive = launch.ended != BY_ITSELF
             if is_over:
@@ -269,37 +285,40 @@ class Trial:
             launch.stop()
         return list(read_evidence(home, home / "reference").lines)
 
-    def _strike(self, launch: Underway, waiting: deque[Due], plan: Iterator[Due], seconds: float) -> None:
+    def _strike(self, launch: Underway, agenda: Agenda, seconds: float) -> None:
         """One launch, to its end."""
         striker = Striker(launch.family, self._run_dir, self._home / CHAOS)
         while launch.goes_on():
             if launch.first_step_s and self._began is None:
                 self._began = time.monotonic()
-            if self._clock() >= seconds:
-                if waiting:
-                    self._tell(f"found nobody to strike: {', '.join(due.kind for due in waiting)}")
-                    waiting.clear()
+            now = self._clock()
+            if now >= seconds:
+                if agenda.waiting:
+                    self._tell(f"found nobody to strike: {', '.join(due.kind for due in agenda.waiting)}")
+                    agenda.waiting.clear()
                 if self._is_settled():
                     launch.stop()
                 continue
-            while waiting[-1].after_s <= self._clock():
-                waiting.append(next(plan))
             striker.look()
-            for due in [due for due in waiting if due.after_s <= self._clock()]:
-                mischief = KINDS[due.kind]
-                if not (launch.first_step_s or mischief.ends_the_run):
+            for due in agenda.due(now):
+                if not (launch.first_step_s or KINDS[due.kind].ends_the_run):
                     continue  # what dies while a run starts ends it, with a line that says so
                 strike = striker.strike(due)
-                if strike is None:
-                    continue
-                waiting.remove(due)
-                self._tell(f"{due.kind}: process {strike.pid}, {strike.title} {strike.note}")
-                if mischief.what == TERMINATE:
-                    launch.wait_stopped(strike.time_s)
-                elif mischief.ends_the_run:
-                    launch.ended = STRUCK
-                if mischief.ends_the_run:
-                    break
+                if strike is not None:
+                    agenda.waiting.remove(due)
+                    self._tell(f"{due.kind}: process {strike.pid}, {strike.title} {strike.note}")
+                    if self._ends(launch, strike):
+                        break
+
+    @staticmethod
+    def _ends(launch: Underway, strike: Strike) -> bool:
+        """Whether this strike is the end of the launch; a polite one is waited for."""
+        mischief = KINDS[strike.kind]
+        if mischief.what == TERMINATE:
+            launch.wait_stopped(strike.time_s)
+        elif mischief.ends_the_run:
+            launch.ended = STRUCK
+        return mischief.ends_the_run
 
     def _is_settled(self) -> bool:
         """Everything that was struck is mended, or will never be."""
