@@ -38,8 +38,9 @@ class Demand:
 def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logging.WARNING) -> str:
     """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one here.
 
-    A cluster started here listens on loopback, asks for a token (Ray's default), and has as many logical CPUs as the
-    run needs: workers take turns (rollout, then learning), so two real cores can carry more than two workers.
+    A cluster started here asks for a token (Ray's default), and has as many logical CPUs as the run needs: workers take
+    turns (rollout, then learning), so two real cores can carry more than two workers. Its dashboard listens on
+    loopback; so does the rest where the command line started it (`rl.cli.main`: Ray reads that when it is imported).
 
     Returns:
         The dashboard's address; empty if there is none, or this process was connected already.

@@ -64,7 +64,7 @@ class RewardWorker:
         return scored, own_memory_mib() - self._born_mib
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lane:
     """A worker's place in the pool."""
 

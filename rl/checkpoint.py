@@ -26,7 +26,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ class CheckpointStore:
         self._keep, self._keep_every = keep, keep_every
         self._best_metric = best_metric
         self._held: list[Path] = []
-        self._holding = threading.Lock()  # between those who read a checkpoint at length and those who remove it
+        self._changing = threading.RLock()  # names change in one thread at a time: who prunes must not see half of it
 
     def begin(self, step: int, expected_bytes: int | None = None) -> Path:
         """An empty draft to write into. Drafts that a crash left behind are removed.
@@ -142,10 +142,12 @@ class CheckpointStore:
                 (draft / SCORE).write_text(json.dumps(asdict(Score(self._best_metric, value))), encoding="utf-8")
             text = manifest_text(complete_records(draft, written))
             (draft / MANIFEST).write_text(text, encoding="utf-8")
-            self._publish(draft, home)
-            self._set_aside_after(state.step)
-            self._point(LATEST, home)
-            self._point_to_best(state.step)
+            flush_tree(draft)
+            with self._changing:
+                self._publish(draft, home)
+                self._set_aside_after(state.step)
+                self._point(LATEST, home)
+                self._point_to_best(state.step)
         except OSError as error:
             raise CheckpointError(f"{home}: could not be saved: {explained(error)}") from error
         self._prune()
@@ -163,9 +165,11 @@ class CheckpointStore:
             raise DamagedError(f"{draft / STATE}: of step {found.state.step}, not of step {step}")
         home = self.folder / _name(step)
         try:
-            self._publish(draft, home)
-            self._point(LATEST, self._newest_first()[0])
-            self._point_to_best(step)
+            flush_tree(draft)
+            with self._changing:
+                self._publish(draft, home)
+                self._point(LATEST, self._newest_first()[0])
+                self._point_to_best(step)
         except OSError as error:
             raise CheckpointError(f"{home}: could not be published: {explained(error)}") from error
         return Checkpoint(home, found.state, found.config_yaml)
@@ -205,19 +209,17 @@ class CheckpointStore:
 
     def published(self) -> dict[int, Path]:
         """Every checkpoint there is by its step, newest first; whole or not."""
-        return {_step(folder): folder for folder in self._newest_first()}
+        return {step_of(folder): folder for folder in self._newest_first()}
 
     def best_score(self) -> tuple[int, Score] | None:
         """Step and score of the checkpoint that `best` points to, without looking at its other files."""
         home = self._pointed_to(BEST)
         score = None if home is None else _read_score(home)
-        return None if home is None or score is None else (_step(home), score)
+        return None if home is None or score is None else (step_of(home), score)
 
     def kept(self) -> list[Path]:
         """The complete checkpoints that are not too old, newest first."""
-        complete = {step: folder for step, folder in self.published().items() if (folder / MANIFEST).is_file()}
-        best = self._pointed_to(BEST)
-        return [complete[step] for step in self.steps_kept(complete, None if best is None else _step(best))]
+        return self._kept_of(self._complete())
 
     def steps_kept(self, steps: Iterable[int], best: int | None) -> list[int]:
         """Of these steps, those whose checkpoints stay, newest first: the last few, every so many, the best."""
@@ -225,20 +227,28 @@ class CheckpointStore:
 
     @contextmanager
     def hold(self, folder: Path) -> Iterator[None]:
-        """Keep a checkpoint from being removed as too old; the first save after that removes it."""
-        with self._holding:
+        """Keep a checkpoint from being removed as too old until it has been read."""
+        with self._changing:
             self._held.append(folder)
         try:
             yield
         finally:
-            with self._holding:
+            with self._changing:
                 self._held.remove(folder)
+            self._prune()
 
     def _newest_first(self) -> list[Path]:
         homes = {path.name: path for path in self.folder.glob("step_*") if path.is_dir()}
         for replaced in self.folder.glob(".replaced_step_*"):  # a kill between two renames left it without its name
             homes.setdefault(replaced.name.removeprefix(".replaced_"), replaced)
-        return sorted((path for name, path in homes.items() if re.fullmatch(r"step_\d+", name)), key=_step)[::-1]
+        return sorted((path for name, path in homes.items() if re.fullmatch(r"step_\d+", name)), key=step_of)[::-1]
+
+    def _complete(self) -> dict[int, Path]:
+        return {step: folder for step, folder in self.published().items() if (folder / MANIFEST).is_file()}
+
+    def _kept_of(self, complete: Mapping[int, Path]) -> list[Path]:
+        best = self._pointed_to(BEST)
+        return [complete[step] for step in self.steps_kept(complete, None if best is None else step_of(best))]
 
     def _clear(self) -> None:
         """Finish what a crash interrupted."""
@@ -263,9 +273,8 @@ class CheckpointStore:
             )
 
     def _publish(self, draft: Path, home: Path) -> None:
-        """Flush and rename. Whatever had the name (a torn save, an abandoned branch of the run) makes room."""
+        """Rename. Whatever had the name (a torn save, an abandoned branch of the run) makes room."""
         draft.chmod(0o755)
-        flush_tree(draft)
         replaced = self.folder / f".replaced_{home.name}"
         if home.exists():
             shutil.rmtree(replaced, ignore_errors=True)
@@ -301,27 +310,24 @@ class CheckpointStore:
 
     def _set_aside_after(self, step: int) -> None:
         """Steps beyond the one just saved belong to a future that this run went back behind."""
-        for folder in (folder for folder in self._newest_first() if _step(folder) > step):
+        for folder in (folder for folder in self._newest_first() if step_of(folder) > step):
             log.warning("%s: set aside as superseded, the run was resumed from an earlier step", folder)
-            aside = self.folder / f"superseded_{_name(_step(folder))}"
+            aside = self.folder / f"superseded_{_name(step_of(folder))}"
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
 
     def _prune(self) -> None:
-        """Remove what is too old. Failing is no failure of the save: it is there."""
-        kept = self.kept()
-        for folder in self._newest_first():
-            if folder in kept or not (folder / MANIFEST).is_file():
-                continue
-            leaving = self.folder / f".draft_removed_{_name(_step(folder))}"  # never half of a checkpoint by its name
-            try:
-                with self._holding:
-                    if folder in self._held:
-                        continue
-                    folder.rename(leaving)
-                shutil.rmtree(leaving)
-            except OSError as error:
-                log.warning("%s: too old, but could not be removed: %s", folder, explained(error))
+        """Remove what is too old and not held. Failing is no failure of the save: it is there."""
+        leaving = []
+        with self._changing:
+            complete = self._complete()  # listed once: what is published from here on is not looked at
+            kept = [*self._kept_of(complete), *self._held]
+            for folder in complete.values():
+                if folder not in kept:
+                    leaving.append(self.folder / f".draft_removed_{_name(step_of(folder))}")
+                    _try_to_remove(folder, lambda folder=folder, away=leaving[-1]: folder.rename(away))
+        for away in leaving:  # half of a checkpoint never bears its name
+            _try_to_remove(away, lambda away=away: shutil.rmtree(away))
 
     def _best_before(self, step: int) -> tuple[Path, Score] | None:
         """The best of the checkpoints before `step`, by the scores in them."""
@@ -329,9 +335,18 @@ class CheckpointStore:
         competing = [
             (folder, score)
             for folder, score in scores.items()
-            if score is not None and score.metric == self._best_metric and _step(folder) < step
+            if score is not None and score.metric == self._best_metric and step_of(folder) < step
         ]
         return max(competing, key=lambda pair: pair[1].rank, default=None)  # the first of equals
+
+
+def _try_to_remove(folder: Path, remove: Callable[[], object]) -> None:
+    try:
+        remove()
+    except FileNotFoundError:  # it is gone, or its renaming has failed and said so
+        pass
+    except OSError as error:
+        log.warning("%s: too old, but could not be removed: %s", folder, explained(error))
 
 
 def kept_steps(steps: Iterable[int], *, last: int, every: int, best: int | None) -> list[int]:
@@ -348,6 +363,11 @@ def kept_steps(steps: Iterable[int], *, last: int, every: int, best: int | None)
         for index, step in enumerate(newest_first)
         if index < last or step == best or (every > 0 and step % every == 0)
     ]
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(folder.name.rpartition("_")[2])
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -375,10 +395,6 @@ def _run_state(saved: dict[str, object]) -> RunState:
 
 def _name(step: int) -> str:
     return f"step_{step:08d}"
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("_")[2])
 
 
 def _read_score(folder: Path) -> Score | None:

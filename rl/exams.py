@@ -21,7 +21,7 @@ from rl.config import ConfigError, RunConfig, to_dict
 from rl.evaluate import Judge, Judged, missing_prediction, outcome_of
 from rl.predictions import EvaluationError, Outcome
 from rl.prepare import fingerprint, prepare_tasks
-from rl.train import answer_terms
+from rl.run import answer_terms
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
 
 OWN = "held_out"  # the evaluation of data.held_out by the run's own rewards

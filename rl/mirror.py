@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from rl.checkpoint import CheckpointStore
+from rl.checkpoint import CheckpointStore, step_of
 from rl.manifest import CheckpointError
 from rl.trajectory import Fault
 
@@ -108,11 +108,11 @@ class Mirror:
             return self._working
 
     def _bring_in_line(self) -> None:
-        newest = next(iter(self._store.published()), None)
-        if newest is None:
+        kept = self._store.kept()
+        if not kept:
             return
-        self._remote.set_aside_after(newest)
-        for folder in self._store.kept():
+        self._remote.set_aside_after(step_of(kept[0]))
+        for folder in kept:
             with self._store.hold(folder):
                 if folder.is_dir():  # else it has become too old in the meantime
                     self._remote.upload(folder)

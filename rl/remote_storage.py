@@ -22,7 +22,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from rl.checkpoint import BEST, CHECKPOINTS, Checkpoint, CheckpointStore
+from rl.checkpoint import BEST, CHECKPOINTS, Checkpoint, CheckpointStore, step_of
 from rl.manifest import MANIFEST, MAX_BYTES, CheckpointError, DamagedError, flush, parse_manifest, read_manifest
 from rl.trajectory import WrittenFile
 
@@ -74,7 +74,7 @@ class RemoteCheckpoints:
             RemoteError: the remote does not answer or holds something else afterwards; the checkpoint is not there.
             CheckpointError: the checkpoint on the disk cannot be read.
         """
-        target, files = f"{self._root}/{folder.name}", read_manifest(folder)
+        target, files = f"{self._root}/{_name(step_of(folder))}", read_manifest(folder)
         manifest = (folder / MANIFEST).read_bytes()
         with _told(self.url):
             if self._text_of(f"{target}/{MANIFEST}") == manifest:

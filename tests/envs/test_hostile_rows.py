@@ -58,12 +58,18 @@ def root(tmp_path_factory):
     return folder
 
 
-@settings(max_examples=150)
-@given(rows=st.lists(ROWS, max_size=4))
-def test_any_json_value_is_a_task_or_a_row_left_out_with_its_line_and_reason(rows, root):
+def written(rows, root):
+    """As JSON lines and as an array."""
     lines, array = root / "rows.jsonl", root / "rows.json"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     array.write_text(json.dumps(rows))
+    return lines, array
+
+
+@settings(max_examples=150)
+@given(rows=st.lists(ROWS, max_size=4))
+def test_any_json_value_is_a_task_or_a_row_left_out_with_its_line_and_reason(rows, root):
+    lines, array = written(rows, root)
     for name in FORMATS:
         for file in (lines, array):
             loaded = load_tasks(name, file, root)
@@ -78,11 +84,8 @@ def test_any_json_value_is_a_task_or_a_row_left_out_with_its_line_and_reason(row
 @settings(max_examples=40)
 @given(rows=st.lists(ROWS, max_size=3))
 def test_any_json_value_is_an_example_of_a_benchmark_or_left_out(rows, root):
-    lines, array = root / "examples.jsonl", root / "examples.json"
-    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    array.write_text(json.dumps(rows))
     for name in BUILTIN:
-        for file in (lines, array):
+        for file in written(rows, root):
             try:
                 loaded = resolve(name).read(file, root)
             except DatasetError as refusal:

@@ -4,6 +4,8 @@ import json
 import logging
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -79,13 +81,40 @@ def test_what_is_too_old_stays_too_old(steps, last, every, best, data):
     assert kept_steps([*kept, newer], last=last, every=every, best=best) == at_once
 
 
-def test_one_that_is_being_read_is_removed_with_the_next(tmp_path):
+def test_one_that_is_being_read_is_removed_when_it_has_been(tmp_path):
     store = CheckpointStore(tmp_path, keep=1)
     with store.hold(save(store, 10).folder):
         save(store, 20)
         assert steps_in(store) == [10, 20]
-    save(store, 30)
-    assert steps_in(store) == [30]
+    assert steps_in(store) == [20]
+    with store.hold(save(store, 30).folder):
+        pass
+    assert steps_in(store) == [30]  # not too old
+
+
+def test_a_reader_that_comes_and_goes_while_others_publish_costs_no_checkpoint(tmp_path, monkeypatch):
+    """The mirror's thread removes what it has read, the run's threads publish and go back: each sees all or nothing."""
+    monkeypatch.setattr(checkpoint, "flush_tree", lambda folder: None)  # hundreds of saves, and no power cut
+    monkeypatch.setattr(checkpoint, "flush", lambda path: None)
+    store, over = CheckpointStore(tmp_path, keep=1), threading.Event()
+    save(store, 10)
+
+    def come_and_go():
+        while not over.is_set():
+            for folder in store.kept():
+                with store.hold(folder):
+                    pass
+
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(come_and_go)
+        try:
+            for step in [20, 15, 30, 25, 40, 10] * 30:  # now on, now back
+                save(store, step)
+                assert store.latest_valid().state.step == step
+        finally:
+            over.set()
+    reading.result()
+    assert steps_in(store) == [10]
 
 
 def test_a_pointer_that_names_something_else_is_not_followed(store):
