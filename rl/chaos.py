@@ -57,6 +57,7 @@ from rl.run_process import Family, folder_beside_runs, launched
 ENDLESS = 100_000  # steps: more than there is time for
 MORE_STEPS = 2  # after the last fault, to the end
 LOOK_S = 0.25  # between two looks at a run under way
+CENSUS_S = 1.0  # between two at all its processes
 STUCK_S = 900.0  # without a step: the run hangs
 SETTLE_S = 300.0  # after the last fault, for all to be mended
 GONE_S = 60.0  # for the processes of a launch to end after it
@@ -379,6 +380,7 @@ class Underway:
         self._process, self._metrics, self._output, self._grace_s = process, metrics, output, grace_s
         self._started_s = time.time()
         self._progress = (0, time.monotonic())  # the last step, and when it was seen first
+        self._looked = 0.0
         self.family = Family(process)
         self.first_step_s = 0.0
         self.ended_s = 0.0
@@ -398,7 +400,9 @@ class Underway:
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=LOOK_S)
-        self.family.look()
+        if time.monotonic() - self._looked > CENSUS_S:
+            self.family.look()
+            self._looked = time.monotonic()
         step, time_s = last_step(self._metrics)
         if not self.first_step_s and time_s >= self._started_s:
             self.first_step_s = time_s

@@ -64,11 +64,14 @@ class Family:
 
     def look(self) -> list[psutil.Process]:
         """Everybody who lives, oldest acquaintances first."""
-        living = self.left()
-        for member in living:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._seen |= dict.fromkeys(member.children(recursive=True))
-        return [*living, *(one for one in self._seen if one not in set(living) and is_alive(one))]
+        children: dict[int, list[psutil.Process]] = {}
+        for process in psutil.process_iter(["ppid"]):  # one reading of the process table, however many there are
+            children.setdefault(process.info["ppid"], []).append(process)
+        members = self.left()
+        for member in members:  # grows as it is walked
+            members += [child for child in children.get(member.pid, ()) if child not in self._seen]
+            self._seen |= dict.fromkeys(children.get(member.pid, ()))
+        return [member for member in members if is_alive(member)]
 
     def left(self) -> list[psutil.Process]:
         """Who lives of those that were seen."""
