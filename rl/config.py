@@ -819,7 +819,7 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
         _refuse_interpolations(value, origin)
     try:
         return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"command line: {_first_line(error)}") from error
 
 
@@ -827,7 +827,7 @@ def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
     _refuse_unknown(extra, origin)
     try:
         return OmegaConf.merge(base, extra)
-    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{origin}: {_first_line(error)}{_where(error)}") from error
 
 

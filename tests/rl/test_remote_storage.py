@@ -18,6 +18,7 @@ from rl.remote_storage import RemoteCheckpoints, RemoteError
 from rl.resume import find_checkpoint, newest_valid, remote_of
 from rl.saving import Saver
 from rl.trajectory import RunState
+from tests.rl.learner_files import save_learner
 
 CONFIG = load_config([Path(__file__).parents[2] / "configs" / "quickstart.yaml"])
 METRIC = "held_out/accuracy"
@@ -284,7 +285,9 @@ def config(url):
 
 
 def test_a_run_finds_its_checkpoint_on_the_remote(config, remote, store, elsewhere):
-    remote.upload(save(store, 20))
+    draft = store.begin(20)
+    save_learner(draft)
+    remote.upload(store.commit(draft, RunState(20, 20, seed=7), to_yaml(CONFIG)).folder)
     assert find_checkpoint(config, elsewhere, remote_of(config)).state.step == 20
     assert remote_of(CONFIG) is None  # no remote is configured by default
 

@@ -3,28 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from rl.checkpoint import CheckpointStore
 from rl.config import ConfigError, load_config, to_dict, to_yaml
-from rl.learner_layout import Fragment, Layout, metadata
 from rl.resume import checkpoint_of, config_changes, find_checkpoint
 from rl.trajectory import RunState
+from tests.rl.learner_files import save_learner
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 CONFIG = load_config([QUICKSTART])
-
-
-def save_learner(folder, ranks=1, described=True):
-    """A learner's state of two weights, at ZeRO 1."""
-    for rank in range(ranks):
-        piece = Fragment("w", rank * 2 // ranks, 2 // ranks, "group_0", 0)
-        said = metadata(Layout(1, ranks, rank), 5, {"w": (2,)}, [piece])
-        kept = {"group_0.master": np.zeros(2 // ranks, np.float32)}
-        shown = {key: value for key, value in said.items() if described or key in ("layout", "steps")}
-        save_file(kept, folder / f"rank_{rank}.safetensors", metadata=shown)
 
 
 @pytest.fixture
