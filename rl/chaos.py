@@ -30,6 +30,7 @@ from actors.reward import GRACE_S
 from actors.waiting import COLLECT_S
 from rl.chaos_invariants import (
     BY_ITSELF,
+    HUNG,
     LAUNCHES,
     MENDED,
     STOPPED,
@@ -58,7 +59,6 @@ ENDLESS = 100_000  # steps: more than there is time for
 MORE_STEPS = 2  # after the last fault, to the end
 LOOK_S = 0.25  # between two looks at a run under way
 CENSUS_S = 1.0  # between two at all its processes
-STUCK_S = 900.0  # without a step: the run hangs
 SETTLE_S = 300.0  # after the last fault, for all to be mended
 GONE_S = 60.0  # for the processes of a launch to end after it
 TAIL_BYTES = 65_536  # of metrics.jsonl, in which its last line lies
@@ -71,10 +71,6 @@ SHORT = {  # deadlines that are shortened where the configuration leaves them as
 }
 
 
-class ChaosError(RuntimeError):
-    """The run hangs; the message says where its output lies."""
-
-
 @dataclass(frozen=True, slots=True)
 class Ordeal:
     """How a run is to be struck."""
@@ -84,6 +80,7 @@ class Ordeal:
     every_s: float  # mean seconds between two faults
     kinds: tuple[str, ...] = tuple(KINDS)
     reference: bool = False  # compare with a run that nothing happens to
+    patience_s: float = 1800.0  # without a step: the run hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +133,6 @@ def run_chaos(config: RunConfig, ordeal: Ordeal, console: Console) -> Verdict:
 
     Raises:
         ConfigError: the configuration cannot work here, or there is no such fault.
-        ChaosError: the run makes no step any more.
     """
     preflight(config)
     plan = schedule(ordeal.seed, ordeal.every_s, ordeal.kinds)
@@ -147,7 +143,7 @@ def run_chaos(config: RunConfig, ordeal: Ordeal, console: Console) -> Verdict:
     for change in config_changes(to_dict(config), to_dict(declared), meaning=()):
         _say(console, f"  {change}")
     tasks = prepare_tasks(declared, "train", console).tasks
-    trial = Trial(declared, home, console)
+    trial = Trial(declared, home, console, ordeal.patience_s)
     trial.endure(_from(first, plan), ordeal.minutes * 60)
     reached = trial.steps_done
     if trial.is_alive:
@@ -238,12 +234,16 @@ class Agenda:
 class Trial:
     """A run, launched as often as it takes."""
 
-    def __init__(self, config: RunConfig, home: Path, console: Console) -> None:
-        self._config, self._home, self._console = config, home, console
+    def __init__(self, config: RunConfig, home: Path, console: Console, patience_s: float) -> None:
+        """
+        Args:
+            patience_s: without a step, after which a launch hangs and is killed.
+        """
+        self._config, self._home, self._console, self._patience_s = config, home, console, patience_s
         self._run_dir = home / config.name
         self._began: float | None = None  # time.monotonic() of the first step
         self._ended: float | None = None  # of the last launch
-        self.is_alive = True  # it has not ended by itself before it was due
+        self.is_alive = True  # no launch has ended by itself before it was due, or hung
 
     @property
     def steps_done(self) -> int:
@@ -263,7 +263,7 @@ class Trial:
             with self._launch(settings) as launch:
                 self._strike(launch, agenda, seconds)
                 is_over = launch.ended == STOPPED and self._clock() >= seconds
-                self.is_alive = launch.ended != BY_ITSELF
+                self.is_alive = launch.ended in (STRUCK, STOPPED)
             if is_over:
                 return
 
@@ -279,7 +279,7 @@ class Trial:
         self._tell("the same without faults")
         config, home = replace(self._config, name="reference"), self._home / "without_faults"
         home.mkdir()
-        quiet = Trial(replace(config, output_dir=str(home)), home, self._console)
+        quiet = Trial(replace(config, output_dir=str(home)), home, self._console, self._patience_s)
         with quiet._launch(quiet._write(quiet._config)) as launch:
             while launch.goes_on() and quiet.steps_done < steps:
                 pass
@@ -293,11 +293,11 @@ class Trial:
             if launch.first_step_s and self._began is None:
                 self._began = time.monotonic()
             now = self._clock()
-            if now >= seconds:
+            if now >= seconds:  # and the last launch has shown that it goes on
                 if agenda.waiting:
                     self._tell(f"found nobody to strike: {', '.join(due.kind for due in agenda.waiting)}")
                     agenda.waiting.clear()
-                if self._is_settled():
+                if launch.first_step_s and self._is_settled():
                     launch.stop()
                 continue
             striker.look()
@@ -342,9 +342,9 @@ class Trial:
 
     @contextlib.contextmanager
     def _launch(self, settings: Path) -> Iterator[Underway]:
-        started_s, output = time.time(), self._home / "output.log"
-        with launched(settings, output) as process:
-            launch = Underway(process, self._run_dir / "metrics.jsonl", output, self._config.trainer.stop_grace_s)
+        started_s, metrics = time.time(), self._run_dir / "metrics.jsonl"
+        with launched(settings, self._home / "output.log") as process:
+            launch = Underway(process, metrics, self._config.trainer.stop_grace_s, self._patience_s)
             try:
                 yield launch
                 left = launch.family.wait_gone(GONE_S)
@@ -376,8 +376,8 @@ class Trial:
 class Underway:
     """One launch of a run, seen from outside."""
 
-    def __init__(self, process: subprocess.Popen[bytes], metrics: Path, output: Path, grace_s: float) -> None:
-        self._process, self._metrics, self._output, self._grace_s = process, metrics, output, grace_s
+    def __init__(self, process: subprocess.Popen[bytes], metrics: Path, grace_s: float, patience_s: float) -> None:
+        self._process, self._metrics, self._grace_s, self._patience_s = process, metrics, grace_s, patience_s
         self._started_s = time.time()
         self._progress = (0, time.monotonic())  # the last step, and when it was seen first
         self._looked = 0.0
@@ -393,11 +393,7 @@ class Underway:
         return self._process.returncode
 
     def goes_on(self) -> bool:
-        """After a moment: whether the run has not ended.
-
-        Raises:
-            ChaosError: it has made no step for a long time.
-        """
+        """After a moment: whether the run has not ended. One that hangs is killed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=LOOK_S)
         if time.monotonic() - self._looked > CENSUS_S:
@@ -408,13 +404,12 @@ class Underway:
             self.first_step_s = time_s
         if step != self._progress[0]:
             self._progress = (step, time.monotonic())
+        if self._process.poll() is None and time.monotonic() - self._progress[1] > self._patience_s:
+            self.family.kill()
+            self.ended = HUNG
         if self._process.poll() is not None:
             self.ended_s = self.ended_s or time.time()
             return False
-        if time.monotonic() - self._progress[1] > STUCK_S:
-            raise ChaosError(
-                f"no step within {STUCK_S:.0f} s after step {step}: the run hangs; its output: {self._output}"
-            )
         return True
 
     def wait(self) -> None:

@@ -30,7 +30,7 @@ from rl.report.run_files import Broken, read_json_lines
 from rl.trajectory import VideoTask
 
 LAUNCHES = "launches.jsonl"  # one line per launch
-STRUCK, STOPPED, BY_ITSELF = "struck", "asked to stop", "by itself"  # how a launch ended
+STRUCK, STOPPED, BY_ITSELF, HUNG = "struck", "asked to stop", "by itself", "hung"  # how a launch ended
 TERMINATED = 143  # exit code after SIGTERM
 NOTICED_S = 10.0  # a process that is gone, by whoever looks after it
 WRITTEN_S = 120.0  # from when a fault must have been noticed until it is mended and the step that says so is reported
@@ -61,7 +61,7 @@ class Launch:
     started_s: float
     first_step_s: float  # when it had reported its first step; 0: never
     ended_s: float
-    ended: str  # STRUCK | STOPPED | BY_ITSELF
+    ended: str  # STRUCK | STOPPED | BY_ITSELF | HUNG
     exit_code: int
     stop_s: float  # from SIGTERM to the end; 0: none was sent
     reported: int  # last step in metrics.jsonl
@@ -234,6 +234,8 @@ def endings_kept(evidence: Evidence, rules: Rules) -> list[str]:
         is_last = number == len(evidence.launches)
         if launch.ended == BY_ITSELF and not (is_last and launch.exit_code == 0):
             wrong.append(f"launch {number} ended by itself with exit code {launch.exit_code}")
+        if launch.ended == HUNG:
+            wrong.append(f"launch {number} made no step any more after step {launch.reported} and was killed")
         if launch.ended == STOPPED:
             if launch.exit_code != TERMINATED:
                 wrong.append(f"launch {number} ended with exit code {launch.exit_code} after SIGTERM")

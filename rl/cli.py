@@ -164,6 +164,7 @@ def chaos(
     minutes: Annotated[float, typer.Option(help="Of faults, from the first step on.", min=0.1)] = 10.0,
     seed: Annotated[int, typer.Option(help="Which faults, whom, and when.")] = 0,
     every: Annotated[float, typer.Option(help="Seconds between two faults, on average.", min=1.0)] = 20.0,
+    patience: Annotated[float, typer.Option(help="Minutes without a step, after which the run hangs.", min=1.0)] = 30.0,
     only: Annotated[str, typer.Option(help="Faults that may come, separated by commas; default: all.")] = "",
     reference: Annotated[
         bool | None,
@@ -186,7 +187,7 @@ def chaos(
 
     kinds = tuple(kind.strip() for kind in only.split(",")) if only else tuple(KINDS)
     compared = config.rollout.deterministic if reference is None else reference
-    verdict = run_chaos(config, Ordeal(minutes, seed, every, kinds, compared), console)
+    verdict = run_chaos(config, Ordeal(minutes, seed, every, kinds, compared, 60 * patience), console)
     if as_json:
         _print_json(verdict.as_dict())
     if not verdict.passed:

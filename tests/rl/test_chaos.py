@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from rl.chaos import Ordeal, Trial, Verdict, chaos_config, last_step, print_verdict, rows, rules_of
 from rl.chaos_invariants import (
     BY_ITSELF,
+    HUNG,
     MENDED,
     STOPPED,
     STRUCK,
@@ -176,7 +177,7 @@ def trial(tmp_path, monkeypatch):
     monkeypatch.setattr("rl.chaos.launched", launched_in_small)
     declared = chaos_config(CONFIG, output_dir=tmp_path)
     rollout = replace(declared.rollout, tasks_per_step=2, group_size=2)
-    return Trial(replace(declared, rollout=rollout), tmp_path, Console(quiet=True))
+    return Trial(replace(declared, rollout=rollout), tmp_path, Console(quiet=True), patience_s=60.0)
 
 
 def tasks_for(step, attempt):
@@ -213,6 +214,17 @@ def test_a_run_that_fails_by_itself_is_not_started_again(trial, tmp_path, monkey
 
 
 @pytest.mark.cli
+def test_a_run_that_hangs_is_killed_and_told(trial, tmp_path, monkeypatch):
+    hanging = RUN.replace("    if asked:\n        break\n", "    if step == 2:\n        time.sleep(600)\n")
+    monkeypatch.setattr(sys.modules[__name__], "RUN", hanging)
+    trial._patience_s = 1.5
+    trial.endure(schedule(0, 600.0), seconds=60.0)
+    assert not trial.is_alive
+    (launch,) = read_evidence(tmp_path, tmp_path / CONFIG.name).launches
+    assert (launch.ended, launch.exit_code, launch.reported, launch.left) == (HUNG, -9, 2, [])
+
+
+@pytest.mark.cli
 @pytest.mark.parametrize("code", [0, 3])
 def test_the_command_exits_with_the_verdict_and_prints_it_as_json(monkeypatch, verdict, code):
     asked = []
@@ -237,7 +249,7 @@ def test_the_command_exits_with_the_verdict_and_prints_it_as_json(monkeypatch, v
     assert answer.exit_code == code
     told = json.loads(answer.stdout.splitlines()[-1])
     assert told["passed"] == (code == 0) and told["kinds"]["run_killed"]["recovery_max_s"] == 30.0
-    assert asked == [Ordeal(2.0, 7, 20.0, ("reward_killed", "run_killed"), False)]
+    assert asked == [Ordeal(2.0, 7, 20.0, ("reward_killed", "run_killed"), False, 1800.0)]
 
 
 @pytest.mark.cli

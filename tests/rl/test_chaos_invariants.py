@@ -8,6 +8,7 @@ import pytest
 from rl.chaos_invariants import (
     BY_ITSELF,
     ENDED,
+    HUNG,
     LATE,
     MENDED,
     STOPPED,
@@ -193,6 +194,7 @@ def test_a_fault_of_which_the_run_could_no_longer_tell_is_no_violation():
         ((launch(), launch()), "launch 1 ended by itself with exit code 0"),
         ((launch(ended=STRUCK, exit_code=-9),), "never finished"),
         ((), "never finished"),
+        ((launch(ended=HUNG, exit_code=-9),), "made no step any more after step 3"),
         ((launch(ended=STOPPED, exit_code=1), launch()), "exit code 1 after SIGTERM"),
         ((launch(ended=STOPPED, exit_code=143, stop_s=91.0), launch()), "took 91 s to end after SIGTERM"),
         ((launch(ended=STOPPED, exit_code=143, saved=2), launch()), "done 3 steps at SIGTERM, but saved 2"),
