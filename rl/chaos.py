@@ -216,16 +216,26 @@ def rules_of(config: RunConfig, steps: int, tasks_for: Callable[[int, int], Sequ
 
 
 class Agenda:
-    """What is due and has found nobody yet, and what comes next."""
+    """What is due and has found nobody yet, and what comes next. Its clock stands while a run starts.
+
+    Else all that falls into a start would strike at its end, at once.
+    """
 
     def __init__(self, plan: Iterator[Due]) -> None:
         self._plan = plan
         self._next = next(plan)
+        self._clock_s, self._before = 0.0, 0.0
         self.waiting: list[Due] = []
 
-    def due(self, now_s: float) -> list[Due]:
+    def stand(self) -> None:
+        """The run makes no steps yet."""
+        self._before = time.monotonic()
+
+    def due(self) -> list[Due]:
         """All that is due by now and not done."""
-        while self._next.after_s <= now_s:
+        now = time.monotonic()
+        self._clock_s, self._before = self._clock_s + now - self._before, now
+        while self._next.after_s <= self._clock_s:
             self.waiting.append(self._next)
             self._next = next(self._plan)
         return list(self.waiting)
@@ -290,20 +300,19 @@ class Trial:
         """One launch, to its end."""
         striker = Striker(launch.family, self._run_dir, self._home / CHAOS)
         while launch.goes_on():
-            if launch.first_step_s and self._began is None:
-                self._began = time.monotonic()
-            now = self._clock()
-            if now >= seconds:  # and the last launch has shown that it goes on
+            if not launch.first_step_s:
+                agenda.stand()  # and what dies while a run starts ends it, with a line that says so
+                continue
+            self._began = self._began or time.monotonic()
+            if self._clock() >= seconds:  # and the last launch has shown that it goes on
                 if agenda.waiting:
                     self._tell(f"found nobody to strike: {', '.join(due.kind for due in agenda.waiting)}")
                     agenda.waiting.clear()
-                if launch.first_step_s and self._is_settled():
+                if self._is_settled():
                     launch.stop()
                 continue
             striker.look()
-            for due in agenda.due(now):
-                if not (launch.first_step_s or KINDS[due.kind].ends_the_run):
-                    continue  # what dies while a run starts ends it, with a line that says so
+            for due in agenda.due():
                 strike = striker.strike(due)
                 if strike is not None:
                     agenda.waiting.remove(due)

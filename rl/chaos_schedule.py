@@ -52,7 +52,7 @@ KINDS: Mapping[str, Mischief] = MappingProxyType(
 class Due:
     """A fault that is to strike."""
 
-    after_s: float  # since the first
+    after_s: float  # seconds in which the run makes steps, since the first
     kind: str  # of KINDS
     pick: float  # in [0, 1): whom of those there are, in the order of their process ids
 

@@ -41,7 +41,7 @@ class Strike:
     title: str  # of the process at that moment: whose it is, and what it was doing
     worker: str = ""  # "rollout/0"; empty if its title never told
     note: str = ""
-    due_s: float = 0.0  # when it was to come, since the first; it waits until there is somebody to strike
+    due_s: float = 0.0  # when it was to come, in seconds of steps; it waits until there is somebody to strike
 
 
 class Striker:
