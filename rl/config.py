@@ -732,6 +732,8 @@ def _read_yaml(path: Path) -> DictConfig:
         loaded = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from error
+    except AssertionError:  # of OmegaConf, for a bare number
+        loaded = None
     _require(isinstance(loaded, DictConfig), f"{path}: expected keys and values at the top level")
     return loaded
 
@@ -819,7 +821,7 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
         _refuse_interpolations(value, origin)
     try:
         return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"command line: {_first_line(error)}") from error
 
 
@@ -827,12 +829,14 @@ def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
     _refuse_unknown(extra, origin)
     try:
         return OmegaConf.merge(base, extra)
-    except (OmegaConfBaseException, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin}: {_first_line(error)}{_where(error)}") from error
 
 
 def _refuse_unknown(extra: DictConfig, origin: str) -> None:
     known = known_keys()
+    for key in _huge(extra):  # OmegaConf makes floats of them, or fails to without a word of where
+        raise ConfigError(f"{origin}: {key[:200]} must be below 2**63, got a huge integer")
     for key in _dotted(extra):
         parts = key.split(".")
         if parts[0] == "rewards" and len(parts) > 1:
@@ -852,6 +856,16 @@ def _dotted(node: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(child, DictConfig) and not child._is_none():
             keys += _dotted(child, f"{prefix}{name}.")
     return keys
+
+
+def _huge(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Keys of integers beyond 64 bits."""
+    for name in node:
+        child = node._get_node(name)
+        if isinstance(child, DictConfig):
+            yield from () if child._is_none() else _huge(child, f"{prefix}{name}.")
+        elif isinstance(value := child._value(), int) and not -(2**63) <= value < 2**63:
+            yield f"{prefix}{name}"
 
 
 def _origin_of(message: str, given: Sequence[tuple[str, DictConfig]]) -> str:

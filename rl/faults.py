@@ -9,36 +9,65 @@ checkpoint are rewritten in metrics.jsonl, but what happened, happened.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rl.trajectory import Fault
 
 FAULTS = "faults.jsonl"  # in a run's folder
+COUNTED = "faults/"  # of these metrics' names; what follows is the kind
 
 
 def write_faults(run_dir: Path, step: int, faults: Sequence[Fault]) -> None:
-    """Append faults, one line each."""
+    """Append faults, one line each; a line that a killed run left torn stays a line of its own."""
     if not faults:
         return
-    with (run_dir / FAULTS).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"step": step, **asdict(fault)}) + "\n" for fault in faults)
+    lines = "".join(json.dumps({"step": step, **asdict(fault)}) + "\n" for fault in faults)
+    with (run_dir / FAULTS).open("ab+") as file:
+        file.write(b"" if _ends_whole(file) else b"\n")
+        file.write(lines.encode("ascii"))
 
 
 def fault_metrics(faults: Iterable[Fault]) -> dict[str, float]:
     """How many of each kind."""
-    return {f"faults/{kind}": float(count) for kind, count in sorted(Counter(f.kind for f in faults).items())}
+    return {f"{COUNTED}{kind}": float(count) for kind, count in sorted(Counter(f.kind for f in faults).items())}
 
 
 def read_faults(run_dir: Path) -> list[dict[str, Any]]:
-    """Every fault of a run, oldest first; a torn last line is left out."""
+    """Every fault of a run, oldest first; a torn line, and one that is no fault (no step or kind in it), is left out.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
     path, found = run_dir / FAULTS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    if not path.exists():
+        return found
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:  # "\n" only: a cause may hold U+2028
+        for line in lines:
+            try:
+                fault = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(fault, dict) and isinstance(fault.get("kind"), str) and "step" in fault:
+                found.append(fault)
     return found
+
+
+def fault_counts(run_dir: Path) -> dict[str, int]:
+    """How many of each kind a whole run had, the most frequent first: steps that were repeated count each time.
+
+    Raises:
+        OSError: as read_faults.
+    """
+    return dict(Counter(fault["kind"] for fault in read_faults(run_dir)).most_common())
+
+
+def _ends_whole(file: BinaryIO) -> bool:
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

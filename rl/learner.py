@@ -444,6 +444,8 @@ def _join(rank: int, world_size: int, master_addr: str, master_port: int, backen
 
     Where that is loopback, so is all that ranks say to each other.
     """
+    if dist.is_initialized():  # by an earlier learner of this process
+        return
     listening = socket.create_server((master_addr, master_port)).detach() if rank == 0 else None
     if ipaddress.ip_address(socket.gethostbyname(master_addr)).is_loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -24,6 +24,7 @@ from rl.advantages import Credit, CreditRules
 from rl.batch import credit_metrics, learned_credit
 from rl.checkpoint import CheckpointStore
 from rl.config import AdvantageConfig, RunConfig, to_dict
+from rl.faults import FAULTS
 from rl.fingerprint import step_fingerprints
 from rl.metrics import reward_metrics, rollout_metrics
 from rl.policy.processor import Processor
@@ -142,7 +143,7 @@ def make_sinks(config: RunConfig, run_dir: Path, *, keep_through_step: int) -> l
 
 
 def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
-    """Write summary.json and print what was learned and where the run lies."""
+    """Write summary.json and print what was learned, what was mended on the way, and where the run lies."""
     summary = summarise(run_dir)
     best = CheckpointStore(run_dir).best_score()
     if best is not None:
@@ -163,5 +164,8 @@ def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
     console.print(table)
     if best is not None:
         console.print(f"best checkpoint: step {best[0]}, {best[1].metric} {best[1].value:.3f}", highlight=False)
+    if faults := summary["faults"]:
+        counted = ", ".join(f"{count} {kind}" for kind, count in faults.items())
+        console.print(f"faults mended: {counted} ({FAULTS})", markup=False, highlight=False)
     console.print(f"metrics, trajectories and checkpoints: {run_dir}", highlight=False)
     return summary

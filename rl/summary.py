@@ -1,4 +1,7 @@
-"""What a run achieved, read off metrics.jsonl: a resumed run has the same summary as one that never stopped."""
+"""What a run achieved, read off metrics.jsonl: a resumed run has the same summary as one that never stopped.
+
+Only the faults are its own: they are read off faults.jsonl, which also has those of steps that were repeated.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rl.faults import fault_counts
+
 
 def summarise(run_dir: Path) -> dict[str, Any]:
-    """Steps, seconds, first and last rewards per segment, held-out before and after.
+    """Steps, seconds, first and last rewards per segment, held-out before and after, faults by kind.
 
     `first` and `last` are means over the first and last tenth of the steps: one step's rewards are noisy.
     """
@@ -39,6 +44,7 @@ def summarise(run_dir: Path) -> dict[str, Any]:
             ),
             "video_errors": sum(line["rollout/video_errors"] for line in steps),
         },
+        "faults": fault_counts(run_dir),
     }
 
 

@@ -6,13 +6,16 @@ Screenshots of all three pages, light and dark, are kept in build/screenshots.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
+from rl.faults import write_faults
 from rl.report.live import make_server
+from rl.trajectory import Fault
 from tests.rl.report.recorded_run import append_step, write_run
 
 pytestmark = pytest.mark.browser
@@ -112,6 +115,78 @@ def test_pointing_at_a_step_reads_every_curve_there(report, open_page):
     box = other.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
     assert at.inner_text() in ("step 3", "step 4")
+
+
+def fault(kind, worker="rollout/0", *, cause="killed by signal 9", after_s=0.0):
+    return Fault(kind, worker, cause, "replaced, 3 groups went on elsewhere", 1.76e9 + after_s, recovery_s=21.4)
+
+
+def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path, clips, open_page):
+    run = write_run(tmp_path / "run", clips, steps=6)
+    write_faults(run, 2, [fault("worker_died"), fault("worker_hung", "rollout/1", after_s=5)])
+    write_faults(run, 5, [fault("learner_lost", "learner", cause="rank 1: exit code 9", after_s=90)])
+    append_step(run, 7, {"state/hash": "sha256:0123456789abcdef"})
+    page = open_page(written(run).as_uri())
+
+    entropy = page.locator("[data-chart='Policy entropy']")
+    assert entropy.locator(".fault-mark").count() == 2
+    assert "2 marks of faults" in entropy.locator("svg").get_attribute("aria-label")
+    assert page.locator("[data-chart='Seconds per station'] .fault-mark").count() == 2
+    assert "3 faults mended" in page.locator(".facts").inner_text()
+
+    entropy.locator(".fault-mark").first.hover()
+    told = page.locator(".fault-pop")
+    assert told.locator("p").all_inner_texts() == [
+        "step 2: 2 faults",
+        "worker_hung rollout/1: killed by signal 9 → replaced, 3 groups went on elsewhere (21.40 s)",
+        "worker_died rollout/0: killed by signal 9 → replaced, 3 groups went on elsewhere (21.40 s)",
+    ]
+    assert entropy.locator(".at-step").inner_text() == "step 2 · 2 faults"
+    shot(page, "faults")
+    surface = entropy.locator(".surface")
+    surface.focus()
+    page.keyboard.press("Home")  # step 1 had none
+    assert told.count() == 0 and entropy.locator(".at-step").inner_text() == "step 1"
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert told.locator("b").all_inner_texts() == ["learner_lost"]
+    surface.blur()
+    assert told.count() == 0
+
+    rows = page.locator("#fault-table tbody tr")
+    assert [row.split("\t")[:3] for row in rows.all_inner_texts()] == [
+        ["5", "learner_lost", "learner"],
+        ["2", "worker_hung", "rollout/1"],
+        ["2", "worker_died", "rollout/0"],
+    ]
+    assert rows.first.inner_text().split("\t")[3:] == [
+        "rank 1: exit code 9",
+        "replaced, 3 groups went on elsewhere",
+        "21.40 s",
+        "2025-10-09 08:54:50",  # 1.76e9 s + 90 s after 1970 began
+    ]
+    page.select_option("#fault-kind", "worker_died")
+    assert rows.count() == 1 and page.locator("#fault-count").inner_text() == "1 of 3 faults"
+    page.locator("#fault-table").scroll_into_view_if_needed()
+    shot(page, "faults-table")
+    rows.locator("a").click()
+    page.wait_for_selector("h1:text('Step 2')")
+
+    narrow = open_page((run / "report.html").as_uri(), viewport={"width": 360, "height": 800})
+    narrow.locator(".fault-mark").first.hover()
+    assert narrow.locator(".fault-pop").count() == 1
+    assert narrow.evaluate("document.documentElement.scrollWidth") <= 360
+
+    page.click("#tab-run")
+    page.click("#metrics-details summary")
+    page.fill("#metric-search", "state/hash")  # it is no number: no curve, and its last text
+    assert "sha256:0123456789abcdef" in page.locator("#metric-rows tr").inner_text()
+    assert page.locator("#metric-rows .curve").count() == 0
+
+
+def test_a_run_without_faults_has_no_word_of_them(report, open_page):
+    page = open_page(report.as_uri())
+    assert page.locator("text=/fault/i").count() == 0 and page.locator(".fault-mark").count() == 0
 
 
 def test_groups_are_filtered_and_sorted(report, open_page):
@@ -255,7 +330,8 @@ def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
         row["stop"] = "</script><b>stopped"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
-    append_step(run, 2, {"</script><img src=x onerror=window.bad=1>": 1.0})
+    append_step(run, 2, {"</script><img src=x onerror=window.bad=1>": 1.0, "state/hash": HOSTILE[:300]})
+    write_faults(run, 1, [Fault(HOSTILE[:30], HOSTILE, HOSTILE, HOSTILE, 1e300, math.nan)] * 3)
     page = open_page(written(run).as_uri())
     for name, drawn in (("run", ".chart"), ("steps/1", "#groups .group"), ("trajectory/1/0/0", ".turn-text")):
         page.goto(f"{(run / 'report.html').as_uri()}#/{name}")
@@ -263,6 +339,10 @@ def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
         assert page.evaluate("window.bad") is None
         assert page.evaluate("document.documentElement.scrollWidth") <= 1280, name
     text = page.locator(".text-flow").inner_text()
+    page.click("#tab-run")
+    page.locator(".fault-mark").first.hover()
+    assert "<script>window.bad=1</script>" in page.locator(".fault-pop").inner_text()
+    assert page.evaluate("window.bad") is None and page.locator(".fault-pop img, #fault-table img").count() == 0
     assert "<script>window.bad=1</script>" in text  # shown as it was written
     assert "\u202e" not in page.content() and "⟨U+202E⟩gnihton" in text  # what would turn text round is spelled out
     assert page.locator("main script, main img:not(.frame):not(.chip-frame), main b >> text=stopped").count() == 0

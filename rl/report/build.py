@@ -19,11 +19,13 @@ from rl.report.moments import FrameNeeds, Moment, compact, packed
 from rl.report.page import json_part, packed_part, page_bytes, write_page
 from rl.report.run_files import (
     Broken,
+    FaultLog,
     MetricTable,
     MomentFile,
     moment_files,
     read_config,
     read_evaluations,
+    read_fault_log,
     read_json_lines,
     read_metrics,
     read_summary,
@@ -45,6 +47,7 @@ class RunData:
 
     folder: Path
     metrics: MetricTable
+    faults: FaultLog
     moments: tuple[Moment, ...]
     config: tuple[tuple[str, str], ...]
     summary: Mapping[str, Any]
@@ -81,7 +84,7 @@ class MomentCache:
 
 def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None) -> RunData:
     """Read a run's folder; damaged lines and files are listed in `broken`."""
-    metrics = read_metrics(run)
+    metrics, faults = read_metrics(run), read_fault_log(run)
     config, bad_config = read_config(run)
     summary, bad_summary = read_summary(run)
     evaluations, bad_evaluations = read_evaluations(run)
@@ -94,11 +97,12 @@ def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None
     return RunData(
         folder=run,
         metrics=metrics,
+        faults=faults,
         moments=tuple(moments),
         config=tuple(config),
         summary=summary,
         evaluations=tuple(asdict(row) for row in evaluations),
-        broken=(*metrics.broken, *bad_config, *bad_summary, *bad_evaluations, *bad_records),
+        broken=(*metrics.broken, *faults.broken, *bad_config, *bad_summary, *bad_evaluations, *bad_records),
     )
 
 
@@ -151,7 +155,13 @@ def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -
         "folder": str(data.folder),
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "steps": data.metrics.steps_S,
-        "metrics": [_metric(name, values) for name, values in data.metrics.columns.items()],
+        "metrics": _metrics(data.metrics),
+        "faults": {
+            "count": data.faults.count,
+            "kinds": list(data.faults.kinds.items()),
+            "steps": list(data.faults.steps.items()),
+            "newest": [asdict(row) for row in data.faults.newest],
+        },
         "config": data.config,
         "summary": data.summary,
         "evaluations": data.evaluations,
@@ -214,12 +224,19 @@ def by_priority(moments: Sequence[Moment]) -> list[FrameNeeds]:
     return [needs[turn] for turn in range(longest) for needs in spread if turn < len(needs)]
 
 
-def _metric(name: str, values: Sequence[Any]) -> dict[str, Any]:
+def _metrics(table: MetricTable) -> list[dict[str, Any]]:
+    """By name; a metric that holds text has no values, and its last text."""
+    names = sorted({*table.columns, *table.texts})
+    return [_metric(name, table.columns.get(name, ()), table.texts.get(name)) for name in names]
+
+
+def _metric(name: str, values: Sequence[Any], text: str | None) -> dict[str, Any]:
     try:
         unit, meaning = describe(name)
     except KeyError:
         unit, meaning = "", "not known to this version of dynframe"
-    return {"name": name, "unit": unit, "meaning": meaning, "values": values}
+    told = {} if text is None else {"text": text}
+    return {"name": name, "unit": unit, "meaning": meaning, "values": values, **told}
 
 
 def _thumbnail_notices(thumbnails: Thumbnails) -> list[str]:

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from rl.faults import FAULTS
 from rl.report.build import MomentCache, RunData, file_state, read_run, run_index
 from rl.report.moments import packed
 from rl.report.page import content_policy, render
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 ROUTE = re.compile(r"/data/(run|moment|clip)(?:/(h?\d{1,12}))?")
 REQUEST_S = 30.0  # a connection that says nothing for so long is closed
-WATCHED = ("metrics.jsonl", "config.yaml", "summary.json")
+WATCHED = ("metrics.jsonl", FAULTS, "config.yaml", "summary.json")
 
 
 class LiveRun:

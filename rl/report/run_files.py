@@ -10,18 +10,25 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rl.config import ConfigError
+from rl.faults import FAULTS
 
 Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported
 RECORDS = re.compile(r"step_(\d+)\.jsonl")
 MOST_CONFIG_KEYS = 5000  # of a configuration that is shown
+NOT_FINITE = ("nan", "inf", "-inf")
+MOST_FAULTS = 500  # listed, the newest ones; all are counted
+MOST_FAULT_STEPS = 10_000  # marked on the curves, the newest ones
+MOST_KINDS = 40  # of faults that are named, the most frequent ones
+FAULT_TEXT = {"kind": 40, "worker": 60, "cause": 300, "action": 200}  # characters of each that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,31 @@ class MetricTable:
 
     steps_S: tuple[int, ...]
     columns: Mapping[str, tuple[Number, ...]]  # by metric name, S long
+    texts: Mapping[str, str] = field(default_factory=dict)  # of columns that hold no numbers, such as hashes: the last
+    broken: tuple[Broken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRow:
+    """One line of faults.jsonl."""
+
+    step: int
+    kind: str
+    worker: str
+    cause: str
+    action: str
+    detected_s: float | None  # since the epoch
+    recovery_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FaultLog:
+    """faults.jsonl: all faults counted, the newest ones listed."""
+
+    count: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)  # kind -> faults, the most frequent first
+    steps: Mapping[int, int] = field(default_factory=dict)  # step -> faults, by step
+    newest: tuple[FaultRow, ...] = ()  # first
     broken: tuple[Broken, ...] = ()
 
 
@@ -104,11 +136,39 @@ def read_metrics(run: Path) -> MetricTable:
             broken.append(Broken(f"metrics.jsonl:{number}", "has no step"))
         else:
             row = rows.setdefault(step, {})
-            row |= {name: as_number(value) for name, value in line.items() if not _is_no_metric(name)}
+            row |= {name: as_number(value) for name, value in line.items() if name not in ("step", "time_s")}
     steps_S = tuple(sorted(rows))
     names = sorted({name for row in rows.values() for name in row})
     columns = {name: tuple(rows[step].get(name) for step in steps_S) for name in names}
-    return MetricTable(steps_S, columns, tuple(broken))
+    texts = {name: text for name, values in columns.items() if (text := _last_text(values)) is not None}
+    numbers = {name: values for name, values in columns.items() if name not in texts}
+    return MetricTable(steps_S, numbers, texts, tuple(broken))
+
+
+def read_fault_log(run: Path) -> FaultLog:
+    """faults.jsonl, however long: the newest faults, and how many there were of each kind and in each step."""
+    path = run / FAULTS
+    kinds: Counter[str] = Counter()
+    steps: Counter[int] = Counter()
+    newest: deque[FaultRow] = deque(maxlen=MOST_FAULTS)
+    broken = []
+    for line, number in read_json_lines(path, run) if path.exists() else ():
+        if isinstance(line, Broken):
+            broken.append(line)
+        elif not is_step(line.get("step")) or not (isinstance(kind := line.get("kind"), str) and kind):
+            broken.append(Broken(f"{FAULTS}:{number}", "has no step or no kind"))
+        else:
+            row = _fault_row(line)
+            kinds[row.kind] += 1
+            steps[row.step] += 1
+            newest.append(row)
+    return FaultLog(
+        count=kinds.total(),
+        kinds=dict(kinds.most_common(MOST_KINDS)),
+        steps=dict(sorted(steps.items())[-MOST_FAULT_STEPS:]),
+        newest=tuple(sorted(newest, key=lambda row: row.detected_s or 0.0)[::-1]),
+        broken=tuple(broken),
+    )
 
 
 def moment_files(run: Path) -> list[MomentFile]:
@@ -181,11 +241,6 @@ def is_step(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _is_no_metric(name: str) -> bool:
-    """The line's own place, and fingerprints: there is no curve of them."""
-    return name in ("step", "time_s") or name.startswith("state/")
-
-
 def _read_object(path: Path, place: str) -> dict[str, Any] | Broken:
     try:
         return _parse(path.read_text(encoding="utf-8", errors="replace"), place)
@@ -209,12 +264,32 @@ def _flatten(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
         yield prefix, json.dumps(tree, default=str, ensure_ascii=False) if not isinstance(tree, str) else tree
 
 
+def _last_text(values: Sequence[Number]) -> str | None:
+    """Of a column that holds nothing but text; None: it has numbers, or nothing."""
+    known = [value for value in values if value is not None]
+    is_text = known and all(isinstance(value, str) and value not in NOT_FINITE for value in known)
+    return str(known[-1]) if is_text else None
+
+
+def _fault_row(line: Mapping[str, Any]) -> FaultRow:
+    told = {name: line.get(name) for name in FAULT_TEXT}
+    kind, worker, cause, action = (
+        text[: FAULT_TEXT[name]] if isinstance(text, str) else "" for name, text in told.items()
+    )
+    detected_s, recovery_s = (_finite(line.get(name)) for name in ("detected_s", "recovery_s"))
+    return FaultRow(line["step"], kind, worker, cause, action, detected_s, recovery_s)
+
+
+def _finite(value: Any) -> float | None:
+    number = as_number(value)
+    return None if isinstance(number, str) else number
+
+
 def _evaluation_row(benchmark: str, metric: str, entry: Any) -> EvaluationRow:
     entry = entry if isinstance(entry, dict) else {"value": entry}
-    value, low, high, count = (as_number(entry.get(key)) for key in ("value", "low", "high", "n"))
-    if not isinstance(value, float):
+    value, low, high, count = (_finite(entry.get(key)) for key in ("value", "low", "high", "n"))
+    if value is None:
         raise ValueError(f"{metric} has no value")
-    low, high, count = (None if isinstance(bound, str) else bound for bound in (low, high, count))
     return EvaluationRow(benchmark, str(metric), value, low, high, None if count is None else int(count))
 
 

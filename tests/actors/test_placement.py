@@ -1,6 +1,7 @@
 """Placement: a slot per worker, and a clear refusal of what the cluster can never give."""
 
 import time
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -72,6 +73,21 @@ def test_the_object_store_is_small_for_small_policies_and_rays_own_size_beside_g
     assert object_store_bytes(replace(PLACEMENT, **gpus), available) == size
 
 
+def test_faults_are_counted_in_ray_where_a_gauge_would_show_the_last_one_for_ever(ray_cluster):
+    from actors.ray_metrics import RayMetricsSink
+
+    for leg in range(2):  # learners built anew: another sink of the same process goes on counting
+        sink = RayMetricsSink("faulty")
+        sink.write(leg + 1, {"faults/worker_died": 2.0, "faults/worker_hung": 0.0})
+        sink.close()
+    (port,) = (node["MetricsExportPort"] for node in ray_cluster.nodes())
+    deadline, counted = time.monotonic() + 60, []
+    while not counted and time.monotonic() < deadline:
+        time.sleep(0.5)  # Ray exports its metrics in its own time
+        counted = _exported(port, 'run="faulty"', of="faults")
+    assert {(name.split("{")[0], value) for name, value in counted} == {("ray_dynframe_faults_worker_died_total", 4.0)}
+
+
 def test_metrics_reach_ray_under_names_prometheus_accepts(ray_cluster):
     from actors.ray_metrics import RayMetricsSink, gauge_name
 
@@ -79,3 +95,11 @@ def test_metrics_reach_ray_under_names_prometheus_accepts(ray_cluster):
     sink = RayMetricsSink("test")
     sink.write(1, {"reward/sampling": 0.5})
     assert sink._gauges["reward/sampling"].info["description"].startswith("mean reward of the sampling segment")
+
+
+def _exported(port, tag, *, of):
+    """(name with tags, value) of the run's exported metrics whose names begin with `of`."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line.rpartition(" ") for line in lines if line.startswith(f"ray_dynframe_{of}") and tag in line]
+    return [(name, float(value)) for name, _, value in found]

@@ -23,7 +23,8 @@ class Cursor {
   }
 }
 
-// {title, note, unit, steps, series: [{label, values, color, sparse, help}], stacked, log, floor, cursor, onPick}
+// {title, note, unit, steps, series: [{label, values, color, sparse, help}], stacked, log, floor, cursor, onPick,
+//  faults: {steps: [[step, how many]], newest}}
 function lineChart(spec) {
   const box = chartBox;
   const width = spec.width,
@@ -31,6 +32,7 @@ function lineChart(spec) {
   const low = spec.steps[0],
     high = spec.steps[spec.steps.length - 1];
   const x = (step) => inner.x + (high === low ? inner.w / 2 : ((step - low) / (high - low)) * inner.w);
+  const marks = faultMarks(spec.faults.steps, low, high, x, box.top + inner.h);
   const layers = spec.stacked
     ? stack(spec.series)
     : spec.series.map((series) => ({
@@ -47,7 +49,7 @@ function lineChart(spec) {
     viewBox: `0 0 ${width} ${box.height}`,
     class: "chart",
     role: "img",
-    "aria-label": describeChart(spec),
+    "aria-label": describeChart(spec, marks.nodes.length),
   });
 
   for (const value of range.ticks) {
@@ -66,11 +68,12 @@ function lineChart(spec) {
   const dots = layers.map((layer) =>
     svg("circle", { r: 3.2, class: "dot", style: { fill: `var(${layer.color})` }, visibility: "hidden" }),
   );
-  drawn.append(rule, ...dots);
+  drawn.append(...marks.nodes, rule, ...dots);
 
   const readings = spec.series.map(() => el("span", { class: "reading" }));
   const stepLabel = el("span", { class: "at-step" });
-  const placeOf = new Map(spec.steps.map((step, i) => [step, i]));
+  const placeOf = new Map(spec.steps.map((step, i) => [step, i])),
+    broken = new Map(spec.faults.steps);
   const point = (step) => {
     // null: nothing is pointed at; a step this curve does not have leaves its readings open
     const at = placeOf.get(step),
@@ -78,6 +81,7 @@ function lineChart(spec) {
     rule.setAttribute("visibility", isInside ? "visible" : "hidden");
     if (isInside) for (const end of ["x1", "x2"]) rule.setAttribute(end, x(step));
     stepLabel.textContent = step === null ? "" : `step ${count(step)}`;
+    if (broken.has(step)) stepLabel.textContent += ` · ${faultWords(broken.get(step))}`;
     layers.forEach((layer, i) => {
       readings[i].textContent = short(step === null ? lastOf(layer.values) : layer.values[at]);
       const top = layer.tops[at],
@@ -88,6 +92,14 @@ function lineChart(spec) {
         dots[i].setAttribute("cy", y(top));
       }
     });
+  };
+  const markAt = (event) => {
+    const bounds = drawn.getBoundingClientRect();
+    return event.clientY - bounds.top < box.top + inner.h - MARK.gap ? null : marks.near(event.clientX - bounds.left);
+  };
+  const leave = () => {
+    spec.cursor.move(null);
+    popFaults(null);
   };
   const nearest = (event) => {
     const bounds = drawn.getBoundingClientRect();
@@ -106,9 +118,12 @@ function lineChart(spec) {
       role: "group",
       "aria-label": `${spec.title}: arrow keys move over the steps`,
       on: {
-        pointermove: (event) => spec.cursor.move(spec.steps[(focused = nearest(event))]),
-        pointerleave: () => spec.cursor.move(null),
-        blur: () => spec.cursor.move(null),
+        pointermove: (event) => {
+          spec.cursor.move(spec.steps[(focused = nearest(event))]);
+          popFaults(markAt(event), spec.faults.newest);
+        },
+        pointerleave: leave,
+        blur: leave,
         click: () => spec.onPick?.(spec.steps[focused]),
         keydown: (event) => {
           const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
@@ -118,6 +133,7 @@ function lineChart(spec) {
           event.stopPropagation();
           focused = Math.min(spec.steps.length - 1, Math.max(0, focused + by));
           spec.cursor.move(spec.steps[focused]);
+          popFaults(marks.ofStep(spec.steps[focused]), spec.faults.newest);
         },
       },
     },
@@ -263,10 +279,11 @@ function area(layer, steps, x, y) {
   });
 }
 
-function describeChart(spec) {
+function describeChart(spec, marks) {
   return (
     `${spec.title}: ` +
-    spec.series.map((series) => `${series.label} ${short(lastOf(series.values))} at the end`).join(", ")
+    spec.series.map((series) => `${series.label} ${short(lastOf(series.values))} at the end`).join(", ") +
+    (marks ? `; ${marks === 1 ? "a mark" : `${marks} marks`} of faults under the axis` : "")
   );
 }
 

@@ -56,6 +56,28 @@ function longText(text, attributes = {}) {
   return el("span", {}, shown, more);
 }
 
+// A note beside what is pointed at, above it or below; what it tells stands elsewhere for those who cannot point.
+function popUp(target, children, { below = false, ...attributes } = {}) {
+  hidePop();
+  const bounds = target.getBoundingClientRect();
+  const popped = el(
+    "div",
+    { id: "pop", "aria-hidden": "true", ...attributes, class: `pop ${attributes.class ?? ""}` },
+    children,
+  );
+  document.body.append(popped);
+  const left = Math.min(
+    window.innerWidth - popped.offsetWidth - 8,
+    Math.max(8, bounds.left + bounds.width / 2 - popped.offsetWidth / 2),
+  );
+  const above = bounds.top - popped.offsetHeight - 8;
+  popped.style.left = `${left + window.scrollX}px`;
+  popped.style.top = `${(above > 4 && !below ? above : bounds.bottom + (below ? 14 : 8)) + window.scrollY}px`;
+}
+function hidePop() {
+  document.getElementById("pop")?.remove();
+}
+
 const formats = [0, 1, 2, 3, 4, 5].map(
   (digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
 );

@@ -27,7 +27,7 @@ function redraw(keepScroll = true) {
   const main = document.getElementById("main"),
     focused = document.activeElement?.id,
     caret = document.activeElement?.selectionStart;
-  hideFrame();
+  hidePop();
   const open = document.getElementById("metrics-details")?.open;
   main.replaceChildren(...[build(run, ...path)].flat(Infinity).filter(Boolean));
   for (const page of Object.keys(PAGES)) {

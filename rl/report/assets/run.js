@@ -93,10 +93,16 @@ function runPage(run) {
             ),
           ),
         ),
-        el("p", { class: "hint" }, "Point at a step to read every curve there; click to open its groups."),
+        el(
+          "p",
+          { class: "hint" },
+          "Point at a step to read every curve there; click to open its groups.",
+          run.faults.count ? [" ", el("span", { class: "fault-key", "aria-hidden": "true" }, "▲"), " faults"] : null,
+        ),
       ),
       el("div", { class: "charts", id: "charts" }),
     ),
+    faultTable(run),
     tables(run),
     allMetrics(run),
     el(
@@ -149,6 +155,7 @@ function afterRunPage(run) {
   }
   if (missing.length)
     place.after(el("p", { class: "hint missing" }, `Not reported by this run: ${missing.join(" · ")}.`));
+  fillFaults(run);
   if (run.settings.size) fillConfig(run);
   fillMetrics(run);
 }
@@ -199,6 +206,7 @@ function chartSpec(run, chart, names, width, cursor) {
     series,
     width,
     cursor,
+    faults: run.faults,
     unit: units.join(", "),
     steps: rows.map((row) => run.steps[row]),
     note: sameMeaning ? sentence(own.meaning) : null,
@@ -253,6 +261,7 @@ function facts(run) {
     .filter(isNumber)
     .reduce((sum, value) => sum + value, 0);
   if (run.summary.masked) found.push(lost ? `${count(lost)} trajectories masked` : "nothing masked");
+  if (run.faults.count) found.push(`${faultWords(run.faults.count)} mended`);
   return found.map((fact) => said(fact));
 }
 

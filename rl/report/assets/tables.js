@@ -167,10 +167,10 @@ function fillMetrics(run) {
           el("td", {}, sparkline(metric.values)),
           [
             known[0],
-            known[known.length - 1],
+            metric.text ?? known[known.length - 1],
             known.length ? least(known) : null,
             known.length ? most(known) : null,
-          ].map((value) => el("td", { class: "number" }, short(value))),
+          ].map((value) => el("td", { class: "number" }, isNumber(value) ? short(value) : said(value ?? "–"))),
           el("td", {}, said(metric.unit)),
           el("td", { class: "meaning" }, said(metric.meaning)),
         );

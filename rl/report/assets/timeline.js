@@ -271,7 +271,7 @@ function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
     const image = clip?.images?.[ms],
       at = { left: `${lefts[i].toFixed(1)}px`, width: `${widths[i].toFixed(1)}px`, height: `${tall}px` };
     const name = `${fixed(ms / 1000, 3)} s${scenes.length ? `, scene ${sceneOf(i) + 1} of ${scenes.length}` : ""}`;
-    const hover = { pointerenter: (event) => showFrame(event.currentTarget, image, name), pointerleave: hideFrame };
+    const hover = { pointerenter: (event) => showFrame(event.currentTarget, image, name), pointerleave: hidePop };
     return image
       ? el("img", {
           src: `data:image/webp;base64,${image}`,
@@ -338,23 +338,8 @@ function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
 }
 
 function showFrame(target, image, name) {
-  hideFrame();
-  const bounds = target.getBoundingClientRect();
-  const popped = el(
-    "div",
-    { class: "pop", id: "frame-pop", "aria-hidden": "true" },
+  popUp(target, [
     image ? el("img", { src: `data:image/webp;base64,${image}`, alt: "" }) : el("p", {}, "no picture"),
     el("p", {}, name),
-  );
-  document.body.append(popped);
-  const left = Math.min(
-    window.innerWidth - popped.offsetWidth - 8,
-    Math.max(8, bounds.left + bounds.width / 2 - popped.offsetWidth / 2),
-  );
-  const above = bounds.top - popped.offsetHeight - 8;
-  popped.style.left = `${left + window.scrollX}px`;
-  popped.style.top = `${(above > 4 ? above : bounds.bottom + 8) + window.scrollY}px`;
-}
-function hideFrame() {
-  document.getElementById("frame-pop")?.remove();
+  ]);
 }

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from rl.config import ConfigError
+from rl.faults import write_faults
 from rl.report.build import build_report, by_priority, choose_details
 from rl.report.moments import FrameNeeds, Moment
 from rl.report.thumbnails import FramesUnavailableError
-from tests.rl.report.recorded_run import write_run
+from rl.trajectory import Fault
+from tests.rl.report.recorded_run import append_step, write_run
 
 
 class GreyClips:
@@ -58,7 +60,7 @@ def test_a_run_becomes_one_page_with_its_curves_groups_and_pictures(recorded, tm
     assert index["evaluations"][0]["metric"] == "mIoU" and index["broken"]["count"] == 0
 
 
-@pytest.mark.parametrize("max_bytes", [130_000, 160_000])
+@pytest.mark.parametrize("max_bytes", [140_000, 160_000])
 def test_a_page_never_exceeds_its_budget_and_says_what_it_leaves_out(recorded, tmp_path, max_bytes):
     written = build_report(recorded, tmp_path / "report.html", GreyClips(), max_bytes=max_bytes)
     assert written.num_bytes <= max_bytes
@@ -88,6 +90,27 @@ def test_a_damaged_run_still_has_its_page_and_the_damage_is_counted(recorded, tm
     build_report(tmp_path / "run", tmp_path / "report.html", GreyClips(), max_bytes=2**20)
     broken = index_of(tmp_path / "report.html")["broken"]
     assert broken["count"] == 4 and broken["first"][0]["place"] == "metrics.jsonl:7"
+
+
+def test_faults_and_texts_among_the_numbers_are_in_the_page(recorded, tmp_path):
+    run = shutil.copytree(recorded, tmp_path / "run")
+    write_faults(run, 3, [Fault("worker_died", "rollout/0", "signal 9", "replaced", 1e9, 2.5)] * 2)
+    append_step(run, 4, {"state/hash": "sha256:1f3a"})
+    build_report(run, tmp_path / "report.html", GreyClips(), max_bytes=2**20)
+    index = index_of(tmp_path / "report.html")
+    assert (index["faults"]["count"], index["faults"]["kinds"]) == (2, [["worker_died", 2]])
+    assert index["faults"]["steps"] == [[3, 2]] and index["faults"]["newest"][0]["cause"] == "signal 9"
+    state = next(metric for metric in index["metrics"] if metric["name"] == "state/hash")
+    assert (state["values"], state["text"]) == ([], "sha256:1f3a")
+
+
+def test_faults_of_hostile_text_keep_the_page_small(recorded, tmp_path):
+    run, rng = shutil.copytree(recorded, tmp_path / "run"), np.random.default_rng(0)
+    noise = ["".join(map(chr, rng.integers(0x20, 0xD7FF, 300))) for _ in range(500)]  # what gzip cannot shrink
+    faults = [Fault(noise[i % 500], noise[i % 499], noise[i % 497], noise[i % 491], i, i) for i in range(600)]
+    write_faults(run, 1, faults)
+    written = build_report(run, tmp_path / "report.html", GreyClips(), max_bytes=3 * 2**20)
+    assert written.num_bytes <= 3 * 2**20 and index_of(tmp_path / "report.html")["faults"]["count"] == 600
 
 
 def test_numbers_per_token_give_way_before_texts_do():

@@ -8,7 +8,9 @@ import threading
 import numpy as np
 import pytest
 
+from rl.faults import write_faults
 from rl.report.live import make_server
+from rl.trajectory import Fault
 from tests.rl.report.recorded_run import append_step, write_run
 
 
@@ -66,6 +68,15 @@ def test_nothing_new_is_not_sent_again_and_a_new_step_is(served):
     assert status == 200 and headers["ETag"] != tag
     reward = next(metric for metric in json.loads(body)["metrics"] if metric["name"] == "reward/sampling")
     assert reward["values"][-1] == 0.875
+
+
+def test_a_fault_is_served_once_it_is_on_record(served):
+    run, port = served
+    _, headers, body = get(port, "/data/run")
+    assert json.loads(body)["faults"]["count"] == 0
+    write_faults(run, 2, [Fault("worker_died", "rollout/0", "signal 9", "replaced", 1e9, 2.5)])
+    status, _, body = get(port, "/data/run", **{"If-None-Match": headers["ETag"]})
+    assert status == 200 and json.loads(body)["faults"]["steps"] == [[2, 1]]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1.evil:{port}", ""])

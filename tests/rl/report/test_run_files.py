@@ -6,10 +6,14 @@ import pytest
 
 from rl.config import ConfigError
 from rl.report.run_files import (
+    MOST_FAULT_STEPS,
+    MOST_FAULTS,
+    MOST_KINDS,
     moment_files,
     open_run,
     read_config,
     read_evaluations,
+    read_fault_log,
     read_metrics,
     read_summary,
 )
@@ -33,14 +37,27 @@ def test_metrics_become_columns_and_a_step_and_its_evaluation_one_row(tmp_path):
     assert table.columns == {"held_out/accuracy": (0.5, 0.75), "reward/sampling": (None, 0.25)}
 
 
-def test_fingerprints_are_no_column(tmp_path):
-    write_lines(tmp_path / "metrics.jsonl", {"step": 1, "grad/norm": 0.5, "state/hash": "sha256:0123456789abcdef"})
-    assert read_metrics(tmp_path).columns == {"grad/norm": (0.5,)}
-
-
 def test_numbers_that_are_not_finite_stay_what_they_are(tmp_path):
     write_lines(tmp_path / "metrics.jsonl", {"step": 1, "grad/norm": "inf"}, '{"step": 2, "grad/norm": NaN}\n')
     assert read_metrics(tmp_path).columns["grad/norm"] == ("inf", "nan")
+
+
+def test_a_column_of_texts_such_as_fingerprints_is_no_curve_and_keeps_its_last_text(tmp_path):
+    write_lines(
+        tmp_path / "metrics.jsonl",
+        {"step": 1, "state/hash": "sha256:00e1", "policy/entropy": 2.0},
+        {"step": 2, "state/hash": "sha256:1234", "policy/entropy": "inf", "parity/max/all": "nan"},
+        {"step": 3, "policy/entropy": 1.0},
+    )
+    table = read_metrics(tmp_path)
+    assert table.texts == {"state/hash": "sha256:1234"}
+    assert table.columns == {"policy/entropy": (2.0, "inf", 1.0), "parity/max/all": (None, "nan", None)}
+
+
+def test_a_text_where_numbers_are_expected_stays_in_its_place(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", {"step": 1, "grad/norm": 0.5}, {"step": 2, "grad/norm": "damaged"})
+    table = read_metrics(tmp_path)
+    assert table.columns == {"grad/norm": (0.5, "damaged")} and table.texts == {}
 
 
 def test_broken_lines_are_skipped_and_listed_with_their_place(tmp_path):
@@ -106,3 +123,62 @@ def test_a_summary_that_is_torn_is_told(tmp_path):
 def test_what_is_no_run_is_refused_with_what_to_give(tmp_path, folder, message):
     with pytest.raises(ConfigError, match=message):
         open_run(tmp_path / folder)
+
+
+def fault(step, kind="worker_died", **told):
+    line = {"worker": "rollout/0", "cause": "signal 9", "action": "replaced", "detected_s": 1e9, "recovery_s": 2.5}
+    return {"step": step, "kind": kind} | line | told
+
+
+def test_faults_are_counted_by_kind_and_step_and_listed_newest_first(tmp_path):
+    write_lines(
+        tmp_path / "faults.jsonl",
+        fault(3, detected_s=30.0),
+        fault(3, "worker_hung", detected_s=10.0),  # written later, noticed before
+        fault(2, detected_s=40.0),  # a step that was repeated
+    )
+    log = read_fault_log(tmp_path)
+    assert (log.count, dict(log.steps)) == (3, {2: 1, 3: 2})
+    assert list(log.kinds.items()) == [("worker_died", 2), ("worker_hung", 1)]
+    assert [(row.step, row.kind) for row in log.newest] == [(2, "worker_died"), (3, "worker_died"), (3, "worker_hung")]
+    assert (log.newest[0].worker, log.newest[0].recovery_s) == ("rollout/0", 2.5)
+
+
+def test_a_run_without_faults_has_none(tmp_path):
+    log = read_fault_log(tmp_path)
+    assert (log.count, log.kinds, log.steps, log.newest, log.broken) == (0, {}, {}, (), ())
+
+
+def test_lines_that_are_no_faults_are_listed_as_broken_and_odd_values_are_left_open(tmp_path):
+    write_lines(
+        tmp_path / "faults.jsonl",
+        fault(1, cause=["not", "text"], worker=None, detected_s="yesterday", recovery_s="inf"),
+        {"kind": "worker_died"},
+        fault(-1),
+        fault(2, 7),
+        fault(2, ""),
+        '{"step": 3, "kind": "worker_d',
+    )
+    log = read_fault_log(tmp_path)
+    assert [broken.place for broken in log.broken] == [f"faults.jsonl:{line}" for line in (2, 3, 4, 5, 6)]
+    (row,) = log.newest
+    assert (row.cause, row.worker, row.detected_s, row.recovery_s) == ("", "", None, None)
+
+
+def test_of_many_faults_the_newest_are_listed_and_all_are_counted(tmp_path):
+    many = MOST_FAULT_STEPS + 10
+    write_lines(tmp_path / "faults.jsonl", *(fault(step, f"kind_{step % 50}", detected_s=step) for step in range(many)))
+    log = read_fault_log(tmp_path)
+    assert (log.count, len(log.newest), len(log.steps), len(log.kinds)) == (
+        many,
+        MOST_FAULTS,
+        MOST_FAULT_STEPS,
+        MOST_KINDS,
+    )
+    assert (log.newest[0].step, log.newest[-1].step, min(log.steps)) == (many - 1, many - MOST_FAULTS, 10)
+
+
+def test_a_fault_with_an_endless_cause_is_cut_short(tmp_path):
+    write_lines(tmp_path / "faults.jsonl", fault(1, "k" * 10**6, cause="c" * 10**6, worker="w" * 10**6))
+    (row,) = read_fault_log(tmp_path).newest
+    assert (len(row.kind), len(row.worker), len(row.cause)) == (40, 60, 300)
