@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +52,11 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
     if ray.is_initialized():
         return ""  # whoever started it knows its dashboard
     if os.environ.get("RAY_ADDRESS"):
-        return ray.init(logging_level=log_level, log_to_driver=False).dashboard_url or ""
+        return _init(logging_level=log_level, log_to_driver=False).dashboard_url or ""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     needed = sum(bundle.get("CPU", 0.0) for bundle in _bundles(placement, demand))
     try:
-        started = ray.init(
+        started = _init(
             num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
             object_store_memory=object_store_bytes(placement, psutil.virtual_memory().available),
             include_dashboard=placement.dashboard,
@@ -66,6 +68,17 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
     except Exception as error:  # the class Ray raises itself when its processes do not come up in time
         raise PlacementError(f"Ray did not start on this machine: {first_line(error)}") from error
     return started.dashboard_url or ""
+
+
+def _init(**options: Any) -> Any:
+    """ray.init, after which SIGTERM means what it did: Ray makes it a crash that prints stacks and leaves no time."""
+    if threading.current_thread() is not threading.main_thread():
+        return ray.init(**options)  # signals are the main thread's
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return ray.init(**options)
+    finally:
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def object_store_bytes(placement: PlacementConfig, available: int) -> int | None:

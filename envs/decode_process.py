@@ -186,6 +186,8 @@ class DecodeProcess:
             except VideoMemoryError:
                 if was_fresh:
                     raise
+            except DecoderDiedError:  # killed by somebody; a clip that crashes decoders crashes the next one too
+                pass
             self._start(path)  # what the clips before left behind is not this clip's fault
             return self._answer(path, method, arguments)
 

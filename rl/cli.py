@@ -159,6 +159,42 @@ def verify_resume(
 
 
 @app.command(epilog=EPILOG)
+def chaos(
+    inputs: Inputs,
+    minutes: Annotated[float, typer.Option(help="Of faults, from the first step on.", min=0.1)] = 10.0,
+    seed: Annotated[int, typer.Option(help="Which faults, whom, and when.")] = 0,
+    every: Annotated[float, typer.Option(help="Seconds between two faults, on average.", min=1.0)] = 20.0,
+    patience: Annotated[float, typer.Option(help="Minutes without a step, after which the run hangs.", min=1.0)] = 30.0,
+    only: Annotated[str, typer.Option(help="Faults that may come, separated by commas; default: all.")] = "",
+    reference: Annotated[
+        bool | None,
+        typer.Option(
+            "--reference/--no-reference",
+            help="Compare every step with a run without faults. Default: if `rollout.deterministic`.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Strike a real run with random faults, and check that nothing was lost or repeated.
+
+    Workers, decoders and the whole run are killed or stopped, checkpoints are damaged; the run is started again with
+    the same command as often as it takes, and has to finish. Exits 3 if an invariant does not hold: every step and
+    every task once, one policy version a step, parity, every fault noticed and mended, nothing left behind.
+    """
+    config = _load(inputs)
+    from rl.chaos import Ordeal, run_chaos
+    from rl.chaos_schedule import KINDS
+
+    kinds = tuple(kind.strip() for kind in only.split(",")) if only else tuple(KINDS)
+    compared = config.rollout.deterministic if reference is None else reference
+    verdict = run_chaos(config, Ordeal(minutes, seed, every, kinds, compared, 60 * patience), console)
+    if as_json:
+        _print_json(verdict.as_dict())
+    if not verdict.passed:
+        raise typer.Exit(EXIT_GATE)
+
+
+@app.command(epilog=EPILOG)
 def rollout(
     inputs: Inputs,
     tasks: Annotated[int, typer.Option(help="Number of tasks to play.", min=1)] = 4,

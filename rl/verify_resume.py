@@ -8,18 +8,14 @@ their steps (rl.fingerprint) are compared.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -30,11 +26,11 @@ from rl.config import ConfigError, RunConfig, to_yaml
 from rl.fingerprint import PREFIX, first_difference
 from rl.prepare import progress_bar
 from rl.report.run_files import Broken, read_json_lines
+from rl.run_process import folder_beside_runs, kill_everything_of, launched
 
 MOMENTS = ("boundary", "mid-step")
 STRAIGHT, INTERRUPTED = "straight", "interrupted"  # names of the two runs
 LOOK_EVERY_S = 0.05
-GONE_WITHIN_S = 30.0  # killed processes
 Line = Mapping[str, Any]  # of metrics.jsonl
 
 
@@ -115,7 +111,7 @@ def verify_resume(
     if moment not in MOMENTS:
         raise ConfigError(f"command line: --moment must be one of {', '.join(MOMENTS)}, got {moment!r}")
     preflight(config)
-    home = _make_home(config)
+    home = folder_beside_runs(config.output_dir, f"verify-resume-{config.name}-")
     try:
         runs = Runs(config, home, total_steps=at + steps, console=console, timeout_s=run_timeout_s)
         straight = runs.straight()
@@ -170,26 +166,8 @@ class Runs:
             self._config, name=name, output_dir=self._home, steps=self._total, save_every=save_every
         )
         settings.write_text(to_yaml(declared), encoding="utf-8")
-        # Ray's sockets want a short path; a Ray that is killed leaves its session behind
-        with (
-            tempfile.TemporaryDirectory(prefix="dynframe-", ignore_cleanup_errors=True) as ray_folder,
-            progress_bar(self._console) as progress,
-            log.open("wb") as output,
-        ):
-            environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-            process = subprocess.Popen(
-                [sys.executable, "-m", "rl", "train", str(settings)],
-                env=environment | {"RAY_TMPDIR": ray_folder},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours; the run is then killed below
-            )
-            try:
-                yield RunProcess(process, title, self._home / name, log, self._total, progress, self._timeout_s)
-            finally:
-                if process.poll() is None:
-                    kill_everything_of(process)
+        with progress_bar(self._console) as progress, launched(settings, log) as process:
+            yield RunProcess(process, title, self._home / name, log, self._total, progress, self._timeout_s)
 
 
 class RunProcess:
@@ -308,57 +286,3 @@ def print_proof(proof: Proof, console: Console) -> None:
         console.print("the resumed run is the run that never stopped, bit for bit", highlight=False)
     else:
         console.print(f"step {first.step}: the runs part at {PREFIX}{first.parted_at}", highlight=False)
-
-
-def kill_everything_of(process: subprocess.Popen[bytes]) -> int:
-    """SIGKILL a process and all its descendants, so that none can tell another; returns how many there were.
-
-    They are stopped first: what is stopped starts nothing new, so the last look finds everybody.
-
-    Raises:
-        VerificationError: some are still there after half a minute.
-    """
-    root = psutil.Process(process.pid)
-    root.suspend()  # before looking for the others, which takes time: without its driver a run gets no further
-    found: dict[int, psutil.Process] = {}
-    while fresh := [one for one in _family(root) if one.pid not in found]:
-        for one in fresh:
-            found[one.pid] = one
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.suspend()
-    for one in found.values():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
-    process.wait(timeout=GONE_WITHIN_S)
-    _, remaining = psutil.wait_procs([one for one in found.values() if _is_alive(one)], timeout=GONE_WITHIN_S)
-    if remaining := [one.pid for one in remaining if _is_alive(one)]:
-        raise VerificationError(f"processes {remaining} of the run could not be killed")
-    return len(found)
-
-
-def _family(root: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    """Not gone, and no zombie: nobody may be there to bury what a killed parent leaves."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _make_home(config: RunConfig) -> Path:
-    """A new folder beside the run's.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    try:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"verify-resume-{config.name}-", dir=config.output_dir)).absolute()
-    except OSError as error:
-        raise ConfigError(f"output_dir: cannot write {config.output_dir}: {error.strerror}") from error

@@ -47,6 +47,7 @@ COMPOSITION_ROOT = (
     "evaluation",
     "reporter",
     "validation",
+    "chaos",  # starts whole runs and strikes them; knows the stream of their tasks
     "verify_resume",  # starts whole runs and kills them
     "viewer",  # a page with pictures: joins rl.report, which is pure, with the decoders of envs
 )  # files of rl/

@@ -1,5 +1,10 @@
 """Placement: a slot per worker, and a clear refusal of what the cluster can never give."""
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 import urllib.request
 from dataclasses import replace
@@ -7,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from rl.config import PlacementConfig
+from rl.run_process import Family
 
 pytestmark = pytest.mark.ray
 
@@ -103,3 +109,33 @@ def _exported(port, tag, *, of):
         lines = answer.read().decode().splitlines()
     found = [line.rpartition(" ") for line in lines if line.startswith(f"ray_dynframe_{of}") and tag in line]
     return [(name, float(value)) for name, _, value in found]
+
+
+ASKED_TO_STOP = """
+import signal, sys, time
+from actors.placement import Demand, connect
+from rl.config import PlacementConfig
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+connect(PlacementConfig(dashboard=False), Demand(rollout=1, reward=1, learner=1))
+sys.stdout.write("connected\\n")
+sys.stdout.flush()
+time.sleep(600)
+"""
+
+
+def test_whoever_starts_ray_is_asked_to_stop_as_before():
+    """Ray takes SIGTERM for a crash: the process would end without a word of its own, and with another exit code."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: paths of Unix sockets end at 107 bytes
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
+    command = [sys.executable, "-c", ASKED_TO_STOP]
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    family = Family(run)
+    try:
+        assert run.stdout.readline() == "connected\n"
+        family.look()
+        run.terminate()
+        assert run.wait(timeout=120) == 143
+        assert family.wait_gone(60.0) == []
+    finally:
+        family.kill()
+        shutil.rmtree(folder, ignore_errors=True)

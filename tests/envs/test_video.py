@@ -114,15 +114,32 @@ def test_a_hung_process_is_killed_at_its_deadline_and_replaced(clip):
     process.close()
 
 
-def test_a_process_that_dies_in_a_request_is_a_typed_error_and_replaced(clip):
+def killed_when_asked(process):
+    """Stopped, so that it cannot answer, and killed while it is waited for."""
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
+
+
+def test_a_process_that_is_killed_in_a_request_is_replaced_and_the_next_one_answers(clip):
     process = DecodeProcess("pyav", store_bytes=0, timeout_s=20)
     process.describe(clip)
-    os.kill(process.pid, signal.SIGSTOP)
-    killer = threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL))
-    killer.start()
+    killed_when_asked(process)
+
+    assert numbers_in(process.frames(clip, (1.0,), SIZE)[0]) == [25]
+    assert process.replaced == {"death": 1}
+    process.close()
+
+
+def test_a_request_over_which_two_processes_die_is_a_typed_error(clip, monkeypatch):
+    process = DecodeProcess("pyav", store_bytes=0, timeout_s=20)
+    process.describe(clip)
+    start = process._start
+    monkeypatch.setattr(process, "_start", lambda path: (start(path), killed_when_asked(process)))
+    killed_when_asked(process)
 
     with pytest.raises(DecoderDiedError, match="SIGKILL"):
         process.frames(clip, (0.0,), SIZE)
+    monkeypatch.undo()
     assert numbers_in(process.frames(clip, (1.0,), SIZE)[0]) == [25]
     process.close()
 

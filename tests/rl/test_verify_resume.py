@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 from rich.progress import Progress
@@ -26,7 +25,6 @@ from rl.verify_resume import (
     RunProcess,
     VerificationError,
     compare,
-    kill_everything_of,
     print_proof,
     proof_config,
     verify_resume,
@@ -85,36 +83,6 @@ def test_the_runs_of_a_proof_are_the_configured_one_made_deterministic(tmp_path)
     assert (declared.trainer.steps, declared.trainer.save_every, declared.resume) == (4, 2, "auto")
     for kept in ("seed", "policy", "data", "algorithm", "learner", "rewards", "cache_dir"):
         assert getattr(declared, kept) == getattr(CONFIG, kept)
-
-
-FAMILY = """
-import subprocess, sys, time
-depth = int(sys.argv[1])
-if depth:
-    subprocess.Popen([sys.executable, "-c", sys.argv[2], str(depth - 1), sys.argv[2]], start_new_session=depth == 2)
-if depth == 0:
-    sys.stdout.write("all are here\\n")
-    sys.stdout.flush()
-time.sleep(600)
-"""
-
-
-def test_a_whole_family_is_killed_at_once_whatever_sessions_it_has_and_nobody_else():
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    run = subprocess.Popen([sys.executable, "-c", FAMILY, "3", FAMILY], stdout=subprocess.PIPE, text=True)
-    try:
-        assert run.stdout.readline() == "all are here\n"
-        family = psutil.Process(run.pid).children(recursive=True)
-        assert len(family) == 3
-
-        assert kill_everything_of(run) == 4
-
-        assert run.returncode == -9
-        assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        assert stranger.poll() is None
-    finally:
-        stranger.kill()
-        stranger.wait()
 
 
 STEPS = """

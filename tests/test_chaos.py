@@ -1,0 +1,41 @@
+"""A small real run whose workers are killed while it goes on: it loses nothing, repeats nothing, and finishes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL = (
+    "configs/quickstart.yaml",
+    "data.quickstart.train_clips=6",  # three steps are an epoch
+    "data.quickstart.held_out_clips=4",
+    "cold_start.enabled=false",
+    "rollout.tasks_per_step=2",
+    "rollout.group_size=4",
+)
+KILLED = ("learner_killed", "reward_killed", "rollout_killed")
+
+
+def test_a_run_that_loses_a_worker_of_each_kind_loses_no_task_and_repeats_none(tmp_path):
+    folders = (f"output_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache")
+    options = ("--minutes", "0.5", "--seed", "0", "--every", "6", "--only", ",".join(KILLED), "--json")
+    answer = subprocess.run(
+        [sys.executable, "-m", "rl", "chaos", *SMALL, *folders, *options],
+        cwd=REPOSITORY,
+        env=os.environ | {"COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert answer.returncode == 0, answer.stdout[-5000:] + answer.stderr[-3000:]
+    told = json.loads(answer.stdout.splitlines()[-1])
+    assert told["passed"] and told["violations"] == {} and told["launches"] == 2
+    assert sorted(told["kinds"]) == list(KILLED)
+    for kind in told["kinds"].values():
+        assert kind["mended"] == kind["struck"] >= 1
