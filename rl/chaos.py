@@ -44,6 +44,7 @@ from rl.chaos_invariants import (
     mends,
     read_evidence,
     same_as,
+    uninvited,
 )
 from rl.chaos_schedule import KINDS, TERMINATE, Due, schedule
 from rl.chaos_victims import CHAOS, Strike, Striker, append
@@ -109,6 +110,7 @@ class Verdict:
             "launches": len(launches),
             "strikes": len(self.evidence.strikes),
             "kinds": {row.kind: asdict(row) for row in rows(self.evidence, self.mends)},
+            "uninvited": Counter(fault["kind"] for fault in uninvited(self.evidence, self.mends)),
             "violations": {name: found for name, found in self.violations.items() if found},
             "held": [name for name, found in self.violations.items() if not found],
             "folder": str(self.home),
@@ -487,6 +489,9 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         _say(console, f"{name}: {'held' if not found else f'violated {len(found)} times'}")
         for violation in found[:10]:
             _say(console, f"  {violation}")
+    if others := uninvited(verdict.evidence, verdict.mends):
+        kinds = Counter(fault["kind"] for fault in others)
+        _say(console, f"mended, though nobody struck: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}")
     told = f"{verdict.steps} steps in {verdict.seconds:.0f} s, {len(verdict.evidence.strikes)} faults"
     _say(console, f"{told}: {'all invariants held' if verdict.passed else 'NOT all invariants held'}")
     _say(console, f"everything is in {verdict.home}")

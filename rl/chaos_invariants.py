@@ -107,6 +107,7 @@ class Mend:
     outcome: str  # MENDED | ENDED | LATE | UNNOTICED | HARMLESS (a decoder: the next request starts another)
     detection_s: float | None = None
     recovery_s: float | None = None
+    line: int | None = None  # of faults.jsonl, from 0
 
 
 def read_evidence(home: Path, run_dir: Path) -> Evidence:
@@ -227,6 +228,12 @@ def mends(evidence: Evidence, rules: Rules) -> list[Mend]:
     ]
 
 
+def uninvited(evidence: Evidence, mended: Sequence[Mend]) -> list[Mapping[str, Any]]:
+    """Faults in faults.jsonl that no strike explains: no violation, for they were mended, but worth a look."""
+    explained = {mend.line for mend in mended}
+    return [fault for index, fault in enumerate(evidence.faults) if index not in explained]
+
+
 def endings_kept(evidence: Evidence, rules: Rules) -> list[str]:
     """How each launch ended."""
     wrong = []
@@ -296,7 +303,7 @@ def _mend(strike: Strike, evidence: Evidence, rules: Rules, used: set[int]) -> M
     ]:
         used.add(index)
         detection_s = max(fault["detected_s"] - strike.time_s, 0.0)
-        return Mend(strike, MENDED if detection_s <= limit_s else LATE, detection_s, fault["recovery_s"])
+        return Mend(strike, MENDED if detection_s <= limit_s else LATE, detection_s, fault["recovery_s"], index)
     return Mend(strike, ENDED if until <= strike.time_s + limit_s + WRITTEN_S else UNNOTICED)
 
 

@@ -22,6 +22,7 @@ from rl.chaos_invariants import (
     mends,
     read_evidence,
     same_as,
+    uninvited,
 )
 from rl.chaos_victims import Strike
 from rl.trajectory import AnswerKind, VideoTask
@@ -159,6 +160,12 @@ def test_two_strikes_need_two_lines_unless_the_second_hit_the_successor_as_it_st
     assert outcome(twice, (fault(114.0, recovery_s=20.0),)) == [MENDED, UNNOTICED]
     assert outcome(twice, (fault(114.0, recovery_s=60.0),)) == [MENDED, MENDED]
     assert outcome(twice, (fault(114.0), fault(151.0))) == [MENDED, MENDED]
+
+
+def test_faults_that_nobody_struck_are_told_apart():
+    other = fault(118.0, "rollout/1", "worker_hung")
+    found = replace(WHOLE, faults=(fault(), other))
+    assert uninvited(found, mends(found, RULES)) == [other] and violated(found) == {}
 
 
 def test_ranks_that_are_struck_together_are_rebuilt_together():
