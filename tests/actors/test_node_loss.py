@@ -1,4 +1,4 @@
-"""A cluster of several nodes, one of which is lost: what was played there goes on elsewhere. Real raylets, one machine."""
+"""A cluster of several nodes, one of which is lost: what was played there goes on elsewhere. Real raylets."""
 
 import json
 import os
