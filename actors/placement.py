@@ -57,6 +57,7 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
     needed = sum(bundle.get("CPU", 0.0) for bundle in _bundles(placement, demand))
     try:
         started = _init(
+            address="local",  # another Ray on this machine is somebody else's
             num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
             object_store_memory=object_store_bytes(placement, psutil.virtual_memory().available),
             include_dashboard=placement.dashboard,

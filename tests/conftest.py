@@ -32,6 +32,7 @@ def ray_cluster():
     import ray
 
     ray.init(
+        "local",  # whatever else runs on this machine
         num_cpus=8,
         object_store_memory=256 * 2**20,
         include_dashboard=False,

@@ -215,6 +215,38 @@ def test_a_submitted_job_trains_on_the_cluster(home, straight, ray_head, submit)
     assert list(steps_of(lasting, submit.__name__)) == [1]
 
 
+def test_a_stopped_job_has_saved_and_goes_on_when_it_is_submitted_again(home, straight, ray_head):
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    address, environment = ray_head
+    run = Path(environment["HOME"]) / "dynframe-rl" / "runs" / "stopped"
+    arguments = [*SMALL, f"cache_dir={home}/cache", "name=stopped", "trainer.eval_tasks=0", "trainer.save_every=0"]
+
+    def submit(*more):
+        command = with_dynframe(address, [*arguments, *more])
+        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=420)
+
+    said = submit("trainer.steps=500", "--no-follow").stdout
+    job, client = said.split()[1], JobSubmissionClient(address)
+    until(lambda: (run / "metrics.jsonl").exists() and '"seconds/step"' in (run / "metrics.jsonl").read_text())
+    client.stop_job(job)
+    until(lambda: client.get_job_status(job) is JobStatus.STOPPED)
+    done = len(steps_of(run.parents[1], "stopped"))
+    assert [path.name for path in (run / "checkpoints").glob("step_*")] == [f"step_{done:08d}"]
+
+    again = submit(f"trainer.steps={done + 1}")
+    assert again.returncode == 0 and f"resumed at step {done}" in again.stdout
+    assert list(steps_of(run.parents[1], "stopped")) == list(range(1, done + 2))
+
+
+def until(happened, timeout_s=240):
+    """Return when something is so in another program's files or answers."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def wait_for(address, timeout_s=90):
     """Return when the job server answers; each attempt waits for the connection, not for a clock."""
     deadline = time.monotonic() + timeout_s

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,25 @@ print(json.dumps({
     "recovery_s": faults[0].recovery_s,
     "alive": [place.where.node_id for place in crew.places].count(homes[0] if homes[0] != other.node_id else homes[1]),
 }))
+ray.shutdown()
+cluster.shutdown()
 """
 
 
-def test_a_node_is_lost_and_no_task_with_it(tmp_path, record_property):
+@pytest.fixture
+def ray_folder():
+    """Short, for paths of Unix sockets end at 107 bytes; and of its own: Ray notes there which cluster is running."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def test_a_node_is_lost_and_no_task_with_it(tmp_path, ray_folder, record_property):
     answer = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(HEALTH)],
         cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ
+        | {"PYTHONPATH": str(REPOSITORY), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        | {"RAY_TMPDIR": ray_folder},
         capture_output=True,
         text=True,
         timeout=240,
