@@ -31,7 +31,7 @@ from vllm.inputs import TokensPrompt
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from actors.engine_drivers import AsyncDriver, Driver, InlineDriver, settle
+from actors.engine_drivers import PATIENCE_S, AsyncDriver, Driver, InlineDriver, result_within, settle
 from rl.config import ConfigError, EngineConfig, PolicyConfig
 from rl.policy.processor import Processor
 from rl.policy.vllm_plugin import STEADY, WORKER_EXTENSION
@@ -127,7 +127,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = self._submit(request_id, token_ids, videos, params).result()
+        output = result_within(PATIENCE_S, self._submit(request_id, token_ids, videos, params), "score")
         scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [0.0, *(candidates[token].logprob for token, candidates in scores)]
 

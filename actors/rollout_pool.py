@@ -189,16 +189,17 @@ class RolloutPool:
                     one.place.playing += 1  # as it was when it died, for the record
                     self.crew.lose(one.place, "worker_died", cause_of(error))
                 failure = failure or _try_again(waiting, one, cause_of(error), is_loss=True)
-            except (RayError, StaleWeightsError) as error:
+            except StaleWeightsError as error:
+                one.job.said.clear()
+                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=False)
+            except RayError as error:
                 failure = failure or _try_again(waiting, one, cause_of(error), is_loss=False)
         return finished, failure
 
     def _accepted(self, group: TrajectoryGroup, one: Held) -> TrajectoryGroup:
         """The group, if it was sampled with the weights that were pushed."""
-        versions, pushed = (
-            {turn.completion.policy_version for t in group.trajectories_G for turn in t.turns},
-            (self.crew.version),
-        )
+        pushed = self.crew.version
+        versions = {turn.completion.policy_version for t in group.trajectories_G for turn in t.turns}
         if pushed is not None and versions - {pushed}:
             raise StaleWeightsError(f"{one.place.name} sampled with weights {sorted(versions)}, not {pushed}")
         one.place.losses = 0

@@ -301,12 +301,13 @@ def submit(
     dry_run: Annotated[bool, typer.Option(help="Print what would be submitted and stop.")] = False,
 ) -> None:
     """Submit `dynframe train` as a Ray job, with this folder as its working directory."""
-    _load(inputs)  # refuse here what the cluster would refuse minutes later
+    config = _load(inputs)  # refuse here what the cluster would refuse minutes later
     if (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
     from cluster.submit import submit_training
 
-    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=_say)
+    grace_s = config.trainer.stop_grace_s
+    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=_say, stop_grace_s=grace_s)
     raise typer.Exit(code)
 
 

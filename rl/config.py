@@ -385,7 +385,7 @@ class LearnerConfig:
     freeze_vision: bool = False  # ViT blocks frozen; merger and language model trained
     activation_checkpointing: bool = False
     timeout_s: float = 600.0  # one update; also the collective timeout
-    max_rebuilds: int = 3  # times a run builds lost learners anew, from its newest checkpoint, before it stops
+    max_rebuilds: int = 3  # times lost learners are built anew from the newest checkpoint without getting any further
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:

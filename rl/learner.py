@@ -213,10 +213,11 @@ class Learner:
         dist.barrier()
 
     def load(self, folder: str | Path) -> None:
-        """Go on from what `save` wrote, bit for bit.
+        """Go on from what `save` wrote: in the layout it was written in, bit for bit; in another, from the same masters
+        and moments.
 
         Raises:
-            LearnerStateError: it is not there, or was written by another layout or policy.
+            LearnerStateError: it is not there, is damaged, or is another policy's.
         """
         self._steps = load_state(Path(folder), self._engine, self._adamw, self._layout)
         dist.barrier()

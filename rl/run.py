@@ -7,7 +7,6 @@ reward workers mend themselves within a leg.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -68,7 +67,8 @@ class Run:
         """From a checkpoint, or the start, to the last step.
 
         Raises:
-            LearnerError: learners were lost more than learner.max_rebuilds times, or never came up.
+            LearnerError: learners were lost more than learner.max_rebuilds times without getting any further, or never
+                came up.
             StopRequested: a signal came; the run is saved at the step it had reached.
         """
         try:
@@ -84,8 +84,8 @@ class Run:
         return sorted(faults, key=lambda fault: fault.detected_s)
 
     def _legs(self, found: Checkpoint | None) -> None:
-        lost, came_up = None, False
-        for rebuilds in itertools.count():
+        lost, came_up, furthest, rebuilds = None, False, 0, 0
+        while True:
             try:
                 with self._learners(found) as learners:
                     came_up = True
@@ -95,7 +95,8 @@ class Run:
                     Leg(self, learners, found).go()
                 return
             except (LearnerError, WeightsLostError) as error:
-                if not came_up or rebuilds >= self.config.learner.max_rebuilds:
+                furthest, rebuilds = max(furthest, self.step), rebuilds + 1 if self.step <= furthest else 1
+                if not came_up or rebuilds > self.config.learner.max_rebuilds:
                     raise
                 lost = self._lose_learners(error, lost)
                 self.saver.drain()

@@ -85,6 +85,8 @@ class Family:
         Raises:
             ProcessesRemainError: some are still there after half a minute.
         """
+        with contextlib.suppress(psutil.NoSuchProcess):  # before looking for the others, which takes time
+            psutil.Process(self._process.pid).suspend()
         stopped: dict[psutil.Process, None] = {}
         while fresh := [member for member in self.look() if member not in stopped]:
             for member in fresh:

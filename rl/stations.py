@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,13 @@ import ray
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from actors.learner import LearnerGroup, Restore
+from actors.learner import LearnerError, LearnerGroup, Restore
 from actors.placement import Demand, Slots, connect
 from actors.player import Player
 from actors.reward import RewardPool
 from actors.rollout import RolloutCrew
 from actors.rollout_pool import RolloutPool
-from actors.traces import TraceFeed, TracePool
+from actors.traces import TraceError, TraceFeed, TracePool
 from actors.waiting import nothing
 from envs.formats import RetrievalTrace
 from rl.cold_start import run_cold_start
@@ -128,7 +128,20 @@ def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, conso
     home = cold_start_home(config, policy_dir, traces)
     if home.is_dir():
         console.print(f"cold start: found in {home}", highlight=False)
-    return built_once(home, lambda folder: _cold_start(config, policy_dir, traces, slots, console, folder))
+    begun: list[int] = []  # steps of the attempt under way: what fails before the first would fail again
+
+    def attempt(folder: Path) -> None:
+        begun.clear()
+        _cold_start(config, policy_dir, traces, slots, console, folder, begun)
+
+    for _ in range(config.learner.max_rebuilds):
+        try:
+            return built_once(home, attempt)
+        except (LearnerError, TraceError) as error:
+            if not begun:
+                raise
+            log.warning("a worker of the cold start is lost, it begins again: %s", error)
+    return built_once(home, attempt)
 
 
 def cold_start_home(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> Path:
@@ -167,14 +180,16 @@ def _cold_start(
     slots: Slots,
     console: Console,
     folder: Path,
+    begun: list[int],
 ) -> None:
+    """One attempt; `begun` gets every step it took."""
     declared = config.cold_start
     optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
     with ExitStack() as workers, progress_bar(console) as progress:
         pool = TracePool(
             partial(make_surroundings, config, policy_dir.absolute()),
             config.rollout.num_workers,
-            lambda index: {"name": f"traces/{index}", "num_cpus": 0},  # they work while the engines load
+            lambda index: {"num_cpus": 0},  # no name: a second attempt needs others. They work while the engines load
             timeout_s=config.video.decode_timeout_s,
         )
         workers.callback(pool.stop)
@@ -183,6 +198,11 @@ def _cold_start(
         )
         workers.callback(learners.stop)
         bar = progress.add_task("cold start", total=declared.steps)
+
+        def show(step: int, metrics: Mapping[str, float]) -> None:
+            begun.append(step)
+            _show(progress, bar, step, declared.steps, metrics["loss/nll"])
+
         last = run_cold_start(
             learners,
             TraceFeed(pool, traces).lessons,
@@ -190,7 +210,7 @@ def _cold_start(
             steps=declared.steps,
             batch_size=declared.batch_size,
             seed=declared.seed,
-            progress=lambda step, metrics: _show(progress, bar, step, declared.steps, metrics["loss/nll"]),
+            progress=show,
         )
         learners.export_policy(folder)
     console.print(

@@ -207,8 +207,9 @@ class RunProcess:
         lost = 1 if is_late and kill.after + 1 < self._total else 0
         manifest = self._folder / CHECKPOINTS / f"step_{kill.after:08d}" / MANIFEST
         self._watch(lambda: manifest.is_file() and len(self.lines()) >= kill.after + lost)
-        if is_late:
-            self._let_pass(self.lines()[kill.after]["seconds/step"] / 2)
+        if is_late and (lines := self.lines()):
+            newest = lines[max(lines)]  # half a step from when it was written, not from when it was seen
+            self._let_pass(max(0.0, newest["time_s"] + newest["seconds/step"] / 2 - time.time()))
         if self._process.poll() is not None:
             raise self._failure(f"ended (exit code {self._process.returncode}) before it could be killed")
         processes = kill_everything_of(self._process)

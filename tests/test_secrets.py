@@ -66,12 +66,12 @@ def test_a_runtime_environment_carries_what_is_named_and_nothing_else(monkeypatc
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("DYNFRAME_REAL_DATA", raising=False)
-    environment = runtime_env(tmp_path)
+    environment = runtime_env(tmp_path, 120.0)
     assert environment.keys() == {"working_dir", "excludes", "env_vars"}
     assert environment["env_vars"].keys() == {"HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "RAY_JOB_STOP_WAIT_TIME_S"}
     assert CANARY not in yaml.safe_dump(environment)
     monkeypatch.setenv("DYNFRAME_REAL_DATA", "/data")
-    assert runtime_env(tmp_path)["env_vars"].keys() - environment["env_vars"].keys() == {"DYNFRAME_REAL_DATA"}
+    assert runtime_env(tmp_path, 120.0)["env_vars"].keys() - environment["env_vars"].keys() == {"DYNFRAME_REAL_DATA"}
 
 
 @pytest.mark.ray

@@ -293,7 +293,7 @@ class Rank:
             learner.update(self.mine)
         drawn = torch.get_rng_state()
         learner.save(folder)
-        told = {"whole": whole_state(learner), **self._one_more(learner)}
+        told = {"whole": whole_state(learner), "weights": weights_of(learner), **self._one_more(learner)}
         self._end(learner)
         return told | {"drew": not torch.equal(drawn, torch.get_rng_state())}
 
@@ -366,7 +366,7 @@ def whole_state(learner):
         if learner._config.zero_stage < 3:
             engine.optimizer._hp_optimizer_states_linked = False  # DeepSpeed links before the second group has a state
             engine.optimizer._lazy_init_hp_params_optimizer_state()
-        moments = {"exp_avg", "exp_avg_sq"} if adamw.state else set()
+        moments = {"exp_avg", "exp_avg_sq"} if any(adamw.state.values()) else set()
         pieces = {
             name: {"master": safe_get_full_fp32_param(p)}
             | {key: safe_get_full_optimizer_state(p, key) for key in sorted(moments)}

@@ -1,0 +1,67 @@
+"""What a training step costs in this checkout and in another one: `python -m benchmarks.step_time OTHER_CHECKOUT`.
+
+Both train the same configuration in turn, a few times, on the same machine; what counts is the ratio of the median
+seconds per step, pair by pair. Loops of a run (saving, pulses, fingerprints) are in it, start and evaluation are not:
+seconds are taken from one line of metrics.jsonl to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+WARM_UP = 2  # steps that are not counted
+
+
+def main() -> None:
+    asked = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        ratios, seconds = [], {"here": [], "other": []}
+        for repeat in range(asked.repeats):
+            order = [("other", asked.other.resolve()), ("here", HERE)]
+            taken = {}
+            for name, checkout in order if repeat % 2 == 0 else reversed(order):
+                taken[name] = step_seconds(checkout, Path(folder) / name, f"{name}-{repeat}", asked)
+                seconds[name].append(taken[name])
+            ratios.append(taken["here"] / taken["other"])
+            print(f"repeat {repeat + 1}: other {taken['other']:.3f} s, here {taken['here']:.3f} s, {ratios[-1]:.3f}")
+    for name, measured in seconds.items():
+        print(f"{name}: {statistics.median(measured):.3f} s per step ({min(measured):.3f}..{max(measured):.3f})")
+    print(f"here / other: {statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})")
+
+
+def step_seconds(checkout: Path, home: Path, name: str, asked: argparse.Namespace) -> float:
+    """Median seconds between two steps of one run."""
+    arguments = [*asked.config, f"trainer.steps={asked.steps}", "trainer.eval_tasks=0", "placement.dashboard=false"]
+    arguments += [f"name={name}", f"output_dir={home}/runs", f"cache_dir={home}/cache"]
+    subprocess.run(
+        [sys.executable, "-m", "rl", "train", *arguments],
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    lines = [json.loads(line) for line in (home / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    times = [line["time_s"] for line in lines if "seconds/step" in line][WARM_UP:]
+    return statistics.median(after - before for before, after in pairwise(times))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("other", type=Path, help="another checkout, with the packages of this environment")
+    parser.add_argument("config", nargs="*", default=["configs/quickstart.yaml"], help="YAML files and KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=20, help="per run (default 20)")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default 3)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""No wait for another process is without a deadline (docs/waiting.md says who waits for whom, and how long)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for room in ("rl", "actors", "cluster") for path in (ROOT / room).rglob("*.py"))
+REMOTE = {"ray.get", "ray.wait"}  # and `.result()` of futures, `.wait()` and `.communicate()` of processes
+OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot outlive it
+    "actors/engine_drivers.py": "a future that `wait(..., timeout)` has found done, and the engine thread's own inbox",
+    "actors/engine.py": "a future whose callback this is",
+    "rl/saving.py": "a future that is known to be done",
+    "rl/validation.py": "decoding threads, whose requests have deadlines of their own",
+    "rl/chaos.py": "the wait of a launched run, which looks at its clock itself",
+}
+
+
+def waits(path):
+    """(line, call, has a deadline) of every call that waits."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        called = ast.unparse(node.func)
+        bounded = any(keyword.arg in ("timeout", "timeout_s") for keyword in node.keywords)
+        if called in REMOTE:
+            yield node.lineno, called, bounded
+        elif node.func.attr in ("result", "communicate", "wait", "join") and not isinstance(
+            node.func.value, ast.Constant
+        ):
+            joins_text = node.func.attr == "join" and len(node.args) == 1
+            yield node.lineno, called, bounded or bool(node.args) or joins_text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_whoever_waits_for_another_process_says_how_long(path):
+    name = str(path.relative_to(ROOT))
+    endless = [f"{name}:{line}: {call}" for line, call, bounded in waits(path) if not bounded]
+    remote = [place for place in endless if place.rsplit(" ", 1)[1] in REMOTE]
+    assert remote == []
+    assert endless == [] or name in OWN_THREADS, endless
+
+
+def test_the_exceptions_are_still_needed():
+    for name in OWN_THREADS:
+        assert any(not bounded for _, _, bounded in waits(ROOT / name)), f"{name} has no endless wait any more"
+
+
+def test_the_check_has_teeth(tmp_path):
+    (tmp_path / "endless.py").write_text("ray.get(call)\nray.wait(calls)\nfuture.result()\nprocess.communicate()\n")
+    (tmp_path / "bounded.py").write_text("ray.get(call, timeout=3)\nfuture.result(4)\n', '.join(names)\n")
+    assert [bounded for *_, bounded in waits(tmp_path / "endless.py")] == [False] * 4
+    assert all(bounded for *_, bounded in waits(tmp_path / "bounded.py"))
