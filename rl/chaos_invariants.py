@@ -91,7 +91,6 @@ class Evidence:
 class Rules:
     """What the evidence is held against."""
 
-    steps: int  # N
     tasks_for: Callable[[int, int], Sequence[VideoTask]]  # (step from 0, attempt)
     group_size: int
     warn_nat: float
@@ -128,11 +127,15 @@ def read_evidence(home: Path, run_dir: Path) -> Evidence:
     return Evidence(lines, records, tuple(read_faults(run_dir)), strikes, launches, drafts, tuple(broken))
 
 
-def judge(evidence: Evidence, rules: Rules) -> dict[str, list[str]]:
-    """Violations by invariant; none at all is what one hopes for."""
+def judge(evidence: Evidence, rules: Rules, steps: int) -> dict[str, list[str]]:
+    """Violations by invariant; none at all is what one hopes for.
+
+    Args:
+        steps: N.
+    """
     return {
-        "steps": every_step_once(evidence, rules),
-        "tasks": every_task_once(evidence, rules),
+        "steps": every_step_once(evidence, steps),
+        "tasks": every_task_once(evidence, rules, steps),
         "versions": versions_grow(evidence),
         "parity": parity_held(evidence, rules),
         "rewards": verdicts_given(evidence, rules),
@@ -142,19 +145,19 @@ def judge(evidence: Evidence, rules: Rules) -> dict[str, list[str]]:
     }
 
 
-def every_step_once(evidence: Evidence, rules: Rules) -> list[str]:
+def every_step_once(evidence: Evidence, steps: int) -> list[str]:
     """Steps 1..N, each in one line, in order."""
     times = Counter(line["step"] for line in evidence.lines)
-    wrong = [f"step {step} is reported {times[step]} times" for step in range(1, rules.steps + 1) if times[step] != 1]
-    wrong += [f"step {step} was never due" for step in sorted(times) if not 1 <= step <= rules.steps]
-    steps = [line["step"] for line in evidence.lines]
-    return [*wrong, *(["steps are out of order"] if steps != sorted(steps) else []), *evidence.broken]
+    wrong = [f"step {step} is reported {times[step]} times" for step in range(1, steps + 1) if times[step] != 1]
+    wrong += [f"step {step} was never due" for step in sorted(times) if not 1 <= step <= steps]
+    order = [line["step"] for line in evidence.lines]
+    return [*wrong, *(["steps are out of order"] if order != sorted(order) else []), *evidence.broken]
 
 
-def every_task_once(evidence: Evidence, rules: Rules) -> list[str]:
+def every_task_once(evidence: Evidence, rules: Rules, steps: int) -> list[str]:
     """The tasks of the stream in their order, G siblings each."""
     wrong = []
-    for step in range(1, rules.steps + 1):
+    for step in range(1, steps + 1):
         due = [task.task_id for task in rules.tasks_for(step - 1, 0)]
         expected = [(g, s, name) for g, name in enumerate(due) for s in range(rules.group_size)]
         played = [(one.group, one.sibling, one.task_id) for one in evidence.records.get(step, ())]

@@ -26,6 +26,7 @@ CHAOS = "chaos.jsonl"  # one line per strike
 CLASSES = {"rollout": "RolloutWorker", "reward": "RewardWorker", "learner": "LearnerWorker"}
 DECODER = "envs.decode_process"
 TITLE = re.compile(r"ray::(?:(?P<name>[^:#]+)[^:]*:)?(?P<of>\w+)(?:\.(?P<doing>\w+))?")  # ray::rollout/0#1:Class.method
+LONGEST = 200  # characters of a title
 LOOK_S = 0.5  # between two looks at all processes
 STARTING = ("__init__", "start", "address", "load")  # methods; who stops in one of them has minutes to start
 GLANCE_S = 0.02  # between two at a learner's title: a push may take a tenth of a second
@@ -120,7 +121,7 @@ class Striker:
 def title_of(process: psutil.Process) -> str:
     """What a process is called; empty if it is gone."""
     with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline()).strip()
+        return " ".join(process.cmdline()).strip()[:LONGEST]
     return ""
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from rl.chaos import Ordeal, Trial, Verdict, chaos_config, last_step, print_verdict, rows, rules_of
+from rl.chaos import Ordeal, Verdict, chaos_config, print_verdict, rows, rules_of
 from rl.chaos_invariants import (
     BY_ITSELF,
     HUNG,
@@ -30,6 +30,7 @@ from rl.chaos_invariants import (
     same_as,
 )
 from rl.chaos_schedule import KINDS, Due, schedule
+from rl.chaos_trial import Trial, last_step
 from rl.chaos_victims import Strike
 from rl.cli import app
 from rl.config import load_config, to_dict
@@ -80,7 +81,7 @@ def test_deadlines_are_shortened_unless_the_user_has_set_them(tmp_path):
 
 def test_a_hang_may_go_unnoticed_for_as_long_as_its_deadline(tmp_path):
     """Rollout: 30 s without progress, or 60 s for its counters if it rests; rewards: 8 siblings of 5 s, and 5 s."""
-    rules = rules_of(chaos_config(CONFIG, output_dir=tmp_path), 3, lambda step, attempt: ())
+    rules = rules_of(chaos_config(CONFIG, output_dir=tmp_path), lambda step, attempt: ())
     assert rules.hung_s == {"rollout": 90.0, "reward": 45.0, "learner": 60.0}
 
 
@@ -147,7 +148,8 @@ worker = hire()
 for step in range(first + 1, settings["trainer"]["steps"] + 1):
     time.sleep(0.05)  # the work of a step
     if worker.poll() is not None:
-        fault = {"kind": "worker_died", "worker": "reward/0", "detected_s": time.time(), "recovery_s": 0.0}
+        fault = {"step": step, "kind": "worker_died", "worker": "reward/0", "cause": "SIGKILL", "action": "replaced"}
+        fault |= {"detected_s": time.time(), "recovery_s": 0.0}
         worker = hire()
         with (home / "faults.jsonl").open("a") as file:
             file.write(json.dumps(fault) + "\\n")
@@ -174,10 +176,11 @@ def trial(tmp_path, monkeypatch):
             command = [sys.executable, "-c", RUN, str(settings)]
             yield subprocess.Popen(command, cwd=QUICKSTART.parents[1], stdout=said, stderr=said)
 
-    monkeypatch.setattr("rl.chaos.launched", launched_in_small)
+    monkeypatch.setattr("rl.chaos_trial.launched", launched_in_small)
     declared = chaos_config(CONFIG, output_dir=tmp_path)
     rollout = replace(declared.rollout, tasks_per_step=2, group_size=2)
-    return Trial(replace(declared, rollout=rollout), tmp_path, Console(quiet=True), patience_s=60.0)
+    rules = replace(rules_of(declared, tasks_for), group_size=2)
+    return Trial(replace(declared, rollout=rollout), tmp_path, Console(quiet=True), rules, patience_s=60.0)
 
 
 def tasks_for(step, attempt):
@@ -193,8 +196,8 @@ def test_a_run_is_struck_started_again_stopped_and_finished_and_all_of_it_is_on_
     trial.finish(reached + 2)
 
     evidence = read_evidence(tmp_path, tmp_path / CONFIG.name)
-    rules = replace(rules_of(chaos_config(CONFIG, output_dir=tmp_path), reached + 2, tasks_for), group_size=2)
-    assert {name: found for name, found in judge(evidence, rules).items() if found} == {}
+    rules = trial._rules
+    assert {name: found for name, found in judge(evidence, rules, reached + 2).items() if found} == {}
     assert sorted(strike.kind for strike in evidence.strikes) == sorted(due.kind for due in plan)
     assert [one.ended for one in evidence.launches[-2:]] == [STOPPED, BY_ITSELF] and len(evidence.launches) == 5
     assert mends(evidence, rules)[-1].outcome == MENDED  # the first one may have been overtaken by the end of its run
@@ -209,8 +212,7 @@ def test_a_run_that_fails_by_itself_is_not_started_again(trial, tmp_path, monkey
     trial.endure(schedule(0, 600.0), seconds=60.0)
     assert not trial.is_alive and trial.steps_done == 3
     evidence = read_evidence(tmp_path, tmp_path / CONFIG.name)
-    rules = rules_of(chaos_config(CONFIG, output_dir=tmp_path), 3, tasks_for)
-    assert judge(evidence, rules)["endings"] == ["launch 1 ended by itself with exit code 1"]
+    assert judge(evidence, trial._rules, 3)["endings"] == ["launch 1 ended by itself with exit code 1"]
 
 
 @pytest.mark.cli

@@ -35,7 +35,7 @@ def tasks_for(step, attempt):
     return [VideoTask(name, f"{name}.mp4", "?", "A", AnswerKind.LETTER) for name in NAMES[step]]
 
 
-RULES = Rules(STEPS, tasks_for, G, 1e-3, 60.0, {"rollout": 90.0, "reward": 25.0, "learner": 60.0})
+RULES = Rules(tasks_for, G, 1e-3, 60.0, {"rollout": 90.0, "reward": 25.0, "learner": 60.0})
 
 
 def line(step, **more):
@@ -72,7 +72,7 @@ WHOLE = Evidence(
 
 
 def violated(evidence):
-    return {name: found for name, found in judge(evidence, RULES).items() if found}
+    return {name: found for name, found in judge(evidence, RULES, STEPS).items() if found}
 
 
 def with_step(step, played):
