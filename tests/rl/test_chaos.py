@@ -188,7 +188,6 @@ def tasks_for(step, attempt):
 
 
 @pytest.mark.cli
-@pytest.mark.cli  # a quarter of a minute
 def test_a_run_is_struck_started_again_stopped_and_finished_and_all_of_it_is_on_record(trial, tmp_path):
     kinds = ("reward_killed", "run_killed", "run_killed_checkpoint_damaged", "run_terminated")
     plan = [Due(0.3 * place, kind, 0.5) for place, kind in enumerate((*kinds, "reward_killed"), start=1)]
