@@ -45,6 +45,7 @@ from rl.run_process import folder_beside_runs
 
 ENDLESS = 100_000  # steps: more than there is time for
 MORE_STEPS = 2  # after the last fault, to the end
+MASKING = ("reward_stopped",)  # costs trajectories their verdict, by design: what follows is another run
 SHORT = {  # deadlines that are shortened where the configuration leaves them as they come: every hang waits for one
     "video.decode_timeout_s": 10.0,
     "rollout.stall_timeout_s": 30.0,
@@ -119,7 +120,8 @@ def run_chaos(config: RunConfig, ordeal: Ordeal, console: Console) -> Verdict:
         ConfigError: the configuration cannot work here, or there is no such fault.
     """
     preflight(config)
-    plan = schedule(ordeal.seed, ordeal.every_s, ordeal.kinds)
+    kinds = [kind for kind in ordeal.kinds if not (ordeal.reference and kind in MASKING)]
+    plan = schedule(ordeal.seed, ordeal.every_s, kinds)
     first = next(plan)
     home = folder_beside_runs(config.output_dir, f"chaos-{config.name}-")
     declared = chaos_config(config, output_dir=home)
