@@ -1,4 +1,4 @@
-"""What a training step costs in this checkout and in another one: `python -m benchmarks.step_time OTHER_CHECKOUT`.
+"""What a training step costs in this checkout and in another one: `python benchmarks/step_time.py OTHER_CHECKOUT`.
 
 Both train the same configuration in turn, a few times, on the same machine; what counts is the ratio of the median
 seconds per step, pair by pair. Loops of a run (saving, pulses, fingerprints) are in it, start and evaluation are not:
