@@ -454,7 +454,8 @@ class EvaluationConfig:
         _require(self.in_flight >= 1, f"evaluation.in_flight must be >= 1, got {self.in_flight}")
         _require(
             not self.benchmark or bool(self.path),
-            f"evaluation.path: where do the annotations of {self.benchmark} lie? (evaluation.path=FILE_OR_FOLDER)",
+            f"evaluation.benchmark is {_shown(self.benchmark)}: where do its annotations lie? "
+            "(evaluation.path=FILE_OR_FOLDER)",
         )
         _require_folder_name("evaluation.name", self.name or "held_out")
 
@@ -835,6 +836,9 @@ def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
 
 def _refuse_unknown(extra: DictConfig, origin: str) -> None:
     known = known_keys()
+    for name, term in _terms(extra):
+        args = term.get("args")
+        _require(args is None or isinstance(args, DictConfig), f"{origin}: rewards.{name}.args must be keys and values")
     for key in _huge(extra):  # OmegaConf makes floats of them, or fails to without a word of where
         raise ConfigError(f"{origin}: {key[:200]} must be below 2**63, got a huge integer")
     for key in _dotted(extra):
@@ -856,6 +860,11 @@ def _dotted(node: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(child, DictConfig) and not child._is_none():
             keys += _dotted(child, f"{prefix}{name}.")
     return keys
+
+
+def _terms(extra: DictConfig) -> list[tuple[str, DictConfig]]:
+    rewards = extra.get("rewards")
+    return [(n, t) for n, t in rewards.items() if isinstance(t, DictConfig)] if isinstance(rewards, DictConfig) else []
 
 
 def _huge(node: DictConfig, prefix: str = "") -> Iterator[str]:

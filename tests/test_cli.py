@@ -68,7 +68,7 @@ def test_help_teaches_and_answers_at_once(command):
         (["eval", QUICKSTART, "--run", "/nowhere"], "neither a run nor a checkpoint"),
         (["eval", QUICKSTART, "--best"], "--best is of a run; give --run RUN"),
         (["eval", QUICKSTART, "--run", "a", "--checkpoint", "b"], "give one of --run and --checkpoint"),
-        (["eval", QUICKSTART, "evaluation.benchmark=charades_sta"], "evaluation.path: where do the annotations"),
+        (["eval", QUICKSTART, "evaluation.benchmark=charades_sta"], "where do its annotations lie"),
         (
             ["eval", QUICKSTART, "evaluation.benchmark=charade", "evaluation.path=Makefile"],
             "did you mean 'charades_sta'",

@@ -54,7 +54,7 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("trainer.best_metric=-held_out/term/windo", "no metric held_out/term/windo"),
         ("evaluation.limit=-1", "evaluation.limit must be >= 0, got -1"),
         ("evaluation.in_flight=0", "evaluation.in_flight must be >= 1, got 0"),
-        ("evaluation.benchmark=nextgqa", r"evaluation.path: where do the annotations of nextgqa lie\?"),
+        ("evaluation.benchmark=nextgqa", r"evaluation.benchmark is 'nextgqa': where do its annotations lie\?"),
         ("evaluation.name=../other", "evaluation.name must be letters"),
         ("trainer.eval_tasks=-1", "trainer.eval_tasks must be >= 0"),
         ("cold_start.steps=0", "cold_start.enabled=false skips it"),
