@@ -5,6 +5,7 @@ Longer: `python -m tests.fuzz_hostile_text TARGET -runs=1000000`, and the test o
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import time
@@ -135,4 +136,5 @@ def test_a_fuzzer_that_watches_coverage_finds_nothing_in_10000_texts(target, tmp
         timeout=300,
     )
     assert fuzzed.returncode == 0, fuzzed.stdout[-2000:] + fuzzed.stderr[-4000:]
-    assert "stat::number_of_executed_units: 10000" in fuzzed.stdout + fuzzed.stderr
+    (executed,) = re.findall(r"stat::number_of_executed_units:\s*(\d+)", fuzzed.stdout + fuzzed.stderr)
+    assert int(executed) >= 10_000  # the fuzzer counts its seeds on top
