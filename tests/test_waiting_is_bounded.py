@@ -13,7 +13,7 @@ OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot 
     "actors/engine.py": "a future whose callback this is",
     "rl/saving.py": "a future that is known to be done",
     "rl/validation.py": "decoding threads, whose requests have deadlines of their own",
-    "rl/chaos.py": "the wait of a launched run, which looks at its clock itself",
+    "rl/chaos_trial.py": "the wait of a launched run, which looks at its clock itself",
 }
 
 

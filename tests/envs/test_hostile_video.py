@@ -398,8 +398,7 @@ def test_a_reader_counts_the_processes_it_replaced(clip, tmp_path):
             process = reader._decoder_of(str(clip))
             os.kill(process.pid, signal.SIGSTOP)
             threading.Timer(0.2, os.kill, (process.pid, signal.SIGKILL)).start()
-            with pytest.raises(VideoError, match="SIGKILL"):
-                reader.describe(str(clip))
+            assert reader.describe(str(clip)).duration_s > 0  # a fresh process answers
         assert reader.replaced == {"death": 2}
 
 
