@@ -70,6 +70,12 @@ class LearnerWorker:
         Apart from `update`, so that a rank that lacks something does not leave the others waiting in a collective.
         """
         self._received, lost = [], []
+        try:
+            groups = fetch([one.group for one in scored])
+            self._received = [ScoredGroup(group, one.rewards_G) for group, one in zip(groups, scored, strict=True)]
+            return lost
+        except FramesLostError:
+            log.warning("pixels are lost; looking group by group for whose")
         for index, one in enumerate(scored):
             try:
                 (group,) = fetch([one.group])

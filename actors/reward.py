@@ -27,7 +27,7 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from actors.memory import own_memory_mib
-from actors.waiting import first_line
+from actors.waiting import COLLECT_S, first_line
 from rewards.registry import resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config import RewardTermConfig, ScoringConfig
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 GRACE_S = 5.0  # beyond scoring.timeout_s, before a worker that ignores its own alarm is killed
 START_S = 120.0  # for a worker to start and load its rewards, before its first group
 GLANCE_S = 0.5  # between two looks at which workers have started
-COLLECT_S = 60.0  # for a verdict that is there to be in this process's hands
 MIB = 2**20
 
 

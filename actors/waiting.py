@@ -34,17 +34,17 @@ def gather(
         failure: raised, with the cause, as soon as a call fails or its worker dies, or when the deadline passes.
         attend: called about once a second while nothing has happened, to look after other workers; must not wait.
     """
-    waiting, deadline = list(calls), time.monotonic() + timeout_s
+    waiting, answers, deadline = list(calls), {}, time.monotonic() + timeout_s
     try:
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=min(GLANCE_S, max(deadline - time.monotonic(), 0.0)))
             if ready:
-                ray.get(ready, timeout=COLLECT_S)  # one that failed fails all
+                answers |= zip(ready, ray.get(ready, timeout=COLLECT_S), strict=True)  # one that failed fails all
             elif time.monotonic() >= deadline:
                 raise GetTimeoutError
             else:
                 attend()
-        return ray.get(list(calls), timeout=COLLECT_S)
+        return [answers[call] for call in calls]
     except GetTimeoutError as error:
         raise failure(f"could not {doing}: no answer within {timeout_s:.0f} s") from error
     except RayTaskError as error:

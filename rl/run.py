@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -132,7 +132,7 @@ class Run:
         seconds = time.time() - lost.detected_s
         log.warning("learners are back after %.1f s, at step %d", seconds, step)
         action = f"built anew from the checkpoint of step {step}" if found else "built anew at the start"
-        self.faults.append(Fault(lost.kind, lost.worker, lost.cause, action, lost.detected_s, seconds))
+        self.faults.append(replace(lost, action=action, recovery_s=seconds))
 
 
 class Leg:
