@@ -131,6 +131,11 @@ class Slots:
         remove_placement_group(self._group)
 
 
+def named(name: str, number: int) -> str:
+    """The actor name of the worker that is `number`-th to take a place: Ray frees a killed actor's name late."""
+    return f"{name}#{number}" if number else name
+
+
 def check_capacity(bundles: list[Mapping[str, float]]) -> None:
     """Refuse what no waiting can provide (Ray itself would wait silently).
 

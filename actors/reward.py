@@ -27,6 +27,7 @@ import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from actors.memory import own_memory_mib
+from actors.placement import named
 from actors.waiting import COLLECT_S, first_line
 from rewards.registry import resolve
 from rewards.scoring import WeightedReward, score_group
@@ -189,8 +190,7 @@ class RewardPool:
     def _open(self, index: int, replaced: int = 0) -> Lane:
         options = dict(self._options(index))
         name = options["name"]
-        if replaced:  # Ray frees a killed actor's name late, so its successor takes another
-            options["name"] += f"#{replaced}"
+        options["name"] = named(name, replaced)
         worker = ray.remote(RewardWorker).options(**options).remote(self._terms, self._scoring)
         return Lane(name, worker, worker.ready.remote(), replaced)
 

@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.frames import park
 from actors.memory import GrowthGuard, own_memory_mib
+from actors.placement import named
 from actors.player import Player
 from actors.waiting import COLLECT_S, GLANCE_S, cause_of, nothing
 from actors.watchdog import ProgressWatch, Whereabouts, stacks_of
@@ -362,8 +363,7 @@ class RolloutCrew:
     def _open(self, index: int, number: int = 0) -> Place:
         options = dict(self._options(index))
         name = options["name"]
-        if number:  # Ray frees a killed actor's name late, so its successor takes another
-            options["name"] = f"{name}#{number}"
+        options["name"] = named(name, number)
         actor = ray.remote(RolloutWorker).options(**options, max_concurrency=1024).remote(self._make_player)
         watch, memory = ProgressWatch(self._stall_timeout_s), GrowthGuard(self._memory_growth_mib)
         return Place(name, actor, actor.whereabouts.remote(), watch, memory, number)

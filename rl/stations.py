@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from actors.learner import LearnerError, LearnerGroup, Restore
-from actors.placement import Demand, Slots, connect
+from actors.placement import Demand, Slots, connect, named
 from actors.player import Player
 from actors.reward import RewardPool
 from actors.rollout import RolloutCrew
@@ -113,7 +113,7 @@ def spawn_learners(
         config.learner.num_ranks,
         lambda rank: (
             slots.options("learner", rank)
-            | {"name": f"{name}/{rank}{f'#{built}' if built else ''}", "runtime_env": {"env_vars": environment}}
+            | {"name": named(f"{name}/{rank}", built), "runtime_env": {"env_vars": environment}}
         ),
         start_timeout_s=START_TIMEOUT_S,
         timeout_s=config.learner.timeout_s,
