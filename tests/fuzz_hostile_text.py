@@ -7,6 +7,7 @@ Ends with exit code 0 after its runs; a text that breaks a reader ends it at onc
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ with atheris.instrument_imports(include=["envs", "rewards", "rl.trajectory", "rl
 
 GIVEN = [0.0, 1e-9, 0.009, 0.01, 0.1, 1.0, 7.3, 60.0, 86_400.0, 1e12, -1.0, float("nan"), float("inf")]
 NUMBERS = 40  # bytes that say what the clip is; the text follows
+MORE_MIB = 1024  # memory an input may take before libFuzzer calls it a leak
 SEEDS = (
     "<think>I look. <span>56.47 - 59.47</span><fps>3</fps>",
     "<think>T<span>3.0 - 6.0</span> <fps>4</fps><video>U</think><answer>(B) red</answer><|im_end|>",
@@ -53,9 +55,16 @@ def main() -> None:
         seeds.mkdir()
         for number, text in enumerate(SEEDS):
             (seeds / str(number)).write_bytes(bytes(NUMBERS) + text.encode("utf-8"))
-        given = [f"-dict={words}", "-max_len=512", "-len_control=0", "-print_final_stats=1", *options, str(seeds)]
+        limit = f"-rss_limit_mb={_peak_mib() + MORE_MIB}"
+        given = [f"-dict={words}", "-max_len=512", "-len_control=0", "-print_final_stats=1", limit, *options]
+        given.append(str(seeds))
         atheris.Setup(["fuzz", *given], try_one)
         atheris.Fuzz()
+
+
+def _peak_mib() -> int:
+    """The peak libFuzzer's limit is held against: Linux keeps a parent's across fork and exec, however large it was."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _escaped(word: str) -> str:
