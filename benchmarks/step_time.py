@@ -2,7 +2,7 @@
 
 Both train the same configuration in turn, a few times, on the same machine; what counts is the ratio of the median
 seconds per step, pair by pair. Loops of a run (saving, pulses, fingerprints) are in it, start and evaluation are not:
-seconds are taken from one line of metrics.jsonl to the next.
+seconds are taken from one line of metrics.jsonl to the next. Where they go is said station by station (`seconds/...`).
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ WARM_UP = 2  # steps that are not counted
 def main() -> None:
     asked = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        ratios, seconds = [], {"here": [], "other": []}
+        ratios, runs = [], {"here": [], "other": []}
         for repeat in range(asked.repeats):
             order = [("other", asked.other.resolve()), ("here", HERE)]
             taken = {}
             for name, checkout in order if repeat % 2 == 0 else reversed(order):
-                taken[name] = step_seconds(checkout, Path(folder) / name, f"{name}-{repeat}", asked)
-                seconds[name].append(taken[name])
+                runs[name].append(train(checkout, Path(folder) / name, f"{name}-{repeat}", asked))
+                taken[name] = step_seconds(runs[name][-1])
             ratios.append(taken["here"] / taken["other"])
             print(f"repeat {repeat + 1}: other {taken['other']:.3f} s, here {taken['here']:.3f} s, {ratios[-1]:.3f}")
-    for name, measured in seconds.items():
+    for name, lines in runs.items():
+        measured = [step_seconds(run) for run in lines]
         print(f"{name}: {statistics.median(measured):.3f} s per step ({min(measured):.3f}..{max(measured):.3f})")
     print(f"here / other: {statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})")
+    stations = {name: station_seconds(lines) for name, lines in runs.items()}
+    for station in sorted(stations["here"].keys() & stations["other"].keys()):
+        print(f"  {station:28} other {stations['other'][station]:.4f} s, here {stations['here'][station]:.4f} s")
 
 
-def step_seconds(checkout: Path, home: Path, name: str, asked: argparse.Namespace) -> float:
-    """Median seconds between two steps of one run."""
+def train(checkout: Path, home: Path, name: str, asked: argparse.Namespace) -> list[dict[str, float]]:
+    """One run; its lines of metrics.jsonl, those of the warm-up left out."""
     arguments = [*asked.config, f"trainer.steps={asked.steps}", "trainer.eval_tasks=0", "placement.dashboard=false"]
     arguments += [f"name={name}", f"output_dir={home}/runs", f"cache_dir={home}/cache"]
     subprocess.run(
@@ -50,8 +54,19 @@ def step_seconds(checkout: Path, home: Path, name: str, asked: argparse.Namespac
         stdout=subprocess.DEVNULL,
     )
     lines = [json.loads(line) for line in (home / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-    times = [line["time_s"] for line in lines if "seconds/step" in line][WARM_UP:]
-    return statistics.median(after - before for before, after in pairwise(times))
+    return [line for line in lines if "seconds/step" in line][WARM_UP:]
+
+
+def step_seconds(lines: list[dict[str, float]]) -> float:
+    """Median seconds between two steps of one run."""
+    return statistics.median(after["time_s"] - before["time_s"] for before, after in pairwise(lines))
+
+
+def station_seconds(runs: list[list[dict[str, float]]]) -> dict[str, float]:
+    """Median seconds of whatever the lines time, over all steps of all runs."""
+    lines = [line for run in runs for line in run]
+    timed = {name for name in lines[0] if name.startswith("seconds/") or name.endswith("/seconds")}
+    return {name: statistics.median(line[name] for line in lines if name in line) for name in timed}
 
 
 def parse_arguments() -> argparse.Namespace:
