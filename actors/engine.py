@@ -169,6 +169,10 @@ class VllmEngine:
             counters.encoder_items, self._encoded_before = encoded - self._encoded_before, encoded
         return {name: float(getattr(counters, name)) for name in Counters.__slots__}
 
+    def device_memory_mib(self) -> float:
+        """What the engine holds on its accelerator (rank 0's); 0: it has none."""
+        return self._driver.call("device_memory_mib")
+
     def progress(self) -> int:
         """Grows as long as the engine works on requests; asking never waits."""
         return self._driver.progress()

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from envs.rollout import Surroundings, TokenLedger, greedy, run_group
-from rl.trajectory import Completion, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
+from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
 
 
 class Engine(Protocol):
@@ -21,6 +21,8 @@ class Engine(Protocol):
     def checksums(self, names: Sequence[str]) -> dict[str, str]: ...
 
     def stats(self) -> dict[str, float]: ...
+
+    def device_memory_mib(self) -> float: ...
 
     def progress(self) -> int: ...
 
@@ -60,3 +62,7 @@ class Player:
             occurrence=occurrence,
             ledger=ledger,
         )
+
+    def take_faults(self) -> list[Fault]:
+        """What broke in the environment and was mended since the last call of this method."""
+        return self._surroundings.reader.take_faults()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.rollout import LOSSES, Place, RolloutCrew, RolloutError
+from actors.rollout_crew import LOSSES, Place, RolloutCrew, RolloutError
 from actors.waiting import COLLECT_S, GLANCE_S, cause_of, nothing
 from envs.rollout import occurrences
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask, trajectory_tokens

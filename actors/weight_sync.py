@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from actors.learner import LearnerGroup
-from actors.rollout import RolloutCrew
+from actors.rollout_crew import RolloutCrew
 from actors.weight_buckets import WeightBucket, WeightsLostError
 from rl.config import WeightSyncConfig
 

@@ -29,9 +29,10 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
 from actors.placement import Demand, Slots
-from actors.rollout import RolloutCrew
+from actors.rollout_crew import RolloutCrew
 from actors.rollout_pool import RolloutPool
-from rl.config import RunConfig, load_config
+from rl.config import RunConfig
+from rl.config_file import load_config
 from rl.evaluate import Judge, play_rest, summarise_outcomes
 from rl.exams import Exam, judge_by_rewards, own_exam
 from rl.inspection import playable_policy

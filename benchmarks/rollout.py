@@ -57,7 +57,8 @@ from tables import median_and_range, print_conditions, print_table
 from actors.engine import BLOCK_TOKENS, VllmEngine
 from envs.opening import open_clip
 from envs.rollout import Generate, derive_seed, make_env, run_episode, run_group
-from rl.config import RunConfig, load_config
+from rl.config import RunConfig
+from rl.config_file import load_config
 from rl.inspection import playable_policy
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor

@@ -26,7 +26,8 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
 from actors.weight_sync import WeightSync
-from rl.config import RunConfig, load_config
+from rl.config import RunConfig
+from rl.config_file import load_config
 from rl.prepare import prepare_policy
 from rl.stations import START_TIMEOUT_S, cluster, spawn_learners, spawn_rollouts
 

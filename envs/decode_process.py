@@ -2,7 +2,7 @@
 
 The parent starts `python -m envs.decode_process FD` with a socket; a request that outlives its deadline or needs more
 memory than the process may have ends with the process, and the next request starts another. The child imports the
-decoders and numpy, nothing else.
+decoders and numpy, nothing large beside them.
 
 | who waits | for what | how long | who frees it |
 |---|---|---|---|
@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from envs.decode_memory import limit_data, peak_data_bytes, resident_bytes
 from envs.frame_store import FrameStore, read_frames_through
 from envs.video_file import CorruptVideoError, DecodingFailedError, VideoError, VideoMemoryError, VideoTimeoutError
 from envs.video_index import VideoIndex, index_video
+from rl.trajectory import Fault
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,11 @@ START_S = 60.0  # to start a process, before the first deadline begins
 END_S = 5.0  # for a killed process to be gone; one that waits for a dead disk or server may not go at all
 MIB = 2**20
 MEMORY_BYTES = 2048 * MIB  # of a process, beyond its store
+FAULTS = {  # why a child is replaced before it is worn
+    "deadline": "was killed at its deadline",
+    "death": "died",
+    "memory": "ran out of memory",
+}
 WORN_REQUESTS = 1000  # a process is replaced after as many: decoders leak
 WORN_SHARE = 0.5  # of its memory, held between two requests: that is a leak
 SHORT_SHARE = 0.5  # of its memory, left when frames came out damaged: a picture that found no room may have been why
@@ -153,6 +160,8 @@ class DecodeProcess:
         self._pipe: Connection | None = None
         self._answered = 0  # by this process
         self.replaced: Counter[str] = Counter()  # processes, by cause: deadline, death, memory, worn
+        self._faults: list[Fault] = []
+        self._noting = threading.Lock()  # faults: who takes them does not wait for a request
 
     @property
     def pid(self) -> int | None:
@@ -169,6 +178,12 @@ class DecodeProcess:
         """As Decoder.frames; also VideoTimeoutError, VideoMemoryError, DecoderDiedError."""
         return self._ask(path, "frames", path, tuple(times_s), size_HW)
 
+    def take_faults(self) -> list[Fault]:
+        """Children that broke and were replaced since the last call of this method; the worn are no fault."""
+        with self._noting:
+            faults, self._faults = self._faults, []
+        return faults
+
     def close(self) -> None:
         """End the child."""
         with self._turn:
@@ -176,8 +191,10 @@ class DecodeProcess:
 
     def _ask(self, path: str, method: str, *arguments: Any) -> Any:
         with self._turn:
-            if self.pid is not None and self._is_worn():
-                self._replace("worn")
+            if self._process is not None and self.pid is None:
+                self._replace("death", "")
+            elif self.pid is not None and self._is_worn():
+                self._replace("worn", path)
             if self.pid is None:
                 self._start(path)
             was_fresh = self._answered == 0
@@ -200,7 +217,7 @@ class DecodeProcess:
             self._pipe.send((method, arguments))
             is_error, answer = receive(self._pipe)
         except (EOFError, OSError) as error:
-            code = self._replace("deadline" if overdue.is_set() else "death")
+            code = self._replace("deadline" if overdue.is_set() else "death", path)
             if overdue.is_set():
                 problem = f"decoding did not end within {self._timeout_s:g} s and was killed"
                 raise VideoTimeoutError(path, problem, "raise video.decode_timeout_s or drop the row") from error
@@ -211,7 +228,7 @@ class DecodeProcess:
         deadline.join()  # a kill that comes late must not hit the next request
         self._answered += 1
         if overdue.is_set() or isinstance(answer, VideoMemoryError):
-            self._replace("deadline" if overdue.is_set() else "memory")
+            self._replace("deadline" if overdue.is_set() else "memory", path)
         if is_error:
             raise answer
         return answer
@@ -227,13 +244,24 @@ class DecodeProcess:
         held_at_most = self._store_bytes + WORN_SHARE * self._memory_bytes
         return self._answered >= self._worn_requests or resident_bytes(self._process.pid) > held_at_most
 
-    def _replace(self, cause: str) -> int | None:
-        """End the child, and its store with it; the next request starts another."""
+    def _replace(self, cause: str, path: str) -> int | None:
+        """End the child, and its store with it; the next request starts another.
+
+        Args:
+            path: what it was asked for; empty: nothing.
+        """
         self.replaced[cause] += 1
-        return self._end()
+        code = self._end()
+        if cause in FAULTS:
+            what = f"{FAULTS[cause]} {f'while it read {path}' if path else 'between two requests'}"
+            fault = Fault(f"decoder_{cause}", "decoder", what, "the next request starts another", time.time(), 0.0)
+            with self._noting:
+                self._faults.append(fault)
+        return code
 
     def _start(self, path: str) -> None:
         self._end()
+        began_s = time.time()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "envs.decode_process", str(theirs.fileno()), self._backend]
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread has a stack that counts
@@ -251,8 +279,11 @@ class DecodeProcess:
         except (EOFError, OSError):
             is_ready = False
         if not is_ready:
-            problem = f"no decoding process could be started ({_ending(self._replace('death'))})"
+            problem = f"no decoding process could be started ({_ending(self._replace('death', path))})"
             raise DecoderDiedError(path, problem, "see its message above; check free memory")
+        with self._noting:
+            if self._faults and not self._faults[-1].recovery_s:
+                self._faults[-1] = replace(self._faults[-1], recovery_s=time.time() - began_s)
 
     def _end(self) -> int | None:
         """Kill and reap the child; its exit code."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +28,7 @@ from envs.video_file import (
 )
 from envs.video_frames import read_frames
 from envs.video_index import VideoIndex, index_video
+from rl.trajectory import Fault
 
 __all__ = [
     "CorruptVideoError",
@@ -99,11 +99,10 @@ class VideoReader:
         """
         return self._decoder_of(path).frames(path, times_s, size_HW)
 
-    @property
-    def replaced(self) -> Counter[str]:
-        """Decoding processes replaced so far, by cause: deadline, death, memory, worn."""
+    def take_faults(self) -> list[Fault]:
+        """Decoding processes that broke and were replaced since the last call of this method."""
         processes = [decoder for decoder in self._decoders if isinstance(decoder, DecodeProcess)]
-        return sum((process.replaced for process in processes), Counter())
+        return [fault for process in processes for fault in process.take_faults()]
 
     def close(self) -> None:
         """End the decoding processes. Further requests start new ones."""

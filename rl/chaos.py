@@ -37,7 +37,8 @@ from rl.chaos_invariants import (
 from rl.chaos_schedule import KINDS, Due, schedule
 from rl.chaos_trial import Trial, say
 from rl.check import preflight
-from rl.config import RunConfig, to_dict
+from rl.config import RunConfig
+from rl.config_file import to_dict
 from rl.prepare import prepare_tasks
 from rl.resume import config_changes
 from rl.run import task_stream

@@ -39,6 +39,13 @@ CLOCK_S = 0.5  # between two readings of the clock by two processes
 MOST = 5  # violations of one kind that are told one by one
 
 EXPLAINS = {"reward": ("worker_died", "timeout"), "decoder": ("video_error",)}  # who was struck -> failed verdicts
+NOT_STRUCK = (
+    "recycled",
+    "frames_lost",
+    "decoder_death",
+    "decoder_deadline",
+    "decoder_memory",
+)  # a worker survives them
 MENDED, ENDED, LATE, UNNOTICED, HARMLESS = "mended", "the run ended first", "late", "not noticed", "harmless"
 
 Line = Mapping[str, Any]  # of metrics.jsonl
@@ -289,7 +296,7 @@ def _mend(strike: Strike, evidence: Evidence, rules: Rules, used: set[int]) -> M
         (index, fault)
         for index, fault in enumerate(evidence.faults)
         if fault["worker"].partition("/")[0] == whom
-        and fault["kind"] not in ("recycled", "frames_lost")
+        and fault["kind"] not in NOT_STRUCK
         and (whom == "learner" or strike.worker in ("", fault["worker"]))
     ]
     until = launch.ended_s if launch else float("inf")

@@ -33,7 +33,8 @@ from rl.chaos_invariants import (
 from rl.chaos_schedule import KINDS, TERMINATE, Due
 from rl.chaos_victims import CHAOS, Strike, Striker, append
 from rl.checkpoint import CheckpointStore
-from rl.config import RunConfig, to_yaml
+from rl.config import RunConfig
+from rl.config_file import to_yaml
 from rl.run_process import Family, launched
 
 LOOK_S = 0.25  # between two looks at a run under way

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from rl.config import ConfigError, RunConfig, anchored, load_config
+from rl.config import ConfigError, RunConfig, anchored
+from rl.config_file import load_config
 from rl.findings import Finding, as_dict, passed, print_findings
 from rl.interrupts import StopRequested
 

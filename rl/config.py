@@ -1,29 +1,17 @@
-"""Every knob of a run, with its unit and its reason. The one place that knows omegaconf.
+"""Every knob of a run, with its unit and its reason: frozen dataclasses that validate themselves.
 
-A run is described by YAML files merged left to right and `key=value` overrides on top. Sections are frozen dataclasses
-that validate themselves; a key that does not exist is refused with the nearest one that does.
+How they come out of YAML files and `key=value` overrides: rl.config_file.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-import os
 import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-MAX_BYTES, MAX_DEPTH = 2**20, 32  # of a YAML file: more than anybody writes, and less than its parsers choke on
 LONGEST = 1000  # characters of a message
-MOST_SECONDS = 1e8  # three years; clocks and locks overflow somewhere beyond
-FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:DYNFRAME_[A-Z0-9_]+(?:,[^${}]*)?\}")
 HELD_OUT = "held_out/"  # evaluations during training report under it
 HELD_OUT_METRICS = ("reward_sampling", "reward_reasoning", "accuracy", "calls", "frames", "failed")  # and term/NAME
 
@@ -32,21 +20,30 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message names file, key and remedy."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """
+    Raises:
+        ConfigError: the condition does not hold.
+    """
     if not condition:
         raise ConfigError(message if len(message) <= LONGEST else f"{message[:LONGEST]}…")
 
 
+def shown(text: str) -> str:
+    """A text as a message quotes it."""
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
+
+
 def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
     choices = sorted(choices)
-    _require(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r}")
+    require(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _require_folder_name(key: str, name: str) -> None:
-    _require(
+    require(
         re.fullmatch(r"[\w.-]{1,100}", name) is not None and name not in (".", ".."),
         f"{key} must be letters, digits, '_', '-' or '.', 100 at most, for it names a folder in output_dir; got "
-        f"{_shown(name)}",
+        f"{shown(name)}",
     )
 
 
@@ -65,8 +62,8 @@ class TinyPolicyConfig:
     max_position_embeddings: int = 4096
 
     def __post_init__(self) -> None:
-        _require(self.hidden_size == 32 * self.num_heads, "policy.tiny.hidden_size must be 32 * policy.tiny.num_heads")
-        _require(self.num_heads % self.num_kv_heads == 0, "policy.tiny.num_kv_heads must divide policy.tiny.num_heads")
+        require(self.hidden_size == 32 * self.num_heads, "policy.tiny.hidden_size must be 32 * policy.tiny.num_heads")
+        require(self.num_heads % self.num_kv_heads == 0, "policy.tiny.num_kv_heads must divide policy.tiny.num_heads")
 
 
 @dataclass(frozen=True)
@@ -90,10 +87,10 @@ class ScenesConfig:
         _one_of("policy.scenes.reference", self.reference, ("first", "previous"))
         _one_of("policy.scenes.budget", self.budget, ("pairs", "none"))
         _one_of("policy.scenes.timestamps", self.timestamps, ("text", "none"))
-        _require(self.tau >= 0, f"policy.scenes.tau must be >= 0, got {self.tau}")
-        _require(self.difference_scale in (1, 2, 4, 8), "policy.scenes.difference_scale must be 1, 2, 4 or 8")
-        _require(self.max_scene_frames >= 1, "policy.scenes.max_scene_frames must be >= 1")
-        _require(
+        require(self.tau >= 0, f"policy.scenes.tau must be >= 0, got {self.tau}")
+        require(self.difference_scale in (1, 2, 4, 8), "policy.scenes.difference_scale must be 1, 2, 4 or 8")
+        require(self.max_scene_frames >= 1, "policy.scenes.max_scene_frames must be >= 1")
+        require(
             self.init_frames >= 2 and self.init_frames % 2 == 0,
             f"policy.scenes.init_frames must be even and >= 2 (the stock kernel spans 2), got {self.init_frames}",
         )
@@ -164,8 +161,8 @@ class CoarseFramesConfig:
     max_visual_tokens: int = 8_192  # of the whole block
 
     def __post_init__(self) -> None:
-        _require(self.fps > 0, f"video.v0.fps must be > 0, got {self.fps}")
-        _require(1 <= self.min_frames <= self.max_frames, "video.v0.min_frames must be in 1..video.v0.max_frames")
+        require(self.fps > 0, f"video.v0.fps must be > 0, got {self.fps}")
+        require(1 <= self.min_frames <= self.max_frames, "video.v0.min_frames must be in 1..video.v0.max_frames")
 
 
 @dataclass(frozen=True)
@@ -182,9 +179,9 @@ class VideoConfig:
 
     def __post_init__(self) -> None:
         _one_of("video.backend", self.backend, ("pyav", "decord"))
-        _require(self.decode_timeout_s > 0, "video.decode_timeout_s must be > 0")
-        _require(self.decode_workers >= 0, f"video.decode_workers must be >= 0, got {self.decode_workers}")
-        _require(
+        require(self.decode_timeout_s > 0, "video.decode_timeout_s must be > 0")
+        require(self.decode_workers >= 0, f"video.decode_workers must be >= 0, got {self.decode_workers}")
+        require(
             256 <= self.decode_memory_mib <= 1_048_576,
             f"video.decode_memory_mib must be between 256 (a 1080p clip) and 1048576, got {self.decode_memory_mib}",
         )
@@ -201,9 +198,9 @@ class RetrievalConfig:
     max_pixels: int = 151_200  # per frame
 
     def __post_init__(self) -> None:
-        _require(self.max_calls >= 0, "retrieval.max_calls must be >= 0")
-        _require(self.max_fps > 0, "retrieval.max_fps must be > 0")
-        _require(self.max_frames >= 1, "retrieval.max_frames must be >= 1")
+        require(self.max_calls >= 0, "retrieval.max_calls must be >= 0")
+        require(self.max_fps > 0, "retrieval.max_fps must be > 0")
+        require(self.max_frames >= 1, "retrieval.max_frames must be >= 1")
 
 
 @dataclass(frozen=True)
@@ -219,8 +216,8 @@ class EngineConfig:
     mm_cache_gib: float = 0.25
 
     def __post_init__(self) -> None:
-        _require(self.max_model_len >= 1, f"rollout.engine.max_model_len must be >= 1, got {self.max_model_len}")
-        _require(
+        require(self.max_model_len >= 1, f"rollout.engine.max_model_len must be >= 1, got {self.max_model_len}")
+        require(
             self.tensor_parallel_size >= 1,
             f"rollout.engine.tensor_parallel_size must be >= 1, got {self.tensor_parallel_size}",
         )
@@ -249,20 +246,25 @@ class RolloutConfig:
     #   bit, log-probs included, in any company, order and engine, and after a fault. On GPU nothing is promised
     stall_timeout_s: float = 180.0  # a worker that has work and does not get on for so long hangs: killed and replaced
     memory_growth_mib: float = 8192.0  # a worker that has grown by more is replaced between two steps; 0: never
+    device_memory_growth_mib: float = 2048.0  # the same of what its engine holds on its GPU
     call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step or held-out evaluation; in
     #   `dynframe eval`, of the time in which no example is finished
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        _require(self.group_size >= 2, f"rollout.group_size must be >= 2 for a group baseline, got {self.group_size}")
-        _require(self.tasks_per_step >= 1, "rollout.tasks_per_step must be >= 1")
-        _require(self.max_new_tokens >= 1, f"rollout.max_new_tokens must be >= 1, got {self.max_new_tokens}")
-        _require(self.num_workers >= 1, f"rollout.num_workers must be >= 1, got {self.num_workers}")
-        _require(self.call_timeout_s > 0, f"rollout.call_timeout_s must be > 0, got {self.call_timeout_s}")
-        _require(self.stall_timeout_s > 0, f"rollout.stall_timeout_s must be > 0, got {self.stall_timeout_s}")
-        _require(self.memory_growth_mib >= 0, f"rollout.memory_growth_mib must be >= 0, got {self.memory_growth_mib}")
-        _require(self.temperature > 0, "rollout.temperature must be > 0 in training; evaluation is greedy by itself")
-        _require(
+        require(self.group_size >= 2, f"rollout.group_size must be >= 2 for a group baseline, got {self.group_size}")
+        require(self.tasks_per_step >= 1, "rollout.tasks_per_step must be >= 1")
+        require(self.max_new_tokens >= 1, f"rollout.max_new_tokens must be >= 1, got {self.max_new_tokens}")
+        require(self.num_workers >= 1, f"rollout.num_workers must be >= 1, got {self.num_workers}")
+        require(self.call_timeout_s > 0, f"rollout.call_timeout_s must be > 0, got {self.call_timeout_s}")
+        require(self.stall_timeout_s > 0, f"rollout.stall_timeout_s must be > 0, got {self.stall_timeout_s}")
+        require(self.memory_growth_mib >= 0, f"rollout.memory_growth_mib must be >= 0, got {self.memory_growth_mib}")
+        require(
+            self.device_memory_growth_mib >= 0,
+            f"rollout.device_memory_growth_mib must be >= 0, got {self.device_memory_growth_mib}",
+        )
+        require(self.temperature > 0, "rollout.temperature must be > 0 in training; evaluation is greedy by itself")
+        require(
             self.top_p == 1.0 and self.top_k == 0,
             "rollout.top_p < 1 and rollout.top_k > 0 truncate the support and bias importance ratios: "
             "leave them at 1.0 and 0 in training; evaluation is greedy by itself",
@@ -280,7 +282,7 @@ class RewardTermConfig:
 
     def __post_init__(self) -> None:
         _one_of("rewards.*.segment", self.segment, ("sampling", "reasoning"))
-        _require(self.weight >= 0, "rewards.*.weight must be >= 0")
+        require(self.weight >= 0, "rewards.*.weight must be >= 0")
 
 
 @dataclass(frozen=True)
@@ -296,10 +298,10 @@ class ScoringConfig:
 
     def __post_init__(self) -> None:
         _one_of("scoring.calls", self.calls, ("mean", "last", "max"))
-        _require(self.num_workers >= 1, f"scoring.num_workers must be >= 1, got {self.num_workers}")
-        _require(self.timeout_s > 0, f"scoring.timeout_s must be > 0, got {self.timeout_s}")
-        _require(self.memory_mib >= 0, f"scoring.memory_mib must be >= 0, got {self.memory_mib}")
-        _require(
+        require(self.num_workers >= 1, f"scoring.num_workers must be >= 1, got {self.num_workers}")
+        require(self.timeout_s > 0, f"scoring.timeout_s must be > 0, got {self.timeout_s}")
+        require(self.memory_mib >= 0, f"scoring.memory_mib must be >= 0, got {self.memory_mib}")
+        require(
             0 <= self.max_failed_share <= 1, f"scoring.max_failed_share must be in [0, 1], got {self.max_failed_share}"
         )
 
@@ -339,10 +341,10 @@ class LossConfig:
         _one_of("algorithm.loss.ratio", self.ratio, ("token", "sequence", "cispo"))
         _one_of("algorithm.loss.normaliser", self.normaliser, ("sequence", "token", "segment", "constant"))
         _one_of("algorithm.loss.old_logprobs", self.old_logprobs, ("engine", "recompute"))
-        _require(0 <= self.clip_low < 1, "algorithm.loss.clip_low must be in [0, 1)")
-        _require(self.clip_high >= 0, "algorithm.loss.clip_high must be >= 0")
-        _require(self.kl_beta >= 0, "algorithm.loss.kl_beta must be >= 0")
-        _require(self.constant_tokens >= 1, f"algorithm.loss.constant_tokens must be >= 1, got {self.constant_tokens}")
+        require(0 <= self.clip_low < 1, "algorithm.loss.clip_low must be in [0, 1)")
+        require(self.clip_high >= 0, "algorithm.loss.clip_high must be >= 0")
+        require(self.kl_beta >= 0, "algorithm.loss.kl_beta must be >= 0")
+        require(self.constant_tokens >= 1, f"algorithm.loss.constant_tokens must be >= 1, got {self.constant_tokens}")
 
 
 @dataclass(frozen=True)
@@ -366,8 +368,8 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"learner.optimizer.lr must be > 0, got {self.lr}")
-        _require(
+        require(self.lr > 0, f"learner.optimizer.lr must be > 0, got {self.lr}")
+        require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"learner.optimizer.betas must be two numbers in [0, 1), got {self.betas}",
         )
@@ -389,11 +391,11 @@ class LearnerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        _require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
-        _require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
-        _require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
-        _require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
-        _require(self.max_rebuilds >= 0, f"learner.max_rebuilds must be >= 0, got {self.max_rebuilds}")
+        require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
+        require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
+        require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
+        require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
+        require(self.max_rebuilds >= 0, f"learner.max_rebuilds must be >= 0, got {self.max_rebuilds}")
 
 
 @dataclass(frozen=True)
@@ -410,9 +412,9 @@ class ColdStartConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, f"cold_start.steps must be >= 1, got {self.steps}; cold_start.enabled=false skips it")
-        _require(self.batch_size >= 1, f"cold_start.batch_size must be >= 1, got {self.batch_size}")
-        _require(self.lr > 0, f"cold_start.lr must be > 0, got {self.lr}")
+        require(self.steps >= 1, f"cold_start.steps must be >= 1, got {self.steps}; cold_start.enabled=false skips it")
+        require(self.batch_size >= 1, f"cold_start.batch_size must be >= 1, got {self.batch_size}")
+        require(self.lr > 0, f"cold_start.lr must be > 0, got {self.lr}")
 
 
 @dataclass(frozen=True)
@@ -450,11 +452,11 @@ class EvaluationConfig:
     in_flight: int = 32  # examples at a time per rollout worker: while some decode, the engine works on others
 
     def __post_init__(self) -> None:
-        _require(self.limit >= 0, f"evaluation.limit must be >= 0, got {self.limit}")
-        _require(self.in_flight >= 1, f"evaluation.in_flight must be >= 1, got {self.in_flight}")
-        _require(
+        require(self.limit >= 0, f"evaluation.limit must be >= 0, got {self.limit}")
+        require(self.in_flight >= 1, f"evaluation.in_flight must be >= 1, got {self.in_flight}")
+        require(
             not self.benchmark or bool(self.path),
-            f"evaluation.benchmark is {_shown(self.benchmark)}: where do its annotations lie? "
+            f"evaluation.benchmark is {shown(self.benchmark)}: where do its annotations lie? "
             "(evaluation.path=FILE_OR_FOLDER)",
         )
         _require_folder_name("evaluation.name", self.name or "held_out")
@@ -479,30 +481,30 @@ class TrainerConfig:
     #   better; empty: none is. Evaluations after the first step count; every run has this one, whatever its rewards
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 0, "trainer.steps must be >= 0")
-        _require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
-        _require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
-        _require(self.keep_every >= 0, f"trainer.keep_every must be >= 0, got {self.keep_every}")
-        _require(self.save_timeout_s > 0, f"trainer.save_timeout_s must be > 0, got {self.save_timeout_s}")
-        _require(self.max_failed_saves >= 1, f"trainer.max_failed_saves must be >= 1, got {self.max_failed_saves}")
-        _require(self.remote_timeout_s >= 0, f"trainer.remote_timeout_s must be >= 0, got {self.remote_timeout_s}")
-        _require(
+        require(self.steps >= 0, "trainer.steps must be >= 0")
+        require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
+        require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
+        require(self.keep_every >= 0, f"trainer.keep_every must be >= 0, got {self.keep_every}")
+        require(self.save_timeout_s > 0, f"trainer.save_timeout_s must be > 0, got {self.save_timeout_s}")
+        require(self.max_failed_saves >= 1, f"trainer.max_failed_saves must be >= 1, got {self.max_failed_saves}")
+        require(self.remote_timeout_s >= 0, f"trainer.remote_timeout_s must be >= 0, got {self.remote_timeout_s}")
+        require(
             not self.remote or "://" in self.remote,
             f"trainer.remote must be a URL such as s3://bucket/runs or file:///mnt/runs, got {self.remote!r}",
         )
-        _require(
+        require(
             "@" not in self.remote.partition("://")[2].partition("/")[0],
             "trainer.remote: leave user and password out of the URL, for it is saved with every checkpoint; fsspec "
             "finds them in the environment or in its own configuration files",
         )
-        _require(
+        require(
             not set("*?[") & set(self.remote),
             f"trainer.remote must not hold any of * ? [ (patterns), got {self.remote}",
         )
-        _require(self.eval_every >= 0, f"trainer.eval_every must be >= 0, got {self.eval_every}")
-        _require(self.eval_tasks >= 0, f"trainer.eval_tasks must be >= 0, got {self.eval_tasks}")
-        _require(self.stop_grace_s > 0, f"trainer.stop_grace_s must be > 0, got {self.stop_grace_s}")
-        _require(
+        require(self.eval_every >= 0, f"trainer.eval_every must be >= 0, got {self.eval_every}")
+        require(self.eval_tasks >= 0, f"trainer.eval_tasks must be >= 0, got {self.eval_tasks}")
+        require(self.stop_grace_s > 0, f"trainer.stop_grace_s must be > 0, got {self.stop_grace_s}")
+        require(
             not self.best_metric or self.best_metric.removeprefix("-").startswith(HELD_OUT),
             f"trainer.best_metric must be empty or start with {HELD_OUT} or -{HELD_OUT}, got {self.best_metric!r}",
         )
@@ -560,13 +562,13 @@ class RunConfig:
     parity: ParityConfig = field(default_factory=ParityConfig)
 
     def __post_init__(self) -> None:
-        _require(bool(self.rewards), "rewards: at least one term is needed, e.g. rewards.answer.fn=answer")
-        _require(
+        require(bool(self.rewards), "rewards: at least one term is needed, e.g. rewards.answer.fn=answer")
+        require(
             self.rollout.tasks_per_step % self.learner.num_ranks == 0,
             f"rollout.tasks_per_step ({self.rollout.tasks_per_step}) must be a multiple of learner.num_ranks "
             f"({self.learner.num_ranks}): a group never spans ranks",
         )
-        _require(
+        require(
             not (self.policy.dtype == "bfloat16" and self.learner.zero_stage == 0),
             "policy.dtype=bfloat16 with learner.zero_stage=0 is wrong in DeepSpeed 0.19 (a phantom optimizer step at "
             "start): use learner.zero_stage=1",
@@ -575,88 +577,44 @@ class RunConfig:
         _refuse_what_does_not_fit(self)
 
 
-ABOVE_ZERO = (
-    "data.quickstart.duration_s",
-    "data.quickstart.native_fps",
-    "rollout.engine.gpu_memory_utilization",
-    "learner.timeout_s",
-    "weight_sync.timeout_s",
-    "placement.timeout_s",
-)
-AT_LEAST_ONE = (  # numbers that are sizes or counts of something there has to be
-    "data.quickstart.train_clips",
-    "data.quickstart.size",
-    "video.v0.max_pixels",
-    "video.v0.max_visual_tokens",
-    "retrieval.max_pixels",
-    "rollout.engine.max_num_seqs",
-    "rollout.engine.kv_cache_bytes",
-    "weight_sync.bucket_bytes",
-)
-
-
 def _refuse_what_does_not_fit(config: RunConfig) -> None:
     """Values that are sound by themselves, but not together."""
     engine, placement, traces = config.rollout.engine, config.placement, config.cold_start.traces
     longest = config.policy.tiny.max_position_embeddings
-    _require(
+    require(
         bool(config.policy.path) or engine.max_model_len <= longest,
         f"rollout.engine.max_model_len ({engine.max_model_len}) must be <= policy.tiny.max_position_embeddings "
         f"({longest}) where the project builds the policy (policy.path is empty): raise the second or lower the first",
     )
     split = engine.tensor_parallel_size
-    _require(
+    require(
         split == 1 or config.weight_sync.verify_tensors == 0,
         f"rollout.engine.tensor_parallel_size={split}: a weight cut over several GPUs cannot be read back; "
         "set weight_sync.verify_tensors=0",
     )
-    _require(
+    require(
         split == 1 or placement.rollout_gpus >= split,
         f"rollout.engine.tensor_parallel_size={split} needs placement.rollout_gpus >= {split}, "
         f"got {placement.rollout_gpus:g}",
     )
     stall, decode = config.rollout.stall_timeout_s, config.video.decode_timeout_s
-    _require(
+    require(
         stall > decode,
         f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_timeout_s ({decode:g}): a worker that waits for a "
         "slow video does not hang",
     )
     best = config.trainer.best_metric.removeprefix("-").removeprefix(HELD_OUT)
     judged = [*HELD_OUT_METRICS, *(f"term/{name}" for name in config.rewards)]
-    _require(
+    require(
         not best or best in judged,
         f"trainer.best_metric: no metric {HELD_OUT}{best}; there are {', '.join(HELD_OUT + name for name in judged)}",
     )
     train = config.data.train.format
-    _require(
+    require(
         not (config.cold_start.enabled and traces.format == "quickstart" and train != "quickstart"),
         f"cold_start.traces.format is quickstart, the synthetic world, but data.train.format is {train}: set "
         f"cold_start.traces: {{format: {train}, path: ...}}, or cold_start.enabled=false",
     )
-
-
-def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
-    """Merge YAML files left to right, then `key=value` overrides, into a validated RunConfig.
-
-    Raises:
-        ConfigError: a file is missing or not YAML, a key is unknown, a value has the wrong type or is out of range.
-    """
-    given = [(str(path), _read_yaml(Path(path))) for path in paths]
-    if overrides:
-        given.append(("command line", _parse_overrides(overrides)))
-    merged = OmegaConf.structured(RunConfig)
-    for origin, extra in given:
-        merged = _merge(merged, extra, origin)
-    try:
-        _refuse_impossible_numbers(OmegaConf.to_container(merged, resolve=True))
-        config = OmegaConf.to_object(merged)
-    except ConfigError as error:
-        raise ConfigError(f"{_origin_of(str(error), given)}{error}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            f"{', '.join(map(str, paths)) or 'command line'}: {_first_line(error)}{_where(error)}"
-        ) from error
-    return config
 
 
 def anchored(config: RunConfig, folder: Path) -> RunConfig:
@@ -664,235 +622,3 @@ def anchored(config: RunConfig, folder: Path) -> RunConfig:
     return replace(
         config, output_dir=str(folder / config.output_dir), cache_dir=str(folder / config.cache_dir)
     )  # joining an absolute path gives that path
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML, every default written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A section as plain nested dictionaries and lists."""
-    return OmegaConf.to_container(OmegaConf.structured(config))
-
-
-def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings, as plain dictionaries, with the default of every key they lack."""
-    filled = _filled(settings, to_dict(RunConfig))
-    if isinstance(filled["rewards"], Mapping):
-        term = to_dict(RewardTermConfig)
-        filled["rewards"] = {
-            name: _filled(value, term) if isinstance(value, Mapping) else value
-            for name, value in filled["rewards"].items()
-        }
-    return filled
-
-
-def _filled(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    filled = {**defaults, **settings}
-    for key, default in defaults.items():
-        if isinstance(default, Mapping) and isinstance(filled[key], Mapping):
-            filled[key] = _filled(filled[key], default)
-    return filled
-
-
-def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema; `rewards.*` stands for a name the user chooses."""
-    hints = get_type_hints(section)
-    keys = []
-    for declared in fields(section):
-        key, hint = f"{prefix}{declared.name}", hints[declared.name]
-        keys.append(key)
-        if get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
-            hint, key = get_args(hint)[1], f"{key}.*"
-        if is_dataclass(hint):
-            keys += known_keys(hint, f"{key}.")
-    return keys
-
-
-def plain_yaml(text: str, origin: str) -> dict[str, Any]:
-    """The keys and values of a YAML text that others may have written: what stands there, of bounded depth.
-
-    Raises:
-        ConfigError: it is something else, or builds more than it says (tags, aliases).
-    """
-    _refuse_bombs(text, origin, aliases=False)
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{origin}: not readable as YAML: {_first_line(error)}") from error
-    _require(isinstance(values, dict), f"{origin}: expected keys and values at the top level")
-    return values
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    text = _read_text(path)
-    _refuse_bombs(text, str(path))
-    _refuse_interpolations(text, str(path))
-    try:
-        loaded = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, TypeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {_first_line(error)}") from error
-    except AssertionError:  # of OmegaConf, for a bare number
-        loaded = None
-    _require(isinstance(loaded, DictConfig), f"{path}: expected keys and values at the top level")
-    return loaded
-
-
-def _read_text(path: Path) -> str:
-    """Of a regular file: a pipe would never end, and a device would be read until memory is full."""
-    try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            _require(stat.S_ISREG(os.fstat(file.fileno()).st_mode), f"{path}: not a regular file")
-            raw = file.read(MAX_BYTES + 1)
-        _require(len(raw) <= MAX_BYTES, f"{path}: larger than {MAX_BYTES:,} bytes, which no configuration needs")
-        return raw.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such configuration file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not readable as YAML: it must be UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _refuse_bombs(text: str, origin: str, *, aliases: bool = True) -> None:
-    """Nesting is counted before anything is built: libyaml's own recursion ends in a crash of the process."""
-    depth = documents = 0
-    for event in _events(text, origin):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        documents += isinstance(event, yaml.DocumentStartEvent)
-        where = f"{origin}, line {event.start_mark.line + 1}"
-        _require(depth <= MAX_DEPTH, f"{where}: nested more than {MAX_DEPTH} deep")
-        _require(documents <= 1, f"{where}: a second document begins (---); one is expected")
-        _require(aliases or not isinstance(event, yaml.AliasEvent), f"{where}: an alias (*) is not allowed here")
-
-
-def _refuse_interpolations(text: str, origin: str) -> None:
-    """What a value is replaced by is written into config.yaml of the run and of every checkpoint, and into its report:
-    variables of ours may be, HOME, AWS_SECRET_ACCESS_KEY and the like may not."""
-    for event in _events(text, origin):
-        if isinstance(event, yaml.ScalarEvent) and "${" in FROM_ENVIRONMENT.sub("", event.value):
-            raise ConfigError(
-                f"{origin}, line {event.start_mark.line + 1}: {_shown(event.value)}: of interpolations only "
-                "${oc.env:DYNFRAME_NAME,default} is allowed, for values end up in checkpoints and reports; write it out"
-            )
-
-
-def _events(text: str, origin: str) -> Iterator[yaml.Event]:
-    try:
-        yield from yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeEncodeError) as error:
-        raise ConfigError(f"{origin}: not readable as YAML: {_first_line(error)}") from error
-
-
-def _refuse_impossible_numbers(values: Mapping[str, Any]) -> None:
-    """Of every section: no NaN, nothing infinite, nothing below 0, nothing that overflows where it is used."""
-    for key, value in _numbers(values):
-        shown = "a huge integer" if isinstance(value, int) and abs(value) >= 2**63 else repr(value)
-        _require(isinstance(value, int) or math.isfinite(value), f"{key} must be a finite number, got {shown}")
-        _require(-(2**63) <= value < 2**63, f"{key} must be below 2**63, got {shown}")
-        if key.startswith("rewards.") and ".args." in key:
-            continue  # what they may be is the function's business
-        _require(value >= 0, f"{key} must be >= 0, got {shown}")
-        _require(not key.endswith("_s") or value <= MOST_SECONDS, f"{key} must be <= {MOST_SECONDS:g} s, got {shown}")
-        _require(key not in ABOVE_ZERO or value > 0, f"{key} must be > 0, got {shown}")
-        if key in AT_LEAST_ONE or key.startswith("policy.tiny."):
-            _require(value >= 1, f"{key} must be >= 1, got {shown}")
-
-
-def _numbers(node: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _numbers(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for place, value in enumerate(node):
-            yield from _numbers(value, f"{key}[{place}]")
-    elif isinstance(node, int | float) and not isinstance(node, bool):
-        yield key, node
-
-
-def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    for item in overrides:
-        key, _, value = item.partition("=")
-        _require("=" in item and bool(key), f"command line: {_shown(item)} is not of the form key=value")
-        origin = f"command line: {_shown(key)}"
-        _require(len(item) <= MAX_BYTES, f"{origin}: longer than {MAX_BYTES:,} characters")
-        _require(key.count(".") + key.count("[") < MAX_DEPTH, f"{origin}: nested more than {MAX_DEPTH} deep")
-        _refuse_bombs(value, origin)
-        _refuse_interpolations(value, origin)
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"command line: {_first_line(error)}") from error
-
-
-def _merge(base: DictConfig, extra: DictConfig, origin: str) -> DictConfig:
-    _refuse_unknown(extra, origin)
-    try:
-        return OmegaConf.merge(base, extra)
-    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{origin}: {_first_line(error)}{_where(error)}") from error
-
-
-def _refuse_unknown(extra: DictConfig, origin: str) -> None:
-    known = known_keys()
-    for name, term in _terms(extra):
-        args = term.get("args")
-        _require(args is None or isinstance(args, DictConfig), f"{origin}: rewards.{name}.args must be keys and values")
-    for key in _huge(extra):  # OmegaConf makes floats of them, or fails to without a word of where
-        raise ConfigError(f"{origin}: {key[:200]} must be below 2**63, got a huge integer")
-    for key in _dotted(extra):
-        parts = key.split(".")
-        if parts[0] == "rewards" and len(parts) > 1:
-            parts[1] = "*"
-        pattern = ".".join(parts)
-        if pattern in known or pattern.startswith("rewards.*.args.") or pattern == "rewards.*":
-            continue
-        nearest = difflib.get_close_matches(pattern[:200], known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{origin}: unknown key {_shown(key)}; did you mean {nearest!r}?")
-
-
-def _dotted(node: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for name in node:
-        keys.append(f"{prefix}{name}")
-        child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none():
-            keys += _dotted(child, f"{prefix}{name}.")
-    return keys
-
-
-def _terms(extra: DictConfig) -> list[tuple[str, DictConfig]]:
-    rewards = extra.get("rewards")
-    return [(n, t) for n, t in rewards.items() if isinstance(t, DictConfig)] if isinstance(rewards, DictConfig) else []
-
-
-def _huge(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Keys of integers beyond 64 bits."""
-    for name in node:
-        child = node._get_node(name)
-        if isinstance(child, DictConfig):
-            yield from () if child._is_none() else _huge(child, f"{prefix}{name}.")
-        elif isinstance(value := child._value(), int) and not -(2**63) <= value < 2**63:
-            yield f"{prefix}{name}"
-
-
-def _origin_of(message: str, given: Sequence[tuple[str, DictConfig]]) -> str:
-    """The last place that set the key a message begins with, as "FILE: "; empty if it is a default."""
-    key = message.split(maxsplit=1)[0].rstrip(":").partition("[")[0]
-    return next((f"{origin}: " for origin, extra in reversed(given) if key in _dotted(extra)), "")
-
-
-def _shown(text: str) -> str:
-    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"{error.problem} (line {error.problem_mark.line + 1})"[:LONGEST]
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]
-
-
-def _where(error: Exception) -> str:
-    key = getattr(error, "full_key", None)
-    return f" (key {key!r})" if key else ""

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from actors.placement import Demand
 from rl.checkpoint import CHECKPOINTS, POLICY_FOLDER, Checkpoint
-from rl.config import ConfigError, RunConfig, plain_yaml, to_dict
+from rl.config import ConfigError, RunConfig
+from rl.config_file import plain_yaml, to_dict
 from rl.evaluate import is_done, play_rest, summarise_outcomes
 from rl.exams import PLAYED, Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam
 from rl.inspection import playable_policy

@@ -17,7 +17,8 @@ from actors.reward import RewardError, RewardPool
 from envs.benchmarks.benchmark import Example, Prediction, RejectedExample
 from envs.benchmarks.prediction import prediction_of
 from envs.benchmarks.registry import resolve
-from rl.config import ConfigError, RunConfig, to_dict
+from rl.config import ConfigError, RunConfig
+from rl.config_file import to_dict
 from rl.evaluate import Judge, Judged, missing_prediction, outcome_of
 from rl.predictions import EvaluationError, Outcome
 from rl.prepare import fingerprint, prepare_tasks

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from rl.config import ConfigError, LearnerConfig, OptimizerConfig, plain_yaml
+from rl.config import ConfigError, LearnerConfig, OptimizerConfig
+from rl.config_file import plain_yaml
 
 log = logging.getLogger(__name__)
 

@@ -81,6 +81,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "sync/gb_per_s": ("GB/s", "of a push, verification included"),
     "sync/": ("s", "seconds of a push and of its parts"),
     "faults/": ("faults", "of a kind that were mended during the step (faults.jsonl has each)"),
+    "memory/rollout_device": ("MiB", "held on its GPU by the engine that holds most"),
     "memory/rollout_slope": ("MiB", "growth of the worst rollout worker per step since it was warm, least squares"),
     "save/copy_seconds": ("s", "the run stood still while a checkpoint was copied in memory"),
     "save/wait_seconds": ("s", "the run stood still because the checkpoint before was not written yet"),

@@ -31,7 +31,8 @@ from envs.rows import DatasetError, UnusableRow
 from envs.synthetic import QuickstartWorld, WorldFiles, cold_start_traces, render_world
 from envs.traces import traces_from_evidence
 from envs.video import VideoError, VideoReader
-from rl.config import ConfigError, RunConfig, SourceConfig, VideoConfig, to_dict
+from rl.config import ConfigError, RunConfig, SourceConfig, VideoConfig
+from rl.config_file import to_dict
 from rl.policy.processor import PolicyFilesError, Processor
 
 log = logging.getLogger(__name__)

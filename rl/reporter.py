@@ -23,7 +23,8 @@ from actors.ray_metrics import RayMetricsSink
 from rl.advantages import Credit, CreditRules
 from rl.batch import credit_metrics, learned_credit
 from rl.checkpoint import CheckpointStore
-from rl.config import AdvantageConfig, RunConfig, to_dict
+from rl.config import AdvantageConfig, RunConfig
+from rl.config_file import to_dict
 from rl.faults import FAULTS
 from rl.fingerprint import step_fingerprints
 from rl.metrics import reward_metrics, rollout_metrics

@@ -11,7 +11,8 @@ from reprlib import Repr
 from typing import Any
 
 from rl.checkpoint import CHECKPOINTS, Checkpoint, CheckpointStore, open_checkpoint
-from rl.config import ConfigError, RunConfig, plain_yaml, to_dict, with_defaults
+from rl.config import ConfigError, RunConfig
+from rl.config_file import plain_yaml, to_dict, with_defaults
 from rl.learner_layout import LearnerStateError, require_loadable
 from rl.manifest import MANIFEST, CheckpointError, DamagedError
 from rl.remote_storage import RemoteCheckpoints, RemoteError

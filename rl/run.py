@@ -26,7 +26,8 @@ from actors.weight_buckets import WeightsLostError
 from actors.weight_sync import WeightSync
 from envs.dataset import tasks_for_step
 from rl.checkpoint import Checkpoint
-from rl.config import RunConfig, to_yaml
+from rl.config import RunConfig
+from rl.config_file import to_yaml
 from rl.evaluate import EVALUATION_STEP, held_out_metrics
 from rl.faults import fault_metrics, write_faults
 from rl.interrupts import StopRequested

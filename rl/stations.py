@@ -21,13 +21,14 @@ from actors.learner import LearnerError, LearnerGroup, Restore
 from actors.placement import Demand, Slots, connect, named
 from actors.player import Player
 from actors.reward import RewardPool
-from actors.rollout import RolloutCrew
+from actors.rollout_crew import RolloutCrew
 from actors.rollout_pool import RolloutPool
 from actors.traces import TraceError, TraceFeed, TracePool
 from actors.waiting import nothing
 from envs.formats import RetrievalTrace
 from rl.cold_start import run_cold_start
-from rl.config import OptimizerConfig, RunConfig, to_dict
+from rl.config import OptimizerConfig, RunConfig
+from rl.config_file import to_dict
 from rl.policy.scenes import fingerprint as scenes_fingerprint
 from rl.policy.vllm_plugin import engine_environment
 from rl.prepare import built_once, fingerprint, make_surroundings, prepare_traces, progress_bar
@@ -80,6 +81,7 @@ def spawn_rollouts(
         stall_timeout_s=config.rollout.stall_timeout_s,
         start_timeout_s=START_TIMEOUT_S,
         memory_growth_mib=config.rollout.memory_growth_mib,
+        device_memory_growth_mib=config.rollout.device_memory_growth_mib,
     )
     return RolloutPool(crew, timeout_s=config.rollout.call_timeout_s, check=check)
 

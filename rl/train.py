@@ -13,7 +13,8 @@ from rich.console import Console
 
 from rl.check import preflight
 from rl.checkpoint import POLICY_FOLDER, CheckpointStore
-from rl.config import ConfigError, RunConfig, to_yaml
+from rl.config import ConfigError, RunConfig
+from rl.config_file import to_yaml
 from rl.interrupts import StopSignals
 from rl.mirror import Mirror
 from rl.policy.processor import Processor

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from rl.check import preflight
 from rl.checkpoint import CHECKPOINTS, MANIFEST, CheckpointStore
-from rl.config import ConfigError, RunConfig, to_yaml
+from rl.config import ConfigError, RunConfig
+from rl.config_file import to_yaml
 from rl.fingerprint import PREFIX, first_difference
 from rl.prepare import progress_bar
 from rl.report.run_files import Broken, read_json_lines

@@ -15,13 +15,14 @@ DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "deepspeed": ("rl/learner.py",),
     "decord": ("envs/video_decord.py",),
     "wandb": ("rl/sinks.py",),
-    "omegaconf": ("rl/config.py",),
+    "omegaconf": ("rl/config_file.py",),
     "fsspec": ("rl/remote_storage.py",),
     "matplotlib": ("rl/encode_figure.py",),
 }
 MAY_IMPORT = {  # longest prefix wins; entries are prefixes of our modules
     "rl/trajectory.py": (),
     "rl/config.py": (),
+    "rl/config_file.py": ("rl.config",),
     "rl/loss.py": (),
     "rl/advantages.py": ("rl.trajectory",),
     "rl/segments.py": ("rl.trajectory",),

@@ -43,7 +43,7 @@ CLIPS = Benchmark("clips", "by hand", read, judge, "accuracy")
 @pytest.fixture
 def evaluate(tmp_path):
     """`evaluate(KILLED="1")`: the command in a process of its own, on clips rendered here."""
-    from rl.config import load_config
+    from rl.config_file import load_config
     from rl.prepare import prepare_world
 
     (tmp_path / "clips_benchmark.py").write_text(BENCHMARK)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rl.config import load_config
+from rl.config_file import load_config
 from rl.fingerprint import STATIONS
 from rl.verify_resume import Kill, Proof, Runs, compare, print_proof
 

@@ -332,6 +332,10 @@ class LiveWeights:
         """Video items the vision tower has encoded since the start, the memory measurement's included."""
         return self.get_model().encoded_items
 
+    def device_memory_mib(self) -> float:
+        """What PyTorch keeps of this worker's accelerator, the KV cache and captured graphs included."""
+        return torch.cuda.memory_reserved() / 2**20 if torch.cuda.is_available() else 0.0
+
 
 def live_tensor(model: FlexiVideoForConditionalGeneration, name: str) -> torch.Tensor:
     """The part of the model's parameters that a Hugging Face name stands for: fused ones sliced, padding rows cut.

@@ -25,7 +25,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from actors.placement import Demand, Slots
-from actors.rollout import RolloutCrew
+from actors.rollout_crew import RolloutCrew
 from actors.rollout_pool import RolloutPool
 from rl.config import PlacementConfig
 from tests.actors.test_rollout import ScriptedPlayer, tasks

@@ -11,7 +11,17 @@ from functools import partial
 
 import pytest
 
-from rl.trajectory import AnswerKind, Completion, Segment, StopReason, Trajectory, TrajectoryGroup, Turn, VideoTask
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    Fault,
+    Segment,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -50,6 +60,9 @@ class ScriptedEngine:
             self._held = b"x" * (200 * 2**20)
         return {"requests": 1.0}
 
+    def device_memory_mib(self):
+        return 4000.0 if (self._folder / "grown on the device").exists() else 3000.0
+
 
 class ScriptedPlayer:
     """Plays a task as its name says, and notes in the group how many it had at the time.
@@ -59,6 +72,13 @@ class ScriptedPlayer:
 
     def __init__(self, folder):
         self._folder, self._now, self.engine = folder, 0, ScriptedEngine(folder)
+
+    def take_faults(self):
+        broken = self._folder / "decoder broke"
+        if not broken.exists():
+            return []
+        broken.unlink()
+        return [Fault("decoder_death", "decoder", "died while it read a.mp4", "another was started", 1.0, 0.2)]
 
     async def play(self, task, *, step, greedily, occurrence=0, ledger):
         self._now += 1
@@ -117,7 +137,7 @@ class ScriptedPlayer:
 def pool_of(ray_cluster, tmp_path):
     import ray
 
-    from actors.rollout import RolloutCrew
+    from actors.rollout_crew import RolloutCrew
     from actors.rollout_pool import RolloutPool
     from actors.waiting import nothing
 
@@ -180,7 +200,7 @@ def test_without_tasks_there_is_nothing_to_wait_for(pool_of):
 
 
 def failing(pool, named):
-    from actors.rollout import RolloutError
+    from actors.rollout_crew import RolloutError
 
     done = []
     with pytest.raises(RolloutError) as caught:
@@ -300,7 +320,7 @@ def test_a_newcomer_plays_only_once_it_holds_the_current_weights(pool_of):
 
 
 def test_what_was_sampled_with_other_weights_is_refused(pool_of):
-    from actors.rollout import RolloutError
+    from actors.rollout_crew import RolloutError
 
     pool = pool_of(workers=1)
     pool.crew.wait_ready(60)
@@ -357,6 +377,28 @@ def test_a_worker_that_keeps_growing_is_replaced_between_two_steps(pool_of, tmp_
     assert len(pool.generate(tasks("a"), step=0)) == 1
     (fault,) = pool.crew.take_faults()
     assert fault.kind == "recycled" and "grew by 200 MiB" in fault.cause
+
+
+def test_so_is_one_whose_engine_keeps_growing_on_its_device(pool_of, tmp_path):
+    pool = pool_of(workers=1, device_memory_growth_mib=500.0)
+    pool.crew.wait_ready(60)
+    for _ in range(7):
+        assert pool.crew.stats()["memory/rollout_device"] == 3000.0
+    (tmp_path / "grown on the device").touch()
+    assert pool.crew.stats()["memory/rollout_device"] == 4000.0
+    (tmp_path / "grown on the device").unlink()
+    assert len(pool.generate(tasks("a"), step=0)) == 1
+    (fault,) = pool.crew.take_faults()
+    assert fault.kind == "recycled" and "grew by 1000 MiB (rollout.device_memory_growth_mib)" in fault.cause
+
+
+def test_what_broke_inside_a_worker_is_told_with_its_name(pool_of, tmp_path):
+    pool = pool_of(workers=1)
+    pool.crew.wait_ready(60)
+    (tmp_path / "decoder broke").touch()
+    pool.crew.stats()
+    (fault,) = pool.crew.take_faults()
+    assert (fault.kind, fault.worker, fault.recovery_s) == ("decoder_death", f"{pool.crew.places[0].name}/decoder", 0.2)
 
 
 def test_who_asks_to_stop_is_heard_within_a_second_or_so(pool_of):

@@ -104,7 +104,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting_for_it(tmp_path, wor
         for name, problem in special_files(tmp_path):
             refused = refusal(reader, tmp_path / f"{name}.mp4")
             assert type(refused) is VideoOpenError and problem in refused.problem, (name, as_text(refused))
-    assert reader.replaced == {}  # nobody hung
+    assert reader.take_faults() == []  # nobody hung
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "x/" * 3000, "a\0b.mp4", "half \ud800.mp4", ""])
@@ -334,6 +334,7 @@ def test_a_clip_that_needs_more_memory_is_refused_by_name_and_the_process_replac
     with pytest.raises(VideoMemoryError, match=r"8k\.mp4: .* more than the 96 MiB .*; raise video\.decode_memory_mib"):
         process.frames(eight_k, (0.0,), SIZE)
     assert process.replaced == {"memory": 1} and process.pid is None
+    assert [fault.kind for fault in process.take_faults()] == ["decoder_memory"]
 
     assert numbers_in(process.frames(str(clip), (1.0,), SIZE)[0]) == [25]
     process.close()
@@ -375,6 +376,7 @@ def test_a_process_is_replaced_after_many_requests(clip):
         pids.append(process.pid)
     process.close()
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1] and process.replaced == {"worn": 2}
+    assert process.take_faults() == []  # planned
 
 
 def test_a_process_that_has_grown_is_replaced(clip, monkeypatch):
@@ -391,7 +393,7 @@ def test_a_process_that_has_grown_is_replaced(clip, monkeypatch):
     process.close()
 
 
-def test_a_reader_counts_the_processes_it_replaced(clip, tmp_path):
+def test_a_reader_tells_which_processes_broke_over_what_and_how_soon_others_took_over(clip):
     with VideoReader(workers=2, timeout_s=TIMEOUT_S) as reader:
         for _ in range(2):
             reader.describe(str(clip))
@@ -399,7 +401,15 @@ def test_a_reader_counts_the_processes_it_replaced(clip, tmp_path):
             os.kill(process.pid, signal.SIGSTOP)
             threading.Timer(0.2, os.kill, (process.pid, signal.SIGKILL)).start()
             assert reader.describe(str(clip)).duration_s > 0  # a fresh process answers
-        assert reader.replaced == {"death": 2}
+        faults = reader.take_faults()
+        assert [(fault.kind, fault.worker) for fault in faults] == [("decoder_death", "decoder")] * 2
+        assert all(str(clip) in fault.cause and 0 < fault.recovery_s < TIMEOUT_S for fault in faults)
+        assert reader.take_faults() == []
+
+        os.kill(process.pid, signal.SIGKILL)
+        process._process.wait()
+        assert reader.describe(str(clip)).duration_s > 0
+        assert [fault.cause for fault in reader.take_faults()] == ["died between two requests"]
 
 
 # Time -----------------------------------------------------------------------------------------------------------------
@@ -436,6 +446,7 @@ def test_a_kill_that_comes_as_the_answer_does_not_hit_the_next_request(clip, mon
     monkeypatch.setattr("envs.decode_process.receive", received_at_the_last_moment)
     assert process.describe(str(clip)).num_frames == 100
     assert process.replaced == {"deadline": 1} and process.pid is None
+    assert [fault.kind for fault in process.take_faults()] == ["decoder_deadline"]
 
     monkeypatch.setattr("envs.decode_process.receive", receive)
     process._timeout_s = TIMEOUT_S

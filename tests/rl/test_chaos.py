@@ -33,7 +33,7 @@ from rl.chaos_schedule import KINDS, Due, schedule
 from rl.chaos_trial import Trial, last_step
 from rl.chaos_victims import Strike
 from rl.cli import app
-from rl.config import load_config, to_dict
+from rl.config_file import load_config, to_dict
 from rl.resume import changed_meaning
 from rl.trajectory import AnswerKind, VideoTask
 

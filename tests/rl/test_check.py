@@ -10,7 +10,8 @@ from rich.console import Console
 
 from rl import check
 from rl.check import available_bytes, count_parameters, preflight, run_checks
-from rl.config import ConfigError, load_config
+from rl.config import ConfigError
+from rl.config_file import load_config
 from rl.findings import Level
 from rl.policy.processor import PolicyFilesError
 from rl.prepare import prepare_tasks

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.config import ConfigError, anchored, known_keys, load_config, to_yaml
+from rl.config import ConfigError, anchored
+from rl.config_file import known_keys, load_config, to_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from envs.benchmarks.benchmark import Example, RejectedExample
 from rl.checkpoint import CheckpointStore
-from rl.config import ConfigError, load_config, to_yaml
+from rl.config import ConfigError
+from rl.config_file import load_config, to_yaml
 from rl.evaluation import _report_rejected, make_report, policy_sha256, print_report, with_policy_of
 from rl.exams import Exam, identity_of
 from rl.predictions import Outcome

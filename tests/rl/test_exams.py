@@ -13,7 +13,8 @@ from actors.reward import RewardError
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction, RejectedExample
 from rewards.answer import answer
 from rewards.scoring import WeightedReward, score_group
-from rl.config import ConfigError, load_config
+from rl.config import ConfigError
+from rl.config_file import load_config
 from rl.exams import Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam, reward_values
 from rl.predictions import EvaluationError
 from rl.trajectory import (

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from rl.checkpoint import CheckpointStore
-from rl.config import ConfigError, load_config, to_dict, to_yaml
+from rl.config import ConfigError
+from rl.config_file import load_config, to_dict, to_yaml
 from rl.report.run_files import read_config
 from rl.resume import checkpoint_of, find_checkpoint
 from rl.trajectory import RunState

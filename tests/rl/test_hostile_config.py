@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.config import ConfigError, RunConfig, known_keys, load_config, plain_yaml, to_dict, to_yaml
+from rl.config import ConfigError, RunConfig
+from rl.config_file import known_keys, load_config, plain_yaml, to_dict, to_yaml
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 LEAVES = [key for key in known_keys() if not any(other.startswith(f"{key}.") for other in known_keys())]

@@ -11,7 +11,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rl.checkpoint import CheckpointStore
-from rl.config import ConfigError, load_config, to_yaml
+from rl.config import ConfigError
+from rl.config_file import load_config, to_yaml
 from rl.manifest import CheckpointError, DamagedError, read_manifest
 from rl.mirror import Mirror
 from rl.remote_storage import RemoteCheckpoints, RemoteError

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rewards.golden import golden_group
 from rewards.scoring import WeightedReward, score_group
 from rewards.temporal_iou import temporal_iou
-from rl.config import load_config
+from rl.config_file import load_config
 from rl.fingerprint import STATIONS
 from rl.reporter import GateError, Reporter
 from rl.sinks import JsonlSink, MetricLog

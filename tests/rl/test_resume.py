@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rl.checkpoint import CheckpointStore
-from rl.config import ConfigError, load_config, to_dict, to_yaml
+from rl.config import ConfigError
+from rl.config_file import load_config, to_dict, to_yaml
 from rl.resume import checkpoint_of, config_changes, find_checkpoint
 from rl.trajectory import RunState
 from tests.rl.learner_files import save_learner

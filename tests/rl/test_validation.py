@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from rl.config import ConfigError, load_config
+from rl.config import ConfigError
+from rl.config_file import load_config
 from rl.prepare import prepare_tasks, prepare_traces, quarantine_file
 from rl.validation import validate_data
 from tests.envs.clips import render

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from rl.checkpoint import CheckpointStore
 from rl.cli import app
-from rl.config import ConfigError, load_config
+from rl.config import ConfigError
+from rl.config_file import load_config
 from rl.fingerprint import STATIONS
 from rl.trajectory import RunState
 from rl.verify_resume import (
