@@ -5,7 +5,9 @@ Legend: H W pixels · C colours (RGB).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,6 +39,17 @@ def numbers_in(pixels_THWC: np.ndarray) -> list[int]:
     return [number_in(pixels_HWC) for pixels_HWC in pixels_THWC]
 
 
+@contextmanager
+def unchanged_priority() -> Iterator[None]:
+    """SVT-AV1 makes the thread of a root user a real-time one, and with it whatever is started from there later: a few
+    such processes that wait in a loop take the machine from everybody else."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def render(
     path: Path,
     codec: str = "libx264",
@@ -52,7 +65,7 @@ def render(
 ) -> Path:
     """Encode numbered pictures, evenly at `fps` or at `times_ms`; a second stream is small and shows 0."""
     ticks, clock = (range(frames), Fraction(1, fps)) if times_ms is None else (times_ms, Fraction(1, 1000))
-    with av.open(str(path), "w", options=muxing or {}) as container:
+    with unchanged_priority(), av.open(str(path), "w", options=muxing or {}) as container:
         for number in range(streams):
             is_shown = number == 0
             stream = container.add_stream(codec, rate=fps, options=options or {})

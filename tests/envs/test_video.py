@@ -308,3 +308,8 @@ def test_decord_says_what_to_do_about_av1(tmp_path):
     path = render(tmp_path / "av1.mp4", "libsvtav1", frames=10, options={"preset": "12"})
     with pytest.raises(VideoOpenError, match=r"decord.*video\.backend=pyav"):
         Decoder("decord", 0).frames(str(path), (0.1,), SIZE)
+
+
+def test_rendering_av1_leaves_the_priority_of_the_process_alone(tmp_path):
+    render(tmp_path / "av1.mp4", "libsvtav1", frames=3, options={"preset": "12"})
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -1,0 +1,184 @@
+"""An engine is killed at each thing it does, a real vLLM each time: somebody else finishes its work, to the bit.
+
+The worker kills itself, for only it knows what it is doing; the driver, the crew and the pool are those of a run.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from rl.config_file import load_config
+from rl.stations import start_player
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL = (
+    "data.quickstart.train_clips=4",
+    "data.quickstart.held_out_clips=4",
+    "cold_start.enabled=false",
+    "rollout.num_workers=2",
+    "rollout.group_size=4",
+    "rollout.max_new_tokens=24",
+    "rollout.deterministic=true",
+)
+PLAYING = ("frames", "prefill", "decode")  # an untrained policy talks until it may not, so that all of them happen
+DECODED = 5  # steps of the engine since requests came in
+
+
+def doomed_player(config, policy_dir, folder):
+    """A player that dies where a file in `folder` says, once, and leaves the time there."""
+    player = start_player(config, policy_dir)
+    engine, reader = player.engine, player._surroundings.reader
+    vllm = engine._driver._engine
+    add_request, step, frames, load_weights = vllm.add_request, vllm.step, reader.frames, engine.load_weights
+    since = [0]
+
+    def die_in(moment):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / moment).rename(folder / f"{moment}-struck")
+            (folder / f"{moment}-struck").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def adding(*arguments, **settings):
+        since[0] = 0
+        return add_request(*arguments, **settings)
+
+    def stepping():
+        since[0] += 1
+        if since[0] in (1, DECODED):
+            die_in("prefill" if since[0] == 1 else "decode")
+        return step()
+
+    def reading(*arguments):
+        asked = threading.Thread(target=frames, args=arguments, daemon=True)
+        if (folder / "frames").exists():
+            asked.start()
+            die_in("frames")
+        return frames(*arguments)
+
+    def loading(named, version):
+        def halfway():
+            for number, one in enumerate(named):
+                if number == 3:
+                    die_in("push")
+                yield one
+
+        return load_weights(halfway(), version)
+
+    vllm.add_request, vllm.step, reader.frames, engine.load_weights = adding, stepping, reading, loading
+    return player
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Configuration, policy and tasks."""
+    from rl.prepare import prepare_policy, prepare_tasks
+
+    home = tmp_path_factory.mktemp("killed")
+    config = load_config([REPOSITORY / "configs" / "quickstart.yaml"], [*SMALL, f"cache_dir={home}/cache"])
+    tasks = prepare_tasks(config, "train", Console(quiet=True)).tasks
+    return config, prepare_policy(config), tasks[:2]
+
+
+@pytest.fixture(scope="module")
+def pool(ray_cluster, world, tmp_path_factory):
+    from actors.rollout_crew import RolloutCrew
+    from actors.rollout_pool import RolloutPool
+    from rl.policy.vllm_plugin import engine_environment
+
+    config, policy_dir, _ = world
+    folder = tmp_path_factory.mktemp("moments")
+    environment = {"runtime_env": {"env_vars": engine_environment("cpu")}}
+    crew = RolloutCrew(
+        partial(doomed_player, config, policy_dir, folder),
+        config.rollout.num_workers,
+        lambda index: {"num_cpus": 0.1, "name": f"killed/{index}"} | environment,
+    )
+    pool = RolloutPool(crew, timeout_s=300)
+    pool.folder = folder
+    crew.wait_ready(300)
+    yield pool
+    for place in crew.places:
+        ray_cluster.kill(place.actor)
+
+
+def said(groups):
+    return [
+        [(turn.completion.token_ids, turn.completion.logprobs) for turn in trajectory.turns]
+        for group in groups
+        for trajectory in group.trajectories_G
+    ]
+
+
+@pytest.fixture(scope="module")
+def left_alone(pool, world):
+    return said(pool.generate(world[2], step=0))
+
+
+def strike(pool, moment):
+    (pool.folder / moment).touch()
+
+
+def mended(pool, moment, record_property):
+    """The fault of the worker that died at a moment, once another has taken over."""
+    struck_s = float((pool.folder / f"{moment}-struck").read_text())
+    deadline = time.monotonic() + 240
+    while not (faults := pool.crew.take_faults()):
+        pool.crew.attend()
+        pool.crew.supply_newcomers()
+        assert time.monotonic() < deadline
+    (fault,) = faults
+    record_property("detection_s", fault.detected_s - struck_s)
+    record_property("recovery_s", fault.recovery_s)
+    assert 0 <= fault.detected_s - struck_s < 10
+    return fault
+
+
+@pytest.mark.parametrize("moment", PLAYING)
+def test_an_engine_killed_while_it_plays_costs_nothing(pool, world, left_alone, moment, record_property):
+    strike(pool, moment)
+    assert said(pool.generate(world[2], step=0)) == left_alone
+    assert mended(pool, moment, record_property).kind == "worker_died"
+
+
+def test_an_idle_engine_that_is_killed_is_replaced(pool, world, left_alone, record_property):
+    (pool.folder / "idle-struck").write_text(str(time.time()))
+    os.kill(pool.crew.places[0].where.pid, signal.SIGKILL)
+    assert mended(pool, "idle", record_property).kind == "worker_died"
+    assert said(pool.generate(world[2], step=0)) == left_alone
+
+
+def test_an_engine_killed_halfway_through_a_push_is_replaced_by_one_with_all_the_weights(
+    pool, world, left_alone, record_property
+):
+    from actors.weight_buckets import pack
+
+    _, policy_dir, tasks = world
+    weights = {name: tensor * 1.5 for name, tensor in load_file(policy_dir / "model.safetensors").items()}
+    buckets = pack(weights.items(), 2**20)
+    pool.crew.supplied_by(
+        lambda: (
+            pool.crew.load_weights(buckets, 1, timeout_s=120, only=pool.crew.newcomers)
+            or pool.crew.confirm([place.name for place in pool.crew.ready])
+        )
+    )
+    strike(pool, "push")
+    pool.crew.load_weights(buckets, 1, timeout_s=120)
+    assert len(pool.crew.ready) == 1  # nobody plays with a part of them
+    groups = pool.generate(tasks, step=0)
+    assert said(groups) != left_alone
+    assert {turn.completion.policy_version for g in groups for t in g.trajectories_G for turn in t.turns} == {1}
+
+    assert mended(pool, "push", record_property).kind == "push_interrupted"
+    held = pool.crew.checksums(sorted(weights), timeout_s=120)
+    expected = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
+    assert list(held.values()) == [expected, expected]
