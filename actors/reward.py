@@ -24,11 +24,11 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from actors.memory import own_memory_mib
 from actors.placement import named
-from actors.waiting import COLLECT_S, first_line
+from actors.waiting import COLLECT_S, WORKER_IS_GONE, first_line
 from rewards.registry import resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config import RewardTermConfig, ScoringConfig
@@ -162,7 +162,7 @@ class RewardPool:
         except GetTimeoutError:
             failure = RewardFailure("*", "timeout", f"no verdict within {errand.patience_s:.0f} s; worker killed")
             self._replace(lane, "worker_hung", f"{failure.detail}, on task {group.task.task_id}", "the group is masked")
-        except (RayActorError, OutOfMemoryError) as error:
+        except WORKER_IS_GONE as error:
             failure = RewardFailure("*", "worker_died", first_line(error))
             action = "the group is masked" if is_last else "its group is scored by a fresh worker"
             self._replace(lane, "worker_died", f"{failure.detail}, on task {group.task.task_id}", action)

@@ -17,8 +17,12 @@ from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
 from envs.rollout import TokenLedger
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
-News = Mapping[int, list[tuple[int, Completion]]]  # by call: what siblings have said, turn by turn
+News = Mapping[int, list[tuple[int, int, Completion]]]  # by call: sibling, number of the turn, what was said
 Said = Mapping[int, Sequence[Completion]]  # by sibling: the turns played so far
+
+
+class EngineGoneError(RuntimeError):
+    """The engine will not answer any more, though its worker lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +55,19 @@ class RolloutWorker:
     async def generate(
         self, call: int, task: VideoTask, step: int, occurrence: int, greedily: bool, said: Said
     ) -> TrajectoryGroup:
-        """One group of siblings (one trajectory if greedily), its pixels parked in the object store."""
+        """One group of siblings (one trajectory if greedily), its pixels parked in the object store.
+
+        Raises:
+            EngineGoneError: the engine died; another worker can play the group.
+        """
         ledger = self._ledgers[call] = TokenLedger(said)
         try:
             played = self._player.play(task, step=step, occurrence=occurrence, greedily=greedily, ledger=ledger)
             return park(await played)
+        except Exception as error:
+            if gone := self._player.engine.failure():
+                raise EngineGoneError(gone) from error
+            raise
         finally:
             self._done += 1 + ledger.advances
             del self._ledgers[call]

@@ -26,11 +26,18 @@ from rl.trajectory import Completion, Fault
 
 log = logging.getLogger(__name__)
 
+Hear = Callable[[int, int, int, Completion], None]  # call, sibling, number of the turn, what was said
+
+AWAY_S = 2 * GLANCE_S  # between two looks at the workers; beyond it the driver was busy with something else
 LOSSES = 4  # workers that a place may lose in a row, or a group in all, before something else must be wrong
 
 
 class RolloutError(RuntimeError):
     """A task cannot be played, or no worker is left that could."""
+
+
+def unheard(_call: int, _sibling: int, _turn: int, _completion: Completion) -> None:
+    """Nobody plays."""
 
 
 @dataclass(slots=True)
@@ -81,6 +88,8 @@ class RolloutCrew:
         self._version: int | None = None  # of the weights that were pushed; None: none were
         self._faults: list[Fault] = []
         self._supply: Callable[[], None] = nothing
+        self._hear: Hear = unheard
+        self._attended = time.monotonic()
         self.places = [self._open(index) for index in range(num_workers)]
 
     def wait_ready(self, timeout_s: float, check: Callable[[], None] = nothing) -> None:
@@ -161,8 +170,6 @@ class RolloutCrew:
         for place, call in calls:
             try:
                 held[place.name] = _answer(call, deadline)
-            except RayTaskError as error:
-                raise RolloutError(f"could not read weights back: {cause_of(error)}") from error
             except (RayError, TimeoutError) as error:
                 self.lose(place, "push_interrupted", cause_of(error))
         return held
@@ -199,29 +206,29 @@ class RolloutCrew:
         }
 
     def attend(self) -> None:
-        """Look after the workers while others are at work, without waiting: who has died, who has started.
+        """Look after the workers, without waiting: who has started, died, or does not get on with what he plays.
 
         Raises:
             RolloutError: a place has lost too many workers in a row.
         """
-        self.look_after(lambda call, sibling, completion: None)
-
-    def look_after(self, hear: Callable[[int, int, Completion], None]) -> None:
-        """As `attend`; also who does not get on with what he plays.
-
-        Args:
-            hear: told of every turn that was said: call, sibling, completion.
-        """
+        away_s = time.monotonic() - self._attended - AWAY_S
         for place in self.places:
             if place.where is None:
                 self._see_birth(place)
                 continue
-            self._feel_pulse(place, hear)
+            if away_s > 0:  # nobody asked for a pulse meanwhile
+                place.watch.excuse(away_s)
+            self._feel_pulse(place)
             if not place.playing:
                 place.watch.rest()
             elif place.watch.is_stalled:
                 log.error("%s: no progress for %g s:\n%s", place.name, self._stall_timeout_s, stacks_of(place.where))
                 self.lose(place, "worker_hung", f"no progress for {self._stall_timeout_s:g} s; stacks are in the log")
+        self._attended = time.monotonic()
+
+    def heard_by(self, hear: Hear) -> None:
+        """Who is told of every turn that is said, whoever attends meanwhile."""
+        self._hear = hear
 
     def lose(self, place: Place, kind: str, cause: str) -> None:
         """Give a worker up and start another in its place.
@@ -234,8 +241,10 @@ class RolloutCrew:
         place.losses += kind != "recycled"
         if place.losses >= LOSSES:
             raise RolloutError(f"{place.name}: {place.losses} workers in a row were lost; the last: {cause}")
+        if place.lost is not None:  # it was a replacement itself, and never took over
+            self._faults.append(replace(place.lost, recovery_s=time.time() - place.lost.detected_s))
         action = f"replaced; {place.playing} groups went on from their ledgers" if place.playing else "replaced"
-        lost = place.lost or Fault(kind, place.name, cause, action, time.time(), 0.0)
+        lost = Fault(kind, place.name, cause, action, time.time(), 0.0)
         fresh = self._open(self.places.index(place), place.number + 1)
         place.actor, place.born, place.watch = fresh.actor, fresh.born, fresh.watch
         place.memory, place.device_memory = fresh.memory, fresh.device_memory
@@ -269,7 +278,7 @@ class RolloutCrew:
                 self.lose(place, "recycled", f"grew by {guard.growth_mib:.0f} MiB (rollout.{key})")
                 return
 
-    def _feel_pulse(self, place: Place, hear: Callable[[int, int, Completion], None]) -> None:
+    def _feel_pulse(self, place: Place) -> None:
         if place.pulse is None:
             if time.monotonic() - place.felt >= GLANCE_S:
                 place.pulse, place.felt = place.actor.pulse.remote(), time.monotonic()
@@ -284,8 +293,8 @@ class RolloutCrew:
             return
         place.watch.saw(pulse.progress)
         for call, turns in pulse.news.items():
-            for sibling, completion in turns:
-                hear(call, sibling, completion)
+            for sibling, turn, completion in turns:
+                self._hear(call, sibling, turn, completion)
         if pulse.failure:
             self.lose(place, "engine_died", pulse.failure)
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
-from actors.rollout_crew import LOSSES, Place, RolloutCrew, RolloutError
-from actors.waiting import COLLECT_S, GLANCE_S, cause_of, nothing
+from actors.rollout import EngineGoneError
+from actors.rollout_crew import LOSSES, Hear, Place, RolloutCrew, RolloutError, unheard
+from actors.waiting import COLLECT_S, GLANCE_S, WORKER_IS_GONE, cause_of, nothing
 from envs.rollout import occurrences
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask, trajectory_tokens
 
@@ -135,33 +136,35 @@ class RolloutPool:
 
     def _play(self, jobs: Sequence[Job], how: How) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
         waiting, held = deque(jobs), {}
-        left_s, before = self._timeout_s, time.monotonic()
+        left_s = self._timeout_s
+        self.crew.heard_by(_note_down(held))
         try:
             while waiting or held:
                 self._check()
                 self.crew.supply_newcomers()
                 self._hand_out(waiting, held, how)
+                began = time.monotonic()
                 finished, failure = self._collect(waiting, held)
+                waited_s = time.monotonic() - began
                 if finished:
                     yield finished
                 if failure is not None:
                     raise failure
                 self._look_after(waiting, held)
-                now = time.monotonic()
                 left_s = self._timeout_s if finished and not how.together else left_s
-                left_s -= now - before if self.crew.ready else 0.0  # a start has a deadline of its own
-                before = now
+                left_s -= waited_s if self.crew.ready else 0.0  # a start has a deadline of its own
                 if left_s < 0:
                     raise self._too_late(len(waiting) + len(held), how)
         finally:
+            self.crew.heard_by(unheard)
             for reference, one in held.items():
                 one.place.playing -= not one.is_lost
                 ray.cancel(reference)
 
     def _hand_out(self, waiting: deque[Job], held: dict[ray.ObjectRef, Held], how: How) -> None:
-        """To whoever has least to do."""
+        """To whoever has least to do, among those to a replacement that has not shown yet what it can."""
         while waiting and (free := [place for place in self.crew.ready if place.playing < how.in_flight]):
-            place, job, call = min(free, key=lambda place: place.playing), waiting.popleft(), next(self._serial)
+            place, job, call = min(free, key=_burden), waiting.popleft(), next(self._serial)
             if not place.playing:
                 place.watch.rest()
             place.playing += 1
@@ -184,16 +187,15 @@ class RolloutPool:
             one.place.playing -= not one.is_lost
             try:
                 finished.append((one.job.index, self._accepted(ray.get(reference, timeout=COLLECT_S), one)))
-            except RayActorError as error:
-                if not one.is_lost:
-                    one.place.playing += 1  # as it was when it died, for the record
-                    self.crew.lose(one.place, "worker_died", cause_of(error))
-                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=True)
             except StaleWeightsError as error:
                 one.job.said.clear()
                 failure = failure or _try_again(waiting, one, cause_of(error), is_loss=False)
             except RayError as error:
-                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=False)
+                loss = _loss(error)
+                if loss and not one.is_lost:
+                    one.place.playing += 1  # as it was when it died, for the record
+                    self.crew.lose(one.place, loss, cause_of(error))
+                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=bool(loss))
         return finished, failure
 
     def _accepted(self, group: TrajectoryGroup, one: Held) -> TrajectoryGroup:
@@ -207,13 +209,7 @@ class RolloutPool:
 
     def _look_after(self, waiting: deque[Job], held: dict[ray.ObjectRef, Held]) -> None:
         """Everybody's pulse; the groups of those who are lost wait again, with what their siblings have said."""
-        jobs = {one.call: one.job for one in held.values()}
-
-        def hear(call: int, sibling: int, completion: Completion) -> None:
-            if call in jobs:
-                jobs[call].said.setdefault(sibling, []).append(completion)
-
-        self.crew.look_after(hear)
+        self.crew.attend()
         for reference in [reference for reference, one in held.items() if one.is_lost]:
             one = held.pop(reference)
             cause = one.place.lost.cause if one.place.lost else "its worker was lost"
@@ -228,6 +224,29 @@ class RolloutPool:
 def _jobs(tasks: Sequence[VideoTask], attempt: int = 0) -> list[Job]:
     numbers = occurrences([task.task_id for task in tasks], attempt)
     return [Job(index, task, number) for index, (task, number) in enumerate(zip(tasks, numbers, strict=True))]
+
+
+def _note_down(held: Mapping[ray.ObjectRef, Held]) -> Hear:
+    """What is said goes into its job, turn after turn: one that came without those before it is not known."""
+
+    def hear(call: int, sibling: int, turn: int, completion: Completion) -> None:
+        for job in [one.job for one in held.values() if one.call == call]:
+            said = job.said.setdefault(sibling, [])
+            if turn == len(said):
+                said.append(completion)
+
+    return hear
+
+
+def _burden(place: Place) -> tuple[int, int]:
+    return place.playing, -place.losses
+
+
+def _loss(error: RayError) -> str:
+    """How a worker was lost, if that is why a call failed; else empty."""
+    if isinstance(error, WORKER_IS_GONE):
+        return "worker_died"
+    return "engine_died" if isinstance(error, RayTaskError) and isinstance(error.cause, EngineGoneError) else ""
 
 
 def _try_again(waiting: deque[Job], one: Held, cause: str, *, is_loss: bool) -> RolloutError | None:

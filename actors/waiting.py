@@ -7,11 +7,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 DIED_IN_INIT = "error raised in its creation task"  # Ray's words
 LONGEST = 1000  # characters of a message
 GLANCE_S = 1.0  # between two looks at the other workers while one waits for some
+WORKER_IS_GONE = (  # the answer to a call whose worker died; killed by Ray's memory monitor, it is no RayActorError
+    RayActorError,
+    OutOfMemoryError,
+    WorkerCrashedError,
+    NodeDiedError,
+    LocalRayletDiedError,
+)
 COLLECT_S = 60.0  # for an answer that is there to be in this process's hands
 
 
@@ -49,7 +65,7 @@ def gather(
         raise failure(f"could not {doing}: no answer within {timeout_s:.0f} s") from error
     except RayTaskError as error:
         raise failure(f"could not {doing}: {cause_of(error)}") from error
-    except RayActorError as error:
+    except WORKER_IS_GONE as error:
         raise failure(f"could not {doing}: a worker died: {first_line(error)}") from error
     except RayError as error:
         raise failure(f"could not {doing}: {first_line(error)}") from error

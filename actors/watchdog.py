@@ -36,8 +36,12 @@ class ProgressWatch:
         self._last, self._since = -1, clock()
 
     def rest(self) -> None:
-        """There is nothing to do, or the one who watches was away: patience begins anew."""
+        """There is nothing to do: patience begins anew."""
         self._since = self._clock()
+
+    def excuse(self, seconds: float) -> None:
+        """The one who watches was away for so long: it does not count."""
+        self._since = min(self._since + seconds, self._clock())
 
     def saw(self, progress: int) -> None:
         """What the worker has done so far, as a number that grows."""

@@ -65,7 +65,7 @@ class TokenLedger:
             said: completions of the turns played already, by sibling.
         """
         self._said = {sibling: list(completions) for sibling, completions in said.items()}
-        self._news: list[tuple[int, Completion]] = []
+        self._news: list[tuple[int, int, Completion]] = []
         self.advances = 0  # grows with everything that is finished: an opening, a turn, a look
 
     def turn(self, sibling: int, turn: int) -> Completion | None:
@@ -75,11 +75,12 @@ class TokenLedger:
 
     def add(self, sibling: int, completion: Completion) -> None:
         """A sibling's next turn."""
-        self._said.setdefault(sibling, []).append(completion)
-        self._news.append((sibling, completion))
+        said = self._said.setdefault(sibling, [])
+        self._news.append((sibling, len(said), completion))
+        said.append(completion)
 
-    def take_news(self) -> list[tuple[int, Completion]]:
-        """Turns added since the last call of this method, in order."""
+    def take_news(self) -> list[tuple[int, int, Completion]]:
+        """Turns added since the last call of this method, in order: sibling, number of the turn, what was said."""
         news, self._news = self._news, []
         return news
 

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Mapping
+from multiprocessing import connection
 from types import ModuleType
 
 ARCHITECTURE = "FlexiVideoForConditionalGeneration"  # as in config.json
@@ -45,9 +49,24 @@ def register() -> None:
     """Make FlexiVideo known to vLLM, by name: the model file is imported when a checkpoint asks for it."""
     alias_missing_torchvision()
     tolerate_odd_modules()
+    end_with_parent()
     ModelRegistry = importlib.import_module("vllm").ModelRegistry
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
+
+
+def end_with_parent() -> None:
+    """End this process with the one that started it, if vLLM did: an engine whose worker was killed would go on waiting
+    for requests, and keep the GPU from the worker's replacement."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def alias_missing_torchvision() -> None:

@@ -52,6 +52,9 @@ class ScriptedEngine:
         self.version = version
 
     def checksums(self, names):
+        if (self._folder / "cannot be read").exists():
+            (self._folder / "cannot be read").unlink()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return {name: str(self.version) for name in names}
 
     def stats(self):
@@ -91,7 +94,9 @@ class ScriptedPlayer:
             if task.task_id == name or (task.task_id.startswith(f"{name} once") and self._is_first(task)):
                 act()
         if task.task_id.startswith("breaks once") and self.engine.broken:
-            await asyncio.sleep(3600)
+            if "silently" in task.task_id:
+                await asyncio.sleep(3600)
+            raise RuntimeError("engine request 0: the engine is gone")
         if task.task_id.startswith("hangs"):
             await asyncio.sleep(3600)
         if task.task_id.startswith("fails"):
@@ -253,6 +258,29 @@ def test_a_trajectory_goes_on_elsewhere_from_its_token_ledger(pool_of):
     assert spoke[0] == spoke[1] != spoke[2] == -group.seconds["pid"]  # two turns of the dead, the last of another
 
 
+def test_what_is_said_while_somebody_else_attends_is_noted_too(pool_of, ray_cluster):
+    """The driver attends from within a push to a newcomer, in the middle of a step: nothing said then may be lost."""
+    pool = pool_of(workers=2, check=lambda: pool.crew.attend())
+    (group,) = pool.generate(tasks("talks"), step=0)
+    spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
+    assert spoke[0] == spoke[1] != spoke[2]
+
+
+def test_a_turn_without_those_before_it_is_not_known():
+    from actors.rollout_pool import Held, Job, _note_down
+
+    job = Job(0, None, 0)
+    hear = _note_down({None: Held(7, job, None, 0)})
+    first, second = (Completion((token,), (0.0,), "stop", 0) for token in (1, 2))
+    hear(7, 0, 1, second)
+    hear(8, 0, 0, first)  # of a call that is over
+    assert job.said == {0: []}
+    hear(7, 0, 0, first)
+    hear(7, 0, 0, first)
+    hear(7, 0, 1, second)
+    assert job.said == {0: [first, second]}
+
+
 def test_the_only_worker_may_die_too(pool_of):
     pool = pool_of(workers=1)
     assert len(pool.generate(tasks("a", "dies once", "b"), step=0)) == 3
@@ -268,11 +296,50 @@ def test_a_worker_that_stands_still_is_killed_and_what_it_did_is_in_the_log(pool
     assert [fault.kind for fault in faults] == ["worker_hung"]
 
 
-def test_a_worker_whose_engine_is_gone_is_replaced(pool_of):
+@pytest.mark.parametrize("task", ["breaks once", "breaks once silently"])
+def test_a_worker_whose_engine_is_gone_is_replaced(pool_of, task):
+    """Its groups fail one after the other, faster than anybody asks how it is; or nothing is heard any more."""
     pool = pool_of(workers=1)
-    assert len(pool.generate(tasks("breaks once"), step=0)) == 1
+    assert len(pool.generate(tasks(task, "a", "b"), step=0)) == 3
     (fault,) = pool.crew.take_faults()
-    assert (fault.kind, fault.cause) == ("engine_died", "ConnectionError: the engine is gone")
+    assert fault.kind == "engine_died" and "ConnectionError: the engine is gone" in fault.cause
+
+
+def test_a_worker_that_memory_was_too_short_for_is_lost_like_any_other():
+    """Ray's memory monitor kills the largest worker; what its calls then raise is no RayActorError."""
+    from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
+
+    from actors.rollout import EngineGoneError
+    from actors.rollout_pool import _loss
+
+    gone, wrong = (RayTaskError("generate", "", error) for error in (EngineGoneError("dead"), ValueError("no token")))
+    assert [_loss(OutOfMemoryError("killed")), _loss(ActorDiedError()), _loss(gone)] == [
+        "worker_died",
+        "worker_died",
+        "engine_died",
+    ]
+    assert [_loss(wrong), _loss(ObjectLostError("ab" * 28, None, ""))] == ["", ""]  # the worker lives
+
+
+def test_a_replacement_that_is_lost_itself_is_a_fault_of_its_own(pool_of):
+    pool = pool_of(workers=1)
+    pool.crew.wait_ready(60)
+    (place,) = pool.crew.places
+    pool.crew.lose(place, "worker_died", "killed")
+    pool.crew.lose(place, "worker_hung", "did not start")
+    assert len(pool.generate(tasks("a"), step=0)) == 1
+    assert kinds(pool) == ["worker_died", "worker_hung"]
+
+
+def test_an_engine_that_cannot_be_read_back_is_replaced(pool_of, tmp_path):
+    pool = pool_of(workers=2)
+    pool.crew.wait_ready(60)
+    (tmp_path / "cannot be read").touch()
+    assert len(pool.crew.checksums(["w"], timeout_s=60)) == 1
+    assert len(pool.generate(tasks("a", "b"), step=0)) == 2
+    while not (faults := pool.crew.take_faults()):
+        pool.crew.attend()
+    assert faults[0].kind == "push_interrupted" and "illegal memory access" in faults[0].cause
 
 
 def test_a_worker_that_dies_while_others_work_is_noticed_and_replaced_meanwhile(pool_of, ray_cluster, tmp_path):

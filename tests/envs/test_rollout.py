@@ -240,7 +240,8 @@ def test_a_group_goes_on_elsewhere_from_its_token_ledger(play, engine, turns_kep
     ledger, script = TokenLedger(), [[LOOK, ANSWER], [LOOK, ANSWER]]
     whole = play(engine(*script), 2, ledger=ledger)
     said = {0: [], 1: []}
-    for sibling, completion in ledger.take_news():
+    for sibling, turn, completion in ledger.take_news():
+        assert turn == len(said[sibling])
         said[sibling].append(completion)
     assert ledger.take_news() == [] and ledger.advances == 1 + 4  # the opening, and every turn
 

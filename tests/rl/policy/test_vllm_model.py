@@ -1,8 +1,13 @@
 """vLLM's side of the policy: where videos stand in a prompt, and how the plugin makes itself known."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.vllm
@@ -74,3 +79,32 @@ def test_registering_twice_is_harmless():
     vllm_plugin.register()
 
     assert vllm_plugin.ARCHITECTURE in ModelRegistry.get_supported_archs()
+
+
+PARENT = """
+import multiprocessing, os, time
+from rl.policy.vllm_plugin import end_with_parent
+
+def engine(ready):
+    end_with_parent()
+    ready.send(os.getpid())
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=engine, args=(theirs,)).start()
+    print(ours.recv(), flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_an_engine_process_ends_with_the_worker_that_started_it_however_that_dies(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    parent = subprocess.run([sys.executable, tmp_path / "parent.py"], env=environment, capture_output=True, text=True)
+    assert parent.returncode == -signal.SIGKILL, parent.stderr
+    engine = int(parent.stdout)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(engine).wait(timeout=20)
+    assert not psutil.pid_exists(engine)
