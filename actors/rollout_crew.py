@@ -133,17 +133,17 @@ class RolloutCrew:
             self._supply()
 
     def load_weights(
-        self, buckets: Sequence[WeightBucket], version: int, *, timeout_s: float, only: Sequence[str] = ()
+        self, buckets: Sequence[WeightBucket], version: int, *, timeout_s: float, only: Sequence[str] | None = None
     ) -> None:
         """Give engines the weights of a version; one that cannot take them is replaced.
 
         Args:
-            only: names of workers; none: all that have started.
+            only: names of workers; None: all that have started.
         Raises:
             WeightsLostError: the weights died with the learner that held them. No engine may play before another push.
         """
         self._version = version
-        asked = [place for place in self.places if place.where and (not only or place.name in only)]
+        asked = [place for place in self.places if place.where and (only is None or place.name in only)]
         for place in asked:
             place.version = None
         calls = [(place, place.actor.load_weights.remote(list(buckets), version)) for place in asked]
@@ -162,9 +162,11 @@ class RolloutCrew:
         if lost is not None:
             raise lost
 
-    def checksums(self, names: list[str], *, timeout_s: float, only: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    def checksums(
+        self, names: list[str], *, timeout_s: float, only: Sequence[str] | None = None
+    ) -> dict[str, dict[str, str]]:
         """Checksums of parameters, by the name of each worker that was sent the current weights."""
-        asked = [place for place in self.ready if not only or place.name in only]
+        asked = [place for place in self.ready if only is None or place.name in only]
         calls = [(place, place.actor.checksums.remote(names)) for place in asked]
         deadline, held = time.monotonic() + timeout_s, {}
         for place, call in calls:

@@ -49,7 +49,7 @@ class WeightSync:
         """Give the current weights to engines that started since the last push."""
         self._send(self._version, everything=True, only=self._crew.newcomers)
 
-    def _send(self, version: int, *, everything: bool, only: Sequence[str] = ()) -> dict[str, float]:
+    def _send(self, version: int, *, everything: bool, only: Sequence[str] | None = None) -> dict[str, float]:
         start = time.perf_counter()
         try:
             buckets, exported = self._export_and_load(version, everything, only)
@@ -73,16 +73,18 @@ class WeightSync:
         }
 
     def _export_and_load(
-        self, version: int, everything: bool, only: Sequence[str]
+        self, version: int, everything: bool, only: Sequence[str] | None
     ) -> tuple[Sequence[WeightBucket], float]:
         """What was sent, and when it had left the learners."""
         everything = everything or bool(self._crew.newcomers)
         buckets = self._learners.export(self._config.bucket_bytes, trainable_only=not everything)
         exported = time.perf_counter()
+        if not everything:  # who was born during the export is a newcomer, and gets everything later
+            only = [place.name for place in self._crew.ready]
         self._crew.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
         return buckets, exported
 
-    def _verify(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str]) -> int:
+    def _verify(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str] | None) -> int:
         """Read a rotating sample of parameters back from the engines and compare checksums."""
         sent = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         names = _rotating(sorted(sent), self._config.verify_tensors, version)

@@ -1,5 +1,7 @@
 """A push: everything at first, then what trains; and what arrived is compared until every parameter has been."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rl.config import WeightSyncConfig
@@ -33,6 +35,7 @@ class Engines:
     def __init__(self, wrong=(), missing=(), lost=()):
         self.wrong, self.missing, self.versions, self.asked = wrong, missing, [], []
         self.lost, self.newcomers, self.loaded_by, self.confirmed = list(lost), [], [], []
+        self.ready = [SimpleNamespace(name="rollout/0"), SimpleNamespace(name="rollout/1")]
 
     def supplied_by(self, supply):
         self.supply = supply
@@ -113,10 +116,19 @@ def test_an_engine_that_joins_gets_every_parameter_of_the_current_version(sync):
     weights.push()
     engines.newcomers = ["rollout/1"]
     engines.supply()
-    assert engines.versions == [0, 0] and engines.loaded_by == [(), ["rollout/1"]]
+    assert engines.versions == [0, 0] and engines.loaded_by == [None, ["rollout/1"]]
     assert weights._learners.exports == [False, False] and weights.push() == 1
     assert weights._learners.exports == [False, False, True]
     assert engines.confirmed[-1] == ["rollout/0", "rollout/1"]
+
+
+def test_an_engine_born_while_the_learners_export_what_trains_waits_for_everything(sync):
+    engines = Engines()
+    weights = sync(engines)
+    weights.push()
+    engines.ready.pop()  # another was started in its place, and is not ready
+    weights.push()
+    assert weights._learners.exports == [False, True] and engines.loaded_by == [None, ["rollout/0"]]
 
 
 def test_a_push_to_which_an_engine_joins_carries_everything(sync):
