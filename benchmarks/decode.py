@@ -5,7 +5,7 @@ at 1-10 fps. Plain decord is used as people use it: one reader opened per reques
 Both resize to the same size within --max-pixels. Variants are interleaved within each repeat; every repeat draws new
 windows, the same for all variants, and a cold store. Ratios are per repeat, so drift of the machine cancels.
 
-    python benchmarks/decode.py ../shared/data --repeats 5
+    python benchmarks/decode.py $DYNFRAME_REAL_DATA --repeats 5
 
 `ours` has the default store of 256 MiB, `no store` decodes each window afresh. The clock is CPU time, proof
 against busy neighbours, and both decode in place; `--clock wall` measures elapsed time, and `ours` then decodes in a

@@ -128,6 +128,14 @@ def _data(config: RunConfig, console: Console, tasks: list[VideoTask]) -> Iterat
     """Each split; what is usable is added to `tasks`."""
     for split in ("train", "held_out"):
         yield from _attempt(f"data.{split}", lambda split=split: _split(config, split, console, tasks))
+    strangers = {source.format for source in (config.data.train, config.data.held_out)} - {"quickstart"}
+    if strangers and not config.video.decode_workers:
+        yield Finding(
+            "video.decode_workers",
+            Level.NOTE,
+            f"0: clips of {', '.join(sorted(strangers))} are decoded in the rollout worker, without a deadline or a "
+            "limit of memory, so that a broken one can hang or end it; set video.decode_workers=1",
+        )
 
 
 def _split(config: RunConfig, split: str, console: Console, tasks: list[VideoTask]) -> Finding:

@@ -22,7 +22,8 @@ from rl.interrupts import StopRequested
 EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
 JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
 EPILOG = (
-    "Exit codes: 0 done · 1 failed while running · 2 the command, configuration or data is wrong · 3 a check failed."
+    "Exit codes: 0 done · 1 failed while running · 2 the command, configuration or data is wrong · 3 a check failed · "
+    "130 stopped by Ctrl-C · 143 stopped by SIGTERM."
 )
 
 app = typer.Typer(

@@ -1,26 +1,87 @@
-"""The README's file map is complete and true, and its links lead somewhere."""
+"""The README is true: its files are there, its links lead somewhere, and what it shows of YAML and Python works."""
 
 import re
 from pathlib import Path
+
+import pytest
+
+from actors.reward import weighted_rewards
+from rewards.golden import golden_group
+from rewards.scoring import score_group
+from rl.config_file import load_config
+from rl.resume import MEANING
+from rl.trajectory import AnswerKind, RewardFailure
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 ROOMS = ("rl", "rl/policy", "rl/report", "envs", "envs/benchmarks", "rewards", "actors", "cluster")
 
 
+def blocks(language):
+    """Code of one language in the README, by the file name in its first line: "# mine.yaml"."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return {match[1] if (match := re.match(r"# ([\w.]+)\n", text)) else text[:20]: text for text in found}
+
+
+def bases(name):
+    """The configurations over which the README's commands load a file."""
+    return sorted(set(re.findall(rf"(configs/\w+\.yaml) {re.escape(name)}", README)))
+
+
 def test_every_source_file_has_its_line_and_every_line_its_file():
-    mapped = set(re.findall(r"^\| `([\w/]+\.(?:py|sh|yaml|txt))` \|", README, flags=re.MULTILINE))
+    mapped = set(re.findall(r"^\| `([\w/]+\.(?:py|sh|yaml|json|txt)|[\w/]+/)` \|", README, flags=re.MULTILINE))
     present = {f"{room}/{path.name}" for room in ROOMS for path in (REPOSITORY / room).glob("*.py")}
     present = {name for name in present if not name.endswith("__init__.py")}
+    present |= {f"configs/{path.name}" for path in (REPOSITORY / "configs").iterdir()} | {"rl/report/assets/"}
     assert present <= mapped, f"not in the README: {sorted(present - mapped)}"
-    assert all((REPOSITORY / name).is_file() for name in mapped), sorted(mapped)
+    assert all((REPOSITORY / name).exists() for name in mapped), sorted(mapped)
+
+
+def test_every_configuration_and_cluster_file_it_speaks_of_is_there():
+    named = set(re.findall(r"\b(?:configs|cluster)/\w+\.(?:yaml|json|txt|sh|py)\b", README))
+    assert all((REPOSITORY / name).is_file() for name in named), sorted(named)
+
+
+@pytest.mark.parametrize("name", blocks("yaml"))
+def test_every_yaml_it_shows_is_loaded_over_the_configuration_named_for_it(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("DYNFRAME_REAL_DATA", raising=False)
+    assert bases(name), f"no command of the README loads {name}"
+    (tmp_path / name).write_text(blocks("yaml")[name])
+    for base in bases(name):
+        config = load_config([REPOSITORY / base, tmp_path / name])
+        shown = {config.data.train.format, config.data.held_out.format}
+        assert shown == {"quickstart"} or config.video.decode_workers, f"{base}: strangers' clips without limits"
+
+
+def test_the_rewards_it_shows_take_the_place_of_those_of_the_quickstart_and_give_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the commands would be given
+    for name, text in (blocks("python") | blocks("yaml")).items():
+        Path(name).write_text(text)
+    before = load_config([REPOSITORY / "configs/quickstart.yaml"]).rewards
+    after = load_config([REPOSITORY / "configs/quickstart.yaml", "rewards.yaml"]).rewards
+    swapped, dropped, added = after["format"], after["frame_rate"], after["short"]
+    assert swapped.fn == "my_rewards.py:brevity" and before["format"].fn == "output_format"
+    assert (swapped.segment, swapped.weight) == (before["format"].segment, before["format"].weight)
+    assert (dropped.fn, dropped.weight) == (before["frame_rate"].fn, 0.0)
+    assert "short" not in before and added.segment == "sampling"
+    assert {name: after[name] for name in ("window", "answer")} == {name: before[name] for name in ("window", "answer")}
+    for kind in AnswerKind:
+        verdicts = score_group(golden_group(kind), weighted_rewards(after), calls="mean").rewards_G
+        assert not [verdict for verdict in verdicts if isinstance(verdict, RewardFailure)]
+        assert any({"format", "short"} <= verdict.breakdown.keys() for verdict in verdicts)
+
+
+def test_the_page_on_resuming_names_every_setting_that_makes_another_run():
+    page = (REPOSITORY / "docs" / "resume.md").read_text(encoding="utf-8")
+    for key in MEANING:
+        assert (f"`{key}*`" if key.endswith(".") else f"`{key}`") in page, key
 
 
 def test_every_relative_link_of_the_documents_exists():
     for page in [
         *REPOSITORY.glob("*.md"),
         *(REPOSITORY / "docs").rglob("*.md"),
-        *(REPOSITORY / "benchmarks").glob("*.md"),
+        *(REPOSITORY / "benchmarks").rglob("*.md"),
     ]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.relative_to(REPOSITORY)} links to {link}"

@@ -142,6 +142,23 @@ def test_weights_that_were_not_downloaded_are_named(tmp_path):
         count_parameters(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "is_told"),
+    [
+        ((), False),  # the quickstart's own clips
+        (("data.train.format=dm_rl",), True),
+        (("data.held_out.format=charades_sta",), True),
+        (("data.train.format=dm_rl", "video.decode_workers=1"), False),
+    ],
+)
+def test_decoding_strangers_clips_without_limits_is_worth_a_note(small, overrides, is_told):
+    findings = found(small("policy.path=nowhere", *overrides))
+    assert ("video.decode_workers" in findings) is is_told
+    if is_told:
+        told = findings["video.decode_workers"]
+        assert told.level is Level.NOTE and "without a deadline or a limit of memory" in told.detail
+
+
 def test_one_failure_does_not_hide_the_next(small, tmp_path, monkeypatch):
     machine(monkeypatch, memory_gib=1, disk_gib=0.1)
     findings = found(small("data.quickstart.native_fps=7", "rewards.answer.fn=answr", f"policy.path={tmp_path}"))

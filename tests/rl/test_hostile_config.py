@@ -179,10 +179,10 @@ def test_no_interpolation_can_carry_a_secret_into_the_saved_configuration(value,
 
 def test_a_variable_of_ours_may_say_where_the_data_lie(monkeypatch):
     monkeypatch.setenv("DYNFRAME_REAL_DATA", "/data")
-    path = "data.train.path=${oc.env:DYNFRAME_REAL_DATA,../shared}/rows.jsonl"
+    path = "data.train.path=${oc.env:DYNFRAME_REAL_DATA,data}/rows.jsonl"
     assert load_config([QUICKSTART], [path]).data.train.path == "/data/rows.jsonl"
     monkeypatch.delenv("DYNFRAME_REAL_DATA")
-    assert load_config([QUICKSTART], [path]).data.train.path == "../shared/rows.jsonl"
+    assert load_config([QUICKSTART], [path]).data.train.path == "data/rows.jsonl"
 
 
 def test_a_configuration_from_a_checkpoint_builds_what_it_says_and_no_more():
