@@ -252,7 +252,13 @@ def proof_config(config: RunConfig, *, name: str, output_dir: Path, steps: int, 
         output_dir=str(output_dir),
         resume="auto",
         rollout=replace(config.rollout, deterministic=True),
-        trainer=replace(config.trainer, steps=steps, save_every=save_every, eval_every=0),  # no best one in between
+        trainer=replace(
+            config.trainer,
+            steps=steps,
+            save_every=save_every,
+            eval_every=0,  # no best one in between
+            remote="",  # where the next proof would go on from this one
+        ),
         logging=replace(config.logging, tensorboard=False, wandb="disabled"),
         placement=replace(config.placement, dashboard=False),
     )

@@ -79,7 +79,9 @@ def test_the_verdict_is_a_table_and_a_sentence(proof, words):
 
 
 def test_the_runs_of_a_proof_are_the_configured_one_made_deterministic(tmp_path):
-    declared = proof_config(CONFIG, name="straight", output_dir=tmp_path, steps=4, save_every=2)
+    mirrored = replace(CONFIG, trainer=replace(CONFIG.trainer, remote="memory://runs"))
+    declared = proof_config(mirrored, name="straight", output_dir=tmp_path, steps=4, save_every=2)
+    assert declared.trainer.remote == ""  # nothing there to go on from, now or the next time
     assert declared.rollout == replace(CONFIG.rollout, deterministic=True)
     assert (declared.trainer.steps, declared.trainer.save_every, declared.resume) == (4, 2, "auto")
     for kept in ("seed", "policy", "data", "algorithm", "learner", "rewards", "cache_dir"):
