@@ -64,16 +64,18 @@ class Backlog:
         self.retry()
         if not self._waiting:
             self._steps.clear()
-        elif step not in self._steps:
-            self._steps.add(step)
-            log.warning(
-                "%s (%d of %d steps in a row; the run goes on, what could not be written is kept and tried again)",
-                *(self._said(), len(self._steps), self._max_failed),
-            )
+            return
+        is_told = step in self._steps
+        self._steps.add(step)
         if len(self._steps) >= self._max_failed:
             raise UnwrittenError(
                 f"{self._said()}; {len(self._steps)} steps in a row could not be written down "
                 f"(trainer.max_failed_saves={self._max_failed}), so the run stops at step {step}"
+            )
+        if not is_told:
+            log.warning(
+                "%s (%d of %d steps in a row; the run goes on, what could not be written is kept and tried again)",
+                *(self._said(), len(self._steps), self._max_failed),
             )
 
     def put(self, path: Path, write: Write) -> None:
