@@ -6,7 +6,7 @@ clocks, scene lengths and digests only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import ray
@@ -23,9 +23,9 @@ class FramesLostError(RuntimeError):
 
 def park(group: TrajectoryGroup) -> TrajectoryGroup:
     """Put every block's pixels into the object store, once each, and carry the references instead."""
-    blocks = _blocks([group])
+    blocks = blocks_of([group])
     parked = {digest: replace(block, pixels_THWC=ray.put(block.pixels_THWC)) for digest, block in blocks.items()}
-    return _exchange(group, parked)
+    return exchange(group, parked)
 
 
 def fetch(groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
@@ -34,8 +34,8 @@ def fetch(groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
     Raises:
         FramesLostError: they are not there any more.
     """
-    held = _fetched(_blocks(groups))
-    return [_exchange(group, held) for group in groups]
+    held = _fetched(blocks_of(groups))
+    return [exchange(group, held) for group in groups]
 
 
 def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:
@@ -44,15 +44,7 @@ def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:
     return [replace(sample, videos=tuple(held[block.digest] for block in sample.videos)) for sample in samples]
 
 
-def _fetched(blocks: dict[str, Frames]) -> dict[str, Frames]:
-    try:
-        pixels = ray.get([block.pixels_THWC for block in blocks.values()], timeout=FETCH_S)
-    except RayError as error:
-        raise FramesLostError(f"pixels could not be fetched: {type(error).__name__}") from error
-    return {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}
-
-
-def _blocks(groups: Iterable[TrajectoryGroup]) -> dict[str, Frames]:
+def blocks_of(groups: Iterable[TrajectoryGroup]) -> dict[str, Frames]:
     """Distinct blocks by digest; siblings share the opening frames, and may have asked for the same window."""
     found: dict[str, Frames] = {}
     for group in groups:
@@ -63,7 +55,9 @@ def _blocks(groups: Iterable[TrajectoryGroup]) -> dict[str, Frames]:
     return found
 
 
-def _exchange(group: TrajectoryGroup, blocks: dict[str, Frames]) -> TrajectoryGroup:
+def exchange(group: TrajectoryGroup, blocks: Mapping[str, Frames]) -> TrajectoryGroup:
+    """The same group with these blocks, by digest, in place of its own."""
+
     def swap(block: Frames | None) -> Frames | None:
         return None if block is None else blocks[block.digest]
 
@@ -75,3 +69,11 @@ def _exchange(group: TrajectoryGroup, blocks: dict[str, Frames]) -> TrajectoryGr
         opening_frames=swap(group.opening_frames),
         trajectories_G=tuple(in_trajectory(trajectory) for trajectory in group.trajectories_G),
     )
+
+
+def _fetched(blocks: dict[str, Frames]) -> dict[str, Frames]:
+    try:
+        pixels = ray.get([block.pixels_THWC for block in blocks.values()], timeout=FETCH_S)
+    except RayError as error:
+        raise FramesLostError(f"pixels could not be fetched: {type(error).__name__}") from error
+    return {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}

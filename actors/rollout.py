@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ray
@@ -14,11 +14,10 @@ from actors.memory import own_memory_mib
 from actors.player import Player
 from actors.watchdog import Whereabouts
 from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
-from envs.rollout import TokenLedger
+from envs.rollout import Said, TokenLedger
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
 News = Mapping[int, list[tuple[int, int, Completion]]]  # by call: sibling, number of the turn, what was said
-Said = Mapping[int, Sequence[Completion]]  # by sibling: the turns played so far
 
 
 class EngineGoneError(RuntimeError):

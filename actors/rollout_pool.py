@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.frames import blocks_of, exchange
 from actors.rollout import EngineGoneError
 from actors.rollout_crew import LOSSES, Hear, Place, RolloutCrew, RolloutError, unheard
 from actors.waiting import COLLECT_S, GLANCE_S, WORKER_IS_GONE, cause_of, nothing
 from envs.rollout import occurrences
-from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask, trajectory_tokens
+from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
 FAILURES = 2  # times a group may fail in a worker that lives
+DECODINGS = 3  # times a video is asked for frames that were lost
 
 
 class StaleWeightsError(RuntimeError):
@@ -36,7 +38,7 @@ class Job:
     index: int  # of its task
     task: VideoTask
     occurrence: int
-    said: dict[int, list[Completion]] = field(default_factory=dict)
+    said: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenLedger
     losses: int = 0
     failures: int = 0
 
@@ -109,24 +111,35 @@ class RolloutPool:
     def restore(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
         """The same groups with their pixels decoded anew: those in the object store died with their worker.
 
+        Everything else stays as it was sampled: a video that could not be read then, and can be now, changes nothing.
+
         Raises:
-            RolloutError: a video no longer gives the frames it gave.
+            RolloutError: a video no longer gives the frames it gave, as often as it is asked.
         """
-        detected_s, jobs = time.time(), _jobs([group.task for group in groups])
-        for job, group in zip(jobs, groups, strict=True):
-            job.said = {i: [turn.completion for turn in t.turns] for i, t in enumerate(group.trajectories_G)}
-        restored = self._all(jobs, step=0, greedily=False)  # nothing is left to sample
-        for old, new in zip(groups, restored, strict=True):
-            if _content(new) != _content(old):
+        detected_s = time.time()
+        wanted, found = [set(blocks_of([group])) for group in groups], [{} for _ in groups]
+        for _ in range(DECODINGS):
+            missing = [index for index, digests in enumerate(wanted) if digests - found[index].keys()]
+            for index, new in zip(missing, self._replayed([groups[index] for index in missing]), strict=True):
+                found[index] |= blocks_of([new])
+        for group, digests, blocks in zip(groups, wanted, found, strict=True):
+            if digests - blocks.keys():
                 raise RolloutError(
-                    f"{old.task.video_path}: the frames of task {old.task.task_id} were lost with their worker, and "
-                    "the video no longer gives the same"
+                    f"{group.task.video_path}: the frames of task {group.task.task_id} were lost with their worker, "
+                    f"and in {DECODINGS} attempts the video did not give the same again"
                 )
         seconds = time.time() - detected_s
         self.crew.record(
             Fault("frames_lost", "rollout", f"pixels of {len(groups)} groups", "decoded anew", detected_s, seconds)
         )
-        return restored
+        return [exchange(group, blocks) for group, blocks in zip(groups, found, strict=True)]
+
+    def _replayed(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
+        """The groups played again from what was said; nothing is sampled."""
+        jobs = _jobs([group.task for group in groups])
+        for job, group in zip(jobs, groups, strict=True):
+            job.said = {i: [*(turn.completion for turn in t.turns), None] for i, t in enumerate(group.trajectories_G)}
+        return self._all(jobs, step=0, greedily=False)
 
     def _all(self, jobs: Sequence[Job], step: int, greedily: bool) -> list[TrajectoryGroup]:
         played: dict[int, TrajectoryGroup] = {}
@@ -257,12 +270,3 @@ def _try_again(waiting: deque[Job], one: Held, cause: str, *, is_loss: bool) -> 
     if job.losses >= LOSSES:
         return RolloutError(f"could not play task {name}: {LOSSES} workers were lost over it: {cause}")
     return RolloutError(f"could not play task {name}: {cause}") if job.failures >= FAILURES else None
-
-
-def _content(group: TrajectoryGroup) -> list[tuple[tuple[int, ...], list[str]]]:
-    """What tells whether two groups are the same: tokens and frames of every sibling."""
-    opening = [group.opening_frames.digest] if group.opening_frames else []
-    return [
-        (trajectory_tokens(t), opening + [turn.frames.digest for turn in t.turns if turn.frames])
-        for t in group.trajectories_G
-    ]

@@ -128,6 +128,10 @@ class RetrievalEnv:
             case MalformedCall(reason):
                 return self._give(Observation(refusal_note(reason, self._processor)))
 
+    def break_off(self) -> Trajectory:
+        """End where it stands: an episode that is played again for its frames goes no further than it went before."""
+        return self._finish(StopReason.TRUNCATED, "played again for its frames")
+
     def _judge(self, text: str) -> RetrievalCall | MalformedCall:
         """Within the limit? Well-formed? Then as many frames as the context holds."""
         if not self._rules.max_calls:

@@ -32,7 +32,8 @@ from rl.trajectory import (
 )
 
 GROUPS_PER_ATTEMPT = 1_000_000  # more than one task is ever drawn at a time
-NOTHING_SAID: Mapping[int, Sequence[Completion]] = MappingProxyType({})
+Said = Mapping[int, Sequence[Completion | None]]  # by sibling, turn by turn; None at the end: it said no more than that
+NOTHING_SAID: Said = MappingProxyType({})
 
 
 class Generate(Protocol):
@@ -59,12 +60,13 @@ class TokenLedger:
     Frames are not in it. They are decoded again, and are the same.
     """
 
-    def __init__(self, said: Mapping[int, Sequence[Completion]] = NOTHING_SAID) -> None:
+    def __init__(self, said: Said = NOTHING_SAID) -> None:
         """
         Args:
             said: completions of the turns played already, by sibling.
         """
-        self._said = {sibling: list(completions) for sibling, completions in said.items()}
+        self._said = {sibling: [turn for turn in turns if turn is not None] for sibling, turns in said.items()}
+        self._ended = {sibling for sibling, turns in said.items() if turns and turns[-1] is None}
         self._news: list[tuple[int, int, Completion]] = []
         self.advances = 0  # grows with everything that is finished: an opening, a turn, a look
 
@@ -72,6 +74,10 @@ class TokenLedger:
         """What a sibling said at a turn, if that has been played."""
         completions = self._said.get(sibling, ())
         return completions[turn] if turn < len(completions) else None
+
+    def is_over(self, sibling: int, turn: int) -> bool:
+        """Whether a sibling's trajectory had ended before this turn: nothing more may be sampled for it."""
+        return sibling in self._ended and self.turn(sibling, turn) is None
 
     def add(self, sibling: int, completion: Completion) -> None:
         """A sibling's next turn."""
@@ -158,6 +164,8 @@ async def run_episode(
     """Play one trajectory to its end. What the environment has to decode, it decodes off the event loop."""
     given, turn = env.reset(), 0
     while not isinstance(given, Trajectory):
+        if ledger.is_over(sibling, turn):
+            return env.break_off()
         request = GenerateRequest(
             request_id=f"{name}/{turn}",
             prompt_token_ids=env.token_ids,

@@ -26,7 +26,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -198,9 +198,15 @@ class CheckpointStore:
         pointed = self._pointed_to(BEST)
         return None if pointed is None else open_checkpoint(pointed)
 
-    def latest_valid(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None. Says in the log which ones were passed over, and why."""
-        for folder in self._newest_first():
+    def latest_valid(self, among: Container[int] | None = None) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None. Says in the log which ones were passed over, and why.
+
+        Args:
+            among: steps that are looked at; None: all.
+        """
+        for step, folder in self.published().items():
+            if among is not None and step not in among:
+                continue
             try:
                 return open_checkpoint(folder)
             except CheckpointError as error:

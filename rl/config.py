@@ -471,7 +471,7 @@ class TrainerConfig:
     keep_checkpoints: int = 2  # the newest so many
     keep_every: int = 0  # checkpoints of steps that are multiples of it are kept for good; 0: none
     save_timeout_s: float = 600.0  # from the copy of a checkpoint until every rank has written it; beyond it has failed
-    max_failed_saves: int = 3  # in a row; that many stop the run, as does a failed last one
+    max_failed_saves: int = 3  # in a row stop the run, as does a failed last one, or as many steps that left no line
     remote: str = ""  # fsspec URL of a folder such as s3://bucket/runs: checkpoints are copied to URL/name/checkpoints
     remote_timeout_s: float = 600.0  # the end of a run waits so long for the copy; how to log in comes from elsewhere
     stop_grace_s: float = 120.0  # after SIGTERM or Ctrl-C: to finish a learning step and save; then the process ends

@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from rl.lines import append
 from rl.trajectory import Fault
 
 FAULTS = "faults.jsonl"  # in a run's folder
@@ -23,13 +24,16 @@ COUNTED = "faults/"  # of these metrics' names; what follows is the kind
 
 
 def write_faults(run_dir: Path, step: int, faults: Sequence[Fault]) -> None:
-    """Append faults, one line each; a line that a killed run left torn stays a line of its own."""
+    """Append faults, one line each; a line that a killed run left torn stays a line of its own.
+
+    Raises:
+        OSError: none of them could be written.
+    """
     if not faults:
         return
     lines = "".join(json.dumps({"step": step, **asdict(fault)}) + "\n" for fault in faults)
-    with (run_dir / FAULTS).open("ab+") as file:
-        file.write(b"" if _ends_whole(file) else b"\n")
-        file.write(lines.encode("ascii"))
+    path = run_dir / FAULTS
+    append(path, lines if _ends_whole(path) else f"\n{lines}")
 
 
 def fault_metrics(faults: Iterable[Fault]) -> dict[str, float]:
@@ -66,8 +70,9 @@ def fault_counts(run_dir: Path) -> dict[str, int]:
     return dict(Counter(fault["kind"] for fault in read_faults(run_dir)).most_common())
 
 
-def _ends_whole(file: BinaryIO) -> bool:
-    if not file.seek(0, os.SEEK_END):
+def _ends_whole(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
         return True
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rl.advantages import NOT_LEARNED, Credit
+from rl.lines import replace_whole
 from rl.trajectory import (
     Frames,
     MalformedCall,
@@ -45,11 +46,20 @@ Entry = TypeVar("Entry")
 
 
 def write_step(folder: Path, step: int, records: Iterable[dict[str, Any]]) -> Path:
-    """Write the records of a step to step_NNNNNN.jsonl."""
+    """Write the records of a step to step_NNNNNN.jsonl.
+
+    Raises:
+        OSError: they could not be written; what lay there stays as it was.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:06d}.jsonl"
-    write_records(path, records)
+    path = step_path(folder, step)
+    replace_whole(path, lambda draft: write_records(draft, records))
     return path
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Where the records of a step lie."""
+    return folder / f"step_{step:06d}.jsonl"
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.table import Table
 from actors.memory import own_memory_mib
 from actors.ray_metrics import RayMetricsSink
 from rl.advantages import Credit, CreditRules
+from rl.backlog import Backlog
 from rl.batch import credit_metrics, learned_credit
 from rl.checkpoint import CheckpointStore
 from rl.config import AdvantageConfig, RunConfig
@@ -29,7 +31,7 @@ from rl.faults import FAULTS
 from rl.fingerprint import step_fingerprints
 from rl.metrics import reward_metrics, rollout_metrics
 from rl.policy.processor import Processor
-from rl.records import records, write_step
+from rl.records import records, step_path, write_step
 from rl.sinks import JsonlSink, MetricLog, Sink, TensorBoardSink, WandbSink
 from rl.summary import summarise
 from rl.trajectory import LearnerUpdate, ScoredGroup
@@ -45,9 +47,17 @@ class Reporter:
     """What is said after each step: metrics to sinks, trajectories to disk, a line of progress; and the parity gate."""
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, numbers: MetricLog, progress: Progress, first: int, processor: Processor
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        numbers: MetricLog,
+        backlog: Backlog,
+        progress: Progress,
+        first: int,
+        processor: Processor,
     ) -> None:
-        self._config, self._run_dir, self._numbers, self._progress = config, run_dir, numbers, progress
+        self._config, self._run_dir, self._numbers, self._backlog = config, run_dir, numbers, backlog
+        self._progress = progress
         self._rules = credit_rules(config.algorithm.advantage)
         self._processor = processor
         self._bar: TaskID = progress.add_task("training", total=config.trainer.steps, completed=first)
@@ -68,6 +78,7 @@ class Reporter:
         Raises:
             GateError: engine and learner disagree on average by more than parity.abort_nat, or too many videos could
                 not be read.
+            UnwrittenError: too many steps in a row could not be written down.
         """
         pixels_per_token = (self._processor.geometry.patch * self._processor.geometry.merge) ** 2
         rolled = rollout_metrics([group.group for group in scored], pixels_per_token=pixels_per_token)
@@ -98,8 +109,8 @@ class Reporter:
     ) -> None:
         """The step's first trajectories, whole groups first, with what was learned from them."""
         every = records(scored, self._processor.pieces, credit_PG=credit_PG, logprobs_PG=learned.logprobs_PG)
-        kept = islice(every, self._config.logging.trajectories_per_step)
-        write_step(self._run_dir / "trajectories", step + 1, kept)
+        kept = list(islice(every, self._config.logging.trajectories_per_step))
+        keep_step(self._backlog, self._run_dir / "trajectories", step + 1, kept)
 
     def _gate(self, step: int, metrics: Mapping[str, float]) -> None:
         limits = self._config.parity
@@ -120,14 +131,24 @@ class Reporter:
             )
 
 
+def keep_step(backlog: Backlog, folder: Path, step: int, shown: Sequence[dict[str, Any]]) -> None:
+    """Write the records of a step, or keep them until the disk takes them.
+
+    Raises:
+        UnwrittenError: too many steps in a row could not be written down.
+    """
+    backlog.write(step_path(folder, step), step, partial(write_step, folder, step, shown))
+
+
 def credit_rules(advantage: AdvantageConfig) -> CreditRules:
     """The credit rules of a configuration."""
     return CreditRules(**to_dict(advantage))
 
 
-def make_sinks(config: RunConfig, run_dir: Path, *, keep_through_step: int) -> list[Sink]:
+def make_sinks(config: RunConfig, run_dir: Path, backlog: Backlog, *, keep_through_step: int) -> list[Sink]:
     """metrics.jsonl and Ray's metrics always; TensorBoard and W&B as configured."""
-    sinks: list[Sink] = [JsonlSink(run_dir, keep_through_step=keep_through_step), RayMetricsSink(config.name)]
+    lines = JsonlSink(run_dir, keep_through_step=keep_through_step, backlog=backlog)
+    sinks: list[Sink] = [lines, RayMetricsSink(config.name)]
     if config.logging.tensorboard:
         sinks.append(TensorBoardSink(run_dir, keep_through_step=keep_through_step))
     if config.logging.wandb != "disabled":

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -25,16 +26,18 @@ from actors.rollout_pool import RolloutPool
 from actors.weight_buckets import WeightsLostError
 from actors.weight_sync import WeightSync
 from envs.dataset import tasks_for_step
+from rl.backlog import Backlog
 from rl.checkpoint import Checkpoint
 from rl.config import RunConfig
 from rl.config_file import to_yaml
 from rl.evaluate import EVALUATION_STEP, held_out_metrics
-from rl.faults import fault_metrics, write_faults
+from rl.faults import FAULTS, fault_metrics, write_faults
 from rl.interrupts import StopRequested
+from rl.manifest import CheckpointError
 from rl.policy.processor import Processor
 from rl.prepare import progress_bar
-from rl.records import records, write_step
-from rl.reporter import Reporter, make_sinks
+from rl.records import records
+from rl.reporter import Reporter, keep_step, make_sinks
 from rl.saving import Contents, Saver
 from rl.sinks import MetricLog
 from rl.stations import spawn_learners
@@ -63,6 +66,10 @@ class Run:
     step: int = 0  # under way, counted from 1 as in metrics.jsonl
     faults: list[Fault] = field(default_factory=list)  # of the learners; workers keep their own
     values: dict[int, float] = field(default_factory=dict)  # of trainer.best_metric, by the step it was evaluated at
+    backlog: Backlog = field(init=False)  # metrics, records and faults that a full disk has not taken yet
+
+    def __post_init__(self) -> None:
+        self.backlog = Backlog(self.config.trainer.max_failed_saves)
 
     def train(self, found: Checkpoint | None) -> None:
         """From a checkpoint, or the start, to the last step.
@@ -71,18 +78,26 @@ class Run:
             LearnerError: learners were lost more than learner.max_rebuilds times without getting any further, or never
                 came up.
             StopRequested: a signal came; the run is saved at the step it had reached.
+            UnwrittenError: metrics, records or faults could not be written for too many steps in a row, or at the end.
         """
-        try:
-            self._legs(found)
-        finally:
-            write_faults(self.run_dir, self.step, self.take_faults(unfinished=True))
+        with self.backlog:
+            try:
+                self._legs(found)
+            finally:
+                self.backlog.retry()  # what is mended by it is among the faults
+                self.put_faults(self.step, self.take_faults(unfinished=True))
 
     def take_faults(self, *, unfinished: bool = False) -> list[Fault]:
         """What broke and was mended since the last call of this method, whoever met it."""
         own, self.faults = self.faults, []
         crew = self.rollouts.crew.take_faults(unfinished=unfinished)
-        faults = [*own, *crew, *self.rewards.take_faults(), *self.saver.take_faults()]
+        faults = [*own, *crew, *self.rewards.take_faults(), *self.saver.take_faults(), *self.backlog.take_faults()]
         return sorted(faults, key=lambda fault: fault.detected_s)
+
+    def put_faults(self, step: int, faults: Sequence[Fault]) -> None:
+        """Write faults into faults.jsonl with what is written next."""
+        if faults:
+            self.backlog.put(self.run_dir / FAULTS, partial(write_faults, self.run_dir, step, faults))
 
     def _legs(self, found: Checkpoint | None) -> None:
         lost, came_up, furthest, rebuilds = None, False, 0, 0
@@ -142,8 +157,7 @@ class Leg:
     def __init__(self, run: Run, learners: LearnerGroup, found: Checkpoint | None) -> None:
         self._run, self._config, self._learners = run, run.config, learners
         self._reached = found.state if found else RunState(step=0, policy_version=0, seed=run.config.seed)
-        self._saved, run.step = self._reached.step if found else -1, self._reached.step + 1
-        self._keep_through_step = self._saved
+        self._resumed, run.step = self._reached.step if found else -1, self._reached.step + 1
         self._weights = WeightSync(learners, run.rollouts.crew, run.config.weight_sync, self._reached.policy_version)
 
     def go(self) -> None:
@@ -152,20 +166,18 @@ class Leg:
         Raises:
             StopRequested: as Run.train.
         """
-        sinks = make_sinks(self._config, self._run.run_dir, keep_through_step=self._keep_through_step)
+        sinks = make_sinks(self._config, self._run.run_dir, self._run.backlog, keep_through_step=self._resumed)
         with closing(MetricLog(sinks)) as numbers, progress_bar(self._run.console) as progress:
             try:
                 self._train(numbers, progress)
             except StopRequested:
-                if self._saved != self._reached.step:
-                    self._save(self._reached.step, self._reached.policy_version)
-                self._run.saver.flush()
+                self._save_reached()
                 raise
             self._run.saver.flush()  # the ranks write it, and end with the leg
 
     def _train(self, numbers: MetricLog, progress: Progress) -> None:
         run, trainer, first = self._run, self._config.trainer, self._reached.step
-        reporter = Reporter(self._config, run.run_dir, numbers, progress, first, run.processor)
+        reporter = Reporter(self._config, run.run_dir, numbers, run.backlog, progress, first, run.processor)
 
         def report(
             step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
@@ -204,14 +216,28 @@ class Leg:
             "memory/learner": self._learners.memory_mib(),
         }
         faults = run.take_faults()
-        write_faults(run.run_dir, step, faults)
+        run.put_faults(step, faults)
         return numbers | fault_metrics(faults)
 
     def _save(self, step: int, version: int) -> None:
         """A checkpoint from which `step` is the next one, written while the run goes on."""
         state = RunState(step, version, self._config.seed)
         self._run.saver.save(self._learners.save, Contents(state, to_yaml(self._config), self._run.values.get(step)))
-        self._saved = step
+
+    def _save_reached(self) -> None:
+        """What the learners hold is on the disk; if a save of it has failed, there is another one.
+
+        Raises:
+            CheckpointError: that has failed too.
+        """
+        saver, reached = self._run.saver, self._reached
+        try:
+            saver.flush()
+        except CheckpointError as error:
+            log.warning("%s", error)
+        if reached.step != self._resumed and not saver.has_published(reached.step):
+            self._save(reached.step, reached.policy_version)
+            saver.flush()
 
     def _evaluate(self, step: int, numbers: MetricLog) -> bool:
         """Greedy trajectories on held-out tasks, after `step` steps; whether they are the best so far.
@@ -224,7 +250,7 @@ class Leg:
             return False
         scored = run.rewards.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
         run.rollouts.crew.stats()  # the next step's counters start here
-        write_step(run.run_dir / "held_out", step, records(scored, run.processor.pieces))
+        keep_step(run.backlog, run.run_dir / "held_out", step, list(records(scored, run.processor.pieces)))
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))
         numbers.write(step, metrics)
         value = metrics.get(self._config.trainer.best_metric.removeprefix("-"), math.nan)

@@ -86,6 +86,7 @@ class Saver:
         self._mirror, self._mirror_timeout_s = mirror, mirror_timeout_s
         self._under_way: Save | None = None
         self._failures: list[str] = []  # in a row
+        self._published: set[int] = set()  # steps, by this process
         self._metrics: dict[str, float] = {}
         self._faults: list[Fault] = []
 
@@ -157,8 +158,17 @@ class Saver:
             log.warning("%s", failure)
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint on the disk."""
-        return self._store.latest_valid()
+        """The newest whole checkpoint of those published here; the run goes on from it, and repeats those after it.
+
+        Others may lie on the disk: until the first save, a future that the run went back behind is among them.
+        """
+        found = self._store.latest_valid(self._published)
+        self._published = {step for step in self._published if found and step <= found.state.step}
+        return found
+
+    def has_published(self, step: int) -> bool:
+        """Whether the checkpoint of a step was published here."""
+        return step in self._published
 
     def is_best(self, step: int, value: float) -> bool:
         """Whether a policy of this value at `step` is better than every one saved or being saved before it."""
@@ -213,6 +223,7 @@ class Saver:
             raise error  # a mistake of ours is no failure of a disk
         else:
             self._failures = []
+            self._published.add(save.step)
             for name, value in save.done.result().items():
                 self._add(name, value)
         return True

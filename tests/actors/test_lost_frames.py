@@ -1,5 +1,6 @@
 """Pixels that are lost on their way to the learners are made anew before any rank begins to learn."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -81,7 +82,13 @@ def lost(ray_cluster):
     holder = ray_cluster.remote(Holder).options(num_cpus=0).remote()
     (held,) = ray_cluster.get(holder.hold.remote())
     ray_cluster.kill(holder)
-    return held
+    deadline = time.monotonic() + 60
+    while True:  # until its death has got about
+        try:
+            ray_cluster.get(held, timeout=5)
+        except ray_cluster.exceptions.RayError:
+            return held
+        assert time.monotonic() < deadline
 
 
 def test_lost_pixels_are_restored_and_the_step_is_taken_with_every_group(learners_of, lost, ray_cluster):

@@ -257,3 +257,18 @@ def test_a_group_goes_on_elsewhere_from_its_token_ledger(play, engine, turns_kep
     assert {request.sampling.seed for request in elsewhere.requests} <= {
         derive_seed(0, 0, "t", sibling, turn) for sibling in (0, 1) for turn in range(turns_kept[sibling], 2)
     }
+
+
+def test_a_group_played_again_for_its_frames_goes_no_further_than_it_went_before(play, engine):
+    whole = play(engine([LOOK, ANSWER], [LOOK, ANSWER]), 2)
+    look, answer = (turn.completion for turn in whole.trajectories_G[1].turns)
+    silent = engine()  # would fail if it were asked
+
+    group = play(silent, 2, ledger=TokenLedger({0: [look, None], 1: [look, answer, None]}))
+    assert silent.requests == []
+    broken_off, complete = group.trajectories_G
+    assert (len(broken_off.turns), broken_off.note) == (1, "played again for its frames")
+    assert trajectory_tokens(complete) == trajectory_tokens(whole.trajectories_G[1])
+
+    (unsaid,) = play(silent, 1, ledger=TokenLedger({0: [None]})).trajectories_G  # it had no room to say anything
+    assert unsaid.turns == () and silent.requests == []

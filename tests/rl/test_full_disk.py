@@ -1,21 +1,28 @@
 """A disk that is full or may not be written, for real: one line that says so, and the run goes on from what it has."""
 
+import json
 import os
 import subprocess
+from functools import partial
 
 import pytest
 import torch
 
+from rl.backlog import Backlog, UnwrittenError
 from rl.checkpoint import CheckpointStore
+from rl.faults import FAULTS, read_faults, write_faults
 from rl.learner_state import CapturedState, Layout
 from rl.manifest import CheckpointError
+from rl.reporter import keep_step
 from rl.saving import Contents, Saver
+from rl.sinks import JsonlSink, MetricLog, TensorBoardSink
 from rl.snapshot import Snapshot
-from rl.trajectory import RunState
+from rl.trajectory import Fault, RunState
 
 DISK_MIB = 32
 MAKE_ROOM = "make room, lower trainer.keep_checkpoints, or set output_dir to another disk"
 PATIENCE_S = 30.0
+ITS_THREAD_DIES = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # tensorboard's
 
 
 @pytest.fixture
@@ -158,3 +165,108 @@ def test_a_folder_that_belongs_to_somebody_else_is_named_with_the_remedy(tmp_pat
     tmp_path.chmod(0o500)
     with pytest.raises(CheckpointError, match=f"{tmp_path}.*Permission denied.*make it writable"):
         CheckpointStore(tmp_path).begin(0)
+
+
+@pytest.fixture
+def backlog():
+    return Backlog(max_failed=3)
+
+
+def long_line(step):
+    """More than what is left of the page that a full disk has already given to the file: it will be torn."""
+    return {"state/hash": f"{step}" * 5000}
+
+
+def steps_in(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_metrics_that_a_full_disk_tears_are_whole_again_and_there_once_when_there_is_room(disk, backlog):
+    sink, path = JsonlSink(disk, keep_through_step=-1, backlog=backlog), disk / "metrics.jsonl"
+    sink.write(1, long_line(1))
+    fill(disk)
+    with path.open("ab", buffering=0) as file:  # really torn, if it were not for us
+        assert 0 < file.write(b"x" * 5000) < 5000
+    sink.write(2, long_line(2))
+    assert steps_in(path) == [1]
+    sink.write(2, {"held_out/tasks": 4.0})
+    assert steps_in(path) == [1]
+
+    (disk / "ballast").unlink()
+    sink.write(3, long_line(3))
+    sink.close()
+    assert steps_in(path) == [1, 2, 2, 3]
+    assert [(fault.kind, fault.worker) for fault in backlog.take_faults()] == [("write_failed", "metrics.jsonl")]
+
+
+def test_a_disk_that_stays_full_stops_the_run_after_as_many_steps_as_failed_saves(disk, backlog):
+    sink = JsonlSink(disk, keep_through_step=-1, backlog=backlog)
+    sink.write(1, long_line(1))
+    fill(disk)
+    sink.write(2, long_line(2))
+    sink.write(3, long_line(3))
+    with pytest.raises(UnwrittenError, match=rf"metrics\.jsonl: could not be .*No space left.*{MAKE_ROOM}") as failure:
+        sink.write(4, long_line(4))
+    assert len(str(failure.value).splitlines()) == 1 and steps_in(disk / "metrics.jsonl") == [1]
+
+
+def test_learners_that_are_built_anew_while_the_disk_is_full_repeat_their_steps_in_the_log(disk, backlog):
+    first = JsonlSink(disk, keep_through_step=-1, backlog=backlog)
+    first.write(1, long_line(1))
+    fill(disk)
+    first.write(2, long_line(2))
+    again = JsonlSink(disk, keep_through_step=1, backlog=backlog)  # from the checkpoint of step 1
+    again.write(2, {"reward/reasoning": 0.5})
+    (disk / "ballast").unlink()
+    again.write(3, {"reward/reasoning": 0.75})
+    lines = [json.loads(line) for line in (disk / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line.get("reward/reasoning")) for line in lines] == [(1, None), (2, 0.5), (3, 0.75)]
+
+
+def test_records_and_faults_wait_as_well(disk, backlog):
+    def put(step):
+        keep_step(backlog, disk / "trajectories", step, [{"text": "t" * 9000, "step": step}])
+
+    put(1)
+    fill(disk)
+    put(2)
+    assert [path.name for path in (disk / "trajectories").iterdir()] == ["step_000001.jsonl"]  # and no half of one
+    died = Fault("worker_died", "rollout/0", "signal 9" * 1000, "replaced", 1.0, 2.0)
+    backlog.write(disk / FAULTS, 2, partial(write_faults, disk, 2, [died, died]))
+    assert read_faults(disk) == []
+    (disk / "ballast").unlink()
+    put(3)
+    assert [read_step(disk, step) for step in (1, 2, 3)] == [1, 2, 3]
+    assert [fault["kind"] for fault in read_faults(disk)] == ["worker_died"] * 2
+
+
+def read_step(disk, step):
+    return json.loads((disk / "trajectories" / f"step_{step:06d}.jsonl").read_text())["step"]
+
+
+@ITS_THREAD_DIES
+def test_curves_lack_what_a_full_disk_did_not_take_and_go_on_when_there_is_room(disk, backlog, caplog):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = TensorBoardSink(disk, keep_through_step=-1)
+    numbers = MetricLog([JsonlSink(disk, keep_through_step=-1, backlog=backlog), curves])
+    fill(disk)
+    for step in range(1, 100_000):  # its thread writes when it sees fit
+        curves.write(step, {"grad/norm": 1.0})
+        if "tensorboard: points are missing" in caplog.text:
+            break
+    (disk / "ballast").unlink()
+    numbers.write(step + 1, {"grad/norm": 0.5})
+    numbers.close()
+    last = EventAccumulator(str(disk / "tensorboard")).Reload().Scalars("grad/norm")[-1]
+    assert (last.step, last.value) == (step + 1, 0.5) and "points are missing" in caplog.text
+
+
+@ITS_THREAD_DIES
+def test_an_end_on_a_full_disk_is_no_error_of_its_own(disk, caplog):
+    numbers = MetricLog([TensorBoardSink(disk, keep_through_step=-1)])
+    numbers.write(1, {"grad/norm": 1.0})
+    fill(disk)
+    numbers.write(2, {f"faults/{kind}": 1.0 for kind in range(500)})  # more than what is left of a page
+    numbers.close()
+    assert "No space left on device" in caplog.text

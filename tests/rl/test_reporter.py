@@ -11,6 +11,7 @@ from rich.progress import Progress
 from rewards.golden import golden_group
 from rewards.scoring import WeightedReward, score_group
 from rewards.temporal_iou import temporal_iou
+from rl.backlog import Backlog
 from rl.config_file import load_config
 from rl.fingerprint import STATIONS
 from rl.reporter import GateError, Reporter
@@ -23,9 +24,10 @@ from tests.test_architecture import ROOT
 @pytest.fixture
 def step(tmp_path):
     config = load_config([ROOT / "configs" / "quickstart.yaml"])
-    numbers = MetricLog([JsonlSink(tmp_path, keep_through_step=-1)])
+    backlog = Backlog(max_failed=1)
+    numbers = MetricLog([JsonlSink(tmp_path, keep_through_step=-1, backlog=backlog)])
     progress = Progress(console=Console(quiet=True))
-    reporter = Reporter(config, tmp_path, numbers, progress, 0, make_processor(tmp_path))
+    reporter = Reporter(config, tmp_path, numbers, backlog, progress, 0, make_processor(tmp_path))
 
     def run(scored, logprobs_PG=((None,) * 4,), **metrics):
         timed = {"seconds/step": 1.0, "seconds/rollout": 0.5}

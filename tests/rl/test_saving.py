@@ -240,6 +240,26 @@ def test_a_disk_too_full_to_begin_counts_as_a_failed_save(saver, store, learners
     assert saver.poll()["save/failed"] == 1.0 and "make room" in caplog.text
 
 
+def test_a_run_that_went_back_does_not_go_on_in_the_future_it_left(saver, store, learners):
+    learners.let_go.set()
+    for step in (50, 100):  # of an earlier process; this one was started from step 50
+        store.commit(store.begin(step), RunState(step, step, seed=7), "name: run\n")
+    assert saver.newest() is None and not saver.has_published(100)
+    saver.save(learners.save, contents(60))
+    saver.flush()
+    assert saver.newest().state.step == 60 and saver.has_published(60)
+
+
+def test_a_checkpoint_that_was_damaged_meanwhile_is_repeated_like_the_steps_before_it(saver, store, learners):
+    learners.let_go.set()
+    for step in (10, 20):
+        saver.save(learners.save, contents(step))
+        saver.flush()
+    (store.published()[20] / "rank_0.safetensors").write_bytes(b"torn")
+    assert saver.newest().state.step == 10
+    assert saver.has_published(10) and not saver.has_published(20)
+
+
 def test_the_one_being_saved_competes_for_the_best(saver, store, learners):
     saver.save(learners.save, contents(10, value=0.8))
     assert not saver.is_best(20, 0.7) and not saver.is_best(20, 0.8) and saver.is_best(20, 0.9)
