@@ -43,6 +43,25 @@ def ray_cluster():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def proof_home(tmp_path_factory):
+    """Where the runs of tests/proof_run.py lie, and their cache."""
+    return tmp_path_factory.mktemp("proof")
+
+
+@pytest.fixture(scope="session")
+def proof_runs(proof_home):
+    from tests.proof_run import runs_in
+
+    return runs_in(proof_home)
+
+
+@pytest.fixture(scope="session")
+def left_alone(proof_runs):
+    """The steps of the run that nothing happens to; it also makes clips, policy and cold start, which others find."""
+    return proof_runs.straight()
+
+
 def pytest_collection_modifyitems(items):
     """GPU tests say why they are skipped; importing torch is left to a run that has one."""
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]

@@ -16,39 +16,23 @@ import psutil
 import pytest
 
 from rl.faults import read_faults
+from tests.proof_run import QUICKSTART, SMALL, STEPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
 REPOSITORY = Path(__file__).parents[1]
-STEPS = 5
-SMALL = (
-    "configs/quickstart.yaml",
-    "data.quickstart.train_clips=8",
-    "data.quickstart.held_out_clips=2",
-    "cold_start.steps=60",
-    "rollout.num_workers=2",
-    "rollout.tasks_per_step=2",
-    "rollout.group_size=4",
-    "rollout.deterministic=true",
-    "rollout.stall_timeout_s=5",
-    "video.decode_timeout_s=4",
-    "learner.timeout_s=60",
-    f"trainer.steps={STEPS}",
-    "trainer.save_every=2",
-    "trainer.eval_tasks=0",
-    "placement.dashboard=false",
-)
 
 
 class Training:
     """A run in a process of its own."""
 
     def __init__(self, home, name, *overrides):
-        self.folder = home / "runs" / name
-        arguments = [*SMALL, f"name={name}", f"output_dir={home}/runs", f"cache_dir={home}/cache", *overrides]
+        self.folder = home / name
+        arguments = [str(QUICKSTART), *SMALL, f"trainer.steps={STEPS}", "trainer.save_every=2"]
+        arguments += [f"name={name}", f"output_dir={home}", f"cache_dir={home}/cache", "placement.dashboard=false"]
         self._log = (home / f"{name}.log").open("a+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rl", "train", *arguments],
+            [sys.executable, "-m", "rl", "train", *arguments, *overrides],
             cwd=REPOSITORY,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -64,9 +48,6 @@ class Training:
         lines = path.read_text().splitlines() if path.exists() else ()
         found = [json.loads(line) for line in lines if line.endswith("}")]
         return {line["step"]: line for line in found if "seconds/step" in line}
-
-    def fingerprints(self):
-        return {step: line["state/hash"] for step, line in self.steps().items()}
 
     def victim(self, kind):
         """The first worker of a kind in the run's own process tree."""
@@ -102,21 +83,14 @@ def title(process):
         return ""
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("faults")
+def fingerprints(steps):
+    """Of prompts, tokens, log-probs, rewards, advantages, optimizer and weights, in one."""
+    return {step: line["state/hash"] for step, line in steps.items()}
 
 
-@pytest.fixture(scope="module")
-def left_alone(home):
-    run = Training(home, "left-alone")
-    assert run.ended() == 0, run.said()[-3000:]
-    assert read_faults(run.folder) == []
-    return run.fingerprints()
-
-
-def test_whoever_is_lost_the_run_is_the_same(home, left_alone):
-    run = Training(home, "struck")
+def test_whoever_is_lost_the_run_is_the_same(proof_home, left_alone):
+    assert read_faults(proof_home / "straight") == []
+    run = Training(proof_home, "struck")
     run.reach(1)
     run.victim("RolloutWorker").send_signal(signal.SIGKILL)
     run.reach(2)
@@ -127,14 +101,14 @@ def test_whoever_is_lost_the_run_is_the_same(home, left_alone):
     run.victim("RolloutWorker").send_signal(signal.SIGSTOP)
 
     assert run.ended() == 0, run.said()[-3000:]
-    assert run.fingerprints() == left_alone  # prompts, tokens, log-probs, rewards, advantages, optimizer, weights
+    assert fingerprints(run.steps()) == fingerprints(left_alone)
     kinds = {fault["kind"] for fault in read_faults(run.folder)}
     assert {"worker_died", "learner_lost", "worker_hung"} <= kinds
     assert "State:\tT (stopped)" in run.said() or "T (stopped)" in run.said()
 
 
-def test_a_run_that_is_asked_to_stop_saves_what_it_has_and_goes_on_from_there(home, left_alone):
-    run = Training(home, "stopped", "trainer.save_every=0")
+def test_a_run_that_is_asked_to_stop_saves_what_it_has_and_goes_on_from_there(proof_home, left_alone):
+    run = Training(proof_home, "stopped", "trainer.save_every=0")
     run.reach(1)
     run.process.send_signal(signal.SIGTERM)
     assert run.ended(timeout_s=60) == 128 + signal.SIGTERM
@@ -143,14 +117,14 @@ def test_a_run_that_is_asked_to_stop_saves_what_it_has_and_goes_on_from_there(ho
     assert 1 <= done <= STEPS
     assert [path.name for path in (run.folder / "checkpoints").glob("step_*")] == [f"step_{done:08d}"]
 
-    again = Training(home, "stopped", "trainer.save_every=0")
+    again = Training(proof_home, "stopped", "trainer.save_every=0")
     assert again.ended() == 0, again.said()[-3000:]
-    assert again.fingerprints() == left_alone
+    assert fingerprints(again.steps()) == fingerprints(left_alone)
     assert f"resumed at step {done}" in again.said()
 
 
-def test_asked_twice_it_ends_at_once(home, left_alone):
-    run = Training(home, "impatient")
+def test_asked_twice_it_ends_at_once(proof_home, left_alone):
+    run = Training(proof_home, "impatient")
     run.reach(1)
     os.killpg(run.process.pid, signal.SIGSTOP)  # so that both come while it is in the middle of something
     run.process.send_signal(signal.SIGINT)

@@ -112,7 +112,7 @@ def test_records_hold_every_token_with_both_log_probs_and_what_it_was_credited_w
 
 
 def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):
-    dynframe(home, "train", "name=resumed", "trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0")
+    shutil.copytree(home / "runs" / "straight", home / "runs" / "resumed", symlinks=True)
     newest = home / "runs" / "resumed" / "checkpoints" / "step_00000003"
     (newest / "manifest.json").unlink()  # torn: the run must go on from the one before
     again = dynframe(home, "train", "name=resumed", "trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0")
@@ -193,26 +193,21 @@ def ray_head():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def with_dynframe(address, arguments):
-    return [sys.executable, "-m", "rl", "submit", *arguments, "--address", address]
-
-
-def with_ray(address, arguments):
-    submit = ["ray", "job", "submit", "--address", address, "--working-dir", "."]
-    return [*submit, "--", "python", "-m", "rl", "train", *arguments]
-
-
-@pytest.mark.parametrize("submit", [with_dynframe, with_ray])
-def test_a_submitted_job_trains_on_the_cluster(home, straight, ray_head, submit):
+def test_a_job_submitted_with_rays_own_command_trains_on_the_cluster(home, straight, ray_head):
     address, environment = ray_head
-    overrides = (f"name={submit.__name__}", "trainer.steps=1", "trainer.eval_tasks=0")
-    arguments = [*SMALL, f"cache_dir={home}/cache", *overrides]  # the output folder stays relative
+    arguments = [*SMALL, f"cache_dir={home}/cache", "name=job", "trainer.steps=1", "trainer.eval_tasks=0"]
+    submit = ["ray", "job", "submit", "--address", address, "--runtime-env", "cluster/runtime_env.yaml"]
     answer = subprocess.run(
-        submit(address, arguments), cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=420
+        [*submit, "--", "python", "-m", "rl", "train", *arguments],  # the output folder stays relative
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=420,
     )
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     lasting = Path(environment["HOME"]) / "dynframe-rl"  # Ray deletes the job's working directory
-    assert list(steps_of(lasting, submit.__name__)) == [1]
+    assert list(steps_of(lasting, "job")) == [1]
 
 
 def test_a_stopped_job_has_saved_and_goes_on_when_it_is_submitted_again(home, straight, ray_head):
@@ -223,7 +218,7 @@ def test_a_stopped_job_has_saved_and_goes_on_when_it_is_submitted_again(home, st
     arguments = [*SMALL, f"cache_dir={home}/cache", "name=stopped", "trainer.eval_tasks=0", "trainer.save_every=0"]
 
     def submit(*more):
-        command = with_dynframe(address, [*arguments, *more])
+        command = [sys.executable, "-m", "rl", "submit", *arguments, *more, "--address", address]
         return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=420)
 
     said = submit("trainer.steps=500", "--no-follow").stdout

@@ -1,0 +1,35 @@
+"""A small deterministic run and its twin that nothing happens to: whatever a test does to the one, they are equal.
+
+Five clips, four tasks a step: an epoch ends inside every step but the first. Of two siblings, many are equal, so that
+dynamic sampling has something to do.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from rl.config_file import load_config
+from rl.verify_resume import Runs
+
+STEPS = 5
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+SMALL = (
+    "data.quickstart.train_clips=5",
+    "data.quickstart.held_out_clips=4",
+    "cold_start.steps=60",
+    "rollout.num_workers=2",
+    "rollout.tasks_per_step=4",
+    "rollout.group_size=2",
+    "rollout.deterministic=true",
+    "rollout.stall_timeout_s=5",
+    "video.decode_timeout_s=4",
+    "learner.timeout_s=60",
+    "algorithm.dynamic_sampling=1",
+    "trainer.eval_tasks=0",
+)
+
+
+def runs_in(home: Path) -> Runs:
+    """Runs of that configuration, each in its own folder of `home`, with one cache."""
+    config = load_config([QUICKSTART], [*SMALL, f"cache_dir={home}/cache"])
+    return Runs(config, home, total_steps=STEPS, console=Console(quiet=True), timeout_s=1800)
