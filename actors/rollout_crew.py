@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -146,11 +147,10 @@ class RolloutCrew:
         asked = [place for place in self.places if place.where and (only is None or place.name in only)]
         for place in asked:
             place.version = None
-        calls = [(place, place.actor.load_weights.remote(list(buckets), version)) for place in asked]
-        deadline, lost = time.monotonic() + timeout_s, None
-        for place, call in calls:
+        calls, lost = {place.actor.load_weights.remote(list(buckets), version): place for place in asked}, None
+        for place, answer in _as_they_come(calls, timeout_s):
             try:
-                _answer(call, deadline)
+                answer()
                 place.version = version
             except RayTaskError as error:
                 if isinstance(error.cause, WeightsLostError):
@@ -167,11 +167,10 @@ class RolloutCrew:
     ) -> dict[str, dict[str, str]]:
         """Checksums of parameters, by the name of each worker that was sent the current weights."""
         asked = [place for place in self.ready if only is None or place.name in only]
-        calls = [(place, place.actor.checksums.remote(names)) for place in asked]
-        deadline, held = time.monotonic() + timeout_s, {}
-        for place, call in calls:
+        calls, held = {place.actor.checksums.remote(names): place for place in asked}, {}
+        for place, answer in _as_they_come(calls, timeout_s):
             try:
-                held[place.name] = _answer(call, deadline)
+                held[place.name] = answer()
             except (RayError, TimeoutError) as error:
                 self.lose(place, "push_interrupted", cause_of(error))
         return held
@@ -184,11 +183,11 @@ class RolloutCrew:
 
     def stats(self) -> dict[str, float]:
         """Engine counters summed over workers, memory of the largest; one that has grown too much is replaced."""
-        calls = [(place, place.actor.condition.remote()) for place in self.places if place.where]
-        deadline, told, slopes = time.monotonic() + COLLECT_S, [], []
-        for place, call in calls:
+        calls = {place.actor.condition.remote(): place for place in self.places if place.where}
+        told, slopes = [], []
+        for place, answer in _as_they_come(calls, COLLECT_S):
             try:
-                condition: Condition = _answer(call, deadline)
+                condition: Condition = answer()
             except (RayError, TimeoutError) as error:
                 self.lose(place, "worker_died", cause_of(error))
                 continue
@@ -334,8 +333,18 @@ class RolloutCrew:
             raise RolloutError(f"could not start: a worker died: {cause_of(error)}") from error
 
 
-def _answer(call: ray.ObjectRef, deadline: float) -> Any:
-    """One call's answer, by a moment of the monotonic clock."""
-    if not ray.wait([call], timeout=max(deadline - time.monotonic(), 0.0))[0]:
-        raise TimeoutError("no answer within the deadline")
-    return ray.get(call, timeout=COLLECT_S)
+def _as_they_come(calls: Mapping[ray.ObjectRef, Place], timeout_s: float) -> Iterator[tuple[Place, Callable[[], Any]]]:
+    """Who has answered, and how to get the answer: a death is seen at once, whoever else keeps one waiting."""
+    waiting, deadline = dict(calls), time.monotonic() + timeout_s
+    while waiting:
+        ready, _ = ray.wait(list(waiting), timeout=max(deadline - time.monotonic(), 0.0))
+        for reference in ready:
+            yield waiting.pop(reference), partial(ray.get, reference, timeout=COLLECT_S)
+        if not ready:
+            for place in waiting.values():
+                yield place, _too_late
+            return
+
+
+def _too_late() -> None:
+    raise TimeoutError("no answer within the deadline")

@@ -39,13 +39,7 @@ CLOCK_S = 0.5  # between two readings of the clock by two processes
 MOST = 5  # violations of one kind that are told one by one
 
 EXPLAINS = {"reward": ("worker_died", "timeout"), "decoder": ("video_error",)}  # who was struck -> failed verdicts
-NOT_STRUCK = (
-    "recycled",
-    "frames_lost",
-    "decoder_death",
-    "decoder_deadline",
-    "decoder_memory",
-)  # a worker survives them
+NOT_STRUCK, HANGS = {"recycled", "frames_lost"}, "worker_hung"  # kinds of faults
 MENDED, ENDED, LATE, UNNOTICED, HARMLESS = "mended", "the run ended first", "late", "not noticed", "harmless"
 
 Line = Mapping[str, Any]  # of metrics.jsonl
@@ -110,7 +104,7 @@ class Mend:
     """What became of a strike at a worker."""
 
     strike: Strike
-    outcome: str  # MENDED | ENDED | LATE | UNNOTICED | HARMLESS (a decoder: the next request starts another)
+    outcome: str  # MENDED | ENDED | LATE | UNNOTICED | HARMLESS (a decoder nobody asked again)
     detection_s: float | None = None
     recovery_s: float | None = None
     line: int | None = None  # of faults.jsonl, from 0
@@ -290,21 +284,22 @@ def same_as(evidence: Evidence, reference: Iterable[Line], steps: int) -> list[s
 def _mend(strike: Strike, evidence: Evidence, rules: Rules, used: set[int]) -> Mend:
     whom = KINDS[strike.kind].whom
     if whom == "decoder":
-        return Mend(strike, HARMLESS)
-    launch = next((one for one in evidence.launches if one.started_s <= strike.time_s <= one.ended_s), None)
+        return _mend_of_decoder(strike, evidence, used)
+    launch = _launch_at(strike, evidence)
     told = [
         (index, fault)
         for index, fault in enumerate(evidence.faults)
-        if fault["worker"].partition("/")[0] == whom
-        and fault["kind"] not in NOT_STRUCK
-        and (whom == "learner" or strike.worker in ("", fault["worker"]))
+        if _is_told_by(fault) == whom and (whom == "learner" or strike.worker in ("", fault["worker"]))
     ]
     until = launch.ended_s if launch else float("inf")
     after = [(i, f) for i, f in told if strike.time_s - CLOCK_S <= f["detected_s"] <= until]
     shared = [(i, f) for i, f in told if f["detected_s"] <= strike.time_s <= f["detected_s"] + f["recovery_s"]]
     if whom == "learner":  # ranks are lost and rebuilt together
         shared += after
-    fresh = [(i, f) for i, f in after if i not in used]
+    is_stopped = KINDS[strike.kind].what == STOP
+    fresh = sorted(  # of two, the one that looks like it
+        ((i, f) for i, f in after if i not in used), key=lambda pair: (pair[1]["kind"] == HANGS) != is_stopped
+    )
     limit_s = _limit(strike, evidence, rules)
     for index, fault in [
         *(pair for pair in fresh if pair[1]["detected_s"] <= strike.time_s + limit_s),
@@ -315,6 +310,28 @@ def _mend(strike: Strike, evidence: Evidence, rules: Rules, used: set[int]) -> M
         detection_s = max(fault["detected_s"] - strike.time_s, 0.0)
         return Mend(strike, MENDED if detection_s <= limit_s else LATE, detection_s, fault["recovery_s"], index)
     return Mend(strike, ENDED if until <= strike.time_s + limit_s + WRITTEN_S else UNNOTICED)
+
+
+def _mend_of_decoder(strike: Strike, evidence: Evidence, used: set[int]) -> Mend:
+    """It is missed when it is next asked, whenever that is."""
+    launch = _launch_at(strike, evidence)
+    for index, fault in enumerate(evidence.faults):
+        is_after = strike.time_s - CLOCK_S <= fault["detected_s"] <= (launch.ended_s if launch else float("inf"))
+        if index not in used and is_after and _is_told_by(fault) == "decoder":
+            used.add(index)
+            return Mend(strike, MENDED, max(fault["detected_s"] - strike.time_s, 0.0), fault["recovery_s"], index)
+    return Mend(strike, HARMLESS)
+
+
+def _launch_at(strike: Strike, evidence: Evidence) -> Launch | None:
+    return next((one for one in evidence.launches if one.started_s <= strike.time_s <= one.ended_s), None)
+
+
+def _is_told_by(fault: Mapping[str, Any]) -> str:
+    """What kind of process a fault is of: that of a decoder is told by the worker it belongs to."""
+    if fault["kind"] in NOT_STRUCK:
+        return ""
+    return "decoder" if fault["kind"].startswith("decoder_") else fault["worker"].partition("/")[0]
 
 
 def _limit(strike: Strike, evidence: Evidence, rules: Rules) -> float:

@@ -8,6 +8,7 @@ import pytest
 from rl.chaos_invariants import (
     BY_ITSELF,
     ENDED,
+    HARMLESS,
     HUNG,
     LATE,
     MENDED,
@@ -153,6 +154,19 @@ def test_a_strike_is_mended_by_the_line_of_its_own_worker():
     assert (mend.outcome, mend.detection_s, mend.recovery_s) == (MENDED, 2.0, 20.0)
     assert outcome((strike(worker="rollout/1"),), (fault(),)) == [UNNOTICED]
     assert outcome((strike(worker=""),), (fault(),)) == [MENDED]  # its title did not tell whose it was
+
+
+def test_a_decoder_that_was_asked_again_is_told_by_the_worker_it_belongs_to_and_one_that_was_not_is_harmless():
+    killed, told = strike("decoder_killed", worker=""), fault(130.0, "rollout/0/decoder", "decoder_death", 0.2)
+    assert outcome((killed,), (told,)) == [MENDED] and outcome((killed,), ()) == [HARMLESS]
+    assert outcome((strike(worker=""),), (told,)) == [UNNOTICED]  # an engine that died is another thing
+
+
+def test_of_two_lines_a_strike_takes_the_one_that_looks_like_it():
+    killed, stopped = strike(worker="", time_s=112.0), strike("rollout_stopped", 100.0, "")
+    lines = (fault(113.0, "rollout/1", "worker_hung"), fault(114.0, "rollout/0", "worker_died"))
+    found = mends(replace(WHOLE, strikes=(stopped, killed), faults=lines, launches=(FINISHED,)), RULES)
+    assert [mend.line for mend in found] == [0, 1]
 
 
 def test_two_strikes_need_two_lines_unless_the_second_hit_the_successor_as_it_started():
