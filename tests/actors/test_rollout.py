@@ -366,7 +366,7 @@ def test_a_worker_that_dies_while_others_work_is_noticed_and_replaced_meanwhile(
     assert answers == ["learned"] and kinds(pool) == ["worker_died"]
 
 
-def pushed(pool, version, names=()):
+def pushed(pool, version, names=None):
     pool.crew.load_weights([], version, timeout_s=30, only=names)
     pool.crew.confirm(list(pool.crew.checksums(["w"], timeout_s=30, only=names)))
 
