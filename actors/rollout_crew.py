@@ -243,7 +243,7 @@ class RolloutCrew:
         if place.losses >= LOSSES:
             raise RolloutError(f"{place.name}: {place.losses} workers in a row were lost; the last: {cause}")
         if place.lost is not None:  # it was a replacement itself, and never took over
-            self._faults.append(replace(place.lost, recovery_s=time.time() - place.lost.detected_s))
+            self._close(place)
         action = f"replaced; {place.playing} groups went on from their ledgers" if place.playing else "replaced"
         lost = Fault(kind, place.name, cause, action, time.time(), 0.0)
         fresh = self._open(self.places.index(place), place.number + 1)
@@ -262,15 +262,10 @@ class RolloutCrew:
         Args:
             unfinished: also what is being mended; for the end of a run.
         """
-        faults, self._faults = self._faults, []
         if unfinished:
             for place in [place for place in self.places if place.lost]:
-                seconds, action = (
-                    time.time() - place.lost.detected_s,
-                    f"{place.lost.action}; not back when the run ended",
-                )
-                faults.append(replace(place.lost, action=action, recovery_s=seconds))
-                place.lost = None
+                self._close(place, "; not back when the run ended")
+        faults, self._faults = self._faults, []
         return faults
 
     def _recycle_if_grown(self, place: Place) -> None:
@@ -313,10 +308,14 @@ class RolloutCrew:
 
     def _record_return(self, place: Place) -> None:
         if place.lost is not None:
-            seconds = time.time() - place.lost.detected_s
-            log.warning("%s is back after %.1f s", place.name, seconds)
-            self._faults.append(replace(place.lost, recovery_s=seconds))
-            place.lost = None
+            log.warning("%s is back after %.1f s", place.name, self._close(place))
+
+    def _close(self, place: Place, how: str = "") -> float:
+        """The loss of a place's predecessor is over, and goes on record; seconds it took."""
+        seconds = time.time() - place.lost.detected_s
+        self._faults.append(replace(place.lost, action=f"{place.lost.action}{how}", recovery_s=seconds))
+        place.lost = None
+        return seconds
 
     def _open(self, index: int, number: int = 0) -> Place:
         options = dict(self._options(index))

@@ -16,6 +16,7 @@ Legend: N steps of the run.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,13 +286,12 @@ def _mend(strike: Strike, evidence: Evidence, rules: Rules, used: set[int]) -> M
     whom = KINDS[strike.kind].whom
     if whom == "decoder":
         return _mend_of_decoder(strike, evidence, used)
-    launch = _launch_at(strike, evidence)
+    until = _until(strike, evidence)
     told = [
         (index, fault)
         for index, fault in enumerate(evidence.faults)
         if _is_told_by(fault) == whom and (whom == "learner" or strike.worker in ("", fault["worker"]))
     ]
-    until = launch.ended_s if launch else float("inf")
     after = [(i, f) for i, f in told if strike.time_s - CLOCK_S <= f["detected_s"] <= until]
     shared = [(i, f) for i, f in told if f["detected_s"] <= strike.time_s <= f["detected_s"] + f["recovery_s"]]
     if whom == "learner":  # ranks are lost and rebuilt together
@@ -314,17 +314,18 @@ def _mend(strike: Strike, evidence: Evidence, rules: Rules, used: set[int]) -> M
 
 def _mend_of_decoder(strike: Strike, evidence: Evidence, used: set[int]) -> Mend:
     """It is missed when it is next asked, whenever that is."""
-    launch = _launch_at(strike, evidence)
+    until = _until(strike, evidence)
     for index, fault in enumerate(evidence.faults):
-        is_after = strike.time_s - CLOCK_S <= fault["detected_s"] <= (launch.ended_s if launch else float("inf"))
+        is_after = strike.time_s - CLOCK_S <= fault["detected_s"] <= until
         if index not in used and is_after and _is_told_by(fault) == "decoder":
             used.add(index)
             return Mend(strike, MENDED, max(fault["detected_s"] - strike.time_s, 0.0), fault["recovery_s"], index)
     return Mend(strike, HARMLESS)
 
 
-def _launch_at(strike: Strike, evidence: Evidence) -> Launch | None:
-    return next((one for one in evidence.launches if one.started_s <= strike.time_s <= one.ended_s), None)
+def _until(strike: Strike, evidence: Evidence) -> float:
+    """When the launch that was struck ended."""
+    return next((one.ended_s for one in evidence.launches if one.started_s <= strike.time_s <= one.ended_s), math.inf)
 
 
 def _is_told_by(fault: Mapping[str, Any]) -> str:
