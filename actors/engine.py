@@ -32,7 +32,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from actors.engine_drivers import PATIENCE_S, AsyncDriver, Driver, InlineDriver, result_within, settle
-from rl.config import ConfigError, EngineConfig, PolicyConfig
+from rl.config.schema import ConfigError, EngineConfig, PolicyConfig
 from rl.policy.processor import Processor
 from rl.policy.vllm_plugin import STEADY, WORKER_EXTENSION
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling

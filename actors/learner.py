@@ -14,8 +14,8 @@ from actors.frames import FramesLostError, fetch, fetch_samples
 from actors.memory import own_memory_mib
 from actors.waiting import gather, nothing
 from actors.weight_buckets import WeightBucket, pack
-from rl.batch import assign_ranks, gather_ranks
-from rl.snapshot import Snapshot
+from rl.algorithm.batch import assign_ranks, gather_ranks
+from rl.checkpoint.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WrittenFile
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from rl.faults import COUNTED
-from rl.metrics import describe
+from rl.tracking.faults import COUNTED
+from rl.tracking.metrics import describe
 
 
 class RayMetricsSink:

@@ -11,8 +11,8 @@ import ray
 
 from actors.frames import park
 from actors.memory import own_memory_mib
-from actors.player import Player
-from actors.watchdog import Whereabouts
+from actors.rollout_runner import Player
+from actors.stall_detector import Whereabouts
 from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
 from envs.rollout import Said, TokenLedger
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask

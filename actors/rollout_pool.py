@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.frames import blocks_of, exchange
 from actors.rollout import EngineGoneError
-from actors.rollout_crew import LOSSES, Hear, Place, RolloutCrew, RolloutError, unheard
+from actors.rollout_group import LOSSES, Hear, Place, RolloutCrew, RolloutError, unheard
 from actors.waiting import COLLECT_S, GLANCE_S, WORKER_IS_GONE, cause_of, nothing
 from envs.rollout import occurrences
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask

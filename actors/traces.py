@@ -13,11 +13,11 @@ import ray
 
 from actors.frames import park
 from actors.waiting import gather
-from envs.formats import RetrievalTrace
+from envs.data.formats import RetrievalTrace
+from envs.data.rows import UnusableRow
+from envs.data.traces import trace_to_trajectory
 from envs.rollout import Surroundings
-from envs.rows import UnusableRow
-from envs.traces import trace_to_trajectory
-from rl.cold_start import supervised_sample
+from rl.learner.sft import supervised_sample
 from rl.trajectory import TrainingSample, TrajectoryGroup
 
 log = logging.getLogger(__name__)

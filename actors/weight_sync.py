@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 from actors.learner import LearnerGroup
-from actors.rollout_crew import RolloutCrew
+from actors.rollout_group import RolloutCrew
 from actors.weight_buckets import WeightBucket, WeightsLostError
-from rl.config import WeightSyncConfig
+from rl.config.schema import WeightSyncConfig
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
     python benchmarks/checkpoints.py --mib 4 400 --repeats 9
 
 One rank's part as a run has it, `--mib` in all: float32 masters, two moments and the policy, a quarter each; copied and
-written by `rl.snapshot`, published by `rl.saving` with manifest, hashes and fsync.
+written by `rl.checkpoint.snapshot`, published by `rl.checkpoint.saver` with manifest, hashes and fsync.
 
     blocked     what the run waits for: the draft, and the copy in memory
     at once     the same checkpoint copied, written and published before the run goes on
@@ -25,10 +25,9 @@ from safetensors.torch import save_file
 from tables import median_and_range, print_conditions, print_table
 from torch import Tensor
 
-from rl.checkpoint import CheckpointStore
-from rl.learner_state import CapturedState, Layout
-from rl.saving import Contents, Saver
-from rl.snapshot import Snapshot
+from rl.checkpoint.saver import Contents, Saver
+from rl.checkpoint.snapshot import CapturedState, Snapshot
+from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import RunState, WrittenFile
 
 ALONE_S = 2.0  # of multiplying with nothing beside it
@@ -50,7 +49,9 @@ class Rank:
     def capture(self) -> Snapshot:
         copied = {name: tensor.to("cpu", copy=True) for name, tensor in self._state.items()}
         policy = self._policy.to("cpu", copy=True)
-        return Snapshot(CapturedState(Layout(1, 1, 0), copied, {"steps": "1"}), lambda folder: _export(policy, folder))
+        return Snapshot(
+            CapturedState("rank_0.safetensors", copied, {"steps": "1"}), lambda folder: _export(policy, folder)
+        )
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from pathlib import Path
 import decord
 import numpy as np
 
-from envs.video import VideoError, VideoIndex, VideoReader, index_video
-from rl.config import ScenesConfig
+from envs.video.reader import VideoError, VideoIndex, VideoReader, index_video
+from rl.config.schema import ScenesConfig
 from rl.policy.scenes import segment_scenes
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")

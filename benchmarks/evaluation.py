@@ -29,16 +29,16 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
 from actors.placement import Demand, Slots
-from actors.rollout_crew import RolloutCrew
+from actors.rollout_group import RolloutCrew
 from actors.rollout_pool import RolloutPool
-from rl.config import RunConfig
-from rl.config_file import load_config
-from rl.evaluate import Judge, play_rest, summarise_outcomes
-from rl.exams import Exam, judge_by_rewards, own_exam
-from rl.inspection import playable_policy
+from rl.config.file import load_config
+from rl.config.schema import RunConfig
+from rl.evaluation.evaluate import Judge, play_rest, summarise_outcomes
+from rl.evaluation.predictions import Outcome, PredictionFile
+from rl.evaluation.suite import Exam, judge_by_rewards, own_exam
 from rl.policy.vllm_plugin import engine_environment
-from rl.predictions import Outcome, PredictionFile
-from rl.stations import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts, start_player
+from rl.run.initial_policy import playable_policy
+from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts, start_player
 
 EVAL, ALONE = "dynframe eval", "one by one"
 

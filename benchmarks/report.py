@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tables import median_and_range, print_conditions, print_table
 
-from envs.video import VideoReader
+from envs.video.reader import VideoReader
+from rl.cli.viewer import ClipFrames
 from rl.report.build import MIB, build_report
 from rl.report.run_files import moment_files, open_run, read_json_lines
-from rl.viewer import ClipFrames
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 

@@ -55,15 +55,15 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
 from actors.engine import BLOCK_TOKENS, VllmEngine
-from envs.opening import open_clip
+from envs.initial_observation import open_clip
 from envs.rollout import Generate, derive_seed, make_env, run_episode, run_group
-from rl.config import RunConfig
-from rl.config_file import load_config
-from rl.inspection import playable_policy
+from rl.config.file import load_config
+from rl.config.schema import RunConfig
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
-from rl.prepare import make_surroundings, prepare_tasks
-from rl.stations import START_TIMEOUT_S, cluster, spawn_rollouts, start_player
+from rl.run.initial_policy import playable_policy
+from rl.run.prepare import make_surroundings, prepare_tasks
+from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rollouts, start_player
 from rl.trajectory import Completion, GenerateRequest, RetrievalCall, Sampling, TrajectoryGroup, VideoTask
 
 Play = Callable[[Sequence[VideoTask], int], list[TrajectoryGroup]]  # (tasks, repeat) -> groups

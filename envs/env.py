@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from envs.opening import Opening, VideoReader, decode, unseen_frames
+from envs.initial_observation import Opening, VideoReader, decode, unseen_frames
 from envs.prompts import VideoProcessor, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
-from envs.video import VideoError
+from envs.video.reader import VideoError
 from rl.trajectory import (
     Completion,
     Frames,

@@ -17,10 +17,10 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from envs.env import RetrievalEnv, TokenBudget, video_error_note
-from envs.opening import Opening, OpeningRules, VideoReader, open_clip
+from envs.initial_observation import Opening, OpeningRules, VideoReader, open_clip
 from envs.prompts import PromptFormat, VideoProcessor
 from envs.retrieval import RetrievalRules
-from envs.video import VideoError
+from envs.video.reader import VideoError
 from rl.trajectory import (
     Completion,
     GenerateRequest,

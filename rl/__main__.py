@@ -1,5 +1,5 @@
 """`python -m rl …` is `dynframe …`, for places where the console script is not on the path."""
 
-from rl.cli import main
+from rl.cli.main import main
 
 main()

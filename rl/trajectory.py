@@ -1,6 +1,6 @@
 """The data that flows through a training step: one frozen type per station.
 
-    VideoTask -> TrajectoryGroup -> ScoredGroup -> TrainingSample -> tensors (rl.batch.LearnerBatch) -> LearnerUpdate
+    VideoTask -> TrajectoryGroup -> ScoredGroup -> TrainingSample -> tensors (rl.algorithm.batch) -> LearnerUpdate
 
 Legend: P groups of a step · G siblings of one task · T frames of a block, or tokens of a sample (said where it stands)
 · H W pixels.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["envs", "rewards", "rl.trajectory", "rl.records", "rl.report"]):
+with atheris.instrument_imports(include=["envs", "rewards", "rl.trajectory", "rl.tracking.records", "rl.report"]):
     from tests.hostile_text import ODD, TARGETS, WORDS, Clip
 
 GIVEN = [0.0, 1e-9, 0.009, 0.01, 0.1, 1.0, 7.3, 60.0, 86_400.0, 1e12, -1.0, float("nan"), float("inf")]

@@ -19,17 +19,17 @@ from envs.benchmarks.choices import letter_among, letter_of_text, without_labels
 from envs.benchmarks.metrics import chosen_letter, stated_window
 from envs.benchmarks.prediction import prediction_of
 from envs.benchmarks.registry import BUILTIN, resolve
-from envs.formats import answer_kind, make_task, span_of
+from envs.data.formats import answer_kind, make_task, span_of
+from envs.data.rows import UnusableRow
 from envs.retrieval import RetrievalRules, frame_times, parse_call
-from envs.rows import UnusableRow
 from rewards.answer import answer, answer_body, normalised
 from rewards.frame_rate import frame_rate
 from rewards.golden import golden_group
 from rewards.output_format import output_format
 from rewards.scoring import WeightedReward, score_group
 from rewards.temporal_iou import temporal_iou
-from rl.records import records
 from rl.report.page import script_safe_json
+from rl.tracking.records import records
 from rl.trajectory import (
     AnswerKind,
     MalformedCall,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rl.config_file import load_config
-from rl.verify_resume import Runs
+from rl.config.file import load_config
+from rl.fault_injection.verify_resume import Runs
 
 STEPS = 5
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"

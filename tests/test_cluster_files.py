@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cluster.submit import RELEASE_S
-from rl.config_file import load_config
+from rl.config.file import load_config
 
 REPOSITORY = Path(__file__).parents[1]
 RUNTIME_ENV = yaml.safe_load((REPOSITORY / "cluster/runtime_env.yaml").read_text())

@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from rl.fingerprint import STATIONS
-from rl.verify_resume import Kill, Proof, compare, print_proof
+from rl.fault_injection.verify_resume import Kill, Proof, compare, print_proof
+from rl.tracking.fingerprint import STATIONS
 from tests.proof_run import STEPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]

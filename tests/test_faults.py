@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl.faults import read_faults
+from rl.tracking.faults import read_faults
 from tests.proof_run import QUICKSTART, SMALL, STEPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]

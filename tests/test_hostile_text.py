@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from envs.benchmarks.choices import without_labels, written_letters
 from envs.benchmarks.prediction import last_answer
-from envs.formats import answer_kind, span_of
+from envs.data.formats import answer_kind, span_of
+from envs.data.rows import UnusableRow
 from envs.retrieval import RetrievalRules, parse_call
-from envs.rows import UnusableRow
 from rewards.answer import answer_body, normalised
 from rewards.golden import golden_group
 from rewards.output_format import output_format

@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from rl.config_file import load_config
-from rl.stations import start_player
+from rl.config.file import load_config
+from rl.run.workers import start_player
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
@@ -81,7 +81,7 @@ def doomed_player(config, policy_dir, folder):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Configuration, policy and tasks."""
-    from rl.prepare import prepare_policy, prepare_tasks
+    from rl.run.prepare import prepare_policy, prepare_tasks
 
     home = tmp_path_factory.mktemp("killed")
     config = load_config([REPOSITORY / "configs" / "quickstart.yaml"], [*SMALL, f"cache_dir={home}/cache"])
@@ -91,7 +91,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(ray_cluster, world, tmp_path_factory):
-    from actors.rollout_crew import RolloutCrew
+    from actors.rollout_group import RolloutCrew
     from actors.rollout_pool import RolloutPool
     from rl.policy.vllm_plugin import engine_environment
 

@@ -8,13 +8,13 @@ import pytest
 from actors.reward import weighted_rewards
 from rewards.golden import golden_group
 from rewards.scoring import score_group
-from rl.config_file import load_config
-from rl.resume import MEANING
+from rl.config.file import load_config
+from rl.run.resume import MEANING
 from rl.trajectory import AnswerKind, RewardFailure
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-ROOMS = ("rl", "rl/policy", "rl/report", "envs", "envs/benchmarks", "rewards", "actors", "cluster")
+TOP = ("rl", "actors", "rewards", "envs", "cluster")
 
 
 def blocks(language):
@@ -28,12 +28,13 @@ def bases(name):
     return sorted(set(re.findall(rf"(configs/\w+\.yaml) {re.escape(name)}", README)))
 
 
-def test_every_source_file_has_its_line_and_every_line_its_file():
-    mapped = set(re.findall(r"^\| `([\w/]+\.(?:py|sh|yaml|json|txt)|[\w/]+/)` \|", README, flags=re.MULTILINE))
-    present = {f"{room}/{path.name}" for room in ROOMS for path in (REPOSITORY / room).glob("*.py")}
-    present = {name for name in present if not name.endswith("__init__.py")}
+def test_every_source_file_has_its_line_in_the_architecture_and_every_line_its_file():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    mapped = set(re.findall(r"^\| `([\w/]+\.(?:py|sh|yaml|json|txt)|[\w/]+/)` \|", text, flags=re.MULTILINE))
+    present = {str(path.relative_to(REPOSITORY)) for top in TOP for path in (REPOSITORY / top).rglob("*.py")}
+    present = {name for name in present if not name.endswith(("__init__.py", "__main__.py"))}
     present |= {f"configs/{path.name}" for path in (REPOSITORY / "configs").iterdir()} | {"rl/report/assets/"}
-    assert present <= mapped, f"not in the README: {sorted(present - mapped)}"
+    assert present <= mapped, f"not in docs/architecture.md: {sorted(present - mapped)}"
     assert all((REPOSITORY / name).exists() for name in mapped), sorted(mapped)
 
 

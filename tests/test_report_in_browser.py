@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.faults import write_faults
 from rl.report.live import make_server
+from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
 from tests.rl.report.recorded_run import append_step, write_run
 
@@ -57,7 +57,7 @@ def report(tmp_path_factory, clips):
 def written(run):
     from rich.console import Console
 
-    from rl.viewer import run_report
+    from rl.cli.viewer import run_report
 
     run_report(run, None, max_mib=4, console=Console(quiet=True))
     return run / "report.html"
@@ -370,8 +370,8 @@ def test_a_live_page_of_a_run_that_has_only_begun_waits_for_its_first_step(tmp_p
 
 
 def test_a_live_page_shows_a_new_step_without_being_loaded_again(tmp_path, clips, open_page):
-    from envs.video import VideoReader
-    from rl.viewer import ClipFrames
+    from envs.video.reader import VideoReader
+    from rl.cli.viewer import ClipFrames
 
     run = write_run(tmp_path / "run", clips, steps=2)
     with VideoReader(workers=0) as reader, make_server(run, ClipFrames(reader), port=0) as server:

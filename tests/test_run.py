@@ -126,7 +126,7 @@ def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):
 
 
 def test_an_exported_policy_loads_in_transformers_and_plays_in_the_engine(home, straight):
-    from rl.config_file import load_config
+    from rl.config.file import load_config
     from rl.policy.model import load_policy
 
     folder = home / "exported"

@@ -11,9 +11,9 @@ REMOTE = {"ray.get", "ray.wait"}  # and `.result()` of futures, `.wait()` and `.
 OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot outlive it
     "actors/engine_drivers.py": "a future that `wait(..., timeout)` has found done, and the engine thread's own inbox",
     "actors/engine.py": "a future whose callback this is",
-    "rl/saving.py": "a future that is known to be done",
-    "rl/validation.py": "decoding threads, whose requests have deadlines of their own",
-    "rl/chaos_trial.py": "the wait of a launched run, which looks at its clock itself",
+    "rl/checkpoint/saver.py": "a future that is known to be done",
+    "rl/cli/validation.py": "decoding threads, whose requests have deadlines of their own",
+    "rl/fault_injection/experiment.py": "the wait of a launched run, which looks at its clock itself",
 }
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.learning import bandit, report
 from benchmarks.learning.runs import CONFIGS, METHODS, VARIANTS, FinishedRun, play, read
 from benchmarks.tables import print_conditions, print_table
-from rl.config_file import load_config
+from rl.config.file import load_config
 
 HERE = Path(__file__).parent
 

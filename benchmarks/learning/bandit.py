@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import print_table
-from rl.advantages import Credit, CreditRules, credit_group
+from rl.algorithm.advantages import Credit, CreditRules, credit_group
 from rl.trajectory import SegmentRewards
 
 NUM_WINDOWS = 3

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.learning.runs import METHODS, FinishedRun, kind_of
-from rl.advantages import CreditRules, credit_group
+from rl.algorithm.advantages import CreditRules, credit_group
 from rl.trajectory import RewardFailure, SegmentRewards
 
 T_95 = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.synthetic import QUESTIONS
+from envs.synthetic.world import QUESTIONS
 
 CONFIGS = ("configs/quickstart.yaml", "benchmarks/learning/conflict.yaml")
 VARIANTS: Mapping[str, Sequence[str]] = {  # name of a run -> what it changes

@@ -8,7 +8,7 @@ from pathlib import Path
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples
 from envs.benchmarks.metrics import moment_values
 from envs.benchmarks.reading import moment_example, read_examples, require_file, window_from
-from envs.rows import UnusableRow, json_object, shortened, text_at
+from envs.data.rows import UnusableRow, json_object, shortened, text_at
 
 
 def read(annotation: Path, video_root: Path) -> LoadedExamples:

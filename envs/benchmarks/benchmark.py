@@ -1,6 +1,6 @@
 """What a benchmark is: examples read from the authors' files, and what one prediction is worth by the authors' metric.
 
-A metric here is the value of one example; rl.evaluate takes the means and their intervals. Values are in 0..1.
+A metric here is the value of one example in 0..1; rl.evaluation.evaluate takes the means and their intervals.
 """
 
 from __future__ import annotations

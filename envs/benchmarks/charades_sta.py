@@ -7,7 +7,7 @@ from pathlib import Path
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples
 from envs.benchmarks.metrics import moment_values
 from envs.benchmarks.reading import read_examples, require_file
-from envs.formats import FORMATS
+from envs.data.formats import FORMATS
 
 _ROWS = FORMATS["charades_sta"]
 

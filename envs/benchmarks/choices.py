@@ -10,8 +10,8 @@ from pathlib import Path
 
 from envs.benchmarks.benchmark import Example
 from envs.benchmarks.reading import single_evidence
-from envs.formats import make_task
-from envs.rows import UnusableRow, shortened, text_at, video_file
+from envs.data.formats import make_task
+from envs.data.rows import UnusableRow, shortened, text_at, video_file
 from rl.trajectory import TimeSpan
 
 LETTERS = string.ascii_uppercase

@@ -8,7 +8,7 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples
 from envs.benchmarks.choices import choice_example, letter_of_text, options_at, with_options
 from envs.benchmarks.metrics import choice_values
 from envs.benchmarks.reading import each_of, identifier_at, read_examples, rows_of
-from envs.rows import as_mapping, text_at
+from envs.data.rows import as_mapping, text_at
 
 
 def read(annotation: Path, video_root: Path) -> LoadedExamples:

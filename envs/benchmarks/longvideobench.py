@@ -9,7 +9,7 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples
 from envs.benchmarks.choices import LETTERS, choice_example, options_at, with_options
 from envs.benchmarks.metrics import choice_values
 from envs.benchmarks.reading import identifier_at, read_examples, rows_of
-from envs.rows import UnusableRow, as_mapping, shortened, text_at
+from envs.data.rows import UnusableRow, as_mapping, shortened, text_at
 
 _ABSENT = "N/A"  # an option that the data set's table has only to be as wide as the others
 

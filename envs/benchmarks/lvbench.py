@@ -10,7 +10,7 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Predic
 from envs.benchmarks.choices import choice_example, letter_among, written_letters
 from envs.benchmarks.metrics import GROUP_SEPARATOR, choice_values
 from envs.benchmarks.reading import each_of, identifier_at, read_examples, rows_of
-from envs.rows import as_mapping, text_at
+from envs.data.rows import as_mapping, text_at
 from rl.trajectory import TimeSpan
 
 _CLOCK = r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:\.\d{1,3})?)"

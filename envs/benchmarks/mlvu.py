@@ -9,7 +9,7 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Predic
 from envs.benchmarks.choices import choice_example, letter_of_text, options_at, with_options
 from envs.benchmarks.metrics import choice_values
 from envs.benchmarks.reading import read_examples, rows_of
-from envs.rows import DatasetError, UnusableRow, as_mapping, shortened, text_at
+from envs.data.rows import DatasetError, UnusableRow, as_mapping, shortened, text_at
 
 TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning")
 _ALSO_CALLED = {"findNeedle": "needle"}  # the same task in the file's rows

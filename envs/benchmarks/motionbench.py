@@ -9,7 +9,7 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Predic
 from envs.benchmarks.choices import choice_example, letter_among, written_letters
 from envs.benchmarks.metrics import choice_values
 from envs.benchmarks.reading import each_of, identifier_at, read_examples, rows_of
-from envs.rows import UnusableRow, as_mapping, text_at
+from envs.data.rows import UnusableRow, as_mapping, text_at
 
 _FOLDERS = ("", "self-collected", "public-dataset", "MotionBench/self-collected", "MotionBench/public-dataset")
 

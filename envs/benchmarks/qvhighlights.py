@@ -8,7 +8,7 @@ from pathlib import Path
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction
 from envs.benchmarks.metrics import moment_values
 from envs.benchmarks.reading import identifier_at, moment_example, read_examples, rows_of, windows_at
-from envs.rows import UnusableRow, as_mapping, text_at
+from envs.data.rows import UnusableRow, as_mapping, text_at
 
 
 def read(annotation: Path, video_root: Path) -> LoadedExamples:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from envs.benchmarks.benchmark import Example, LoadedExamples, RejectedExample
-from envs.formats import make_task, moment_question
-from envs.rows import (
+from envs.data.formats import make_task, moment_question
+from envs.data.rows import (
     DatasetError,
     UnusableRow,
     csv_rows,

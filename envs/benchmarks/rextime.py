@@ -9,7 +9,7 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Predic
 from envs.benchmarks.choices import LETTERS, choice_example, letter_among, options_at, with_options
 from envs.benchmarks.metrics import best_iou, grounded_unparsed, is_right, looked_at, recall_values
 from envs.benchmarks.reading import identifier_at, read_examples, rows_of, window_from, windows_at
-from envs.rows import UnusableRow, as_mapping, text_at
+from envs.data.rows import UnusableRow, as_mapping, text_at
 
 
 def read(annotation: Path, video_root: Path) -> LoadedExamples:

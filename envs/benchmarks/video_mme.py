@@ -10,7 +10,7 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Predic
 from envs.benchmarks.choices import LETTERS, choice_example, letter_among, options_at, with_options, without_labels
 from envs.benchmarks.metrics import choice_values, chosen_letter
 from envs.benchmarks.reading import each_of, identifier_at, read_examples, rows_of
-from envs.rows import UnusableRow, as_mapping, shortened, text_at
+from envs.data.rows import UnusableRow, as_mapping, shortened, text_at
 
 DURATIONS = ("short", "medium", "long")
 _YOUTUBE_ID = re.compile(r"[?&]v=([\w-]+)", re.ASCII)

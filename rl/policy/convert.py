@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import Qwen2_5_VLConfig
 
-from rl.config import ScenesConfig
+from rl.config.schema import ScenesConfig
 from rl.policy.model import ARCHITECTURE, flexivideo_section, require_scenes
 from rl.policy.patch_embed import expand_temporal_kernel
-from rl.policy.processor import OPTIONAL_FILES, TAG_TOKENS, TOKENIZER_FILES, PolicyFilesError, require_inert
+from rl.policy.processor import OPTIONAL_FILES, TOKENIZER_FILES, require_inert
+from rl.policy.token_ids import TAG_TOKENS, PolicyFilesError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 RENAMES = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))

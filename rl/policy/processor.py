@@ -15,35 +15,19 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from rl.config import ScenesConfig
+from rl.config.schema import ScenesConfig
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.scenes import fingerprint, segment_scenes
+from rl.policy.token_ids import TOKEN_TEXT, VISION_TOKENS, PolicyFilesError, TokenIds
 from rl.trajectory import Frames
 
-TOKEN_TEXT = {
-    "span_open": "<span>",
-    "span_close": "</span>",
-    "fps_open": "<fps>",
-    "fps_close": "</fps>",
-    "think_open": "<think>",
-    "think_close": "</think>",
-    "answer_open": "<answer>",
-    "answer_close": "</answer>",
-    "im_start": "<|im_start|>",
-    "im_end": "<|im_end|>",
-    "vision_start": "<|vision_start|>",
-    "vision_end": "<|vision_end|>",
-    "video_pad": "<|video_pad|>",
-    "image_pad": "<|image_pad|>",
-    "pad": "<|endoftext|>",
-}
 UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character, or not yet
 MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
     "video_token_id": "video_pad",
@@ -51,8 +35,6 @@ MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
     "vision_start_token_id": "vision_start",
     "vision_end_token_id": "vision_end",
 }
-TAG_TOKENS = tuple(text for name, text in TOKEN_TEXT.items() if name.endswith(("_open", "_close")))
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights in them run code when they are loaded
 LONGEST_HEADER = 100_000_000  # bytes of JSON before the tensors; the format's own limit
@@ -63,47 +45,6 @@ OPTIONAL_FILES = (
     "added_tokens.json",
     "preprocessor_config.json",
 )
-
-
-class PolicyFilesError(ValueError):
-    """The policy's folder cannot be used; the message names file and remedy."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenIds:
-    """Ids of the tokens the protocol speaks in."""
-
-    span_open: int
-    span_close: int
-    fps_open: int
-    fps_close: int
-    think_open: int
-    think_close: int
-    answer_open: int
-    answer_close: int
-    im_start: int
-    im_end: int
-    vision_start: int
-    vision_end: int
-    video_pad: int
-    image_pad: int
-    pad: int
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> TokenIds:
-        """Look every token up.
-
-        Raises:
-            PolicyFilesError: some are missing; a stock checkpoint has to be converted first.
-        """
-        ids = {field.name: tokenizer.token_to_id(TOKEN_TEXT[field.name]) for field in fields(cls)}
-        missing = [TOKEN_TEXT[name] for name, token_id in ids.items() if token_id is None]
-        if missing:
-            raise PolicyFilesError(
-                f"the tokenizer lacks {', '.join(missing)}: convert the checkpoint with "
-                "rl.policy.convert.convert_stock_checkpoint"
-            )
-        return cls(**ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

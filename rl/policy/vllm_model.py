@@ -32,10 +32,10 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
+from rl.policy.batch_invariant import steady_linear, unsteady_shapes
 from rl.policy.model import make_patch_embed, scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import PackedVideo, Processor
-from rl.policy.steady import steady_linear, unsteady_shapes
 from rl.policy.vllm_plugin import STEADY
 
 VIDEO = "video"

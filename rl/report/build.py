@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config import ConfigError
-from rl.metrics import describe
-from rl.report.moments import FrameNeeds, Moment, compact, packed
+from rl.config.schema import ConfigError
 from rl.report.page import json_part, packed_part, page_bytes, write_page
 from rl.report.run_files import (
     Broken,
@@ -30,7 +28,9 @@ from rl.report.run_files import (
     read_metrics,
     read_summary,
 )
+from rl.report.steps import FrameNeeds, Moment, compact, packed
 from rl.report.thumbnails import ClipThumbnails, FrameSource, Thumbnails, evenly, make_thumbnails
+from rl.tracking.metrics import describe
 
 MIB = 2**20
 DETAIL_SHARE = 0.7  # of the budget that texts and log-probs may take before they are thinned

@@ -20,12 +20,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from rl.faults import FAULTS
 from rl.report.build import MomentCache, RunData, file_state, read_run, run_index
-from rl.report.moments import packed
 from rl.report.page import content_policy, render
 from rl.report.run_files import moment_files
+from rl.report.steps import packed
 from rl.report.thumbnails import LADDER, ClipThumbnails, FrameSource, clip_thumbnails
+from rl.tracking.faults import FAULTS
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from rl.config import ConfigError
-from rl.faults import FAULTS
+from rl.config.schema import ConfigError
+from rl.tracking.faults import FAULTS
 
 Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported
 RECORDS = re.compile(r"step_(\d+)\.jsonl")

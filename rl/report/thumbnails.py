@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from rl.report.moments import FrameNeeds
+from rl.report.steps import FrameNeeds
 
 BASE64 = Fraction(4, 3)
 ESCAPED_BYTES = 6  # of one character of text in the page, at most

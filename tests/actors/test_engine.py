@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config import ConfigError, EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.config.schema import ConfigError, EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.policy.processor import Processor
 from rl.trajectory import (
     Frames,
@@ -144,7 +144,7 @@ def test_group_runs_the_encoder_once_per_video_and_prefills_what_is_new(engine, 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_engine_and_learner_agree_in_every_segment(engine, processor, policy_dir, temperature, record_property):
-    from rl.parity import measure_parity
+    from rl.evaluation.parity import measure_parity
     from rl.policy.model import load_policy
 
     sizes = ((84, 112), (56, 56), (56, 140))
@@ -288,7 +288,7 @@ def test_new_visual_weights_are_seen_even_in_cached_clips_and_old_ones_return(en
 
 
 def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp_path):
-    from rl.parity import measure_parity
+    from rl.evaluation.parity import measure_parity
     from rl.policy.model import load_policy
     from rl.policy.tiny import build_tiny_policy
 
@@ -435,7 +435,7 @@ def test_a_machine_that_cannot_be_deterministic_is_refused_with_the_remedy(polic
     ids=lambda scenes: f"{scenes.mode}-{scenes.timestamps}",
 )
 def test_engine_and_learner_agree_however_videos_are_encoded(scenes, open_engine, tmp_path, record_property):
-    from rl.parity import measure_parity
+    from rl.evaluation.parity import measure_parity
     from rl.policy.model import load_policy
     from rl.policy.tiny import build_tiny_policy
 
@@ -457,7 +457,7 @@ def stored_weights(folder) -> dict[str, torch.Tensor]:
 
 
 def test_bf16_engine_and_learner_agree_loosely(open_engine, policy_dir, processor, record_property):
-    from rl.parity import measure_parity
+    from rl.evaluation.parity import measure_parity
     from rl.policy.model import load_policy
 
     engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
@@ -496,7 +496,7 @@ import asyncio, os, shutil, sys
 from rl.policy.vllm_plugin import engine_environment
 os.environ.update(engine_environment("cpu"))
 from actors.engine import make_engine
-from rl.config import EngineConfig, PolicyConfig, ScenesConfig
+from rl.config.schema import EngineConfig, PolicyConfig, ScenesConfig
 from rl.trajectory import GenerateRequest, Sampling
 assert not [name for name in ("gcc", "cc", "g++", "clang") if shutil.which(name)]
 engine = make_engine(sys.argv[1], PolicyConfig(scenes=ScenesConfig(budget="none")), EngineConfig(), 0)
@@ -557,7 +557,7 @@ import numpy as np
 import pytest
 from actors.engine import EngineError, VllmEngine
 from actors.engine_drivers import AsyncDriver
-from rl.config import EngineConfig, PolicyConfig, ScenesConfig
+from rl.config.schema import EngineConfig, PolicyConfig, ScenesConfig
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.trajectory import GenerateRequest, Sampling

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from rl.checkpoint import CheckpointStore
-from rl.manifest import CheckpointError, file_record
-from rl.saving import Contents, Saver
+from rl.checkpoint.manifest import CheckpointError, file_record
+from rl.checkpoint.saver import Contents, Saver
+from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import RunState
 
 pytestmark = pytest.mark.ray
@@ -20,8 +20,7 @@ def make_learner(gate, rank, world_size, **_place):
 
     import torch
 
-    from rl.learner_state import CapturedState, Layout
-    from rl.snapshot import Snapshot
+    from rl.checkpoint.snapshot import CapturedState, Snapshot
 
     class Gated(CapturedState):
         __slots__ = ()
@@ -40,7 +39,7 @@ def make_learner(gate, rank, world_size, **_place):
             return {"weight": float(self.weight[0])}
 
         def capture(self):
-            state = Gated(Layout(1, world_size, rank), {"master": self.weight.clone()}, {"steps": "1"})
+            state = Gated(f"rank_{rank}.safetensors", {"master": self.weight.clone()}, {"steps": "1"})
             return Snapshot(state, None)
 
     return Learner()

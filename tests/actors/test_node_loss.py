@@ -25,9 +25,9 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from actors.placement import Demand, Slots
-from actors.rollout_crew import RolloutCrew
+from actors.rollout_group import RolloutCrew
 from actors.rollout_pool import RolloutPool
-from rl.config import PlacementConfig
+from rl.config.schema import PlacementConfig
 from tests.actors.test_rollout import ScriptedPlayer, tasks
 
 folder, health = Path(sys.argv[1]), json.loads(sys.argv[2])

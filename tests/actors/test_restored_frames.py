@@ -51,7 +51,7 @@ class Reader:
         self.describe, self.take_faults = self._reader.describe, self._reader.take_faults
 
     def frames(self, path, times_s, size):
-        from envs.video import VideoError
+        from envs.video.reader import VideoError
 
         if times_s[0] > 4.5 and (left := int(self._refusals.read_text())):
             self._refusals.write_text(str(left - 1))
@@ -60,8 +60,8 @@ class Reader:
 
 
 def make_player(folder):
-    from actors.player import Player
-    from envs.opening import OpeningRules
+    from actors.rollout_runner import Player
+    from envs.initial_observation import OpeningRules
     from envs.retrieval import RetrievalRules
     from envs.rollout import Surroundings
     from rl.trajectory import Sampling
@@ -75,7 +75,7 @@ def make_player(folder):
 
 @pytest.fixture
 def pool(ray_cluster, tmp_path):
-    from actors.rollout_crew import RolloutCrew
+    from actors.rollout_group import RolloutCrew
     from actors.rollout_pool import RolloutPool
 
     place = {"num_cpus": 0.1, "name": f"rollout/0/{time.monotonic_ns()}"}
@@ -140,7 +140,7 @@ def test_a_video_that_cannot_be_read_for_a_while_is_asked_again(pool, play, tmp_
 
 
 def test_only_frames_that_stay_lost_end_the_run(pool, play, tmp_path):
-    from actors.rollout_crew import RolloutError
+    from actors.rollout_group import RolloutError
 
     group = play()
     refuse(tmp_path, 3)
@@ -150,7 +150,7 @@ def test_only_frames_that_stay_lost_end_the_run(pool, play, tmp_path):
 
 
 def test_a_video_that_was_exchanged_for_another_is_not_taken_for_it(pool, play, tmp_path):
-    from actors.rollout_crew import RolloutError
+    from actors.rollout_group import RolloutError
     from tests.envs.setting import write_clip
 
     group = play()

@@ -148,7 +148,7 @@ class ScriptedPlayer:
 def pool_of(ray_cluster, tmp_path):
     import ray
 
-    from actors.rollout_crew import RolloutCrew
+    from actors.rollout_group import RolloutCrew
     from actors.rollout_pool import RolloutPool
     from actors.waiting import nothing
 
@@ -211,7 +211,7 @@ def test_without_tasks_there_is_nothing_to_wait_for(pool_of):
 
 
 def failing(pool, named):
-    from actors.rollout_crew import RolloutError
+    from actors.rollout_group import RolloutError
 
     done = []
     with pytest.raises(RolloutError) as caught:
@@ -393,7 +393,7 @@ def test_a_newcomer_plays_only_once_it_holds_the_current_weights(pool_of):
 
 
 def test_what_was_sampled_with_other_weights_is_refused(pool_of):
-    from actors.rollout_crew import RolloutError
+    from actors.rollout_group import RolloutError
 
     pool = pool_of(workers=1)
     pool.crew.wait_ready(60)
@@ -475,7 +475,7 @@ def test_what_broke_inside_a_worker_is_told_with_its_name(pool_of, tmp_path):
 
 
 def test_who_asks_to_stop_is_heard_within_a_second_or_so(pool_of):
-    from rl.interrupts import StopRequested
+    from rl.run.stop_signals import StopRequested
 
     asked = []
 

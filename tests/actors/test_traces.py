@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs.formats import RetrievalTrace
+from envs.data.formats import RetrievalTrace
 from rl.trajectory import (
     AnswerKind,
     Completion,

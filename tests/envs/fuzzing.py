@@ -17,10 +17,10 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from envs.decode_memory import resident_bytes
-from envs.decode_process import MIB, DecodeProcess
-from envs.video import VideoError
-from tests.envs.mutants import Mutant, mutants
+from envs.video.decode_memory import resident_bytes
+from envs.video.decode_process import MIB, DecodeProcess
+from envs.video.reader import VideoError
+from tests.envs.video.mutants import Mutant, mutants
 
 SIZE_HW = (28, 56)
 MEMORY_BYTES = 512 * MIB

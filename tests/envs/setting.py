@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from envs.video import VideoReader
-from rl.config import ScenesConfig
+from envs.video.reader import VideoReader
+from rl.config.schema import ScenesConfig
 from rl.policy.processor import Processor
 from rl.policy.tiny import train_tokenizer
 from rl.trajectory import AnswerKind, TimeSpan, VideoTask

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.env import EngineContractError, Observation, RetrievalEnv, TokenBudget
-from envs.opening import OpeningRules, open_clip, unseen_frames
+from envs.initial_observation import OpeningRules, open_clip, unseen_frames
 from envs.prompts import PromptFormat, encode_reply
 from envs.retrieval import RetrievalRules
 from rl.trajectory import (

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.opening import unseen_frames
+from envs.initial_observation import unseen_frames
 from envs.prompts import PromptFormat, encode_reply, encode_text, opening_prompt, refusal_note
-from rl.policy.processor import TOKEN_TEXT
+from rl.policy.token_ids import TOKEN_TEXT
 from tests.envs.setting import make_processor
 
 OPENING = unseen_frames((0.0, 1.0), (56, 56))

@@ -6,8 +6,8 @@ from itertools import cycle
 
 import pytest
 
-from envs.dataset import tasks_for_step
-from envs.opening import OpeningRules
+from envs.data.dataset import tasks_for_step
+from envs.initial_observation import OpeningRules
 from envs.prompts import encode_reply
 from envs.retrieval import RetrievalRules
 from envs.rollout import Surroundings, TokenLedger, derive_seed, greedy, occurrences, run_group

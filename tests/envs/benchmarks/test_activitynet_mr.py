@@ -3,7 +3,7 @@
 import pytest
 
 from envs.benchmarks.activitynet_mr import ACTIVITYNET_MR
-from envs.rows import DatasetError
+from envs.data.rows import DatasetError
 from rl.trajectory import TimeSpan
 
 CAPTIONS = {

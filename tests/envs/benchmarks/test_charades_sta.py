@@ -3,7 +3,7 @@
 import pytest
 
 from envs.benchmarks.charades_sta import CHARADES_STA
-from envs.rows import DatasetError
+from envs.data.rows import DatasetError
 from rl.trajectory import AnswerKind, TimeSpan
 
 ROWS = "OPENS 2.0 10.0##a person opens the door.\nSLEEP 0.0 4.0##person sleeping.\nSLEEP 3.0 40.5##person awakes.\n"

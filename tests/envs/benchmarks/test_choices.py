@@ -15,7 +15,7 @@ from envs.benchmarks.choices import (
     without_labels,
     written_letters,
 )
-from envs.rows import UnusableRow
+from envs.data.rows import UnusableRow
 from rl.trajectory import AnswerKind, TimeSpan
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.benchmarks.registry import BUILTIN, resolve
-from envs.rows import DatasetError
+from envs.data.rows import DatasetError
 
 OPTIONS = ["red", "blue", "green", "blue"]  # one text twice
 IN_QUESTION = "What colour?\n(A) red\n(B) blue\n(C) green\n(D) blue"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from envs.benchmarks.nextgqa import NEXTGQA
-from envs.rows import DatasetError
+from envs.data.rows import DatasetError
 from rl.trajectory import TimeSpan
 
 HEADER = "video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"

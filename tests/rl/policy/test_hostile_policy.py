@@ -9,7 +9,8 @@ import pytest
 
 from rl.policy.convert import convert_stock_checkpoint, prepare_policy
 from rl.policy.model import load_policy
-from rl.policy.processor import PolicyFilesError, Processor
+from rl.policy.processor import Processor
+from rl.policy.token_ids import PolicyFilesError
 from tests.rl.policy.conftest import SCENES
 
 

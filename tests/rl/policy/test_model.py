@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rl.config import ScenesConfig
+from rl.config.schema import ScenesConfig
 from rl.policy.convert import convert_stock_checkpoint
 from rl.policy.model import ARCHITECTURE, freeze_vision, load_policy, save_policy, token_logprobs
-from rl.policy.processor import PolicyFilesError, Processor
+from rl.policy.processor import Processor
+from rl.policy.token_ids import PolicyFilesError
 
 SCENES = ScenesConfig()
 

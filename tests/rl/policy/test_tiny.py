@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from rl.config import ScenesConfig, TinyPolicyConfig
+from rl.config.schema import ScenesConfig, TinyPolicyConfig
 from rl.policy.convert import canonical_name, convert_stock_checkpoint, prepare_policy
 from rl.policy.model import ARCHITECTURE, load_policy
-from rl.policy.processor import PolicyFilesError, Processor
+from rl.policy.processor import Processor
 from rl.policy.tiny import build_tiny_policy
+from rl.policy.token_ids import PolicyFilesError
 
 SCENES = ScenesConfig()
 SMALL = TinyPolicyConfig(hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, vocab_size=384)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.synthetic import QuickstartWorld, render_world, world_rows
-from rl.batch import credit_metrics, learned_credit
-from rl.metrics import reward_metrics, rollout_metrics
-from rl.records import records, write_step
+from envs.synthetic.world import QuickstartWorld, render_world, world_rows
+from rl.algorithm.batch import credit_metrics, learned_credit
+from rl.tracking.metrics import reward_metrics, rollout_metrics
+from rl.tracking.records import records, write_step
 from rl.trajectory import (
     AnswerKind,
     Completion,

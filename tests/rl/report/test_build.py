@@ -9,11 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from rl.config import ConfigError
-from rl.faults import write_faults
+from rl.config.schema import ConfigError
 from rl.report.build import build_report, by_priority, choose_details
-from rl.report.moments import FrameNeeds, Moment
+from rl.report.steps import FrameNeeds, Moment
 from rl.report.thumbnails import FramesUnavailableError
+from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
 from tests.rl.report.recorded_run import append_step, write_run
 

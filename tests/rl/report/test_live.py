@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from rl.faults import write_faults
 from rl.report.live import make_server
+from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
 from tests.rl.report.recorded_run import append_step, write_run
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rl.report.moments import FrameNeeds
+from rl.report.steps import FrameNeeds
 from rl.report.thumbnails import (
     LADDER,
     ClipThumbnails,

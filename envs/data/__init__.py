@@ -1,0 +1,1 @@
+"""Rows, formats, datasets, supervised traces and the status of clips."""

@@ -1,0 +1,186 @@
+"""Annotation files to tasks and supervised traces, and which tasks a step trains on.
+
+A row that cannot be used is never a crash and never silently gone: it is reported with file, line and reason.
+
+Legend: n tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from envs.data.formats import FORMATS, RetrievalTrace, RowFormat, span_of
+from envs.data.rows import DatasetError, UnusableRow, one_line
+from envs.video.reader import VideoError
+from rl.trajectory import TimeSpan, VideoTask
+
+Row = TypeVar("Row", VideoTask, RetrievalTrace)
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that was left out, and why."""
+
+    file: str
+    line: int  # where the row starts, counted from 1
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTasks:
+    """The usable rows of a file, and the others."""
+
+    tasks: tuple[VideoTask, ...]
+    rejected: tuple[RejectedRow, ...]
+    clamped: int = 0  # tasks whose evidence or answer ended after the clip
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTraces:
+    """The usable traces of a file, and the other rows."""
+
+    traces: tuple[RetrievalTrace, ...]
+    rejected: tuple[RejectedRow, ...]
+
+
+def load_tasks(
+    format: str,
+    path: str | Path,
+    video_root: str | Path = "",
+    *,
+    duration_of: Callable[[str], float] | None = None,
+    unusable: Mapping[str, str] = NOTHING,
+) -> LoadedTasks:
+    """Read an annotation file into tasks.
+
+    Args:
+        format: dm_rl, dm_cot or charades_sta.
+        video_root: every video must lie under it; empty: the folder of the annotation file.
+        duration_of: length of a video in seconds, raising VideoError where it cannot be read. With it, spans are
+            clamped to the clip and unreadable videos are rejected.
+        unusable: videos known to be so, and why: their rows are rejected.
+    Raises:
+        DatasetError: unknown format, or no such file or folder.
+    """
+    row_format, path, root = _located(format, path, video_root)
+    tasks, rejected = _read(path, root, row_format, row_format.task, unusable)
+    if duration_of is None:
+        return LoadedTasks(tuple(task for _, task in tasks), tuple(rejected))
+    duration_of = lru_cache(maxsize=None)(duration_of)
+    kept, clamped = [], 0
+    for line, task in tasks:
+        try:
+            within = within_clip(task, duration_of(task.video_path))
+        except (UnusableRow, VideoError) as error:
+            rejected.append(_rejected(path, line, error))
+            continue
+        kept.append(within)
+        clamped += within is not task
+    return LoadedTasks(tuple(kept), tuple(sorted(rejected, key=lambda row: row.line)), clamped)
+
+
+def load_traces(
+    format: str, path: str | Path, video_root: str | Path = "", *, unusable: Mapping[str, str] = NOTHING
+) -> LoadedTraces:
+    """Read an annotation file into supervised traces; as `load_tasks`.
+
+    Raises:
+        DatasetError: also if the format holds no traces.
+    """
+    row_format, path, root = _located(format, path, video_root)
+    if row_format.trace is None:
+        raise DatasetError(f"{path}: format {format!r} holds no traces; use dm_cot")
+    traces, rejected = _read(path, root, row_format, row_format.trace, unusable)
+    return LoadedTraces(tuple(trace for _, trace in traces), tuple(rejected))
+
+
+def within_clip(task: VideoTask, duration_s: float) -> VideoTask:
+    """The task with its evidence and answer clamped to a clip of this length; the same task if nothing ends after it.
+
+    Raises:
+        UnusableRow: a span lies after the clip's end.
+    """
+    evidence, answer = task.evidence_span, span_of(task.answer)
+    if evidence is not None and evidence.end_s > duration_s:
+        task = replace(task, evidence_span=_clamped(evidence, duration_s))
+    if answer is not None and answer.end_s > duration_s:
+        answer = _clamped(answer, duration_s)
+        task = replace(task, answer=f"{answer.start_s:.2f} - {answer.end_s:.2f}")
+    return task
+
+
+def tasks_for_step(tasks: Sequence[VideoTask], seed: int, step: int, tasks_per_step: int) -> tuple[VideoTask, ...]:
+    """The tasks of a step (counted from 0): a pure function, so that to resume is to know an integer.
+
+    Steps cut one endless sequence: each epoch is a permutation of all n tasks of its own, the next one follows without
+    a gap, so nothing is lost or repeated where an epoch ends inside a step.
+
+    Raises:
+        ValueError: there are no tasks.
+    """
+    if not tasks:
+        raise ValueError("there are no tasks to sample from")
+    n, first = len(tasks), step * tasks_per_step
+    places = (divmod(place, n) for place in range(first, first + tasks_per_step))
+    return tuple(tasks[_epoch_order(n, seed, epoch)[index]] for epoch, index in places)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """Indices sorted by a hash: the same on every machine and Python version."""
+    return tuple(sorted(range(n), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()))
+
+
+def _located(format: str, path: str | Path, video_root: str | Path) -> tuple[RowFormat, Path, Path]:
+    if format not in FORMATS:
+        raise DatasetError(f"unknown data format {format!r}; known: {', '.join(sorted(FORMATS))}")
+    path = Path(path)
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such annotation file")
+    root = Path(video_root) if str(video_root) else path.parent
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder of videos (for {path})")
+    return FORMATS[format], path, root
+
+
+def _read(
+    path: Path,
+    root: Path,
+    row_format: RowFormat,
+    convert: Callable[[object, Path, str], Row],
+    unusable: Mapping[str, str],
+) -> tuple[list[tuple[int, Row]], list[RejectedRow]]:
+    """Usable rows with their lines, and the others."""
+    kept: list[tuple[int, Row]] = []
+    rejected: list[RejectedRow] = []
+    for line, value in row_format.rows(path):
+        try:
+            if isinstance(value, UnusableRow):
+                raise value
+            row = convert(value, root, f"{path.stem}:{line}")
+            task = row.task if isinstance(row, RetrievalTrace) else row
+            if task.video_path in unusable:
+                raise UnusableRow(f"its video is quarantined: {unusable[task.video_path]}")
+            kept.append((line, row))
+        except UnusableRow as error:
+            rejected.append(_rejected(path, line, error))
+    return kept, rejected
+
+
+def _rejected(path: Path, line: int, error: Exception) -> RejectedRow:
+    return RejectedRow(str(path), line, one_line(error))
+
+
+def _clamped(span: TimeSpan, duration_s: float) -> TimeSpan:
+    if span.start_s >= duration_s:
+        raise UnusableRow(
+            f"the span {span.start_s:g} - {span.end_s:g} lies after the end of the video ({duration_s:g} s)"
+        )
+    return TimeSpan(span.start_s, duration_s)

@@ -1,0 +1,196 @@
+"""One row of an annotation file, in any of the known formats, to a task or a supervised trace.
+
+- `dm_rl`: JSON lines with `prompt` (starts with `<video>`), `video`, `answer`, and optionally `fps`, `gt_span_start`,
+  `gt_span_end`.
+- `dm_cot`: a JSON array (ShareGPT) with `video` and `conversations`; the reply holds `<video>` where frames go in.
+- `charades_sta`: text lines `VIDEO start end##sentence.`; a span to be found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from envs.data.rows import (
+    UnusableRow,
+    as_mapping,
+    confine,
+    forward,
+    json_array,
+    json_lines,
+    number_at,
+    shortened,
+    text_at,
+    text_lines,
+    video_file,
+)
+from envs.retrieval import RetrievalRules, parse_call
+from rl.trajectory import AnswerKind, RetrievalCall, TimeSpan, VideoTask
+
+_LETTER = re.compile(r"(?:\([A-Za-z]\)|[A-Z])(?:[.):](?:\s.*)?|(?<=\))\s.*)?", re.DOTALL)
+_SECONDS = r"([0-9]{1,9}(?:\.[0-9]{0,9})?)\s*+(?:s|seconds)?"
+_SPAN = re.compile(rf"{_SECONDS}\s*+-\s*+{_SECONDS}")
+_ANSWER = re.compile(r"<answer>([^<]*)</answer>\s*\Z")
+_VIDEO_PLACEHOLDER, _CALL_END = "<video>", "</fps>"
+_MOMENT_QUESTION = (
+    "<video>\nGive you a textual query: {}\nWhen does the described content occur in the video?\n"
+    "Please return the timestamp in seconds."
+)
+_AS_WRITTEN = RetrievalRules(min_window_s=0.01, max_fps=1e6)  # a trace's call before the clip is known
+_ANY_LENGTH_S = 1e7
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalTrace:
+    """A supervised episode: each reply but the last ends in a call, after which the environment inserts frames."""
+
+    task: VideoTask
+    replies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """How a file is cut into rows, and what a row becomes."""
+
+    rows: Callable[[Path], Iterator[tuple[int, object]]]  # (line from 1, value or UnusableRow)
+    task: Callable[[object, Path, str], VideoTask]  # value, video root, task id
+    trace: Callable[[object, Path, str], RetrievalTrace] | None = None
+
+
+def answer_kind(answer: str) -> AnswerKind:
+    """How an answer wants to be compared, judged by what it looks like."""
+    if _SPAN.fullmatch(answer):
+        return AnswerKind.SPAN
+    return AnswerKind.LETTER if _LETTER.fullmatch(answer) else AnswerKind.OPEN
+
+
+def span_of(answer: str) -> TimeSpan | None:
+    """The window a SPAN answer names; None if it is none."""
+    found = _SPAN.fullmatch(answer)
+    return TimeSpan(float(found[1]), float(found[2])) if found else None
+
+
+def moment_question(sentence: str) -> str:
+    """When does it happen? As the DynFrame release asks it."""
+    return _MOMENT_QUESTION.format(sentence.strip())
+
+
+def make_task(
+    task_id: str,
+    video: str,
+    root: Path,
+    question: str,
+    answer: str,
+    evidence: TimeSpan | None,
+    evidence_fps: float | None,
+) -> VideoTask:
+    """A task whose values make sense, its video under `root`; the kind of its answer is judged by its look.
+
+    Raises:
+        UnusableRow: the answer says nothing or is a reversed span; there is no question, or no such video.
+    """
+    answer = answer.strip()
+    if not any(character.isalnum() for character in answer):
+        raise UnusableRow(f"the answer {shortened(answer)} says nothing")
+    if not question.removeprefix(_VIDEO_PLACEHOLDER).strip():
+        raise UnusableRow("there is no question")
+    if evidence_fps is not None and evidence_fps <= 0:
+        raise UnusableRow(f"the frame rate must be above 0, got {evidence_fps:g}")
+    if (span := span_of(answer)) is not None:
+        forward(span, "the answer")
+    return VideoTask(task_id, confine(video, root), question, answer, answer_kind(answer), evidence, evidence_fps)
+
+
+def _dm_rl_task(row: object, root: Path, task_id: str) -> VideoTask:
+    row = as_mapping(row)
+    start_s, end_s = number_at(row, "gt_span_start"), number_at(row, "gt_span_end")
+    if (start_s is None) != (end_s is None):
+        raise UnusableRow("gt_span_start and gt_span_end must be given together")
+    evidence = None if start_s is None else forward(TimeSpan(start_s, end_s), "the evidence span")
+    return make_task(
+        task_id,
+        text_at(row, "video"),
+        root,
+        text_at(row, "prompt"),
+        text_at(row, "answer"),
+        evidence,
+        number_at(row, "fps"),
+    )
+
+
+def _charades_task(row: object, root: Path, task_id: str) -> VideoTask:
+    head, mark, sentence = row.partition("##")
+    parts = head.split()
+    if not mark or len(parts) != 3 or not sentence.strip():
+        raise UnusableRow("expected 'VIDEO start end##sentence.'")
+    numbers = {"start": _read_float(parts[1]), "end": _read_float(parts[2])}
+    span = forward(TimeSpan(number_at(numbers, "start"), number_at(numbers, "end")), "the span")
+    answer = f"{span.start_s:.2f} - {span.end_s:.2f}"
+    return make_task(task_id, video_file(parts[0], root), root, moment_question(sentence), answer, span, None)
+
+
+def _dm_cot_task(row: object, root: Path, task_id: str) -> VideoTask:
+    return _dm_cot_trace(row, root, task_id).task
+
+
+def _dm_cot_trace(row: object, root: Path, task_id: str) -> RetrievalTrace:
+    row = as_mapping(row)
+    question, reply = _conversation(row)
+    *looks, last = reply.split(_VIDEO_PLACEHOLDER)
+    replies = (*(look.rstrip() for look in looks), last)
+    if _CALL_END in last or not all(look.endswith(_CALL_END) and look.count(_CALL_END) == 1 for look in replies[:-1]):
+        raise UnusableRow("frames must go in (<video>) exactly where a call ends (</fps>)")
+    found = _ANSWER.search(last)
+    if found is None:
+        raise UnusableRow("the reply does not end in <answer>…</answer>")
+    evidence, fps = _looked_at(replies)
+    suggested = number_at(row, "gemini_suggested_fps")
+    video = _single_video(row)
+    task = make_task(task_id, video, root, question, found[1], evidence, fps if suggested is None else suggested)
+    return RetrievalTrace(task, replies)
+
+
+def _looked_at(replies: tuple[str, ...]) -> tuple[TimeSpan | None, float | None]:
+    """Window and rate of the last call; every call has to be well-formed, or it would teach malformed ones."""
+    span, fps = None, None
+    for reply in replies[:-1]:
+        call = parse_call(reply, duration_s=_ANY_LENGTH_S, native_fps=0.0, rules=_AS_WRITTEN)
+        if not isinstance(call, RetrievalCall):
+            raise UnusableRow(f"the call cannot be read: {call.reason}")
+        span, fps = call.span, call.asked_fps
+    return span, fps
+
+
+def _conversation(row: Mapping[str, object]) -> tuple[str, str]:
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or len(turns) != 2:
+        raise UnusableRow("'conversations' must be one question and one reply")
+    question, reply = map(as_mapping, turns)
+    if (question.get("from"), reply.get("from")) != ("human", "gpt"):
+        raise UnusableRow("'conversations' must be from 'human', then from 'gpt'")
+    return text_at(question, "value"), text_at(reply, "value")
+
+
+def _single_video(row: Mapping[str, object]) -> str:
+    video = row.get("video")
+    if isinstance(video, list) and len(video) == 1:
+        return text_at({"video": video[0]}, "video")
+    if isinstance(video, list):
+        raise UnusableRow(f"exactly one video per row is supported, got {len(video)}")
+    return text_at(row, "video")
+
+
+def _read_float(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+FORMATS: Mapping[str, RowFormat] = {
+    "dm_rl": RowFormat(json_lines, _dm_rl_task),
+    "dm_cot": RowFormat(json_array, _dm_cot_task, _dm_cot_trace),
+    "charades_sta": RowFormat(text_lines, _charades_task),
+}

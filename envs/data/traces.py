@@ -1,0 +1,86 @@
+"""Supervised traces played through the environment, so that cold start and rollouts have exactly one form.
+
+The trace is the policy: its replies are the completions, frames are inserted where its calls end, and what was
+inserted is context, as in any other trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from envs.data.formats import RetrievalTrace
+from envs.data.rows import UnusableRow
+from envs.initial_observation import open_clip
+from envs.prompts import encode_reply
+from envs.retrieval import render_call
+from envs.rollout import Surroundings, make_env
+from envs.video.reader import VideoError
+from rl.trajectory import Completion, Frames, MalformedCall, StopReason, TimeSpan, Trajectory, VideoTask
+
+
+def trace_to_trajectory(trace: RetrievalTrace, surroundings: Surroundings) -> tuple[Trajectory, Frames]:
+    """Play a trace; decodes video.
+
+    Returns:
+        The trajectory, log-probs 0 and policy version 0 on every written token, and its opening frames.
+    Raises:
+        UnusableRow: a call is refused, the trace does not fit the context, or the video cannot be read.
+    """
+    written = [encode_reply(reply, surroundings.processor) for reply in trace.replies]
+    written[-1] += (surroundings.processor.ids.im_end,)
+    try:
+        opening = open_clip(
+            trace.task,
+            processor=surroundings.processor,
+            reader=surroundings.reader,
+            rules=surroundings.opening,
+            form=surroundings.form,
+        )
+    except VideoError as error:
+        raise UnusableRow(f"{trace.task.task_id}: {error}") from error
+    env = make_env(trace.task, opening, surroundings, max_new_tokens=sum(map(len, written)))
+    played = env.reset()
+    for token_ids in written:
+        if not isinstance(played, Trajectory):
+            _require_room(trace, len(token_ids), env.new_tokens_left)
+            played = env.step(Completion(token_ids, (0.0,) * len(token_ids), "stop", policy_version=0))
+    _require_success(trace, played)
+    return played, opening.frames
+
+
+def traces_from_evidence(
+    tasks: Sequence[VideoTask], *, window_jitter_s: float, fps_jitter: float, per_task: int, seed: int
+) -> tuple[RetrievalTrace, ...]:
+    """Traces for annotated tasks that have none: look roughly where the evidence is, then answer.
+
+    Window ends move by up to `window_jitter_s` and the rate by up to `fps_jitter`, so that the policy learns the form
+    of a look and reinforcement learning its place. Tasks without evidence span and rate give no trace.
+    """
+    rng = np.random.default_rng([seed, 11])
+    annotated = [task for task in tasks if task.evidence_span is not None and task.evidence_fps is not None]
+    return tuple(_jittered_trace(task, window_jitter_s, fps_jitter, rng) for task in annotated for _ in range(per_task))
+
+
+def _jittered_trace(
+    task: VideoTask, window_jitter_s: float, fps_jitter: float, rng: np.random.Generator
+) -> RetrievalTrace:
+    start_s = max(0.0, task.evidence_span.start_s + rng.uniform(-window_jitter_s, window_jitter_s))
+    end_s = max(start_s + 1.0, task.evidence_span.end_s + rng.uniform(-window_jitter_s, window_jitter_s))
+    fps = max(1.0, task.evidence_fps + rng.uniform(-fps_jitter, fps_jitter))
+    call = render_call(TimeSpan(round(start_s, 1), round(end_s, 1)), round(fps))
+    return RetrievalTrace(task, (f"<think>Look closer.{call}", f"</think><answer>{task.answer}</answer>"))
+
+
+def _require_room(trace: RetrievalTrace, needed: int, left: int) -> None:
+    if needed > left:
+        raise UnusableRow(f"{trace.task.task_id}: a reply of {needed} tokens, but room for {left} in the context")
+
+
+def _require_success(trace: RetrievalTrace, played: Trajectory) -> None:
+    refused = [call.reason for call in played.calls if isinstance(call, MalformedCall)]
+    if refused:
+        raise UnusableRow(f"{trace.task.task_id}: the call is refused: {refused[0]}")
+    if played.stop_reason is not StopReason.ANSWERED:
+        raise UnusableRow(f"{trace.task.task_id}: {played.stop_reason.value}: {played.note or 'no room to answer'}")

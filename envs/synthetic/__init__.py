@@ -1,0 +1,1 @@
+"""The quickstart's world: clips, tasks and traces made from a seed."""

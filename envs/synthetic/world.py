@@ -1,0 +1,291 @@
+"""The quickstart world: real mp4 clips whose question only a second look can answer, deterministic by seed.
+
+Each clip has an event window, visible in coarse frames, and inside it a brief detail which frames at the coarse rate
+(and at twice that rate) miss by construction: it is never on screen at a multiple of half the coarse interval. The row
+says where the event is (`gt_span_*`) and the lowest integer rate that shows the detail at any phase (`fps`).
+
+Question kinds: `colour` (one flash; which colour?), `count` (1-4 flashes; how many?), `order` (two; which first?), and
+two that set the credit of a look and of an answer against each other: `warmth` (one flash; warm or cold? who saw
+nothing is right half the time) and `mislabelled` (`colour`, but half of the training annotations are wrong, so that who
+looked well is told that the answer was bad; held-out annotations are right).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.synthetic.clip import DETAIL_COLOURS, Flash, SyntheticClip, draw, lowest_sufficient_fps, write_mp4
+from envs.synthetic.traces import LETTERS, WARMTH, cold_start_traces, shown_answer
+
+__all__ = ["QuickstartWorld", "WorldFiles", "cold_start_traces", "render_world", "shown_answer", "world_rows"]
+
+SPLITS = ("train", "held_out")
+QUESTIONS = {
+    "colour": "What colour flashes?",
+    "count": "How many flashes?",
+    "order": "Which colour flashes first?",
+    "warmth": "Is the flash warm or cold?",
+    "mislabelled": "What colour flashes?",
+}
+CHOICES = {
+    "colour": tuple(DETAIL_COLOURS),
+    "count": ("1", "2", "3", "4"),
+    "order": tuple(DETAIL_COLOURS),
+    "warmth": ("warm", "cold"),
+    "mislabelled": tuple(DETAIL_COLOURS),
+}
+NUM_FLASHES = {"colour": 1, "order": 2, "warmth": 1, "mislabelled": 1}  # count: as many as the answer says
+EVENT_STEPS = (1, 2, 3)  # lengths of the event window, in coarse intervals
+MIN_EVIDENCE_FRAMES = 5  # in the window at the evidence rate: room for scenes before, during and after a flash
+FORMAT_VERSION = 2  # part of the fingerprint: raise it when drawing or rows change
+
+
+@dataclass(frozen=True, slots=True)
+class QuickstartWorld:
+    """What is rendered. Two equal worlds give equal pixels.
+
+    Raises:
+        ValueError: the native rate is not an even multiple of the coarse one, or too low for a hidden detail.
+    """
+
+    train_clips: int = 192
+    held_out_clips: int = 64
+    duration_s: float = 8.0
+    native_fps: float = 12.0
+    size: int = 56  # pixels, square
+    seed: int = 0
+    question_kinds: tuple[str, ...] = ("colour",)
+    coarse_fps: float = 1.0  # the rate at which the detail must stay invisible
+    shuffle_options: bool = True  # letters in random order per clip; False: always the same
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "question_kinds", tuple(self.question_kinds))
+        unknown = sorted(set(self.question_kinds) - set(QUESTIONS))
+        if unknown or not self.question_kinds:
+            raise ValueError(f"question_kinds: {unknown or 'none given'}; known: {', '.join(sorted(QUESTIONS))}")
+        slots_per_s = 2 * self.coarse_fps
+        if self.native_fps % 1 or self.native_fps % slots_per_s or self.native_fps < 4 * slots_per_s:
+            raise ValueError(
+                f"native_fps must be a whole multiple of 2 * coarse_fps ({slots_per_s:g}), at least 4 times it, "
+                f"got {self.native_fps:g}"
+            )
+        if self.size < 16 or self.size % 2:
+            raise ValueError(f"size must be even and at least 16 pixels, got {self.size}")
+        if (self.duration_s * self.coarse_fps) % 1 or self.duration_s * self.coarse_fps < EVENT_STEPS[-1]:
+            raise ValueError(f"duration_s must be a whole number (>= {EVENT_STEPS[-1]}) of coarse intervals")
+        lowest_sufficient_fps(self.tempo_frames[-1], int(self.native_fps))
+
+    @property
+    def slot_frames(self) -> int:
+        """Native frames in half a coarse interval."""
+        return int(self.native_fps / (2 * self.coarse_fps))
+
+    @property
+    def tempo_frames(self) -> tuple[int, int, int]:
+        """Length of a flash in native frames: slow, medium, fast."""
+        return self.slot_frames - 1, self.slot_frames // 2, self.slot_frames // 3
+
+    @property
+    def fingerprint(self) -> str:
+        """Short stable name of the rendered world."""
+        described = json.dumps([FORMAT_VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class WorldFiles:
+    """A rendered world on disk. Video paths in the rows are relative to `folder`."""
+
+    folder: Path
+    train_jsonl: Path
+    held_out_jsonl: Path
+
+
+def render_world(
+    world: QuickstartWorld, folder: Path | str, progress: Callable[[int, int], None] | None = None, workers: int = 1
+) -> WorldFiles:
+    """Render into `folder/quickstart-FINGERPRINT`, or find it there; published by one rename, so never half there.
+
+    Args:
+        progress: called with (clips done, clips in all).
+        workers: rendering processes; 1 renders in this one.
+    """
+    home = Path(folder).absolute() / f"quickstart-{world.fingerprint}"
+    if not home.is_dir():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
+        try:
+            _render_into(draft, world, progress, workers)
+            _publish(draft, home)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return WorldFiles(home, home / "train.jsonl", home / "held_out.jsonl")
+
+
+def world_rows(world: QuickstartWorld, split: str) -> list[dict[str, Any]]:
+    """The rows of a split in DM-RL format, with the clip's own definition under extra keys."""
+    return [row for row, _ in _define_split(world, split)]
+
+
+def _define_split(world: QuickstartWorld, split: str) -> list[tuple[dict[str, Any], SyntheticClip]]:
+    """Rows and clips of a split. Each kind's letters and choices are dealt from shuffled full decks: balanced."""
+    count = world.train_clips if split == "train" else world.held_out_clips
+    split_seed = [world.seed, SPLITS.index(split)]
+    decks = {
+        kind: _deal(len(CHOICES[kind]), np.random.default_rng([*split_seed, 0, i]))
+        for i, kind in enumerate(world.question_kinds)
+    }
+    defined = []
+    for index in range(count):
+        kind = world.question_kinds[index % len(world.question_kinds)]
+        letter, choice = next(decks[kind])
+        clip = _define_clip(world, kind, CHOICES[kind][choice], np.random.default_rng([*split_seed, 1, index]))
+        letter = letter if world.shuffle_options else choice
+        options = _options(kind, choice, letter, np.random.default_rng([*split_seed, 2, index]), world.shuffle_options)
+        if kind == "mislabelled" and split == "train":
+            letter = _mislabelled(letter, np.random.default_rng([*split_seed, 3, index]))
+        defined.append((_row(clip, kind, options, letter, f"{split}/{index:05d}.mp4"), clip))
+    return defined
+
+
+def _deal(n: int, rng: np.random.Generator) -> Iterable[tuple[int, int]]:
+    """Endless (letter, choice) pairs of n choices, each of the n * n once per deck; any n in a row hold each letter
+    once."""
+    while True:
+        letters_by_round = [rng.permutation(n) for _ in range(n)]
+        first_choice_of = rng.permutation(n)
+        for turn, letters in enumerate(letters_by_round):
+            yield from ((int(letter), int(first_choice_of[(letter + turn) % n])) for letter in letters)
+
+
+def _mislabelled(letter: int, rng: np.random.Generator) -> int:
+    """What a careless annotator wrote: half the time another letter than the right one."""
+    return int(rng.choice([letter, letter, letter, *(other for other in range(4) if other != letter)]))
+
+
+def _define_clip(world: QuickstartWorld, kind: str, answer: str, rng: np.random.Generator) -> SyntheticClip:
+    slot_frames, native_fps = world.slot_frames, int(world.native_fps)
+    num_flashes = NUM_FLASHES.get(kind) or int(answer)
+    longest = (
+        slot_frames if num_flashes == 1 and kind != "count" else slot_frames // 2
+    )  # the tempo must not tell the count
+    tempo = int(rng.choice([i for i, frames in enumerate(world.tempo_frames) if frames <= longest]))
+    flash_frames = world.tempo_frames[tempo]
+    steps = int(rng.choice(_event_lengths(world, kind, flash_frames)))
+    start_step = int(rng.integers(0, round(world.duration_s * world.coarse_fps) - steps + 1))
+    first_slot = 2 * start_step
+    offset = int(rng.integers(1, slot_frames - flash_frames + 1))  # one rhythm: gaps are never shorter than flashes
+    slots = np.sort(rng.choice(2 * steps, size=num_flashes, replace=False)) + first_slot
+    return SyntheticClip(
+        num_frames=round(world.duration_s * native_fps),
+        native_fps=native_fps,
+        size=world.size,
+        event_first_frame=first_slot * slot_frames,
+        event_end_frame=(first_slot + 2 * steps) * slot_frames,
+        tempo=tempo,
+        flashes=tuple(
+            Flash(int(slot) * slot_frames + offset, flash_frames, colour)
+            for slot, colour in zip(slots, _flash_colours(kind, answer, num_flashes, rng), strict=True)
+        ),
+        background_seed=int(rng.integers(2**31)),
+    )
+
+
+def _event_lengths(world: QuickstartWorld, kind: str, flash_frames: int) -> list[int]:
+    """Window lengths, in coarse intervals, that hold enough frames at the evidence rate and any count of flashes."""
+    fps = lowest_sufficient_fps(flash_frames, int(world.native_fps))
+    enough = [steps for steps in EVENT_STEPS if steps * fps / world.coarse_fps >= MIN_EVIDENCE_FRAMES]
+    if kind == "count":
+        enough = [steps for steps in enough if 2 * steps >= len(CHOICES["count"])]
+    return enough or [EVENT_STEPS[-1]]
+
+
+def _flash_colours(kind: str, answer: str, num_flashes: int, rng: np.random.Generator) -> list[str]:
+    colours = sorted(DETAIL_COLOURS)
+    if kind == "count":
+        return [str(rng.choice(colours))] * num_flashes
+    if kind == "warmth":
+        return [str(rng.choice([colour for colour in colours if WARMTH[colour] == answer]))]
+    others = [colour for colour in colours if colour != answer]
+    return [answer, str(rng.choice(others))][:num_flashes]
+
+
+def _options(kind: str, choice: int, letter: int, rng: np.random.Generator, shuffle: bool) -> list[str]:
+    """The choices in the order of their letters, the right one at `letter`."""
+    choices = list(CHOICES[kind])
+    if not shuffle:
+        return choices
+    right = choices.pop(choice)
+    shuffled = [choices[i] for i in rng.permutation(len(choices))]
+    return [*shuffled[:letter], right, *shuffled[letter:]]
+
+
+def _row(clip: SyntheticClip, kind: str, options: list[str], letter: int, video: str) -> dict[str, Any]:
+    start_s, end_s = clip.event_span_s
+    listed = " ".join(f"{name} {option}" for name, option in zip(LETTERS, options, strict=False))
+    return {
+        "prompt": f"<video>\n{QUESTIONS[kind]} {listed}",
+        "video": video,
+        "answer": LETTERS[letter],
+        "fps": clip.evidence_fps,
+        "gt_span_start": start_s,
+        "gt_span_end": end_s,
+        "kind": kind,
+        "options": options,
+        "duration_s": clip.num_frames / clip.native_fps,
+        "native_fps": clip.native_fps,
+        "flashes_s": [
+            [f.first_frame / clip.native_fps, (f.first_frame + f.num_frames) / clip.native_fps, f.colour]
+            for f in clip.flashes
+        ],
+    }
+
+
+def _render_into(
+    folder: Path, world: QuickstartWorld, progress: Callable[[int, int], None] | None, workers: int
+) -> None:
+    jobs: list[tuple[SyntheticClip, Path]] = []
+    for split in SPLITS:
+        (folder / split).mkdir()
+        defined = _define_split(world, split)
+        rows = "".join(json.dumps(row) + "\n" for row, _ in defined)
+        (folder / f"{split}.jsonl").write_text(rows, encoding="utf-8")
+        jobs += [(clip, folder / row["video"]) for row, clip in defined]
+    for done, _ in enumerate(_render_all(jobs, workers), start=1):
+        if progress is not None:
+            progress(done, len(jobs))
+
+
+def _render_all(jobs: Sequence[tuple[SyntheticClip, Path]], workers: int) -> Iterable[None]:
+    if workers <= 1:
+        yield from (_render(clip, path) for clip, path in jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for rendered in as_completed([pool.submit(_render, clip, path) for clip, path in jobs]):
+            yield rendered.result()
+
+
+def _render(clip: SyntheticClip, path: Path) -> None:
+    write_mp4(draw(clip), clip.native_fps, path)
+
+
+def _publish(draft: Path, home: Path) -> None:
+    """Rename into place; if someone else was faster, theirs is the same world."""
+    draft.chmod(0o755)
+    try:
+        os.rename(draft, home)
+    except OSError:
+        if not home.is_dir():
+            raise

@@ -1,0 +1,1 @@
+"""Decoding: files, indices, frames, the decoding processes and the frame cache."""

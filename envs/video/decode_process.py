@@ -1,0 +1,358 @@
+"""Decoding in a process that can be killed: both ends of the pipe.
+
+The parent starts `python -m envs.video.decode_process FD` with a socket; a request that outlives its deadline or needs
+more memory than the process may have ends with the process, and the next request starts another. The child imports
+the decoders and numpy, nothing large beside them.
+
+| who waits | for what | how long | who frees it |
+|---|---|---|---|
+| a request | its turn | the deadlines of those before it | the lock |
+| a request | a process that starts | START_S | the poll ends, the process is killed |
+| a request | the answer | `timeout_s`, twice if memory ran out at first | a timer kills the process, cuts the pipe |
+| a request | the end of a killed process | END_S | it is left behind, with a warning |
+
+Legend: T frames asked for · H W pixels · C colours (RGB).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.video.decode_memory import limit_data, peak_data_bytes, resident_bytes
+from envs.video.file import CorruptVideoError, DecodingFailedError, VideoError, VideoMemoryError, VideoTimeoutError
+from envs.video.frame_cache import FrameStore, read_frames_through
+from envs.video.index import VideoIndex, index_video
+from rl.trajectory import Fault
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("pyav", "decord")
+ORPHAN_POLL_S = 2.0
+START_S = 60.0  # to start a process, before the first deadline begins
+END_S = 5.0  # for a killed process to be gone; one that waits for a dead disk or server may not go at all
+MIB = 2**20
+MEMORY_BYTES = 2048 * MIB  # of a process, beyond its store
+FAULTS = {  # why a child is replaced before it is worn
+    "deadline": "was killed at its deadline",
+    "death": "died",
+    "memory": "ran out of memory",
+}
+WORN_REQUESTS = 1000  # a process is replaced after as many: decoders leak
+WORN_SHARE = 0.5  # of its memory, held between two requests: that is a leak
+SHORT_SHARE = 0.5  # of its memory, left when frames came out damaged: a picture that found no room may have been why
+READY = "ready"
+PROJECT = Path(__file__).parents[2]
+
+
+class DecoderDiedError(VideoError):
+    """The decoding process ended in the middle of a request."""
+
+
+class Decoder:
+    """Answers requests where it stands: the work itself, in the caller's process or in a child's."""
+
+    def __init__(self, backend: str, store_bytes: int, memory_bytes: int | None = None) -> None:
+        """
+        Args:
+            memory_bytes: what this process may use beyond the store, where that is limited.
+        """
+        if backend not in BACKENDS:
+            raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        self._backend, self._memory_bytes = backend, memory_bytes
+        self.store = FrameStore(store_bytes)
+
+    def describe(self, path: str) -> VideoIndex:
+        """Index of a video; see index_video."""
+        return self._typed(path, lambda: index_video(path))
+
+    def frames(
+        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+    ) -> tuple[np.ndarray, tuple[float, ...], int]:
+        """Frames on screen at these times; see read_frames."""
+        pixels_THWC, shown_s_T, damaged = self._typed(path, lambda: self._read(path, times_s, size_HW))
+        if (damaged or self._backend == "decord") and self._was_short():  # decord does not report damage
+            raise self._short_of_memory(path)
+        return pixels_THWC, shown_s_T, damaged
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _read(self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]):
+        index = index_video(path)
+        if self._backend == "decord":
+            from envs.video.decord_backend import (
+                read_frames_decord,  # the library is loaded only by those who choose it
+            )
+
+            return read_frames_decord(index, times_s, size_HW)
+        return read_frames_through(self.store, index, times_s, size_HW)
+
+    def _typed(self, path: str, work: Callable[[], Any]) -> Any:
+        """What a file makes a decoder raise is about the file, whatever it is."""
+        try:
+            return work()
+        except CorruptVideoError as error:
+            raise (self._short_of_memory(path) if self._was_short() else error) from error.__cause__
+        except (VideoError, ImportError):
+            raise
+        except MemoryError as error:
+            raise self._short_of_memory(path) from error
+        except Exception as error:  # a header may break an assumption anywhere; the place is for whoever mends it
+            place = error.__traceback__
+            while place.tb_next is not None:
+                place = place.tb_next
+            where = f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}"
+            problem = f"decoding failed ({type(error).__name__}: {error}, {where})"
+            raise DecodingFailedError(path, problem, "re-encode the file or drop the row") from error
+
+    def _was_short(self) -> bool:
+        """FFmpeg leaves out a picture for which there is no room as it leaves out a damaged one."""
+        if self._memory_bytes is None:
+            return False
+        all_bytes = self._memory_bytes + self.store.budget_bytes
+        return peak_data_bytes() > all_bytes - SHORT_SHARE * self._memory_bytes
+
+    def _short_of_memory(self, path: str) -> VideoMemoryError:
+        if self._memory_bytes is None:
+            return VideoMemoryError(path, "there is not enough memory to decode it", "free some, or drop the row")
+        problem = f"decoding needs more than the {self._memory_bytes // MIB} MiB a decoding process may use"
+        remedy = "raise video.decode_memory_mib or scale the video down; if its header is damaged, drop the row"
+        return VideoMemoryError(path, problem, remedy)
+
+
+class DecodeProcess:
+    """Parent's end: a Decoder elsewhere, with a deadline per request and a limit to its memory. One request at a time;
+    others wait their turn."""
+
+    def __init__(
+        self,
+        backend: str,
+        store_bytes: int,
+        timeout_s: float,
+        memory_bytes: int = MEMORY_BYTES,
+        worn_requests: int = WORN_REQUESTS,
+    ) -> None:
+        """
+        Args:
+            timeout_s: of one request.
+            memory_bytes: beyond the store.
+            worn_requests: a process that has answered as many is replaced before the next.
+        """
+        self._backend, self._store_bytes, self._timeout_s = backend, store_bytes, timeout_s
+        self._memory_bytes, self._worn_requests = memory_bytes, worn_requests
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self._socket: socket.socket | None = None
+        self._pipe: Connection | None = None
+        self._answered = 0  # by this process
+        self.replaced: Counter[str] = Counter()  # processes, by cause: deadline, death, memory, worn
+        self._faults: list[Fault] = []
+        self._noting = threading.Lock()  # faults: who takes them does not wait for a request
+
+    @property
+    def pid(self) -> int | None:
+        """Of the living child, if there is one."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def describe(self, path: str) -> VideoIndex:
+        """As Decoder.describe; also VideoTimeoutError, VideoMemoryError, DecoderDiedError."""
+        return self._ask(path, "describe", path)
+
+    def frames(
+        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+    ) -> tuple[np.ndarray, tuple[float, ...], int]:
+        """As Decoder.frames; also VideoTimeoutError, VideoMemoryError, DecoderDiedError."""
+        return self._ask(path, "frames", path, tuple(times_s), size_HW)
+
+    def take_faults(self) -> list[Fault]:
+        """Children that broke and were replaced since the last call of this method; the worn are no fault."""
+        with self._noting:
+            faults, self._faults = self._faults, []
+        return faults
+
+    def close(self) -> None:
+        """End the child."""
+        with self._turn:
+            self._end()
+
+    def _ask(self, path: str, method: str, *arguments: Any) -> Any:
+        with self._turn:
+            if self._process is not None and self.pid is None:
+                self._replace("death", "")
+            elif self.pid is not None and self._is_worn():
+                self._replace("worn", path)
+            if self.pid is None:
+                self._start(path)
+            was_fresh = self._answered == 0
+            try:
+                return self._answer(path, method, arguments)
+            except VideoMemoryError:
+                if was_fresh:
+                    raise
+            except DecoderDiedError:  # killed by somebody; a clip that crashes decoders crashes the next one too
+                pass
+            self._start(path)  # what the clips before left behind is not this clip's fault
+            return self._answer(path, method, arguments)
+
+    def _answer(self, path: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        overdue = threading.Event()
+        deadline = threading.Timer(self._timeout_s, self._kill_overdue, (self._process, self._socket, overdue))
+        deadline.daemon = True
+        deadline.start()
+        try:
+            self._pipe.send((method, arguments))
+            is_error, answer = receive(self._pipe)
+        except (EOFError, OSError) as error:
+            code = self._replace("deadline" if overdue.is_set() else "death", path)
+            if overdue.is_set():
+                problem = f"decoding did not end within {self._timeout_s:g} s and was killed"
+                raise VideoTimeoutError(path, problem, "raise video.decode_timeout_s or drop the row") from error
+            problem = f"the decoding process died ({_ending(code)})"
+            raise DecoderDiedError(path, problem, "check memory, or drop the row if it always happens") from error
+        finally:
+            deadline.cancel()
+        deadline.join()  # a kill that comes late must not hit the next request
+        self._answered += 1
+        if overdue.is_set() or isinstance(answer, VideoMemoryError):
+            self._replace("deadline" if overdue.is_set() else "memory", path)
+        if is_error:
+            raise answer
+        return answer
+
+    @staticmethod
+    def _kill_overdue(process: subprocess.Popen, pipe: socket.socket, overdue: threading.Event) -> None:
+        overdue.set()
+        process.kill()
+        with suppress(OSError):  # already closed: it ended by itself just now
+            pipe.shutdown(socket.SHUT_RDWR)  # a process stuck in the kernel outlives its kill; nobody waits for it
+
+    def _is_worn(self) -> bool:
+        held_at_most = self._store_bytes + WORN_SHARE * self._memory_bytes
+        return self._answered >= self._worn_requests or resident_bytes(self._process.pid) > held_at_most
+
+    def _replace(self, cause: str, path: str) -> int | None:
+        """End the child, and its store with it; the next request starts another.
+
+        Args:
+            path: what it was asked for; empty: nothing.
+        """
+        self.replaced[cause] += 1
+        code = self._end()
+        if cause in FAULTS:
+            what = f"{FAULTS[cause]} {f'while it read {path}' if path else 'between two requests'}"
+            fault = Fault(f"decoder_{cause}", "decoder", what, "the next request starts another", time.time(), 0.0)
+            with self._noting:
+                self._faults.append(fault)
+        return code
+
+    def _start(self, path: str) -> None:
+        self._end()
+        began_s = time.time()
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "envs.video.decode_process", str(theirs.fileno()), self._backend]
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread has a stack that counts
+        search_path = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(self._store_bytes), str(self._memory_bytes), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **one_thread, "PYTHONPATH": search_path},
+            )
+        self._socket, self._pipe, self._answered = ours, Connection(os.dup(ours.fileno())), 0
+        try:
+            is_ready = self._pipe.poll(START_S) and self._pipe.recv() == READY
+        except (EOFError, OSError):
+            is_ready = False
+        if not is_ready:
+            problem = f"no decoding process could be started ({_ending(self._replace('death', path))})"
+            raise DecoderDiedError(path, problem, "see its message above; check free memory")
+        with self._noting:
+            if self._faults and not self._faults[-1].recovery_s:
+                self._faults[-1] = replace(self._faults[-1], recovery_s=time.time() - began_s)
+
+    def _end(self) -> int | None:
+        """Kill and reap the child; its exit code."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._socket.close()
+        process, self._process, self._pipe, self._socket = self._process, None, None, None
+        if process is None:
+            return None
+        process.kill()
+        try:
+            return process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            log.warning("decoding process %d does not end, though killed: it is left behind", process.pid)
+            return None
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "it does not end, though killed"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def send(pipe: Connection, is_error: bool, answer: Any) -> None:
+    """Pixels travel beside the pickled rest, uncopied."""
+    if isinstance(answer, tuple) and isinstance(answer[0], np.ndarray):
+        pixels_THWC = np.ascontiguousarray(answer[0])
+        pipe.send((is_error, answer[1:], pixels_THWC.shape))
+        pipe.send_bytes(memoryview(pixels_THWC).cast("B"))
+    else:
+        pipe.send((is_error, answer, None))
+
+
+def receive(pipe: Connection) -> tuple[bool, Any]:
+    """What `send` sent."""
+    is_error, answer, shape = pipe.recv()
+    if shape is None:
+        return is_error, answer
+    pixels_THWC = np.empty(shape, dtype=np.uint8)
+    pipe.recv_bytes_into(memoryview(pixels_THWC).cast("B"))
+    return is_error, (pixels_THWC, *answer)
+
+
+def main(pipe_fd: int, backend: str, store_bytes: int, memory_bytes: int, parent: int) -> None:
+    """Child's end: answer until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    limit_data(store_bytes + memory_bytes)
+    decoder, pipe = Decoder(backend, store_bytes, memory_bytes), Connection(pipe_fd)
+    pipe.send(READY)
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer, is_error = getattr(decoder, method)(*arguments), False
+        except Exception as error:  # carried to the caller, who raises it
+            answer, is_error = error, True
+        send(pipe, is_error, answer)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_POLL_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))

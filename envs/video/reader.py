@@ -1,0 +1,123 @@
+"""Video for the environment: what a clip is, and its frames at given times, within a deadline and a limit of memory.
+
+    reader = VideoReader(backend="pyav", timeout_s=60, workers=1, store_bytes=256 << 20)
+    clip = reader.describe("clip.mp4")                                        # .duration_s .native_fps .height .width
+    pixels_THWC, times_s, damaged = reader.frames("clip.mp4", (0.0, 0.5), (252, 448))
+
+Calls block and are thread-safe. Every failure is a VideoError that names the file, the problem and the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from envs.video.decode_process import MIB, DecodeProcess, Decoder, DecoderDiedError
+from envs.video.file import (
+    CorruptVideoError,
+    DecodingFailedError,
+    FrameRangeError,
+    NoVideoStreamError,
+    VideoError,
+    VideoMemoryError,
+    VideoOpenError,
+    VideoTimeoutError,
+)
+from envs.video.frames import read_frames
+from envs.video.index import VideoIndex, index_video
+from rl.trajectory import Fault
+
+__all__ = [
+    "CorruptVideoError",
+    "DecoderDiedError",
+    "DecodingFailedError",
+    "FrameRangeError",
+    "NoVideoStreamError",
+    "VideoError",
+    "VideoIndex",
+    "VideoMemoryError",
+    "VideoOpenError",
+    "VideoReader",
+    "VideoTimeoutError",
+    "index_video",
+    "read_frames",
+]
+
+
+class VideoReader:
+    """Decodes on request, in killable processes.
+
+    A clip always goes to the same process, whose store then holds it: the windows of a group cost no further decoding.
+    """
+
+    def __init__(
+        self,
+        backend: str = "pyav",
+        timeout_s: float = 60.0,
+        workers: int = 1,
+        store_bytes: int = 268_435_456,
+        memory_mib: int = 2048,
+    ) -> None:
+        """
+        Args:
+            backend: pyav, or decord (plain files only; others raise).
+            timeout_s: of one request; a process beyond it is killed and replaced. No effect with `workers=0`.
+            workers: decoding processes; 0 decodes in the caller's thread, without a deadline or a limit of memory, and
+                a decoder that crashes takes the caller with it: for clips of one's own making.
+            store_bytes: decoded frames kept, all processes together.
+            memory_mib: of one process, beyond its share of the store; a clip that needs more is refused. No effect with
+                `workers=0`.
+        """
+        if workers == 0:
+            self._decoders: list[Decoder | DecodeProcess] = [Decoder(backend, store_bytes)]
+        else:
+            Decoder(backend, 0)  # refuses an unknown backend here rather than in a child
+            self._decoders = [
+                DecodeProcess(backend, store_bytes // workers, timeout_s, memory_mib * MIB) for _ in range(workers)
+            ]
+
+    def describe(self, path: str) -> VideoIndex:
+        """Length, rate, display size and packet index.
+
+        Raises:
+            VideoError: the video cannot be used.
+        """
+        return self._decoder_of(path).describe(path)
+
+    def frames(
+        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+    ) -> tuple[np.ndarray, tuple[float, ...], int]:
+        """The frame on screen at each time.
+
+        Returns:
+            Pixels (T, H, W, 3) uint8 RGB; presentation time of each, in seconds; how many stand in for damaged ones.
+        Raises:
+            VideoError: the video cannot be used, a time lies outside it, or the deadline passed.
+        """
+        return self._decoder_of(path).frames(path, times_s, size_HW)
+
+    def take_faults(self) -> list[Fault]:
+        """Decoding processes that broke and were replaced since the last call of this method."""
+        processes = [decoder for decoder in self._decoders if isinstance(decoder, DecodeProcess)]
+        return [fault for process in processes for fault in process.take_faults()]
+
+    def close(self) -> None:
+        """End the decoding processes. Further requests start new ones."""
+        for decoder in self._decoders:
+            decoder.close()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _decoder_of(self, path: str) -> Decoder | DecodeProcess:
+        try:
+            name = os.fsencode(path)
+        except UnicodeEncodeError as error:
+            raise VideoOpenError(path, "is no file's name (half a Unicode pair)", "check the path") from error
+        return self._decoders[zlib.crc32(name) % len(self._decoders)]

@@ -1,0 +1,1 @@
+"""Segments, advantages, losses and batches: pure functions."""

@@ -1,0 +1,136 @@
+"""Looking at a policy without training it: `dynframe parity` and `dynframe rollout`. Part of the composition root."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rl.config.schema import ConfigError, RunConfig
+from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityReport, measure_parity
+from rl.policy.model import load_policy
+from rl.policy.processor import Processor
+from rl.run.initial_policy import cold_started_policy, playable_policy
+from rl.run.prepare import prepare_policy, prepare_tasks
+from rl.run.workers import (
+    START_TIMEOUT_S,
+    cluster,
+    spawn_rewards,
+    spawn_rollouts,
+    start_player,
+)
+from rl.tracking.records import records, write_records
+from rl.trajectory import RetrievalCall, TrajectoryGroup, VideoTask
+
+log = logging.getLogger(__name__)
+
+INSPECTION_STEP = -2  # its seeds never meet those of training or evaluation
+
+
+def run_parity(config: RunConfig, console: Console, *, num_tasks: int) -> ParityReport:
+    """Play tasks with the engine in this process, score the same tokens with the learner's model, compare.
+
+    Raises:
+        ConfigError: the policy never looks again, so that there is nothing to compare after an injection.
+    """
+    policy_dir = playable_policy(config, console)
+    tasks = prepare_tasks(config, "held_out", console).tasks[:num_tasks]
+    player = start_player(config, policy_dir.absolute())
+    try:
+        groups = asyncio.run(_two_turn_groups(player, tasks))
+        if not groups:
+            raise ConfigError(
+                f"{policy_dir}: this policy never asked for frames in {len(tasks)} tasks, so there is no second turn "
+                "to compare; use a cold-started policy (cold_start.enabled=true or policy.path=...)"
+            )
+        report = measure_parity(
+            player.engine,
+            load_policy(policy_dir, config.policy.scenes, config.policy.dtype).to(_learner_device(config)),
+            Processor.from_pretrained(policy_dir, config.policy.scenes),
+            groups,
+            temperature=config.rollout.temperature,
+        )
+    finally:
+        player.engine.close()
+    print_parity(report, config, console)
+    return report
+
+
+def run_rollout(
+    config: RunConfig, console: Console, *, num_tasks: int, split: str, greedily: bool, out: Path | None
+) -> None:
+    """Play tasks through the same pools as training and show what the policy did."""
+    if split not in ("train", "held_out"):
+        raise ConfigError(f"--split must be train or held_out, got {split!r}")
+    tasks = prepare_tasks(config, split, console).tasks[:num_tasks]
+    policy_dir = prepare_policy(config)
+    with cluster(config, console) as slots:
+        if config.cold_start.enabled:
+            policy_dir = cold_started_policy(config, policy_dir, slots, console)
+        rollouts = spawn_rollouts(config, policy_dir, slots)
+        rollouts.crew.wait_ready(START_TIMEOUT_S)
+        scored = spawn_rewards(config, slots).score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
+    played = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
+    for record in played:
+        _print_record(record, console)
+    if out is not None:
+        write_records(out, played)
+        console.print(f"{len(played)} records in {out}", highlight=False)
+
+
+def _learner_device(config: RunConfig) -> str:
+    """Where the learner would compute: the kernels compared must be those it trains with."""
+    return "cuda" if config.placement.learner_gpus else "cpu"
+
+
+def print_parity(report: ParityReport, config: RunConfig, console: Console) -> None:
+    """The table: each segment's differences, each control's, and the verdict."""
+    table = Table(title=f"|engine - learner| log-prob, nat, {config.policy.dtype}", box=None, pad_edge=False)
+    for heading in ("", "max", "mean", "tokens"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, deviation in report.segments.items():
+        table.add_row(name, f"{deviation.max:.2e}", f"{deviation.mean:.2e}", str(deviation.tokens))
+    for name, value in report.controls.items():
+        table.add_row(f"control: {name}", f"{value:.2e}", "", "")
+    console.print(table)
+    failures = parity_failures(report, config)
+    console.print("\n".join(f"[red]failed:[/] {escape(failure)}" for failure in failures) or "[green]passed[/]")
+
+
+def parity_failures(report: ParityReport, config: RunConfig) -> list[str]:
+    """Why engine and learner may not be used together, by the limits of the policy's precision; empty if they may."""
+    if config.policy.dtype == "float32":
+        return report.failures(config.parity.gate_nat)
+    return report.failures(config.parity.gate_bf16_nat, CONTROL_FACTOR_BF16)
+
+
+async def _two_turn_groups(player: Any, tasks: tuple[VideoTask, ...]) -> list[TrajectoryGroup]:
+    """Sampled groups with at least one granted retrieval each."""
+    groups = await asyncio.gather(*(player.play(task, step=INSPECTION_STEP, greedily=False) for task in tasks))
+    return [group for group in groups if any(_looked(trajectory.calls) for trajectory in group.trajectories_G)]
+
+
+def _looked(calls: tuple) -> bool:
+    return any(isinstance(call, RetrievalCall) for call in calls)
+
+
+def _print_record(record: dict[str, Any], console: Console) -> None:
+    task = record["task"]
+    console.rule(f"{escape(task['id'])} · sibling {record['sibling']}", align="left")
+    console.print(f"question: {escape(task['question'])}")
+    console.print(
+        f"reference: {escape(task['answer'])}  evidence: {task['evidence_s']} s at {task['evidence_fps']} fps"
+    )
+    console.print(f"policy: {escape(record['text'])}")
+    for turn in record["turns"]:
+        if turn["call"]:
+            console.print(f"call: {escape(json.dumps(turn['call']))}")
+        if turn["frames"]:
+            console.print(f"frames: {turn['frames']['timestamps_s']} in scenes of {turn['frames']['scene_lengths']}")
+    console.print(f"stop: {record['stop']}  rewards: {escape(json.dumps(record['rewards']))}")

@@ -1,0 +1,103 @@
+"""`dynframe report`: the page of a run, with pictures decoded from its clips. Part of the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from envs.video.reader import VideoError, VideoIndex, VideoReader
+from rl.config.schema import ConfigError
+from rl.report.build import MIB, build_report
+from rl.report.live import serve
+from rl.report.run_files import open_run
+from rl.report.thumbnails import FramesUnavailableError
+from rl.run.prepare import progress_bar
+
+HALF_MS = 0.00055  # records round times to milliseconds: the frame that starts then is the one on screen just after
+SAME_FRAME_MS = 1  # a frame that starts elsewhere is another one: the clip is not the one that was played
+
+
+class ClipFrames:
+    """Frames for thumbnails, through envs.video.reader."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self._reader = reader
+
+    def duration_s(self, video: str) -> float:
+        """Length of a clip. Raises FramesUnavailableError."""
+        return self._describe(video).duration_s
+
+    def frames(self, video: str, times_ms: Sequence[int], longest_side: int) -> list[np.ndarray]:
+        """The frames presented at these times, at most `longest_side` pixels. Raises FramesUnavailableError."""
+        if not times_ms:
+            return []
+        index = self._describe(video)
+        scale = min(1.0, longest_side / max(index.height, index.width))
+        size_HW = max(1, round(index.height * scale)), max(1, round(index.width * scale))
+        try:
+            pixels_THWC, shown_s, _ = self._reader.frames(video, [ms / 1000 + HALF_MS for ms in times_ms], size_HW)
+        except VideoError as error:
+            raise FramesUnavailableError(f"{Path(video).name}: {error.problem}") from error
+        for ms, time_s in zip(times_ms, shown_s, strict=True):
+            if abs(1000 * time_s - ms) > SAME_FRAME_MS:
+                problem = f"has no frame that starts at {ms / 1000:.3f} s: it is not the clip that was played"
+                raise FramesUnavailableError(f"{Path(video).name} {problem}")
+        return list(pixels_THWC)
+
+    def _describe(self, video: str) -> VideoIndex:
+        try:
+            return self._reader.describe(video)
+        except VideoError as error:
+            raise FramesUnavailableError(f"{Path(video).name}: {error.problem}") from error
+
+
+def run_report(run: Path, out: Path | None, *, max_mib: float, console: Console) -> None:
+    """Write the page of a run; by default, report.html in its folder.
+
+    Raises:
+        ConfigError: no such run, nothing reported yet, or the budget is too small.
+    """
+    run = open_run(run)
+    out = run / "report.html" if out is None else out
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; name a file, such as {out / 'report.html'}")
+    with VideoReader(workers=1) as reader, progress_bar(console) as bar:
+        jobs: dict[str, int] = {}
+
+        def progress(job: str, done: int, total: int) -> None:
+            if job not in jobs:
+                jobs[job] = bar.add_task(job, total=total)
+            bar.update(jobs[job], completed=done)
+
+        written = build_report(run, out, ClipFrames(reader), max_bytes=int(max_mib * MIB), progress=progress)
+    for notice in written.notices:
+        console.print(notice, markup=False, highlight=False)
+    console.print(
+        f"{written.path}: {written.num_bytes / MIB:.1f} MiB, {written.num_trajectories} trajectories of "
+        f"{written.num_moments} steps and evaluations",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def serve_report(run: Path, *, port: int, console: Console) -> None:
+    """Follow a run on loopback until interrupted.
+
+    Raises:
+        ConfigError: no such run, or the port is taken.
+    """
+    run = open_run(run)
+
+    def ready(address: str) -> None:
+        console.print(f"{address} follows {run}; Ctrl-C ends it", markup=False, highlight=False, soft_wrap=True)
+
+    with VideoReader(workers=1) as reader:
+        try:
+            serve(run, ClipFrames(reader), port, ready)
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}; choose another, or 0 for any free one") from error
+    console.print("stopped")

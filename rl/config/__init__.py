@@ -1,0 +1,1 @@
+"""Every configuration key, by section, and the door to omegaconf."""

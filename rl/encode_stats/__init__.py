@@ -1,0 +1,1 @@
+"""What FlexiVideo's encoder costs on clips: `dynframe encode-stats`."""

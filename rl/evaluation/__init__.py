@@ -1,0 +1,1 @@
+"""Benchmarks rolled out, scored and compared; parity of engine and learner."""

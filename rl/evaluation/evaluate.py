@@ -1,0 +1,182 @@
+"""Greedy evaluation: the held-out numbers of a training run, and benchmarks played example by example.
+
+`play_rest` is the whole of an evaluation but for who judges: what is not done yet goes to the rollout workers, and each
+outcome is kept before the next is waited for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from rl.evaluation.intervals import estimate_mean
+from rl.evaluation.predictions import Outcome, PredictionFile
+from rl.tracking.held_out import EVALUATION_STEP
+from rl.trajectory import (
+    MalformedCall,
+    RetrievalCall,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    VideoTask,
+)
+
+
+class Rollouts(Protocol):
+    """Plays tasks and hands them over as they finish, each with its place in `tasks`."""
+
+    def play(
+        self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
+    ) -> Iterator[list[tuple[int, TrajectoryGroup]]]: ...
+
+
+Judge = Callable[[Sequence[tuple[int, TrajectoryGroup]]], list[Outcome]]  # (place among the tasks, what was played)
+
+
+def play_rest(
+    tasks: Sequence[VideoTask],
+    *,
+    rollouts: Rollouts,
+    judge: Judge,
+    file: PredictionFile,
+    in_flight: int,
+    report: Callable[[Outcome], None],
+) -> None:
+    """Play the tasks that are not done yet; every outcome is in the file before it is reported.
+
+    Greedy trajectories depend on the weights alone, so neither order nor interruption matters, up to rounding: an
+    engine adds in another order when other requests share its batch, and on a GPU a near tie can fall otherwise.
+
+    Args:
+        in_flight: tasks at a time, per rollout worker.
+    """
+    rest = [index for index, task in enumerate(tasks) if not is_done(file.outcomes.get(task.task_id))]
+    session, started = file.next_session, time.perf_counter()
+    chosen = [tasks[index] for index in rest]
+    for finished in rollouts.play(chosen, step=EVALUATION_STEP, greedily=True, in_flight=in_flight):
+        for judged in judge([(rest[place], group) for place, group in finished]):
+            outcome = replace(judged, session=session, elapsed_s=round(time.perf_counter() - started, 3))
+            file.append(outcome)
+            report(outcome)
+
+
+def is_done(outcome: Outcome | None) -> bool:
+    """Whether an example need not be played (again): what could not be read or judged is tried again."""
+    return outcome is not None and outcome.missing is None and outcome.failed is None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an example is worth, and how its prediction was read."""
+
+    metrics: Mapping[str, float]
+    answer: str | None
+    windows_s: tuple[tuple[float, float], ...]
+    failed: str | None = None
+
+
+def missing_prediction(trajectory: Trajectory) -> str | None:
+    """Why there is nothing to predict from; None if there is."""
+    if trajectory.stop_reason is StopReason.VIDEO_ERROR:
+        return trajectory.note or "the video could not be read"
+    return None if trajectory.turns else trajectory.note or "the policy was never asked"
+
+
+def outcome_of(task_id: str, index: int, group: str, trajectory: Trajectory, judged: Judged) -> Outcome:
+    """One line of predictions.jsonl."""
+    for name, value in judged.metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"task {task_id}: the metric {name!r} came out as {value}; its code must be mended")
+    return Outcome(
+        task_id=task_id,
+        index=index,
+        group=group,
+        metrics=dict(judged.metrics),
+        answer=judged.answer,
+        windows_s=judged.windows_s,
+        text=trajectory.answer_text,
+        stop=trajectory.stop_reason.value,
+        calls=tuple(map(_call, trajectory.calls)),
+        frames=sum(call.num_frames for call in trajectory.calls if isinstance(call, RetrievalCall)),
+        sampled_tokens=sum(len(turn.completion.token_ids) for turn in trajectory.turns),
+        missing=missing_prediction(trajectory),
+        failed=judged.failed,
+    )
+
+
+def _call(call: RetrievalCall | MalformedCall) -> dict[str, Any]:
+    if isinstance(call, MalformedCall):
+        return {"malformed": call.reason}
+    return {
+        "asked_s": [call.asked.start_s, call.asked.end_s],
+        "asked_fps": call.asked_fps,
+        "granted_s": [call.span.start_s, call.span.end_s],
+        "granted_fps": call.fps,
+        "frames": call.num_frames,
+    }
+
+
+def summarise_outcomes(outcomes: Sequence[Outcome], *, over_groups: Sequence[str] = ()) -> dict[str, Any]:
+    """Metrics with intervals, by group too, and counts; the same whatever the order in which examples finished.
+
+    Args:
+        over_groups: metrics that are means over groups of the mean within each; the others are means over examples.
+    """
+    ordered = sorted(outcomes, key=lambda outcome: (outcome.index, outcome.task_id))
+    by_group = {group: [o for o in ordered if o.group == group] for group in sorted({o.group for o in ordered})}
+    seconds = sum(_seconds_of_sessions(ordered).values())
+    return {
+        "counts": _counts(ordered),
+        "metrics": _metrics(ordered, over_groups),
+        "groups": {group: _metrics(part) for group, part in by_group.items()} if len(by_group) > 1 else {},
+        "behaviour": _behaviour([outcome for outcome in ordered if outcome.missing is None]),
+        "seconds": round(seconds, 3),
+        "tasks_per_s": round(len(ordered) / seconds, 3) if seconds else None,
+    }
+
+
+def _metrics(outcomes: Sequence[Outcome], over_groups: Sequence[str] = ()) -> dict[str, Any]:
+    names = sorted({name for outcome in outcomes for name in outcome.metrics})
+    estimates = {}
+    for name in names:
+        having = [outcome for outcome in outcomes if name in outcome.metrics]
+        groups = [outcome.group for outcome in having] if name in over_groups else None
+        estimates[name] = asdict(estimate_mean([outcome.metrics[name] for outcome in having], groups))
+    return estimates
+
+
+def _behaviour(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the policy did, over the examples whose video could be read."""
+    if not outcomes:
+        return {}
+    numbers = {
+        "looks": [float(any("malformed" not in call for call in outcome.calls)) for outcome in outcomes],
+        "malformed": [float(any("malformed" in call for call in outcome.calls)) for outcome in outcomes],
+        "frames": [float(outcome.frames) for outcome in outcomes],
+        "sampled_tokens": [float(outcome.sampled_tokens) for outcome in outcomes],
+        "truncated": [float(outcome.stop == StopReason.TRUNCATED) for outcome in outcomes],
+    }
+    return {name: asdict(estimate_mean(values)) for name, values in numbers.items()}
+
+
+def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    return {
+        "examples": len(outcomes),
+        "missing": sum(outcome.missing is not None for outcome in outcomes),
+        "video_errors": sum(outcome.stop == StopReason.VIDEO_ERROR for outcome in outcomes),
+        "truncated": sum(outcome.stop == StopReason.TRUNCATED for outcome in outcomes),
+        "unparsed": sum(outcome.metrics.get("unparsed", 0.0) > 0 for outcome in outcomes),
+        "failed": sum(outcome.failed is not None for outcome in outcomes),
+    }
+
+
+def _seconds_of_sessions(outcomes: Sequence[Outcome]) -> Counter[int]:
+    """Seconds of play in each go, up to its last outcome."""
+    seconds: Counter[int] = Counter()
+    for outcome in outcomes:
+        seconds[outcome.session] = max(seconds[outcome.session], outcome.elapsed_s)
+    return seconds

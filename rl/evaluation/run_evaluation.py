@@ -1,0 +1,200 @@
+"""`dynframe eval`: an exam played greedily through the pools of training, and judged. Part of the composition root.
+
+Everything lands in eval/NAME of the run whose policy it is (rl.evaluation.predictions says what); an evaluation that
+was interrupted goes on when the command is given again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from actors.placement import Demand
+from rl.checkpoint.store import CHECKPOINTS, POLICY_FOLDER, Checkpoint
+from rl.config.file import plain_yaml, to_dict
+from rl.config.schema import ConfigError, RunConfig
+from rl.evaluation.evaluate import is_done, play_rest, summarise_outcomes
+from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
+from rl.evaluation.suite import PLAYED, Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam
+from rl.run.initial_policy import playable_policy
+from rl.run.prepare import ROWS_IN_LOG, fingerprint, progress_bar
+from rl.run.resume import changed_meaning, checkpoint_of
+from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts
+
+log = logging.getLogger(__name__)
+
+POLICY_FILES = {".safetensors", ".json", ".txt", ".jinja"}  # that decide what a policy says
+TROUBLES = {  # counts worth a warning
+    "rejected": "rows of the annotations left out (rejected.jsonl)",
+    "missing": "without a prediction: the video could not be read, or left no room to answer",
+    "truncated": "ran out of tokens",
+    "unparsed": "whose answer or window could not be read",
+    "failed": "whose reward could not be computed",
+}
+
+
+def run_evaluation(
+    config: RunConfig, console: Console, *, run: Path | None = None, best: bool = False, restart: bool = False
+) -> dict[str, Any]:
+    """Evaluate a policy; returns what lies in metrics.json.
+
+    Args:
+        run: take the policy of this run's newest checkpoint, or of this checkpoint, and keep the results with that
+            run; None: the policy and the run that the config names.
+        best: of the run, take the best checkpoint instead.
+        restart: move an earlier evaluation of that name aside.
+    Raises:
+        ConfigError: data, policy or the evaluation's folder cannot be used, or its results are of other settings.
+        RolloutError, RewardError: workers failed. What was finished is kept.
+    """
+    home, origin = Path(config.output_dir).absolute() / config.name, {}
+    if run is not None:
+        found = checkpoint_of(run.absolute(), best=best)
+        config, origin = with_policy_of(found, config, console)
+        home = found.folder.parents[1] if found.folder.parent.name == CHECKPOINTS else home
+    exam = make_exam(config, console)
+    policy_dir = playable_policy(config, console)
+    identity = identity_of(config, exam, policy_sha256(policy_dir))
+    folder = home / EVALUATIONS / (config.evaluation.name or exam.name)
+    exam = replace(exam, examples=exam.examples[: config.evaluation.limit or None])
+    with open_folder(folder, identity, restart=restart) as file:
+        console.print(f"evaluation: {folder}", highlight=False)
+        _report_rejected(exam, folder / REJECTED, config.data.bad_rows)
+        done = sum(is_done(file.outcomes.get(example.task.task_id)) for example in exam.examples)
+        if done:
+            console.print(f"{done} of {len(exam.examples)} examples are done already", highlight=False)
+        if done < len(exam.examples):
+            _play(config, exam, policy_dir, file, done, console)
+        outcomes = [file.outcomes[example.task.task_id] for example in exam.examples]
+    policy = {**origin, "folder": str(policy_dir.absolute()), "sha256": identity["policy"]}
+    report = make_report(config, exam, outcomes, identity, policy)
+    write_json(folder / METRICS, report)
+    print_report(report, console)
+    return report
+
+
+def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tuple[RunConfig, dict[str, Any]]:
+    """The same configuration with the policy of a checkpoint, and where that comes from."""
+    changed = changed_meaning(
+        plain_yaml(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config), meaning=PLAYED
+    )
+    if changed:
+        console.print(f"other settings than it was trained with: {'; '.join(changed)}", markup=False, highlight=False)
+    config = replace(
+        config,
+        policy=replace(config.policy, path=str(found.folder / POLICY_FOLDER)),
+        cold_start=replace(config.cold_start, enabled=False),
+    )
+    state = found.state
+    return config, {"checkpoint": str(found.folder), "step": state.step, "version": state.policy_version}
+
+
+def policy_sha256(folder: Path) -> str:
+    """Sixteen hex digits that change with any weight, with the tokenizer, and with the policy's settings."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in POLICY_FILES and path.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def make_report(
+    config: RunConfig, exam: Exam, outcomes: Sequence[Outcome], identity: Mapping[str, Any], policy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What metrics.json holds."""
+    summary = summarise_outcomes(outcomes, over_groups=exam.over_groups)
+    return {
+        "fingerprint": fingerprint(identity),
+        "benchmark": exam.name,
+        "source": exam.source,
+        "headline": exam.headline,
+        "over_groups": list(exam.over_groups),
+        "retrieval": config.retrieval.max_calls > 0,
+        "limit": config.evaluation.limit,
+        **summary,
+        "counts": {**summary["counts"], "rejected": len(exam.rejected)},
+        "policy": dict(policy),
+        "identity": dict(identity),
+    }
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """The table: metrics with their intervals, the headline first; then what the policy did; then what went wrong."""
+    counts, headline = report["counts"], report["headline"]
+    speed = f", {report['tasks_per_s']:.1f} per second" if report["tasks_per_s"] else ""
+    off = "" if report["retrieval"] else ", retrieval off"
+    table = Table(
+        title=f"{escape(report['benchmark'])}: {counts['examples']} examples{speed}{off}",
+        box=None,
+        pad_edge=False,
+    )
+    for heading in ("", "value", "95 % interval", "n"):
+        table.add_column(heading, justify="left" if not heading else "right")
+
+    def add(label: str, estimate: Mapping[str, Any]) -> None:
+        interval = f"{estimate['low']:.3f} .. {estimate['high']:.3f}"
+        table.add_row(label, f"{estimate['value']:.3f}", interval, str(estimate["n"]))
+
+    if headline in report["metrics"]:
+        add(f"[bold]{escape(headline)}[/]", report["metrics"][headline])
+    for group, metrics in report["groups"].items():
+        if headline in metrics:
+            add(f"  {escape(group)}", metrics[headline])
+    for name, estimate in report["metrics"].items():
+        if name != headline:
+            add(escape(name), estimate)
+    for name, estimate in report["behaviour"].items():
+        add(f"[dim]{name}[/]", estimate)
+    console.print(table)
+    troubles = [f"{counts[name]} {meaning}" for name, meaning in TROUBLES.items() if counts[name]]
+    if troubles:
+        console.print(f"[yellow]note:[/] {'; '.join(troubles)}", highlight=False)
+
+
+def _play(config: RunConfig, exam: Exam, policy_dir: Path, file: PredictionFile, done: int, console: Console) -> None:
+    """Workers up, the rest of the examples through them, workers down."""
+    own, tasks = exam.metric is None, [example.task for example in exam.examples]
+    demand = Demand(config.rollout.num_workers, config.scoring.num_workers if own else 0, learner=0)
+    with cluster(config, console, demand) as slots, progress_bar(console) as progress:
+        rollouts = spawn_rollouts(config, policy_dir, slots)
+        judge = judge_by_rewards(exam, spawn_rewards(config, slots), config) if own else judge_by_benchmark(exam)
+        rollouts.crew.wait_ready(START_TIMEOUT_S)
+        bar = progress.add_task(exam.name, total=len(tasks), completed=done)
+
+        def report(_: Outcome) -> None:
+            progress.advance(bar)
+            finished = int(progress.tasks[bar].completed)
+            if finished % max(1, len(tasks) // 10) == 0:  # a bar alone says nothing in a job's log
+                console.print(f"{exam.name} {finished}/{len(tasks)}", highlight=False)
+
+        play_rest(
+            tasks, rollouts=rollouts, judge=judge, file=file, in_flight=config.evaluation.in_flight, report=report
+        )
+
+
+def _report_rejected(exam: Exam, home: Path, bad_rows: str) -> None:
+    """Every row left out goes to a file; the first ones to the log, where nobody has said so yet.
+
+    Raises:
+        ConfigError: there are any, and data.bad_rows=refuse.
+    """
+    if not exam.rejected:
+        home.unlink(missing_ok=True)  # of an earlier version of the data
+        return
+    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in exam.rejected), encoding="utf-8")
+    if exam.metric is None:
+        return
+    for row in exam.rejected[:ROWS_IN_LOG]:
+        log.warning("line %d: left out: %s", row.line, row.reason)
+    log.warning("%d rows left out, each with its reason in %s", len(exam.rejected), home)
+    if bad_rows == "refuse":
+        raise ConfigError(f"{len(exam.rejected)} bad rows, all in {home}; data.bad_rows=skip leaves them out")

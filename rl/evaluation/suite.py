@@ -1,0 +1,225 @@
+"""What an evaluation asks, and whose rules judge it: a benchmark's or the run's. Part of the composition root."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+
+from actors.reward import RewardError, RewardPool
+from envs.benchmarks.benchmark import Example, Prediction, RejectedExample
+from envs.benchmarks.prediction import prediction_of
+from envs.benchmarks.registry import resolve
+from rl.config.file import to_dict
+from rl.config.schema import ConfigError, RunConfig
+from rl.evaluation.evaluate import Judge, Judged, missing_prediction, outcome_of
+from rl.evaluation.predictions import EvaluationError, Outcome
+from rl.run.prepare import fingerprint, prepare_tasks
+from rl.run.run import answer_terms
+from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
+
+OWN = "held_out"  # the evaluation of data.held_out by the run's own rewards
+PLAYED = (  # keys that decide what a policy does
+    *("video.v0.", "retrieval.", "prompt.", "policy.scenes.", "policy.dtype"),
+    *("rollout.max_new_tokens", "rollout.engine.max_model_len"),
+)
+REWARDED = ("rewards.", "scoring.calls")  # keys that decide what that is worth, where no benchmark does
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """What is asked, and by whose rules it is judged."""
+
+    name: str
+    source: str  # of the rules
+    headline: str  # the metric to look at first
+    examples: tuple[Example, ...]
+    rejected: tuple[RejectedExample, ...]
+    over_groups: tuple[str, ...] = ()
+    metric: Callable[[Example, Prediction | None], Mapping[str, float]] | None = None  # None: the run's rewards
+
+
+def make_exam(config: RunConfig, console: Console) -> Exam:
+    """The exam that `evaluation.benchmark` names.
+
+    Raises:
+        ConfigError: there is no such benchmark, its annotations cannot be read, or no example of it can be used.
+    """
+    return benchmark_exam(config) if config.evaluation.benchmark else own_exam(config, console)
+
+
+def own_exam(config: RunConfig, console: Console) -> Exam:
+    """The held-out tasks of the configuration, judged by its rewards, as during training."""
+    loaded = prepare_tasks(config, "held_out", console)
+    return Exam(
+        name=OWN,
+        source=f"data.held_out by the rewards {', '.join(config.rewards)}; means over the tasks with a verdict",
+        headline="accuracy" if answer_terms(config) else "reward_reasoning",
+        examples=_distinct(tuple(Example(task) for task in loaded.tasks), "data.held_out"),
+        rejected=tuple(RejectedExample(row.line, row.reason) for row in loaded.rejected),
+    )
+
+
+def benchmark_exam(config: RunConfig) -> Exam:
+    """A benchmark's examples, judged by its authors' metrics."""
+    declared, path = config.evaluation, Path(config.evaluation.path)
+    if not path.exists():
+        raise ConfigError(f"evaluation.path: no such file or folder: {path}")
+    video_root = Path(declared.video_root) if declared.video_root else path if path.is_dir() else path.parent
+    if not video_root.is_dir():
+        raise ConfigError(f"evaluation.video_root: no such folder: {video_root}")
+    with _as_config_error("evaluation.benchmark"):
+        benchmark = resolve(declared.benchmark)
+    with _as_config_error(f"{path}, read as {benchmark.name}"):
+        loaded = benchmark.read(path, video_root)
+    if not loaded.examples:
+        why = f"; the first of {len(loaded.rejected)}: {loaded.rejected[0].reason}" if loaded.rejected else ""
+        raise ConfigError(f"{path}: no usable example of {benchmark.name}{why}")
+    return Exam(
+        benchmark.name,
+        benchmark.source,
+        benchmark.headline,
+        _distinct(loaded.examples, str(path)),
+        loaded.rejected,
+        benchmark.over_groups,
+        benchmark.judge,
+    )
+
+
+def identity_of(config: RunConfig, exam: Exam, policy_sha256: str) -> dict[str, Any]:
+    """Everything the outcomes depend on, under flat keys: what is asked, by whom it is answered, how it is judged."""
+    own = exam.metric is None
+    rendered = own and config.data.held_out.format == "quickstart"
+    keys = (*PLAYED, *(REWARDED if own else ()), *(("data.quickstart.",) if rendered else ()))
+    folder = os.path.commonpath([os.path.dirname(example.task.video_path) for example in exam.examples])
+    return {key: value for key, value in _flat(to_dict(config)).items() if key.startswith(keys)} | {
+        "benchmark": exam.name,
+        "examples": fingerprint([_described(example, folder) for example in exam.examples]),
+        "videos": "" if rendered else folder,  # where clips of our own lie says nothing
+        "policy": policy_sha256,
+    }
+
+
+def judge_by_benchmark(exam: Exam) -> Judge:
+    """The benchmark's metric on what could be read of each trajectory."""
+
+    def judge(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
+        return [judged(place, group.trajectories_G[0]) for place, group in finished]
+
+    def judged(place: int, trajectory: Trajectory) -> Outcome:
+        example = exam.examples[place]
+        prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
+        try:
+            values = {name: float(value) for name, value in exam.metric(example, prediction).items()}
+        except Exception as error:  # of a benchmark's own code, which may be anybody's
+            raise EvaluationError(
+                f"{exam.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
+            ) from error
+        return _outcome(example, place, trajectory, values, prediction)
+
+    return judge
+
+
+def judge_by_rewards(exam: Exam, rewards: RewardPool, config: RunConfig) -> Judge:
+    """The run's rewards, under the names they have as held-out metrics of a training run.
+
+    The judge raises RewardError when more than scoring.max_failed_share of the exam could not be scored.
+    """
+    failures: list[RewardFailure] = []
+    terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(exam.examples)
+
+    def judge(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
+        scored = rewards.verdicts([group for _, group in finished])
+        outcomes = [judged(place, one) for (place, _), one in zip(finished, scored, strict=True)]
+        if len(failures) > allowed:
+            first = failures[0]
+            raise RewardError(
+                f"{len(failures)} of {len(exam.examples)} examples could not be scored (scoring.max_failed_share="
+                f"{config.scoring.max_failed_share:g}); first: reward {first.term!r} {first.cause}: {first.detail}"
+            )
+        return outcomes
+
+    def judged(place: int, scored: ScoredGroup) -> Outcome:
+        (trajectory,), (verdict,) = scored.group.trajectories_G, scored.rewards_G
+        example = exam.examples[place]
+        prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
+        if prediction is None:  # no verdict, but through no fault of a reward
+            return _outcome(example, place, trajectory, {}, None)
+        if isinstance(verdict, RewardFailure):
+            failures.append(verdict)
+            failed = f"{verdict.term} {verdict.cause}: {verdict.detail}"
+            return _outcome(example, place, trajectory, {}, prediction, failed)
+        return _outcome(example, place, trajectory, reward_values(verdict, prediction, terms), prediction)
+
+    return judge
+
+
+def reward_values(verdict: SegmentRewards, prediction: Prediction, terms: Sequence[str]) -> dict[str, float]:
+    """A verdict as values of metrics.
+
+    Args:
+        terms: names of the reward terms that judge the answer; their mean is the accuracy.
+    """
+    answers = [verdict.breakdown[name] for name in terms if name in verdict.breakdown]
+    return {
+        "reward_reasoning": verdict.reasoning,
+        **({} if verdict.sampling is None else {"reward_sampling": verdict.sampling}),
+        **({"accuracy": fmean(answers)} if answers else {}),
+        **{f"term/{name}": value for name, value in verdict.breakdown.items()},
+        "unparsed": float(prediction.answer is None),
+    }
+
+
+def _outcome(
+    example: Example,
+    place: int,
+    trajectory: Trajectory,
+    values: Mapping[str, float],
+    prediction: Prediction | None,
+    failed: str | None = None,
+) -> Outcome:
+    windows = () if prediction is None else prediction.windows
+    judged = Judged(
+        values,
+        None if prediction is None else prediction.answer,
+        tuple((window.start_s, window.end_s) for window in windows),
+        failed,
+    )
+    return outcome_of(example.task.task_id, place, example.group, trajectory, judged)
+
+
+def _distinct(examples: tuple[Example, ...], origin: str) -> tuple[Example, ...]:
+    """The same examples, if no two share a task id: outcomes are found by it."""
+    repeated = [name for name, times in Counter(e.task.task_id for e in examples).items() if times > 1]
+    if repeated:
+        raise ConfigError(f"{origin}: {len(repeated)} task ids stand for several examples, the first {repeated[0]!r}")
+    return examples
+
+
+def _described(example: Example, folder: str) -> list[Any]:
+    task = asdict(example.task) | {"video_path": os.path.relpath(example.task.video_path, folder)}
+    return [task, [asdict(window) for window in example.windows], example.group]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextmanager
+def _as_config_error(where: str) -> Iterator[None]:
+    """What a benchmark cannot read is for the user to mend, like a wrong key."""
+    try:
+        yield
+    except (ValueError, OSError, LookupError, ImportError, AttributeError, TypeError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ConfigError(f"{where}: {said}") from error

@@ -1,0 +1,1 @@
+"""Whole runs started, struck by faults, and compared: `dynframe chaos` and `dynframe verify-resume`."""

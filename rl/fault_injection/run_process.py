@@ -1,0 +1,133 @@
+"""A whole run as a process: started in a session and with a Ray of its own, watched and killed from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from rl.config.schema import ConfigError
+
+GONE_WITHIN_S = 30.0  # killed processes
+
+
+class ProcessesRemainError(RuntimeError):
+    """Processes of a run could not be killed."""
+
+
+@contextlib.contextmanager
+def launched(settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`dynframe train SETTINGS`, its output appended to a file; whatever is left of it in the end is killed."""
+    # Ray's sockets want a short path; a Ray that is killed leaves its session behind
+    with (
+        tempfile.TemporaryDirectory(prefix="dynframe-", ignore_cleanup_errors=True) as ray_folder,
+        output.open("ab") as said,
+    ):
+        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rl", "train", str(settings)],
+            env=environment | {"RAY_TMPDIR": ray_folder},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours; the run is then killed below
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                kill_everything_of(process)
+
+
+class Family:
+    """A process and all that it and its descendants have started, as far as anybody looked.
+
+    Who is orphaned between two looks stays known; who was born and orphaned between them never was.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._seen: dict[psutil.Process, None] = {}  # in order of appearance
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._seen[psutil.Process(process.pid)] = None
+
+    @property
+    def has_ended(self) -> bool:
+        """The process itself is gone; others may be left."""
+        return self._process.poll() is not None
+
+    def look(self) -> list[psutil.Process]:
+        """Everybody who lives, oldest acquaintances first."""
+        children: dict[int, list[psutil.Process]] = {}
+        for process in psutil.process_iter(["ppid"]):  # one reading of the process table, however many there are
+            children.setdefault(process.info["ppid"], []).append(process)
+        members = self.left()
+        for member in members:  # grows as it is walked
+            members += [child for child in children.get(member.pid, ()) if child not in self._seen]
+            self._seen |= dict.fromkeys(children.get(member.pid, ()))
+        return [member for member in members if is_alive(member)]
+
+    def left(self) -> list[psutil.Process]:
+        """Who lives of those that were seen."""
+        return [member for member in self._seen if is_alive(member)]
+
+    def kill(self) -> int:
+        """SIGKILL everybody, so that none can tell another; returns how many there were.
+
+        They are stopped first: what is stopped starts nothing new, so the last look finds everybody.
+
+        Raises:
+            ProcessesRemainError: some are still there after half a minute.
+        """
+        with contextlib.suppress(psutil.NoSuchProcess):  # before looking for the others, which takes time
+            psutil.Process(self._process.pid).suspend()
+        stopped: dict[psutil.Process, None] = {}
+        while fresh := [member for member in self.look() if member not in stopped]:
+            for member in fresh:
+                stopped[member] = None
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.suspend()
+        for member in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._process.wait(timeout=GONE_WITHIN_S)
+        if remaining := self.wait_gone(GONE_WITHIN_S):
+            raise ProcessesRemainError(f"processes {remaining} of the run could not be killed")
+        return len(stopped)
+
+    def wait_gone(self, timeout_s: float) -> list[int]:
+        """Wait until nobody is left; who is after that."""
+        psutil.wait_procs(self.left(), timeout=timeout_s)
+        return [member.pid for member in self.left()]
+
+
+def kill_everything_of(process: subprocess.Popen[bytes]) -> int:
+    """SIGKILL a process and all its descendants at once; see Family.kill."""
+    return Family(process).kill()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Not gone, and no zombie: nobody may be there to bury what a killed parent leaves."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def folder_beside_runs(output_dir: str, prefix: str) -> Path:
+    """A new folder for runs that are started only to be looked at.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=output_dir)).absolute()
+    except OSError as error:
+        raise ConfigError(f"output_dir: cannot write {output_dir}: {error.strerror}") from error

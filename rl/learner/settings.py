@@ -1,0 +1,67 @@
+"""The learning-rate schedule, and what DeepSpeed is told. Nothing heavy is imported here but torch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.config.file import plain_yaml
+from rl.config.schema import ConfigError, LearnerConfig, OptimizerConfig
+
+log = logging.getLogger(__name__)
+
+QUIET = 2**31  # steps between DeepSpeed's own progress lines
+LARGEST_BUCKET = 500_000_000  # elements
+
+
+def learning_rate(step: int, total_steps: int, options: OptimizerConfig) -> float:
+    """Linear warm-up, then a cosine from `lr` to `lr * min_lr_fraction` at the last step. Steps count from 0."""
+    warmup = round(options.warmup_fraction * total_steps)
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup - 1))
+    floor = options.min_lr_fraction
+    return options.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def uses_cuda() -> bool:
+    """Whether a learner in this process computes on a GPU: there is one, and DeepSpeed was not told to keep off it."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
+def deepspeed_settings(config: LearnerConfig, dtype: str, num_parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: the user's extra keys, ours over them.
+
+    Raises:
+        ConfigError: `learner.deepspeed_config` is not a readable JSON or YAML mapping.
+    """
+    extra = _read_extra(config.deepspeed_config)
+    for key in ("optimizer", "scheduler"):
+        if extra.pop(key, None) is not None:
+            log.warning("learner.deepspeed_config: %r is ignored, see learner.optimizer", key)
+    bucket = min(num_parameters, LARGEST_BUCKET)  # DeepSpeed allocates buckets at full size
+    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "overlap_comm": uses_cuda()}
+    return {
+        **extra,
+        "train_micro_batch_size_per_gpu": 1,  # nominal: the learner cuts batches itself
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "steps_per_print": QUIET,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": {**sizes, **extra.get("zero_optimization", {}), "stage": config.zero_stage},
+    }
+
+
+def _read_extra(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"learner.deepspeed_config: {path}: {error}") from error
+    return plain_yaml(text, f"learner.deepspeed_config: {path}")  # JSON is YAML

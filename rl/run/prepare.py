@@ -1,0 +1,307 @@
+"""What must lie on disk before a run starts: the policy's folder, the clips, the tasks. Part of the composition root.
+
+Everything made here is cached under a fingerprint of what it was made from, and published by one rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from envs.data.clip_status import quarantined
+from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
+from envs.data.formats import RetrievalTrace
+from envs.data.rows import DatasetError, UnusableRow
+from envs.data.traces import traces_from_evidence
+from envs.initial_observation import OpeningRules
+from envs.prompts import PromptFormat
+from envs.retrieval import RetrievalRules
+from envs.rollout import Surroundings
+from envs.synthetic.world import QuickstartWorld, WorldFiles, cold_start_traces, render_world
+from envs.video.reader import VideoError, VideoReader
+from rl.config.file import to_dict
+from rl.config.schema import ConfigError, RunConfig, SourceConfig, VideoConfig
+from rl.policy.processor import Processor
+from rl.policy.token_ids import PolicyFilesError
+
+log = logging.getLogger(__name__)
+
+TRACES_PER_CLIP = 4  # jittered supervised traces made from each clip of the synthetic world
+ROWS_IN_LOG = 10  # of those left out; the file has all
+
+
+@contextmanager
+def as_config_error() -> Iterator[None]:
+    """What is wrong with data or a policy's files is for the user to mend, like a wrong key, and ends alike."""
+    try:
+        yield
+    except (DatasetError, UnusableRow, PolicyFilesError, VideoError) as error:
+        raise ConfigError(str(error)) from error
+
+
+@as_config_error()
+def prepare_policy(config: RunConfig) -> Path:
+    """The folder of the policy a run starts from: ours as it is, a stock Qwen2.5-VL converted, or the tiny one built.
+
+    Raises:
+        ConfigError: `policy.path` is not a folder, or not a policy's.
+    """
+    from transformers.utils.logging import disable_progress_bar  # torch and transformers: seconds to import
+
+    from rl.policy.convert import prepare_policy as prepare_given
+    from rl.policy.tiny import build_tiny_policy
+
+    disable_progress_bar()  # a bar per weight file says nothing here
+    scenes, cache = config.policy.scenes, Path(config.cache_dir)
+    if not config.policy.path:
+        made_from = {"tiny": to_dict(config.policy.tiny), "scenes": to_dict(scenes), "seed": config.seed}
+        return built_once(
+            cache / f"tiny-{fingerprint(made_from)}",
+            lambda folder: build_tiny_policy(config.policy.tiny, scenes, folder, config.seed),
+        )
+    if not Path(config.policy.path).is_dir():
+        raise ConfigError(
+            f"policy.path: no folder {config.policy.path}; give a Hugging Face folder of Qwen2.5-VL or an export of "
+            "ours, or leave it empty to build the tiny policy"
+        )
+    return prepare_given(config.policy.path, scenes, cache, config.seed)
+
+
+def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
+    """The synthetic world's clips, rendered on first use.
+
+    Raises:
+        ConfigError: no such world can be made.
+    """
+    declared, world = config.data.quickstart, _declared_world(config)
+    with progress_bar(console) as progress:
+        bar = progress.add_task("rendering clips", total=declared.train_clips + declared.held_out_clips)
+        return render_world(
+            world,
+            Path(config.cache_dir),
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            workers=os.cpu_count() or 1,
+        )
+
+
+def _declared_world(config: RunConfig) -> QuickstartWorld:
+    declared = to_dict(config.data.quickstart)
+    try:
+        return QuickstartWorld(**declared, coarse_fps=config.video.v0.fps)
+    except ValueError as error:
+        raise ConfigError(f"data.quickstart: {error}") from error
+
+
+@as_config_error()
+def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTasks:
+    """Tasks of a split ("train" or "held_out"); rows that cannot be used are reported, and refused if so configured.
+
+    Raises:
+        ConfigError: no such data, no usable row, or a bad one with data.bad_rows=refuse.
+    """
+    source = getattr(config.data, split)
+    reader = make_reader(config.video)
+    try:
+        found = located(config, source, split, console)
+        loaded = _load_indexed(found, reader, _unusable_clips(config), console)
+    finally:
+        reader.close()
+    _report_rejected(config, split, loaded.rejected)
+    if not loaded.tasks:
+        raise DatasetError(f"{found[1]}: no usable row (data.{split})")
+    return loaded
+
+
+def quarantine_file(config: RunConfig) -> Path:
+    """Where `dynframe validate-data` keeps its verdicts on clips."""
+    return Path(config.data.quarantine) if config.data.quarantine else Path(config.cache_dir) / "validated_clips.jsonl"
+
+
+def _unusable_clips(config: RunConfig) -> Mapping[str, str]:
+    """Videos that a validation has quarantined, and why.
+
+    Raises:
+        DatasetError: the file that `data.quarantine` names is not there, or holds something else.
+    """
+    path = quarantine_file(config)
+    if config.data.quarantine and not path.is_file():
+        raise DatasetError(f"data.quarantine: no such file: {path}; `dynframe validate-data` on this data writes it")
+    return quarantined(path)
+
+
+def _load_indexed(
+    found: tuple[str, Path, str], reader: VideoReader, unusable: Mapping[str, str], console: Console
+) -> LoadedTasks:
+    """Tasks with spans clamped to their clips, which are indexed one by one: hours for a large data set.
+
+    Args:
+        unusable: videos that a validation has quarantined, and why.
+    """
+    videos = {task.video_path for task in load_tasks(*found, unusable=unusable).tasks}
+    with progress_bar(console) as progress:
+        bar = progress.add_task("indexing videos", total=len(videos))
+
+        def duration_of(path: str) -> float:
+            progress.advance(bar)
+            return reader.describe(path).duration_s
+
+        return load_tasks(*found, duration_of=duration_of, unusable=unusable)
+
+
+@as_config_error()
+def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
+    """Supervised traces of the cold start: read from a file, or made with jitter from annotated evidence.
+
+    Raises:
+        ConfigError: no such file, no usable trace, a bad row with data.bad_rows=refuse, or retrieval is off and every
+            trace looks.
+    """
+    quickstart = config.cold_start.traces.format == "quickstart"
+    traces = _world_traces(config, console) if quickstart else _given_traces(config, console)
+    if not config.retrieval.max_calls and all(len(trace.replies) > 1 for trace in traces):
+        raise ConfigError(
+            "retrieval.max_calls=0 refuses the looks that all traces of the cold start teach: play a policy that has "
+            "learned to look (--run RUN, or cold_start.enabled=false and the folder that `dynframe cold-start` prints "
+            "as policy.path)"
+        )
+    return traces
+
+
+def _given_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
+    """Traces read from a file, or made from the evidence in one."""
+    declared, unusable = config.cold_start, _unusable_clips(config)
+    found = located(config, declared.traces, "train", console)
+    if declared.traces.format == "dm_cot":
+        loaded = load_traces(*found, unusable=unusable)
+        traces, rejected = loaded.traces, loaded.rejected
+    else:
+        tasks = load_tasks(*found, unusable=unusable)
+        rejected = tasks.rejected
+        traces = traces_from_evidence(
+            tasks.tasks,
+            window_jitter_s=declared.window_jitter_s,
+            fps_jitter=declared.fps_jitter,
+            per_task=TRACES_PER_CLIP,
+            seed=declared.seed,
+        )
+    _report_rejected(config, "cold_start", rejected)
+    if not traces:
+        raise DatasetError(f"cold_start.traces: no usable trace in {declared.traces.path}")
+    return traces
+
+
+def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
+    """Traces of the synthetic world, whose answers say what the jittered look really shows."""
+    declared, world = config.cold_start, prepare_world(config, console)
+    rows = [json.loads(line) for line in world.train_jsonl.read_text(encoding="utf-8").splitlines()]
+    jitter = (declared.window_jitter_s, round(declared.fps_jitter))
+    path = world.folder / f"traces-{fingerprint([jitter, declared.seed, TRACES_PER_CLIP])}.json"
+    if not path.exists():
+        traces = cold_start_traces(rows, *jitter, seed=declared.seed, traces_per_row=TRACES_PER_CLIP)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(traces), encoding="utf-8")
+        draft.rename(path)
+    return load_traces("dm_cot", path, world.folder).traces
+
+
+@as_config_error()
+def make_surroundings(config: RunConfig, policy_dir: Path) -> Surroundings:
+    """The environment's parts, from the configuration's sections.
+
+    Raises:
+        ConfigError: the policy's files cannot be used.
+    """
+    v0, looks = config.video.v0, config.retrieval
+    return Surroundings(
+        processor=Processor.from_pretrained(policy_dir, config.policy.scenes),
+        reader=make_reader(config.video),
+        opening=OpeningRules(v0.fps, v0.min_frames, v0.max_frames, v0.max_pixels, v0.max_visual_tokens),
+        retrieval=RetrievalRules(
+            looks.max_calls, looks.min_window_s, looks.max_fps, looks.max_frames, looks.max_pixels
+        ),
+        max_model_len=config.rollout.engine.max_model_len,
+        form=PromptFormat(config.prompt.system, config.prompt.instructions),
+    )
+
+
+def make_reader(video: VideoConfig) -> VideoReader:
+    """A video reader, from its section."""
+    return VideoReader(
+        backend=video.backend,
+        timeout_s=video.decode_timeout_s,
+        workers=video.decode_workers,
+        store_bytes=video.store_bytes,
+        memory_mib=video.decode_memory_mib,
+    )
+
+
+def fingerprint(made_from: Any) -> str:
+    """Twelve hex digits that change with anything in a JSON-like value."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def built_once(home: Path, build: Callable[[Path], Any]) -> Path:
+    """`home`; if it is not there yet, built into a draft beside it and renamed, so that it is never half there."""
+    if home.is_dir():
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
+    try:
+        build(draft)
+        draft.chmod(0o755)
+        draft.rename(home)
+    except OSError:
+        if not home.is_dir():  # not merely another process that was faster
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return home
+
+
+def progress_bar(console: Console) -> Progress:
+    """The one look of every long job's progress."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def located(config: RunConfig, source: SourceConfig, split: str, console: Console) -> tuple[str, Path, str]:
+    """Format, annotation file and video root of a source."""
+    if source.format != "quickstart":
+        return source.format, Path(source.path), source.video_root
+    world = prepare_world(config, console)
+    return "dm_rl", world.train_jsonl if split == "train" else world.held_out_jsonl, str(world.folder)
+
+
+def _report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedRow]) -> None:
+    """Every row left out goes to a file, the first ones to the log.
+
+    Raises:
+        DatasetError: there are any, and data.bad_rows=refuse.
+    """
+    home = Path(config.cache_dir) / f"rejected_rows-{split}.jsonl"
+    if not rejected:
+        home.unlink(missing_ok=True)  # of an earlier version of the data
+        return
+    home.parent.mkdir(parents=True, exist_ok=True)
+    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rejected), encoding="utf-8")
+    for row in rejected[:ROWS_IN_LOG]:
+        log.warning("%s:%d: row left out: %s", row.file, row.line, row.reason)
+    log.warning("%d rows left out, each with its reason in %s", len(rejected), home)
+    if config.data.bad_rows == "refuse":
+        first = rejected[0]
+        raise DatasetError(
+            f"{first.file}:{first.line}: {first.reason} ({len(rejected)} bad rows, all in {home}; "
+            "data.bad_rows=skip leaves them out)"
+        )

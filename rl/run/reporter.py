@@ -1,0 +1,193 @@
+"""What a run says while it goes on and at its end: metrics, records, a line per step; and when it must stop.
+
+Part of the composition root.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from actors.memory import own_memory_mib
+from actors.ray_metrics import RayMetricsSink
+from rl.algorithm.advantages import Credit, CreditRules
+from rl.algorithm.batch import credit_metrics, learned_credit
+from rl.checkpoint.store import CheckpointStore
+from rl.config.file import to_dict
+from rl.config.schema import AdvantageConfig, RunConfig
+from rl.policy.processor import Processor
+from rl.tracking.backlog import Backlog
+from rl.tracking.faults import FAULTS
+from rl.tracking.fingerprint import step_fingerprints
+from rl.tracking.metrics import reward_metrics, rollout_metrics
+from rl.tracking.records import records, step_path, write_step
+from rl.tracking.sinks import JsonlSink, MetricLog, Sink, TensorBoardSink, WandbSink
+from rl.tracking.summary import summarise
+from rl.trajectory import LearnerUpdate, ScoredGroup
+
+log = logging.getLogger(__name__)
+
+
+class GateError(RuntimeError):
+    """A run is stopped before it learns from what cannot be trusted; the message says what and why."""
+
+
+class Reporter:
+    """What is said after each step: metrics to sinks, trajectories to disk, a line of progress; and the parity gate."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        numbers: MetricLog,
+        backlog: Backlog,
+        progress: Progress,
+        first: int,
+        processor: Processor,
+    ) -> None:
+        self._config, self._run_dir, self._numbers, self._backlog = config, run_dir, numbers, backlog
+        self._progress = progress
+        self._rules = credit_rules(config.algorithm.advantage)
+        self._processor = processor
+        self._bar: TaskID = progress.add_task("training", total=config.trainer.steps, completed=first)
+
+    def step(
+        self,
+        step: int,
+        scored: Sequence[ScoredGroup],
+        learned: LearnerUpdate,
+        metrics: Mapping[str, float],
+        weights: Mapping[str, str],
+    ) -> None:
+        """Report one step.
+
+        Args:
+            metrics: of the loop and of the other stations.
+            weights: sha256 of every parameter after the step, by name.
+        Raises:
+            GateError: engine and learner disagree on average by more than parity.abort_nat, or too many videos could
+                not be read.
+            UnwrittenError: too many steps in a row could not be written down.
+        """
+        pixels_per_token = (self._processor.geometry.patch * self._processor.geometry.merge) ** 2
+        rolled = rollout_metrics([group.group for group in scored], pixels_per_token=pixels_per_token)
+        rewards = reward_metrics(scored)
+        sampled = rolled["rollout/sampled_tokens"] * sum(len(group.rewards_G) for group in scored)
+        own = {
+            "rollout/tokens_per_s": sampled / max(metrics["seconds/rollout"], 1e-9),
+            "memory/driver": own_memory_mib(),
+        }
+        credit = credit_metrics(scored, self._rules)
+        everything = {**rolled, **rewards, **credit, **own, **learned.metrics, **metrics}
+        truncated = self._config.algorithm.loss.mask_truncated
+        credit_PG = [learned_credit(group, self._rules, mask_truncated=truncated) for group in scored]
+        prints = step_fingerprints(scored, credit_PG, optimizer=learned.optimizer, weights=weights)
+        self._numbers.write(step + 1, everything, prints)
+        self._record(step, scored, learned, credit_PG)
+        self._progress.update(self._bar, completed=step + 1)
+        self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
+            f"step {step + 1}/{self._config.trainer.steps}  reward: sampling {rewards['reward/sampling']:.3f} "
+            f"reasoning {rewards['reward/reasoning']:.3f}  looks {rolled['rollout/calls']:.2f}  "
+            f"{metrics['seconds/step']:.1f} s",
+            highlight=False,
+        )
+        self._gate(step, everything)
+
+    def _record(
+        self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, credit_PG: Sequence[Sequence[Credit]]
+    ) -> None:
+        """The step's first trajectories, whole groups first, with what was learned from them."""
+        every = records(scored, self._processor.pieces, credit_PG=credit_PG, logprobs_PG=learned.logprobs_PG)
+        kept = list(islice(every, self._config.logging.trajectories_per_step))
+        keep_step(self._backlog, self._run_dir / "trajectories", step + 1, kept)
+
+    def _gate(self, step: int, metrics: Mapping[str, float]) -> None:
+        limits = self._config.parity
+        means = [value for name, value in metrics.items() if name.startswith("parity/mean")]
+        if not all(mean <= limits.abort_nat for mean in means):  # so that NaN is no agreement
+            raise GateError(
+                f"step {step + 1}: engine and learner log-probs differ by {means} nat on average (parity.abort_nat="
+                f"{limits.abort_nat:g}); run `dynframe parity` on this configuration"
+            )
+        worst = max((value for name, value in metrics.items() if name.startswith("parity/max")), default=0.0)
+        if worst > limits.warn_nat:
+            log.warning("step %d: engine and learner log-probs differ by up to %.2g nat", step + 1, worst)
+        unreadable = metrics["rollout/video_errors"] / max(metrics["rollout/trajectories"], 1)
+        if unreadable > self._config.scoring.max_failed_share:
+            raise GateError(
+                f"step {step + 1}: the videos of {unreadable:.0%} of the trajectories could not be read "
+                f"(scoring.max_failed_share={self._config.scoring.max_failed_share:g}); the log says which and why"
+            )
+
+
+def keep_step(backlog: Backlog, folder: Path, step: int, shown: Sequence[dict[str, Any]]) -> None:
+    """Write the records of a step, or keep them until the disk takes them.
+
+    Raises:
+        UnwrittenError: too many steps in a row could not be written down.
+    """
+    backlog.write(step_path(folder, step), step, partial(write_step, folder, step, shown))
+
+
+def credit_rules(advantage: AdvantageConfig) -> CreditRules:
+    """The credit rules of a configuration."""
+    return CreditRules(**to_dict(advantage))
+
+
+def make_sinks(config: RunConfig, run_dir: Path, backlog: Backlog, *, keep_through_step: int) -> list[Sink]:
+    """metrics.jsonl and Ray's metrics always; TensorBoard and W&B as configured."""
+    lines = JsonlSink(run_dir, keep_through_step=keep_through_step, backlog=backlog)
+    sinks: list[Sink] = [lines, RayMetricsSink(config.name)]
+    if config.logging.tensorboard:
+        sinks.append(TensorBoardSink(run_dir, keep_through_step=keep_through_step))
+    if config.logging.wandb != "disabled":
+        sinks.append(
+            WandbSink(
+                run_dir,
+                mode=config.logging.wandb,
+                project=config.logging.wandb_project,
+                name=config.name,
+                config=to_dict(config),
+            )
+        )
+    return sinks
+
+
+def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
+    """Write summary.json and print what was learned, what was mended on the way, and where the run lies."""
+    summary = summarise(run_dir)
+    best = CheckpointStore(run_dir).best_score()
+    if best is not None:
+        summary["best"] = {"step": best[0], **asdict(best[1])}
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    table = Table(title=f"{summary['steps']} steps in {summary['seconds']:.0f} s", box=None, pad_edge=False)
+    for heading in ("", "before", "after"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    before, after = (summary["held_out"].get(moment, {}) for moment in ("before", "after"))
+    for label, name in (
+        ("held-out reward, sampling", "reward_sampling"),
+        ("held-out reward, reasoning", "reward_reasoning"),
+        ("held-out answer accuracy", "accuracy"),
+        ("share of trajectories that look again", "calls"),
+        ("frames retrieved per trajectory", "frames"),
+    ):
+        table.add_row(label, *(f"{moment.get(name, math.nan):.3f}" for moment in (before, after)))
+    console.print(table)
+    if best is not None:
+        console.print(f"best checkpoint: step {best[0]}, {best[1].metric} {best[1].value:.3f}", highlight=False)
+    if faults := summary["faults"]:
+        counted = ", ".join(f"{count} {kind}" for kind, count in faults.items())
+        console.print(f"faults mended: {counted} ({FAULTS})", markup=False, highlight=False)
+    console.print(f"metrics, trajectories and checkpoints: {run_dir}", highlight=False)
+    return summary

@@ -1,0 +1,142 @@
+"""The workers of a run, spawned and wired: the part of the composition root that knows Ray's shape.
+
+The factories at the end cross into the workers, and only there are vLLM and DeepSpeed imported.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from actors.learner import LearnerGroup, Restore
+from actors.placement import Demand, Slots, connect, named
+from actors.reward import RewardPool
+from actors.rollout_group import RolloutCrew
+from actors.rollout_pool import RolloutPool
+from actors.rollout_runner import Player
+from actors.waiting import nothing
+from rl.config.schema import OptimizerConfig, RunConfig
+from rl.policy.vllm_plugin import engine_environment
+from rl.run.prepare import make_surroundings
+from rl.trajectory import Sampling
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 600.0  # an engine or learner that has not started by then never will
+LEARNER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_GROUPS = itertools.count()  # of learners that this process has spawned
+NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # of a learner that computes on the CPU beside a GPU
+
+
+@contextmanager
+def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -> Iterator[Slots]:
+    """Ray, and one slot per worker; released and, if started here, stopped in the end.
+
+    Args:
+        demand: workers of each kind; None: those of a training run.
+    """
+    if demand is None:
+        demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
+    was_running = ray.is_initialized()
+    dashboard = connect(config.placement, demand)
+    if dashboard:
+        console.print(f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)", highlight=False)
+    slots = Slots(config.placement, demand)
+    try:
+        yield slots
+    finally:
+        slots.release()
+        if not was_running:
+            ray.shutdown()
+
+
+def spawn_rollouts(
+    config: RunConfig, policy_dir: Path, slots: Slots, check: Callable[[], None] = nothing
+) -> RolloutPool:
+    """Engines with the environment around them; they load in the background until `crew.wait_ready`.
+
+    Args:
+        check: called while waiting for them; what it raises ends the wait.
+    """
+    device = "cuda" if config.placement.rollout_gpus else "cpu"
+    environment = {"runtime_env": {"env_vars": engine_environment(device)}}
+    crew = RolloutCrew(
+        partial(start_player, config, policy_dir.absolute()),
+        config.rollout.num_workers,
+        lambda index: slots.options("rollout", index) | environment,
+        stall_timeout_s=config.rollout.stall_timeout_s,
+        start_timeout_s=START_TIMEOUT_S,
+        memory_growth_mib=config.rollout.memory_growth_mib,
+        device_memory_growth_mib=config.rollout.device_memory_growth_mib,
+    )
+    return RolloutPool(crew, timeout_s=config.rollout.call_timeout_s, check=check)
+
+
+def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
+    """Reward workers."""
+    return RewardPool(config.rewards, config.scoring, lambda index: slots.options("reward", index))
+
+
+def spawn_learners(
+    config: RunConfig,
+    policy_dir: Path,
+    slots: Slots,
+    *,
+    optimizer: OptimizerConfig,
+    total_updates: int,
+    name: str = "learner",
+    attend: Callable[[], None] = nothing,
+    restore: Restore | None = None,
+) -> LearnerGroup:
+    """DeepSpeed ranks around the policy in `policy_dir`.
+
+    Args:
+        name: of the actors, before their rank. Ray frees a killed actor's name late, so each group takes another.
+        attend, restore: as in LearnerGroup.
+    """
+    built = next(_GROUPS)
+    environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else NO_GPU)
+    return LearnerGroup(
+        partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
+        config.learner.num_ranks,
+        lambda rank: (
+            slots.options("learner", rank)
+            | {"name": named(f"{name}/{rank}", built), "runtime_env": {"env_vars": environment}}
+        ),
+        start_timeout_s=START_TIMEOUT_S,
+        timeout_s=config.learner.timeout_s,
+        attend=attend,
+        restore=restore,
+    )
+
+
+def start_player(config: RunConfig, policy_dir: Path) -> Player:
+    """Runs in a rollout worker: its engine and environment."""
+    from actors.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
+
+    rollout = config.rollout
+    engine = make_engine(policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic)
+    return Player(
+        engine,
+        make_surroundings(config, policy_dir),
+        Sampling(rollout.max_new_tokens, rollout.temperature),
+        group_size=rollout.group_size,
+        seed=config.seed,
+    )
+
+
+def start_learner(
+    config: RunConfig, policy_dir: Path, optimizer: OptimizerConfig, total_updates: int, **place: Any
+) -> Any:
+    """Runs in a learner worker: its rank. `place` is rank, world_size, master_addr and master_port."""
+    from rl.learner.learner import make_learner  # DeepSpeed: only learner workers may import it
+
+    return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **place)

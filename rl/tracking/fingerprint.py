@@ -1,0 +1,97 @@
+"""A step in eight short strings: what was read, drawn, judged, credited and learned, bit by bit.
+
+Two runs that write the same fingerprints did the same; where they part, the first fingerprint that differs, in the
+order of STATIONS, names the station that parted them. Floats count by their bits, so nothing is rounded away. A step's
+fingerprints say nothing of the steps before it.
+
+Legend: P groups of a step · G siblings of one task.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from rl.algorithm.advantages import Credit
+from rl.learner.digest import Part, id_bytes, sha256_of
+from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Turn
+
+STATIONS = ("prompts", "tokens", "logprobs", "rewards", "advantages", "optimizer", "weights")  # as a step passes them
+PREFIX = "state/"  # of their names in metrics.jsonl
+MARK = "sha256:"  # keeps readers of numbers from taking hexadecimal digits for one
+DIGITS = 16
+
+
+def step_fingerprints(
+    scored: Sequence[ScoredGroup], credit_PG: Sequence[Sequence[Credit]], *, optimizer: str, weights: Mapping[str, str]
+) -> dict[str, str]:
+    """The fingerprints of a step by their names in metrics.jsonl, "state/hash" of all of them last.
+
+    Args:
+        scored: the step's groups, in order.
+        credit_PG: what each sibling's tokens are credited with (rl.algorithm.batch.learned_credit).
+        optimizer: LearnerUpdate.optimizer.
+        weights: sha256 of every parameter after the step, by Hugging Face name.
+    """
+    prints = {
+        "prompts": fingerprint(_prompts(scored)),
+        "tokens": fingerprint(id_bytes(turn.completion.token_ids) for turn in _turns(scored)),
+        "logprobs": fingerprint(_floats(turn.completion.logprobs) for turn in _turns(scored)),
+        "rewards": fingerprint(_verdict(verdict) for group in scored for verdict in group.rewards_G),
+        "advantages": fingerprint(
+            f"{_exact(own.sampling)} {_exact(own.reasoning)}" for credit_G in credit_PG for own in credit_G
+        ),
+        "optimizer": fingerprint([optimizer]),
+        "weights": fingerprint(f"{name} {digest}" for name, digest in sorted(weights.items())),
+    }
+    named = {f"{PREFIX}{station}": prints[station] for station in STATIONS}
+    return named | {f"{PREFIX}hash": fingerprint(named.values())}
+
+
+def first_difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
+    """The first station whose fingerprints differ or are missing, of two lines of metrics.jsonl; None: none does."""
+    for station in STATIONS:
+        mine = ours.get(f"{PREFIX}{station}")
+        if mine is None or mine != theirs.get(f"{PREFIX}{station}"):
+            return station
+    return None
+
+
+def fingerprint(parts: Iterable[Part]) -> str:
+    """ "sha256:" and 16 hexadecimal digits over a sequence of parts; where one part ends and the next begins counts."""
+    return f"{MARK}{sha256_of(parts)[:DIGITS]}"
+
+
+def _turns(scored: Sequence[ScoredGroup]) -> Iterator[Turn]:
+    return (turn for group in scored for trajectory in group.group.trajectories_G for turn in trajectory.turns)
+
+
+def _prompts(scored: Sequence[ScoredGroup]) -> Iterator[Part]:
+    """What every turn was given: token ids and the names of the frames, by task and sibling."""
+    for group in scored:
+        opening = group.group.opening_frames
+        yield f"task {group.group.task.task_id}"
+        yield opening.digest if opening else ""
+        for trajectory in group.group.trajectories_G:
+            yield f"{len(trajectory.turns)} turns, {trajectory.stop_reason}"
+            for turn in trajectory.turns:
+                yield id_bytes(turn.context_token_ids)
+                yield turn.frames.digest if turn.frames else ""
+
+
+def _verdict(verdict: SegmentRewards | RewardFailure) -> str:
+    """A failure's detail is left out: it may tell seconds or places in memory."""
+    if isinstance(verdict, RewardFailure):
+        return json.dumps(["failed", verdict.term, verdict.cause])
+    terms = sorted((name, _exact(value)) for name, value in verdict.breakdown.items())
+    return json.dumps([_exact(verdict.sampling), _exact(verdict.reasoning), terms])
+
+
+def _exact(value: float | None) -> str:
+    return "none" if value is None else float(value).hex()
+
+
+def _floats(values: Sequence[float]) -> bytes:
+    return np.asarray(values, dtype="<f8").tobytes()

@@ -1,0 +1,196 @@
+"""Each trajectory as a readable record: what the policy saw, asked, wrote, and what it was worth, token by token.
+
+Pixels are not in it: frames can be decoded again from `task.video` at `timestamps_s`. Of the tokens a turn sampled:
+
+| key | is |
+|---|---|
+| `tokens` | the text of each, the end token's marker included; a character spread over several stands at the last |
+| `logprobs` | the engine's log-prob of each, nat |
+| `learner_logprobs` | the learner's, of the policy that sampled, from the pass that learned; null: none such |
+| `advantage` | what all of them were credited with; null: not learned from |
+
+Legend: P groups of a step · G siblings of one task · S sampled tokens of a trajectory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rl.algorithm.advantages import NOT_LEARNED, Credit
+from rl.tracking.lines import replace_whole
+from rl.trajectory import (
+    Frames,
+    MalformedCall,
+    RetrievalCall,
+    RewardFailure,
+    ScoredGroup,
+    SegmentRewards,
+    TimeSpan,
+    Trajectory,
+    Turn,
+    VideoTask,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DECIMALS = 5  # of log-probs (nat) and advantages
+
+PiecesOf = Callable[[Sequence[int]], Sequence[str]]  # the text of each token: Processor.pieces of rl.policy.processor
+Entry = TypeVar("Entry")
+
+
+def write_step(folder: Path, step: int, records: Iterable[dict[str, Any]]) -> Path:
+    """Write the records of a step to step_NNNNNN.jsonl.
+
+    Raises:
+        OSError: they could not be written; what lay there stays as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = step_path(folder, step)
+    replace_whole(path, lambda draft: write_records(draft, records))
+    return path
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Where the records of a step lie."""
+    return folder / f"step_{step:06d}.jsonl"
+
+
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as JSON lines."""
+    lines = [json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for r in records]
+    # half a surrogate pair, as in a file name that is no UTF-8, becomes its own JSON escape
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+
+
+def records(
+    scored: Sequence[ScoredGroup],
+    pieces_of: PiecesOf,
+    *,
+    credit_PG: Sequence[Sequence[Credit]] | None = None,
+    logprobs_PG: Sequence[Sequence[np.ndarray | None]] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One dictionary per trajectory, ready for JSON; numbers that are not finite are strings.
+
+    Args:
+        credit_PG: what each sibling was credited with, where the groups were learned from.
+        logprobs_PG: the learner's log-probs, as in LearnerUpdate, where the groups were learned from.
+    """
+    credit_PG = _everywhere(NOT_LEARNED, scored) if credit_PG is None else credit_PG
+    logprobs_PG = _everywhere(None, scored) if logprobs_PG is None else logprobs_PG
+    for index, (group, credit_G, logprobs_G) in enumerate(zip(scored, credit_PG, logprobs_PG, strict=True)):
+        siblings = zip(group.group.trajectories_G, group.rewards_G, credit_G, logprobs_G, strict=True)
+        for sibling, (trajectory, verdict, credit, logprobs_S) in enumerate(siblings):
+            yield {
+                "task": _task(group.group.task),
+                "group": index,
+                "sibling": sibling,
+                "duration_s": round(group.group.duration_s, 3),
+                "opening": _frames(group.group.opening_frames),
+                "text": trajectory.answer_text,
+                "stop": trajectory.stop_reason.value,
+                "note": trajectory.note,
+                "turns": _turns(trajectory, pieces_of, credit, logprobs_S),
+                "rewards": _verdict(verdict),
+            }
+
+
+def _everywhere(entry: Entry, scored: Sequence[ScoredGroup]) -> list[list[Entry]]:
+    return [[entry] * len(group.rewards_G) for group in scored]
+
+
+def _task(task: VideoTask) -> dict[str, Any]:
+    return {
+        "id": task.task_id,
+        "video": task.video_path,
+        "question": task.question,
+        "answer": task.answer,
+        "evidence_s": _span(task.evidence_span),
+        "evidence_fps": task.evidence_fps,
+    }
+
+
+def _turns(
+    trajectory: Trajectory, pieces_of: PiecesOf, credit: Credit, logprobs_S: np.ndarray | None
+) -> list[dict[str, Any]]:
+    ends = list(accumulate(len(turn.completion.token_ids) for turn in trajectory.turns))
+    turns = []
+    for turn, first, end in zip(trajectory.turns, [0, *ends], ends, strict=False):
+        advantage = credit.of(turn.segment)
+        known = logprobs_S is not None and advantage is not None
+        turns.append(_turn(turn, pieces_of, advantage, logprobs_S[first:end].tolist() if known else None))
+    return turns
+
+
+def _turn(
+    turn: Turn, pieces_of: PiecesOf, advantage: float | None, learner_logprobs: list[float] | None
+) -> dict[str, Any]:
+    said = turn.completion
+    return {
+        "segment": turn.segment.name.lower(),
+        "context_tokens": len(turn.context_token_ids),
+        "sampled_tokens": len(said.token_ids),
+        "mean_logprob": _finite(sum(said.logprobs) / max(len(said.logprobs), 1)),
+        "policy_version": said.policy_version,
+        "call": _call(turn.call),
+        "frames": _frames(turn.frames),
+        "tokens": list(pieces_of(said.token_ids)),
+        "logprobs": [_rounded(value) for value in said.logprobs],
+        "learner_logprobs": None if learner_logprobs is None else [_rounded(value) for value in learner_logprobs],
+        "advantage": None if advantage is None else _rounded(advantage),
+    }
+
+
+def _call(call: RetrievalCall | MalformedCall | None) -> dict[str, Any] | None:
+    if call is None:
+        return None
+    if isinstance(call, MalformedCall):
+        return {"malformed": call.reason}
+    return {
+        "asked_s": _span(call.asked),
+        "asked_fps": call.asked_fps,
+        "granted_s": _span(call.span),
+        "granted_fps": call.fps,
+        "frames": call.num_frames,
+        "clamped": list(call.clamped),
+    }
+
+
+def _frames(frames: Frames | None) -> dict[str, Any] | None:
+    if frames is None:
+        return None
+    return {
+        "timestamps_s": [round(t, 3) for t in frames.timestamps_s_T],
+        "scene_lengths": list(frames.scene_lengths),
+        "height": frames.height,
+        "width": frames.width,
+    }
+
+
+def _span(span: TimeSpan | None) -> list[float] | None:
+    return None if span is None else [span.start_s, span.end_s]
+
+
+def _verdict(verdict: SegmentRewards | RewardFailure) -> dict[str, Any]:
+    if isinstance(verdict, RewardFailure):
+        return {"failed": {"term": verdict.term, "cause": verdict.cause, "detail": verdict.detail}}
+    return {
+        "sampling": None if verdict.sampling is None else _finite(verdict.sampling),
+        "reasoning": _finite(verdict.reasoning),
+        "terms": {name: _finite(value) for name, value in verdict.breakdown.items()},
+    }
+
+
+def _rounded(value: float) -> float | str:
+    return _finite(round(value, DECIMALS) + 0.0)  # no sign on zero
+
+
+def _finite(value: float) -> float | str:
+    """The number, or the name of one that JSON does not have, as in metrics.jsonl."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,128 @@
+"""Every clip is decoded once, whole; what came of it is on disk at once, and holds as long as the file does."""
+
+import json
+
+import pytest
+
+from envs.data.clip_status import ClipStatus, ClipVerdict, VerdictFile, check_clip, quarantined
+from envs.data.rows import DatasetError
+from envs.video.reader import VideoReader
+from tests.envs.video.clips import render, render_silence
+
+
+@pytest.fixture(scope="module")
+def reader():
+    with VideoReader(workers=0, store_bytes=0) as reader:
+        yield reader
+
+
+def verdict(path, status=ClipStatus.OK, **known):
+    return ClipVerdict(str(path), path.stat().st_size, path.stat().st_mtime_ns, status, **known)
+
+
+def test_a_sound_clip_is_ok_with_all_its_frames(reader, tmp_path):
+    found = check_clip(reader, str(render(tmp_path / "a.mp4", frames=50)))
+
+    assert (found.status, found.frames, found.duration_s, found.damaged) == (ClipStatus.OK, 50, 2.0, 0)
+    assert found.holds
+
+
+def test_a_clip_longer_than_one_request_is_decoded_to_its_end(reader, tmp_path, monkeypatch):
+    monkeypatch.setattr("envs.data.clip_status.STRETCH", 16)
+
+    assert check_clip(reader, str(render(tmp_path / "a.mp4", frames=50))).frames == 50
+
+
+def test_what_cannot_be_used_is_quarantined_with_the_cause(reader, tmp_path):
+    whole = render(tmp_path / "whole.mp4", muxing={"movflags": "faststart"}).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video")
+    causes = {
+        "cut.mp4": "CorruptVideoError",
+        "empty.mp4": "VideoOpenError",
+        "text.mp4": "VideoOpenError",
+        render_silence(tmp_path / "silence.mp4").name: "NoVideoStreamError",
+        "absent.mp4": "VideoOpenError",
+    }
+    for name, cause in causes.items():
+        found = check_clip(reader, str(tmp_path / name))
+        assert (found.status, found.reason.partition(":")[0]) == (ClipStatus.QUARANTINED, cause)
+
+
+def test_damage_inside_a_clip_is_found_though_its_index_is_sound(reader, tmp_path):
+    path = render(tmp_path / "a.mp4", frames=200, gop=200, options={"qp": "10"})
+    content = bytearray(path.read_bytes())
+    for at in range(len(content) // 4, 3 * len(content) // 4):
+        content[at] ^= 0x5A
+    path.write_bytes(content)
+
+    assert check_clip(reader, str(path)).status is not ClipStatus.OK
+
+
+def test_any_prefix_of_the_file_is_a_place_to_go_on_from(tmp_path):
+    clips = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")]
+    for clip in clips:
+        clip.write_bytes(b"x")
+    home = tmp_path / "verdicts.jsonl"
+    given = [verdict(clips[0]), verdict(clips[1], ClipStatus.QUARANTINED, reason="é"), verdict(clips[2])]
+    with VerdictFile(home) as file:
+        for one in given:
+            file.append(one)
+    content = home.read_bytes()
+
+    for length in range(len(content) + 1):
+        home.write_bytes(content[:length])
+        with VerdictFile(home) as file:
+            known = content[:length].count(b"\n")
+            assert list(file.verdicts.values()) == given[:known]
+            for one in given[known:]:
+                file.append(one)
+        assert home.read_bytes() == content
+
+
+def test_a_clip_that_has_changed_has_no_verdict(tmp_path):
+    clip, home = tmp_path / "a.mp4", tmp_path / "verdicts.jsonl"
+    clip.write_bytes(b"broken")
+    with VerdictFile(home) as file:
+        file.append(verdict(clip, ClipStatus.QUARANTINED, reason="broken"))
+    assert quarantined(home) == {str(clip): "broken"}
+
+    clip.write_bytes(b"mended, and longer")
+    assert quarantined(home) == {}
+    with VerdictFile(home) as file:
+        assert file.verdicts == {}
+
+
+def test_the_latest_verdict_counts(tmp_path):
+    clip, home = tmp_path / "a.mp4", tmp_path / "verdicts.jsonl"
+    clip.write_bytes(b"x")
+    with VerdictFile(home) as file:
+        file.append(verdict(clip, ClipStatus.QUARANTINED, reason="timeout"))
+        file.append(verdict(clip))
+
+    assert quarantined(home) == {}
+
+
+def test_no_file_quarantines_nothing(tmp_path):
+    assert quarantined(tmp_path / "absent.jsonl") == {}
+
+
+WRONG_TYPE = json.dumps({"video": 1, "size": 1, "mtime_ns": 1, "status": "ok"})
+
+
+@pytest.mark.parametrize(
+    "line", ["not json", "[]", json.dumps({"video": "a"}), json.dumps({"status": "fine"}), WRONG_TYPE]
+)
+def test_a_line_that_is_no_verdict_is_named(tmp_path, line):
+    home = tmp_path / "verdicts.jsonl"
+    home.write_text(line + "\n")
+
+    with pytest.raises(DatasetError, match=r"verdicts\.jsonl:1: no verdict on a clip .*delete the line"):
+        quarantined(home)
+
+
+def test_two_validations_do_not_write_one_file(tmp_path):
+    home = tmp_path / "verdicts.jsonl"
+    with VerdictFile(home), pytest.raises(DatasetError, match="another validation is writing here"):
+        VerdictFile(home).__enter__()

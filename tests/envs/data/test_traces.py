@@ -1,0 +1,110 @@
+"""Supervised traces take the same path as rollouts."""
+
+from dataclasses import replace
+
+import pytest
+
+from envs.data.dataset import load_traces
+from envs.data.formats import RetrievalTrace
+from envs.data.rows import UnusableRow
+from envs.data.traces import trace_to_trajectory, traces_from_evidence
+from envs.initial_observation import OpeningRules
+from envs.retrieval import RetrievalRules
+from envs.rollout import Surroundings
+from rl.trajectory import Segment, StopReason, TimeSpan, trajectory_tokens, trajectory_videos
+from tests.envs.setting import make_processor, make_reader, make_task, write_clip
+
+REPLIES = ("<think>Look.<span>2 - 4</span><fps>4</fps>", "\nRed.</think><answer>B</answer>")
+V0 = OpeningRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136)
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    return make_processor(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
+
+
+@pytest.fixture
+def convert(processor, clip):
+    def run(replies=REPLIES, *, clip=clip, max_model_len=1024, max_calls=1):
+        rules = RetrievalRules(max_calls=max_calls, max_pixels=3136)
+        with make_reader() as reader:
+            around = Surroundings(processor, reader, V0, rules, max_model_len)
+            return trace_to_trajectory(RetrievalTrace(make_task(clip), replies), around)
+
+    return run
+
+
+def test_a_trace_has_the_form_of_a_rollout(convert, processor):
+    trajectory, opening = convert()
+    look, answer = trajectory.turns
+    assert (look.segment, answer.segment) == (Segment.SAMPLING, Segment.REASONING)
+    assert trajectory.stop_reason == StopReason.ANSWERED
+    assert trajectory.answer_text == f"{REPLIES[0]}<video>{REPLIES[1]}"
+    assert answer.context_token_ids == tuple(processor.video_block(answer.frames))  # context: masked
+    assert answer.completion.token_ids[-1] == processor.ids.im_end
+    assert set(look.completion.logprobs) == {0.0}
+    videos = trajectory_videos(opening, trajectory.turns)
+    placeholders = trajectory_tokens(trajectory).count(processor.ids.video_pad)
+    assert placeholders == sum(map(processor.visual_tokens, videos))
+
+
+def test_a_trace_without_a_call_is_an_answer(convert):
+    trajectory, _ = convert(("<think>Red.</think><answer>B</answer>",))
+    assert [turn.segment for turn in trajectory.turns] == [Segment.REASONING]
+
+
+def test_a_marker_in_a_trace_stays_text(convert, processor):
+    trajectory, _ = convert((REPLIES[0], "\n<|video_pad|><|im_end|> Red.</think><answer>B</answer>"))
+    written = trajectory.turns[1].completion.token_ids
+    assert processor.ids.video_pad not in written
+    assert written.count(processor.ids.im_end) == 1
+
+
+def test_a_trace_the_environment_would_not_follow_is_refused(convert, tmp_path):
+    with pytest.raises(UnusableRow, match="the call is refused: the time span lies outside"):
+        convert((REPLIES[0].replace("2 - 4", "20 - 40"), REPLIES[1]))
+    with pytest.raises(UnusableRow, match="retrieval is turned off"):
+        convert(max_calls=0)
+    with pytest.raises(UnusableRow, match=r"t: .*gone.mp4"):
+        convert(clip=tmp_path / "gone.mp4")
+
+
+def test_a_trace_that_does_not_fit_the_context_is_refused(convert):
+    trajectory, _ = convert(("<think>Red.</think><answer>B</answer>",))
+    opening = len(trajectory.turns[0].context_token_ids)
+    for max_model_len in (10, opening, opening + 1, opening + 13, opening + 25):
+        with pytest.raises(UnusableRow, match="t: "):
+            convert(max_model_len=max_model_len)
+
+
+@pytest.mark.real_data
+def test_the_published_trace_plays_on_its_real_clip(processor, real_data_dir):
+    (trace,) = load_traces("dm_cot", real_data_dir / "dynframe_sample" / "dm_cot.json").traces
+    with make_reader() as reader:
+        rules = RetrievalRules(max_pixels=28 * 28 * 12)
+        around = Surroundings(processor, reader, V0, rules, max_model_len=4096)
+        trajectory, opening = trace_to_trajectory(trace, around)
+    (call,) = trajectory.calls
+    assert (call.asked.start_s, call.asked.end_s, call.fps) == (56.47, 61.72, 3.0)
+    shown_s_T = trajectory.turns[1].frames.timestamps_s_T
+    assert call.clamped == ("end",)  # the annotation reaches .8 s beyond the last frame
+    assert len(shown_s_T) == call.num_frames == 13
+    assert 56.3 < shown_s_T[0] <= 56.47 and shown_s_T[-1] < call.span.end_s
+    assert opening.num_frames == 8
+
+
+def test_traces_made_from_evidence_are_roughly_right_and_playable(convert, clip):
+    task = replace(make_task(clip), evidence_span=TimeSpan(2.0, 4.0), evidence_fps=4.0)
+    unannotated = replace(task, evidence_span=None)
+    jitter = {"window_jitter_s": 0.5, "fps_jitter": 1.0}
+    traces = traces_from_evidence([task, unannotated], **jitter, per_task=8, seed=0)
+    assert len(traces) == 8 and {trace.task.task_id for trace in traces} == {task.task_id}
+    calls = [convert(trace.replies)[0].calls[0] for trace in traces]
+    assert all(abs(call.asked.start_s - 2) <= 0.55 and abs(call.asked.end_s - 4) <= 0.55 for call in calls)
+    assert len({(call.asked, call.asked_fps) for call in calls}) > 4  # jittered: something is left to learn
+    assert traces == traces_from_evidence([task, unannotated], **jitter, per_task=8, seed=0)

@@ -1,0 +1,200 @@
+"""The command line as a user meets it: help at once, one clear line per mistake, exit codes that mean something."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.envs.video.clips import render
+from tests.rl.report.recorded_run import write_run
+
+pytestmark = pytest.mark.cli
+
+REPOSITORY = Path(__file__).parents[3]
+QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
+ROWS = ("data.train.format=dm_rl", "cold_start.enabled=false")
+
+
+def dynframe(*arguments, cwd=REPOSITORY, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "rl", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(REPOSITORY)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("train", "cold-start", "check", "validate-data", "parity", "rollout", "eval", "compare", "submit", "export"),
+        *("report", "encode-stats", "doctor", ""),
+    ],
+)
+def test_help_teaches_and_answers_at_once(command):
+    start = time.perf_counter()
+    answer = dynframe(*filter(None, [command]), "--help")
+    assert answer.returncode == 0 and "Exit codes" in answer.stdout
+    assert time.perf_counter() - start < 5  # heavy libraries would take more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.yaml"], "absent.yaml: no such configuration file"),
+        (["train", "trainer.steps=3"], "name at least one YAML file"),
+        (["check", QUICKSTART, "rollout.groupsize=4"], "did you mean 'rollout.group_size'"),
+        (["train", QUICKSTART, "policy.path=nowhere"], "policy.path: no folder nowhere"),
+        (["train", QUICKSTART, "data.train.format=dm_rl"], "set cold_start.traces: {format: dm_rl, path: ...}"),
+        (["train", QUICKSTART, *ROWS, "data.train.path=no.jsonl"], "no such annotation file"),
+        (["train", QUICKSTART, *ROWS, "data.train.path=Makefile"], "no usable row (data.train)"),
+        (["train", QUICKSTART, "data.train.format=csv", "cold_start.enabled=false"], "unknown data format 'csv'"),
+        (["train", QUICKSTART, "data.quickstart.native_fps=7"], "data.quickstart: native_fps must be a whole multiple"),
+        (["train", QUICKSTART, "policy.path=rl"], "policy.path=rl: no config.json"),
+        (["train", QUICKSTART, "rewards.answer.fn=answr"], "did you mean 'answer'"),
+        (["train", QUICKSTART, "rewards.answer.fn=mine.py:score"], "no file"),
+        (["train", QUICKSTART, "output_dir=/proc/none"], "or set output_dir to another disk"),
+        (["train", QUICKSTART, "resume=/nowhere"], "/nowhere"),
+        (["export", "/nowhere", "out"], "neither a run nor a checkpoint"),
+        (["encode-stats", "Makefile", "--plot", "tokens"], "--plot tokens: a name must end in the picture's format"),
+        (["eval", QUICKSTART, "--run", "/nowhere"], "neither a run nor a checkpoint"),
+        (["eval", QUICKSTART, "--best"], "--best is of a run; give --run RUN"),
+        (["eval", QUICKSTART, "--run", "a", "--checkpoint", "b"], "give one of --run and --checkpoint"),
+        (["eval", QUICKSTART, "evaluation.benchmark=charades_sta"], "where do its annotations lie"),
+        (
+            ["eval", QUICKSTART, "evaluation.benchmark=charade", "evaluation.path=Makefile"],
+            "did you mean 'charades_sta'",
+        ),
+        (["eval", QUICKSTART, "retrieval.max_calls=0"], "refuses the looks that all traces of the cold start teach"),
+        (["compare", "/nowhere"], "no metrics.json in it; give RUN/eval/NAME, or a RUN"),
+        (["report", "/nowhere"], "/nowhere: no such run"),
+        (["report", "rl"], "not a run"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path):
+    where = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
+    overrides = where if arguments[0] in ("train", "check", "eval") else []
+    if arguments[0] in ("train", "eval") and not any("output_dir" in a for a in arguments):
+        overrides = [*overrides, f"output_dir={tmp_path}/runs"]
+    answer = dynframe(*arguments, *overrides)
+    assert answer.returncode == 2, answer.stderr
+    assert message in " ".join(answer.stderr.split()), answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_cluster_that_does_not_answer_is_a_failure_not_a_mistake():
+    answer = dynframe("submit", QUICKSTART, "--address", "http://127.0.0.1:9")
+    assert answer.returncode == 1, answer.stderr
+    assert "no Ray job server answered at http://127.0.0.1:9" in " ".join(answer.stderr.split())
+    assert "Traceback" not in answer.stderr
+
+
+def test_check_reports_everything_at_once_and_exits_3_if_something_is_missing(tmp_path):
+    small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
+    good = dynframe("check", QUICKSTART, *small, "--json")
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert json.loads(good.stdout.splitlines()[-1])["passed"] is True
+    bad = dynframe("check", QUICKSTART, *small, "rewards.answer.fn=answr", "policy.path=nowhere", "--json")
+    assert bad.returncode == 3
+    findings = {f["subject"]: f for f in json.loads(bad.stdout.splitlines()[-1])["findings"]}
+    assert findings["rewards.answer"]["level"] == findings["policy"]["level"] == "missing"
+    assert findings["rewards.window"]["level"] == "ok"
+
+
+def test_check_refuses_a_context_that_cannot_hold_the_opening(tmp_path):
+    small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
+    answer = dynframe("check", QUICKSTART, *small, "rollout.engine.max_model_len=100")
+    assert answer.returncode == 3 and "raise it, or lower video.v0.max_frames" in answer.stdout
+
+
+@pytest.mark.real_data
+def test_the_full_configuration_passes_but_for_the_missing_weights(real_data_dir, tmp_path):
+    config = REPOSITORY / "configs" / "sd_grpo_qwen2_5_vl_3b.yaml"
+    answer = dynframe("check", config, f"cache_dir={tmp_path}", "--json", DYNFRAME_REAL_DATA=str(real_data_dir))
+    findings = json.loads(answer.stdout.splitlines()[-1])["findings"]
+    assert [finding["subject"] for finding in findings if finding["level"] == "missing"] == ["policy"]
+
+
+def test_submit_dry_run_ships_this_folder_and_only_named_variables():
+    answer = dynframe("submit", "configs/quickstart.yaml", "trainer.steps=1", "--dry-run")
+    assert answer.returncode == 0, answer.stderr
+    assert "python -m rl train configs/quickstart.yaml trainer.steps=1" in answer.stdout
+    assert "excludes" in answer.stdout and "PATH" not in answer.stdout
+
+
+def test_doctor_names_versions_and_what_works():
+    answer = dynframe("doctor", "--json")
+    report = json.loads(answer.stdout.splitlines()[-1])
+    subjects = {finding["subject"]: finding for finding in report["findings"]}
+    assert {"python", "torch", "ray", "deepspeed", "memory", "vllm imports"} <= subjects.keys()
+    assert answer.returncode == (0 if report["passed"] else 3)
+
+
+def test_report_writes_a_page_and_follows_a_run_until_interrupted(tmp_path):
+    run = write_run(tmp_path / "run", tmp_path / "clips", steps=1)
+    answer = dynframe("report", run, "--max-mib", "2")
+    assert answer.returncode == 0, answer.stderr
+    assert f"{run}/report.html" in answer.stdout and (run / "report.html").stat().st_size < 2 * 2**20
+    command = [sys.executable, "-m", "rl", "report", str(run), "--serve", "--port", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes) as process:
+        address = process.stdout.readline().split()[0]
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert b'data-live="1"' in page.read()
+        process.send_signal(signal.SIGINT)
+        said, complaint = process.communicate(timeout=60)
+    assert (process.returncode, said.strip(), complaint) == (0, "stopped", "")
+
+
+def test_a_killed_validation_goes_on_and_says_what_cannot_be_used(tmp_path):
+    clips = [render(tmp_path / f"{number}.mp4", frames=40) for number in range(12)]
+    clips[7].write_bytes(clips[7].read_bytes()[:200])
+    rows = [{"prompt": "<video>\nWhat?", "video": clip.name, "answer": "A"} for clip in clips]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = [f"data.{split}={{format: dm_rl, path: {tmp_path}/rows.jsonl}}" for split in ("train", "held_out")]
+    command = ("validate-data", QUICKSTART, *sources, "cold_start.enabled=false", f"cache_dir={tmp_path}/cache")
+    verdicts = tmp_path / "cache" / "validated_clips.jsonl"
+
+    running = subprocess.Popen(
+        [sys.executable, "-m", "rl", *command, "--workers", "1"],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    while not (verdicts.exists() and b"\n" in verdicts.read_bytes()):
+        assert running.poll() is None, "it ended without a verdict"
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+
+    done = dynframe(*command, "--workers", "2", "--json")
+    assert done.returncode == 3, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["clips"] == 12 and report["decoded"] < 12
+    assert report["splits"] == {split: {"ok": 11, "quarantined": 1} for split in ("train", "held_out")}
+    assert len({json.loads(line)["video"] for line in verdicts.read_text().splitlines()}) == 12
+    assert dynframe("validate-data", QUICKSTART, *sources[:1], "data.held_out.format=nope").returncode == 2
+
+
+def test_encode_stats_counts_every_mode_on_real_files(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        render(tmp_path / name, frames=50)
+    (tmp_path / "broken.mp4").write_text("not a video")
+
+    done = dynframe("encode-stats", tmp_path, "--fps", "2,8", "--count", "--csv", tmp_path / "rows.csv", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [(total["asked_fps"], total["mode"]) for total in report["totals"]] == [
+        (fps, mode) for fps in (2.0, 8.0) for mode in ("fixed2", "fixed6", "dynamic_literal", "dynamic_budget")
+    ]
+    assert report["skipped"][0]["path"].endswith("broken.mp4")
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 2 * 2 * 4

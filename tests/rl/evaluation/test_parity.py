@@ -1,0 +1,170 @@
+"""Parity is arithmetic on log-probs, and its negative controls change only what they name."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.evaluation.parity import (
+    CONTROLS,
+    Deviation,
+    ParityCase,
+    ParityReport,
+    compare,
+    learner_logprobs,
+    measure_parity,
+    with_permuted_scenes,
+    with_shifted_pixels,
+    with_wrong_durations,
+)
+from rl.policy.model import load_policy
+from rl.policy.processor import Processor
+from rl.policy.tiny import build_tiny_policy
+from rl.trajectory import Completion, Segment, StopReason, Trajectory, TrajectoryGroup, Turn, VideoTask
+
+PROMPT, SAMPLING, REASONING = Segment.CONTEXT, Segment.SAMPLING, Segment.REASONING
+SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
+SCENES = ScenesConfig(budget="none")
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory):
+    return build_tiny_policy(SMALL, SCENES, tmp_path_factory.mktemp("policy"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def processor(policy_dir):
+    return Processor.from_pretrained(policy_dir, SCENES)
+
+
+@pytest.fixture(scope="module")
+def model(policy_dir):
+    return load_policy(policy_dir, SCENES)
+
+
+@pytest.fixture
+def case(processor) -> ParityCase:
+    """A prompt with a clip of three scenes, then two tokens that call and two that answer."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 56, 56, 3), dtype=np.uint8)
+    video = processor.make_frames(pixels[[0, 1, 1, 2]], [0.0, 1.0, 2.0, 3.0])
+    prompt = [*processor.encode("Look: "), *processor.video_block(video), *processor.encode("Answer:")]
+    segments = (*[PROMPT] * len(prompt), SAMPLING, SAMPLING, REASONING, REASONING)
+    return ParityCase((*prompt, 40, 41, 42, 43), segments, (0.0,) * len(segments), (video,))
+
+
+def test_differences_are_reported_per_segment():
+    case = ParityCase((1, 2, 3, 4, 5), (PROMPT, PROMPT, SAMPLING, SAMPLING, REASONING), (0, -1, -2, -3, -4), ())
+    learner = np.array([math.nan, -1.5, -2.0, -3.25, -3.0])
+
+    report = compare([case, case], [learner, learner])
+
+    assert report["prompt"] == Deviation(0.5, 0.5, 2)
+    assert report["sampling"] == Deviation(0.25, 0.125, 4)
+    assert report["reasoning"] == Deviation(1.0, 1.0, 2)
+
+
+def test_segment_without_tokens_is_not_reported():
+    case = ParityCase((1, 2), (PROMPT, REASONING), (0, -1), ())
+
+    assert set(compare([case], [np.array([math.nan, -1.0])])) == {"reasoning"}
+
+
+@pytest.mark.parametrize(
+    ("largest", "control", "complaint"),
+    [
+        (5e-6, 0.5, None),
+        (2e-4, 0.5, "reasoning: max 2.00e-04"),
+        (math.nan, 0.5, "reasoning"),
+        (5e-6, 4e-4, "control shifted_pixels"),
+        (5e-6, math.nan, "control shifted_pixels"),
+    ],
+)
+def test_gate_wants_small_differences_and_large_controls(largest, control, complaint):
+    report = ParityReport({"reasoning": Deviation(largest, largest / 2, 10)}, {"shifted_pixels": control})
+
+    failures = report.failures(gate_nat=1e-4)
+
+    assert bool(failures) == bool(complaint)
+    assert complaint is None or complaint in failures[0]
+
+
+def test_report_is_one_flat_record():
+    report = ParityReport({"prompt": Deviation(2e-6, 1e-6, 3)}, {"shifted_pixels": 0.5})
+
+    assert report.as_dict() == {
+        "prompt": {"max": 2e-6, "mean": 1e-6, "tokens": 3},
+        "controls": {"shifted_pixels": 0.5},
+    }
+
+
+def test_wrong_durations_change_the_clock_and_the_written_times_only(processor, case):
+    fooled = with_wrong_durations(processor, case)
+
+    assert processor.decode(fooled.token_ids).count("<3.0 seconds>") == 1
+    assert processor.clock(fooled.videos[0]).start_s_K == (0.0, 3.0, 9.0)
+    assert fooled.token_ids[-4:] == case.token_ids[-4:]
+    assert fooled.segment_ids[-5:] == case.segment_ids[-5:]
+    assert len(fooled.token_ids) == len(fooled.segment_ids) == len(fooled.engine_logprobs)
+
+
+def test_shifted_pixels_move_every_frame_by_a_patch(processor, case):
+    (before,), (after,) = case.videos, with_shifted_pixels(processor, case).videos
+
+    assert (after.pixels_THWC[:, :, 14:] == before.pixels_THWC[:, :, :-14]).all()
+    assert after.scene_lengths == before.scene_lengths
+
+
+def test_permuted_scenes_keep_the_clock(processor, case):
+    (before,), (after,) = case.videos, with_permuted_scenes(processor, case).videos
+
+    assert (before.scene_lengths, after.scene_lengths) == ((1, 2, 1), (1, 2, 1))
+    assert (after.pixels_THWC == before.pixels_THWC[[3, 1, 2, 0]]).all()
+    assert processor.clock(after) == processor.clock(before)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_every_control_moves_the_learners_logprobs(name, processor, model, case):
+    true, fooled = case, CONTROLS[name](processor, case)
+
+    moved = learner_logprobs(model, processor, fooled, 1.0)[-4:] - learner_logprobs(model, processor, true, 1.0)[-4:]
+
+    assert np.abs(moved).max() > 1e-4
+
+
+class LearnerAsEngine:
+    """Scores with the learner itself: the same policy on both sides."""
+
+    def __init__(self, model, processor):
+        self._model, self._processor = model, processor
+
+    def score(self, token_ids, videos):
+        case = ParityCase(tuple(token_ids), (PROMPT,) * len(token_ids), (), tuple(videos))
+        return learner_logprobs(self._model, self._processor, case, 1.0).tolist()
+
+
+def test_equal_policies_have_no_difference_and_live_controls(processor, model, case):
+    context, called, answered = case.token_ids[:-4], case.token_ids[-4:-2], case.token_ids[-2:]
+    logprobs = learner_logprobs(model, processor, case, 0.7)[-4:].tolist()
+    turns = (
+        Turn(context, Completion(called, tuple(logprobs[:2]), "stop", 0), SAMPLING),
+        Turn((), Completion(answered, tuple(logprobs[2:]), "stop", 0), REASONING),
+    )
+    task = VideoTask("t", "/clip.mp4", "?", "A", "letter")
+    group = TrajectoryGroup(task, (Trajectory(turns, StopReason.ANSWERED),), case.videos[0])
+
+    report = measure_parity(LearnerAsEngine(model, processor), model, processor, [group], temperature=0.7)
+
+    assert report.failures(gate_nat=1e-6) == []
+    assert report.segments["sampling"].tokens == report.segments["reasoning"].tokens == 2
+
+
+def test_without_scenes_to_permute_there_is_no_verdict(processor, model):
+    still = processor.make_frames(np.zeros((2, 56, 56, 3), np.uint8), [0.0, 1.0])
+    task = VideoTask("t", "/clip.mp4", "?", "A", "letter")
+    ids = (*processor.video_block(still), 40)
+    turn = Turn(ids, Completion((41,), (-1.0,), "stop", 0), REASONING)
+    group = TrajectoryGroup(task, (Trajectory((turn,), StopReason.ANSWERED),), still)
+
+    with pytest.raises(ValueError, match="two scenes"):
+        measure_parity(LearnerAsEngine(model, processor), model, processor, [group], temperature=1.0)

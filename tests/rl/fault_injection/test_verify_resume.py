@@ -1,0 +1,171 @@
+"""The proof of resuming: what it compares, what it says, and that it kills all of a run and nothing else."""
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+from typer.testing import CliRunner
+
+from rl.checkpoint.store import CheckpointStore
+from rl.cli.main import app
+from rl.config.file import load_config
+from rl.config.schema import ConfigError
+from rl.fault_injection.verify_resume import (
+    ComparedStep,
+    Kill,
+    Killed,
+    Proof,
+    RunProcess,
+    VerificationError,
+    compare,
+    print_proof,
+    proof_config,
+    verify_resume,
+)
+from rl.tracking.fingerprint import STATIONS
+from rl.trajectory import RunState
+
+CONFIG = load_config([Path(__file__).parents[3] / "configs" / "quickstart.yaml"])
+EQUAL = Proof((Killed(9, 2, 1),), (ComparedStep(1, "sha256:aa", "sha256:aa", None),))
+
+
+def line(step, **changed):
+    prints = {f"state/{station}": f"sha256:{station}{step}" for station in STATIONS}
+    return {"step": step, "state/hash": f"sha256:{step}{''.join(changed)}", **prints, **changed}
+
+
+def lines(*of):
+    return {one["step"]: one for one in of}
+
+
+def test_equal_runs_are_equal_at_every_step():
+    straight = lines(line(1), line(2))
+    assert [step.parted_at for step in compare(straight, dict(straight), 2)] == [None, None]
+
+
+def test_runs_part_at_the_first_station_that_differs_in_the_order_of_a_step():
+    resumed = lines(line(1), line(2, **{"state/weights": "x", "state/rewards": "x"}), line(3, **{"state/prompts": "x"}))
+    proof = Proof((), compare(lines(line(1), line(2), line(3)), resumed, 3))
+    assert [step.parted_at for step in proof.steps] == [None, "rewards", "prompts"]
+    assert not proof.passed
+    assert proof.as_dict()["first_difference"] == {"step": 2, "station": "rewards"}
+
+
+def test_a_step_that_is_missing_or_has_no_fingerprints_is_not_equal():
+    assert [s.parted_at for s in compare(lines(line(1)), lines(line(1)), 2)] == [None, "prompts"]
+    assert [s.parted_at for s in compare({1: {"step": 1}}, {1: {"step": 1}}, 1)] == ["prompts"]
+
+
+@pytest.mark.parametrize(
+    ("proof", "words"),
+    [
+        (EQUAL, ["equal", "9 processes killed after 2 steps, resumed at step 1", "bit for bit"]),
+        (
+            replace(EQUAL, steps=(ComparedStep(1, "sha256:aa", "sha256:bb", "rewards"),)),
+            ["sha256:aa", "sha256:bb", "state/rewards differs", "step 1: the runs part at state/rewards"],
+        ),
+    ],
+)
+def test_the_verdict_is_a_table_and_a_sentence(proof, words):
+    console = Console(file=io.StringIO(), width=120)
+    print_proof(proof, console)
+    assert all(word in console.file.getvalue() for word in words)
+
+
+def test_the_runs_of_a_proof_are_the_configured_one_made_deterministic(tmp_path):
+    mirrored = replace(CONFIG, trainer=replace(CONFIG.trainer, remote="memory://runs"))
+    declared = proof_config(mirrored, name="straight", output_dir=tmp_path, steps=4, save_every=2)
+    assert declared.trainer.remote == ""  # nothing there to go on from, now or the next time
+    assert declared.rollout == replace(CONFIG.rollout, deterministic=True)
+    assert (declared.trainer.steps, declared.trainer.save_every, declared.resume) == (4, 2, "auto")
+    for kept in ("seed", "policy", "data", "algorithm", "learner", "rewards", "cache_dir"):
+        assert getattr(declared, kept) == getattr(CONFIG, kept)
+
+
+STEPS = """
+import json, sys, time
+folder, steps = sys.argv[1], int(sys.argv[2])
+with open(f"{folder}/metrics.jsonl", "a") as file:
+    for step in range(1, steps + 1):
+        line = {"step": step, "time_s": time.time(), "state/hash": "sha256:00", "seconds/step": 0.01}
+        file.write(json.dumps(line) + "\\n")
+        file.flush()
+sys.stderr.write("error: no more\\n")
+sys.stderr.flush()
+if sys.argv[3] == "stay":
+    time.sleep(600)
+sys.exit(1)
+"""
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """`run_of(steps=3, then="stay")`: a process that reports steps like a run, seen as one."""
+    log = tmp_path / "run.log"
+    started = []
+
+    def start(*, steps, then, total=4, timeout_s=60.0):
+        command = [sys.executable, "-c", STEPS, str(tmp_path), str(steps), then]
+        with log.open("wb") as output:
+            started.append(subprocess.Popen(command, stdout=output, stderr=output))
+        progress = Progress(console=Console(quiet=True))
+        return RunProcess(started[-1], "a run", tmp_path, log, total, progress, timeout_s)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def saved(tmp_path, step):
+    store = CheckpointStore(tmp_path)
+    store.commit(store.begin(step), RunState(step, step, 0), "seed: 0")
+
+
+@pytest.mark.parametrize(("moment", "done"), [("boundary", 2), ("mid-step", 3)])
+def test_a_run_is_killed_once_its_checkpoint_is_out_and_mid_step_once_something_can_be_lost(
+    run_of, tmp_path, moment, done
+):
+    saved(tmp_path, 2)
+    run = run_of(steps=done, then="stay")
+    assert run.kill(Kill(2, moment)) == Killed(processes=1, steps_done=done, resumes_at=2)
+
+
+def test_a_run_that_ends_before_it_is_killed_is_told_with_the_last_it_said(run_of, tmp_path):
+    with pytest.raises(VerificationError, match=r"'a run' ended \(exit code 1\) before .*run\.log.*error: no more"):
+        run_of(steps=1, then="go").kill(Kill(2))
+    with pytest.raises(VerificationError, match=r"'a run' failed \(exit code 1\); its output: .*run\.log"):
+        run_of(steps=1, then="go").finish()
+
+
+def test_a_run_that_goes_on_for_ever_is_given_up(run_of):
+    with pytest.raises(VerificationError, match="took too long"):
+        run_of(steps=1, then="stay", timeout_s=0.2).finish()
+
+
+def test_moments_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="--moment must be one of boundary, mid-step, got 'noon'"):
+        verify_resume(CONFIG, Console(quiet=True), at=1, steps=1, moment="noon")
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize(("proof", "code"), [(EQUAL, 0), (replace(EQUAL, steps=compare({}, {}, 1)), 3)])
+def test_the_command_exits_with_the_verdict_and_prints_it_as_json(monkeypatch, proof, code):
+    asked = {}
+
+    def prove(config, console, **options):
+        asked.update(options)
+        return proof
+
+    monkeypatch.setattr("rl.fault_injection.verify_resume.verify_resume", prove)
+    arguments = ["verify-resume", "configs/quickstart.yaml", "--at", "3", "--steps", "2", "--json"]
+    answer = CliRunner().invoke(app, arguments)
+    assert answer.exit_code == code
+    assert json.loads(answer.stdout.splitlines()[-1])["passed"] == proof.passed
+    assert asked == {"at": 3, "steps": 2, "moment": "boundary", "run_timeout_s": 3600.0}

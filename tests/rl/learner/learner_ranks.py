@@ -1,0 +1,409 @@
+"""What runs inside the rank processes of test_learner.py: `python learner_ranks.py SOCKET RANK WORLD PORT POLICY_DIR`.
+
+A rank takes (scenario name, arguments) from the test through a socket, runs it together with the other ranks, and
+sends the result back. One process runs many scenarios: importing torch and DeepSpeed is what takes long.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import traceback
+from dataclasses import replace
+from multiprocessing.connection import Client
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, safe_get_full_optimizer_state
+
+from rl.algorithm.batch import assign_ranks, build_training_samples, collate, gather_ranks, learned_credit, loss_totals
+from rl.algorithm.loss import policy_loss, token_weights
+from rl.config.schema import AlgorithmConfig, LearnerConfig, LossConfig, OptimizerConfig, PolicyConfig, ScenesConfig
+from rl.learner.learner import Learner
+from rl.policy.model import freeze_vision, load_policy, token_logprobs
+from rl.policy.processor import Processor
+from rl.tracking.records import records
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    MalformedCall,
+    RewardFailure,
+    ScoredGroup,
+    Segment,
+    SegmentRewards,
+    StopReason,
+    TrainingSample,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_fraction=0.0, min_lr_fraction=1.0, max_grad_norm=0.05, weight_decay=0.01)
+LOSS = LossConfig(old_logprobs="engine", kl_beta=0.0)
+
+
+def make_sample(processor, seed, *, videos=2, said=(9, 6)):
+    """Noise in the shape of a trajectory: opening, question, a call, injected frames, an answer."""
+    rng = np.random.default_rng(seed)
+
+    def text(count):
+        return rng.integers(0, 200, count).tolist()
+
+    def block(num_frames, fps):
+        pixels = rng.integers(0, 256, (num_frames, 56, 56, 3), dtype=np.uint8)
+        return processor.make_frames(pixels, [i / fps for i in range(num_frames)])
+
+    shown = [block(4 + seed % 3, 2), block(3 + seed % 2, 5)][:videos]
+    blocks = [processor.video_block(frames) for frames in shown] + [[], []]
+    pieces = [(blocks[0] + text(5 + seed), 0), (text(said[0]), 1), (blocks[1] + text(1), 0), (text(said[1]), 2)]
+    token_ids = tuple(token for tokens, _ in pieces for token in tokens)
+    segments = tuple(segment for tokens, segment in pieces for _ in tokens)
+    credit = {0: 0.0, 1: float(rng.standard_normal()), 2: float(rng.standard_normal())}
+    behavior = tuple(float(-6.4 + 0.3 * rng.standard_normal()) if s else 0.0 for s in segments)
+    return TrainingSample(
+        token_ids=token_ids,
+        segment_ids=segments,
+        turn_ids=segments,
+        behavior_logprobs=behavior,
+        advantages=tuple(credit[s] for s in segments),
+        loss_mask=tuple(s > 0 for s in segments),
+        policy_versions=tuple(0 if s else -1 for s in segments),
+        videos=tuple(shown),
+    )
+
+
+def the_batch(processor):
+    """Six samples; the last two, which are rank 1's share of two, show no video."""
+    return [make_sample(processor, seed, videos=2 - seed % 2, said=(9 + seed, 6)) for seed in range(4)] + [
+        make_sample(processor, seed, videos=0) for seed in (4, 5)
+    ]
+
+
+def the_groups(processor):
+    """Three scored groups, the longest in the middle: two ranks get groups 1 and 0, 2. Siblings differ in length, and
+    some are left out: the video could not be read, the reward failed, the text was truncated."""
+    rng = np.random.default_rng(5)
+
+    def turn(said, call=None):
+        context, spoken = (tuple(rng.integers(0, 200, count).tolist()) for count in (4, said))
+        behavior = tuple((-6.4 + 0.3 * rng.standard_normal(said)).tolist())
+        segment = Segment.REASONING if call is None else Segment.SAMPLING
+        return Turn(context, Completion(spoken, behavior, "stop", 0), segment, call)
+
+    def sibling(call, answer, stop=StopReason.ANSWERED):
+        looks = [turn(call, MalformedCall("hand-made"))] if call else []
+        return Trajectory((*looks, turn(answer)), stop)
+
+    def group(*siblings):
+        pixels = rng.integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+        opening = processor.make_frames(pixels, [0.0, 1.0])
+        block = tuple(processor.video_block(opening))
+        shown = [
+            replace(t, turns=(replace(t.turns[0], context_token_ids=block), *t.turns[1:])) if t.turns else t
+            for t, _ in siblings
+        ]
+        task = VideoTask("t", "/clip.mp4", "?", "B", AnswerKind.LETTER)
+        return ScoredGroup(TrajectoryGroup(task, tuple(shown), opening), tuple(verdict for _, verdict in siblings))
+
+    def worth(sampling, reasoning):
+        return SegmentRewards(sampling, reasoning, {})
+
+    failed = RewardFailure("answer", "timeout", "30 s")
+    truncated, unreadable = sibling(3, 40, StopReason.TRUNCATED), Trajectory((), StopReason.VIDEO_ERROR)
+    return [
+        group((sibling(2, 9), worth(1.0, 0.0)), (sibling(0, 3), worth(0.0, 1.0)), (unreadable, failed)),
+        group((sibling(9, 60), worth(0.2, 0.5)), (truncated, worth(0.4, 0.0)), (sibling(30, 50), worth(0.7, 0.1))),
+        group((sibling(4, 4), failed), (sibling(3, 8), worth(0.3, 0.0)), (sibling(5, 7), worth(0.0, 1.0))),
+    ]
+
+
+def share_of(samples, rank, world):
+    """All to one rank; four and two to two; nothing to a third."""
+    return samples if world == 1 else (samples[:4], samples[4:], [])[rank]
+
+
+class Rank:
+    """One process; every public method but the first two is a scenario."""
+
+    def __init__(self, rank, world, port, policy_dir):
+        self.rank, self.world, self.port, self.policy_dir = rank, world, port, policy_dir
+        self.processor = Processor.from_pretrained(policy_dir, ScenesConfig())
+        self.batch = the_batch(self.processor)
+        self.mine = share_of(self.batch, rank, world)
+
+    def learner(self, *, stage=1, micro_batch=2, dtype="float32", loss=None, optimizer=None, cls=Learner, **options):
+        return cls(
+            self.policy_dir,
+            policy=PolicyConfig(dtype=dtype),
+            learner=LearnerConfig(
+                zero_stage=stage, micro_batch=micro_batch, optimizer=replace(OPTIMIZER, **(optimizer or {})), **options
+            ),
+            algorithm=AlgorithmConfig(loss=replace(LOSS, **(loss or {}))),
+            temperature=0.9,
+            total_steps=8,
+            rank=self.rank,
+            world_size=self.world,
+            master_port=self.port,
+        )
+
+    def plain(self, *, steps=3, frozen=False, loss=None):
+        """The oracle: the whole batch in one forward pass, torch and nothing else."""
+        torch.manual_seed(0)
+        options = replace(LOSS, **(loss or {}))
+        model = load_policy(self.policy_dir, ScenesConfig())
+        if frozen:
+            freeze_vision(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in trained if p.ndim > 1], "weight_decay": OPTIMIZER.weight_decay},
+                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=OPTIMIZER.lr,
+            betas=tuple(OPTIMIZER.betas),
+        )
+        batch, first = collate(self.batch, self.processor), {}
+        for _ in range(steps):
+            logp_BT = self._logprobs(model, batch, batch.loss_mask_BT)
+            weights_BT = token_weights(
+                batch.segment_ids_BT, batch.loss_mask_BT, loss_totals(self.batch), normaliser=options.normaliser
+            )
+            policy_loss(
+                logp_BT,
+                batch.behavior_logprobs_BT,
+                batch.advantages_BT,
+                weights_BT,
+                batch.loss_mask_BT,
+                behavior_logp_BT=batch.behavior_logprobs_BT,
+                tis_cap=options.tis_cap,
+            ).loss.backward()
+            if not first:
+                first = {n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None}
+            norm = float(torch.nn.utils.clip_grad_norm_(trained, OPTIMIZER.max_grad_norm))
+            adamw.step()
+            adamw.zero_grad()
+        with torch.no_grad():
+            logp_BT = self._logprobs(model, batch, None)
+        rows = [row[1 : len(s.token_ids)].tolist() for row, s in zip(logp_BT, self.batch, strict=True)]
+        return {"gradients": first, "norm": norm, "logprobs": rows}
+
+    def update(self, *, steps=3, **options):
+        """The same through the learner, each rank with its share."""
+        learner = self.learner(cls=Watched, **options)
+        before = weights_of(learner)
+        metrics = [learner.update(self.mine)[0] for _ in range(steps)]
+        after = weights_of(learner)
+        moved = [name for name in before if (before[name] != after[name]).any()]
+        logprobs = learner.logprobs(self.batch)
+        self._end(learner)
+        return {"gradients": learner.seen, "metrics": metrics, "logprobs": logprobs, "moved": moved}
+
+    def learned(self, **options):
+        """One update from scored groups, as the driver gets it; and each sibling alone through the policy untouched."""
+        groups = the_groups(self.processor)
+        dealt = assign_ranks(groups, self.world)
+        learner = self.learner(**options)
+        update = learner.learn([groups[index] for index in dealt[self.rank]])
+        of_ranks = [None] * self.world
+        dist.all_gather_object(of_ranks, update.logprobs_PG)
+        logprobs_PG = gather_ranks(dealt, of_ranks)
+        self._end(learner)
+        credit_PG = [learned_credit(group) for group in groups]
+        shown = records(groups, lambda token_ids: [""] * len(token_ids), credit_PG=credit_PG, logprobs_PG=logprobs_PG)
+        return {
+            "dealt": dealt,
+            "metrics": update.metrics,
+            "logprobs_PG": logprobs_PG,
+            "alone_PG": [list(map(self._alone, build_training_samples(group))) for group in groups],
+            "records": list(shown),
+        }
+
+    def _alone(self, sample):
+        """The log-probs a fresh policy gives to the sampled tokens of one sample, in a batch of its own."""
+        if sample is None:
+            return None
+        with torch.no_grad():
+            model = load_policy(self.policy_dir, ScenesConfig())
+            logp_T = self._logprobs(model, collate([sample], self.processor), None)[0].tolist()
+        return [logp for logp, segment in zip(logp_T, sample.segment_ids, strict=True) if segment]
+
+    def poisoned(self, **options):
+        """A NaN in one sample of the last rank, then a clean batch."""
+        learner = self.learner(**options)
+        mine = list(self.mine)
+        if self.rank == self.world - 1:
+            behavior = [float("nan") if m else 0.0 for m in mine[-1].loss_mask]
+            mine[-1] = replace(mine[-1], behavior_logprobs=tuple(behavior))
+        digests, metrics = [learner.digest()], []
+        for samples in (mine, self.mine):
+            metrics.append(learner.update(samples)[0])
+            digests.append(learner.digest())
+        self._end(learner)
+        return {"digests": digests, "metrics": metrics}
+
+    def resumed(self, folder, **options):
+        """Two steps straight; one step, save, another learner, load, the other step."""
+        learner = self.learner(**options)
+        learner.update(self.mine)
+        learner.save(folder)
+        learner.update(self.mine)
+        straight = learner.digest(), learner.optimizer_digest()
+        self._end(learner)
+        learner = self.learner(**options)
+        fresh = learner.digest(), learner.optimizer_digest()
+        learner.load(folder)
+        loaded, steps = (learner.digest(), learner.optimizer_digest()), learner.steps
+        learner.update(self.mine)
+        again = learner.digest(), learner.optimizer_digest()
+        self._end(learner)
+        return {"straight": straight, "resumed": again, "fresh": fresh, "loaded": loaded, "steps": steps}
+
+    def captured(self, folder, **options):
+        """Everything written at once; and copied, written after two more steps."""
+        learner = self.learner(**options)
+        learner.update(self.mine)
+        learner.save(folder / "at_once")
+        learner.export_policy(folder / "at_once" / "policy")
+        snapshot = learner.capture()
+        for _ in range(2):
+            learner.update(self.mine)
+        (folder / "later").mkdir(exist_ok=True)
+        told = [None] * self.world
+        dist.all_gather_object(told, snapshot.write(folder / "later"))
+        self._end(learner)
+        return [record for records in told for record in records]
+
+    def refused(self, folder, **options):
+        """What loading says."""
+        learner = self.learner(**options)
+        try:
+            learner.load(folder)
+        except Exception as error:  # the test looks at it
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self._end(learner)
+
+    def kept(self, folder, *, steps=2, **options):
+        """Some steps, save, one more step; `whole` is what DeepSpeed says the masters and moments were when saved."""
+        learner = self.learner(**options)
+        for _ in range(steps):
+            learner.update(self.mine)
+        drawn = torch.get_rng_state()
+        learner.save(folder)
+        told = {"whole": whole_state(learner), "weights": weights_of(learner), **self._one_more(learner)}
+        self._end(learner)
+        return told | {"drew": not torch.equal(drawn, torch.get_rng_state())}
+
+    def taken_over(self, folders, **options):
+        """One learner loads states one after the other, each over what the one before left, and takes a step."""
+        learner, told = self.learner(**options), {}
+        for name, folder in folders.items():
+            learner.load(folder)
+            drawn = torch.get_rng_state()
+            weights = weights_of(learner)
+            told[name] = {"steps": learner.steps, "whole": whole_state(learner), "weights": weights}
+            told[name] |= {"seeded": drawn.numpy().copy(), "then": self._one_more(learner)}
+        self._end(learner)
+        return told
+
+    def _one_more(self, learner):
+        metrics, _ = learner.update(self.mine)
+        return {"loss": metrics["loss/surrogate"], "moved": weights_of(learner)}
+
+    def taught(self, *, steps, **options):
+        """Supervised steps on the batch; the loss of each."""
+        learner = self.learner(optimizer={"lr": 3e-3, "max_grad_norm": 1.0}, **options)
+        losses = [learner.supervise(self.mine)["loss/nll"] for _ in range(steps)]
+        self._end(learner)
+        return losses
+
+    def exported(self, folder, **options):
+        """Log-probs of the policy in training, and of the folder it was exported to."""
+        learner = self.learner(**options)
+        learner.update(self.mine)
+        inside = learner.logprobs(self.batch)
+        learner.export_policy(folder)
+        self._end(learner)
+        with torch.no_grad():
+            batch = collate(self.batch, self.processor)
+            logp_BT = self._logprobs(load_policy(folder, ScenesConfig()), batch, None)
+        outside = [row[1 : len(s.token_ids)].tolist() for row, s in zip(logp_BT, self.batch, strict=True)]
+        return {"inside": inside, "outside": outside}
+
+    def nothing(self, **options):
+        """An update with no sample on any rank."""
+        learner = self.learner(**options)
+        before = learner.digest()
+        metrics, _ = learner.update([])
+        after = learner.digest()
+        self._end(learner)
+        return {"unchanged": before == after, "metrics": metrics}
+
+    def _logprobs(self, model, batch, scored_BT):
+        allowed_V = torch.from_numpy(self.processor.allowed_token_mask())
+        inputs = (batch.input_ids_BT, batch.attention_mask_BT, batch.position_ids_3BT, batch.videos)
+        return token_logprobs(model, *inputs, allowed_V=allowed_V, temperature=0.9, scored_BT=scored_BT)[0]
+
+    def _end(self, learner):
+        learner._engine.destroy()
+        gc.collect()
+
+
+def weights_of(learner):
+    return {name: tensor.float().numpy().copy() for name, tensor in learner.named_weights()}
+
+
+def whole_state(learner):
+    """Masters and AdamW's moments of every trained parameter, put together by DeepSpeed itself; and AdamW's counts."""
+    engine, adamw = learner._engine, learner._adamw
+    trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    if learner._config.zero_stage == 0:
+        pieces = {name: {"master": p.detach(), **adamw.state[p]} for name, p in trained}
+    else:
+        if learner._config.zero_stage < 3:
+            engine.optimizer._hp_optimizer_states_linked = False  # DeepSpeed links before the second group has a state
+            engine.optimizer._lazy_init_hp_params_optimizer_state()
+        moments = {"exp_avg", "exp_avg_sq"} if any(adamw.state.values()) else set()
+        pieces = {
+            name: {"master": safe_get_full_fp32_param(p)}
+            | {key: safe_get_full_optimizer_state(p, key) for key in sorted(moments)}
+            for name, p in trained
+        }
+    whole = {
+        (name, key): tensor.float().cpu().numpy().copy()
+        for name, kept in pieces.items()
+        for key, tensor in kept.items()
+        if key != "step"
+    }
+    return whole | {"steps": sorted({float(state["step"]) for state in adamw.state.values() if "step" in state})}
+
+
+class Watched(Learner):
+    """Looks at the gradient of the first step, between backward and clipping."""
+
+    seen = None
+
+    def _apply(self):
+        if self.seen is None:
+            named = self._engine.module.named_parameters()
+            grads = {name: safe_get_full_grad(p) for name, p in named if p.requires_grad}
+            self.seen = {name: grad.float().numpy().copy() for name, grad in grads.items() if grad is not None}
+        return super()._apply()
+
+
+def main(socket, rank, world, port, policy_dir):
+    rank_process = Rank(int(rank), int(world), int(port), Path(policy_dir))
+    with Client(socket, family="AF_UNIX") as connection:
+        while (request := connection.recv()) is not None:
+            scenario, arguments = request
+            try:
+                connection.send((True, getattr(rank_process, scenario)(**arguments)))
+            except Exception:  # shown by the test
+                connection.send((False, traceback.format_exc()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,66 @@
+"""The supervised loop: which samples are seen when, and what is reported."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.learner.sft import batches, run_cold_start, supervised_sample
+
+
+class Recorder:
+    """A pupil that is half as wrong after every lesson."""
+
+    def __init__(self):
+        self.seen = []
+
+    def supervise(self, samples):
+        self.seen.append(list(samples))
+        return {"loss/nll": 8.0 / 2 ** len(self.seen)}
+
+
+def lessons_from(samples):
+    return lambda batches: ([samples[index] for index in indices] for indices in batches)
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 50), st.integers(0, 3))
+def test_every_batch_is_full_and_no_sample_is_seen_twice_before_all_are_seen_once(samples, steps, size, seed):
+    drawn = [index for batch in batches(samples, steps=steps, batch_size=size, seed=seed) for index in batch]
+    assert len(drawn) == steps * size
+    for start in range(0, len(drawn), samples):
+        epoch = drawn[start : start + samples]
+        assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(samples))
+
+
+def test_the_order_follows_from_the_seed_alone():
+    first, again, other = (list(batches(10, steps=6, batch_size=4, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_pupil_is_taught_and_the_outcome_reported():
+    pupil, heard = Recorder(), []
+    report = run_cold_start(
+        pupil,
+        lessons_from("abcdef"),
+        num_samples=6,
+        steps=3,
+        batch_size=2,
+        seed=0,
+        progress=lambda step, metrics: heard.append((step, metrics)),
+    )
+    assert sorted(letter for batch in pupil.seen for letter in batch) == list("abcdef")
+    assert [step for step, _ in heard] == [1, 2, 3]
+    assert (report["cold_start/nll_first"], report["cold_start/nll_last"]) == (4.0, 1.0)
+    assert (report["cold_start/samples"], report["cold_start/steps"]) == (6.0, 3.0)
+
+
+def test_nothing_to_teach_is_refused():
+    with pytest.raises(ValueError, match="cold start needs samples"):
+        run_cold_start(Recorder(), lessons_from(""), num_samples=0, steps=3, batch_size=2, seed=0)
+
+
+def test_of_a_played_trace_what_it_wrote_is_learned_and_what_was_inserted_is_not(trajectory, block, scored_group):
+    played = scored_group([trajectory(sampling=2, reasoning=1, frames=block("look"))], [(0.0, 0.0)], block("opening"))
+    sample = supervised_sample(played.group)
+    assert sample.loss_mask == (False, True, True, False, True)
+    assert sample.advantages == (0.0, 1.0, 1.0, 0.0, 1.0)
+    assert [video.digest for video in sample.videos] == ["opening", "look"]

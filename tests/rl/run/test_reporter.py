@@ -1,0 +1,78 @@
+"""The gates: a run stops before it learns from what cannot be trusted."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from rewards.golden import golden_group
+from rewards.scoring import WeightedReward, score_group
+from rewards.temporal_iou import temporal_iou
+from rl.config.file import load_config
+from rl.run.reporter import GateError, Reporter
+from rl.tracking.backlog import Backlog
+from rl.tracking.fingerprint import STATIONS
+from rl.tracking.sinks import JsonlSink, MetricLog
+from rl.trajectory import LearnerUpdate, Segment, StopReason, Trajectory, TrajectoryGroup
+from tests.envs.setting import make_processor
+from tests.test_architecture import ROOT
+
+
+@pytest.fixture
+def step(tmp_path):
+    config = load_config([ROOT / "configs" / "quickstart.yaml"])
+    backlog = Backlog(max_failed=1)
+    numbers = MetricLog([JsonlSink(tmp_path, keep_through_step=-1, backlog=backlog)])
+    progress = Progress(console=Console(quiet=True))
+    reporter = Reporter(config, tmp_path, numbers, backlog, progress, 0, make_processor(tmp_path))
+
+    def run(scored, logprobs_PG=((None,) * 4,), **metrics):
+        timed = {"seconds/step": 1.0, "seconds/rollout": 0.5}
+        learned = LearnerUpdate({name.replace("__", "/"): value for name, value in metrics.items()}, logprobs_PG)
+        reporter.step(0, scored, learned, timed, {"w": "00"})
+        return json.loads((tmp_path / "metrics.jsonl").read_text())
+
+    return run
+
+
+def scored():
+    return [score_group(golden_group(), [WeightedReward("window", temporal_iou, Segment.SAMPLING)])]
+
+
+def test_a_step_is_logged_with_everything_that_was_measured(step):
+    line = step(scored(), parity__mean__reasoning=1e-7)
+    assert line["step"] == 1 and line["reward/term/window"] == 0.25 and line["rollout/trajectories"] == 4
+    assert "advantage/sampling" in line and "memory/driver" in line
+
+
+def test_a_step_says_what_it_was_bit_by_bit(step):
+    line = step(scored(), parity__mean__reasoning=1e-7)
+    prints = {name: value for name, value in line.items() if name.startswith("state/")}
+    assert list(prints) == [*(f"state/{station}" for station in STATIONS), "state/hash"]
+    assert all(value.startswith("sha256:") for value in prints.values())
+
+
+def test_records_of_a_step_show_what_was_learned_of_each_turn(step, tmp_path):
+    looked_well = np.array([-0.31, -0.52, -0.1], np.float32)  # one token of the call, two of the answer
+    step(scored(), logprobs_PG=((looked_well, None, None, None),))
+    first, second, *_ = map(json.loads, (tmp_path / "trajectories" / "step_000001.jsonl").read_text().splitlines())
+    assert [turn["learner_logprobs"] for turn in first["turns"]] == [[-0.31], [-0.52, -0.1]]
+    # R_samp 1 among 0, 0, 0: (1 - 1/4) / sqrt(3)/4 = sqrt(3); R_reason is 0 for all
+    assert [turn["advantage"] for turn in first["turns"]] == [pytest.approx(3**0.5, abs=1e-3), 0.0]
+    assert second["turns"][0]["learner_logprobs"] is None
+
+
+@pytest.mark.parametrize("drift", [2.0, math.nan])
+def test_engine_and_learner_that_disagree_stop_the_run_and_nan_is_no_agreement(step, drift):
+    with pytest.raises(GateError, match="step 1: engine and learner"):
+        step(scored(), parity__mean__sampling=drift)
+
+
+def test_videos_that_cannot_be_read_stop_the_run_when_they_are_many(step):
+    lost = Trajectory((), StopReason.VIDEO_ERROR, note="clip.mp4: cannot be opened")
+    group = TrajectoryGroup(golden_group().task, (lost,) * 4, None)
+    with pytest.raises(GateError, match="100% of the trajectories could not be read"):
+        step([score_group(group, [WeightedReward("window", temporal_iou, Segment.SAMPLING)])])

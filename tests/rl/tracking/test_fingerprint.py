@@ -1,0 +1,162 @@
+"""Fingerprints: equal for equal steps, and a single bit anywhere names the station it changed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.algorithm.batch import learned_credit
+from rl.learner.digest import CHUNK_WORDS, checksum, tensors_digest
+from rl.tracking.fingerprint import (
+    STATIONS,
+    fingerprint,
+    first_difference,
+    step_fingerprints,
+)
+from rl.tracking.metrics import describe
+from rl.trajectory import RewardFailure, SegmentRewards
+
+WEIGHTS = {"a.weight": "00", "b.weight": "ff"}
+
+
+@pytest.fixture
+def scored(trajectory, scored_group, block):
+    looked, answered = trajectory(sampling=2, reasoning=1, frames=block("v1")), trajectory(sampling=0, reasoning=3)
+    return [scored_group([looked, answered], [(1.0, 0.5), (0.0, 0.25)], opening=block("v0"))]
+
+
+def prints_of(scored, optimizer="o", weights=WEIGHTS, credit=learned_credit):
+    return step_fingerprints(scored, [credit(group) for group in scored], optimizer=optimizer, weights=weights)
+
+
+def edited(scored, sibling, turn=None, completion=None, **changes):
+    """The step with something of one sibling's turn replaced."""
+    group = scored[0].group
+    trajectories = list(group.trajectories_G)
+    turns = list(trajectories[sibling].turns)
+    if completion:
+        changes = {"completion": replace(turns[turn].completion, **completion)}
+    turns[turn] = replace(turns[turn], **changes)
+    trajectories[sibling] = replace(trajectories[sibling], turns=tuple(turns))
+    return [replace(scored[0], group=replace(group, trajectories_G=tuple(trajectories)))]
+
+
+def judged(scored, *verdicts):
+    return [replace(scored[0], rewards_G=verdicts)]
+
+
+def test_a_fingerprint_is_sixteen_digits_behind_a_mark_that_makes_it_no_number(scored):
+    prints = prints_of(scored)
+    assert list(prints) == [*(f"state/{station}" for station in STATIONS), "state/hash"]
+    for name, value in prints.items():
+        assert value.startswith("sha256:") and len(value) == 23 and int(value[7:], 16) >= 0
+        assert describe(name)[0] == "sha256"
+    assert prints == prints_of(scored)
+    assert len(set(prints.values())) == len(prints)
+
+
+NEXT = float(np.nextafter(0.5, 1))  # the very next number
+
+
+@pytest.mark.parametrize(
+    ("station", "change"),
+    [
+        ("prompts", lambda scored, block: edited(scored, 0, 1, context_token_ids=(13, 99))),
+        ("prompts", lambda scored, block: edited(scored, 0, 1, frames=block("another"))),
+        ("tokens", lambda scored, block: edited(scored, 1, 0, completion={"token_ids": (11, 12, 99)})),
+        ("logprobs", lambda scored, block: edited(scored, 1, 0, completion={"logprobs": (-0.1, -0.2, -NEXT)})),
+        ("rewards", lambda scored, block: judged(scored, SegmentRewards(1.0, NEXT, {}), scored[0].rewards_G[1])),
+        ("rewards", lambda scored, block: judged(scored, SegmentRewards(1.0, 0.5, {"iou": 1}), scored[0].rewards_G[1])),
+        ("rewards", lambda scored, block: judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", ""))),
+    ],
+)
+def test_the_station_that_changed_is_the_first_that_differs(scored, block, station, change):
+    before, after = prints_of(scored), prints_of(change(scored, block))
+    assert first_difference(before, after) == station
+    assert before["state/hash"] != after["state/hash"]
+
+
+def test_credit_optimizer_and_weights_count_by_themselves(scored):
+    before = prints_of(scored)
+    uncredited = prints_of(scored, credit=lambda group: learned_credit(group)[::-1])
+    assert first_difference(before, uncredited) == "advantages"
+    assert first_difference(before, prints_of(scored, optimizer="p")) == "optimizer"
+    assert first_difference(before, prints_of(scored, weights=WEIGHTS | {"b.weight": "fe"})) == "weights"
+    assert prints_of(scored, weights=dict(reversed(WEIGHTS.items()))) == before  # parameters have no order
+
+
+def test_what_a_failed_reward_said_does_not_count_but_that_it_failed_and_why(scored):
+    slow = judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", "after 3.01 s"))
+    slower = judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", "after 3.02 s"))
+    raised = judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "raised", "after 3.02 s"))
+    assert prints_of(slow) == prints_of(slower)
+    assert first_difference(prints_of(slow), prints_of(raised)) == "rewards"
+
+
+def test_siblings_and_groups_are_in_order(scored):
+    other = [replace(scored[0], group=replace(scored[0].group, task=replace(scored[0].group.task, task_id="u")))]
+    assert prints_of(scored + other) != prints_of(other + scored)
+
+
+def test_steps_that_lack_fingerprints_are_not_equal():
+    assert first_difference({}, {}) == "prompts"
+
+
+@given(st.lists(st.text(max_size=4), max_size=4), st.lists(st.text(max_size=4), max_size=4))
+def test_only_equal_sequences_of_parts_have_equal_fingerprints(ours, theirs):
+    assert (fingerprint(ours) == fingerprint(theirs)) == (ours == theirs)
+
+
+def plain_checksum(values: np.ndarray) -> list[int]:
+    """The definition, in whole numbers of Python."""
+    words = values.view(np.int32).tolist()
+    sums = sum(words), sum(place * word for place, word in enumerate(words, start=1))
+    return [(total + 2**63) % 2**64 - 2**63 for total in sums]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, CHUNK_WORDS - 1, CHUNK_WORDS, 2 * CHUNK_WORDS + 3])
+def test_a_checksum_is_the_sum_of_words_and_of_words_times_places(size):
+    values = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    assert checksum(torch.from_numpy(values)).tolist() == plain_checksum(values)
+
+
+def test_a_checksum_by_hand():
+    # 1.0 is 0x3f800000 = 1065353216, -0.0 is the smallest integer, -2^31
+    one, minus_zero = 1065353216, -(2**31)
+    assert checksum(torch.tensor([[1.0, -0.0], [0.0, 1.0]])).tolist() == [
+        2 * one + minus_zero,
+        5 * one + 2 * minus_zero,
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_one_bit_or_two_values_that_change_places_change_the_checksum(dtype):
+    values = torch.tensor([1, 0, 1, 1]).to(dtype)
+    assert checksum(values).tolist() != checksum(values.roll(1)).tolist()
+    assert checksum(values).tolist() == checksum(values.reshape(2, 2).clone()).tolist()
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=20), st.data())
+def test_two_signs_that_flip_together_are_seen(values, data):
+    tensor = torch.tensor(values, dtype=torch.float32)
+    first, second = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=2, max_size=2, unique=True))
+    flipped = tensor.clone()
+    flipped[[first, second]] *= -1
+    assert tensors_digest({"w": tensor}) != tensors_digest({"w": flipped})
+
+
+def test_a_digest_of_tensors_knows_names_types_and_shapes():
+    zeros = torch.zeros(4)
+    digests = {
+        tensors_digest({"w": zeros}),
+        tensors_digest({"v": zeros}),
+        tensors_digest({"w": zeros.view(2, 2)}),
+        tensors_digest({"w": zeros.bfloat16()}),
+        tensors_digest({"w": zeros, "v": zeros}),
+        tensors_digest({}),
+    }
+    assert len(digests) == 6
+    assert tensors_digest({"a": zeros, "b": zeros + 1}) == tensors_digest({"b": zeros + 1, "a": zeros})

@@ -1,0 +1,151 @@
+"""Metrics: declared names only, means over what there is, failures counted and never averaged in."""
+
+import json
+import math
+
+import pytest
+
+from rl.tracking.metrics import METRICS, describe, reward_metrics, rollout_metrics
+from rl.tracking.sinks import JsonlSink, MetricLog
+from rl.tracking.summary import summarise
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    Frames,
+    MalformedCall,
+    RetrievalCall,
+    RewardFailure,
+    ScoredGroup,
+    Segment,
+    SegmentRewards,
+    StopReason,
+    TimeSpan,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+TASK = VideoTask("t", "clip.mp4", "?", "A", AnswerKind.LETTER, TimeSpan(1, 2), 4.0)
+
+
+def frames(num_frames, scene_lengths, digest):
+    return Frames(None, tuple(map(float, range(num_frames))), scene_lengths, 56, 56, digest)
+
+
+def completion(tokens, cached=0):
+    return Completion((7,) * tokens, (-1.0,) * tokens, "stop", 3, cached)
+
+
+OPENING = frames(8, (2, 2, 2, 2), "v0")
+CALL = RetrievalCall(TimeSpan(1, 2), 4, TimeSpan(1, 2), 4, 4, ("fps",))
+LOOKED = Trajectory(
+    (
+        Turn((1,) * 20, completion(5), Segment.SAMPLING, CALL),
+        Turn((2,) * 10, completion(3, cached=24), Segment.REASONING, None, frames(4, (1, 3), "v1")),
+    ),
+    StopReason.ANSWERED,
+)
+MALFORMED = Trajectory(
+    (
+        Turn((1,) * 20, completion(5), Segment.SAMPLING, MalformedCall("reversed")),
+        Turn((2,) * 2, completion(1), Segment.REASONING),
+    ),
+    StopReason.TRUNCATED,
+)
+GROUP = TrajectoryGroup(TASK, (LOOKED, MALFORMED), OPENING)
+
+
+def test_rollout_metrics_by_hand():
+    metrics = rollout_metrics([GROUP], pixels_per_token=28 * 28)
+    assert metrics["rollout/calls"] == 1.0
+    assert metrics["rollout/malformed"] == 0.5
+    assert metrics["rollout/clamped"] == 1.0  # of granted calls
+    assert metrics["rollout/truncated"] == 0.5
+    assert metrics["rollout/frames"] == 2.0  # 4 and 0
+    assert metrics["rollout/visual_tokens"] == (4 * 4 + 2 * 4 + 4 * 4) / 2
+    assert metrics["rollout/sampled_tokens"] == (8 + 6) / 2
+    assert metrics["rollout/cached_prompt_share"] == 24 / (20 + 35 + 20 + 27)
+    assert metrics["scenes/k_over_t"] == 6 / 12  # the shared opening counts once
+    assert metrics["scenes/k_over_pairs"] == 6 / 6
+
+
+def test_failed_rewards_are_counted_by_cause_and_stay_out_of_the_means():
+    verdicts = (SegmentRewards(0.5, 1.0, {"answer": 1.0}), RewardFailure("answer", "timeout", ""))
+    metrics = reward_metrics([ScoredGroup(GROUP, verdicts)])
+    assert metrics["reward/sampling"] == 0.5 and metrics["reward/reasoning"] == 1.0
+    assert metrics["reward/failed"] == 1.0 and metrics["reward/failed/timeout"] == 1.0
+
+
+def test_unannotated_tasks_have_no_mean_sampling_reward_rather_than_zero():
+    verdicts = (SegmentRewards(None, 1.0, {}), SegmentRewards(None, 0.0, {}))
+    assert math.isnan(reward_metrics([ScoredGroup(GROUP, verdicts)])["reward/sampling"])
+
+
+def test_every_metric_has_a_meaning_and_nothing_undeclared_is_logged(tmp_path):
+    assert all(unit and meaning for unit, meaning in METRICS.values())
+    assert describe("rollout/seconds/decode") == METRICS["rollout/seconds/"]
+    log = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
+    with pytest.raises(KeyError, match="mystery/number"):
+        log.write(1, {"mystery/number": 1.0})
+
+
+class Curves:
+    """A sink of numbers."""
+
+    holds_text = False
+
+    def __init__(self):
+        self.seen = []
+
+    def write(self, step, metrics):
+        self.seen.append((step, dict(metrics)))
+
+
+def test_texts_go_to_the_lines_and_to_no_curve(tmp_path):
+    curves = Curves()
+    log = MetricLog([JsonlSink(tmp_path, keep_through_step=0), curves])
+    log.write(1, {"grad/norm": math.inf}, {"state/hash": "sha256:0123456789abcdef"})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["grad/norm"] == "inf" and line["state/hash"] == "sha256:0123456789abcdef"
+    assert curves.seen == [(1, {"grad/norm": math.inf})]
+    with pytest.raises(KeyError, match="mystery/text"):
+        log.write(2, {}, {"mystery/text": "?"})
+
+
+def test_a_resumed_log_drops_what_the_run_will_repeat_and_a_torn_last_line(tmp_path):
+    first = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
+    for step in (1, 2, 3):
+        first.write(step, {"reward/reasoning": float(step)})
+    first.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "rew')
+    MetricLog([JsonlSink(tmp_path, keep_through_step=2)]).close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_the_summary_is_read_off_the_log(tmp_path):
+    log = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
+    log.write(0, {"held_out/tasks": 4.0, "held_out/accuracy": 0.25})
+    for step in (1, 2):
+        numbers = {"reward/sampling": step / 10, "reward/reasoning": step / 4, "reward/failed": 1.0}
+        masked = {"reward/failed/video_error": 1.0, "rollout/video_errors": 1.0}
+        log.write(step, numbers | masked | {"seconds/step": 2.0, "policy/version": step})
+    log.write(2, {"held_out/tasks": 4.0, "held_out/accuracy": 0.75})
+    log.close()
+    summary = summarise(tmp_path)
+    assert (summary["steps"], summary["seconds"], summary["policy_version"]) == (2, 4.0, 2)
+    assert summary["rewards"]["sampling"] == {"first": 0.1, "last": 0.2}
+    assert summary["held_out"]["before"]["accuracy"] == 0.25 and summary["held_out"]["after"]["accuracy"] == 0.75
+    assert summary["masked"] == {"reward_failures": 0.0, "video_errors": 2.0}
+
+
+def test_a_run_whose_rewards_all_failed_still_counts_its_steps(tmp_path):
+    log = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
+    failed = {"reward/failed": 8.0, "rollout/video_errors": 0.0, "seconds/step": 1.0, "policy/version": 1.0}
+    log.write(1, failed | {"reward/reasoning": math.nan})
+    log.write(0, {"held_out/tasks": 4.0, "held_out/accuracy": 0.25})
+    log.close()
+    summary = summarise(tmp_path)
+    assert summary["steps"] == 1 and summary["masked"]["reward_failures"] == 8.0
+    assert "after" not in summary["held_out"]  # one evaluation is a start, not a result
