@@ -34,7 +34,7 @@ from vllm.sampling_params import RequestOutputKind
 from actors.engine_drivers import PATIENCE_S, AsyncDriver, Driver, InlineDriver, result_within, settle
 from rl.config.schema import ConfigError, EngineConfig, PolicyConfig
 from rl.policy.processor import Processor
-from rl.policy.vllm_plugin import STEADY, WORKER_EXTENSION
+from rl.policy.vllm_plugin import BATCH_INVARIANT, WORKER_EXTENSION
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
 
 BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
@@ -186,7 +186,7 @@ class VllmEngine:
         self._driver.close()
 
     def _require_steady(self) -> None:
-        if unsteady := self._driver.exclusively(lambda driver: driver.call("unsteady_shapes")):
+        if unsteady := self._driver.exclusively(lambda driver: driver.call("varying_shapes")):
             self.close()
             raise ConfigError(
                 f"rollout.deterministic: on this machine a product with weights of shape {unsteady[0]} depends on how "
@@ -289,7 +289,7 @@ def engine_arguments(
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "worker_extension_cls": WORKER_EXTENSION,
-        "additional_config": {STEADY: deterministic},
+        "additional_config": {BATCH_INVARIANT: deterministic},
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }

@@ -49,7 +49,7 @@ def blocks_of(groups: Iterable[TrajectoryGroup]) -> dict[str, Frames]:
     found: dict[str, Frames] = {}
     for group in groups:
         turns = [turn for trajectory in group.trajectories_G for turn in trajectory.turns]
-        for block in (group.opening_frames, *(turn.frames for turn in turns)):
+        for block in (group.coarse_frames, *(turn.frames for turn in turns)):
             if block is not None:
                 found.setdefault(block.digest, block)
     return found
@@ -66,7 +66,7 @@ def exchange(group: TrajectoryGroup, blocks: Mapping[str, Frames]) -> Trajectory
 
     return replace(
         group,
-        opening_frames=swap(group.opening_frames),
+        coarse_frames=swap(group.coarse_frames),
         trajectories_G=tuple(in_trajectory(trajectory) for trajectory in group.trajectories_G),
     )
 

@@ -11,10 +11,10 @@ import ray
 
 from actors.frames import park
 from actors.memory import own_memory_mib
-from actors.rollout_runner import Player
+from actors.rollout_runner import RolloutRunner
 from actors.stall_detector import Whereabouts
 from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
-from envs.rollout import Said, TokenLedger
+from envs.rollout import Said, TokenHistory
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
 News = Mapping[int, list[tuple[int, int, Completion]]]  # by call: sibling, number of the turn, what was said
@@ -46,9 +46,9 @@ class Condition:
 class RolloutWorker:
     """Plays whole groups. Holds an engine and the environment; async, so that groups share the engine's batch."""
 
-    def __init__(self, make_player: Callable[[], Player]) -> None:
-        self._player = make_player()
-        self._ledgers: dict[int, TokenLedger] = {}  # of the groups being played
+    def __init__(self, make_rollout_runner: Callable[[], RolloutRunner]) -> None:
+        self._runner = make_rollout_runner()
+        self._ledgers: dict[int, TokenHistory] = {}  # of the groups being played
         self._done = 0  # progress of those that were
 
     async def generate(
@@ -59,12 +59,12 @@ class RolloutWorker:
         Raises:
             EngineGoneError: the engine died; another worker can play the group.
         """
-        ledger = self._ledgers[call] = TokenLedger(said)
+        ledger = self._ledgers[call] = TokenHistory(said)
         try:
-            played = self._player.play(task, step=step, occurrence=occurrence, greedily=greedily, ledger=ledger)
+            played = self._runner.play(task, step=step, occurrence=occurrence, greedily=greedily, ledger=ledger)
             return park(await played)
         except Exception as error:
-            if gone := self._player.engine.failure():
+            if gone := self._runner.engine.failure():
                 raise EngineGoneError(gone) from error
             raise
         finally:
@@ -75,7 +75,7 @@ class RolloutWorker:
         """Life, and what was said since the last one."""
         news = {call: turns for call, ledger in self._ledgers.items() if (turns := ledger.take_news())}
         advances = self._done + sum(ledger.advances for ledger in self._ledgers.values())
-        return Pulse(advances + self._player.engine.progress(), news, self._player.engine.failure())
+        return Pulse(advances + self._runner.engine.progress(), news, self._runner.engine.failure())
 
     async def whereabouts(self) -> Whereabouts:
         """Answered once the engine has loaded its policy."""
@@ -88,7 +88,7 @@ class RolloutWorker:
             WeightsLostError: they are gone with the learner that held them; the engine holds a part of them.
         """
         try:
-            await asyncio.to_thread(self._player.engine.load_weights, unpack(buckets), version)
+            await asyncio.to_thread(self._runner.engine.load_weights, unpack(buckets), version)
         except Exception as error:
             if isinstance(error.__cause__, WeightsLostError):
                 raise error.__cause__ from None
@@ -96,10 +96,10 @@ class RolloutWorker:
 
     async def checksums(self, names: list[str]) -> dict[str, str]:
         """sha256 of parameters as the engine holds them."""
-        return await asyncio.to_thread(self._player.engine.checksums, names)
+        return await asyncio.to_thread(self._runner.engine.checksums, names)
 
     async def condition(self) -> Condition:
         """Counters, memory and faults."""
-        engine = self._player.engine
-        counters, faults = engine.stats(), tuple(self._player.take_faults())
+        engine = self._runner.engine
+        counters, faults = engine.stats(), tuple(self._runner.take_faults())
         return Condition(counters, own_memory_mib(with_children=True), engine.device_memory_mib(), faults)

@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.memory import GrowthGuard
 from actors.placement import named
 from actors.rollout import Condition, Pulse, RolloutWorker
-from actors.rollout_runner import Player
+from actors.rollout_runner import RolloutRunner
 from actors.stall_detector import ProgressWatch, Whereabouts, stacks_of
 from actors.waiting import COLLECT_S, GLANCE_S, cause_of, nothing
 from actors.weight_buckets import WeightBucket, WeightsLostError
@@ -62,12 +62,12 @@ class Place:
     lost: Fault | None = None  # why its predecessor is gone, until it has taken over
 
 
-class RolloutCrew:
+class RolloutWorkerGroup:
     """Driver's end of the workers."""
 
     def __init__(
         self,
-        make_player: Callable[[], Player],
+        make_rollout_runner: Callable[[], RolloutRunner],
         num_workers: int,
         options: Callable[[int], Mapping[str, Any]],
         *,
@@ -83,7 +83,7 @@ class RolloutCrew:
             memory_growth_mib: a worker that has grown by more is replaced between two steps; 0: never.
             device_memory_growth_mib: the same of its engine's memory on an accelerator.
         """
-        self._make_player, self._options = make_player, options
+        self._make_rollout_runner, self._options = make_rollout_runner, options
         self._stall_timeout_s, self._start_timeout_s = stall_timeout_s, start_timeout_s
         self._growth_mib = memory_growth_mib, device_memory_growth_mib
         self._version: int | None = None  # of the weights that were pushed; None: none were
@@ -321,7 +321,7 @@ class RolloutCrew:
         options = dict(self._options(index))
         name = options["name"]
         options["name"] = named(name, number)
-        actor = ray.remote(RolloutWorker).options(**options, max_concurrency=1024).remote(self._make_player)
+        actor = ray.remote(RolloutWorker).options(**options, max_concurrency=1024).remote(self._make_rollout_runner)
         watch, guards = ProgressWatch(self._stall_timeout_s), map(GrowthGuard, self._growth_mib)
         return Place(name, actor, actor.whereabouts.remote(), watch, *guards, number)
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.frames import blocks_of, exchange
 from actors.rollout import EngineGoneError
-from actors.rollout_group import LOSSES, Hear, Place, RolloutCrew, RolloutError, unheard
+from actors.rollout_group import LOSSES, Hear, Place, RolloutError, RolloutWorkerGroup, unheard
 from actors.waiting import COLLECT_S, GLANCE_S, WORKER_IS_GONE, cause_of, nothing
 from envs.rollout import occurrences
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
@@ -38,7 +38,7 @@ class Job:
     index: int  # of its task
     task: VideoTask
     occurrence: int
-    said: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenLedger
+    said: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenHistory
     losses: int = 0
     failures: int = 0
 
@@ -71,7 +71,7 @@ class How:
 class RolloutPool:
     """Plays tasks with whatever workers there are. Every task comes back once, whoever is lost meanwhile."""
 
-    def __init__(self, crew: RolloutCrew, *, timeout_s: float, check: Callable[[], None] = nothing) -> None:
+    def __init__(self, crew: RolloutWorkerGroup, *, timeout_s: float, check: Callable[[], None] = nothing) -> None:
         """
         Args:
             timeout_s: of a whole `generate`; in `play`, of the time in which no group is finished.
@@ -87,7 +87,7 @@ class RolloutPool:
         """A group per task, in order: sampled siblings, or one greedy trajectory.
 
         Args:
-            attempt: 1, 2, ... for the replacements of degenerate groups: with step and task it determines the seeds.
+            attempt: 1, 2, ... for the replacements of zero-variance groups: with step and task it determines the seeds.
         Raises:
             RolloutError: a task cannot be played, or not all were within the deadline.
         """

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from envs.rollout import Surroundings, TokenLedger, greedy, run_group
+from envs.rollout import EpisodeContext, TokenHistory, greedy, run_group
 from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
 
 
@@ -29,14 +29,14 @@ class Engine(Protocol):
     def failure(self) -> str: ...
 
 
-class Player:
+class RolloutRunner:
     """Plays the groups of a run."""
 
     def __init__(
-        self, engine: Engine, surroundings: Surroundings, sampling: Sampling, *, group_size: int, seed: int
+        self, engine: Engine, episode_context: EpisodeContext, sampling: Sampling, *, group_size: int, seed: int
     ) -> None:
         self.engine = engine
-        self._surroundings = surroundings
+        self._episode_context = episode_context
         self._sampling = sampling
         self._group_size = group_size
         self._seed = seed
@@ -48,7 +48,7 @@ class Player:
         step: int,
         greedily: bool,
         occurrence: int = 0,
-        ledger: TokenLedger | None = None,
+        ledger: TokenHistory | None = None,
     ) -> TrajectoryGroup:
         """A group of sampled siblings, or one greedy trajectory; `occurrence` and `ledger` as in run_group."""
         return await run_group(
@@ -56,7 +56,7 @@ class Player:
             group_size=1 if greedily else self._group_size,
             sampling=greedy(self._sampling) if greedily else self._sampling,
             generate=self.engine.generate,
-            surroundings=self._surroundings,
+            episode_context=self._episode_context,
             seed=self._seed,
             step=step,
             occurrence=occurrence,
@@ -65,4 +65,4 @@ class Player:
 
     def take_faults(self) -> list[Fault]:
         """What broke in the environment and was mended since the last call of this method."""
-        return self._surroundings.reader.take_faults()
+        return self._episode_context.reader.take_faults()

@@ -16,7 +16,7 @@ from actors.waiting import gather
 from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
 from envs.data.traces import trace_to_trajectory
-from envs.rollout import Surroundings
+from envs.rollout import EpisodeContext
 from rl.learner.sft import supervised_sample
 from rl.trajectory import TrainingSample, TrajectoryGroup
 
@@ -34,8 +34,8 @@ class TraceError(RuntimeError):
 class TraceWorker:
     """Plays traces. Holds the environment's parts, no engine."""
 
-    def __init__(self, make_surroundings: Callable[[], Surroundings]) -> None:
-        self._surroundings = make_surroundings()
+    def __init__(self, make_episode_context: Callable[[], EpisodeContext]) -> None:
+        self._episode_context = make_episode_context()
 
     def play(self, traces: list[RetrievalTrace]) -> list[TrajectoryGroup | str]:
         """One group of one trajectory per trace, or why it cannot be used."""
@@ -43,7 +43,7 @@ class TraceWorker:
 
     def _play(self, trace: RetrievalTrace) -> TrajectoryGroup | str:
         try:
-            trajectory, opening = trace_to_trajectory(trace, self._surroundings)
+            trajectory, opening = trace_to_trajectory(trace, self._episode_context)
         except UnusableRow as error:
             return str(error)
         return park(TrajectoryGroup(trace.task, (trajectory,), opening))
@@ -54,7 +54,7 @@ class TracePool:
 
     def __init__(
         self,
-        make_surroundings: Callable[[], Surroundings],
+        make_episode_context: Callable[[], EpisodeContext],
         num_workers: int,
         options: Callable[[int], Mapping[str, Any]],
         *,
@@ -62,7 +62,7 @@ class TracePool:
     ) -> None:
         self._timeout_s = timeout_s
         remote = ray.remote(TraceWorker)
-        self._workers = [remote.options(**options(index)).remote(make_surroundings) for index in range(num_workers)]
+        self._workers = [remote.options(**options(index)).remote(make_episode_context) for index in range(num_workers)]
         self._turn = itertools.cycle(self._workers)
 
     def start(self, traces: Sequence[RetrievalTrace]) -> list[ray.ObjectRef]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from actors.learner import LearnerGroup
-from actors.rollout_group import RolloutCrew
+from actors.rollout_group import RolloutWorkerGroup
 from actors.weight_buckets import WeightBucket, WeightsLostError
 from rl.config.schema import WeightSyncConfig
 
@@ -26,7 +26,9 @@ class WeightSync:
     (docs/decisions/0003-engine.md).
     """
 
-    def __init__(self, learners: LearnerGroup, crew: RolloutCrew, config: WeightSyncConfig, version: int) -> None:
+    def __init__(
+        self, learners: LearnerGroup, crew: RolloutWorkerGroup, config: WeightSyncConfig, version: int
+    ) -> None:
         self._learners, self._crew, self._config = learners, crew, config
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
         self._pushed_all = False

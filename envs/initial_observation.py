@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from envs.prompts import PromptFormat, VideoProcessor, opening_prompt
+from envs.prompts import PromptFormat, VideoProcessor, initial_prompt
 from rl.trajectory import Frames, VideoTask
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class VideoReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class OpeningRules:
+class CoarseFrameRules:
     """Uniform over the whole clip at `fps`, between `min_frames` and `max_frames`."""
 
     fps: float = 2.0
@@ -76,7 +76,7 @@ class Opening:
 
 
 def open_clip(
-    task: VideoTask, *, processor: VideoProcessor, reader: VideoReader, rules: OpeningRules, form: PromptFormat
+    task: VideoTask, *, processor: VideoProcessor, reader: VideoReader, rules: CoarseFrameRules, form: PromptFormat
 ) -> Opening:
     """Decode the coarse frames, cut them into scenes and write the opening prompt.
 
@@ -85,12 +85,12 @@ def open_clip(
     """
     started = time.perf_counter()
     clip = reader.describe(task.video_path)
-    times_s_T = opening_times(clip.duration_s, clip.native_fps, rules)
+    times_s_T = coarse_frame_times(clip.duration_s, clip.native_fps, rules)
     times_s_T, size = fit_visual_tokens(times_s_T, clip, processor, rules)
     pixels_THWC, shown_s_T = decode(reader, task.video_path, times_s_T, size)
     decoded = time.perf_counter()
     frames = processor.make_frames(pixels_THWC, shown_s_T)
-    token_ids = opening_prompt(task.question, frames, processor, form)
+    token_ids = initial_prompt(task.question, frames, processor, form)
     return Opening(frames, token_ids, clip, decoded - started, time.perf_counter() - decoded)
 
 
@@ -108,7 +108,7 @@ def decode(
     return pixels_THWC, shown_s_T
 
 
-def opening_times(duration_s: float, native_fps: float, rules: OpeningRules) -> tuple[float, ...]:
+def coarse_frame_times(duration_s: float, native_fps: float, rules: CoarseFrameRules) -> tuple[float, ...]:
     """The T asked times: i * duration / T, T = floor(duration * fps) within the limits.
 
     A clip with fewer frames than `min_frames` is not shown any of them twice.
@@ -120,7 +120,7 @@ def opening_times(duration_s: float, native_fps: float, rules: OpeningRules) -> 
 
 
 def fit_visual_tokens(
-    times_s_T: tuple[float, ...], clip: Clip, processor: VideoProcessor, rules: OpeningRules
+    times_s_T: tuple[float, ...], clip: Clip, processor: VideoProcessor, rules: CoarseFrameRules
 ) -> tuple[tuple[float, ...], tuple[int, int]]:
     """Keep the block within its token budget: smaller frames first, fewer frames only when they cannot shrink further.
 

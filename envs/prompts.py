@@ -77,7 +77,7 @@ class PromptFormat:
     instructions: str = ""  # after the question; here tags are meant as the tokens the policy shall write
 
 
-def opening_prompt(question: str, opening: Frames, processor: VideoProcessor, form: PromptFormat) -> tuple[int, ...]:
+def initial_prompt(question: str, opening: Frames, processor: VideoProcessor, form: PromptFormat) -> tuple[int, ...]:
     """Token ids up to where the policy begins: the coarse video, then the question.
 
     A `<video>` placeholder at the head of the question is what the video replaces.

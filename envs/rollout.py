@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from envs.env import RetrievalEnv, TokenBudget, video_error_note
-from envs.initial_observation import Opening, OpeningRules, VideoReader, open_clip
+from envs.initial_observation import CoarseFrameRules, Opening, VideoReader, open_clip
 from envs.prompts import PromptFormat, VideoProcessor
 from envs.retrieval import RetrievalRules
 from envs.video.reader import VideoError
@@ -43,18 +43,18 @@ class Generate(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class EpisodeContext:
     """What every episode of a run has in common."""
 
     processor: VideoProcessor
     reader: VideoReader
-    opening: OpeningRules
+    opening: CoarseFrameRules
     retrieval: RetrievalRules
     max_model_len: int  # tokens of a whole trajectory
     form: PromptFormat = field(default_factory=PromptFormat)
 
 
-class TokenLedger:
+class TokenHistory:
     """What a group's siblings have said so far, turn by turn: enough to go on with the group somewhere else.
 
     Frames are not in it. They are decoded again, and are the same.
@@ -97,11 +97,11 @@ async def run_group(
     group_size: int,
     sampling: Sampling,
     generate: Generate,
-    surroundings: Surroundings,
+    episode_context: EpisodeContext,
     seed: int,
     step: int,
     occurrence: int = 0,
-    ledger: TokenLedger | None = None,
+    ledger: TokenHistory | None = None,
 ) -> TrajectoryGroup:
     """Play G siblings of a task at once. The coarse frames are decoded, cut into scenes and stored once for all.
 
@@ -114,21 +114,21 @@ async def run_group(
         occurrence: which of the step's groups of this task it is, see `occurrences`.
         ledger: turns in it are not sampled again; new ones are added to it.
     """
-    ledger = TokenLedger() if ledger is None else ledger
+    ledger = TokenHistory() if ledger is None else ledger
     try:
         opening = await asyncio.to_thread(
             open_clip,
             task,
-            processor=surroundings.processor,
-            reader=surroundings.reader,
-            rules=surroundings.opening,
-            form=surroundings.form,
+            processor=episode_context.processor,
+            reader=episode_context.reader,
+            rules=episode_context.opening,
+            form=episode_context.form,
         )
     except VideoError as error:
         lost = Trajectory((), StopReason.VIDEO_ERROR, note=video_error_note(error))
-        return TrajectoryGroup(task, (lost,) * group_size, opening_frames=None)
+        return TrajectoryGroup(task, (lost,) * group_size, coarse_frames=None)
     ledger.advances += 1
-    envs = [make_env(task, opening, surroundings, sampling.max_new_tokens) for _ in range(group_size)]
+    envs = [make_env(task, opening, episode_context, sampling.max_new_tokens) for _ in range(group_size)]
     name = f"{step}/{task.task_id}/{uuid.uuid4().hex[:8]}"  # one task may be played twice at a time
     clocked = [_Stopwatch(generate) for _ in envs]
     trajectories_G = await _all_or_none(
@@ -158,7 +158,7 @@ async def run_episode(
     sampling: Sampling,
     name: str,
     sibling: int,
-    ledger: TokenLedger,
+    ledger: TokenHistory,
     seed_of_turn: Callable[[int], int],
 ) -> Trajectory:
     """Play one trajectory to its end. What the environment has to decode, it decodes off the event loop."""
@@ -186,15 +186,15 @@ async def run_episode(
     return given
 
 
-def make_env(task: VideoTask, opening: Opening, surroundings: Surroundings, max_new_tokens: int) -> RetrievalEnv:
+def make_env(task: VideoTask, opening: Opening, episode_context: EpisodeContext, max_new_tokens: int) -> RetrievalEnv:
     """A fresh environment for one sibling."""
     return RetrievalEnv(
         task,
         opening,
-        processor=surroundings.processor,
-        reader=surroundings.reader,
-        rules=surroundings.retrieval,
-        budget=TokenBudget(max_new_tokens, surroundings.max_model_len),
+        processor=episode_context.processor,
+        reader=episode_context.reader,
+        rules=episode_context.retrieval,
+        budget=TokenBudget(max_new_tokens, episode_context.max_model_len),
     )
 
 
@@ -208,7 +208,7 @@ def occurrences(task_ids: Sequence[str], attempt: int) -> list[int]:
     """Which time a step plays a task, per group, so that a task drawn again is not played the very same way again.
 
     Args:
-        attempt: 0 for a step's own tasks, 1, 2, ... for the replacements of degenerate groups.
+        attempt: 0 for a step's own tasks, 1, 2, ... for the replacements of zero-variance groups.
     """
     seen: Counter[str] = Counter()
     numbers = []

@@ -40,7 +40,7 @@ def golden_group(kind: AnswerKind = AnswerKind.LETTER) -> TrajectoryGroup:
     asked_badly = _trajectory("<span>6.0 - 3.0</span><fps>4</fps>", MalformedCall("the window is reversed"), wrong)
     never_looked = _trajectory("", None, right)
     siblings = (looked_well, looked_elsewhere, asked_badly, never_looked)
-    return TrajectoryGroup(task, siblings, opening_frames=None, duration_s=8.0)
+    return TrajectoryGroup(task, siblings, coarse_frames=None, duration_s=8.0)
 
 
 def _trajectory(request: str, call: RetrievalCall | MalformedCall | None, answer: str) -> Trajectory:

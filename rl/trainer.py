@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rl.tracking.metrics import StationClock
+from rl.tracking.metrics import StageClock
 from rl.trajectory import LearnerUpdate, RewardFailure, ScoredGroup, TrajectoryGroup, VideoTask
 
 
@@ -73,7 +73,7 @@ def train(
     """Train from `schedule.first_step` to `schedule.steps`; returns the last policy version.
 
     Args:
-        tasks_for: the tasks of a step, and replacements for degenerate groups at attempt 1, 2, ...
+        tasks_for: the tasks of a step, and replacements for zero-variance groups at attempt 1, 2, ...
         report: called after each step with what was played, what came of learning it, and the loop's own numbers.
         save: called with (next step, policy version) when a checkpoint is due; the last step is always saved.
         evaluate: called with the step reached when an evaluation is due; a policy it finds the best so far is saved.
@@ -82,7 +82,7 @@ def train(
     if schedule.evaluate_first and evaluate(schedule.first_step):
         save(schedule.first_step, version)
     for step in range(schedule.first_step, schedule.steps):
-        clock = StationClock()
+        clock = StageClock()
         scored, resampled = _sample(schedule, step, tasks_for, rollouts, rewards, clock)
         with clock("update"):
             learned = learners.update(scored)
@@ -102,7 +102,7 @@ def is_due(steps_done: int, every: int, total: int) -> bool:
     return steps_done == total or (every > 0 and steps_done % every == 0)
 
 
-def is_degenerate(scored: ScoredGroup) -> bool:
+def is_zero_variance(scored: ScoredGroup) -> bool:
     """All siblings got the same rewards in both roles: nothing can be learned from this group."""
     rewards = [reward for reward in scored.rewards_G if not isinstance(reward, RewardFailure)]
     return len({(reward.sampling, reward.reasoning) for reward in rewards}) <= 1
@@ -114,9 +114,9 @@ def _sample(
     tasks_for: TasksForStep,
     rollouts: Rollouts,
     rewards: Rewards,
-    clock: StationClock,
+    clock: StageClock,
 ) -> tuple[list[ScoredGroup], int]:
-    """One step's scored groups; degenerate ones are replaced a bounded number of times (DAPO's dynamic sampling)."""
+    """One step's scored groups; zero-variance ones are replaced a bounded number of times (DAPO's dynamic sampling)."""
     kept: list[ScoredGroup] = []
     drawn: list[ScoredGroup] = []
     tasks, resampled = tasks_for(step, 0), 0
@@ -127,7 +127,7 @@ def _sample(
         with clock("reward"):
             drawn = rewards.score(groups)
         last = attempt == schedule.resample_attempts
-        kept += [group for group in drawn if last or not is_degenerate(group)]
+        kept += [group for group in drawn if last or not is_zero_variance(group)]
         missing = wanted - len(kept)
         if missing == 0:
             break

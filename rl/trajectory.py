@@ -157,7 +157,7 @@ class Turn:
     completion: Completion
     segment: Segment  # SAMPLING or REASONING
     call: RetrievalCall | MalformedCall | None = None  # the request this turn ends in
-    frames: Frames | None = None  # the video inside the context; the opening turn's is the group's `opening_frames`
+    frames: Frames | None = None  # the video inside the context; the opening turn's is the group's `coarse_frames`
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class TrajectoryGroup:
 
     task: VideoTask
     trajectories_G: tuple[Trajectory, ...]
-    opening_frames: Frames | None  # None only if the video could not be read
+    coarse_frames: Frames | None  # None only if the video could not be read
     duration_s: float = 0.0
     seconds: Mapping[str, float] = field(default_factory=dict)  # where time went: "decode", "generate"
 

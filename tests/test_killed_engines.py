@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from rl.config.file import load_config
-from rl.run.workers import start_player
+from rl.run.workers import start_rollout_runner
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
@@ -34,10 +34,10 @@ PLAYING = ("frames", "prefill", "decode")  # an untrained policy talks until it 
 DECODED = 5  # steps of the engine since requests came in
 
 
-def doomed_player(config, policy_dir, folder):
-    """A player that dies where a file in `folder` says, once, and leaves the time there."""
-    player = start_player(config, policy_dir)
-    engine, reader = player.engine, player._surroundings.reader
+def doomed_runner(config, policy_dir, folder):
+    """A runner that dies where a file in `folder` says, once, and leaves the time there."""
+    runner = start_rollout_runner(config, policy_dir)
+    engine, reader = runner.engine, runner._episode_context.reader
     vllm = engine._driver._engine
     add_request, step, frames, load_weights = vllm.add_request, vllm.step, reader.frames, engine.load_weights
     since = [0]
@@ -75,7 +75,7 @@ def doomed_player(config, policy_dir, folder):
         return load_weights(halfway(), version)
 
     vllm.add_request, vllm.step, reader.frames, engine.load_weights = adding, stepping, reading, loading
-    return player
+    return runner
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +91,15 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pool(ray_cluster, world, tmp_path_factory):
-    from actors.rollout_group import RolloutCrew
+    from actors.rollout_group import RolloutWorkerGroup
     from actors.rollout_pool import RolloutPool
     from rl.policy.vllm_plugin import engine_environment
 
     config, policy_dir, _ = world
     folder = tmp_path_factory.mktemp("moments")
     environment = {"runtime_env": {"env_vars": engine_environment("cpu")}}
-    crew = RolloutCrew(
-        partial(doomed_player, config, policy_dir, folder),
+    crew = RolloutWorkerGroup(
+        partial(doomed_runner, config, policy_dir, folder),
         config.rollout.num_workers,
         lambda index: {"num_cpus": 0.1, "name": f"killed/{index}"} | environment,
     )

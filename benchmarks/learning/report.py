@@ -38,9 +38,9 @@ MEASURES: Mapping[str, tuple[str, str]] = {  # heading -> (where, metric)
     "answer accuracy": ("held_out", "held_out/accuracy"),
     "share of calls": ("held_out", "held_out/calls"),
     "frames / trajectory": ("held_out", "held_out/frames"),
-    "groups degenerate in R_samp": ("steps", "group/degenerate_sampling"),
-    "in R_reason": ("steps", "group/degenerate_reasoning"),
-    "in both": ("steps", "group/degenerate_both"),
+    "groups with zero variance in R_samp": ("steps", "group/zero_variance_sampling"),
+    "in R_reason": ("steps", "group/zero_variance_reasoning"),
+    "in both": ("steps", "group/zero_variance_both"),
 }
 CURVES = ("IoU of the window", "frame-rate match", "answer accuracy")
 

@@ -15,12 +15,12 @@ from envs.data.rows import UnusableRow
 from envs.initial_observation import open_clip
 from envs.prompts import encode_reply
 from envs.retrieval import render_call
-from envs.rollout import Surroundings, make_env
+from envs.rollout import EpisodeContext, make_env
 from envs.video.reader import VideoError
 from rl.trajectory import Completion, Frames, MalformedCall, StopReason, TimeSpan, Trajectory, VideoTask
 
 
-def trace_to_trajectory(trace: RetrievalTrace, surroundings: Surroundings) -> tuple[Trajectory, Frames]:
+def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) -> tuple[Trajectory, Frames]:
     """Play a trace; decodes video.
 
     Returns:
@@ -28,19 +28,19 @@ def trace_to_trajectory(trace: RetrievalTrace, surroundings: Surroundings) -> tu
     Raises:
         UnusableRow: a call is refused, the trace does not fit the context, or the video cannot be read.
     """
-    written = [encode_reply(reply, surroundings.processor) for reply in trace.replies]
-    written[-1] += (surroundings.processor.ids.im_end,)
+    written = [encode_reply(reply, episode_context.processor) for reply in trace.replies]
+    written[-1] += (episode_context.processor.ids.im_end,)
     try:
         opening = open_clip(
             trace.task,
-            processor=surroundings.processor,
-            reader=surroundings.reader,
-            rules=surroundings.opening,
-            form=surroundings.form,
+            processor=episode_context.processor,
+            reader=episode_context.reader,
+            rules=episode_context.opening,
+            form=episode_context.form,
         )
     except VideoError as error:
         raise UnusableRow(f"{trace.task.task_id}: {error}") from error
-    env = make_env(trace.task, opening, surroundings, max_new_tokens=sum(map(len, written)))
+    env = make_env(trace.task, opening, episode_context, max_new_tokens=sum(map(len, written)))
     played = env.reset()
     for token_ids in written:
         if not isinstance(played, Trajectory):

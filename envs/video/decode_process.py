@@ -36,7 +36,7 @@ import numpy as np
 
 from envs.video.decode_memory import limit_data, peak_data_bytes, resident_bytes
 from envs.video.file import CorruptVideoError, DecodingFailedError, VideoError, VideoMemoryError, VideoTimeoutError
-from envs.video.frame_cache import FrameStore, read_frames_through
+from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.index import VideoIndex, index_video
 from rl.trajectory import Fault
 
@@ -67,7 +67,7 @@ class DecoderDiedError(VideoError):
 class Decoder:
     """Answers requests where it stands: the work itself, in the caller's process or in a child's."""
 
-    def __init__(self, backend: str, store_bytes: int, memory_bytes: int | None = None) -> None:
+    def __init__(self, backend: str, frame_cache_bytes: int, memory_bytes: int | None = None) -> None:
         """
         Args:
             memory_bytes: what this process may use beyond the store, where that is limited.
@@ -75,7 +75,7 @@ class Decoder:
         if backend not in BACKENDS:
             raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._backend, self._memory_bytes = backend, memory_bytes
-        self.store = FrameStore(store_bytes)
+        self.store = FrameCache(frame_cache_bytes)
 
     def describe(self, path: str) -> VideoIndex:
         """Index of a video; see index_video."""
@@ -143,7 +143,7 @@ class DecodeProcess:
     def __init__(
         self,
         backend: str,
-        store_bytes: int,
+        frame_cache_bytes: int,
         timeout_s: float,
         memory_bytes: int = MEMORY_BYTES,
         worn_requests: int = WORN_REQUESTS,
@@ -154,7 +154,7 @@ class DecodeProcess:
             memory_bytes: beyond the store.
             worn_requests: a process that has answered as many is replaced before the next.
         """
-        self._backend, self._store_bytes, self._timeout_s = backend, store_bytes, timeout_s
+        self._backend, self._frame_cache_bytes, self._timeout_s = backend, frame_cache_bytes, timeout_s
         self._memory_bytes, self._worn_requests = memory_bytes, worn_requests
         self._turn = threading.Lock()
         self._process: subprocess.Popen | None = None
@@ -243,7 +243,7 @@ class DecodeProcess:
             pipe.shutdown(socket.SHUT_RDWR)  # a process stuck in the kernel outlives its kill; nobody waits for it
 
     def _is_worn(self) -> bool:
-        held_at_most = self._store_bytes + WORN_SHARE * self._memory_bytes
+        held_at_most = self._frame_cache_bytes + WORN_SHARE * self._memory_bytes
         return self._answered >= self._worn_requests or resident_bytes(self._process.pid) > held_at_most
 
     def _replace(self, cause: str, path: str) -> int | None:
@@ -270,7 +270,7 @@ class DecodeProcess:
         search_path = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])
         with theirs:
             self._process = subprocess.Popen(
-                [*command, str(self._store_bytes), str(self._memory_bytes), str(os.getpid())],
+                [*command, str(self._frame_cache_bytes), str(self._memory_bytes), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **one_thread, "PYTHONPATH": search_path},
@@ -329,12 +329,12 @@ def receive(pipe: Connection) -> tuple[bool, Any]:
     return is_error, (pixels_THWC, *answer)
 
 
-def main(pipe_fd: int, backend: str, store_bytes: int, memory_bytes: int, parent: int) -> None:
+def main(pipe_fd: int, backend: str, frame_cache_bytes: int, memory_bytes: int, parent: int) -> None:
     """Child's end: answer until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    limit_data(store_bytes + memory_bytes)
-    decoder, pipe = Decoder(backend, store_bytes, memory_bytes), Connection(pipe_fd)
+    limit_data(frame_cache_bytes + memory_bytes)
+    decoder, pipe = Decoder(backend, frame_cache_bytes, memory_bytes), Connection(pipe_fd)
     pipe.send(READY)
     while True:
         try:

@@ -34,7 +34,7 @@ class StoredClip:
 
 
 @dataclass(slots=True)
-class FrameStore:
+class FrameCache:
     """Least recently used clips are dropped beyond `budget_bytes`. 0 keeps nothing. Safe to use from threads."""
 
     budget_bytes: int
@@ -76,7 +76,7 @@ class FrameStore:
 
 
 def read_frames_through(
-    store: FrameStore, index: VideoIndex, times_s: Sequence[float], size_HW: tuple[int, int]
+    store: FrameCache, index: VideoIndex, times_s: Sequence[float], size_HW: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[float, ...], int]:
     """As video_frames.read_frames and with equal results, from the store where it can, filling it on a coarse pass."""
     asked_T = index.frames_on_screen(times_s)
@@ -94,7 +94,7 @@ def _is_coarse_pass(index: VideoIndex, times_s: Sequence[float]) -> bool:
     return len(times_s) > 1 and max(times_s) - min(times_s) >= WHOLE_CLIP_SHARE * index.duration_s
 
 
-def _decode_whole(index: VideoIndex, size_HW: tuple[int, int], store: FrameStore) -> StoredClip | None:
+def _decode_whole(index: VideoIndex, size_HW: tuple[int, int], store: FrameCache) -> StoredClip | None:
     """The whole clip in the form that fits the budget, or None if neither does."""
     as_decoded = index.num_frames * index.frame_bytes
     as_rgb = index.num_frames * size_HW[0] * size_HW[1] * 3

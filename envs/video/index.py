@@ -164,7 +164,7 @@ def _refuse_huge(path: str, decoder: av.video.codeccontext.VideoCodecContext) ->
 
 
 def best_stream(container: av.container.InputContainer, path: str) -> av.video.stream.VideoStream:
-    """The stream a player would show; cover art does not count.
+    """The stream a runner would show; cover art does not count.
 
     Raises:
         NoVideoStreamError: there is none.

@@ -1,6 +1,6 @@
 """Video for the environment: what a clip is, and its frames at given times, within a deadline and a limit of memory.
 
-    reader = VideoReader(backend="pyav", timeout_s=60, workers=1, store_bytes=256 << 20)
+    reader = VideoReader(backend="pyav", timeout_s=60, workers=1, frame_cache_bytes=256 << 20)
     clip = reader.describe("clip.mp4")                                        # .duration_s .native_fps .height .width
     pixels_THWC, times_s, damaged = reader.frames("clip.mp4", (0.0, 0.5), (252, 448))
 
@@ -58,7 +58,7 @@ class VideoReader:
         backend: str = "pyav",
         timeout_s: float = 60.0,
         workers: int = 1,
-        store_bytes: int = 268_435_456,
+        frame_cache_bytes: int = 268_435_456,
         memory_mib: int = 2048,
     ) -> None:
         """
@@ -67,16 +67,17 @@ class VideoReader:
             timeout_s: of one request; a process beyond it is killed and replaced. No effect with `workers=0`.
             workers: decoding processes; 0 decodes in the caller's thread, without a deadline or a limit of memory, and
                 a decoder that crashes takes the caller with it: for clips of one's own making.
-            store_bytes: decoded frames kept, all processes together.
+            frame_cache_bytes: decoded frames kept, all processes together.
             memory_mib: of one process, beyond its share of the store; a clip that needs more is refused. No effect with
                 `workers=0`.
         """
         if workers == 0:
-            self._decoders: list[Decoder | DecodeProcess] = [Decoder(backend, store_bytes)]
+            self._decoders: list[Decoder | DecodeProcess] = [Decoder(backend, frame_cache_bytes)]
         else:
             Decoder(backend, 0)  # refuses an unknown backend here rather than in a child
             self._decoders = [
-                DecodeProcess(backend, store_bytes // workers, timeout_s, memory_mib * MIB) for _ in range(workers)
+                DecodeProcess(backend, frame_cache_bytes // workers, timeout_s, memory_mib * MIB)
+                for _ in range(workers)
             ]
 
     def describe(self, path: str) -> VideoIndex:

@@ -58,13 +58,13 @@ class GroupCredit:
     """Credit of all siblings, same order, and whether their rewards differed at all."""
 
     credit_G: tuple[Credit, ...]
-    degenerate_sampling: bool | None  # None: the task has no sampling reward
-    degenerate_reasoning: bool
+    zero_variance_sampling: bool | None  # None: the task has no sampling reward
+    zero_variance_reasoning: bool
 
     @property
     def teaches_nothing(self) -> bool:
         """No role in which the siblings differ."""
-        return self.degenerate_sampling is not False and self.degenerate_reasoning
+        return self.zero_variance_sampling is not False and self.zero_variance_reasoning
 
 
 def credit_group(
@@ -91,8 +91,8 @@ def credit_group(
     by_sibling = dict(zip(scored, credits_of_scored, strict=True))
     return GroupCredit(
         credit_G=tuple(by_sibling.get(i, NOT_LEARNED) for i in range(len(rewards_G))),
-        degenerate_sampling=None if sampling_G is None else _all_equal(sampling_G),
-        degenerate_reasoning=_all_equal(reasoning_G),
+        zero_variance_sampling=None if sampling_G is None else _all_equal(sampling_G),
+        zero_variance_reasoning=_all_equal(reasoning_G),
     )
 
 

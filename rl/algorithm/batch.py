@@ -74,7 +74,7 @@ def build_training_samples(
     samples_G = []
     credit_G = learned_credit(scored, rules, mask_truncated=mask_truncated)
     for trajectory, own in zip(scored.group.trajectories_G, credit_G, strict=True):
-        flat = flatten(trajectory, scored.group.opening_frames)
+        flat = flatten(trajectory, scored.group.coarse_frames)
         advantages_T, mask_T = token_advantages(own, flat.segment_ids)
         samples_G.append(_sample(flat, advantages_T, mask_T) if any(mask_T) else None)
     return tuple(samples_G)
@@ -103,9 +103,9 @@ def group_credit(scored: ScoredGroup, rules: CreditRules = SD_GRPO) -> GroupCred
 
 
 def credit_metrics(scored: Sequence[ScoredGroup], rules: CreditRules = SD_GRPO) -> dict[str, float]:
-    """Shares of degenerate groups, and mean |advantage| over the tokens of each segment. Of a whole step's groups."""
+    """Shares of zero-variance groups, and mean |advantage| over the tokens of each segment. Over a step."""
     credits_of = [group_credit(group, rules) for group in scored]
-    annotated = [credit.degenerate_sampling for credit in credits_of if credit.degenerate_sampling is not None]
+    annotated = [credit.zero_variance_sampling for credit in credits_of if credit.zero_variance_sampling is not None]
     sizes_of = {segment: [] for segment in (Segment.SAMPLING, Segment.REASONING)}
     for group, credit in zip(scored, credits_of, strict=True):
         for trajectory, own in zip(group.group.trajectories_G, credit.credit_G, strict=True):
@@ -114,9 +114,9 @@ def credit_metrics(scored: Sequence[ScoredGroup], rules: CreditRules = SD_GRPO) 
                 if value is not None:
                     sizes_of[turn.segment] += [abs(value)] * len(turn.completion.token_ids)
     return {
-        "group/degenerate_sampling": _mean(annotated),
-        "group/degenerate_reasoning": _mean([credit.degenerate_reasoning for credit in credits_of]),
-        "group/degenerate_both": _mean([credit.teaches_nothing for credit in credits_of]),
+        "group/zero_variance_sampling": _mean(annotated),
+        "group/zero_variance_reasoning": _mean([credit.zero_variance_reasoning for credit in credits_of]),
+        "group/zero_variance_both": _mean([credit.teaches_nothing for credit in credits_of]),
         "advantage/sampling": _mean(sizes_of[Segment.SAMPLING]),
         "advantage/reasoning": _mean(sizes_of[Segment.REASONING]),
     }

@@ -36,7 +36,7 @@ class FlatTrajectory:
         return len(self.token_ids)
 
 
-def flatten(trajectory: Trajectory, opening_frames: Frames | None) -> FlatTrajectory:
+def flatten(trajectory: Trajectory, coarse_frames: Frames | None) -> FlatTrajectory:
     """Lay a trajectory out flat.
 
     Raises:
@@ -53,7 +53,7 @@ def flatten(trajectory: Trajectory, opening_frames: Frames | None) -> FlatTrajec
             logprob for turn in turns for logprob in (*(0.0 for _ in turn.context_token_ids), *turn.completion.logprobs)
         ),
         policy_versions=_per_token([(-1, turn.completion.policy_version) for turn in turns], turns),
-        videos=trajectory_videos(opening_frames, turns),
+        videos=trajectory_videos(coarse_frames, turns),
     )
 
 

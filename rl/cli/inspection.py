@@ -16,14 +16,14 @@ from rl.config.schema import ConfigError, RunConfig
 from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityReport, measure_parity
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
-from rl.run.initial_policy import cold_started_policy, playable_policy
+from rl.run.initial_policy import cold_started_policy, initial_policy
 from rl.run.prepare import prepare_policy, prepare_tasks
 from rl.run.workers import (
     START_TIMEOUT_S,
     cluster,
     spawn_rewards,
     spawn_rollouts,
-    start_player,
+    start_rollout_runner,
 )
 from rl.tracking.records import records, write_records
 from rl.trajectory import RetrievalCall, TrajectoryGroup, VideoTask
@@ -39,25 +39,25 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int) -> Parity
     Raises:
         ConfigError: the policy never looks again, so that there is nothing to compare after an injection.
     """
-    policy_dir = playable_policy(config, console)
+    policy_dir = initial_policy(config, console)
     tasks = prepare_tasks(config, "held_out", console).tasks[:num_tasks]
-    player = start_player(config, policy_dir.absolute())
+    runner = start_rollout_runner(config, policy_dir.absolute())
     try:
-        groups = asyncio.run(_two_turn_groups(player, tasks))
+        groups = asyncio.run(_two_turn_groups(runner, tasks))
         if not groups:
             raise ConfigError(
                 f"{policy_dir}: this policy never asked for frames in {len(tasks)} tasks, so there is no second turn "
                 "to compare; use a cold-started policy (cold_start.enabled=true or policy.path=...)"
             )
         report = measure_parity(
-            player.engine,
+            runner.engine,
             load_policy(policy_dir, config.policy.scenes, config.policy.dtype).to(_learner_device(config)),
             Processor.from_pretrained(policy_dir, config.policy.scenes),
             groups,
             temperature=config.rollout.temperature,
         )
     finally:
-        player.engine.close()
+        runner.engine.close()
     print_parity(report, config, console)
     return report
 
@@ -110,9 +110,9 @@ def parity_failures(report: ParityReport, config: RunConfig) -> list[str]:
     return report.failures(config.parity.gate_bf16_nat, CONTROL_FACTOR_BF16)
 
 
-async def _two_turn_groups(player: Any, tasks: tuple[VideoTask, ...]) -> list[TrajectoryGroup]:
+async def _two_turn_groups(runner: Any, tasks: tuple[VideoTask, ...]) -> list[TrajectoryGroup]:
     """Sampled groups with at least one granted retrieval each."""
-    groups = await asyncio.gather(*(player.play(task, step=INSPECTION_STEP, greedily=False) for task in tasks))
+    groups = await asyncio.gather(*(runner.play(task, step=INSPECTION_STEP, greedily=False) for task in tasks))
     return [group for group in groups if any(_looked(trajectory.calls) for trajectory in group.trajectories_G)]
 
 

@@ -36,8 +36,8 @@ ABOVE_ZERO = (
 AT_LEAST_ONE = (  # numbers that are sizes or counts of something there has to be
     "data.quickstart.train_clips",
     "data.quickstart.size",
-    "video.v0.max_pixels",
-    "video.v0.max_visual_tokens",
+    "video.coarse.max_pixels",
+    "video.coarse.max_visual_tokens",
     "retrieval.max_pixels",
     "rollout.engine.max_num_seqs",
     "rollout.engine.kv_cache_bytes",

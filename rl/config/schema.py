@@ -161,8 +161,10 @@ class CoarseFramesConfig:
     max_visual_tokens: int = 8_192  # of the whole block
 
     def __post_init__(self) -> None:
-        require(self.fps > 0, f"video.v0.fps must be > 0, got {self.fps}")
-        require(1 <= self.min_frames <= self.max_frames, "video.v0.min_frames must be in 1..video.v0.max_frames")
+        require(self.fps > 0, f"video.coarse.fps must be > 0, got {self.fps}")
+        require(
+            1 <= self.min_frames <= self.max_frames, "video.coarse.min_frames must be in 1..video.coarse.max_frames"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,12 @@ class VideoConfig:
     """Decoding."""
 
     backend: str = "pyav"  # pyav | decord (plain single-stream files only; others fall back to a typed error)
-    v0: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
+    coarse: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
     decode_timeout_s: float = 60.0  # one request; the decoding process is killed beyond it
     decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker, without limits
     # of one decoding process, beyond its share of the store; an 8K clip needs 1 GiB for the pictures others refer to
     decode_memory_mib: int = 2048
-    store_bytes: int = 268_435_456  # shared decoded-frame store per rollout worker
+    frame_cache_bytes: int = 268_435_456  # shared decoded-frame store per rollout worker
 
     def __post_init__(self) -> None:
         _one_of("video.backend", self.backend, ("pyav", "decord"))
@@ -353,7 +355,7 @@ class AlgorithmConfig:
 
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    dynamic_sampling: int = 0  # times a group degenerate in both roles is replaced; 0 = off
+    dynamic_sampling: int = 0  # times a group with zero variance in both roles is replaced; 0 = off
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class EncodeLimits:
 
     max_seconds: float = 30.0  # from its start
     max_frames: int = 64
-    max_pixels: int = 151_200  # per frame, as in video.v0.max_pixels
+    max_pixels: int = 151_200  # per frame, as in video.coarse.max_pixels
     decode_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ def encode_stats(
     tower = Tower(vision, MODES) if measure and videos else None
     rows: list[EncodeRow] = []
     with (
-        VideoReader(timeout_s=limits.decode_timeout_s, workers=1, store_bytes=0) as reader,
+        VideoReader(timeout_s=limits.decode_timeout_s, workers=1, frame_cache_bytes=0) as reader,
         progress_bar(console) as progress,
     ):
         bar = progress.add_task("encoding", total=len(videos) * len(rates))

@@ -115,7 +115,7 @@ def parity_cases(engine: Scorer, group: TrajectoryGroup) -> list[ParityCase]:
     """A group's trajectories as flat tokens, their context scored by the engine."""
     cases = []
     for trajectory in group.trajectories_G:
-        token_ids, videos = trajectory_tokens(trajectory), trajectory_videos(group.opening_frames, trajectory.turns)
+        token_ids, videos = trajectory_tokens(trajectory), trajectory_videos(group.coarse_frames, trajectory.turns)
         scored, segment_ids, logprobs = engine.score(token_ids, videos), [], []
         for turn in trajectory.turns:
             context = len(turn.context_token_ids)

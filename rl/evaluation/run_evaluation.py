@@ -25,7 +25,7 @@ from rl.config.schema import ConfigError, RunConfig
 from rl.evaluation.evaluate import is_done, play_rest, summarise_outcomes
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
 from rl.evaluation.suite import PLAYED, Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam
-from rl.run.initial_policy import playable_policy
+from rl.run.initial_policy import initial_policy
 from rl.run.prepare import ROWS_IN_LOG, fingerprint, progress_bar
 from rl.run.resume import changed_meaning, checkpoint_of
 from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts
@@ -62,7 +62,7 @@ def run_evaluation(
         config, origin = with_policy_of(found, config, console)
         home = found.folder.parents[1] if found.folder.parent.name == CHECKPOINTS else home
     exam = make_exam(config, console)
-    policy_dir = playable_policy(config, console)
+    policy_dir = initial_policy(config, console)
     identity = identity_of(config, exam, policy_sha256(policy_dir))
     folder = home / EVALUATIONS / (config.evaluation.name or exam.name)
     exam = replace(exam, examples=exam.examples[: config.evaluation.limit or None])

@@ -27,7 +27,7 @@ from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory
 
 OWN = "held_out"  # the evaluation of data.held_out by the run's own rewards
 PLAYED = (  # keys that decide what a policy does
-    *("video.v0.", "retrieval.", "prompt.", "policy.scenes.", "policy.dtype"),
+    *("video.coarse.", "retrieval.", "prompt.", "policy.scenes.", "policy.dtype"),
     *("rollout.max_new_tokens", "rollout.engine.max_model_len"),
 )
 REWARDED = ("rewards.", "scoring.calls")  # keys that decide what that is worth, where no benchmark does

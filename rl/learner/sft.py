@@ -81,7 +81,7 @@ def batches(num_samples: int, *, steps: int, batch_size: int, seed: int) -> Iter
 
 def supervised_sample(group: TrajectoryGroup) -> TrainingSample:
     """A played trace as a sample: every token the trace wrote is learned, what was inserted is not."""
-    flat = flatten(group.trajectories_G[0], group.opening_frames)
+    flat = flatten(group.trajectories_G[0], group.coarse_frames)
     written = tuple(segment != Segment.CONTEXT for segment in flat.segment_ids)
     return TrainingSample(
         token_ids=flat.token_ids,

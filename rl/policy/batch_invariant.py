@@ -2,7 +2,7 @@
 
 Matrix libraries choose another order of additions for few rows, and for rows left over from a block of four or eight: a
 sequence decoded alone gets other last bits than in a crowd. Here the number of rows is always a multiple of eight.
-Whether that is enough is a property of the library and the processor; `unsteady_shapes` finds out.
+Whether that is enough is a property of the library and the processor; `varying_shapes` finds out.
 
 Legend: N rows · D values of a row.
 """
@@ -19,7 +19,7 @@ ROWS = 8
 PROBES = (1, 7, 8, 9, 16, 23, 32, 40, 64, 104, 256, 511, 600)  # numbers of rows that are tried
 
 
-def steady_linear(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def batch_invariant_linear(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, each row by itself."""
     rows_ND = x_ND.reshape(-1, x_ND.shape[-1])
     missing = -len(rows_ND) % ROWS
@@ -29,12 +29,12 @@ def steady_linear(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return product.reshape(*x_ND.shape[:-1], len(weight))
 
 
-def unsteady_shapes(weights: Iterable[Tensor]) -> list[tuple[int, ...]]:
-    """Shapes of weights for which a row of `steady_linear` depends on the number of rows here all the same."""
+def varying_shapes(weights: Iterable[Tensor]) -> list[tuple[int, ...]]:
+    """Shapes of weights for which a row of `batch_invariant_linear` depends on the number of rows here all the same."""
     random, found = torch.Generator().manual_seed(0), []
     for shape, weight in {tuple(weight.shape): weight for weight in weights}.items():
         rows_ND = torch.randn(max(PROBES), weight.shape[1], generator=random).to(weight)
-        whole_ND = steady_linear(rows_ND, weight)
-        if not all(torch.equal(steady_linear(rows_ND[:count], weight), whole_ND[:count]) for count in PROBES):
+        whole_ND = batch_invariant_linear(rows_ND, weight)
+        if not all(torch.equal(batch_invariant_linear(rows_ND[:count], weight), whole_ND[:count]) for count in PROBES):
             found.append(shape)
     return found

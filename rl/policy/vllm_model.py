@@ -32,11 +32,11 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
-from rl.policy.batch_invariant import steady_linear, unsteady_shapes
+from rl.policy.batch_invariant import batch_invariant_linear, varying_shapes
 from rl.policy.model import make_patch_embed, scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import PackedVideo, Processor
-from rl.policy.vllm_plugin import STEADY
+from rl.policy.vllm_plugin import BATCH_INVARIANT
 
 VIDEO = "video"
 DUMMY_GRID = 16  # patches along each side of the frames vLLM measures memory with
@@ -208,13 +208,13 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.token_ids = processor.ids
         self.tokens_per_second = processor.geometry.tokens_per_second
         self.encoded_items = 0
-        self.steady = bool(vllm_config.additional_config.get(STEADY))
+        self.steady = bool(vllm_config.additional_config.get(BATCH_INVARIANT))
         keep_weights_plain(self)
         if self.steady:
-            keep_products_steady(self)
+            make_products_batch_invariant(self)
 
     def embed_multimodal(self, **fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Visual tokens of each item, in order; one run of the vision tower for all of them, or one each (STEADY)."""
+        """Visual tokens of each item, in order; one run of the tower for all of them, or one each (BATCH_INVARIANT)."""
         if self.steady and len(fields["shapes"]) > 1:
             return tuple(tokens for alone in _one_by_one(fields) for tokens in self.embed_multimodal(**alone))
         shapes = fields["shapes"].tolist()
@@ -259,20 +259,20 @@ class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
         layer.cpu_linear = torch.nn.functional.linear
 
 
-class SteadyLinearMethod(UnquantizedLinearMethod):
+class BatchInvariantLinearMethod(UnquantizedLinearMethod):
     """A linear layer whose products do not depend on company, on CPU."""
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """As PlainEmbeddingMethod."""
-        layer.cpu_linear = steady_linear
+        layer.cpu_linear = batch_invariant_linear
 
 
-class SteadyEmbeddingMethod(UnquantizedEmbeddingMethod):
+class BatchInvariantEmbeddingMethod(UnquantizedEmbeddingMethod):
     """Embeddings, and an output head likewise."""
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """As PlainEmbeddingMethod."""
-        layer.cpu_linear = steady_linear
+        layer.cpu_linear = batch_invariant_linear
 
 
 def keep_weights_plain(model: torch.nn.Module) -> None:
@@ -284,13 +284,13 @@ def keep_weights_plain(model: torch.nn.Module) -> None:
             layer.quant_method = PlainEmbeddingMethod()
 
 
-def keep_products_steady(model: torch.nn.Module) -> None:
-    """Have every layer multiply with `steady_linear`, on CPU."""
+def make_products_batch_invariant(model: torch.nn.Module) -> None:
+    """Have every layer multiply with `batch_invariant_linear`, on CPU."""
     for layer in model.modules():
         if isinstance(layer, LinearBase):
-            layer.quant_method = SteadyLinearMethod()
+            layer.quant_method = BatchInvariantLinearMethod()
         elif isinstance(layer, VocabParallelEmbedding):
-            layer.quant_method = SteadyEmbeddingMethod()
+            layer.quant_method = BatchInvariantEmbeddingMethod()
 
 
 def _one_by_one(fields: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
@@ -323,10 +323,10 @@ class LiveWeights:
         """sha256 of the bytes of live parameters, by Hugging Face name."""
         return {name: tensor_digest(live_tensor(self.get_model(), name)) for name in names}
 
-    def unsteady_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the linear layers whose products depend on company even so (see `steady_linear`)."""
+    def varying_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the linear layers whose products depend on company even so (see `batch_invariant_linear`)."""
         layers = (LinearBase, VocabParallelEmbedding)
-        return unsteady_shapes(layer.weight for layer in self.get_model().modules() if isinstance(layer, layers))
+        return varying_shapes(layer.weight for layer in self.get_model().modules() if isinstance(layer, layers))
 
     def count_encoded_items(self) -> int:
         """Video items the vision tower has encoded since the start, the memory measurement's included."""

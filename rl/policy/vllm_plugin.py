@@ -1,6 +1,6 @@
 """vLLM's way in: the entry point `vllm.general_plugins` calls `register` in every process of an engine.
 
-Cheap to import. Everything that bends vLLM or its surroundings to this project stands here and nowhere else.
+Cheap to import. Everything that bends vLLM or what surrounds it to this project stands here and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from types import ModuleType
 ARCHITECTURE = "FlexiVideoForConditionalGeneration"  # as in config.json
 MODEL_CLASS = f"rl.policy.vllm_model:{ARCHITECTURE}"
 WORKER_EXTENSION = "rl.policy.vllm_model.LiveWeights"
-STEADY = "dynframe_steady"  # key of vLLM's additional_config: nothing may depend on what else the engine computes
+BATCH_INVARIANT = (
+    "dynframe_batch_invariant"  # key of vLLM's additional_config: nothing may depend on what else the engine computes
+)
 
 TORCHVISION_MODULE = "transformers.models.qwen2_vl.image_processing_qwen2_vl"
 PILLOW_MODULE = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"

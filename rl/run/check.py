@@ -14,9 +14,9 @@ import psutil
 from rich.console import Console
 
 from actors.reward import deadline, weighted_rewards
-from envs.initial_observation import fit_visual_tokens, opening_times, unseen_frames
-from envs.prompts import opening_prompt
-from envs.rollout import Surroundings
+from envs.initial_observation import coarse_frame_times, fit_visual_tokens, unseen_frames
+from envs.prompts import initial_prompt
+from envs.rollout import EpisodeContext
 from envs.video.reader import VideoError
 from rewards.golden import golden_group
 from rewards.registry import RewardLoadError
@@ -24,7 +24,7 @@ from rewards.scoring import WeightedReward, score_group
 from rl.config.schema import ConfigError, RewardTermConfig, RunConfig
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.findings import Finding, Level, passed
-from rl.run.prepare import make_surroundings, prepare_policy, prepare_tasks
+from rl.run.prepare import make_episode_context, prepare_policy, prepare_tasks
 from rl.trajectory import AnswerKind, RewardFailure, VideoTask
 
 REFUSALS = (ValueError, OSError, RuntimeError, KeyError, VideoError)  # what a part raises that cannot do its work
@@ -150,28 +150,28 @@ def _policy(config: RunConfig, tasks: Sequence[VideoTask]) -> Iterator[Finding]:
     parameters = 0
     try:
         policy_dir = prepare_policy(config)
-        surroundings = make_surroundings(config, policy_dir)
+        episode_context = make_episode_context(config, policy_dir)
         parameters = count_parameters(policy_dir)
     except REFUSALS as error:
         yield Finding("policy", Level.MISSING, _said(error))
         yield Finding("token budget", Level.NOTE, "not checked: it needs the policy's tokenizer")
     else:
         yield Finding("policy", Level.OK, f"{policy_dir} ({parameters / 1e6:.1f} M parameters)")
-        yield from _attempt("token budget", lambda: _token_budget(config, surroundings, tasks))
-        surroundings.reader.close()
+        yield from _attempt("token budget", lambda: _token_budget(config, episode_context, tasks))
+        episode_context.reader.close()
     yield _memory(config, parameters)
     yield _output(config, parameters)
 
 
-def _token_budget(config: RunConfig, surroundings: Surroundings, tasks: Sequence[VideoTask]) -> Finding:
+def _token_budget(config: RunConfig, episode_context: EpisodeContext, tasks: Sequence[VideoTask]) -> Finding:
     """The longest trajectory there can be, if every frame is a scene of its own."""
     if not tasks:
         return Finding("token budget", Level.NOTE, "not checked: it needs tasks")
     question = max((task.question for task in tasks), key=len)
     videos = sorted({task.video_path for task in tasks})
     seen = videos[:: math.ceil(len(videos) / MAX_VIDEOS)]
-    opening = max(_opening_tokens(surroundings, path, question) for path in seen)
-    look = max(_look_tokens(surroundings, path) for path in seen)
+    opening = max(_initial_tokens(episode_context, path, question) for path in seen)
+    look = max(_look_tokens(episode_context, path) for path in seen)
     sampled, limit = config.rollout.max_new_tokens, config.rollout.engine.max_model_len
     needed = opening + config.retrieval.max_calls * look + sampled
     detail = (
@@ -179,21 +179,31 @@ def _token_budget(config: RunConfig, surroundings: Surroundings, tasks: Sequence
         f"rollout.engine.max_model_len={limit} ({len(seen)} of {len(videos)} videos looked at)"
     )
     if opening + sampled > limit:
-        return Finding("token budget", Level.MISSING, f"{detail}; raise it, or lower video.v0.max_frames or max_pixels")
+        return Finding(
+            "token budget", Level.MISSING, f"{detail}; raise it, or lower video.coarse.max_frames or max_pixels"
+        )
     if needed > limit:
         return Finding("token budget", Level.NOTE, f"{detail}; the widest looks will get fewer frames")
     return Finding("token budget", Level.OK, detail)
 
 
-def _opening_tokens(surroundings: Surroundings, video_path: str, question: str) -> int:
-    clip, processor, rules = surroundings.reader.describe(video_path), surroundings.processor, surroundings.opening
-    times_s_T = opening_times(clip.duration_s, clip.native_fps, rules)
+def _initial_tokens(episode_context: EpisodeContext, video_path: str, question: str) -> int:
+    clip, processor, rules = (
+        episode_context.reader.describe(video_path),
+        episode_context.processor,
+        episode_context.opening,
+    )
+    times_s_T = coarse_frame_times(clip.duration_s, clip.native_fps, rules)
     frames = unseen_frames(*fit_visual_tokens(times_s_T, clip, processor, rules))
-    return len(opening_prompt(question, frames, processor, surroundings.form))
+    return len(initial_prompt(question, frames, processor, episode_context.form))
 
 
-def _look_tokens(surroundings: Surroundings, video_path: str) -> int:
-    clip, processor, rules = surroundings.reader.describe(video_path), surroundings.processor, surroundings.retrieval
+def _look_tokens(episode_context: EpisodeContext, video_path: str) -> int:
+    clip, processor, rules = (
+        episode_context.reader.describe(video_path),
+        episode_context.processor,
+        episode_context.retrieval,
+    )
     size = processor.fit(clip.height, clip.width, rules.max_pixels)
     return len(processor.video_block(unseen_frames((clip.duration_s,) * rules.max_frames, size)))  # the longest times
 

@@ -20,13 +20,13 @@ from rl.config.file import to_dict
 from rl.config.schema import OptimizerConfig, RunConfig
 from rl.learner.sft import run_cold_start
 from rl.policy.scenes import fingerprint as scenes_fingerprint
-from rl.run.prepare import built_once, fingerprint, make_surroundings, prepare_policy, prepare_traces, progress_bar
+from rl.run.prepare import built_once, fingerprint, make_episode_context, prepare_policy, prepare_traces, progress_bar
 from rl.run.workers import cluster, spawn_learners
 
 log = logging.getLogger(__name__)
 
 
-def playable_policy(config: RunConfig, console: Console) -> Path:
+def initial_policy(config: RunConfig, console: Console) -> Path:
     """The policy a run would start reinforcement learning from."""
     policy_dir = prepare_policy(config)
     if not config.cold_start.enabled:
@@ -102,7 +102,7 @@ def _cold_start(
     optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
     with ExitStack() as workers, progress_bar(console) as progress:
         pool = TracePool(
-            partial(make_surroundings, config, policy_dir.absolute()),
+            partial(make_episode_context, config, policy_dir.absolute()),
             config.rollout.num_workers,
             lambda index: {"num_cpus": 0},  # no name: a second attempt needs others. They work while the engines load
             timeout_s=config.video.decode_timeout_s,

@@ -25,10 +25,10 @@ from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
 from envs.data.formats import RetrievalTrace
 from envs.data.rows import DatasetError, UnusableRow
 from envs.data.traces import traces_from_evidence
-from envs.initial_observation import OpeningRules
+from envs.initial_observation import CoarseFrameRules
 from envs.prompts import PromptFormat
 from envs.retrieval import RetrievalRules
-from envs.rollout import Surroundings
+from envs.rollout import EpisodeContext
 from envs.synthetic.world import QuickstartWorld, WorldFiles, cold_start_traces, render_world
 from envs.video.reader import VideoError, VideoReader
 from rl.config.file import to_dict
@@ -99,7 +99,7 @@ def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
 def _declared_world(config: RunConfig) -> QuickstartWorld:
     declared = to_dict(config.data.quickstart)
     try:
-        return QuickstartWorld(**declared, coarse_fps=config.video.v0.fps)
+        return QuickstartWorld(**declared, coarse_fps=config.video.coarse.fps)
     except ValueError as error:
         raise ConfigError(f"data.quickstart: {error}") from error
 
@@ -217,17 +217,19 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
 
 
 @as_config_error()
-def make_surroundings(config: RunConfig, policy_dir: Path) -> Surroundings:
+def make_episode_context(config: RunConfig, policy_dir: Path) -> EpisodeContext:
     """The environment's parts, from the configuration's sections.
 
     Raises:
         ConfigError: the policy's files cannot be used.
     """
-    v0, looks = config.video.v0, config.retrieval
-    return Surroundings(
+    coarse, looks = config.video.coarse, config.retrieval
+    return EpisodeContext(
         processor=Processor.from_pretrained(policy_dir, config.policy.scenes),
         reader=make_reader(config.video),
-        opening=OpeningRules(v0.fps, v0.min_frames, v0.max_frames, v0.max_pixels, v0.max_visual_tokens),
+        opening=CoarseFrameRules(
+            coarse.fps, coarse.min_frames, coarse.max_frames, coarse.max_pixels, coarse.max_visual_tokens
+        ),
         retrieval=RetrievalRules(
             looks.max_calls, looks.min_window_s, looks.max_fps, looks.max_frames, looks.max_pixels
         ),
@@ -242,7 +244,7 @@ def make_reader(video: VideoConfig) -> VideoReader:
         backend=video.backend,
         timeout_s=video.decode_timeout_s,
         workers=video.decode_workers,
-        store_bytes=video.store_bytes,
+        frame_cache_bytes=video.frame_cache_bytes,
         memory_mib=video.decode_memory_mib,
     )
 

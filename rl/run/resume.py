@@ -20,7 +20,7 @@ from rl.learner.partition import LearnerStateError, require_loadable
 log = logging.getLogger(__name__)
 
 MEANING = (  # keys that a resumed run may not change unless told; how long, how fast and where it runs may change
-    *("seed", "policy.", "data.train.", "data.held_out.", "data.quickstart.", "data.bad_rows", "video.v0."),
+    *("seed", "policy.", "data.train.", "data.held_out.", "data.quickstart.", "data.bad_rows", "video.coarse."),
     *("retrieval.", "prompt.", "rewards.", "scoring.calls", "algorithm."),
     *("rollout.group_size", "rollout.tasks_per_step", "rollout.max_new_tokens", "rollout.temperature"),
     *("rollout.engine.max_model_len", "learner.freeze_vision", "learner.updates_per_step", "learner.optimizer."),

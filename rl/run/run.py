@@ -259,7 +259,7 @@ class Leg:
 
 
 def task_stream(tasks: Sequence[VideoTask], config: RunConfig) -> Callable[[int, int], Sequence[VideoTask]]:
-    """(step, attempt) -> tasks. Replacements of degenerate groups come from streams of their own."""
+    """(step, attempt) -> tasks. Replacements of zero-variance groups come from streams of their own."""
     size = config.rollout.tasks_per_step
 
     def tasks_for(step: int, attempt: int) -> Sequence[VideoTask]:

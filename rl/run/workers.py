@@ -19,13 +19,13 @@ from rich.console import Console
 from actors.learner import LearnerGroup, Restore
 from actors.placement import Demand, Slots, connect, named
 from actors.reward import RewardPool
-from actors.rollout_group import RolloutCrew
+from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
-from actors.rollout_runner import Player
+from actors.rollout_runner import RolloutRunner
 from actors.waiting import nothing
 from rl.config.schema import OptimizerConfig, RunConfig
 from rl.policy.vllm_plugin import engine_environment
-from rl.run.prepare import make_surroundings
+from rl.run.prepare import make_episode_context
 from rl.trajectory import Sampling
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def spawn_rollouts(
     """
     device = "cuda" if config.placement.rollout_gpus else "cpu"
     environment = {"runtime_env": {"env_vars": engine_environment(device)}}
-    crew = RolloutCrew(
-        partial(start_player, config, policy_dir.absolute()),
+    crew = RolloutWorkerGroup(
+        partial(start_rollout_runner, config, policy_dir.absolute()),
         config.rollout.num_workers,
         lambda index: slots.options("rollout", index) | environment,
         stall_timeout_s=config.rollout.stall_timeout_s,
@@ -118,15 +118,15 @@ def spawn_learners(
     )
 
 
-def start_player(config: RunConfig, policy_dir: Path) -> Player:
+def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
     """Runs in a rollout worker: its engine and environment."""
     from actors.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
 
     rollout = config.rollout
     engine = make_engine(policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic)
-    return Player(
+    return RolloutRunner(
         engine,
-        make_surroundings(config, policy_dir),
+        make_episode_context(config, policy_dir),
         Sampling(rollout.max_new_tokens, rollout.temperature),
         group_size=rollout.group_size,
         seed=config.seed,

@@ -46,9 +46,9 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "rollout/tokens_per_s": ("1/s", "sampled tokens per second of the rollout station"),
     "rollout/cached_prompt_share": ("share", "prompt tokens served from the engine's prefix cache"),
     "rollout/seconds/": ("s", "summed over groups: where the rollout workers' time went"),
-    "rollout/resampled_groups": ("groups", "degenerate groups replaced by dynamic sampling"),
-    "scenes/k_over_t": ("share", "FlexiVideo scenes per frame"),
-    "scenes/k_over_pairs": ("share", "FlexiVideo scenes per fixed frame pair, K / ceil(T/2)"),
+    "rollout/resampled_groups": ("groups", "zero-variance groups replaced by dynamic sampling"),
+    "scenes/per_frame": ("share", "FlexiVideo scenes per frame"),
+    "scenes/per_pair": ("share", "FlexiVideo scenes per fixed frame pair, K / ceil(T/2)"),
     "engine/requests": ("requests", "engine calls of the step, over all engines"),
     "engine/prompt_tokens": ("tokens", "prompt tokens of those calls"),
     "engine/cached_prompt_tokens": ("tokens", "of these, served from the prefix cache"),
@@ -125,7 +125,7 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, pixels_per_token: int)
     trajectories = [trajectory for _, trajectory in episodes]
     calls = [call for trajectory in trajectories for call in trajectory.calls]
     granted = [call for call in calls if isinstance(call, RetrievalCall)]
-    videos = [trajectory_videos(group.opening_frames, trajectory.turns) for group, trajectory in episodes]
+    videos = [trajectory_videos(group.coarse_frames, trajectory.turns) for group, trajectory in episodes]
     blocks = _distinct_blocks(videos)
     prompts, cached = _prompt_tokens(trajectories)
     return {
@@ -139,8 +139,8 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, pixels_per_token: int)
         "rollout/visual_tokens": _mean(sum(_visual_tokens(v, pixels_per_token) for v in shown) for shown in videos),
         "rollout/sampled_tokens": _mean(_sampled_tokens(trajectory) for trajectory in trajectories),
         "rollout/cached_prompt_share": cached / max(prompts, 1),
-        "scenes/k_over_t": _ratio(blocks, lambda block: block.num_frames),
-        "scenes/k_over_pairs": _ratio(blocks, lambda block: (block.num_frames + 1) // 2),
+        "scenes/per_frame": _ratio(blocks, lambda block: block.num_frames),
+        "scenes/per_pair": _ratio(blocks, lambda block: (block.num_frames + 1) // 2),
         **{
             f"rollout/seconds/{name}": sum(group.seconds.get(name, 0.0) for group in groups)
             for name in sorted({name for group in groups for name in group.seconds})
@@ -169,7 +169,7 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
     }
 
 
-class StationClock:
+class StageClock:
     """Seconds per station of one step: `with clock("rollout"): ...`."""
 
     def __init__(self) -> None:

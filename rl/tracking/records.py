@@ -92,7 +92,7 @@ def records(
                 "group": index,
                 "sibling": sibling,
                 "duration_s": round(group.group.duration_s, 3),
-                "opening": _frames(group.group.opening_frames),
+                "opening": _frames(group.group.coarse_frames),
                 "text": trajectory.answer_text,
                 "stop": trajectory.stop_reason.value,
                 "note": trajectory.note,

@@ -401,7 +401,7 @@ def test_a_turn_after_sampled_ones_has_the_same_bits_where_nothing_is_cached(exa
         first, second = trajectory.turns
         ids = (*first.context_token_ids, *first.completion.token_ids, *second.context_token_ids)
         exact_engine._driver.exclusively(lambda driver: driver.reset_caches())
-        again += run(exact_engine, [request(ids, [group.opening_frames, second.frames], seed=sibling)])
+        again += run(exact_engine, [request(ids, [group.coarse_frames, second.frames], seed=sibling)])
 
     assert bits(again) == bits(trajectory.turns[1].completion for trajectory in group.trajectories_G)
 
@@ -424,7 +424,7 @@ def test_a_machine_that_cannot_be_deterministic_is_refused_with_the_remedy(polic
 
     open_engine(policy_dir, PolicyConfig(scenes=SCENES)).close()
     vllm_plugin.register()
-    monkeypatch.setattr("rl.policy.vllm_model.unsteady_shapes", lambda weights: [(len(list(weights)), 64)])
+    monkeypatch.setattr("rl.policy.vllm_model.varying_shapes", lambda weights: [(len(list(weights)), 64)])
     with pytest.raises(ConfigError, match=r"rollout\.deterministic: .* shape \(\d+, 64\) .*max_num_seqs=1"):
         open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
 

@@ -46,7 +46,7 @@ def test_a_group_arrives_with_the_pixels_it_was_parked_with(ray_cluster):
 
     group, (first, second) = group_of_two()
     (arrived,) = fetch([park(group)])
-    np.testing.assert_array_equal(arrived.opening_frames.pixels_THWC, group.opening_frames.pixels_THWC)
+    np.testing.assert_array_equal(arrived.coarse_frames.pixels_THWC, group.coarse_frames.pixels_THWC)
     for trajectory, sent in zip(arrived.trajectories_G, (first, second), strict=True):
         np.testing.assert_array_equal(trajectory.turns[1].frames.pixels_THWC, sent.pixels_THWC)
     assert arrived.trajectories_G[0].turns[1].frames.digest == first.digest
@@ -60,12 +60,12 @@ def test_a_parked_group_weighs_nothing_and_a_block_seen_twice_is_stored_once(ray
     parked = park(twice)
     references = [trajectory.turns[1].frames.pixels_THWC for trajectory in parked.trajectories_G]
     assert references[0] == references[1]
-    without_pixels = replace(parked, opening_frames=None, trajectories_G=())
+    without_pixels = replace(parked, coarse_frames=None, trajectories_G=())
     assert len(pickle.dumps(without_pixels)) < 4_000 < first.pixels_THWC.nbytes
 
 
 def test_a_group_without_video_travels_too(ray_cluster):
     from actors.frames import fetch, park
 
-    group = replace(group_of_two()[0], trajectories_G=(Trajectory((), StopReason.VIDEO_ERROR),), opening_frames=None)
+    group = replace(group_of_two()[0], trajectories_G=(Trajectory((), StopReason.VIDEO_ERROR),), coarse_frames=None)
     assert fetch([park(group)]) == [group]

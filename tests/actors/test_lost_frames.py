@@ -30,7 +30,7 @@ class Learns:
     """Says what it was given: the sum of all pixels, group by group."""
 
     def learn(self, scored):
-        sums = [float(one.group.opening_frames.pixels_THWC.sum()) for one in scored]
+        sums = [float(one.group.coarse_frames.pixels_THWC.sum()) for one in scored]
         return LearnerUpdate({"loss/surrogate": sum(sums)}, tuple(() for _ in scored))
 
 
@@ -97,7 +97,7 @@ def test_lost_pixels_are_restored_and_the_step_is_taken_with_every_group(learner
     def restore(groups):
         asked.extend(one.task.task_id for one in groups)
         fresh = ray_cluster.put(PIXELS)
-        return [replace(one, opening_frames=replace(one.opening_frames, pixels_THWC=fresh)) for one in groups]
+        return [replace(one, coarse_frames=replace(one.coarse_frames, pixels_THWC=fresh)) for one in groups]
 
     whole = ray_cluster.put(PIXELS)
     update = learners_of(restore).update(

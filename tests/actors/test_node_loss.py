@@ -25,10 +25,10 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from actors.placement import Demand, Slots
-from actors.rollout_group import RolloutCrew
+from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from rl.config.schema import PlacementConfig
-from tests.actors.test_rollout import ScriptedPlayer, tasks
+from tests.actors.test_rollout import ScriptedRunner, tasks
 
 folder, health = Path(sys.argv[1]), json.loads(sys.argv[2])
 options = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
@@ -36,7 +36,7 @@ cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_conf
 other = cluster.add_node(**options)
 ray.init(cluster.address, log_to_driver=False)
 slots = Slots(PlacementConfig(colocate=False, rollout_cpus=1.0), Demand(rollout=2, reward=0, learner=0))
-crew = RolloutCrew(partial(ScriptedPlayer, folder), 2, lambda index: slots.options("rollout", index))
+crew = RolloutWorkerGroup(partial(ScriptedRunner, folder), 2, lambda index: slots.options("rollout", index))
 pool = RolloutPool(crew, timeout_s=120)
 crew.wait_ready(60)
 homes = [place.where.node_id for place in crew.places]

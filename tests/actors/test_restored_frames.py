@@ -59,27 +59,27 @@ class Reader:
         return self._reader.frames(path, times_s, size)
 
 
-def make_player(folder):
-    from actors.rollout_runner import Player
-    from envs.initial_observation import OpeningRules
+def make_rollout_runner(folder):
+    from actors.rollout_runner import RolloutRunner
+    from envs.initial_observation import CoarseFrameRules
     from envs.retrieval import RetrievalRules
-    from envs.rollout import Surroundings
+    from envs.rollout import EpisodeContext
     from rl.trajectory import Sampling
     from tests.envs.setting import make_processor
 
     processor = make_processor(folder)
-    rules = OpeningRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
-    around = Surroundings(processor, Reader(folder), rules, RetrievalRules(max_calls=1, max_pixels=3136), 1024)
-    return Player(Engine(folder, processor), around, Sampling(max_new_tokens=200), group_size=2, seed=0)
+    rules = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
+    around = EpisodeContext(processor, Reader(folder), rules, RetrievalRules(max_calls=1, max_pixels=3136), 1024)
+    return RolloutRunner(Engine(folder, processor), around, Sampling(max_new_tokens=200), group_size=2, seed=0)
 
 
 @pytest.fixture
 def pool(ray_cluster, tmp_path):
-    from actors.rollout_group import RolloutCrew
+    from actors.rollout_group import RolloutWorkerGroup
     from actors.rollout_pool import RolloutPool
 
     place = {"num_cpus": 0.1, "name": f"rollout/0/{time.monotonic_ns()}"}
-    crew = RolloutCrew(partial(make_player, tmp_path), 1, lambda index: place)
+    crew = RolloutWorkerGroup(partial(make_rollout_runner, tmp_path), 1, lambda index: place)
     yield RolloutPool(crew, timeout_s=60.0)
     for one in crew.places:
         ray_cluster.kill(one.actor)
@@ -125,7 +125,7 @@ def test_a_video_that_could_not_be_read_then_and_can_be_now_changes_nothing(pool
 
     assert requests(tmp_path) == 1 + 2  # the first sibling gets its window now, and is not asked what it says to it
     assert without_pixels(restored) == without_pixels(group) and pixels(restored) == pixels(group)
-    assert restored.opening_frames.pixels_THWC != group.opening_frames.pixels_THWC  # another place in the object store
+    assert restored.coarse_frames.pixels_THWC != group.coarse_frames.pixels_THWC  # another place in the object store
     assert [fault.kind for fault in pool.crew.take_faults()] == ["frames_lost"]
 
 

@@ -73,7 +73,7 @@ class ScriptedEngine:
         return 4000.0 if (self._folder / "grown on the device").exists() else 3000.0
 
 
-class ScriptedPlayer:
+class ScriptedRunner:
     """Plays a task as its name says, and notes in the group how many it had at the time.
 
     What is done "once" is done by the first worker that plays the task.
@@ -148,7 +148,7 @@ class ScriptedPlayer:
 def pool_of(ray_cluster, tmp_path):
     import ray
 
-    from actors.rollout_group import RolloutCrew
+    from actors.rollout_group import RolloutWorkerGroup
     from actors.rollout_pool import RolloutPool
     from actors.waiting import nothing
 
@@ -156,8 +156,8 @@ def pool_of(ray_cluster, tmp_path):
 
     def make(workers=2, timeout_s=60.0, check=nothing, **settings):
         name = time.monotonic_ns()
-        crew = RolloutCrew(
-            partial(ScriptedPlayer, tmp_path),
+        crew = RolloutWorkerGroup(
+            partial(ScriptedRunner, tmp_path),
             workers,
             lambda index: {"num_cpus": 0.1, "name": f"rollout/{index}/{name}"},
             **settings,

@@ -109,8 +109,8 @@ def test_traces_are_spread_over_workers_and_come_back_in_order(ray_cluster, monk
 class Echo:
     """A worker that says what it was given, and which one it is."""
 
-    def __init__(self, make_surroundings):
-        self._made = make_surroundings
+    def __init__(self, make_episode_context):
+        self._made = make_episode_context
 
     def play(self, traces):
         import os

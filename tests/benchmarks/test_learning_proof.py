@@ -29,7 +29,7 @@ def run(tmp_path, variant="sd_grpo", seed=0, window=(0.5, 0.7), groups=()):
     held_out = tuple(
         {"step": 10 * i, **{f"held_out/{name}": value for name in names}} for i, value in enumerate(window)
     )
-    degenerate = {f"group/degenerate_{role}": 0.25 for role in ("sampling", "reasoning", "both")}
+    degenerate = {f"group/zero_variance_{role}": 0.25 for role in ("sampling", "reasoning", "both")}
     return FinishedRun(variant, seed, folder, held_out, ({"step": 1, **degenerate},))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.env import EngineContractError, Observation, RetrievalEnv, TokenBudget
-from envs.initial_observation import OpeningRules, open_clip, unseen_frames
+from envs.initial_observation import CoarseFrameRules, open_clip, unseen_frames
 from envs.prompts import PromptFormat, encode_reply
 from envs.retrieval import RetrievalRules
 from rl.trajectory import (
@@ -21,7 +21,7 @@ from rl.trajectory import (
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
 RULES = RetrievalRules(max_calls=1, min_window_s=0.1, max_fps=10.0, max_frames=32, max_pixels=3136)
-V0 = OpeningRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
+V0 = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
 LOOK = "<think>Look.<span>2 - 4</span><fps>4</fps>"
 ANSWER = "Red.</think><answer>B</answer><|im_end|>"
 

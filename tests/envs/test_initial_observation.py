@@ -4,8 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.initial_observation import OpeningRules, decode, fit_visual_tokens, open_clip, opening_times, unseen_frames
-from envs.prompts import PromptFormat, opening_prompt
+from envs.initial_observation import (
+    CoarseFrameRules,
+    coarse_frame_times,
+    decode,
+    fit_visual_tokens,
+    open_clip,
+    unseen_frames,
+)
+from envs.prompts import PromptFormat, initial_prompt
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
 
@@ -22,39 +29,39 @@ class Described:
 
 
 def test_frames_are_uniform_over_the_whole_clip():
-    rules = OpeningRules(fps=2.0, min_frames=4, max_frames=64)
-    assert opening_times(3.0, 30.0, rules) == (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+    rules = CoarseFrameRules(fps=2.0, min_frames=4, max_frames=64)
+    assert coarse_frame_times(3.0, 30.0, rules) == (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 
 
 def test_a_short_clip_gets_the_fewest_frames_and_a_long_one_the_most():
-    rules = OpeningRules(fps=1.0, min_frames=4, max_frames=8)
-    assert opening_times(2.0, 30.0, rules) == (0.0, 0.5, 1.0, 1.5)
-    assert opening_times(80.0, 30.0, rules) == tuple(10.0 * i for i in range(8))
+    rules = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8)
+    assert coarse_frame_times(2.0, 30.0, rules) == (0.0, 0.5, 1.0, 1.5)
+    assert coarse_frame_times(80.0, 30.0, rules) == tuple(10.0 * i for i in range(8))
 
 
 def test_no_frame_is_shown_twice_to_reach_the_minimum():
-    assert opening_times(0.1, 20.0, OpeningRules(min_frames=4)) == (0.0, 0.05)
+    assert coarse_frame_times(0.1, 20.0, CoarseFrameRules(min_frames=4)) == (0.0, 0.05)
 
 
 @given(
     duration=st.floats(0.01, 1e5), native_fps=st.floats(0.0, 120.0), fps=st.floats(0.1, 10.0), most=st.integers(1, 99)
 )
 def test_times_lie_in_the_clip_and_in_the_limits(duration, native_fps, fps, most):
-    times = opening_times(duration, native_fps, OpeningRules(fps=fps, min_frames=1, max_frames=most))
+    times = coarse_frame_times(duration, native_fps, CoarseFrameRules(fps=fps, min_frames=1, max_frames=most))
     assert 1 <= len(times) <= most
     assert all(0.0 <= t < duration for t in times)
     assert list(times) == sorted(times)
 
 
 def test_size_is_a_multiple_of_28_within_the_pixels_of_a_frame(processor):
-    rules = OpeningRules(max_pixels=50_000)
+    rules = CoarseFrameRules(max_pixels=50_000)
     _, (height, width) = fit_visual_tokens((0.0, 1.0), Described(2.0, 720, 1280), processor, rules)
     assert (height % 28, width % 28) == (0, 0) and height * width <= 50_000
 
 
 def test_over_the_token_budget_frames_shrink_before_they_become_fewer(processor):
     times = tuple(float(i) for i in range(16))
-    rules = OpeningRules(max_pixels=100_000, max_visual_tokens=256)
+    rules = CoarseFrameRules(max_pixels=100_000, max_visual_tokens=256)
     kept, size = fit_visual_tokens(times, Described(16.0, 270, 480), processor, rules)
     assert kept == times
     assert processor.visual_tokens(unseen_frames(kept, size)) <= 256
@@ -62,7 +69,7 @@ def test_over_the_token_budget_frames_shrink_before_they_become_fewer(processor)
 
 def test_where_frames_cannot_shrink_further_there_are_fewer_over_the_same_clip(processor):
     times = tuple(float(i) for i in range(16))
-    kept, size = fit_visual_tokens(times, Described(16.0, 270, 480), processor, OpeningRules(max_visual_tokens=8))
+    kept, size = fit_visual_tokens(times, Described(16.0, 270, 480), processor, CoarseFrameRules(max_visual_tokens=8))
     assert kept == tuple(2.0 * i for i in range(8))
     assert processor.visual_tokens(unseen_frames(kept, size)) <= 8
 
@@ -82,10 +89,10 @@ def test_neighbours_standing_in_for_damaged_frames_are_reported(tmp_path, caplog
 
 def test_opening_a_clip_decodes_cuts_and_writes_the_prompt(processor, tmp_path):
     task = make_task(write_clip(tmp_path / "clip.mp4", seconds=4.0, fps=10))
-    rules = OpeningRules(fps=2.0, min_frames=4, max_frames=8, max_pixels=3136)
+    rules = CoarseFrameRules(fps=2.0, min_frames=4, max_frames=8, max_pixels=3136)
     with make_reader() as reader:
         opening = open_clip(task, processor=processor, reader=reader, rules=rules, form=PromptFormat())
     assert opening.frames.timestamps_s_T == pytest.approx([0.5 * i for i in range(8)])
     assert sum(opening.frames.scene_lengths) == 8
-    assert opening.token_ids == opening_prompt(task.question, opening.frames, processor, PromptFormat())
+    assert opening.token_ids == initial_prompt(task.question, opening.frames, processor, PromptFormat())
     assert opening.decode_s > 0 and opening.segment_s > 0

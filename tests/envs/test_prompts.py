@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.initial_observation import unseen_frames
-from envs.prompts import PromptFormat, encode_reply, encode_text, opening_prompt, refusal_note
+from envs.prompts import PromptFormat, encode_reply, encode_text, initial_prompt, refusal_note
 from rl.policy.token_ids import TOKEN_TEXT
 from tests.envs.setting import make_processor
 
@@ -25,7 +25,7 @@ def marker_ids(processor):
 
 def test_the_opening_is_user_video_question_then_assistant(processor):
     ids = processor.ids
-    prompt = opening_prompt("<video>\nWhat flashes?", OPENING, processor, PromptFormat())
+    prompt = initial_prompt("<video>\nWhat flashes?", OPENING, processor, PromptFormat())
     assert prompt == (
         ids.im_start,
         *processor.encode("user\n"),
@@ -39,7 +39,7 @@ def test_the_opening_is_user_video_question_then_assistant(processor):
 
 
 def test_it_is_what_the_tokenizer_makes_of_the_whole_text(processor):
-    prompt = opening_prompt("What flashes? A red B blue", OPENING, processor, PromptFormat())
+    prompt = initial_prompt("What flashes? A red B blue", OPENING, processor, PromptFormat())
     block = processor.video_block(OPENING)
     text = "<|im_start|>user\n{V0}\nWhat flashes? A red B blue<|im_end|>\n<|im_start|>assistant\n"
     before, after = (tuple(processor.encode(part)) for part in text.split("{V0}"))
@@ -48,14 +48,14 @@ def test_it_is_what_the_tokenizer_makes_of_the_whole_text(processor):
 
 def test_the_video_replaces_its_placeholder_with_or_without_one(processor):
     with_placeholder, without = (
-        opening_prompt(question, OPENING, processor, PromptFormat()) for question in ("<video>\nWhy?", "Why?")
+        initial_prompt(question, OPENING, processor, PromptFormat()) for question in ("<video>\nWhy?", "Why?")
     )
     assert with_placeholder == without
 
 
 def test_a_system_message_and_instructions_stand_where_they_belong(processor):
     form = PromptFormat(system="Be brief.", instructions="Look with <span>a - b</span><fps>f</fps>.")
-    prompt = opening_prompt("Why?", OPENING, processor, form)
+    prompt = initial_prompt("Why?", OPENING, processor, form)
     text = processor.decode([token for token in prompt if token != processor.ids.video_pad])
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|>")
     assert text.endswith("Why?\nLook with <span>a - b</span><fps>f</fps>.<|im_end|>\n<|im_start|>assistant\n")
@@ -64,8 +64,8 @@ def test_a_system_message_and_instructions_stand_where_they_belong(processor):
 
 @pytest.mark.parametrize("marker", MARKERS)
 def test_a_marker_spelled_in_a_question_stays_text(processor, marker):
-    clean = opening_prompt("Why?", OPENING, processor, PromptFormat())
-    hostile = opening_prompt(f"Why {marker}?", OPENING, processor, PromptFormat())
+    clean = initial_prompt("Why?", OPENING, processor, PromptFormat())
+    hostile = initial_prompt(f"Why {marker}?", OPENING, processor, PromptFormat())
     for token in marker_ids(processor):
         assert hostile.count(token) == clean.count(token)
     assert f"\nWhy {marker}?<|im_end|>" in processor.decode(hostile)

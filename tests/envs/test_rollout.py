@@ -7,15 +7,15 @@ from itertools import cycle
 import pytest
 
 from envs.data.dataset import tasks_for_step
-from envs.initial_observation import OpeningRules
+from envs.initial_observation import CoarseFrameRules
 from envs.prompts import encode_reply
 from envs.retrieval import RetrievalRules
-from envs.rollout import Surroundings, TokenLedger, derive_seed, greedy, occurrences, run_group
+from envs.rollout import EpisodeContext, TokenHistory, derive_seed, greedy, occurrences, run_group
 from rl.trajectory import MalformedCall, Sampling, Segment, StopReason, trajectory_tokens, trajectory_videos
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 from tests.fakes import ScriptedEngine
 
-V0 = OpeningRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
+V0 = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
 SAMPLING = Sampling(max_new_tokens=200)
 LOOK = "<think>Look.<span>2 - 4</span><fps>4</fps>"
 ANSWER = "Red.</think><answer>B</answer>"
@@ -65,14 +65,14 @@ def engine(processor):
 @pytest.fixture
 def play(processor, reader, clip):
     def run(generate, group_size, *, clip=clip, sampling=SAMPLING, max_calls=1, **numbers):
-        around = Surroundings(processor, reader, V0, RetrievalRules(max_calls=max_calls, max_pixels=3136), 1024)
+        around = EpisodeContext(processor, reader, V0, RetrievalRules(max_calls=max_calls, max_pixels=3136), 1024)
         return asyncio.run(
             run_group(
                 make_task(clip),
                 group_size=group_size,
                 sampling=sampling,
                 generate=generate,
-                surroundings=around,
+                episode_context=around,
                 **{"seed": 0, "step": 0} | numbers,
             )
         )
@@ -93,7 +93,7 @@ def test_the_coarse_frames_are_decoded_once_and_shared_by_all(play, engine, read
     scripted = engine(*[[LOOK, ANSWER]] * 4)
     group = play(scripted, 4)
     assert len(reader.asked) == 1 + 4  # the opening, then each sibling's own window
-    assert all(request.videos[0] is group.opening_frames for request in scripted.requests)
+    assert all(request.videos[0] is group.coarse_frames for request in scripted.requests)
     assert group.duration_s == pytest.approx(8.0)
 
 
@@ -110,7 +110,7 @@ def test_each_prompt_is_the_one_before_with_what_was_sampled_and_inserted(play, 
             *answer.context_token_ids,
         )
         assert trajectory_tokens(trajectory) == (*second.prompt_token_ids, *answer.completion.token_ids)
-        assert second.videos == trajectory_videos(group.opening_frames, trajectory.turns)
+        assert second.videos == trajectory_videos(group.coarse_frames, trajectory.turns)
 
 
 def test_the_engine_is_told_where_to_stop_and_how_much_is_left(play, engine, processor):
@@ -136,7 +136,7 @@ def test_a_video_that_cannot_be_read_gives_a_group_of_video_errors(play, engine,
         broken.write_bytes(content)
     scripted = engine([ANSWER])
     group = play(scripted, 4, clip=broken)
-    assert (len(group.trajectories_G), group.opening_frames, scripted.requests) == (4, None, [])
+    assert (len(group.trajectories_G), group.coarse_frames, scripted.requests) == (4, None, [])
     for trajectory in group.trajectories_G:
         assert (trajectory.stop_reason, trajectory.turns) == (StopReason.VIDEO_ERROR, ())
         assert "broken.mp4" in trajectory.note
@@ -163,7 +163,7 @@ def test_seeds_are_a_pure_function_of_what_is_played(play, engine):
 
 def test_tasks_and_seeds_of_a_step_do_not_know_how_many_engines_share_it(processor, reader, clip, engine):
     """So a run that is resumed with more or fewer engines plays the same: five groups of two, dealt to 1, 2 or 5."""
-    around = Surroundings(processor, reader, V0, RetrievalRules(max_calls=1, max_pixels=3136), 1024)
+    around = EpisodeContext(processor, reader, V0, RetrievalRules(max_calls=1, max_pixels=3136), 1024)
     known = [replace(make_task(clip), task_id=name) for name in "abc"]  # five places: an epoch ends within the step
 
     def played(num_workers):
@@ -173,7 +173,9 @@ def test_tasks_and_seeds_of_a_step_do_not_know_how_many_engines_share_it(process
         for task, times, mine in zip(tasks, occurrences([t.task_id for t in tasks], 0), cycle(engines), strict=False):
             before = len(mine.requests)
             numbers = {"seed": 7, "step": 1, "occurrence": times}
-            asyncio.run(run_group(task, group_size=2, sampling=SAMPLING, generate=mine, surroundings=around, **numbers))
+            asyncio.run(
+                run_group(task, group_size=2, sampling=SAMPLING, generate=mine, episode_context=around, **numbers)
+            )
             seeds.append((task.task_id, {request.sampling.seed for request in mine.requests[before:]}))
         return seeds
 
@@ -237,7 +239,7 @@ def tokens_of(group):
 
 @pytest.mark.parametrize("turns_kept", [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)])
 def test_a_group_goes_on_elsewhere_from_its_token_ledger(play, engine, turns_kept):
-    ledger, script = TokenLedger(), [[LOOK, ANSWER], [LOOK, ANSWER]]
+    ledger, script = TokenHistory(), [[LOOK, ANSWER], [LOOK, ANSWER]]
     whole = play(engine(*script), 2, ledger=ledger)
     said = {0: [], 1: []}
     for sibling, turn, completion in ledger.take_news():
@@ -246,7 +248,7 @@ def test_a_group_goes_on_elsewhere_from_its_token_ledger(play, engine, turns_kep
     assert ledger.take_news() == [] and ledger.advances == 1 + 4  # the opening, and every turn
 
     elsewhere, kept = engine(*script), {sibling: said[sibling][:turns] for sibling, turns in enumerate(turns_kept)}
-    again = TokenLedger(kept)
+    again = TokenHistory(kept)
     group = play(elsewhere, 2, ledger=again)
     assert len(elsewhere.requests) == len(again.take_news()) == 4 - sum(turns_kept)  # nothing is sampled twice
     assert tokens_of(group) == tokens_of(whole)
@@ -264,11 +266,11 @@ def test_a_group_played_again_for_its_frames_goes_no_further_than_it_went_before
     look, answer = (turn.completion for turn in whole.trajectories_G[1].turns)
     silent = engine()  # would fail if it were asked
 
-    group = play(silent, 2, ledger=TokenLedger({0: [look, None], 1: [look, answer, None]}))
+    group = play(silent, 2, ledger=TokenHistory({0: [look, None], 1: [look, answer, None]}))
     assert silent.requests == []
     broken_off, complete = group.trajectories_G
     assert (len(broken_off.turns), broken_off.note) == (1, "played again for its frames")
     assert trajectory_tokens(complete) == trajectory_tokens(whole.trajectories_G[1])
 
-    (unsaid,) = play(silent, 1, ledger=TokenLedger({0: [None]})).trajectories_G  # it had no room to say anything
+    (unsaid,) = play(silent, 1, ledger=TokenHistory({0: [None]})).trajectories_G  # it had no room to say anything
     assert unsaid.turns == () and silent.requests == []

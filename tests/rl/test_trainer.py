@@ -1,8 +1,8 @@
-"""The loop: stations in order, versions forward, checkpoints and evaluations when due, degenerate groups replaced."""
+"""The loop: stages in order, versions forward, saves and evaluations when due, zero-variance groups replaced."""
 
 import pytest
 
-from rl.trainer import Schedule, is_degenerate, is_due, train
+from rl.trainer import Schedule, is_due, is_zero_variance, train
 from rl.trajectory import (
     AnswerKind,
     LearnerUpdate,
@@ -108,7 +108,7 @@ def test_something_is_due_every_so_often_and_always_at_the_end(done, every, due)
     assert is_due(done, every, total=5) is due
 
 
-def test_degenerate_groups_are_replaced_a_bounded_number_of_times():
+def test_zero_variance_groups_are_replaced_a_bounded_number_of_times():
     def tasks_for(step, attempt):
         return [[task("same-1"), task("good-1")], [task("good-2"), task("good-3")]][attempt]
 
@@ -124,10 +124,10 @@ def test_when_replacements_are_degenerate_too_the_batch_keeps_its_size():
 
 
 def test_a_group_differs_if_one_role_differs_and_failures_do_not_count():
-    assert is_degenerate(scored([(0.5, 1.0), (0.5, 1.0)]))
-    assert not is_degenerate(scored([(0.5, 1.0), (0.6, 1.0)]))
-    assert not is_degenerate(scored([(0.5, 1.0), (0.5, 0.0)]))
+    assert is_zero_variance(scored([(0.5, 1.0), (0.5, 1.0)]))
+    assert not is_zero_variance(scored([(0.5, 1.0), (0.6, 1.0)]))
+    assert not is_zero_variance(scored([(0.5, 1.0), (0.5, 0.0)]))
     failed = ScoredGroup(
         scored([(0.5, 1.0), (0.5, 1.0)]).group, (SegmentRewards(0.5, 1.0, {}), RewardFailure("x", "raised", ""))
     )
-    assert is_degenerate(failed)
+    assert is_zero_variance(failed)

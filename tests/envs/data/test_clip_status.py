@@ -12,7 +12,7 @@ from tests.envs.video.clips import render, render_silence
 
 @pytest.fixture(scope="module")
 def reader():
-    with VideoReader(workers=0, store_bytes=0) as reader:
+    with VideoReader(workers=0, frame_cache_bytes=0) as reader:
         yield reader
 
 

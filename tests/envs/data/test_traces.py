@@ -8,14 +8,14 @@ from envs.data.dataset import load_traces
 from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
 from envs.data.traces import trace_to_trajectory, traces_from_evidence
-from envs.initial_observation import OpeningRules
+from envs.initial_observation import CoarseFrameRules
 from envs.retrieval import RetrievalRules
-from envs.rollout import Surroundings
+from envs.rollout import EpisodeContext
 from rl.trajectory import Segment, StopReason, TimeSpan, trajectory_tokens, trajectory_videos
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
 REPLIES = ("<think>Look.<span>2 - 4</span><fps>4</fps>", "\nRed.</think><answer>B</answer>")
-V0 = OpeningRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136)
+V0 = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def convert(processor, clip):
     def run(replies=REPLIES, *, clip=clip, max_model_len=1024, max_calls=1):
         rules = RetrievalRules(max_calls=max_calls, max_pixels=3136)
         with make_reader() as reader:
-            around = Surroundings(processor, reader, V0, rules, max_model_len)
+            around = EpisodeContext(processor, reader, V0, rules, max_model_len)
             return trace_to_trajectory(RetrievalTrace(make_task(clip), replies), around)
 
     return run
@@ -87,7 +87,7 @@ def test_the_published_trace_plays_on_its_real_clip(processor, real_data_dir):
     (trace,) = load_traces("dm_cot", real_data_dir / "dynframe_sample" / "dm_cot.json").traces
     with make_reader() as reader:
         rules = RetrievalRules(max_pixels=28 * 28 * 12)
-        around = Surroundings(processor, reader, V0, rules, max_model_len=4096)
+        around = EpisodeContext(processor, reader, V0, rules, max_model_len=4096)
         trajectory, opening = trace_to_trajectory(trace, around)
     (call,) = trajectory.calls
     assert (call.asked.start_s, call.asked.end_s, call.fps) == (56.47, 61.72, 3.0)

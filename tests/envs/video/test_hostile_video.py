@@ -21,7 +21,7 @@ from envs.data.dataset import load_tasks
 from envs.synthetic.clip import Flash, SyntheticClip, draw, write_mp4
 from envs.video.decode_memory import resident_bytes
 from envs.video.decode_process import MIB, DecodeProcess, receive
-from envs.video.frame_cache import FrameStore, read_frames_through
+from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.frames import Scaler
 from envs.video.index import IndexCache
 from envs.video.reader import (
@@ -262,7 +262,7 @@ def test_pictures_beyond_all_measure_are_refused_before_memory_is_taken(tmp_path
 def test_pictures_that_grow_on_the_way_do_not_overfill_the_store(tmp_path):
     path = render(tmp_path / "clip.mp4", frames=50)
     index = index_video(path)
-    store = FrameStore(index.num_frames * index.frame_bytes - 1)
+    store = FrameCache(index.num_frames * index.frame_bytes - 1)
     as_if_smaller = replace(index, frame_bytes=index.frame_bytes // 2)
 
     pixels, *_ = read_frames_through(store, as_if_smaller, (0.0, 1.0, 1.9), SIZE)
@@ -339,7 +339,7 @@ def test_one_frame_of_8k_is_read_within_bounds(eight_k, reader):
 
 
 def test_a_clip_that_needs_more_memory_is_refused_by_name_and_the_process_replaced(eight_k, clip):
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=TIMEOUT_S, memory_bytes=96 * MIB)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=TIMEOUT_S, memory_bytes=96 * MIB)
     with pytest.raises(VideoMemoryError, match=r"8k\.mp4: .* more than the 96 MiB .*; raise video\.decode_memory_mib"):
         process.frames(eight_k, (0.0,), SIZE)
     assert process.replaced == {"memory": 1} and process.pid is None
@@ -367,7 +367,7 @@ def test_missing_memory_is_never_taken_for_damage(tmp_path):
 
 def test_a_clip_does_not_pay_for_what_others_left_behind(eight_k, clip):
     """A process that is not fresh is replaced, and the clip tried again, before it is refused."""
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=TIMEOUT_S, memory_bytes=MEMORY_MIB * MIB)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=TIMEOUT_S, memory_bytes=MEMORY_MIB * MIB)
     process.describe(str(clip))
     leaky = process.pid
     resource.prlimit(leaky, resource.RLIMIT_DATA, (100 * MIB, 100 * MIB))  # as if the rest were lost to leaks
@@ -378,7 +378,7 @@ def test_a_clip_does_not_pay_for_what_others_left_behind(eight_k, clip):
 
 
 def test_a_process_is_replaced_after_many_requests(clip):
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=TIMEOUT_S, worn_requests=3)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=TIMEOUT_S, worn_requests=3)
     pids = []
     for _ in range(7):
         process.describe(str(clip))
@@ -389,7 +389,7 @@ def test_a_process_is_replaced_after_many_requests(clip):
 
 
 def test_a_process_that_has_grown_is_replaced(clip, monkeypatch):
-    process = DecodeProcess("pyav", store_bytes=50 * MIB, timeout_s=TIMEOUT_S, memory_bytes=400 * MIB)
+    process = DecodeProcess("pyav", frame_cache_bytes=50 * MIB, timeout_s=TIMEOUT_S, memory_bytes=400 * MIB)
     process.describe(str(clip))
     held = {process.pid: 250 * MIB}  # its store and half of its memory
     monkeypatch.setattr("envs.video.decode_process.resident_bytes", lambda pid: held.get(pid, 0))
@@ -426,7 +426,7 @@ def test_a_reader_tells_which_processes_broke_over_what_and_how_soon_others_took
 
 def test_a_request_ends_at_its_deadline_even_if_the_process_cannot_be_killed(clip, monkeypatch, caplog):
     """A process that waits for a dead disk takes no signal; the request must not wait with it."""
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=1.0)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=1.0)
     process.describe(str(clip))
     stuck = process._process
     os.kill(stuck.pid, signal.SIGSTOP)
@@ -445,7 +445,7 @@ def test_a_request_ends_at_its_deadline_even_if_the_process_cannot_be_killed(cli
 
 
 def test_a_kill_that_comes_as_the_answer_does_not_hit_the_next_request(clip, monkeypatch):
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=0.5)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=0.5)
 
     def received_at_the_last_moment(pipe):
         answer = receive(pipe)
@@ -496,7 +496,10 @@ def test_an_error_that_nobody_foresaw_names_the_file_and_the_place(clip, monkeyp
 
 def test_a_failure_that_may_pass_is_tried_again_by_the_next_validation(eight_k, tmp_path):
     home = tmp_path / "verdicts.jsonl"
-    with VideoReader(workers=1, timeout_s=TIMEOUT_S, store_bytes=0, memory_mib=96) as reader, VerdictFile(home) as file:
+    with (
+        VideoReader(workers=1, timeout_s=TIMEOUT_S, frame_cache_bytes=0, memory_mib=96) as reader,
+        VerdictFile(home) as file,
+    ):
         file.append(check_clip(reader, eight_k))
     assert "VideoMemoryError" in quarantined(home)[eight_k]
     with VerdictFile(home) as file:

@@ -12,7 +12,7 @@ import pytest
 
 from envs.video.decode_process import PROJECT, DecodeProcess, Decoder
 from envs.video.decord_backend import UnsuitableForDecordError, read_frames_decord
-from envs.video.frame_cache import FrameStore, read_frames_through
+from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.reader import (
     CorruptVideoError,
     DecoderDiedError,
@@ -100,7 +100,7 @@ def test_a_process_gives_what_decoding_in_place_gives(clip, reader):
 
 
 def test_a_hung_process_is_killed_at_its_deadline_and_replaced(clip):
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=1.5)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=1.5)
     process.describe(clip)
     hung = process.pid
     os.kill(hung, signal.SIGSTOP)
@@ -121,7 +121,7 @@ def killed_when_asked(process):
 
 
 def test_a_process_that_is_killed_in_a_request_is_replaced_and_the_next_one_answers(clip):
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=20)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=20)
     process.describe(clip)
     killed_when_asked(process)
 
@@ -131,7 +131,7 @@ def test_a_process_that_is_killed_in_a_request_is_replaced_and_the_next_one_answ
 
 
 def test_a_request_over_which_two_processes_die_is_a_typed_error(clip, monkeypatch):
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=20)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=20)
     process.describe(clip)
     start = process._start
     monkeypatch.setattr(process, "_start", lambda path: (start(path), killed_when_asked(process)))
@@ -155,7 +155,7 @@ def test_a_process_that_died_between_requests_is_replaced_unnoticed(clip, reader
 
 def test_one_clip_that_hangs_does_not_spend_the_deadline_of_the_next(clip):
     """Requests wait their turn; the clock of each starts with its own work."""
-    process = DecodeProcess("pyav", store_bytes=0, timeout_s=1.0)
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=1.0)
     process.describe(clip)
     os.kill(process.pid, signal.SIGSTOP)
     outcomes = []
@@ -232,7 +232,7 @@ def test_an_unknown_backend_is_refused_at_once():
 
 def test_windows_after_a_coarse_pass_cost_no_decoding(tmp_path):
     path = render(tmp_path / "clip.mp4")
-    store, index = FrameStore(64 << 20), index_video(path)
+    store, index = FrameCache(64 << 20), index_video(path)
     read_frames_through(store, index, COARSE_S, SIZE)
     os.unlink(path)  # whatever comes now comes from memory
 
@@ -245,7 +245,7 @@ def test_windows_after_a_coarse_pass_cost_no_decoding(tmp_path):
 @pytest.mark.parametrize("budget_bytes", [0, 600_000, 64 << 20])
 def test_the_store_never_changes_a_pixel(clip, size, budget_bytes):
     """Kept as decoded, kept as small RGB, or not at all: the answers are equal."""
-    store, index = FrameStore(budget_bytes), index_video(clip)
+    store, index = FrameCache(budget_bytes), index_video(clip)
     for times_s in (COARSE_S, (2.0, 0.3), (3.9, 3.9, 0.0)):
         stored, plain = read_frames_through(store, index, times_s, size), read_frames(index, times_s, size)
         assert (stored[0] == plain[0]).all() and stored[1:] == plain[1:]
@@ -255,7 +255,7 @@ def test_the_store_never_changes_a_pixel(clip, size, budget_bytes):
 def test_the_store_keeps_to_its_budget_and_drops_the_oldest(tmp_path):
     indices = [index_video(render(tmp_path / f"{i}.mp4", frames=50)) for i in range(3)]
     one_clip = indices[0].num_frames * indices[0].frame_bytes
-    store = FrameStore(2 * one_clip)
+    store = FrameCache(2 * one_clip)
     for index in indices:
         read_frames_through(store, index, (0.0, 1.9), SIZE)
 
@@ -264,7 +264,7 @@ def test_the_store_keeps_to_its_budget_and_drops_the_oldest(tmp_path):
 
 
 def test_a_window_alone_does_not_fill_the_store(clip):
-    store = FrameStore(64 << 20)
+    store = FrameCache(64 << 20)
     read_frames_through(store, index_video(clip), (1.0, 1.5), SIZE)
     assert store.held_bytes == 0
 

@@ -102,13 +102,13 @@ def test_equal_rewards_teach_nothing(pair, siblings, called, rules):
     assert group.teaches_nothing
 
 
-def test_degenerate_roles_are_told_apart():
+def test_zero_variance_roles_are_told_apart():
     answers_differ = credit((0.3, 1.0), (0.3, 0.0))
-    assert (answers_differ.degenerate_sampling, answers_differ.degenerate_reasoning) == (True, False)
+    assert (answers_differ.zero_variance_sampling, answers_differ.zero_variance_reasoning) == (True, False)
     assert not answers_differ.teaches_nothing
 
     unannotated = credit((None, 1.0), (None, 1.0))
-    assert (unannotated.degenerate_sampling, unannotated.teaches_nothing) == (None, True)
+    assert (unannotated.zero_variance_sampling, unannotated.teaches_nothing) == (None, True)
 
 
 @given(SIBLINGS, RULES, st.randoms())

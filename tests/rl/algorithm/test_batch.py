@@ -105,9 +105,9 @@ def test_credit_metrics(trajectory, scored_group):
     metrics = credit_metrics([looks_differ, nothing_differs], rules)
 
     assert metrics == {
-        "group/degenerate_sampling": 0.5,
-        "group/degenerate_reasoning": 1.0,
-        "group/degenerate_both": 0.5,
+        "group/zero_variance_sampling": 0.5,
+        "group/zero_variance_reasoning": 1.0,
+        "group/zero_variance_both": 0.5,
         "advantage/sampling": pytest.approx(4 * 0.5 / 6),
         "advantage/reasoning": 0.0,
     }

@@ -112,7 +112,7 @@ def test_check_reports_everything_at_once_and_exits_3_if_something_is_missing(tm
 def test_check_refuses_a_context_that_cannot_hold_the_opening(tmp_path):
     small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
     answer = dynframe("check", QUICKSTART, *small, "rollout.engine.max_model_len=100")
-    assert answer.returncode == 3 and "raise it, or lower video.v0.max_frames" in answer.stdout
+    assert answer.returncode == 3 and "raise it, or lower video.coarse.max_frames" in answer.stdout
 
 
 @pytest.mark.real_data

@@ -34,7 +34,7 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("rollout.tasks_per_step=7", "multiple of learner.num_ranks"),
         ("trainer.steps", "key=value"),
         ("=3", "key=value"),
-        ("video.v0.min_frames=9", "video.v0.max_frames"),
+        ("video.coarse.min_frames=9", "video.coarse.max_frames"),
         ("rollout.num_workers=0", "rollout.num_workers must be >= 1, got 0"),
         ("rollout.call_timeout_s=0", "rollout.call_timeout_s must be > 0"),
         ("rollout.max_new_tokens=0", "rollout.max_new_tokens must be >= 1"),

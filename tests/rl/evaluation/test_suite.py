@@ -177,7 +177,7 @@ EXAM = Exam("held_out", "", "accuracy", (example("q1"), example("q2")), ())
 @pytest.mark.parametrize(
     "override",
     [
-        *("video.v0.fps=2", "retrieval.max_calls=0", "prompt.system=x", "rollout.max_new_tokens=9"),
+        *("video.coarse.fps=2", "retrieval.max_calls=0", "prompt.system=x", "rollout.max_new_tokens=9"),
         *("policy.scenes.tau=0.3", "rewards.answer.weight=0.5", "data.quickstart.seed=4"),
     ],
 )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.policy import batch_invariant as steady
-from rl.policy.batch_invariant import steady_linear, unsteady_shapes
+from rl.policy.batch_invariant import batch_invariant_linear, varying_shapes
 
 WEIGHT = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(70, 64, generator=torch.Generator().manual_seed(2))
@@ -14,20 +14,20 @@ ROWS = torch.randn(70, 64, generator=torch.Generator().manual_seed(2))
 
 @given(st.integers(0, 69), st.integers(1, 70))
 def test_a_row_is_the_same_alone_and_in_any_company(first, count):
-    alone = steady_linear(ROWS[first : first + 1], WEIGHT)
-    assert torch.equal(steady_linear(ROWS[first : first + count], WEIGHT)[0], alone[0])
+    alone = batch_invariant_linear(ROWS[first : first + 1], WEIGHT)
+    assert torch.equal(batch_invariant_linear(ROWS[first : first + count], WEIGHT)[0], alone[0])
 
 
 @pytest.mark.parametrize("shape", [(64,), (3, 64), (8, 64), (2, 5, 64), (0, 64)])
 def test_it_is_a_linear_layer_whatever_the_shape(shape):
     x, bias = torch.randn(shape), torch.randn(96)
-    product = steady_linear(x, WEIGHT, bias)
+    product = batch_invariant_linear(x, WEIGHT, bias)
     assert product.shape == (*shape[:-1], 96)
     assert torch.allclose(product, x @ WEIGHT.T + bias, atol=1e-4)
 
 
 def test_a_machine_on_which_rows_depend_on_their_number_is_found_out(monkeypatch):
-    assert unsteady_shapes([WEIGHT, WEIGHT + 1, torch.ones(8, 32)]) == []
+    assert varying_shapes([WEIGHT, WEIGHT + 1, torch.ones(8, 32)]) == []
 
     def in_blocks_of_sixteen(x, weight, bias=None):  # what is left over is added up in another order
         whole = len(x) // 16 * 16
@@ -35,4 +35,4 @@ def test_a_machine_on_which_rows_depend_on_their_number_is_found_out(monkeypatch
         return torch.cat([torch.nn.functional.linear(x[:whole], weight, bias), rest])
 
     monkeypatch.setattr(steady, "linear", in_blocks_of_sixteen)
-    assert unsteady_shapes([WEIGHT, torch.ones(8, 32)]) == [(96, 64), (8, 32)]
+    assert varying_shapes([WEIGHT, torch.ones(8, 32)]) == [(96, 64), (8, 32)]

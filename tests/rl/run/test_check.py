@@ -38,7 +38,7 @@ def small(tmp_path, monkeypatch):
         "data.quickstart.train_clips=2",
         "data.quickstart.held_out_clips=1",
         "video.decode_workers=0",
-        "video.v0.fps=1",
+        "video.coarse.fps=1",
     ]
     return lambda *overrides: load_config([smallest], [*where, *overrides])
 
@@ -169,7 +169,7 @@ def test_one_failure_does_not_hide_the_next(small, tmp_path, monkeypatch):
 
 
 def test_a_frame_smaller_than_one_token_is_a_finding_of_the_token_budget(small):
-    finding = found(small("video.v0.max_pixels=10"))["token budget"]
+    finding = found(small("video.coarse.max_pixels=10"))["token budget"]
     assert finding.level is Level.MISSING and "max_pixels must be at least" in finding.detail
 
 

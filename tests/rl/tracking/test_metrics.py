@@ -66,8 +66,8 @@ def test_rollout_metrics_by_hand():
     assert metrics["rollout/visual_tokens"] == (4 * 4 + 2 * 4 + 4 * 4) / 2
     assert metrics["rollout/sampled_tokens"] == (8 + 6) / 2
     assert metrics["rollout/cached_prompt_share"] == 24 / (20 + 35 + 20 + 27)
-    assert metrics["scenes/k_over_t"] == 6 / 12  # the shared opening counts once
-    assert metrics["scenes/k_over_pairs"] == 6 / 6
+    assert metrics["scenes/per_frame"] == 6 / 12  # the shared opening counts once
+    assert metrics["scenes/per_pair"] == 6 / 6
 
 
 def test_failed_rewards_are_counted_by_cause_and_stay_out_of_the_means():
