@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
+from rl.cli.terminal import configure_logging, console, errors, print_json, say
 from rl.config.file import load_config
 from rl.config.schema import ConfigError, RunConfig, anchored
 from rl.run.findings import Finding, as_dict, passed, print_findings
@@ -35,8 +33,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
 
 Inputs = Annotated[
     list[str],
@@ -72,7 +68,7 @@ def cold_start(inputs: Inputs) -> None:
     config = _load(inputs)
     from rl.run.train import run_cold_start_only
 
-    _say(str(run_cold_start_only(config, console)))
+    say(str(run_cold_start_only(config, console)))
 
 
 @app.command(epilog=EPILOG)
@@ -103,7 +99,7 @@ def validate_data(
     report = run_validation(config, console, workers=workers)
     print_report(report, console)
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     if not report.passed:
         raise typer.Exit(EXIT_GATE)
 
@@ -129,7 +125,7 @@ def parity(
 
     report = run_parity(config, console, num_tasks=tasks)
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     if parity_failures(report, config):
         raise typer.Exit(EXIT_GATE)
 
@@ -155,7 +151,7 @@ def verify_resume(
 
     proof = run_verification(config, console, at=at, steps=steps, moment=moment, run_timeout_s=60 * timeout)
     if as_json:
-        _print_json(proof.as_dict())
+        print_json(proof.as_dict())
     if not proof.passed:
         raise typer.Exit(EXIT_GATE)
 
@@ -191,7 +187,7 @@ def chaos(
     compared = config.rollout.deterministic if reference is None else reference
     verdict = run_chaos(config, Ordeal(minutes, seed, every, kinds, compared, 60 * patience), console)
     if as_json:
-        _print_json(verdict.as_dict())
+        print_json(verdict.as_dict())
     if not verdict.passed:
         raise typer.Exit(EXIT_GATE)
 
@@ -240,7 +236,7 @@ def evaluate(
 
     report = run_evaluation(config, console, run=checkpoint if run is None else run, best=best, restart=restart)
     if as_json:
-        _print_json(report)
+        print_json(report)
 
 
 @app.command(epilog=EPILOG)
@@ -259,7 +255,7 @@ def compare(
     comparison = compare_evaluations(load_evaluations(runs, name))
     print_comparison(comparison, console)
     if as_json:
-        _print_json(comparison.as_dict())
+        print_json(comparison.as_dict())
 
 
 @app.command(epilog=EPILOG)
@@ -272,7 +268,7 @@ def export(
     from rl.run.train import run_export
 
     run_export(run, folder, best=best)
-    _say(f"exported to {folder}")
+    say(f"exported to {folder}")
 
 
 @app.command(epilog=EPILOG)
@@ -309,7 +305,7 @@ def submit(
     from cluster.submit import submit_training
 
     grace_s = config.trainer.stop_grace_s
-    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=_say, stop_grace_s=grace_s)
+    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=say, stop_grace_s=grace_s)
     raise typer.Exit(code)
 
 
@@ -360,7 +356,7 @@ def encode_stats(
     if plot is not None:
         draw(report, plot)
     if as_json:
-        _print_json(report_as_dict(report))
+        print_json(report_as_dict(report))
 
 
 @app.command(epilog=EPILOG)
@@ -373,13 +369,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: expected failures become one clear line and an exit code, never a traceback."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=errors, show_path=False, rich_tracebacks=False)],
-    )
-    for chatty in ("httpx", "filelock", "urllib3", "transformers", "vllm", "DeepSpeed"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    configure_logging()
     if not Path("/dev/nvidiactl").exists():
         os.environ.setdefault(
             "DS_ACCELERATOR", "cpu"
@@ -413,22 +403,12 @@ def _load(inputs: list[str]) -> RunConfig:
     return anchored(config, home)
 
 
-def _say(text: str) -> None:
-    """Print as it is: no markup in what others wrote, no line broken in a pipe."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _conclude(findings: list[Finding], as_json: bool) -> None:
     print_findings(findings, console)
     if as_json:
-        _print_json(as_dict(findings))
+        print_json(as_dict(findings))
     if not passed(findings):
         raise typer.Exit(EXIT_GATE)
-
-
-def _print_json(record: dict) -> None:
-    sys.stdout.write(json.dumps(record) + "\n")
-    sys.stdout.flush()
 
 
 def _fail(error: object, code: int) -> None:
