@@ -82,7 +82,7 @@ class VllmEngine:
             policy_dir: an ordinary Hugging Face folder of ours.
             version: of the weights in that folder.
             deterministic: on CPU in float32, what a request draws depends on the request and the weights alone, bit for
-                bit, log-probs included; elsewhere less depends on company, and nothing is promised.
+                bit, log-probs included; elsewhere less depends on the batch, and nothing is promised.
             driver: None: InlineDriver on CPU, AsyncDriver on CUDA.
         Raises:
             ConfigError: `deterministic` cannot be kept on this machine.
@@ -98,7 +98,7 @@ class VllmEngine:
         self._encoded_before = self._encoded_items()
         self.policy_version = version
         if deterministic and on_cpu and engine.max_num_seqs > 1:
-            self._require_steady()
+            self._require_batch_invariance()
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Draw tokens until a stop token (returned, with its log-prob) or the budget.
@@ -185,11 +185,11 @@ class VllmEngine:
         """Stop the engine; requests still running fail."""
         self._driver.close()
 
-    def _require_steady(self) -> None:
-        if unsteady := self._driver.exclusively(lambda driver: driver.call("varying_shapes")):
+    def _require_batch_invariance(self) -> None:
+        if varying := self._driver.exclusively(lambda driver: driver.call("varying_shapes")):
             self.close()
             raise ConfigError(
-                f"rollout.deterministic: on this machine a product with weights of shape {unsteady[0]} depends on how "
+                f"rollout.deterministic: on this machine a product with weights of shape {varying[0]} depends on how "
                 "many rows it has; set rollout.engine.max_num_seqs=1 (slow: one request at a time), or "
                 "rollout.deterministic=false"
             )

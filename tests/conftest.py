@@ -57,8 +57,8 @@ def proof_runs(proof_home):
 
 
 @pytest.fixture(scope="session")
-def left_alone(proof_runs):
-    """The steps of the run that nothing happens to; it also makes clips, policy and cold start, which others find."""
+def uninterrupted(proof_runs):
+    """The steps of the uninterrupted run; it also makes clips, policy and cold start, which the other runs reuse."""
     return proof_runs.straight()
 
 

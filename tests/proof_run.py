@@ -1,7 +1,7 @@
-"""A small deterministic run and its twin that nothing happens to: whatever a test does to the one, they are equal.
+"""A small deterministic run for the tests of resume and faults: faults and kills leave no trace in it.
 
 Five clips, four tasks a step: an epoch ends inside every step but the first. Of two siblings, many are equal, so that
-dynamic sampling has something to do.
+dynamic sampling redraws some groups.
 """
 
 from pathlib import Path

@@ -10,20 +10,20 @@ from tests.proof_run import STEPS
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
 
-def test_every_step_has_a_fingerprint_of_every_station(left_alone):
-    assert list(left_alone) == list(range(1, STEPS + 1))
-    for line in left_alone.values():
+def test_every_step_has_a_fingerprint_of_every_stage(uninterrupted):
+    assert list(uninterrupted) == list(range(1, STEPS + 1))
+    for line in uninterrupted.values():
         assert {f"state/{station}" for station in (*STATIONS, "hash")} <= line.keys()
-    for station in ("prompts", "tokens", "logprobs", "optimizer", "weights", "hash"):  # nothing stands still
-        assert len({line[f"state/{station}"] for line in left_alone.values()}) == STEPS
-    assert sum(line["rollout/resampled_groups"] for line in left_alone.values()) > 0  # dynamic sampling was at work
+    for station in ("prompts", "tokens", "logprobs", "optimizer", "weights", "hash"):  # every step changes them
+        assert len({line[f"state/{station}"] for line in uninterrupted.values()}) == STEPS
+    assert sum(line["rollout/resampled_groups"] for line in uninterrupted.values()) > 0  # dynamic sampling was at work
 
 
-def test_a_run_killed_at_a_checkpoint_and_again_in_mid_step_is_the_run_that_never_stopped(proof_runs, left_alone):
+def test_a_run_killed_at_a_checkpoint_and_again_in_mid_step_equals_the_uninterrupted_run(proof_runs, uninterrupted):
     """(n, k) = (1, 4) at the boundary; then (2, 3) while the fourth step is under way, the third done and lost."""
     resumed, killed = proof_runs.interrupted([Kill(1), Kill(2, "mid-step")])
 
-    proof = Proof(killed, compare(left_alone, resumed, STEPS))
+    proof = Proof(killed, compare(uninterrupted, resumed, STEPS))
     print_proof(proof, Console())  # shown if it fails
     assert proof.passed
     at_boundary, mid_step = killed

@@ -1,7 +1,7 @@
-"""A whole run that loses its workers, one after the other, and comes out as if nothing had happened.
+"""A whole run that loses its workers, one after the other, and ends with the same bits as one without faults.
 
 Real processes of a real run are killed and stopped; with `rollout.deterministic` the run's fingerprints, step by step,
-must be those of the run that was left alone.
+must be those of the uninterrupted run.
 """
 
 import json
@@ -49,30 +49,30 @@ class Training:
         found = [json.loads(line) for line in lines if line.endswith("}")]
         return {line["step"]: line for line in found if "seconds/step" in line}
 
-    def victim(self, kind):
+    def worker(self, kind):
         """The first worker of a kind in the run's own process tree."""
         found = []
 
-        def look():
+        def found_some():
             tree = psutil.Process(self.process.pid).children(recursive=True)
             found[:] = [process for process in tree if f"ray::{kind}" in title(process)]
             return found
 
-        self._until(look, kind)
+        self._until(found_some, kind)
         return min(found, key=lambda process: process.pid)
 
     def ended(self, timeout_s=300):
         code = self.process.wait(timeout=timeout_s)
         return code
 
-    def said(self):
+    def output(self):
         self._log.seek(0)
         return self._log.read()
 
     def _until(self, happened, what, timeout_s=240):
         deadline = time.monotonic() + timeout_s
         while not happened():
-            assert self.process.poll() is None and time.monotonic() < deadline, f"no {what}\n{self.said()[-3000:]}"
+            assert self.process.poll() is None and time.monotonic() < deadline, f"no {what}\n{self.output()[-3000:]}"
             time.sleep(0.02)  # between two looks at files and processes of another program
 
 
@@ -88,45 +88,45 @@ def fingerprints(steps):
     return {step: line["state/hash"] for step, line in steps.items()}
 
 
-def test_whoever_is_lost_the_run_is_the_same(proof_home, left_alone):
+def test_a_run_that_loses_every_kind_of_worker_equals_the_uninterrupted_run(proof_home, uninterrupted):
     assert read_faults(proof_home / "straight") == []
-    run = Training(proof_home, "struck")
+    run = Training(proof_home, "faults")
     run.reach(1)
-    run.victim("RolloutWorker").send_signal(signal.SIGKILL)
+    run.worker("RolloutWorker").send_signal(signal.SIGKILL)
     run.reach(2)
-    run.victim("RewardWorker").send_signal(signal.SIGKILL)
+    run.worker("RewardWorker").send_signal(signal.SIGKILL)
     run.reach(3)
-    run.victim("LearnerWorker").send_signal(signal.SIGKILL)
+    run.worker("LearnerWorker").send_signal(signal.SIGKILL)
     run.reach(4)
-    run.victim("RolloutWorker").send_signal(signal.SIGSTOP)
+    run.worker("RolloutWorker").send_signal(signal.SIGSTOP)
 
-    assert run.ended() == 0, run.said()[-3000:]
-    assert fingerprints(run.steps()) == fingerprints(left_alone)
+    assert run.ended() == 0, run.output()[-3000:]
+    assert fingerprints(run.steps()) == fingerprints(uninterrupted)
     kinds = {fault["kind"] for fault in read_faults(run.folder)}
     assert {"worker_died", "learner_lost", "worker_hung"} <= kinds
-    assert "State:\tT (stopped)" in run.said() or "T (stopped)" in run.said()
+    assert "State:\tT (stopped)" in run.output() or "T (stopped)" in run.output()
 
 
-def test_a_run_that_is_asked_to_stop_saves_what_it_has_and_goes_on_from_there(proof_home, left_alone):
+def test_a_stopped_run_saves_what_it_has_and_continues_from_there(proof_home, uninterrupted):
     run = Training(proof_home, "stopped", "trainer.save_every=0")
     run.reach(1)
     run.process.send_signal(signal.SIGTERM)
     assert run.ended(timeout_s=60) == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM; saved: the same command goes on from there" in run.said()
+    assert "stopped by SIGTERM; saved: the same command goes on from there" in run.output()
     done = len(run.steps())
     assert 1 <= done <= STEPS
     assert [path.name for path in (run.folder / "checkpoints").glob("step_*")] == [f"step_{done:08d}"]
 
     again = Training(proof_home, "stopped", "trainer.save_every=0")
-    assert again.ended() == 0, again.said()[-3000:]
-    assert fingerprints(again.steps()) == fingerprints(left_alone)
-    assert f"resumed at step {done}" in again.said()
+    assert again.ended() == 0, again.output()[-3000:]
+    assert fingerprints(again.steps()) == fingerprints(uninterrupted)
+    assert f"resumed at step {done}" in again.output()
 
 
-def test_asked_twice_it_ends_at_once(proof_home, left_alone):
-    run = Training(proof_home, "impatient")
+def test_a_second_stop_signal_ends_the_run_at_once(proof_home, uninterrupted):
+    run = Training(proof_home, "stopped-twice")
     run.reach(1)
-    os.killpg(run.process.pid, signal.SIGSTOP)  # so that both come while it is in the middle of something
+    os.killpg(run.process.pid, signal.SIGSTOP)  # both signals are pending when it continues
     run.process.send_signal(signal.SIGINT)
     run.process.send_signal(signal.SIGTERM)
     started = time.monotonic()

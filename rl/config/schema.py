@@ -245,7 +245,7 @@ class RolloutConfig:
     top_k: int = 0
     num_workers: int = 1  # engines
     deterministic: bool = False  # on CPU in float32: a trajectory follows from weights, task and seed alone, bit for
-    #   bit, log-probs included, in any company, order and engine, and after a fault. On GPU nothing is promised
+    #   bit, log-probs included, in any batch, order and engine, and after a fault. On GPU nothing is promised
     stall_timeout_s: float = 180.0  # a worker that has work and does not get on for so long hangs: killed and replaced
     memory_growth_mib: float = 8192.0  # a worker that has grown by more is replaced between two steps; 0: never
     device_memory_growth_mib: float = 2048.0  # the same of what its engine holds on its GPU

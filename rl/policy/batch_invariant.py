@@ -1,7 +1,7 @@
-"""Matrix products whose rows do not depend on company, to the last bit.
+"""Batch-invariant matrix products: a row is the same to the last bit whatever rows are computed with it.
 
 Matrix libraries choose another order of additions for few rows, and for rows left over from a block of four or eight: a
-sequence decoded alone gets other last bits than in a crowd. Here the number of rows is always a multiple of eight.
+sequence decoded alone gets other last bits than in a batch. Here the number of rows is always a multiple of eight.
 Whether that is enough is a property of the library and the processor; `varying_shapes` finds out.
 
 Legend: N rows · D values of a row.

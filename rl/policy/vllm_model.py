@@ -208,14 +208,14 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.token_ids = processor.ids
         self.tokens_per_second = processor.geometry.tokens_per_second
         self.encoded_items = 0
-        self.steady = bool(vllm_config.additional_config.get(BATCH_INVARIANT))
+        self.batch_invariant = bool(vllm_config.additional_config.get(BATCH_INVARIANT))
         keep_weights_plain(self)
-        if self.steady:
+        if self.batch_invariant:
             make_products_batch_invariant(self)
 
     def embed_multimodal(self, **fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Visual tokens of each item, in order; one run of the tower for all of them, or one each (BATCH_INVARIANT)."""
-        if self.steady and len(fields["shapes"]) > 1:
+        if self.batch_invariant and len(fields["shapes"]) > 1:
             return tuple(tokens for alone in _one_by_one(fields) for tokens in self.embed_multimodal(**alone))
         shapes = fields["shapes"].tolist()
         per_scene = [grid_h * grid_w for _, scenes, grid_h, grid_w in shapes for _ in range(scenes)]
@@ -260,7 +260,7 @@ class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
 
 
 class BatchInvariantLinearMethod(UnquantizedLinearMethod):
-    """A linear layer whose products do not depend on company, on CPU."""
+    """A linear layer whose products do not depend on the batch, on CPU."""
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """As PlainEmbeddingMethod."""
@@ -324,7 +324,7 @@ class LiveWeights:
         return {name: tensor_digest(live_tensor(self.get_model(), name)) for name in names}
 
     def varying_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the linear layers whose products depend on company even so (see `batch_invariant_linear`)."""
+        """Shapes of the linear layers whose products depend on the batch even so (see `batch_invariant_linear`)."""
         layers = (LinearBase, VocabParallelEmbedding)
         return varying_shapes(layer.weight for layer in self.get_model().modules() if isinstance(layer, layers))
 

@@ -174,7 +174,7 @@ def test_what_is_shown_at_the_second_turn_is_seen(engine, processor):
     assert np.abs(logprobs(engine, ids, [first, again]) - seen).max() < 1e-5
 
 
-def test_seeds_make_sampling_independent_of_company(engine, processor):
+def test_seeds_make_sampling_independent_of_the_batch(engine, processor):
     video = clip(processor, seed=3)
     requests = [request(opening(processor, video), [video], seed=seed, tokens=24) for seed in range(8)]
 
@@ -371,24 +371,24 @@ def bits(completions) -> list[tuple]:
     return [(one.token_ids, tuple(logprob.hex() for logprob in one.logprobs)) for one in completions]
 
 
-def test_a_deterministic_engine_draws_the_same_bits_alone_in_a_crowd_and_in_any_order(exact_engine, processor):
+def test_a_deterministic_engine_draws_the_same_bits_alone_in_a_batch_and_in_any_order(exact_engine, processor):
     requests = two_looks(processor)
 
-    def forget():
+    def reset_caches():
         exact_engine._driver.exclusively(lambda driver: driver.reset_caches())
 
     alone = []
     for one in requests:
-        forget()
+        reset_caches()
         alone += bits(run(exact_engine, [one]))
-    forget()
-    crowd = bits(run(exact_engine, requests))
+    reset_caches()
+    batched = bits(run(exact_engine, requests))
     warm = bits(run(exact_engine, requests))  # prefixes and videos are cached
-    forget()
+    reset_caches()
     backwards = bits(run(exact_engine, requests[::-1]))[::-1]
 
     assert len(set(alone)) == len(alone)
-    assert crowd == alone
+    assert batched == alone
     assert warm == alone
     assert backwards == alone
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.policy import batch_invariant as steady
+from rl.policy import batch_invariant
 from rl.policy.batch_invariant import batch_invariant_linear, varying_shapes
 
 WEIGHT = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
@@ -13,7 +13,7 @@ ROWS = torch.randn(70, 64, generator=torch.Generator().manual_seed(2))
 
 
 @given(st.integers(0, 69), st.integers(1, 70))
-def test_a_row_is_the_same_alone_and_in_any_company(first, count):
+def test_a_row_is_the_same_alone_and_in_any_batch(first, count):
     alone = batch_invariant_linear(ROWS[first : first + 1], WEIGHT)
     assert torch.equal(batch_invariant_linear(ROWS[first : first + count], WEIGHT)[0], alone[0])
 
@@ -26,7 +26,7 @@ def test_it_is_a_linear_layer_whatever_the_shape(shape):
     assert torch.allclose(product, x @ WEIGHT.T + bias, atol=1e-4)
 
 
-def test_a_machine_on_which_rows_depend_on_their_number_is_found_out(monkeypatch):
+def test_the_probe_finds_a_library_whose_rows_depend_on_their_number(monkeypatch):
     assert varying_shapes([WEIGHT, WEIGHT + 1, torch.ones(8, 32)]) == []
 
     def in_blocks_of_sixteen(x, weight, bias=None):  # what is left over is added up in another order
@@ -34,5 +34,5 @@ def test_a_machine_on_which_rows_depend_on_their_number_is_found_out(monkeypatch
         rest = (x[whole:, None, :].flip(-1) * weight.flip(-1)).sum(-1)
         return torch.cat([torch.nn.functional.linear(x[:whole], weight, bias), rest])
 
-    monkeypatch.setattr(steady, "linear", in_blocks_of_sixteen)
+    monkeypatch.setattr(batch_invariant, "linear", in_blocks_of_sixteen)
     assert varying_shapes([WEIGHT, torch.ones(8, 32)]) == [(96, 64), (8, 32)]
