@@ -90,8 +90,8 @@ class TracePool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
-    """A batch whose missing traces are being played."""
+class _SampleBatch:
+    """A batch of SFT samples whose missing traces are being rolled out."""
 
     indices: tuple[int, ...]
     missing: tuple[int, ...]
@@ -110,13 +110,13 @@ class TraceFeed:
         self._kept: dict[int, TrainingSample] = {}
         self._instead: dict[int, int] = {}  # unusable trace -> the next usable one
 
-    def lessons(self, batches: Iterable[Sequence[int]]) -> Iterator[list[TrainingSample]]:
+    def samples(self, batches: Iterable[Sequence[int]]) -> Iterator[list[TrainingSample]]:
         """The samples of each batch, in order; the batch after it is being played by then.
 
         Raises:
             TraceError: many traces in a row cannot be used, or a worker failed.
         """
-        current: _Lesson | None = None
+        current: _SampleBatch | None = None
         for indices in batches:
             following = self._begin(indices)
             if current is not None:
@@ -125,15 +125,15 @@ class TraceFeed:
         if current is not None:
             yield self._finish(current)
 
-    def _begin(self, indices: Sequence[int]) -> _Lesson:
+    def _begin(self, indices: Sequence[int]) -> _SampleBatch:
         wanted = tuple(self._instead.get(index, index) for index in indices)
         missing = tuple(index for index in dict.fromkeys(wanted) if index not in self._kept)
-        return _Lesson(wanted, missing, self._pool.start([self._traces[index] for index in missing]))
+        return _SampleBatch(wanted, missing, self._pool.start([self._traces[index] for index in missing]))
 
-    def _finish(self, lesson: _Lesson) -> list[TrainingSample]:
-        played = zip(lesson.missing, self._pool.collect(lesson.calls), strict=True)
+    def _finish(self, batch: _SampleBatch) -> list[TrainingSample]:
+        played = zip(batch.missing, self._pool.collect(batch.calls), strict=True)
         fresh = {index: self._taken(index, outcome) for index, outcome in played}
-        return [fresh.get(index) or self._kept.get(index) or self._substitute(index) for index in lesson.indices]
+        return [fresh.get(index) or self._kept.get(index) or self._substitute(index) for index in batch.indices]
 
     def _taken(self, index: int, played: TrajectoryGroup | str) -> TrainingSample | None:
         """A played trace as a sample, kept if there is room; None if it cannot be used."""

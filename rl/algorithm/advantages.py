@@ -62,8 +62,8 @@ class GroupCredit:
     zero_variance_reasoning: bool
 
     @property
-    def teaches_nothing(self) -> bool:
-        """No role in which the siblings differ."""
+    def is_zero_variance(self) -> bool:
+        """The siblings do not differ in any reward, so every advantage of the group is 0."""
         return self.zero_variance_sampling is not False and self.zero_variance_reasoning
 
 

@@ -116,7 +116,7 @@ def credit_metrics(scored: Sequence[ScoredGroup], rules: CreditRules = SD_GRPO) 
     return {
         "group/zero_variance_sampling": _mean(annotated),
         "group/zero_variance_reasoning": _mean([credit.zero_variance_reasoning for credit in credits_of]),
-        "group/zero_variance_both": _mean([credit.teaches_nothing for credit in credits_of]),
+        "group/zero_variance_both": _mean([credit.is_zero_variance for credit in credits_of]),
         "advantage/sampling": _mean(sizes_of[Segment.SAMPLING]),
         "advantage/reasoning": _mean(sizes_of[Segment.REASONING]),
     }

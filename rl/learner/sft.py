@@ -1,8 +1,8 @@
-"""The supervised stage: imitate retrieval traces until the policy speaks the protocol.
+"""The supervised stage (SFT, "cold start"): retrieval traces are imitated until the policy follows the protocol.
 
-Injected frames are context, as in reinforcement learning: only what the policy would have written is learned from. The
-loop knows nothing of workers; whoever has `supervise` can be taught. Samples are made while they are needed: a large
-data set's pixels are never in one place.
+Inserted frames are context, as in reinforcement learning: the loss covers only tokens that the policy would sample. The
+loop knows no workers; it drives anything that has `supervise`. Samples are made when they are needed, so that the
+pixels of a large data set are never in memory together.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from rl.trajectory import Segment, TrainingSample, TrajectoryGroup
 TAIL_SHARE = 0.1  # of the steps: the mean over the last ones is reported as the final loss
 
 
-class Pupil(Protocol):
-    """Takes one optimizer step on a batch and says how it went; "loss/nll" in nat per token is among the numbers."""
+class SftTrainer(Protocol):
+    """Takes one optimizer step on a batch and returns its metrics, "loss/nll" (nat per token) among them."""
 
     def supervise(self, samples: Sequence[TrainingSample]) -> Mapping[str, float]: ...
 
 
-LessonsOf = Callable[[Iterable[Sequence[int]]], Iterator[Sequence[TrainingSample]]]
+SamplesOf = Callable[[Iterable[Sequence[int]]], Iterator[Sequence[TrainingSample]]]  # batches of indices -> samples
 
 
 def run_cold_start(
-    pupil: Pupil,
-    lessons_of: LessonsOf,
+    trainer: SftTrainer,
+    samples_of: SamplesOf,
     *,
     num_samples: int,
     steps: int,
@@ -37,11 +37,12 @@ def run_cold_start(
     seed: int,
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
 ) -> dict[str, float]:
-    """Teach for a number of steps; the order of samples follows from the seed alone.
+    """Train for a number of steps; the order of samples follows from the seed alone.
 
     Args:
-        lessons_of: the samples of each batch of indices, in order; it may work ahead.
-        num_samples: indices run below it.
+        samples_of: the samples of each batch of indices, in order; it may work ahead.
+        num_samples: indices are drawn from 0 … num_samples - 1.
+        batch_size: samples per optimizer step, over all ranks.
         progress: called after each step with (steps done, its metrics).
     Returns:
         "cold_start/nll_first" and "cold_start/nll_last" (nat per token, the latter a mean over the last tenth).
@@ -49,9 +50,9 @@ def run_cold_start(
         ValueError: no sample, no step, or an empty batch.
     """
     losses = []
-    lessons = lessons_of(batches(num_samples, steps=steps, batch_size=batch_size, seed=seed))
-    for step, samples in enumerate(lessons, start=1):
-        metrics = pupil.supervise(samples)
+    drawn = samples_of(batches(num_samples, steps=steps, batch_size=batch_size, seed=seed))
+    for step, samples in enumerate(drawn, start=1):
+        metrics = trainer.supervise(samples)
         losses.append(metrics["loss/nll"])
         progress(step, metrics)
     tail = losses[-max(1, round(TAIL_SHARE * steps)) :]
@@ -80,7 +81,7 @@ def batches(num_samples: int, *, steps: int, batch_size: int, seed: int) -> Iter
 
 
 def supervised_sample(group: TrajectoryGroup) -> TrainingSample:
-    """A played trace as a sample: every token the trace wrote is learned, what was inserted is not."""
+    """A rolled-out trace as a training sample: its completions are learned, what the environment inserted is not."""
     flat = flatten(group.trajectories_G[0], group.coarse_frames)
     written = tuple(segment != Segment.CONTEXT for segment in flat.segment_ids)
     return TrainingSample(

@@ -120,7 +120,7 @@ def _cold_start(
 
         last = run_cold_start(
             learners,
-            TraceFeed(pool, traces).lessons,
+            TraceFeed(pool, traces).samples,
             num_samples=len(traces),
             steps=declared.steps,
             batch_size=declared.batch_size,

@@ -55,33 +55,33 @@ def feed():
     return make
 
 
-def numbers_of(lessons):
-    return [[sample.token_ids[1] for sample in samples] for samples in lessons]
+def numbers_of(batches):
+    return [[sample.token_ids[1] for sample in samples] for samples in batches]
 
 
-def test_lessons_come_in_order_and_the_next_is_started_before_the_one_before_is_learned_from(feed):
+def test_batches_come_in_order_and_the_next_is_rolled_out_while_one_is_learned_from(feed):
     pool = Pool()
-    lessons = feed(pool).lessons([[3, 1], [0, 2], [5, 4]])
-    assert numbers_of([next(lessons)]) == [[3, 1]]
+    batches = feed(pool).samples([[3, 1], [0, 2], [5, 4]])
+    assert numbers_of([next(batches)]) == [[3, 1]]
     assert pool.diary == [("start", [3, 1]), ("start", [0, 2]), ("collect", [3, 1])]
-    assert numbers_of(lessons) == [[0, 2], [5, 4]]
+    assert numbers_of(batches) == [[0, 2], [5, 4]]
 
 
 def test_what_was_kept_is_not_played_again_and_what_there_was_no_room_for_is(feed):
     batches = [[0, 1], [2, 3], [1, 2], [3, 0]]
     pool = Pool()
-    assert numbers_of(feed(pool, budget_bytes=2 * PIXEL_BYTES).lessons(batches)) == batches
+    assert numbers_of(feed(pool, budget_bytes=2 * PIXEL_BYTES).samples(batches)) == batches
     assert [numbers for what, numbers in pool.diary if what == "start"] == [[0, 1], [2, 3], [2], [3]]
 
 
-def test_the_lessons_do_not_depend_on_what_is_kept(feed):
+def test_the_samples_do_not_depend_on_what_is_kept(feed):
     batches = [[0, 1, 5], [5, 0, 2], [1, 1, 7]]
-    rich, poor = (numbers_of(feed(Pool({5}), budget_bytes=room).lessons(batches)) for room in (10**9, 0))
+    rich, poor = (numbers_of(feed(Pool({5}), budget_bytes=room).samples(batches)) for room in (10**9, 0))
     assert rich == poor == [[0, 1, 6], [6, 0, 2], [1, 1, 7]]
 
 
 def test_a_trace_that_cannot_be_used_is_reported_and_the_next_one_taken(feed, caplog):
-    assert numbers_of(feed(Pool({6, 7})).lessons([[6], [7, 6], [0, 1]])) == [[0], [0, 0], [0, 1]]
+    assert numbers_of(feed(Pool({6, 7})).samples([[6], [7, 6], [0, 1]])) == [[0], [0, 0], [0, 1]]
     assert "trace left out: no such clip" in caplog.text
 
 
@@ -89,7 +89,7 @@ def test_when_no_trace_can_be_used_the_reason_is_told(feed):
     from actors.traces import TraceError
 
     with pytest.raises(TraceError, match="no trace of 8 in a row can be used; the first: no such clip"):
-        next(feed(Pool(range(8))).lessons([[2, 3], [4, 5]]))
+        next(feed(Pool(range(8))).samples([[2, 3], [4, 5]]))
 
 
 def test_traces_are_spread_over_workers_and_come_back_in_order(ray_cluster, monkeypatch):

@@ -80,7 +80,7 @@ def test_a_group_left_with_one_verdict_is_masked():
     group = credit((1.0, 1.0), FAILED, FAILED)
 
     assert values(group) == [(None, None)] * 3
-    assert group.teaches_nothing
+    assert group.is_zero_variance
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -99,16 +99,16 @@ def test_equal_rewards_teach_nothing(pair, siblings, called, rules):
     group = credit_group(rewards(*[pair] * siblings), called[:siblings], rules)
 
     assert all(own == Credit(0.0, 0.0) for own in group.credit_G)  # exactly
-    assert group.teaches_nothing
+    assert group.is_zero_variance
 
 
 def test_zero_variance_roles_are_told_apart():
     answers_differ = credit((0.3, 1.0), (0.3, 0.0))
     assert (answers_differ.zero_variance_sampling, answers_differ.zero_variance_reasoning) == (True, False)
-    assert not answers_differ.teaches_nothing
+    assert not answers_differ.is_zero_variance
 
     unannotated = credit((None, 1.0), (None, 1.0))
-    assert (unannotated.zero_variance_sampling, unannotated.teaches_nothing) == (None, True)
+    assert (unannotated.zero_variance_sampling, unannotated.is_zero_variance) == (None, True)
 
 
 @given(SIBLINGS, RULES, st.randoms())

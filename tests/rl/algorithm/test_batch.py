@@ -209,7 +209,7 @@ def test_a_shared_block_is_packed_once_and_stands_in_every_row(trajectory, score
     assert batch.videos[0] is batch.videos[2]
 
 
-def test_an_empty_micro_batch_is_a_row_that_teaches_nothing():
+def test_an_empty_micro_batch_is_a_row_of_padding_without_a_gradient():
     batch = collate((), CountingProcessor())
 
     assert batch.input_ids_BT.tolist() == [[PAD, PAD]]

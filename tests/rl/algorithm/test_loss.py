@@ -228,7 +228,7 @@ def test_the_reward_of_one_segment_moves_no_token_of_the_other(ratio, credited, 
     assert logp.grad[segment_ids == credited].all()
 
 
-def test_zero_advantage_teaches_nothing():
+def test_zero_advantage_has_no_gradient():
     _, grad = loss_of([-1.0, -0.2], [-1.5, -0.1], [0.0, 0.0])
 
     assert grad.tolist() == [0.0, 0.0]

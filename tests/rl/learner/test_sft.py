@@ -8,7 +8,7 @@ from rl.learner.sft import batches, run_cold_start, supervised_sample
 
 
 class Recorder:
-    """A pupil that is half as wrong after every lesson."""
+    """A trainer whose loss halves with every step."""
 
     def __init__(self):
         self.seen = []
@@ -18,7 +18,7 @@ class Recorder:
         return {"loss/nll": 8.0 / 2 ** len(self.seen)}
 
 
-def lessons_from(samples):
+def samples_from(samples):
     return lambda batches: ([samples[index] for index in indices] for indices in batches)
 
 
@@ -36,29 +36,29 @@ def test_the_order_follows_from_the_seed_alone():
     assert first == again != other
 
 
-def test_a_pupil_is_taught_and_the_outcome_reported():
-    pupil, heard = Recorder(), []
+def test_every_sample_is_learned_from_and_first_and_last_loss_are_reported():
+    trainer, reported = Recorder(), []
     report = run_cold_start(
-        pupil,
-        lessons_from("abcdef"),
+        trainer,
+        samples_from("abcdef"),
         num_samples=6,
         steps=3,
         batch_size=2,
         seed=0,
-        progress=lambda step, metrics: heard.append((step, metrics)),
+        progress=lambda step, metrics: reported.append((step, metrics)),
     )
-    assert sorted(letter for batch in pupil.seen for letter in batch) == list("abcdef")
-    assert [step for step, _ in heard] == [1, 2, 3]
+    assert sorted(letter for batch in trainer.seen for letter in batch) == list("abcdef")
+    assert [step for step, _ in reported] == [1, 2, 3]
     assert (report["cold_start/nll_first"], report["cold_start/nll_last"]) == (4.0, 1.0)
     assert (report["cold_start/samples"], report["cold_start/steps"]) == (6.0, 3.0)
 
 
-def test_nothing_to_teach_is_refused():
+def test_training_without_samples_is_refused():
     with pytest.raises(ValueError, match="cold start needs samples"):
-        run_cold_start(Recorder(), lessons_from(""), num_samples=0, steps=3, batch_size=2, seed=0)
+        run_cold_start(Recorder(), samples_from(""), num_samples=0, steps=3, batch_size=2, seed=0)
 
 
-def test_of_a_played_trace_what_it_wrote_is_learned_and_what_was_inserted_is_not(trajectory, block, scored_group):
+def test_of_a_trace_its_completions_are_learned_and_inserted_frames_are_not(trajectory, block, scored_group):
     played = scored_group([trajectory(sampling=2, reasoning=1, frames=block("look"))], [(0.0, 0.0)], block("opening"))
     sample = supervised_sample(played.group)
     assert sample.loss_mask == (False, True, True, False, True)
