@@ -32,7 +32,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from actors.engine_drivers import PATIENCE_S, AsyncDriver, Driver, InlineDriver, result_within, settle
-from rl.config.schema import ConfigError, EngineConfig, PolicyConfig
+from rl.config.errors import ConfigError
+from rl.config.policy import PolicyConfig
+from rl.config.rollout import EngineConfig
 from rl.policy.processor import Processor
 from rl.policy.vllm_plugin import BATCH_INVARIANT, WORKER_EXTENSION
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling

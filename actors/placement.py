@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.waiting import first_line
-from rl.config.schema import PlacementConfig
+from rl.config.trainer import PlacementConfig
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from actors.placement import named
 from actors.waiting import COLLECT_S, WORKER_IS_GONE, first_line
 from rewards.registry import resolve
 from rewards.scoring import WeightedReward, score_group
-from rl.config.schema import RewardTermConfig, ScoringConfig
+from rl.config.rewards import RewardTermConfig, ScoringConfig
 from rl.trajectory import Fault, RewardFailure, ScoredGroup, Segment, TrajectoryGroup
 
 log = logging.getLogger(__name__)

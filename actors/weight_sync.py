@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from actors.learner import LearnerGroup
 from actors.rollout_group import RolloutWorkerGroup
 from actors.weight_buckets import WeightBucket, WeightsLostError
-from rl.config.schema import WeightSyncConfig
+from rl.config.learner import WeightSyncConfig
 
 log = logging.getLogger(__name__)
 

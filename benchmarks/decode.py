@@ -26,7 +26,7 @@ import decord
 import numpy as np
 
 from envs.video.reader import VideoError, VideoIndex, VideoReader, index_video
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.scenes import segment_scenes
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")

@@ -32,7 +32,7 @@ from actors.placement import Demand, Slots
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from rl.config.file import load_config
-from rl.config.schema import RunConfig
+from rl.config.run import RunConfig
 from rl.evaluation.evaluate import Judge, play_rest, summarise_outcomes
 from rl.evaluation.predictions import Outcome, PredictionFile
 from rl.evaluation.suite import Exam, judge_by_rewards, own_exam

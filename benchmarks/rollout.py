@@ -58,7 +58,7 @@ from actors.engine import BLOCK_TOKENS, VllmEngine
 from envs.initial_observation import open_clip
 from envs.rollout import Generate, derive_seed, make_env, run_episode, run_group
 from rl.config.file import load_config
-from rl.config.schema import RunConfig
+from rl.config.run import RunConfig
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.run.initial_policy import initial_policy

@@ -27,7 +27,7 @@ from tables import median_and_range, print_conditions, print_table
 
 from actors.weight_sync import WeightSync
 from rl.config.file import load_config
-from rl.config.schema import RunConfig
+from rl.config.run import RunConfig
 from rl.run.prepare import prepare_policy
 from rl.run.workers import START_TIMEOUT_S, cluster, spawn_learners, spawn_rollouts
 

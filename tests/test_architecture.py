@@ -40,7 +40,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "rewards/": ("rewards", "rl.trajectory"),
     "envs/": ("envs", "rl.trajectory"),
     "rl/algorithm/loss.py": (),
-    "rl/config/schema.py": (),
+    "rl/config/": ("rl.config",),
     "cluster/": ("cluster",),
 }
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster

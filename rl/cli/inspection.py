@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rl.config.schema import ConfigError, RunConfig
+from rl.config.errors import ConfigError
+from rl.config.run import RunConfig
 from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityReport, measure_parity
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from rl.cli.terminal import configure_logging, console, errors, print_json, say
+from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.config.schema import ConfigError, RunConfig, anchored
+from rl.config.run import RunConfig, anchored
 from rl.run.findings import Finding, as_dict, passed, print_findings
 from rl.run.stop_signals import StopRequested
 

@@ -24,7 +24,8 @@ from envs.data.clip_status import ClipStatus, ClipVerdict, VerdictFile, check_cl
 from envs.data.dataset import RejectedRow, load_tasks, load_traces, within_clip
 from envs.data.rows import UnusableRow
 from envs.video.reader import VideoReader
-from rl.config.schema import RunConfig, SourceConfig
+from rl.config.data import SourceConfig
+from rl.config.run import RunConfig
 from rl.run.prepare import as_config_error, located, progress_bar, quarantine_file
 from rl.trajectory import VideoTask
 

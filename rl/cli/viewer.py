@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from envs.video.reader import VideoError, VideoIndex, VideoReader
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 from rl.report.build import MIB, build_report
 from rl.report.live import serve
 from rl.report.run_files import open_run

@@ -20,7 +20,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rl.config.schema import LONGEST, ConfigError, RewardTermConfig, RunConfig, require, shown
+from rl.config.errors import LONGEST, ConfigError, require, shown
+from rl.config.rewards import RewardTermConfig
+from rl.config.run import RunConfig
 
 MAX_BYTES, MAX_DEPTH = 2**20, 32  # of a YAML file: more than anybody writes, and less than its parsers choke on
 MOST_SECONDS = 1e8  # three years; clocks and locks overflow somewhere beyond

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 from rl.encode_stats.rows import MODES, EncodeReport, EncodeRow, Total, binned, labels, totals
 
 MOST_CLIPS = 8  # drawn one by one; the sum over clips always is

@@ -24,7 +24,8 @@ import psutil
 from rich.console import Console
 
 from envs.video.reader import VideoError, VideoIndex, VideoReader
-from rl.config.schema import ConfigError, ScenesConfig, TinyPolicyConfig
+from rl.config.errors import ConfigError
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.encode_stats.cost import QWEN2_5_VL_3B, VisionGeometry, encode_flops, read_vision_config
 from rl.encode_stats.rows import (
     MODES,

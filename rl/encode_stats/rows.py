@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.encode_stats.cost import kpixel_per_tflop
 
 MODES: Mapping[str, ScenesConfig] = {

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 
 EVALUATIONS = "eval"  # folder of a run
 IDENTITY, PREDICTIONS, REJECTED, METRICS = "identity.json", "predictions.jsonl", "rejected.jsonl", "metrics.json"

@@ -20,8 +20,9 @@ from rich.table import Table
 
 from actors.placement import Demand
 from rl.checkpoint.store import CHECKPOINTS, POLICY_FOLDER, Checkpoint
+from rl.config.errors import ConfigError
 from rl.config.file import plain_yaml, to_dict
-from rl.config.schema import ConfigError, RunConfig
+from rl.config.run import RunConfig
 from rl.evaluation.evaluate import is_done, play_rest, summarise_outcomes
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
 from rl.evaluation.suite import PLAYED, Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam

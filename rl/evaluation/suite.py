@@ -17,8 +17,9 @@ from actors.reward import RewardError, RewardPool
 from envs.benchmarks.benchmark import Example, Prediction, RejectedExample
 from envs.benchmarks.prediction import prediction_of
 from envs.benchmarks.registry import resolve
+from rl.config.errors import ConfigError
 from rl.config.file import to_dict
-from rl.config.schema import ConfigError, RunConfig
+from rl.config.run import RunConfig
 from rl.evaluation.evaluate import Judge, Judged, missing_prediction, outcome_of
 from rl.evaluation.predictions import EvaluationError, Outcome
 from rl.run.prepare import fingerprint, prepare_tasks

@@ -23,7 +23,7 @@ from rich.table import Table
 from actors.reward import GRACE_S
 from actors.waiting import COLLECT_S
 from rl.config.file import to_dict
-from rl.config.schema import RunConfig
+from rl.config.run import RunConfig
 from rl.fault_injection.experiment import Trial, say
 from rl.fault_injection.invariants import (
     MENDED,

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rl.checkpoint.store import CheckpointStore
 from rl.config.file import to_yaml
-from rl.config.schema import RunConfig
+from rl.config.run import RunConfig
 from rl.fault_injection.invariants import (
     BY_ITSELF,
     HUNG,

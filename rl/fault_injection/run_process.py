@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 
 GONE_WITHIN_S = 30.0  # killed processes
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 
 KILL, STOP, TERMINATE, DAMAGE = "kill", "stop", "terminate", "damage"
 

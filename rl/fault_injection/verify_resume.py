@@ -21,8 +21,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from rl.checkpoint.store import CHECKPOINTS, MANIFEST, CheckpointStore
+from rl.config.errors import ConfigError
 from rl.config.file import to_yaml
-from rl.config.schema import ConfigError, RunConfig
+from rl.config.run import RunConfig
 from rl.fault_injection.run_process import folder_beside_runs, kill_everything_of, launched
 from rl.report.run_files import Broken, read_json_lines
 from rl.run.check import preflight

@@ -45,7 +45,10 @@ from rl.algorithm.batch import (
 )
 from rl.algorithm.loss import LossTotals, policy_loss, supervised_loss, token_weights
 from rl.checkpoint.snapshot import Snapshot
-from rl.config.schema import AlgorithmConfig, LearnerConfig, OptimizerConfig, PolicyConfig, RunConfig
+from rl.config.algorithm import AlgorithmConfig
+from rl.config.learner import LearnerConfig, OptimizerConfig
+from rl.config.policy import PolicyConfig
+from rl.config.run import RunConfig
 from rl.learner.digest import tensors_digest
 from rl.learner.metrics import Tally, tally_parity, tally_policy
 from rl.learner.settings import deepspeed_settings, learning_rate, uses_cuda

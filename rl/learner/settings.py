@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from rl.config.errors import ConfigError
 from rl.config.file import plain_yaml
-from rl.config.schema import ConfigError, LearnerConfig, OptimizerConfig
+from rl.config.learner import LearnerConfig, OptimizerConfig
 
 log = logging.getLogger(__name__)
 

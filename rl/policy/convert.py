@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import Qwen2_5_VLConfig
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.model import ARCHITECTURE, flexivideo_section, require_scenes
 from rl.policy.patch_embed import expand_temporal_kernel
 from rl.policy.processor import OPTIONAL_FILES, TOKENIZER_FILES, require_inert

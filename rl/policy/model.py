@@ -34,7 +34,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.patch_embed import STOCK_FRAMES, FlexiPatchEmbed
 from rl.policy.processor import PackedVideo, Processor, require_inert
 from rl.policy.scenes import fingerprint

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.scenes import fingerprint, segment_scenes
 from rl.policy.token_ids import TOKEN_TEXT, VISION_TOKENS, PolicyFilesError, TokenIds

@@ -18,7 +18,7 @@ from dataclasses import asdict
 import numba
 import numpy as np
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 
 IMAGENET_STD = (0.229, 0.224, 0.225)  # the mean cancels in a difference of frames
 BISECTIONS = 12  # of tau between the configured value and the largest change there can be

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import nn
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.convert import MULTIPLE, added_tokens
 from rl.policy.model import FlexiVideoForConditionalGeneration, flexivideo_section
 from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 from rl.report.page import json_part, packed_part, page_bytes, write_page
 from rl.report.run_files import (
     Broken,

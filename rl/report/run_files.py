@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 from rl.tracking.faults import FAULTS
 
 Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported

@@ -21,7 +21,9 @@ from envs.video.reader import VideoError
 from rewards.golden import golden_group
 from rewards.registry import RewardLoadError
 from rewards.scoring import WeightedReward, score_group
-from rl.config.schema import ConfigError, RewardTermConfig, RunConfig
+from rl.config.errors import ConfigError
+from rl.config.rewards import RewardTermConfig
+from rl.config.run import RunConfig
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.findings import Finding, Level, passed
 from rl.run.prepare import make_episode_context, prepare_policy, prepare_tasks

@@ -17,7 +17,8 @@ from actors.placement import Slots
 from actors.traces import TraceError, TraceFeed, TracePool
 from envs.data.formats import RetrievalTrace
 from rl.config.file import to_dict
-from rl.config.schema import OptimizerConfig, RunConfig
+from rl.config.learner import OptimizerConfig
+from rl.config.run import RunConfig
 from rl.learner.sft import run_cold_start
 from rl.policy.scenes import fingerprint as scenes_fingerprint
 from rl.run.prepare import built_once, fingerprint, make_episode_context, prepare_policy, prepare_traces, progress_bar

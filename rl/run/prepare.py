@@ -31,8 +31,10 @@ from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext
 from envs.synthetic.world import QuickstartWorld, WorldFiles, cold_start_traces, render_world
 from envs.video.reader import VideoError, VideoReader
+from rl.config.data import SourceConfig, VideoConfig
+from rl.config.errors import ConfigError
 from rl.config.file import to_dict
-from rl.config.schema import ConfigError, RunConfig, SourceConfig, VideoConfig
+from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
 

@@ -24,8 +24,9 @@ from actors.ray_metrics import RayMetricsSink
 from rl.algorithm.advantages import Credit, CreditRules
 from rl.algorithm.batch import credit_metrics, learned_credit
 from rl.checkpoint.store import CheckpointStore
+from rl.config.algorithm import AdvantageConfig
 from rl.config.file import to_dict
-from rl.config.schema import AdvantageConfig, RunConfig
+from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.tracking.backlog import Backlog
 from rl.tracking.faults import FAULTS

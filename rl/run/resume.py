@@ -13,8 +13,9 @@ from typing import Any
 from rl.checkpoint.manifest import MANIFEST, CheckpointError, DamagedError
 from rl.checkpoint.remote import RemoteCheckpoints, RemoteError
 from rl.checkpoint.store import CHECKPOINTS, Checkpoint, CheckpointStore, open_checkpoint
+from rl.config.errors import ConfigError
 from rl.config.file import plain_yaml, to_dict, with_defaults
-from rl.config.schema import ConfigError, RunConfig
+from rl.config.run import RunConfig
 from rl.learner.partition import LearnerStateError, require_loadable
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.saver import Contents, Saver
 from rl.checkpoint.store import Checkpoint
 from rl.config.file import to_yaml
-from rl.config.schema import RunConfig
+from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.run.prepare import progress_bar
 from rl.run.reporter import Reporter, keep_step, make_sinks

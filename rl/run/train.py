@@ -15,8 +15,9 @@ from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.remote import RemoteCheckpoints
 from rl.checkpoint.saver import Saver
 from rl.checkpoint.store import POLICY_FOLDER, CheckpointStore
+from rl.config.errors import ConfigError
 from rl.config.file import to_yaml
-from rl.config.schema import ConfigError, RunConfig
+from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.run.check import preflight
 from rl.run.initial_policy import cold_started_policy

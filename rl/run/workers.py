@@ -23,7 +23,8 @@ from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from actors.rollout_runner import RolloutRunner
 from actors.waiting import nothing
-from rl.config.schema import OptimizerConfig, RunConfig
+from rl.config.learner import OptimizerConfig
+from rl.config.run import RunConfig
 from rl.policy.vllm_plugin import engine_environment
 from rl.run.prepare import make_episode_context
 from rl.trajectory import Sampling

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config.schema import ConfigError, EngineConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.config.errors import ConfigError
+from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.config.rollout import EngineConfig
 from rl.policy.processor import Processor
 from rl.trajectory import (
     Frames,
@@ -496,7 +498,8 @@ import asyncio, os, shutil, sys
 from rl.policy.vllm_plugin import engine_environment
 os.environ.update(engine_environment("cpu"))
 from actors.engine import make_engine
-from rl.config.schema import EngineConfig, PolicyConfig, ScenesConfig
+from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.config.rollout import EngineConfig
 from rl.trajectory import GenerateRequest, Sampling
 assert not [name for name in ("gcc", "cc", "g++", "clang") if shutil.which(name)]
 engine = make_engine(sys.argv[1], PolicyConfig(scenes=ScenesConfig(budget="none")), EngineConfig(), 0)
@@ -557,7 +560,8 @@ import numpy as np
 import pytest
 from actors.engine import EngineError, VllmEngine
 from actors.engine_drivers import AsyncDriver
-from rl.config.schema import EngineConfig, PolicyConfig, ScenesConfig
+from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.config.rollout import EngineConfig
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.trajectory import GenerateRequest, Sampling

@@ -27,7 +27,7 @@ from ray.cluster_utils import Cluster
 from actors.placement import Demand, Slots
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
-from rl.config.schema import PlacementConfig
+from rl.config.trainer import PlacementConfig
 from tests.actors.test_rollout import ScriptedRunner, tasks
 
 folder, health = Path(sys.argv[1]), json.loads(sys.argv[2])

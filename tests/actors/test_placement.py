@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from rl.config.schema import PlacementConfig
+from rl.config.trainer import PlacementConfig
 from rl.fault_injection.run_process import Family
 
 pytestmark = pytest.mark.ray
@@ -114,7 +114,7 @@ def _exported(port, tag, *, of):
 ASKED_TO_STOP = """
 import signal, sys, time
 from actors.placement import Demand, connect
-from rl.config.schema import PlacementConfig
+from rl.config.trainer import PlacementConfig
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 connect(PlacementConfig(dashboard=False), Demand(rollout=1, reward=1, learner=1))
 sys.stdout.write("connected\\n")

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from rewards.golden import golden_group
-from rl.config.schema import RewardTermConfig, ScoringConfig
+from rl.config.rewards import RewardTermConfig, ScoringConfig
 from rl.trajectory import RewardFailure, SegmentRewards
 
 pytestmark = pytest.mark.ray

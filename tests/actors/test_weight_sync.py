@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rl.config.schema import WeightSyncConfig
+from rl.config.learner import WeightSyncConfig
 
 pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
 

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from envs.video.reader import VideoReader
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.processor import Processor
 from rl.policy.tiny import train_tokenizer
 from rl.trajectory import AnswerKind, TimeSpan, VideoTask

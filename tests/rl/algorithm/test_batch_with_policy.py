@@ -8,7 +8,7 @@ import torch
 
 from rl.algorithm.batch import build_training_samples, collate, loss_totals, micro_batches
 from rl.algorithm.loss import policy_loss, token_weights
-from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.model import load_policy, token_logprobs
 from rl.policy.processor import Processor
 from rl.policy.tiny import build_tiny_policy

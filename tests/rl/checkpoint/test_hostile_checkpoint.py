@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from rl.checkpoint.store import CheckpointStore
+from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_dict, to_yaml
-from rl.config.schema import ConfigError
 from rl.report.run_files import read_config
 from rl.run.resume import checkpoint_of, find_checkpoint
 from rl.trajectory import RunState

@@ -15,8 +15,8 @@ from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.remote import RemoteCheckpoints, RemoteError
 from rl.checkpoint.saver import Saver
 from rl.checkpoint.store import CheckpointStore
+from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
-from rl.config.schema import ConfigError
 from rl.run.resume import find_checkpoint, newest_valid, remote_of
 from rl.trajectory import RunState
 from tests.rl.learner.learner_files import save_learner

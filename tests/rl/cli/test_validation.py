@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from rl.cli.validation import validate_data
+from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.config.schema import ConfigError
 from rl.run.prepare import prepare_tasks, prepare_traces, quarantine_file
 from tests.envs.video.clips import render
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from rl.config.errors import ConfigError
 from rl.config.file import known_keys, load_config, to_yaml
-from rl.config.schema import ConfigError, anchored
+from rl.config.run import anchored
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"

@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.config.errors import ConfigError
 from rl.config.file import known_keys, load_config, plain_yaml, to_dict, to_yaml
-from rl.config.schema import ConfigError, RunConfig
+from rl.config.run import RunConfig
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 LEAVES = [key for key in known_keys() if not any(other.startswith(f"{key}.") for other in known_keys())]

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
-from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.encode_stats.cost import QWEN2_5_VL_3B, VisionGeometry, encode_flops, kpixel_per_tflop, read_vision_config
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.policy.model import encode_videos, make_vision_tower

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rl.config.schema import ConfigError, ScenesConfig, TinyPolicyConfig
+from rl.config.errors import ConfigError
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.encode_stats import measure as encode_clips
 from rl.encode_stats.figure import draw, require_drawable
 from rl.encode_stats.measure import EncodeLimits, encode_stats, find_videos, parse_rates, require_writable

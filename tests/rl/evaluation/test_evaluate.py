@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.config.schema import HELD_OUT, HELD_OUT_METRICS
+from rl.config.trainer import HELD_OUT, HELD_OUT_METRICS
 from rl.evaluation.evaluate import (
     Judged,
     missing_prediction,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.evaluation.parity import (
     CONTROLS,
     Deviation,

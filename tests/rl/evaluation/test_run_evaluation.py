@@ -11,8 +11,8 @@ from rich.console import Console
 
 from envs.benchmarks.benchmark import Example, RejectedExample
 from rl.checkpoint.store import CheckpointStore
+from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
-from rl.config.schema import ConfigError
 from rl.evaluation.predictions import Outcome
 from rl.evaluation.run_evaluation import _report_rejected, make_report, policy_sha256, print_report, with_policy_of
 from rl.evaluation.suite import Exam, identity_of

@@ -13,8 +13,8 @@ from actors.reward import RewardError
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction, RejectedExample
 from rewards.answer import answer
 from rewards.scoring import WeightedReward, score_group
+from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.config.schema import ConfigError
 from rl.evaluation.predictions import EvaluationError
 from rl.evaluation.suite import Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam, reward_values
 from rl.trajectory import (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 from rl.fault_injection.schedule import KINDS, schedule
 
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from rl.checkpoint.store import CheckpointStore
 from rl.cli.main import app
+from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.config.schema import ConfigError
 from rl.fault_injection.verify_resume import (
     ComparedStep,
     Kill,

@@ -20,7 +20,9 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, safe_g
 
 from rl.algorithm.batch import assign_ranks, build_training_samples, collate, gather_ranks, learned_credit, loss_totals
 from rl.algorithm.loss import policy_loss, token_weights
-from rl.config.schema import AlgorithmConfig, LearnerConfig, LossConfig, OptimizerConfig, PolicyConfig, ScenesConfig
+from rl.config.algorithm import AlgorithmConfig, LossConfig
+from rl.config.learner import LearnerConfig, OptimizerConfig
+from rl.config.policy import PolicyConfig, ScenesConfig
 from rl.learner.learner import Learner
 from rl.policy.model import freeze_vision, load_policy, token_logprobs
 from rl.policy.processor import Processor

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rl.checkpoint.manifest import file_record, files_under
-from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.learner.partition import read_rank_files
 from rl.policy.tiny import build_tiny_policy
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.config.schema import ConfigError, LearnerConfig, OptimizerConfig
+from rl.config.errors import ConfigError
+from rl.config.learner import LearnerConfig, OptimizerConfig
 from rl.learner.settings import deepspeed_settings, learning_rate, uses_cuda
 
 OPTIONS = OptimizerConfig(lr=1.0, warmup_fraction=0.2, min_lr_fraction=0.1)

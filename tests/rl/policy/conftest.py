@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.processor import Processor
 from rl.policy.tiny import build_tiny_policy
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.convert import convert_stock_checkpoint
 from rl.policy.model import ARCHITECTURE, freeze_vision, load_policy, save_policy, token_logprobs
 from rl.policy.processor import Processor

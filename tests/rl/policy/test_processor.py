@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.patch_embed import CLIP_MEAN, CLIP_STD
 from rl.policy.processor import Processor
 from rl.policy.token_ids import TOKEN_TEXT, VISION_TOKENS, PolicyFilesError

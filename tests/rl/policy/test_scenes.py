@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.config.schema import ScenesConfig
+from rl.config.policy import ScenesConfig
 from rl.policy.scenes import fingerprint, segment_scenes, segment_scenes_reference
 
 LITERAL = ScenesConfig(budget="none")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from rl.config.schema import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.convert import canonical_name, convert_stock_checkpoint, prepare_policy
 from rl.policy.model import ARCHITECTURE, load_policy
 from rl.policy.processor import Processor

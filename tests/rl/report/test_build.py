@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 from rl.report.build import build_report, by_priority, choose_details
 from rl.report.steps import FrameNeeds, Moment
 from rl.report.thumbnails import FramesUnavailableError

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rl.config.schema import ConfigError
+from rl.config.errors import ConfigError
 from rl.report.run_files import (
     MOST_FAULT_STEPS,
     MOST_FAULTS,

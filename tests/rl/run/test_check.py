@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.config.schema import ConfigError
 from rl.policy.token_ids import PolicyFilesError
 from rl.run import check
 from rl.run.check import available_bytes, count_parameters, preflight, run_checks

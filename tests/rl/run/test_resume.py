@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rl.checkpoint.store import CheckpointStore
+from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_dict, to_yaml
-from rl.config.schema import ConfigError
 from rl.run.resume import checkpoint_of, config_changes, find_checkpoint
 from rl.trajectory import RunState
 from tests.rl.learner.learner_files import save_learner

@@ -47,7 +47,8 @@ class Learners:
 
 @pytest.fixture
 def run_of(monkeypatch, tmp_path):
-    from rl.config.schema import RewardTermConfig, RunConfig
+    from rl.config.rewards import RewardTermConfig
+    from rl.config.run import RunConfig
     from rl.run import run as module
 
     def make(*reached, saver=None):

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from envs.data.formats import RetrievalTrace
-from rl.config.schema import ColdStartConfig, LearnerConfig, OptimizerConfig, RewardTermConfig, RunConfig
+from rl.config.learner import ColdStartConfig, LearnerConfig, OptimizerConfig
+from rl.config.rewards import RewardTermConfig
+from rl.config.run import RunConfig
 from rl.trajectory import AnswerKind, VideoTask
 
 pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed

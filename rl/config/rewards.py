@@ -1,0 +1,43 @@
+"""Reward terms and the workers that compute them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rl.config.errors import require, require_one_of
+
+
+@dataclass(frozen=True)
+class RewardTermConfig:
+    """One reward: a function, the segment it credits, and how much it counts."""
+
+    fn: str = "???"  # built-in name, "package.module:function" or "path/file.py:function"
+    segment: str = "reasoning"  # sampling | reasoning
+    weight: float = 1.0  # weights of one segment are normalised to sum to 1
+    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function
+
+    def __post_init__(self) -> None:
+        require_one_of("rewards.*.segment", self.segment, ("sampling", "reasoning"))
+        require(self.weight >= 0, "rewards.*.weight must be >= 0")
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """Reward workers."""
+
+    num_workers: int = 1
+    calls: str = "mean"  # several retrieval calls in one trajectory: mean | last | max of their sampling reward
+    timeout_s: float = 30.0  # one reward call; a worker deaf to its alarm is killed after siblings * timeout_s
+    max_failed_share: float = 0.25  # of a step's trajectories; above it the run stops with the cause
+    memory_mib: int = 4096  # a worker may take so much once its rewards are loaded: a call beyond it fails, a worker
+    #   beyond half of it is replaced between two groups; 0: no limit
+
+    def __post_init__(self) -> None:
+        require_one_of("scoring.calls", self.calls, ("mean", "last", "max"))
+        require(self.num_workers >= 1, f"scoring.num_workers must be >= 1, got {self.num_workers}")
+        require(self.timeout_s > 0, f"scoring.timeout_s must be > 0, got {self.timeout_s}")
+        require(self.memory_mib >= 0, f"scoring.memory_mib must be >= 0, got {self.memory_mib}")
+        require(
+            0 <= self.max_failed_share <= 1, f"scoring.max_failed_share must be in [0, 1], got {self.max_failed_share}"
+        )

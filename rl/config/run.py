@@ -1,0 +1,114 @@
+"""A whole run: every section, and the checks between sections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rl.config.algorithm import AlgorithmConfig
+from rl.config.data import DataConfig, PromptConfig, RetrievalConfig, VideoConfig
+from rl.config.errors import require, require_folder_name
+from rl.config.learner import ColdStartConfig, LearnerConfig, WeightSyncConfig
+from rl.config.policy import PolicyConfig
+from rl.config.rewards import RewardTermConfig, ScoringConfig
+from rl.config.rollout import RolloutConfig
+from rl.config.trainer import (
+    HELD_OUT,
+    HELD_OUT_METRICS,
+    EvaluationConfig,
+    LoggingConfig,
+    ParityConfig,
+    PlacementConfig,
+    TrainerConfig,
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    name: str = "run"
+    output_dir: str = "runs"  # the run's folder is output_dir/name
+    cache_dir: str = ".cache/dynframe"  # rendered clips, built policies, cold-start results, by fingerprint
+    seed: int = 0
+    resume: str = "auto"  # auto: newest valid checkpoint of this run, if any | never: start afresh | PATH
+    resume_changed: bool = False  # go on even from a checkpoint whose settings meant another run: a new experiment
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: dict[str, RewardTermConfig] = field(default_factory=dict)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    parity: ParityConfig = field(default_factory=ParityConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.rewards), "rewards: at least one term is needed, e.g. rewards.answer.fn=answer")
+        require(
+            self.rollout.tasks_per_step % self.learner.num_ranks == 0,
+            f"rollout.tasks_per_step ({self.rollout.tasks_per_step}) must be a multiple of learner.num_ranks "
+            f"({self.learner.num_ranks}): a group never spans ranks",
+        )
+        require(
+            not (self.policy.dtype == "bfloat16" and self.learner.zero_stage == 0),
+            "policy.dtype=bfloat16 with learner.zero_stage=0 is wrong in DeepSpeed 0.19 (a phantom optimizer step at "
+            "start): use learner.zero_stage=1",
+        )
+        require_folder_name("name", self.name)
+        _refuse_what_does_not_fit(self)
+
+
+def _refuse_what_does_not_fit(config: RunConfig) -> None:
+    """Values that are sound by themselves, but not together."""
+    engine, placement, traces = config.rollout.engine, config.placement, config.cold_start.traces
+    longest = config.policy.tiny.max_position_embeddings
+    require(
+        bool(config.policy.path) or engine.max_model_len <= longest,
+        f"rollout.engine.max_model_len ({engine.max_model_len}) must be <= policy.tiny.max_position_embeddings "
+        f"({longest}) where the project builds the policy (policy.path is empty): raise the second or lower the first",
+    )
+    split = engine.tensor_parallel_size
+    require(
+        split == 1 or config.weight_sync.verify_tensors == 0,
+        f"rollout.engine.tensor_parallel_size={split}: a weight cut over several GPUs cannot be read back; "
+        "set weight_sync.verify_tensors=0",
+    )
+    require(
+        split == 1 or placement.rollout_gpus >= split,
+        f"rollout.engine.tensor_parallel_size={split} needs placement.rollout_gpus >= {split}, "
+        f"got {placement.rollout_gpus:g}",
+    )
+    stall, decode = config.rollout.stall_timeout_s, config.video.decode_timeout_s
+    require(
+        stall > decode,
+        f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_timeout_s ({decode:g}): a worker that waits for a "
+        "slow video does not hang",
+    )
+    best = config.trainer.best_metric.removeprefix("-").removeprefix(HELD_OUT)
+    judged = [*HELD_OUT_METRICS, *(f"term/{name}" for name in config.rewards)]
+    require(
+        not best or best in judged,
+        f"trainer.best_metric: no metric {HELD_OUT}{best}; there are {', '.join(HELD_OUT + name for name in judged)}",
+    )
+    train = config.data.train.format
+    require(
+        not (config.cold_start.enabled and traces.format == "quickstart" and train != "quickstart"),
+        f"cold_start.traces.format is quickstart, the synthetic world, but data.train.format is {train}: set "
+        f"cold_start.traces: {{format: {train}, path: ...}}, or cold_start.enabled=false",
+    )
+
+
+def anchored(config: RunConfig, folder: Path) -> RunConfig:
+    """The same run with relative output and cache folders taken from `folder`."""
+    return replace(
+        config, output_dir=str(folder / config.output_dir), cache_dir=str(folder / config.cache_dir)
+    )  # joining an absolute path gives that path

@@ -1,0 +1,117 @@
+"""The loop and what surrounds it: checkpoints, evaluation, logs, parity, Ray resources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.config.errors import require, require_folder_name, require_one_of, shown
+
+HELD_OUT = "held_out/"  # evaluations during training report under it
+HELD_OUT_METRICS = ("reward_sampling", "reward_reasoning", "accuracy", "calls", "frames", "failed")  # and term/NAME
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Ray resources of each kind of worker."""
+
+    colocate: bool = True  # one placement group packed on few nodes; false: spread
+    rollout_cpus: float = 1.0
+    rollout_gpus: float = 0.0
+    reward_cpus: float = 0.25
+    learner_cpus: float = 1.0
+    learner_gpus: float = 0.0
+    dashboard: bool = True  # of a Ray started by the run itself, on loopback
+    timeout_s: float = 120.0  # a placement that cannot be met fails after this, with what is missing
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """`dynframe eval`: what is played greedily, and judged by whom. Lands in eval/NAME of the run."""
+
+    benchmark: str = ""  # a name of envs/benchmarks/registry.py or module:NAME; empty: data.held_out and `rewards`
+    path: str = ""  # the authors' annotation file or folder; unused where benchmark is empty, as is video_root
+    video_root: str = ""  # every video must lie under it; empty: the annotations' folder
+    name: str = ""  # NAME; empty: the benchmark's, or held_out. Other settings need another name
+    limit: int = 0  # examples, the first of the file; 0: all. May be raised later: what is done stays
+    in_flight: int = 32  # examples at a time per rollout worker: while some decode, the engine works on others
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 0, f"evaluation.limit must be >= 0, got {self.limit}")
+        require(self.in_flight >= 1, f"evaluation.in_flight must be >= 1, got {self.in_flight}")
+        require(
+            not self.benchmark or bool(self.path),
+            f"evaluation.benchmark is {shown(self.benchmark)}: where do its annotations lie? "
+            "(evaluation.path=FILE_OR_FOLDER)",
+        )
+        require_folder_name("evaluation.name", self.name or "held_out")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """The loop."""
+
+    steps: int = 100
+    save_every: int = 20  # steps; the last step is always saved, 0: only that one
+    keep_checkpoints: int = 2  # the newest so many
+    keep_every: int = 0  # checkpoints of steps that are multiples of it are kept for good; 0: none
+    save_timeout_s: float = 600.0  # from the copy of a checkpoint until every rank has written it; beyond it has failed
+    max_failed_saves: int = 3  # in a row stop the run, as does a failed last one, or as many steps that left no line
+    remote: str = ""  # fsspec URL of a folder such as s3://bucket/runs: checkpoints are copied to URL/name/checkpoints
+    remote_timeout_s: float = 600.0  # the end of a run waits so long for the copy; how to log in comes from elsewhere
+    stop_grace_s: float = 120.0  # after SIGTERM or Ctrl-C: to finish a learning step and save; then the process ends
+    eval_every: int = 0  # steps; 0: before the first and after the last only
+    eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
+    best_metric: str = "held_out/reward_reasoning"  # the best checkpoint by it is kept; "-held_out/…": the lower the
+    #   better; empty: none is. Evaluations after the first step count; every run has this one, whatever its rewards
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 0, "trainer.steps must be >= 0")
+        require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
+        require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
+        require(self.keep_every >= 0, f"trainer.keep_every must be >= 0, got {self.keep_every}")
+        require(self.save_timeout_s > 0, f"trainer.save_timeout_s must be > 0, got {self.save_timeout_s}")
+        require(self.max_failed_saves >= 1, f"trainer.max_failed_saves must be >= 1, got {self.max_failed_saves}")
+        require(self.remote_timeout_s >= 0, f"trainer.remote_timeout_s must be >= 0, got {self.remote_timeout_s}")
+        require(
+            not self.remote or "://" in self.remote,
+            f"trainer.remote must be a URL such as s3://bucket/runs or file:///mnt/runs, got {self.remote!r}",
+        )
+        require(
+            "@" not in self.remote.partition("://")[2].partition("/")[0],
+            "trainer.remote: leave user and password out of the URL, for it is saved with every checkpoint; fsspec "
+            "finds them in the environment or in its own configuration files",
+        )
+        require(
+            not set("*?[") & set(self.remote),
+            f"trainer.remote must not hold any of * ? [ (patterns), got {self.remote}",
+        )
+        require(self.eval_every >= 0, f"trainer.eval_every must be >= 0, got {self.eval_every}")
+        require(self.eval_tasks >= 0, f"trainer.eval_tasks must be >= 0, got {self.eval_tasks}")
+        require(self.stop_grace_s > 0, f"trainer.stop_grace_s must be > 0, got {self.stop_grace_s}")
+        require(
+            not self.best_metric or self.best_metric.removeprefix("-").startswith(HELD_OUT),
+            f"trainer.best_metric must be empty or start with {HELD_OUT} or -{HELD_OUT}, got {self.best_metric!r}",
+        )
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """metrics.jsonl and summary.json are always written."""
+
+    tensorboard: bool = True
+    wandb: str = "disabled"  # disabled | offline | online
+    wandb_project: str = "dynframe-rl"
+    trajectories_per_step: int = 64  # readable records kept per step; 0 = none
+
+    def __post_init__(self) -> None:
+        require_one_of("logging.wandb", self.wandb, ("disabled", "offline", "online"))
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Engine log-probs against learner log-probs, watched every step."""
+
+    warn_nat: float = 1e-3  # largest |difference| that passes silently
+    abort_nat: float = 1.0  # mean |difference| that stops the run: engine and learner are different policies
+    gate_nat: float = 1e-4  # `dynframe parity` fails above this maximum in fp32
+    gate_bf16_nat: float = 0.5  # and above this one in bf16: 8 bits of mantissa, improbable prompt tokens included
