@@ -106,11 +106,11 @@ class RewardPool:
         Raises:
             RewardError: more than scoring.max_failed_share of the trajectories could not be scored.
         """
-        scored = self.verdicts(groups)
+        scored = self.score_all(groups)
         self._refuse_too_many_failures(scored)
         return scored
 
-    def verdicts(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
+    def score_all(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
         """As `score`, but failures are verdicts too, however many: for groups that come a few at a time."""
         scored: list[ScoredGroup | None] = [None] * len(groups)
         waiting, again = deque(range(len(groups))), set()  # indices; those that have lost a worker already

@@ -14,7 +14,7 @@ from actors.memory import own_memory_mib
 from actors.rollout_runner import RolloutRunner
 from actors.stall_detector import Whereabouts
 from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
-from envs.rollout import Said, TokenHistory
+from envs.rollout import SampledTurns, TokenHistory
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
 News = Mapping[int, list[tuple[int, int, Completion]]]  # by call: sibling, number of the turn, what was said
@@ -48,33 +48,33 @@ class RolloutWorker:
 
     def __init__(self, make_rollout_runner: Callable[[], RolloutRunner]) -> None:
         self._runner = make_rollout_runner()
-        self._ledgers: dict[int, TokenHistory] = {}  # of the groups being played
+        self._histories: dict[int, TokenHistory] = {}  # of the groups being played
         self._done = 0  # progress of those that were
 
     async def generate(
-        self, call: int, task: VideoTask, step: int, occurrence: int, greedily: bool, said: Said
+        self, call: int, task: VideoTask, step: int, occurrence: int, greedily: bool, said: SampledTurns
     ) -> TrajectoryGroup:
         """One group of siblings (one trajectory if greedily), its pixels parked in the object store.
 
         Raises:
             EngineGoneError: the engine died; another worker can play the group.
         """
-        ledger = self._ledgers[call] = TokenHistory(said)
+        history = self._histories[call] = TokenHistory(said)
         try:
-            played = self._runner.play(task, step=step, occurrence=occurrence, greedily=greedily, ledger=ledger)
+            played = self._runner.play(task, step=step, occurrence=occurrence, greedily=greedily, history=history)
             return park(await played)
         except Exception as error:
             if gone := self._runner.engine.failure():
                 raise EngineGoneError(gone) from error
             raise
         finally:
-            self._done += 1 + ledger.advances
-            del self._ledgers[call]
+            self._done += 1 + history.advances
+            del self._histories[call]
 
     async def pulse(self) -> Pulse:
         """Life, and what was said since the last one."""
-        news = {call: turns for call, ledger in self._ledgers.items() if (turns := ledger.take_news())}
-        advances = self._done + sum(ledger.advances for ledger in self._ledgers.values())
+        news = {call: turns for call, history in self._histories.items() if (turns := history.take_new())}
+        advances = self._done + sum(history.advances for history in self._histories.values())
         return Pulse(advances + self._runner.engine.progress(), news, self._runner.engine.failure())
 
     async def whereabouts(self) -> Whereabouts:

@@ -244,7 +244,7 @@ class RolloutWorkerGroup:
             raise RolloutError(f"{place.name}: {place.losses} workers in a row were lost; the last: {cause}")
         if place.lost is not None:  # it was a replacement itself, and never took over
             self._close(place)
-        action = f"replaced; {place.playing} groups went on from their ledgers" if place.playing else "replaced"
+        action = f"replaced; {place.playing} groups went on from their token histories" if place.playing else "replaced"
         lost = Fault(kind, place.name, cause, action, time.time(), 0.0)
         fresh = self._open(self.places.index(place), place.number + 1)
         place.actor, place.born, place.watch = fresh.actor, fresh.born, fresh.watch

@@ -1,6 +1,6 @@
 """Groups of a step, played by the crew: handed out, collected, and gone on with when a worker is lost.
 
-What siblings have said is known here turn by turn (the token ledger, read with every pulse). When their worker is lost,
+What siblings have said is known here turn by turn (the token history). When their worker is lost,
 they go on elsewhere from there, with the seeds they would have had. Only what a call of this driver's returns is ever
 used, so a worker that lives on after it was given up changes nothing.
 """

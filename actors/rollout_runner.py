@@ -48,9 +48,9 @@ class RolloutRunner:
         step: int,
         greedily: bool,
         occurrence: int = 0,
-        ledger: TokenHistory | None = None,
+        history: TokenHistory | None = None,
     ) -> TrajectoryGroup:
-        """A group of sampled siblings, or one greedy trajectory; `occurrence` and `ledger` as in run_group."""
+        """A group of sampled siblings, or one greedy trajectory; `occurrence` and `history` as in run_group."""
         return await run_group(
             task,
             group_size=1 if greedily else self._group_size,
@@ -60,7 +60,7 @@ class RolloutRunner:
             seed=self._seed,
             step=step,
             occurrence=occurrence,
-            ledger=ledger,
+            history=history,
         )
 
     def take_faults(self) -> list[Fault]:

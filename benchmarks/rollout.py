@@ -55,7 +55,7 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
 from actors.engine import BLOCK_TOKENS, VllmEngine
-from envs.initial_observation import open_clip
+from envs.initial_observation import make_initial_observation
 from envs.rollout import Generate, derive_seed, make_env, run_episode, run_group
 from rl.config.file import load_config
 from rl.config.run import RunConfig
@@ -217,11 +217,11 @@ def release_way(setting: Setting) -> Contestant:
         async def group(task: VideoTask) -> TrajectoryGroup:
             trajectories, opening = [], None
             for number in range(config.rollout.group_size):
-                opening = open_clip(
+                opening = make_initial_observation(
                     task,
                     processor=episode_context.processor,
                     reader=episode_context.reader,
-                    rules=episode_context.opening,
+                    rules=episode_context.coarse,
                     form=episode_context.form,
                 )
                 trajectories.append(

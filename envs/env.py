@@ -1,6 +1,6 @@
 """One episode of looking again: a single-use environment that answers the policy's calls with frames.
 
-It keeps the ledgers. Tokens and videos are only ever appended: what the engine is given at turn k + 1 is exactly what
+It keeps the history. Tokens and videos are only ever appended: what the engine is given at turn k + 1 is exactly what
 it was given at turn k, what it then sampled, and what is inserted here.
 
 Legend: T frames of a block.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from envs.initial_observation import Opening, VideoReader, decode, unseen_frames
+from envs.initial_observation import InitialObservation, VideoReader, decode, unseen_frames
 from envs.prompts import VideoProcessor, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
 from envs.video.reader import VideoError
@@ -30,7 +30,7 @@ from rl.trajectory import (
 
 
 class EngineContractError(RuntimeError):
-    """The engine returned what the protocol excludes; going on would train on a wrong ledger."""
+    """The engine returned what the protocol excludes; going on would train on a wrong token history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,16 @@ class Observation:
     """What the environment inserts before the policy goes on."""
 
     token_ids: tuple[int, ...]
-    frames: Frames | None = None  # the retrieved video in it; None: the opening, or a note
+    frames: Frames | None = None  # the retrieved video in it; None: the initial observation, or a note
 
 
 class RetrievalEnv:
-    """Plays one trajectory, then is used up. `step` decodes video: call it off the event loop."""
+    """Runs one episode, then is used up. `step` decodes video: call it off the event loop."""
 
     def __init__(
         self,
         task: VideoTask,
-        opening: Opening,
+        initial: InitialObservation,
         *,
         processor: VideoProcessor,
         reader: VideoReader,
@@ -63,27 +63,28 @@ class RetrievalEnv:
         budget: TokenBudget,
     ) -> None:
         self._task = task
-        self._opening = opening
+        self._initial = initial
         self._processor = processor
         self._reader = reader
         self._rules = rules
         self._budget = budget
         self._turns: list[Turn] = []
-        self._given: Observation | None = None
+        self._observation: Observation | None = None
         self._token_ids: tuple[int, ...] = ()
         self._sampled = 0
         self.seconds = {"decode": 0.0, "segment": 0.0}
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The token ledger: the engine's next prompt."""
+        """The token history: the engine's next prompt."""
         return self._token_ids
 
     @property
     def videos(self) -> tuple[Frames, ...]:
-        """The media ledger, in order of appearance."""
-        given = () if self._given is None or self._given.frames is None else (self._given.frames,)
-        return (*trajectory_videos(self._opening.frames, self._turns), *given)
+        """The video history, in order of appearance."""
+        pending = self._observation
+        retrieved = () if pending is None or pending.frames is None else (pending.frames,)
+        return (*trajectory_videos(self._initial.frames, self._turns), *retrieved)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -97,17 +98,17 @@ class RetrievalEnv:
         return max(0, min(self._budget.max_new_tokens - self._sampled, in_context))
 
     def reset(self) -> Observation | Trajectory:
-        """Begin: the opening prompt, or the end already if that leaves no room to answer.
+        """Begin: the initial observation, or the end already if that leaves no room to answer.
 
         Raises:
             RuntimeError: the environment has been used before.
         """
         if self._token_ids:
-            raise RuntimeError("an environment plays one episode; make a new one")
-        return self._give(Observation(self._opening.token_ids))
+            raise RuntimeError("an environment runs one episode; make a new one")
+        return self._observe(Observation(self._initial.token_ids))
 
     def step(self, completion: Completion) -> Observation | Trajectory:
-        """Take what the policy wrote; give what it asked for, or the finished trajectory.
+        """Take a completion; return the observation it asked for, or the finished trajectory.
 
         Raises:
             EngineContractError: the completion cannot have come from a request of this environment.
@@ -118,7 +119,7 @@ class RetrievalEnv:
         if completion.token_ids[-1] != self._processor.ids.fps_close:
             self._record(completion, Segment.REASONING)
             return self._finish(StopReason.ANSWERED if _is_end(completion, self) else StopReason.TRUNCATED)
-        call = self._judge(self._processor.decode(completion.token_ids))
+        call = self._read_call(self._processor.decode(completion.token_ids))
         self._record(completion, Segment.SAMPLING, call)
         if not self.new_tokens_left:
             return self._finish(StopReason.TRUNCATED)
@@ -126,13 +127,13 @@ class RetrievalEnv:
             case RetrievalCall():
                 return self._look(call)
             case MalformedCall(reason):
-                return self._give(Observation(refusal_note(reason, self._processor)))
+                return self._observe(Observation(refusal_note(reason, self._processor)))
 
-    def break_off(self) -> Trajectory:
-        """End where it stands: an episode that is played again for its frames goes no further than it went before."""
-        return self._finish(StopReason.TRUNCATED, "played again for its frames")
+    def stop_early(self) -> Trajectory:
+        """End where it stands: an episode replayed to decode its frames again goes no further than it went before."""
+        return self._finish(StopReason.TRUNCATED, "replayed for its frames")
 
-    def _judge(self, text: str) -> RetrievalCall | MalformedCall:
+    def _read_call(self, text: str) -> RetrievalCall | MalformedCall:
         """Within the limit? Well-formed? Then as many frames as the context holds."""
         if not self._rules.max_calls:
             return MalformedCall("retrieval is turned off")
@@ -144,7 +145,7 @@ class RetrievalEnv:
         return self._parse(text, self._frames_in_context(call))
 
     def _parse(self, text: str, max_frames: int | None) -> RetrievalCall | MalformedCall:
-        clip = self._opening.clip
+        clip = self._initial.clip
         call = parse_call(
             text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=self._rules, max_frames=max_frames
         )
@@ -177,31 +178,31 @@ class RetrievalEnv:
         frames = self._processor.make_frames(pixels_THWC, shown_s_T)
         self.seconds["decode"] += decoded - started
         self.seconds["segment"] += time.perf_counter() - decoded
-        return self._give(Observation(tuple(self._processor.video_block(frames)), frames))
+        return self._observe(Observation(tuple(self._processor.video_block(frames)), frames))
 
-    def _give(self, observation: Observation) -> Observation | Trajectory:
+    def _observe(self, observation: Observation) -> Observation | Trajectory:
         if len(self._token_ids) + len(observation.token_ids) >= self._budget.max_model_len:
             return self._finish(StopReason.TRUNCATED, "the context is full")
-        self._given = observation
+        self._observation = observation
         self._token_ids += observation.token_ids
         return observation
 
     def _record(self, completion: Completion, segment: Segment, call: RetrievalCall | MalformedCall | None = None):
-        self._turns.append(Turn(self._given.token_ids, completion, segment, call, self._given.frames))
-        self._given = None
+        self._turns.append(Turn(self._observation.token_ids, completion, segment, call, self._observation.frames))
+        self._observation = None
 
     def _finish(self, stop_reason: StopReason, note: str = "") -> Trajectory:
         return Trajectory(tuple(self._turns), stop_reason, _transcript(self._turns, self._processor), note)
 
     def _frame_size(self) -> tuple[int, int]:
-        clip = self._opening.clip
+        clip = self._initial.clip
         return self._processor.fit(clip.height, clip.width, self._rules.max_pixels)
 
     def _check(self, completion: Completion) -> None:
         ids, token_ids = self._processor.ids, completion.token_ids
         banned = {ids.vision_start, ids.vision_end, ids.video_pad, ids.image_pad}
         faults = {
-            "a completion nobody asked for": self._given is None,
+            "a completion that was not requested": self._observation is None,
             "no token": not token_ids,
             f"{len(completion.logprobs)} log-probs for {len(token_ids)} tokens": (
                 len(completion.logprobs) != len(token_ids)
@@ -228,7 +229,7 @@ def _is_end(completion: Completion, env: RetrievalEnv) -> bool:
 
 
 def _transcript(turns: list[Turn], processor: VideoProcessor) -> str:
-    """What was written, in order: the policy's text without its end token, notes as they are, videos as <video>."""
+    """The text in order: the policy's text without its end token, notes as they are, videos as <video>."""
     parts = []
     for number, turn in enumerate(turns):
         if number:

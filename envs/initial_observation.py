@@ -1,6 +1,6 @@
-"""The coarse frames V0 a policy sees first: which, how large, and everything else siblings share.
+"""The initial observation: which coarse frames a policy sees first, how large, and the prompt around them.
 
-Decoded, cut into scenes and turned into the opening prompt once per group.
+Decoded, cut into scenes and turned into a prompt once per group; siblings share it.
 
 Legend: T frames · HW pixels.
 """
@@ -65,20 +65,20 @@ class CoarseFrameRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class InitialObservation:
     """What all siblings of a group begin with."""
 
     frames: Frames
-    token_ids: tuple[int, ...]  # of the opening prompt, the video expanded
+    token_ids: tuple[int, ...]  # of the initial prompt, the video expanded
     clip: Clip
     decode_s: float
     segment_s: float
 
 
-def open_clip(
+def make_initial_observation(
     task: VideoTask, *, processor: VideoProcessor, reader: VideoReader, rules: CoarseFrameRules, form: PromptFormat
-) -> Opening:
-    """Decode the coarse frames, cut them into scenes and write the opening prompt.
+) -> InitialObservation:
+    """Decode the coarse frames, cut them into scenes and write the initial prompt.
 
     Raises:
         VideoError: the video cannot be read.
@@ -91,7 +91,7 @@ def open_clip(
     decoded = time.perf_counter()
     frames = processor.make_frames(pixels_THWC, shown_s_T)
     token_ids = initial_prompt(task.question, frames, processor, form)
-    return Opening(frames, token_ids, clip, decoded - started, time.perf_counter() - decoded)
+    return InitialObservation(frames, token_ids, clip, decoded - started, time.perf_counter() - decoded)
 
 
 def decode(

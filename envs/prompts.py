@@ -1,6 +1,6 @@
 """What the policy is given to read, as token ids put together from pieces; nothing is ever decoded and re-encoded.
 
-    <|im_start|>user\n{V0}\nquestion<|im_end|>\n<|im_start|>assistant\n
+    <|im_start|>user\n{coarse frames}\nquestion<|im_end|>\n<|im_start|>assistant\n
 
 A marker spelled in a question (`<|video_pad|>`, `<span>`) stays text: it is cut before encoding, so that the
 tokenizer cannot take it for the token of that name.

@@ -1,4 +1,4 @@
-"""Groups of siblings: one opening shared by all, each playing its own episode against the engine.
+"""Groups of siblings: one initial observation shared by all, each running its own episode against the engine.
 
 Legend: G siblings of one task.
 """
@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from envs.env import RetrievalEnv, TokenBudget, video_error_note
-from envs.initial_observation import CoarseFrameRules, Opening, VideoReader, open_clip
+from envs.initial_observation import CoarseFrameRules, InitialObservation, VideoReader, make_initial_observation
 from envs.prompts import PromptFormat, VideoProcessor
 from envs.retrieval import RetrievalRules
 from envs.video.reader import VideoError
@@ -32,8 +32,8 @@ from rl.trajectory import (
 )
 
 GROUPS_PER_ATTEMPT = 1_000_000  # more than one task is ever drawn at a time
-Said = Mapping[int, Sequence[Completion | None]]  # by sibling, turn by turn; None at the end: it said no more than that
-NOTHING_SAID: Said = MappingProxyType({})
+SampledTurns = Mapping[int, Sequence[Completion | None]]  # by sibling, in order of turns; None at the end: it is over
+NO_TURNS: SampledTurns = MappingProxyType({})
 
 
 class Generate(Protocol):
@@ -48,31 +48,31 @@ class EpisodeContext:
 
     processor: VideoProcessor
     reader: VideoReader
-    opening: CoarseFrameRules
+    coarse: CoarseFrameRules
     retrieval: RetrievalRules
     max_model_len: int  # tokens of a whole trajectory
     form: PromptFormat = field(default_factory=PromptFormat)
 
 
 class TokenHistory:
-    """What a group's siblings have said so far, turn by turn: enough to go on with the group somewhere else.
+    """The completions of a group's siblings so far: enough to continue the group on another worker.
 
     Frames are not in it. They are decoded again, and are the same.
     """
 
-    def __init__(self, said: Said = NOTHING_SAID) -> None:
+    def __init__(self, sampled: SampledTurns = NO_TURNS) -> None:
         """
         Args:
-            said: completions of the turns played already, by sibling.
+            sampled: completions of the turns that are over, by sibling.
         """
-        self._said = {sibling: [turn for turn in turns if turn is not None] for sibling, turns in said.items()}
-        self._ended = {sibling for sibling, turns in said.items() if turns and turns[-1] is None}
-        self._news: list[tuple[int, int, Completion]] = []
-        self.advances = 0  # grows with everything that is finished: an opening, a turn, a look
+        self._sampled = {sibling: [turn for turn in turns if turn is not None] for sibling, turns in sampled.items()}
+        self._ended = {sibling for sibling, turns in sampled.items() if turns and turns[-1] is None}
+        self._new: list[tuple[int, int, Completion]] = []
+        self.advances = 0  # grows with everything that is finished: the initial observation, a turn
 
     def turn(self, sibling: int, turn: int) -> Completion | None:
-        """What a sibling said at a turn, if that has been played."""
-        completions = self._said.get(sibling, ())
+        """A sibling's completion at a turn, if that is over."""
+        completions = self._sampled.get(sibling, ())
         return completions[turn] if turn < len(completions) else None
 
     def is_over(self, sibling: int, turn: int) -> bool:
@@ -81,14 +81,14 @@ class TokenHistory:
 
     def add(self, sibling: int, completion: Completion) -> None:
         """A sibling's next turn."""
-        said = self._said.setdefault(sibling, [])
-        self._news.append((sibling, len(said), completion))
-        said.append(completion)
+        completions = self._sampled.setdefault(sibling, [])
+        self._new.append((sibling, len(completions), completion))
+        completions.append(completion)
 
-    def take_news(self) -> list[tuple[int, int, Completion]]:
-        """Turns added since the last call of this method, in order: sibling, number of the turn, what was said."""
-        news, self._news = self._news, []
-        return news
+    def take_new(self) -> list[tuple[int, int, Completion]]:
+        """Turns added since the last call of this method, in order: sibling, number of the turn, completion."""
+        new, self._new = self._new, []
+        return new
 
 
 async def run_group(
@@ -101,9 +101,9 @@ async def run_group(
     seed: int,
     step: int,
     occurrence: int = 0,
-    ledger: TokenHistory | None = None,
+    history: TokenHistory | None = None,
 ) -> TrajectoryGroup:
-    """Play G siblings of a task at once. The coarse frames are decoded, cut into scenes and stored once for all.
+    """Roll out G siblings of a task at once. The coarse frames are decoded, cut into scenes and stored once for all.
 
     A video that cannot be read gives G trajectories that ended in VIDEO_ERROR. Everything else that goes wrong raises,
     after the other siblings have been stopped.
@@ -112,24 +112,24 @@ async def run_group(
         sampling: `max_new_tokens` is of a whole trajectory; stop tokens and seed are set here.
         seed: of the run; with step, task, occurrence, sibling and turn it determines the seed of every engine call.
         occurrence: which of the step's groups of this task it is, see `occurrences`.
-        ledger: turns in it are not sampled again; new ones are added to it.
+        history: turns in it are not sampled again; new ones are added to it.
     """
-    ledger = TokenHistory() if ledger is None else ledger
+    history = TokenHistory() if history is None else history
     try:
-        opening = await asyncio.to_thread(
-            open_clip,
+        initial = await asyncio.to_thread(
+            make_initial_observation,
             task,
             processor=episode_context.processor,
             reader=episode_context.reader,
-            rules=episode_context.opening,
+            rules=episode_context.coarse,
             form=episode_context.form,
         )
     except VideoError as error:
         lost = Trajectory((), StopReason.VIDEO_ERROR, note=video_error_note(error))
         return TrajectoryGroup(task, (lost,) * group_size, coarse_frames=None)
-    ledger.advances += 1
-    envs = [make_env(task, opening, episode_context, sampling.max_new_tokens) for _ in range(group_size)]
-    name = f"{step}/{task.task_id}/{uuid.uuid4().hex[:8]}"  # one task may be played twice at a time
+    history.advances += 1
+    envs = [make_env(task, initial, episode_context, sampling.max_new_tokens) for _ in range(group_size)]
+    name = f"{step}/{task.task_id}/{uuid.uuid4().hex[:8]}"  # one task may be rolled out twice at a time
     clocked = [_Stopwatch(generate) for _ in envs]
     trajectories_G = await _all_or_none(
         run_episode(
@@ -138,17 +138,17 @@ async def run_group(
             sampling=sampling,
             name=f"{name}/{sibling}",
             sibling=sibling,
-            ledger=ledger,
+            history=history,
             seed_of_turn=lambda turn, sibling=sibling: derive_seed(seed, step, task.task_id, sibling, turn, occurrence),
         )
         for sibling, env in enumerate(envs)
     )
     seconds = {
-        "decode": opening.decode_s + sum(env.seconds["decode"] for env in envs),
-        "segment": opening.segment_s + sum(env.seconds["segment"] for env in envs),
+        "decode": initial.decode_s + sum(env.seconds["decode"] for env in envs),
+        "segment": initial.segment_s + sum(env.seconds["segment"] for env in envs),
         "generate": max(stopwatch.seconds for stopwatch in clocked),  # of the sibling that waited longest
     }
-    return TrajectoryGroup(task, tuple(trajectories_G), opening.frames, opening.clip.duration_s, seconds)
+    return TrajectoryGroup(task, tuple(trajectories_G), initial.frames, initial.clip.duration_s, seconds)
 
 
 async def run_episode(
@@ -158,14 +158,14 @@ async def run_episode(
     sampling: Sampling,
     name: str,
     sibling: int,
-    ledger: TokenHistory,
+    history: TokenHistory,
     seed_of_turn: Callable[[int], int],
 ) -> Trajectory:
-    """Play one trajectory to its end. What the environment has to decode, it decodes off the event loop."""
-    given, turn = env.reset(), 0
-    while not isinstance(given, Trajectory):
-        if ledger.is_over(sibling, turn):
-            return env.break_off()
+    """Run one episode to its end. What the environment has to decode, it decodes off the event loop."""
+    outcome, turn = env.reset(), 0
+    while not isinstance(outcome, Trajectory):
+        if history.is_over(sibling, turn):
+            return env.stop_early()
         request = GenerateRequest(
             request_id=f"{name}/{turn}",
             prompt_token_ids=env.token_ids,
@@ -177,20 +177,22 @@ async def run_episode(
                 seed=seed_of_turn(turn),
             ),
         )
-        completion = ledger.turn(sibling, turn)
+        completion = history.turn(sibling, turn)
         if completion is None:
             completion = await generate(request)
-            ledger.add(sibling, completion)
-        given, turn = await asyncio.to_thread(env.step, completion), turn + 1
-        ledger.advances += 1
-    return given
+            history.add(sibling, completion)
+        outcome, turn = await asyncio.to_thread(env.step, completion), turn + 1
+        history.advances += 1
+    return outcome
 
 
-def make_env(task: VideoTask, opening: Opening, episode_context: EpisodeContext, max_new_tokens: int) -> RetrievalEnv:
+def make_env(
+    task: VideoTask, initial: InitialObservation, episode_context: EpisodeContext, max_new_tokens: int
+) -> RetrievalEnv:
     """A fresh environment for one sibling."""
     return RetrievalEnv(
         task,
-        opening,
+        initial,
         processor=episode_context.processor,
         reader=episode_context.reader,
         rules=episode_context.retrieval,
@@ -205,7 +207,7 @@ def derive_seed(run_seed: int, step: int, task_id: str, sibling: int, turn: int,
 
 
 def occurrences(task_ids: Sequence[str], attempt: int) -> list[int]:
-    """Which time a step plays a task, per group, so that a task drawn again is not played the very same way again.
+    """Which occurrence of its task in the step each group is, so that a task drawn again is sampled with other seeds.
 
     Args:
         attempt: 0 for a step's own tasks, 1, 2, ... for the replacements of zero-variance groups.

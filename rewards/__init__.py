@@ -1,1 +1,1 @@
-"""Verdicts on trajectories, and how they are named in a configuration."""
+"""Scores of trajectories, and how rewards are named in a configuration."""

@@ -26,7 +26,7 @@ BUILTIN = {
     "answer": "rewards.answer:answer",
     "output_format": "rewards.output_format:output_format",
 }
-JUDGES = {"sampling": "call", "reasoning": "trajectory"}  # segment -> what a reward of it is given, after the task
+SCORED = {"sampling": "call", "reasoning": "trajectory"}  # segment -> what a reward of it is given, after the task
 
 
 class RewardLoadError(ValueError):
@@ -41,7 +41,7 @@ def resolve(name: str, args: Mapping[str, Any] | None = None, *, segment: str | 
         segment: "sampling" or "reasoning"; a function written for the other one is refused.
     Raises:
         RewardLoadError: no such reward, file, module or function; it cannot be imported; it does not take these
-            arguments; it judges the other segment.
+            arguments; it scores the other segment.
     """
     path = BUILTIN.get(name, name)
     module_name, colon, function_name = path.rpartition(":")
@@ -111,17 +111,17 @@ def _check_signature(name: str, function: Callable, args: Mapping[str, Any], seg
             f"reward {name!r}: {function.__name__}{signature} cannot be called as fn(task, call or trajectory"
             f"{''.join(f', {key}=…' for key in args)}): {error}"
         ) from error
-    _check_judges(name, parameters, segment)
+    _check_segment(name, parameters, segment)
 
 
-def _check_judges(name: str, parameters: list[inspect.Parameter], segment: str | None) -> None:
+def _check_segment(name: str, parameters: list[inspect.Parameter], segment: str | None) -> None:
     """A second parameter named `call` or `trajectory` says which segment the function was written for."""
     if segment is None or len(parameters) < 2:
         return
-    written_for = {judged: seg for seg, judged in JUDGES.items()}.get(parameters[1].name, segment)
+    written_for = {scored: seg for seg, scored in SCORED.items()}.get(parameters[1].name, segment)
     if written_for != segment:
         raise RewardLoadError(
-            f"reward {name!r} judges a {parameters[1].name}: its segment must be {written_for!r}, not {segment!r}"
+            f"reward {name!r} scores a {parameters[1].name}: its segment must be {written_for!r}, not {segment!r}"
         )
 
 

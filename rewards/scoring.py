@@ -1,4 +1,4 @@
-"""From a group to its verdicts: every term on every sibling, weighted per segment. All thinking of a reward worker.
+"""From a group to its scores: every term on every sibling, weighted per segment. All logic of a reward worker.
 
 Legend: G siblings of one task.
 
@@ -28,7 +28,7 @@ from rl.trajectory import (
 )
 
 Guard = Callable[[], AbstractContextManager[Any]]  # surrounds each call of a reward function; may raise TimeoutError
-Verdict = Mapping[str, float | None]  # by term; None: the term does not apply to this task
+TermScores = Mapping[str, float | None]  # by term; None: the term does not apply to this task
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class WeightedReward:
     name: str
     fn: Callable[..., float | None]
     segment: Segment
-    weight: float = 1.0  # relative: those that apply in a segment are normalised to sum to 1; 0: watched, not counted
+    weight: float = 1.0  # relative: those that apply in a segment are normalised to sum to 1; 0: logged, not counted
 
 
 class _Failed(Exception):
@@ -50,11 +50,11 @@ class _Failed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    """What every term said on one trajectory, before weighting."""
+class _Unweighted:
+    """Every term's score of one trajectory, before weighting."""
 
-    looks: tuple[Verdict | None, ...]  # one per call, in order; None: malformed
-    reasoning: Verdict
+    looks: tuple[TermScores | None, ...]  # one per call, in order; None: malformed
+    reasoning: TermScores
 
 
 def score_group(
@@ -63,7 +63,7 @@ def score_group(
     calls: str = "mean",
     guard: Guard = nullcontext,
 ) -> ScoredGroup:
-    """Judge every sibling.
+    """Score every sibling.
 
     R_samp: the weighted mean of the sampling terms over a call, then `calls` of that over a trajectory's calls; a
     malformed call scores 0, no call scores 0. None if the task has no evidence span, or no sampling term counts.
@@ -82,52 +82,54 @@ def score_group(
         raise ValueError(f"scoring.calls must be one of {', '.join(COMBINED)}, got {calls!r}")
     sampling = [t for t in terms if t.segment is Segment.SAMPLING and group.task.evidence_span is not None]
     reasoning = [t for t in terms if t.segment is Segment.REASONING]
-    judged_G = [_judge(group.task, trajectory, sampling, reasoning, guard) for trajectory in group.trajectories_G]
-    heard = [judged for judged in judged_G if isinstance(judged, _Judged)]
-    sampling_here = _applicable(sampling, [look for judged in heard for look in judged.looks if look is not None])
-    reasoning_here = _applicable(reasoning, [judged.reasoning for judged in heard])
+    unweighted_G = [_score(group.task, trajectory, sampling, reasoning, guard) for trajectory in group.trajectories_G]
+    computed = [unweighted for unweighted in unweighted_G if isinstance(unweighted, _Unweighted)]
+    sampling_here = _applicable(sampling, [look for scores in computed for look in scores.looks if look is not None])
+    reasoning_here = _applicable(reasoning, [scores.reasoning for scores in computed])
     if _counts(reasoning) and not _counts(reasoning_here):
         failure = RewardFailure("*", "not_a_number", f"no reasoning reward applies to task {group.task.task_id}")
-        return ScoredGroup(group, tuple(failure if isinstance(j, _Judged) else j for j in judged_G))
-    return ScoredGroup(group, tuple(_weigh(judged, sampling_here, reasoning_here, calls) for judged in judged_G))
+        return ScoredGroup(group, tuple(failure if isinstance(j, _Unweighted) else j for j in unweighted_G))
+    return ScoredGroup(
+        group, tuple(_weigh(unweighted, sampling_here, reasoning_here, calls) for unweighted in unweighted_G)
+    )
 
 
-def _applicable(terms: Sequence[WeightedReward], verdicts: Sequence[Verdict]) -> list[WeightedReward]:
-    """Terms that judged at least one of the verdicts given (all of them if there was nothing to judge)."""
-    return [term for term in terms if not verdicts or any(v[term.name] is not None for v in verdicts)]
+def _applicable(terms: Sequence[WeightedReward], scores: Sequence[TermScores]) -> list[WeightedReward]:
+    """Terms that gave a number at least once (all of them if there was nothing to score)."""
+    return [term for term in terms if not scores or any(s[term.name] is not None for s in scores)]
 
 
 def _counts(terms: Sequence[WeightedReward]) -> bool:
     return sum(term.weight for term in terms) > 0
 
 
-def _judge(
+def _score(
     task: VideoTask,
     trajectory: Trajectory,
     sampling: Sequence[WeightedReward],
     reasoning: Sequence[WeightedReward],
     guard: Guard,
-) -> _Judged | RewardFailure:
+) -> _Unweighted | RewardFailure:
     if trajectory.stop_reason is StopReason.VIDEO_ERROR:
         return RewardFailure("*", "video_error", trajectory.note)
     if not trajectory.turns:
         return RewardFailure("*", "no_turns", trajectory.note or "the policy was never asked")
 
-    def ask(terms: Sequence[WeightedReward], judged: RetrievalCall | Trajectory) -> Verdict:
-        return {term.name: _ask(term, task, judged, guard) for term in terms}
+    def ask(terms: Sequence[WeightedReward], scored: RetrievalCall | Trajectory) -> TermScores:
+        return {term.name: _ask(term, task, scored, guard) for term in terms}
 
     try:
         looks = tuple(None if isinstance(call, MalformedCall) else ask(sampling, call) for call in trajectory.calls)
-        return _Judged(looks, ask(reasoning, trajectory))
+        return _Unweighted(looks, ask(reasoning, trajectory))
     except _Failed as failed:
         return failed.failure
 
 
-def _ask(term: WeightedReward, task: VideoTask, judged: RetrievalCall | Trajectory, guard: Guard) -> float | None:
+def _ask(term: WeightedReward, task: VideoTask, scored: RetrievalCall | Trajectory, guard: Guard) -> float | None:
     """One value from one term. Whatever goes wrong inside a user's function becomes a failure that names it."""
     try:
         with guard():
-            value = term.fn(task, judged)
+            value = term.fn(task, scored)
     except TimeoutError as error:
         raise _Failed(term.name, "timeout", str(error)) from error
     except Exception as error:
@@ -150,43 +152,43 @@ def _number(term: WeightedReward, value: Any) -> float:
 
 
 def _weigh(
-    judged: _Judged | RewardFailure,
+    unweighted: _Unweighted | RewardFailure,
     sampling: Sequence[WeightedReward],
     reasoning: Sequence[WeightedReward],
     calls: str,
 ) -> SegmentRewards | RewardFailure:
-    if isinstance(judged, RewardFailure):
-        return judged
+    if isinstance(unweighted, RewardFailure):
+        return unweighted
     zero = {term.name: 0.0 for term in sampling}  # no call, or one that could not be granted
-    verdicts = [(sampling, look) for look in judged.looks if look is not None] + [(reasoning, judged.reasoning)]
-    for terms, verdict in verdicts:
+    scores = [(sampling, look) for look in unweighted.looks if look is not None] + [(reasoning, unweighted.reasoning)]
+    for terms, by_term in scores:
         for term in terms:
-            if verdict[term.name] is None:
+            if by_term[term.name] is None:
                 return RewardFailure(term.name, "not_a_number", "returned None here, but a number for a sibling")
-    looks = [zero if look is None else {name: look[name] for name in zero} for look in judged.looks] or [zero]
+    looks = [zero if look is None else {name: look[name] for name in zero} for look in unweighted.looks] or [zero]
     look = COMBINED[calls](looks, sampling)
-    said = {term.name: judged.reasoning[term.name] for term in reasoning}
+    answer = {term.name: unweighted.reasoning[term.name] for term in reasoning}
     return SegmentRewards(
         sampling=_weighted_mean(look, sampling) if _counts(sampling) else None,
-        reasoning=_weighted_mean(said, reasoning) if _counts(reasoning) else 0.0,
-        breakdown=look | said,
+        reasoning=_weighted_mean(answer, reasoning) if _counts(reasoning) else 0.0,
+        breakdown=look | answer,
     )
 
 
-def _weighted_mean(verdict: Verdict, terms: Sequence[WeightedReward]) -> float:
-    return sum(term.weight * verdict[term.name] for term in terms) / sum(term.weight for term in terms)
+def _weighted_mean(scores: TermScores, terms: Sequence[WeightedReward]) -> float:
+    return sum(term.weight * scores[term.name] for term in terms) / sum(term.weight for term in terms)
 
 
-def _mean_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dict[str, float]:
+def _mean_look(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> dict[str, float]:
     return {term.name: fmean(look[term.name] for look in looks) for term in terms}
 
 
-def _last_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dict[str, float]:
+def _last_look(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> dict[str, float]:
     return dict(looks[-1])
 
 
-def _best_look(looks: Sequence[Verdict], terms: Sequence[WeightedReward]) -> dict[str, float]:
+def _best_look(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> dict[str, float]:
     return dict(max(looks, key=lambda look: _weighted_mean(look, terms) if _counts(terms) else 0.0))
 
 
-COMBINED = {"mean": _mean_look, "last": _last_look, "max": _best_look}  # several calls -> one verdict
+COMBINED = {"mean": _mean_look, "last": _last_look, "max": _best_look}  # several calls -> one score per term

@@ -1,4 +1,4 @@
-"""The data that flows through a training step: one frozen type per station.
+"""The data that flows through a training step: one frozen type per stage.
 
     VideoTask -> TrajectoryGroup -> ScoredGroup -> TrainingSample -> tensors (rl.algorithm.batch) -> LearnerUpdate
 
@@ -151,13 +151,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the environment gave, then what the policy said."""
+    """One observation from the environment, then the policy's completion."""
 
     context_token_ids: tuple[int, ...]
     completion: Completion
     segment: Segment  # SAMPLING or REASONING
     call: RetrievalCall | MalformedCall | None = None  # the request this turn ends in
-    frames: Frames | None = None  # the video inside the context; the opening turn's is the group's `coarse_frames`
+    frames: Frames | None = None  # the video inside the context; the first turn's is the group's `coarse_frames`
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class TrajectoryGroup:
 
 @dataclass(frozen=True, slots=True)
 class SegmentRewards:
-    """The verdict on one trajectory."""
+    """The scores of one trajectory."""
 
     sampling: float | None  # None: the task has no evidence annotation
     reasoning: float
@@ -206,7 +206,7 @@ class RewardFailure:
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """A group and the verdict on each sibling, same order."""
+    """A group and the scores of each sibling, same order."""
 
     group: TrajectoryGroup
     rewards_G: tuple[SegmentRewards | RewardFailure, ...]
@@ -260,7 +260,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that broke and was mended while a run went on."""
+    """Something that broke and was recovered while a run went on."""
 
     kind: str  # "worker_died" | "worker_hung" | "recycled" | "learner_lost" | "frames_lost" | "push_interrupted" | ...
     worker: str  # its name: "rollout/0"
@@ -271,13 +271,13 @@ class Fault:
 
 
 def trajectory_tokens(trajectory: Trajectory) -> tuple[int, ...]:
-    """The token ledger: context and completion of every turn, concatenated."""
+    """The token history: context and completion of every turn, concatenated."""
     return tuple(token for turn in trajectory.turns for token in (*turn.context_token_ids, *turn.completion.token_ids))
 
 
-def trajectory_videos(opening: Frames | None, turns: Sequence[Turn]) -> tuple[Frames, ...]:
-    """The media ledger: opening frames first, then each turn's, in order of appearance."""
-    return tuple(frames for frames in (opening, *(turn.frames for turn in turns)) if frames is not None)
+def trajectory_videos(coarse_frames: Frames | None, turns: Sequence[Turn]) -> tuple[Frames, ...]:
+    """The video history: coarse frames first, then each turn's, in order of appearance."""
+    return tuple(frames for frames in (coarse_frames, *(turn.frames for turn in turns)) if frames is not None)
 
 
 def read_letter(answer: str) -> str | None:

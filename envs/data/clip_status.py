@@ -1,11 +1,11 @@
-"""Which clips can be used: each decoded once, whole, and the verdicts kept on disk.
+"""Which clips can be used: each decoded once, whole, and its status kept on disk.
 
-    verdict = check_clip(reader, "clip.mp4")          # ok | repaired | quarantined
-    with VerdictFile(path) as file:                   # what is known; a killed validation goes on from here
-        file.append(verdict)
+    clip = check_clip(reader, "clip.mp4")             # ok | repaired | quarantined
+    with ClipStatusFile(path) as file:                # what is known; a killed validation goes on from here
+        file.append(clip)
     quarantined(path)                                 # what training leaves out: video -> why
 
-A verdict is of a file as it was, by size and time of change: a clip that has changed since has none.
+A status is of a file as it was, by size and time of change: a clip that has changed since has none.
 
 Legend: N displayable frames of a clip.
 """
@@ -45,8 +45,8 @@ class ClipStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ClipVerdict:
-    """One clip, as it was when it was decoded."""
+class CheckedClip:
+    """One clip and its status, as it was when it was decoded."""
 
     video: str  # absolute path
     size: int  # bytes
@@ -64,8 +64,8 @@ class ClipVerdict:
         return _identity(self.video) == (self.size, self.mtime_ns)
 
 
-def check_clip(reader: VideoReader, path: str) -> ClipVerdict:
-    """Decode every frame of a clip, in stretches. Whatever is wrong with it is a verdict, not an error."""
+def check_clip(reader: VideoReader, path: str) -> CheckedClip:
+    """Decode every frame of a clip, in stretches. Whatever is wrong with it is its status, not an error."""
     size, mtime_ns = _identity(path)
     try:
         clip = reader.describe(path)
@@ -76,39 +76,39 @@ def check_clip(reader: VideoReader, path: str) -> ClipVerdict:
     except VideoError as error:
         reason = f"{type(error).__name__}: {error.problem}; {error.remedy}"
         lasting = not isinstance(error, PASSING)
-        return ClipVerdict(
+        return CheckedClip(
             path, size, mtime_ns, ClipStatus.QUARANTINED, reason=" ".join(reason.split()), lasting=lasting
         )
     status = ClipStatus.REPAIRED if damaged else ClipStatus.OK
     reason = f"neighbours stand in for {damaged} of {clip.num_frames} frames" if damaged else ""
-    return ClipVerdict(path, size, mtime_ns, status, clip.duration_s, clip.num_frames, damaged, reason)
+    return CheckedClip(path, size, mtime_ns, status, clip.duration_s, clip.num_frames, damaged, reason)
 
 
 def quarantined(path: Path) -> dict[str, str]:
     """Videos that a validation found unusable, with the reason; those that have changed since are not among them.
 
     Raises:
-        DatasetError: the file cannot be read, or a line in it is no verdict.
+        DatasetError: the file cannot be read, or a line in it is no clip status.
     """
     if not path.is_file():
         return {}
-    latest = {verdict.video: verdict for verdict in _verdicts(_whole_lines(path.read_bytes()), path)}
-    return {v.video: v.reason for v in latest.values() if v.status is ClipStatus.QUARANTINED and v.holds}
+    latest = {clip.video: clip for clip in _checked_clips(_whole_lines(path.read_bytes()), path)}
+    return {clip.video: clip.reason for clip in latest.values() if clip.status is ClipStatus.QUARANTINED and clip.holds}
 
 
-class VerdictFile:
-    """Verdicts on disk, one JSON line each: what is known, and the place to add to. One writer at a time."""
+class ClipStatusFile:
+    """Checked clips on disk, one JSON line each: what is known, and where to append. One writer at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.verdicts: dict[str, ClipVerdict] = {}  # by video, the latest; of earlier goes, those that still hold
+        self.clips: dict[str, CheckedClip] = {}  # by video, the latest; of earlier validations, those that still hold
         self._file: BinaryIO | None = None
 
-    def __enter__(self) -> VerdictFile:
+    def __enter__(self) -> ClipStatusFile:
         """Read what is known, and cut off a line that a kill tore.
 
         Raises:
-            DatasetError: another validation writes here, the folder cannot be written, or a line is no verdict.
+            DatasetError: another validation writes here, the folder cannot be written, or a line is no clip status.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,8 @@ class VerdictFile:
             _lock(self._file, self.path)
             self._file.seek(0)
             whole = _whole_lines(self._file.read())
-            latest = {verdict.video: verdict for verdict in _verdicts(whole, self.path)}
-            self.verdicts = {video: verdict for video, verdict in latest.items() if verdict.holds and verdict.lasting}
+            latest = {clip.video: clip for clip in _checked_clips(whole, self.path)}
+            self.clips = {video: clip for video, clip in latest.items() if clip.holds and clip.lasting}
             self._file.truncate(len(whole))
         except BaseException:
             self._file.close()
@@ -130,12 +130,12 @@ class VerdictFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def append(self, verdict: ClipVerdict) -> None:
-        """Keep a verdict: once this returns, killing the process does not lose it."""
-        line = json.dumps(asdict(verdict), allow_nan=False)
+    def append(self, clip: CheckedClip) -> None:
+        """Keep a clip's status: once this returns, killing the process does not lose it."""
+        line = json.dumps(asdict(clip), allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
-        self.verdicts[verdict.video] = verdict
+        self.clips[clip.video] = clip
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -151,18 +151,18 @@ def _whole_lines(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _verdicts(content: bytes, path: Path) -> Iterator[ClipVerdict]:
+def _checked_clips(content: bytes, path: Path) -> Iterator[CheckedClip]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             row = json.loads(line)
-            yield _verdict(ClipVerdict(**row | {"status": ClipStatus(row["status"])}))
+            yield _require_types(CheckedClip(**row | {"status": ClipStatus(row["status"])}))
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
-                f"{path}:{number}: no verdict on a clip ({error}); delete the line, and the clip is decoded again"
+                f"{path}:{number}: no clip status ({error}); delete the line, and the clip is decoded again"
             ) from error
 
 
-def _verdict(row: ClipVerdict) -> ClipVerdict:
+def _require_types(row: CheckedClip) -> CheckedClip:
     for name, kind in (("video", str), ("reason", str), ("size", int), ("mtime_ns", int), ("duration_s", int | float)):
         if not isinstance(getattr(row, name), kind):
             raise TypeError(f"{name} is {getattr(row, name)!r}")

@@ -1,4 +1,4 @@
-"""Supervised traces played through the environment, so that cold start and rollouts have exactly one form.
+"""Supervised traces run through the environment, so that cold start and rollouts have exactly one form.
 
 The trace is the policy: its replies are the completions, frames are inserted where its calls end, and what was
 inserted is context, as in any other trajectory.
@@ -12,7 +12,7 @@ import numpy as np
 
 from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
-from envs.initial_observation import open_clip
+from envs.initial_observation import make_initial_observation
 from envs.prompts import encode_reply
 from envs.retrieval import render_call
 from envs.rollout import EpisodeContext, make_env
@@ -21,33 +21,33 @@ from rl.trajectory import Completion, Frames, MalformedCall, StopReason, TimeSpa
 
 
 def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) -> tuple[Trajectory, Frames]:
-    """Play a trace; decodes video.
+    """Run a trace through the environment; decodes video.
 
     Returns:
-        The trajectory, log-probs 0 and policy version 0 on every written token, and its opening frames.
+        The trajectory, log-probs 0 and policy version 0 on every written token, and its coarse frames.
     Raises:
         UnusableRow: a call is refused, the trace does not fit the context, or the video cannot be read.
     """
     written = [encode_reply(reply, episode_context.processor) for reply in trace.replies]
     written[-1] += (episode_context.processor.ids.im_end,)
     try:
-        opening = open_clip(
+        initial = make_initial_observation(
             trace.task,
             processor=episode_context.processor,
             reader=episode_context.reader,
-            rules=episode_context.opening,
+            rules=episode_context.coarse,
             form=episode_context.form,
         )
     except VideoError as error:
         raise UnusableRow(f"{trace.task.task_id}: {error}") from error
-    env = make_env(trace.task, opening, episode_context, max_new_tokens=sum(map(len, written)))
-    played = env.reset()
+    env = make_env(trace.task, initial, episode_context, max_new_tokens=sum(map(len, written)))
+    outcome = env.reset()
     for token_ids in written:
-        if not isinstance(played, Trajectory):
+        if not isinstance(outcome, Trajectory):
             _require_room(trace, len(token_ids), env.new_tokens_left)
-            played = env.step(Completion(token_ids, (0.0,) * len(token_ids), "stop", policy_version=0))
-    _require_success(trace, played)
-    return played, opening.frames
+            outcome = env.step(Completion(token_ids, (0.0,) * len(token_ids), "stop", policy_version=0))
+    _require_success(trace, outcome)
+    return outcome, initial.frames
 
 
 def traces_from_evidence(
@@ -78,9 +78,9 @@ def _require_room(trace: RetrievalTrace, needed: int, left: int) -> None:
         raise UnusableRow(f"{trace.task.task_id}: a reply of {needed} tokens, but room for {left} in the context")
 
 
-def _require_success(trace: RetrievalTrace, played: Trajectory) -> None:
-    refused = [call.reason for call in played.calls if isinstance(call, MalformedCall)]
+def _require_success(trace: RetrievalTrace, outcome: Trajectory) -> None:
+    refused = [call.reason for call in outcome.calls if isinstance(call, MalformedCall)]
     if refused:
         raise UnusableRow(f"{trace.task.task_id}: the call is refused: {refused[0]}")
-    if played.stop_reason is not StopReason.ANSWERED:
-        raise UnusableRow(f"{trace.task.task_id}: {played.stop_reason.value}: {played.note or 'no room to answer'}")
+    if outcome.stop_reason is not StopReason.ANSWERED:
+        raise UnusableRow(f"{trace.task.task_id}: {outcome.stop_reason.value}: {outcome.note or 'no room to answer'}")

@@ -47,7 +47,7 @@ ORPHAN_POLL_S = 2.0
 START_S = 60.0  # to start a process, before the first deadline begins
 END_S = 5.0  # for a killed process to be gone; one that waits for a dead disk or server may not go at all
 MIB = 2**20
-MEMORY_BYTES = 2048 * MIB  # of a process, beyond its store
+MEMORY_BYTES = 2048 * MIB  # of a process, beyond its frame cache
 FAULTS = {  # why a child is replaced before it is worn
     "deadline": "was killed at its deadline",
     "death": "died",
@@ -70,12 +70,12 @@ class Decoder:
     def __init__(self, backend: str, frame_cache_bytes: int, memory_bytes: int | None = None) -> None:
         """
         Args:
-            memory_bytes: what this process may use beyond the store, where that is limited.
+            memory_bytes: what this process may use beyond the frame cache, where that is limited.
         """
         if backend not in BACKENDS:
             raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._backend, self._memory_bytes = backend, memory_bytes
-        self.store = FrameCache(frame_cache_bytes)
+        self.frame_cache = FrameCache(frame_cache_bytes)
 
     def describe(self, path: str) -> VideoIndex:
         """Index of a video; see index_video."""
@@ -101,7 +101,7 @@ class Decoder:
             )
 
             return read_frames_decord(index, times_s, size_HW)
-        return read_frames_through(self.store, index, times_s, size_HW)
+        return read_frames_through(self.frame_cache, index, times_s, size_HW)
 
     def _typed(self, path: str, work: Callable[[], Any]) -> Any:
         """What a file makes a decoder raise is about the file, whatever it is."""
@@ -125,7 +125,7 @@ class Decoder:
         """FFmpeg leaves out a picture for which there is no room as it leaves out a damaged one."""
         if self._memory_bytes is None:
             return False
-        all_bytes = self._memory_bytes + self.store.budget_bytes
+        all_bytes = self._memory_bytes + self.frame_cache.budget_bytes
         return peak_data_bytes() > all_bytes - SHORT_SHARE * self._memory_bytes
 
     def _short_of_memory(self, path: str) -> VideoMemoryError:
@@ -151,7 +151,7 @@ class DecodeProcess:
         """
         Args:
             timeout_s: of one request.
-            memory_bytes: beyond the store.
+            memory_bytes: beyond the frame cache.
             worn_requests: a process that has answered as many is replaced before the next.
         """
         self._backend, self._frame_cache_bytes, self._timeout_s = backend, frame_cache_bytes, timeout_s
@@ -247,7 +247,7 @@ class DecodeProcess:
         return self._answered >= self._worn_requests or resident_bytes(self._process.pid) > held_at_most
 
     def _replace(self, cause: str, path: str) -> int | None:
-        """End the child, and its store with it; the next request starts another.
+        """End the child, and its frame cache with it; the next request starts another.
 
         Args:
             path: what it was asked for; empty: nothing.

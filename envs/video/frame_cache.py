@@ -76,15 +76,15 @@ class FrameCache:
 
 
 def read_frames_through(
-    store: FrameCache, index: VideoIndex, times_s: Sequence[float], size_HW: tuple[int, int]
+    cache: FrameCache, index: VideoIndex, times_s: Sequence[float], size_HW: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[float, ...], int]:
-    """As video_frames.read_frames and with equal results, from the store where it can, filling it on a coarse pass."""
+    """As frames.read_frames and with equal results, from the cache where it can, filling it on a coarse pass."""
     asked_T = index.frames_on_screen(times_s)
-    clip = store.find(index, size_HW)
+    clip = cache.find(index, size_HW)
     if clip is None and _is_coarse_pass(index, times_s):
-        clip = _decode_whole(index, size_HW, store)
+        clip = _decode_whole(index, size_HW, cache)
         if clip is not None:
-            store.keep(index, clip)
+            cache.keep(index, clip)
     if clip is None:
         return read_frames(index, times_s, size_HW)
     return _serve(clip, index, asked_T, size_HW)
@@ -94,21 +94,21 @@ def _is_coarse_pass(index: VideoIndex, times_s: Sequence[float]) -> bool:
     return len(times_s) > 1 and max(times_s) - min(times_s) >= WHOLE_CLIP_SHARE * index.duration_s
 
 
-def _decode_whole(index: VideoIndex, size_HW: tuple[int, int], store: FrameCache) -> StoredClip | None:
+def _decode_whole(index: VideoIndex, size_HW: tuple[int, int], cache: FrameCache) -> StoredClip | None:
     """The whole clip in the form that fits the budget, or None if neither does."""
     as_decoded = index.num_frames * index.frame_bytes
     as_rgb = index.num_frames * size_HW[0] * size_HW[1] * 3
-    if min(as_decoded, as_rgb) > store.budget_bytes:
+    if min(as_decoded, as_rgb) > cache.budget_bytes:
         return None
-    scaler = None if as_decoded <= store.budget_bytes else Scaler(index.rotation, size_HW)
-    store.make_room(as_rgb if scaler else as_decoded)
+    scaler = None if as_decoded <= cache.budget_bytes else Scaler(index.rotation, size_HW)
+    cache.make_room(as_rgb if scaler else as_decoded)
     shown, pictures, damaged, num_bytes = [], [], [], 0
     for number, picture, is_damaged in decode(index, range(index.num_frames)):
         shown.append(number)
         pictures.append(scaler(picture) if scaler else picture)
         damaged.append(is_damaged)
         num_bytes += pictures[-1].nbytes if scaler else picture_bytes(picture)
-        if num_bytes > store.budget_bytes:  # pictures may grow on the way
+        if num_bytes > cache.budget_bytes:  # pictures may grow on the way
             return None
     return StoredClip(tuple(shown), tuple(pictures), tuple(damaged), size_HW if scaler else None, num_bytes)
 

@@ -50,7 +50,7 @@ __all__ = [
 class VideoReader:
     """Decodes on request, in killable processes.
 
-    A clip always goes to the same process, whose store then holds it: the windows of a group cost no further decoding.
+    A clip always goes to the same process, whose frame cache then holds it: the windows of a group decode nothing.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class VideoReader:
             workers: decoding processes; 0 decodes in the caller's thread, without a deadline or a limit of memory, and
                 a decoder that crashes takes the caller with it: for clips of one's own making.
             frame_cache_bytes: decoded frames kept, all processes together.
-            memory_mib: of one process, beyond its share of the store; a clip that needs more is refused. No effect with
-                `workers=0`.
+            memory_mib: of one process, beyond its share of the frame cache; a clip that needs more is refused.
+                No effect with `workers=0`.
         """
         if workers == 0:
             self._decoders: list[Decoder | DecodeProcess] = [Decoder(backend, frame_cache_bytes)]

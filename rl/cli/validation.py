@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from envs.data.clip_status import ClipStatus, ClipVerdict, VerdictFile, check_clip
+from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, check_clip
 from envs.data.dataset import RejectedRow, load_tasks, load_traces, within_clip
 from envs.data.rows import UnusableRow
 from envs.video.reader import VideoReader
@@ -34,7 +34,7 @@ SHOWN = 10  # rows listed on the console; the file has all
 
 
 @dataclass(frozen=True, slots=True)
-class RowVerdict:
+class CheckedRow:
     """One row of an annotation file."""
 
     split: str  # train | held_out | cold_start
@@ -48,7 +48,7 @@ class RowVerdict:
 class DataReport:
     """What a validation found."""
 
-    rows: tuple[RowVerdict, ...]
+    rows: tuple[CheckedRow, ...]
     clips: int
     decoded: int  # of them, in this go: the others were known already
     quarantine: Path  # the verdicts on clips
@@ -84,10 +84,10 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> D
     sources = [(split, *_load(split, source)) for split, source in _sources(config, console)]
     clips = sorted({task.video_path for _, tasks, _ in sources for task in tasks})
     home = quarantine_file(config)
-    with VerdictFile(home) as file:
-        new = [clip for clip in clips if clip not in file.verdicts]
+    with ClipStatusFile(home) as file:
+        new = [clip for clip in clips if clip not in file.clips]
         _decode(new, file, config, console, workers or os.cpu_count() or 1)
-        rows = tuple(row for source in sources for row in judge_rows(*source, file.verdicts))
+        rows = tuple(row for source in sources for row in judge_rows(*source, file.clips))
     listing = home.with_name(f"validated_rows-{config.name}.jsonl")
     draft = listing.with_name(f".{listing.name}.{os.getpid()}")
     draft.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
@@ -96,19 +96,19 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> D
 
 
 def judge_rows(
-    split: str, tasks: Sequence[VideoTask], rejected: Sequence[RejectedRow], verdicts: Mapping[str, ClipVerdict]
-) -> Iterator[RowVerdict]:
+    split: str, tasks: Sequence[VideoTask], rejected: Sequence[RejectedRow], verdicts: Mapping[str, CheckedClip]
+) -> Iterator[CheckedRow]:
     """A verdict per row, from those on the clips: what a run would do with it.
 
     Args:
         rejected: rows of which no task could be made.
         verdicts: by video; there is one for every clip of the tasks.
     """
-    yield from (RowVerdict(split, f"{row.file}:{row.line}", "", "quarantined", row.reason) for row in rejected)
+    yield from (CheckedRow(split, f"{row.file}:{row.line}", "", "quarantined", row.reason) for row in rejected)
     yield from (_judge(split, task, verdicts[task.video_path]) for task in tasks)
 
 
-def count_rows(rows: Sequence[RowVerdict]) -> dict[str, Counter[str]]:
+def count_rows(rows: Sequence[CheckedRow]) -> dict[str, Counter[str]]:
     """Rows of each status, by split."""
     counted: dict[str, Counter[str]] = {}
     for row in rows:
@@ -150,7 +150,7 @@ def _load(split: str, source: Located) -> tuple[Sequence[VideoTask], Sequence[Re
     return tasks.tasks, tasks.rejected
 
 
-def _decode(clips: Sequence[str], file: VerdictFile, config: RunConfig, console: Console, workers: int) -> None:
+def _decode(clips: Sequence[str], file: ClipStatusFile, config: RunConfig, console: Console, workers: int) -> None:
     """Check clips in parallel, each in a process that can be killed; a verdict is on disk as soon as it is known."""
     video, readers = config.video, SimpleQueue()
     with ExitStack() as stack, progress_bar(console) as progress:
@@ -158,7 +158,7 @@ def _decode(clips: Sequence[str], file: VerdictFile, config: RunConfig, console:
             reader = VideoReader(video.backend, video.decode_timeout_s, 1, 0, video.decode_memory_mib)
             readers.put(stack.enter_context(reader))
 
-        def check(clip: str) -> ClipVerdict:
+        def check(clip: str) -> CheckedClip:
             reader = readers.get()
             try:
                 return check_clip(reader, clip)
@@ -173,14 +173,14 @@ def _decode(clips: Sequence[str], file: VerdictFile, config: RunConfig, console:
             progress.advance(bar)
 
 
-def _judge(split: str, task: VideoTask, clip: ClipVerdict) -> RowVerdict:
+def _judge(split: str, task: VideoTask, clip: CheckedClip) -> CheckedRow:
     if clip.status is ClipStatus.QUARANTINED:
-        return RowVerdict(split, task.task_id, task.video_path, "quarantined", clip.reason)
+        return CheckedRow(split, task.task_id, task.video_path, "quarantined", clip.reason)
     changes = [clip.reason] if clip.reason else []
     if split != "cold_start":  # a trace is played as it is written
         try:
             clamped = within_clip(task, clip.duration_s) is not task
         except UnusableRow as error:
-            return RowVerdict(split, task.task_id, task.video_path, "quarantined", str(error))
+            return CheckedRow(split, task.task_id, task.video_path, "quarantined", str(error))
         changes = [f"clamped to the clip, which ends at {clip.duration_s:g} s"] * clamped + changes
-    return RowVerdict(split, task.task_id, task.video_path, "repaired" if changes else "ok", "; ".join(changes))
+    return CheckedRow(split, task.task_id, task.video_path, "repaired" if changes else "ok", "; ".join(changes))

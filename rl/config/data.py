@@ -73,9 +73,9 @@ class VideoConfig:
     coarse: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
     decode_timeout_s: float = 60.0  # one request; the decoding process is killed beyond it
     decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker, without limits
-    # of one decoding process, beyond its share of the store; an 8K clip needs 1 GiB for the pictures others refer to
+    # of one decoding process, beyond its share of the frame cache; an 8K clip needs 1 GiB for its reference pictures
     decode_memory_mib: int = 2048
-    frame_cache_bytes: int = 268_435_456  # shared decoded-frame store per rollout worker
+    frame_cache_bytes: int = 268_435_456  # shared frame cache per rollout worker
 
     def __post_init__(self) -> None:
         require_one_of("video.backend", self.backend, ("pyav", "decord"))

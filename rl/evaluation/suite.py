@@ -137,7 +137,7 @@ def judge_by_rewards(exam: Exam, rewards: RewardPool, config: RunConfig) -> Judg
     terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(exam.examples)
 
     def judge(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
-        scored = rewards.verdicts([group for _, group in finished])
+        scored = rewards.score_all([group for _, group in finished])
         outcomes = [judged(place, one) for (place, _), one in zip(finished, scored, strict=True)]
         if len(failures) > allowed:
             first = failures[0]

@@ -335,7 +335,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _require_model_ids(folder: Path, ids: TokenIds) -> None:
-    """The model looks for its video at the ids of config.json, the ledger writes those of the tokenizer."""
+    """The model looks for its video at the ids of config.json, prompts hold those of the tokenizer."""
     declared = json.loads((folder / "config.json").read_text())
     for key, name in MODEL_IDS.items():
         if declared.get(key) not in (None, getattr(ids, name)):

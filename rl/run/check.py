@@ -193,7 +193,7 @@ def _initial_tokens(episode_context: EpisodeContext, video_path: str, question: 
     clip, processor, rules = (
         episode_context.reader.describe(video_path),
         episode_context.processor,
-        episode_context.opening,
+        episode_context.coarse,
     )
     times_s_T = coarse_frame_times(clip.duration_s, clip.native_fps, rules)
     frames = unseen_frames(*fit_visual_tokens(times_s_T, clip, processor, rules))

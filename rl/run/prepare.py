@@ -229,7 +229,7 @@ def make_episode_context(config: RunConfig, policy_dir: Path) -> EpisodeContext:
     return EpisodeContext(
         processor=Processor.from_pretrained(policy_dir, config.policy.scenes),
         reader=make_reader(config.video),
-        opening=CoarseFrameRules(
+        coarse=CoarseFrameRules(
             coarse.fps, coarse.min_frames, coarse.max_frames, coarse.max_pixels, coarse.max_visual_tokens
         ),
         retrieval=RetrievalRules(

@@ -89,7 +89,7 @@ class ScriptedRunner:
         broken.unlink()
         return [Fault("decoder_death", "decoder", "died while it read a.mp4", "another was started", 1.0, 0.2)]
 
-    async def play(self, task, *, step, greedily, occurrence=0, ledger):
+    async def play(self, task, *, step, greedily, occurrence=0, history):
         self._now += 1
         most = self._now
         for name, act in (
@@ -115,12 +115,12 @@ class ScriptedRunner:
             most = max(most, self._now)
         if task.task_id.startswith("last"):
             (self._folder / "last").touch()
-        turns = await self._talk(task, ledger) if task.task_id in ("talks", "speaks") else ()
+        turns = await self._talk(task, history) if task.task_id in ("talks", "speaks") else ()
         self._now -= 1
         told = Trajectory(turns, StopReason.ANSWERED, f"{task.task_id} {step} {greedily}")
         return TrajectoryGroup(task, (told,), None, seconds={"most": float(most), "pid": float(os.getpid())})
 
-    async def _talk(self, task, ledger):
+    async def _talk(self, task, history):
         """Says one token a turn, who said it in its log-prob; if it "talks", the first worker dies at the last turn."""
         turns = []
         for turn in range(TURNS):
@@ -129,10 +129,10 @@ class ScriptedRunner:
                 while self.engine.pulses < heard:
                     await asyncio.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
-            said = ledger.turn(0, turn)
+            said = history.turn(0, turn)
             if said is None:
                 said = Completion((turn,), (-float(os.getpid()),), "stop", self.engine.version)
-                ledger.add(0, said)
+                history.add(0, said)
             turns.append(Turn((), said, Segment.REASONING))
         return tuple(turns)
 
@@ -254,7 +254,7 @@ def test_a_worker_that_dies_is_replaced_and_every_task_comes_back_once(pool_of):
         pool.crew.attend()  # the replacement starts beside the work
     (fault,) = faults
     assert (fault.kind, fault.worker.split("/")[1]) == ("worker_died", "1") and 0 < fault.recovery_s < 60
-    assert "died" in fault.cause and fault.action.endswith("went on from their ledgers")
+    assert "died" in fault.cause and fault.action.endswith("went on from their token histories")
 
 
 def test_a_trajectory_goes_on_elsewhere_from_its_token_ledger(pool_of):

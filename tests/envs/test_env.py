@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.env import EngineContractError, Observation, RetrievalEnv, TokenBudget
-from envs.initial_observation import CoarseFrameRules, open_clip, unseen_frames
+from envs.initial_observation import CoarseFrameRules, make_initial_observation, unseen_frames
 from envs.prompts import PromptFormat, encode_reply
 from envs.retrieval import RetrievalRules
 from rl.trajectory import (
@@ -21,7 +21,7 @@ from rl.trajectory import (
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
 RULES = RetrievalRules(max_calls=1, min_window_s=0.1, max_fps=10.0, max_frames=32, max_pixels=3136)
-V0 = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
+COARSE = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
 LOOK = "<think>Look.<span>2 - 4</span><fps>4</fps>"
 ANSWER = "Red.</think><answer>B</answer><|im_end|>"
 
@@ -43,15 +43,17 @@ def reader():
 
 
 @pytest.fixture(scope="module")
-def opening(processor, reader, clip):
-    return open_clip(make_task(clip), processor=processor, reader=reader, rules=V0, form=PromptFormat())
+def initial(processor, reader, clip):
+    return make_initial_observation(
+        make_task(clip), processor=processor, reader=reader, rules=COARSE, form=PromptFormat()
+    )
 
 
 @pytest.fixture
-def make_env(processor, reader, clip, opening):
+def make_env(processor, reader, clip, initial):
     def make(rules=RULES, max_new_tokens=256, max_model_len=1024, clip=clip):
         budget = TokenBudget(max_new_tokens, max_model_len)
-        return RetrievalEnv(make_task(clip), opening, processor=processor, reader=reader, rules=rules, budget=budget)
+        return RetrievalEnv(make_task(clip), initial, processor=processor, reader=reader, rules=rules, budget=budget)
 
     return make
 
@@ -73,17 +75,17 @@ def play(env, *completions):
     return [env.reset(), *(env.step(completion) for completion in completions)]
 
 
-def test_an_episode_begins_with_the_opening_prompt_and_its_video(make_env, opening):
+def test_an_episode_begins_with_the_opening_prompt_and_its_video(make_env, initial):
     env = make_env()
-    assert env.reset() == Observation(opening.token_ids)
-    assert (env.token_ids, env.videos) == (opening.token_ids, (opening.frames,))
+    assert env.reset() == Observation(initial.token_ids)
+    assert (env.token_ids, env.videos) == (initial.token_ids, (initial.frames,))
 
 
-def test_an_answer_without_a_look_is_one_reasoning_turn(make_env, say, opening):
+def test_an_answer_without_a_look_is_one_reasoning_turn(make_env, say, initial):
     _, trajectory = play(make_env(), say("<think>Red.</think><answer>B</answer><|im_end|>"))
     (turn,) = trajectory.turns
     assert (trajectory.stop_reason, turn.segment, turn.call) == (StopReason.ANSWERED, Segment.REASONING, None)
-    assert (turn.context_token_ids, turn.frames) == (opening.token_ids, None)
+    assert (turn.context_token_ids, turn.frames) == (initial.token_ids, None)
     assert trajectory.answer_text == "<think>Red.</think><answer>B</answer>"
 
 
@@ -100,17 +102,17 @@ def test_a_call_is_answered_with_the_frames_of_its_window(make_env, say, process
     assert trajectory.answer_text == f"{LOOK}<video>Red.</think><answer>B</answer>"
 
 
-def test_tokens_in_are_tokens_out(make_env, say, opening):
+def test_tokens_in_are_tokens_out(make_env, say, initial):
     env = make_env()
     looks, answers = say(LOOK), say(ANSWER)
     env.reset()
     look = env.step(looks)
-    assert env.token_ids == (*opening.token_ids, *looks.token_ids, *look.token_ids)
-    assert env.videos == (opening.frames, look.frames)
+    assert env.token_ids == (*initial.token_ids, *looks.token_ids, *look.token_ids)
+    assert env.videos == (initial.frames, look.frames)
     trajectory = env.step(answers)
     assert trajectory_tokens(trajectory) == env.token_ids
-    assert env.token_ids == (*opening.token_ids, *looks.token_ids, *look.token_ids, *answers.token_ids)
-    assert trajectory_videos(opening.frames, trajectory.turns) == env.videos == (opening.frames, look.frames)
+    assert env.token_ids == (*initial.token_ids, *looks.token_ids, *look.token_ids, *answers.token_ids)
+    assert trajectory_videos(initial.frames, trajectory.turns) == env.videos == (initial.frames, look.frames)
 
 
 def test_every_placeholder_belongs_to_a_video_of_the_ledger(make_env, say, processor):
@@ -206,22 +208,22 @@ def test_inserted_tokens_count_towards_the_context_but_not_towards_the_allowance
     assert len(look.token_ids) > 8 and env.new_tokens_left == 100 - len(completion.token_ids)
 
 
-def test_the_context_budget_limits_what_may_still_be_written(make_env, opening):
-    env = make_env(max_new_tokens=100, max_model_len=len(opening.token_ids) + 7)
+def test_the_context_budget_limits_what_may_still_be_written(make_env, initial):
+    env = make_env(max_new_tokens=100, max_model_len=len(initial.token_ids) + 7)
     env.reset()
     assert env.new_tokens_left == 7
 
 
-def test_a_prompt_that_fills_the_context_is_truncated_before_it_begins(make_env, opening):
-    trajectory = make_env(max_model_len=len(opening.token_ids)).reset()
+def test_a_prompt_that_fills_the_context_is_truncated_before_it_begins(make_env, initial):
+    trajectory = make_env(max_model_len=len(initial.token_ids)).reset()
     assert (trajectory.stop_reason, trajectory.turns) == (StopReason.TRUNCATED, ())
 
 
-def test_frames_are_fewer_where_the_context_holds_no_more_and_the_window_stays_whole(make_env, say, opening, processor):
+def test_frames_are_fewer_where_the_context_holds_no_more_and_the_window_stays_whole(make_env, say, initial, processor):
     allowance, call_tokens = 128, len(say(LOOK).token_ids)
     frame_tokens = {n: len(processor.video_block(unseen_frames([2.0] * n, (56, 56)))) for n in range(1, 8)}
     for num_frames, spare in frame_tokens.items():
-        env = make_env(max_new_tokens=allowance, max_model_len=len(opening.token_ids) + allowance + spare + 2)
+        env = make_env(max_new_tokens=allowance, max_model_len=len(initial.token_ids) + allowance + spare + 2)
         _, look, trajectory = play(env, say(LOOK), say(ANSWER))
         (call,) = trajectory.calls
         assert (call.num_frames, call.clamped) == (num_frames, ("frames",))
@@ -231,15 +233,15 @@ def test_frames_are_fewer_where_the_context_holds_no_more_and_the_window_stays_w
         assert env.new_tokens_left == allowance - written  # looking never costs the answer
 
 
-def test_without_room_for_one_frame_the_call_is_refused(make_env, say, opening, processor):
-    env = make_env(max_new_tokens=128, max_model_len=len(opening.token_ids) + 128 + 3)
+def test_without_room_for_one_frame_the_call_is_refused(make_env, say, initial, processor):
+    env = make_env(max_new_tokens=128, max_model_len=len(initial.token_ids) + 128 + 3)
     _, note = play(env, say(LOOK))
     assert processor.decode(note.token_ids) == "\n[no frames: no room is left for frames]\n"
 
 
-def test_a_note_that_does_not_fit_ends_the_episode(make_env, say, opening):
+def test_a_note_that_does_not_fit_ends_the_episode(make_env, say, initial):
     completion = say("<fps>2</fps>")
-    env = make_env(max_model_len=len(opening.token_ids) + len(completion.token_ids) + 2)
+    env = make_env(max_model_len=len(initial.token_ids) + len(completion.token_ids) + 2)
     _, trajectory = play(env, completion)
     assert (trajectory.stop_reason, len(trajectory.turns)) == (StopReason.TRUNCATED, 1)
 
@@ -259,12 +261,12 @@ def test_every_token_keeps_its_log_prob_and_its_version(make_env, say):
         assert turn.completion.policy_version == 3
 
 
-def test_an_environment_plays_once(make_env, say):
+def test_an_environment_runs_one_episode(make_env, say):
     env = make_env()
     play(env, say(ANSWER))
     with pytest.raises(RuntimeError, match="one episode"):
         env.reset()
-    with pytest.raises(EngineContractError, match="nobody asked for"):
+    with pytest.raises(EngineContractError, match="not requested"):
         env.step(say(ANSWER))
 
 
@@ -290,13 +292,13 @@ def test_what_no_engine_may_return_is_a_loud_error(make_env, processor):
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_whatever_the_policy_writes_the_ledgers_hold_and_the_episode_ends(processor, reader, clip, opening, data):
+def test_whatever_the_policy_writes_the_history_holds_and_the_episode_ends(processor, reader, clip, initial, data):
     ids = processor.ids
     allowed = sorted(set(np.flatnonzero(processor.allowed_token_mask()).tolist()) - {ids.im_end, ids.fps_close})
     words = st.sampled_from(allowed) | st.sampled_from([ids.span_open, ids.span_close, ids.fps_open])
     phrases = st.lists(words, max_size=20) | st.sampled_from([list(encode_reply(LOOK[:-6], processor))])
     env = RetrievalEnv(
-        make_task(clip), opening, processor=processor, reader=reader, rules=RULES, budget=TokenBudget(120, 400)
+        make_task(clip), initial, processor=processor, reader=reader, rules=RULES, budget=TokenBudget(120, 400)
     )
     given, turns = env.reset(), 0
     while not isinstance(given, Trajectory):
@@ -309,6 +311,6 @@ def test_whatever_the_policy_writes_the_ledgers_hold_and_the_episode_ends(proces
     assert turns == len(given.turns) <= 120
     assert len(trajectory_tokens(given)) <= 400
     assert env.token_ids[: len(trajectory_tokens(given))] == trajectory_tokens(given)
-    videos = trajectory_videos(opening.frames, given.turns)
+    videos = trajectory_videos(initial.frames, given.turns)
     assert trajectory_tokens(given).count(ids.video_pad) == sum(map(processor.visual_tokens, videos))
     assert len(videos) <= 1 + RULES.max_calls

@@ -9,7 +9,7 @@ from envs.initial_observation import (
     coarse_frame_times,
     decode,
     fit_visual_tokens,
-    open_clip,
+    make_initial_observation,
     unseen_frames,
 )
 from envs.prompts import PromptFormat, initial_prompt
@@ -91,8 +91,8 @@ def test_opening_a_clip_decodes_cuts_and_writes_the_prompt(processor, tmp_path):
     task = make_task(write_clip(tmp_path / "clip.mp4", seconds=4.0, fps=10))
     rules = CoarseFrameRules(fps=2.0, min_frames=4, max_frames=8, max_pixels=3136)
     with make_reader() as reader:
-        opening = open_clip(task, processor=processor, reader=reader, rules=rules, form=PromptFormat())
-    assert opening.frames.timestamps_s_T == pytest.approx([0.5 * i for i in range(8)])
-    assert sum(opening.frames.scene_lengths) == 8
-    assert opening.token_ids == initial_prompt(task.question, opening.frames, processor, PromptFormat())
-    assert opening.decode_s > 0 and opening.segment_s > 0
+        initial = make_initial_observation(task, processor=processor, reader=reader, rules=rules, form=PromptFormat())
+    assert initial.frames.timestamps_s_T == pytest.approx([0.5 * i for i in range(8)])
+    assert sum(initial.frames.scene_lengths) == 8
+    assert initial.token_ids == initial_prompt(task.question, initial.frames, processor, PromptFormat())
+    assert initial.decode_s > 0 and initial.segment_s > 0

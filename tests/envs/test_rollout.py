@@ -15,7 +15,7 @@ from rl.trajectory import MalformedCall, Sampling, Segment, StopReason, trajecto
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 from tests.fakes import ScriptedEngine
 
-V0 = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
+COARSE = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136, max_visual_tokens=512)
 SAMPLING = Sampling(max_new_tokens=200)
 LOOK = "<think>Look.<span>2 - 4</span><fps>4</fps>"
 ANSWER = "Red.</think><answer>B</answer>"
@@ -65,7 +65,7 @@ def engine(processor):
 @pytest.fixture
 def play(processor, reader, clip):
     def run(generate, group_size, *, clip=clip, sampling=SAMPLING, max_calls=1, **numbers):
-        around = EpisodeContext(processor, reader, V0, RetrievalRules(max_calls=max_calls, max_pixels=3136), 1024)
+        around = EpisodeContext(processor, reader, COARSE, RetrievalRules(max_calls=max_calls, max_pixels=3136), 1024)
         return asyncio.run(
             run_group(
                 make_task(clip),
@@ -92,7 +92,7 @@ def test_siblings_each_go_their_own_way_in_order(play, engine):
 def test_the_coarse_frames_are_decoded_once_and_shared_by_all(play, engine, reader):
     scripted = engine(*[[LOOK, ANSWER]] * 4)
     group = play(scripted, 4)
-    assert len(reader.asked) == 1 + 4  # the opening, then each sibling's own window
+    assert len(reader.asked) == 1 + 4  # the initial, then each sibling's own window
     assert all(request.videos[0] is group.coarse_frames for request in scripted.requests)
     assert group.duration_s == pytest.approx(8.0)
 
@@ -163,7 +163,7 @@ def test_seeds_are_a_pure_function_of_what_is_played(play, engine):
 
 def test_tasks_and_seeds_of_a_step_do_not_know_how_many_engines_share_it(processor, reader, clip, engine):
     """So a run that is resumed with more or fewer engines plays the same: five groups of two, dealt to 1, 2 or 5."""
-    around = EpisodeContext(processor, reader, V0, RetrievalRules(max_calls=1, max_pixels=3136), 1024)
+    around = EpisodeContext(processor, reader, COARSE, RetrievalRules(max_calls=1, max_pixels=3136), 1024)
     known = [replace(make_task(clip), task_id=name) for name in "abc"]  # five places: an epoch ends within the step
 
     def played(num_workers):
@@ -239,18 +239,18 @@ def tokens_of(group):
 
 @pytest.mark.parametrize("turns_kept", [(0, 0), (1, 0), (1, 1), (2, 1), (2, 2)])
 def test_a_group_goes_on_elsewhere_from_its_token_ledger(play, engine, turns_kept):
-    ledger, script = TokenHistory(), [[LOOK, ANSWER], [LOOK, ANSWER]]
-    whole = play(engine(*script), 2, ledger=ledger)
-    said = {0: [], 1: []}
-    for sibling, turn, completion in ledger.take_news():
-        assert turn == len(said[sibling])
-        said[sibling].append(completion)
-    assert ledger.take_news() == [] and ledger.advances == 1 + 4  # the opening, and every turn
+    history, script = TokenHistory(), [[LOOK, ANSWER], [LOOK, ANSWER]]
+    whole = play(engine(*script), 2, history=history)
+    sampled = {0: [], 1: []}
+    for sibling, turn, completion in history.take_new():
+        assert turn == len(sampled[sibling])
+        sampled[sibling].append(completion)
+    assert history.take_new() == [] and history.advances == 1 + 4  # the initial, and every turn
 
-    elsewhere, kept = engine(*script), {sibling: said[sibling][:turns] for sibling, turns in enumerate(turns_kept)}
+    elsewhere, kept = engine(*script), {sibling: sampled[sibling][:turns] for sibling, turns in enumerate(turns_kept)}
     again = TokenHistory(kept)
-    group = play(elsewhere, 2, ledger=again)
-    assert len(elsewhere.requests) == len(again.take_news()) == 4 - sum(turns_kept)  # nothing is sampled twice
+    group = play(elsewhere, 2, history=again)
+    assert len(elsewhere.requests) == len(again.take_new()) == 4 - sum(turns_kept)  # nothing is sampled twice
     assert tokens_of(group) == tokens_of(whole)
     for old, new in zip(whole.trajectories_G, group.trajectories_G, strict=True):
         assert [turn.frames and turn.frames.digest for turn in old.turns] == [
@@ -264,13 +264,13 @@ def test_a_group_goes_on_elsewhere_from_its_token_ledger(play, engine, turns_kep
 def test_a_group_played_again_for_its_frames_goes_no_further_than_it_went_before(play, engine):
     whole = play(engine([LOOK, ANSWER], [LOOK, ANSWER]), 2)
     look, answer = (turn.completion for turn in whole.trajectories_G[1].turns)
-    silent = engine()  # would fail if it were asked
+    idle = engine()  # would fail if it were called
 
-    group = play(silent, 2, ledger=TokenHistory({0: [look, None], 1: [look, answer, None]}))
-    assert silent.requests == []
+    group = play(idle, 2, history=TokenHistory({0: [look, None], 1: [look, answer, None]}))
+    assert idle.requests == []
     broken_off, complete = group.trajectories_G
-    assert (len(broken_off.turns), broken_off.note) == (1, "played again for its frames")
+    assert (len(broken_off.turns), broken_off.note) == (1, "replayed for its frames")
     assert trajectory_tokens(complete) == trajectory_tokens(whole.trajectories_G[1])
 
-    (unsaid,) = play(silent, 1, ledger=TokenHistory({0: [None]})).trajectories_G  # it had no room to say anything
-    assert unsaid.turns == () and silent.requests == []
+    (no_turn,) = play(idle, 1, history=TokenHistory({0: [None]})).trajectories_G  # it had no room for a turn
+    assert no_turn.turns == () and idle.requests == []

@@ -35,7 +35,7 @@ def call():
 
 
 @pytest.fixture
-def said():
+def trajectory_of():
     """A trajectory that made these calls and wrote this text."""
 
     def make(text="<think>T</think><answer>B</answer>", calls=(), stop=StopReason.ANSWERED):

@@ -1,4 +1,4 @@
-"""A frame rate is judged by its distance from the annotated one."""
+"""A frame rate is scored by its distance from the annotated one."""
 
 from dataclasses import replace
 
@@ -24,5 +24,5 @@ def test_the_tolerance_is_an_argument(task, call):
         frame_rate(task(), call(0, 1), tolerance_fps=0.0)
 
 
-def test_a_task_without_a_rate_has_no_verdict(task, call):
+def test_a_task_without_a_rate_has_no_score(task, call):
     assert frame_rate(task(fps=None), call(0, 1)) is None

@@ -17,8 +17,8 @@ LOOK = "<span>1 - 2</span><fps>3</fps>"
         "<think><span>9 - 2</span> <fps>x</fps></think><answer>B</answer>",  # malformed: its own reward knows
     ],
 )
-def test_well_formed(task, said, text):
-    assert output_format(task(), said(text)) == 1.0
+def test_well_formed(task, trajectory_of, text):
+    assert output_format(task(), trajectory_of(text)) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_well_formed(task, said, text):
         "<think><span>1 - 2</span></think><answer>B</answer>",
     ],
 )
-def test_badly_formed(task, said, text):
-    assert output_format(task(), said(text)) == 0.0
+def test_badly_formed(task, trajectory_of, text):
+    assert output_format(task(), trajectory_of(text)) == 0.0
 
 
-def test_a_call_can_be_required(task, said):
-    assert output_format(task(), said(), require_call=True) == 0.0
-    assert output_format(task(), said(f"<think>{LOOK}</think><answer>B</answer>"), require_call=True) == 1.0
+def test_a_call_can_be_required(task, trajectory_of):
+    assert output_format(task(), trajectory_of(), require_call=True) == 0.0
+    assert output_format(task(), trajectory_of(f"<think>{LOOK}</think><answer>B</answer>"), require_call=True) == 1.0

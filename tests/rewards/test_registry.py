@@ -30,10 +30,10 @@ def test_every_built_in_resolves(name):
     assert callable(resolve(name))
 
 
-def test_module_and_file(file, task, said):
+def test_module_and_file(file, task, trajectory_of):
     assert resolve("rewards.answer:answer") is resolve("answer")
-    assert resolve(f"{file}:brevity")(task(), said("short")) == 1.0
-    assert resolve(f"{file}:brevity", {"limit": 3})(task(), said("longer")) == 0.0
+    assert resolve(f"{file}:brevity")(task(), trajectory_of("short")) == 1.0
+    assert resolve(f"{file}:brevity", {"limit": 3})(task(), trajectory_of("longer")) == 0.0
 
 
 def test_a_relative_file_is_looked_up_from_here(file, monkeypatch):
@@ -83,8 +83,8 @@ def test_a_file_that_breaks_on_import_is_named_and_can_be_mended(tmp_path):
         ("answer", {"strict": True}, "reasoning", "no argument 'strict'; it takes none"),
         ("frame_rate", {"call": 3}, "sampling", "no argument 'call'"),
         ("math:sqrt", {}, "reasoning", "cannot be called as fn"),
-        ("temporal_iou", {}, "reasoning", "judges a call: its segment must be 'sampling', not 'reasoning'"),
-        ("answer", {}, "sampling", "judges a trajectory: its segment must be 'reasoning'"),
+        ("temporal_iou", {}, "reasoning", "scores a call: its segment must be 'sampling', not 'reasoning'"),
+        ("answer", {}, "sampling", "scores a trajectory: its segment must be 'reasoning'"),
     ],
 )
 def test_signatures_are_checked_at_load(name, args, segment, message):

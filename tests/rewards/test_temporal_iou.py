@@ -1,4 +1,4 @@
-"""A window is judged by its overlap with the evidence."""
+"""A window is scored by its overlap with the evidence."""
 
 from dataclasses import replace
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from envs.data.clip_status import ClipStatus, ClipVerdict, VerdictFile, check_clip, quarantined
+from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, check_clip, quarantined
 from envs.data.rows import DatasetError
 from envs.video.reader import VideoReader
 from tests.envs.video.clips import render, render_silence
@@ -16,8 +16,8 @@ def reader():
         yield reader
 
 
-def verdict(path, status=ClipStatus.OK, **known):
-    return ClipVerdict(str(path), path.stat().st_size, path.stat().st_mtime_ns, status, **known)
+def checked(path, status=ClipStatus.OK, **known):
+    return CheckedClip(str(path), path.stat().st_size, path.stat().st_mtime_ns, status, **known)
 
 
 def test_a_sound_clip_is_ok_with_all_its_frames(reader, tmp_path):
@@ -64,42 +64,42 @@ def test_any_prefix_of_the_file_is_a_place_to_go_on_from(tmp_path):
     clips = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")]
     for clip in clips:
         clip.write_bytes(b"x")
-    home = tmp_path / "verdicts.jsonl"
-    given = [verdict(clips[0]), verdict(clips[1], ClipStatus.QUARANTINED, reason="é"), verdict(clips[2])]
-    with VerdictFile(home) as file:
-        for one in given:
+    home = tmp_path / "clips.jsonl"
+    appended = [checked(clips[0]), checked(clips[1], ClipStatus.QUARANTINED, reason="é"), checked(clips[2])]
+    with ClipStatusFile(home) as file:
+        for one in appended:
             file.append(one)
     content = home.read_bytes()
 
     for length in range(len(content) + 1):
         home.write_bytes(content[:length])
-        with VerdictFile(home) as file:
+        with ClipStatusFile(home) as file:
             known = content[:length].count(b"\n")
-            assert list(file.verdicts.values()) == given[:known]
-            for one in given[known:]:
+            assert list(file.clips.values()) == appended[:known]
+            for one in appended[known:]:
                 file.append(one)
         assert home.read_bytes() == content
 
 
-def test_a_clip_that_has_changed_has_no_verdict(tmp_path):
-    clip, home = tmp_path / "a.mp4", tmp_path / "verdicts.jsonl"
+def test_a_clip_that_has_changed_has_no_status(tmp_path):
+    clip, home = tmp_path / "a.mp4", tmp_path / "clips.jsonl"
     clip.write_bytes(b"broken")
-    with VerdictFile(home) as file:
-        file.append(verdict(clip, ClipStatus.QUARANTINED, reason="broken"))
+    with ClipStatusFile(home) as file:
+        file.append(checked(clip, ClipStatus.QUARANTINED, reason="broken"))
     assert quarantined(home) == {str(clip): "broken"}
 
     clip.write_bytes(b"mended, and longer")
     assert quarantined(home) == {}
-    with VerdictFile(home) as file:
-        assert file.verdicts == {}
+    with ClipStatusFile(home) as file:
+        assert file.clips == {}
 
 
-def test_the_latest_verdict_counts(tmp_path):
-    clip, home = tmp_path / "a.mp4", tmp_path / "verdicts.jsonl"
+def test_the_latest_status_counts(tmp_path):
+    clip, home = tmp_path / "a.mp4", tmp_path / "clips.jsonl"
     clip.write_bytes(b"x")
-    with VerdictFile(home) as file:
-        file.append(verdict(clip, ClipStatus.QUARANTINED, reason="timeout"))
-        file.append(verdict(clip))
+    with ClipStatusFile(home) as file:
+        file.append(checked(clip, ClipStatus.QUARANTINED, reason="timeout"))
+        file.append(checked(clip))
 
     assert quarantined(home) == {}
 
@@ -114,15 +114,15 @@ WRONG_TYPE = json.dumps({"video": 1, "size": 1, "mtime_ns": 1, "status": "ok"})
 @pytest.mark.parametrize(
     "line", ["not json", "[]", json.dumps({"video": "a"}), json.dumps({"status": "fine"}), WRONG_TYPE]
 )
-def test_a_line_that_is_no_verdict_is_named(tmp_path, line):
-    home = tmp_path / "verdicts.jsonl"
+def test_a_line_that_is_no_clip_status_is_named(tmp_path, line):
+    home = tmp_path / "clips.jsonl"
     home.write_text(line + "\n")
 
-    with pytest.raises(DatasetError, match=r"verdicts\.jsonl:1: no verdict on a clip .*delete the line"):
+    with pytest.raises(DatasetError, match=r"clips\.jsonl:1: no clip status .*delete the line"):
         quarantined(home)
 
 
 def test_two_validations_do_not_write_one_file(tmp_path):
-    home = tmp_path / "verdicts.jsonl"
-    with VerdictFile(home), pytest.raises(DatasetError, match="another validation is writing here"):
-        VerdictFile(home).__enter__()
+    home = tmp_path / "clips.jsonl"
+    with ClipStatusFile(home), pytest.raises(DatasetError, match="another validation is writing here"):
+        ClipStatusFile(home).__enter__()

@@ -15,7 +15,7 @@ from rl.trajectory import Segment, StopReason, TimeSpan, trajectory_tokens, traj
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
 REPLIES = ("<think>Look.<span>2 - 4</span><fps>4</fps>", "\nRed.</think><answer>B</answer>")
-V0 = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136)
+COARSE = CoarseFrameRules(fps=1.0, min_frames=4, max_frames=8, max_pixels=3136)
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +33,14 @@ def convert(processor, clip):
     def run(replies=REPLIES, *, clip=clip, max_model_len=1024, max_calls=1):
         rules = RetrievalRules(max_calls=max_calls, max_pixels=3136)
         with make_reader() as reader:
-            around = EpisodeContext(processor, reader, V0, rules, max_model_len)
+            around = EpisodeContext(processor, reader, COARSE, rules, max_model_len)
             return trace_to_trajectory(RetrievalTrace(make_task(clip), replies), around)
 
     return run
 
 
 def test_a_trace_has_the_form_of_a_rollout(convert, processor):
-    trajectory, opening = convert()
+    trajectory, initial = convert()
     look, answer = trajectory.turns
     assert (look.segment, answer.segment) == (Segment.SAMPLING, Segment.REASONING)
     assert trajectory.stop_reason == StopReason.ANSWERED
@@ -48,7 +48,7 @@ def test_a_trace_has_the_form_of_a_rollout(convert, processor):
     assert answer.context_token_ids == tuple(processor.video_block(answer.frames))  # context: masked
     assert answer.completion.token_ids[-1] == processor.ids.im_end
     assert set(look.completion.logprobs) == {0.0}
-    videos = trajectory_videos(opening, trajectory.turns)
+    videos = trajectory_videos(initial, trajectory.turns)
     placeholders = trajectory_tokens(trajectory).count(processor.ids.video_pad)
     assert placeholders == sum(map(processor.visual_tokens, videos))
 
@@ -76,8 +76,8 @@ def test_a_trace_the_environment_would_not_follow_is_refused(convert, tmp_path):
 
 def test_a_trace_that_does_not_fit_the_context_is_refused(convert):
     trajectory, _ = convert(("<think>Red.</think><answer>B</answer>",))
-    opening = len(trajectory.turns[0].context_token_ids)
-    for max_model_len in (10, opening, opening + 1, opening + 13, opening + 25):
+    initial = len(trajectory.turns[0].context_token_ids)
+    for max_model_len in (10, initial, initial + 1, initial + 13, initial + 25):
         with pytest.raises(UnusableRow, match="t: "):
             convert(max_model_len=max_model_len)
 
@@ -87,15 +87,15 @@ def test_the_published_trace_plays_on_its_real_clip(processor, real_data_dir):
     (trace,) = load_traces("dm_cot", real_data_dir / "dynframe_sample" / "dm_cot.json").traces
     with make_reader() as reader:
         rules = RetrievalRules(max_pixels=28 * 28 * 12)
-        around = EpisodeContext(processor, reader, V0, rules, max_model_len=4096)
-        trajectory, opening = trace_to_trajectory(trace, around)
+        around = EpisodeContext(processor, reader, COARSE, rules, max_model_len=4096)
+        trajectory, initial = trace_to_trajectory(trace, around)
     (call,) = trajectory.calls
     assert (call.asked.start_s, call.asked.end_s, call.fps) == (56.47, 61.72, 3.0)
     shown_s_T = trajectory.turns[1].frames.timestamps_s_T
     assert call.clamped == ("end",)  # the annotation reaches .8 s beyond the last frame
     assert len(shown_s_T) == call.num_frames == 13
     assert 56.3 < shown_s_T[0] <= 56.47 and shown_s_T[-1] < call.span.end_s
-    assert opening.num_frames == 8
+    assert initial.num_frames == 8
 
 
 def test_traces_made_from_evidence_are_roughly_right_and_playable(convert, clip):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import envs.video.index
-from envs.data.clip_status import ClipStatus, VerdictFile, check_clip, quarantined
+from envs.data.clip_status import ClipStatus, ClipStatusFile, check_clip, quarantined
 from envs.data.dataset import load_tasks
 from envs.synthetic.clip import Flash, SyntheticClip, draw, write_mp4
 from envs.video.decode_memory import resident_bytes
@@ -262,11 +262,11 @@ def test_pictures_beyond_all_measure_are_refused_before_memory_is_taken(tmp_path
 def test_pictures_that_grow_on_the_way_do_not_overfill_the_store(tmp_path):
     path = render(tmp_path / "clip.mp4", frames=50)
     index = index_video(path)
-    store = FrameCache(index.num_frames * index.frame_bytes - 1)
+    cache = FrameCache(index.num_frames * index.frame_bytes - 1)
     as_if_smaller = replace(index, frame_bytes=index.frame_bytes // 2)
 
-    pixels, *_ = read_frames_through(store, as_if_smaller, (0.0, 1.0, 1.9), SIZE)
-    assert numbers_in(pixels) == [0, 25, 47] and store.held_bytes == 0
+    pixels, *_ = read_frames_through(cache, as_if_smaller, (0.0, 1.0, 1.9), SIZE)
+    assert numbers_in(pixels) == [0, 25, 47] and cache.held_bytes == 0
 
 
 # Without end ----------------------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_a_process_is_replaced_after_many_requests(clip):
 def test_a_process_that_has_grown_is_replaced(clip, monkeypatch):
     process = DecodeProcess("pyav", frame_cache_bytes=50 * MIB, timeout_s=TIMEOUT_S, memory_bytes=400 * MIB)
     process.describe(str(clip))
-    held = {process.pid: 250 * MIB}  # its store and half of its memory
+    held = {process.pid: 250 * MIB}  # its frame cache and half of its memory
     monkeypatch.setattr("envs.video.decode_process.resident_bytes", lambda pid: held.get(pid, 0))
     process.describe(str(clip))
     assert process.replaced == {}
@@ -495,18 +495,18 @@ def test_an_error_that_nobody_foresaw_names_the_file_and_the_place(clip, monkeyp
 
 
 def test_a_failure_that_may_pass_is_tried_again_by_the_next_validation(eight_k, tmp_path):
-    home = tmp_path / "verdicts.jsonl"
+    home = tmp_path / "clips.jsonl"
     with (
         VideoReader(workers=1, timeout_s=TIMEOUT_S, frame_cache_bytes=0, memory_mib=96) as reader,
-        VerdictFile(home) as file,
+        ClipStatusFile(home) as file,
     ):
         file.append(check_clip(reader, eight_k))
     assert "VideoMemoryError" in quarantined(home)[eight_k]
-    with VerdictFile(home) as file:
-        assert file.verdicts == {}
+    with ClipStatusFile(home) as file:
+        assert file.clips == {}
 
 
-# Names, from the annotation to the verdict ----------------------------------------------------------------------------
+# Names, from the annotation to the status -----------------------------------------------------------------------------
 
 
 def test_an_odd_but_legal_name_goes_all_the_way(tmp_path, reader):
@@ -518,13 +518,13 @@ def test_an_odd_but_legal_name_goes_all_the_way(tmp_path, reader):
     tasks = load_tasks("dm_rl", tmp_path / "rows.jsonl").tasks
     assert [os.path.basename(task.video_path) for task in tasks] == names
 
-    home = tmp_path / "verdicts.jsonl"
-    with VerdictFile(home) as file:
+    home = tmp_path / "clips.jsonl"
+    with ClipStatusFile(home) as file:
         for task in tasks:
             file.append(check_clip(reader, task.video_path))
     assert list(quarantined(home)) == [task.video_path for task in tasks]
-    with VerdictFile(home) as file:
-        assert all(verdict.status is ClipStatus.QUARANTINED for verdict in file.verdicts.values())
+    with ClipStatusFile(home) as file:
+        assert all(clip.status is ClipStatus.QUARANTINED for clip in file.clips.values())
     rejected = load_tasks("dm_rl", tmp_path / "rows.jsonl", unusable=quarantined(home)).rejected
     assert [row.line for row in rejected] == [1, 2, 3, 4]
 

@@ -1,4 +1,4 @@
-"""The reader: typed refusals of bad files, decoding processes that can hang, crash or be late, and a store per clip."""
+"""The reader: typed refusals of bad files, decoding processes that can hang, crash or be late, and a cache per clip."""
 
 import os
 import signal
@@ -227,46 +227,46 @@ def test_an_unknown_backend_is_refused_at_once():
         VideoReader(backend="opencv")
 
 
-# The store ------------------------------------------------------------------------------------------------------------
+# The cache ------------------------------------------------------------------------------------------------------------
 
 
 def test_windows_after_a_coarse_pass_cost_no_decoding(tmp_path):
     path = render(tmp_path / "clip.mp4")
-    store, index = FrameCache(64 << 20), index_video(path)
-    read_frames_through(store, index, COARSE_S, SIZE)
+    cache, index = FrameCache(64 << 20), index_video(path)
+    read_frames_through(cache, index, COARSE_S, SIZE)
     os.unlink(path)  # whatever comes now comes from memory
 
-    pixels, times_s, damaged = read_frames_through(store, index, (1.0, 1.04, 1.5), SIZE)
+    pixels, times_s, damaged = read_frames_through(cache, index, (1.0, 1.04, 1.5), SIZE)
     assert numbers_in(pixels) == [25, 26, 37] and times_s == (1.0, 1.04, 1.48) and damaged == 0
-    assert (store.hits, store.misses) == (1, 1)
+    assert (cache.hits, cache.misses) == (1, 1)
 
 
 @pytest.mark.parametrize("size", [SIZE, (28, 56)])
 @pytest.mark.parametrize("budget_bytes", [0, 600_000, 64 << 20])
 def test_the_store_never_changes_a_pixel(clip, size, budget_bytes):
     """Kept as decoded, kept as small RGB, or not at all: the answers are equal."""
-    store, index = FrameCache(budget_bytes), index_video(clip)
+    cache, index = FrameCache(budget_bytes), index_video(clip)
     for times_s in (COARSE_S, (2.0, 0.3), (3.9, 3.9, 0.0)):
-        stored, plain = read_frames_through(store, index, times_s, size), read_frames(index, times_s, size)
+        stored, plain = read_frames_through(cache, index, times_s, size), read_frames(index, times_s, size)
         assert (stored[0] == plain[0]).all() and stored[1:] == plain[1:]
-    assert store.held_bytes <= budget_bytes
+    assert cache.held_bytes <= budget_bytes
 
 
 def test_the_store_keeps_to_its_budget_and_drops_the_oldest(tmp_path):
     indices = [index_video(render(tmp_path / f"{i}.mp4", frames=50)) for i in range(3)]
     one_clip = indices[0].num_frames * indices[0].frame_bytes
-    store = FrameCache(2 * one_clip)
+    cache = FrameCache(2 * one_clip)
     for index in indices:
-        read_frames_through(store, index, (0.0, 1.9), SIZE)
+        read_frames_through(cache, index, (0.0, 1.9), SIZE)
 
-    assert store.held_bytes == 2 * one_clip
-    assert [store.find(index, SIZE) is not None for index in indices] == [False, True, True]
+    assert cache.held_bytes == 2 * one_clip
+    assert [cache.find(index, SIZE) is not None for index in indices] == [False, True, True]
 
 
 def test_a_window_alone_does_not_fill_the_store(clip):
-    store = FrameCache(64 << 20)
-    read_frames_through(store, index_video(clip), (1.0, 1.5), SIZE)
-    assert store.held_bytes == 0
+    cache = FrameCache(64 << 20)
+    read_frames_through(cache, index_video(clip), (1.0, 1.5), SIZE)
+    assert cache.held_bytes == 0
 
 
 # decord ---------------------------------------------------------------------------------------------------------------
