@@ -39,10 +39,10 @@ from rl.fault_injection.invariants import (
 )
 from rl.fault_injection.run_process import folder_beside_runs
 from rl.fault_injection.schedule import KINDS, Due, schedule
+from rl.run.attempt import task_stream
 from rl.run.check import preflight
 from rl.run.prepare import prepare_tasks
 from rl.run.resume import config_changes
-from rl.run.run import task_stream
 
 ENDLESS = 100_000  # steps: more than there is time for
 MORE_STEPS = 2  # after the last fault, to the end

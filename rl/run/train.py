@@ -22,6 +22,7 @@ from rl.policy.processor import Processor
 from rl.run.check import preflight
 from rl.run.initial_policy import cold_started_policy
 from rl.run.prepare import prepare_policy, prepare_tasks
+from rl.run.rebuilds import train_to_the_end
 from rl.run.reporter import conclude
 from rl.run.resume import checkpoint_of, find_checkpoint, remote_of
 from rl.run.run import Run
@@ -66,7 +67,7 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         rollouts.crew.wait_ready(START_TIMEOUT_S)
         with signals, make_saver(config, store, remote) as saver:
             run = Run(config, console, run_dir, policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards)
-            run.train(found)
+            train_to_the_end(run, found)
     return conclude(run_dir, console)
 
 

@@ -18,7 +18,7 @@ TRACE = RetrievalTrace(VideoTask("t", "/clips/a.mp4", "Which?", "B", AnswerKind.
 
 @pytest.fixture
 def name_of():
-    from rl.run.workers import cold_start_fingerprint
+    from rl.run.initial_policy import cold_start_fingerprint
 
     return cold_start_fingerprint
 

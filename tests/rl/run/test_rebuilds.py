@@ -1,4 +1,4 @@
-"""Legs of a run: lost learners are built anew as long as that gets it further, and no longer."""
+"""Attempts at a run: lost learners are rebuilt as long as that gets it further, and no longer."""
 
 import signal
 from types import SimpleNamespace
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
 
 
 class Learners:
-    """Ranks whose legs end at given steps by losing them; the last one in peace."""
+    """Ranks whose attempts end at given steps by losing them; the last one at the end of the run."""
 
     def __init__(self, run, reached, monkeypatch, module):
         self.spawned, self.stopped, self.loaded, self._reached, self._run = 0, 0, [], list(reached), run
         monkeypatch.setattr(module, "spawn_learners", self._spawn)
-        monkeypatch.setattr(module, "Leg", self._leg)
+        monkeypatch.setattr(module, "Attempt", self._attempt)
 
     def _spawn(self, *_, **__):
         self.spawned += 1
@@ -33,10 +33,10 @@ class Learners:
     def stop(self):
         self.stopped += 1
 
-    def _leg(self, run, learners, found):
-        return SimpleNamespace(go=self._go)
+    def _attempt(self, run, learners, found):
+        return SimpleNamespace(train=self._train)
 
-    def _go(self):
+    def _train(self):
         from actors.learner import LearnerError
 
         step = self._reached.pop(0)
@@ -49,24 +49,31 @@ class Learners:
 def run_of(monkeypatch, tmp_path):
     from rl.config.rewards import RewardTermConfig
     from rl.config.run import RunConfig
-    from rl.run import run as module
+    from rl.run import rebuilds
+    from rl.run.run import Run
 
     def make(*reached, saver=None):
         quiet = SimpleNamespace(take_faults=lambda **_: [], attend=None, supplied_by=lambda supply: None)
         saver = saver or SimpleNamespace(drain=lambda: None, newest=lambda: None, take_faults=lambda: [])
         rollouts = SimpleNamespace(crew=quiet, restore=None)
         config, console = RunConfig(rewards={"answer": RewardTermConfig(fn="answer")}), Console(quiet=True)
-        run = module.Run(config, console, tmp_path, tmp_path, None, saver, (), (), None, rollouts, quiet)
-        return run, Learners(run, reached, monkeypatch, module)
+        run = Run(config, console, tmp_path, tmp_path, None, saver, (), (), None, rollouts, quiet)
+        return run, Learners(run, reached, monkeypatch, rebuilds)
 
     return make
 
 
-def test_learners_that_are_lost_again_and_again_are_built_anew_as_long_as_the_run_gets_further(run_of, tmp_path):
+def run_to_the_end(run, found=None):
+    from rl.run.rebuilds import train_to_the_end
+
+    train_to_the_end(run, found)
+
+
+def test_learners_that_are_lost_again_and_again_are_rebuilt_as_long_as_the_run_gets_further(run_of, tmp_path):
     from rl.tracking.faults import fault_counts
 
     run, learners = run_of(*range(1, 20), None)
-    run.train(None)
+    run_to_the_end(run)
     assert learners.spawned == learners.stopped == 20
     assert fault_counts(tmp_path) == {"learner_lost": 19}
 
@@ -76,7 +83,7 @@ def test_learners_that_are_lost_over_the_same_step_end_the_run(run_of):
 
     run, learners = run_of(*[7] * 9)
     with pytest.raises(LearnerError, match="a worker died"):
-        run.train(None)
+        run_to_the_end(run)
     assert learners.spawned == 1 + 3 == learners.stopped
 
 
@@ -97,7 +104,7 @@ def test_a_run_that_went_back_and_loses_its_learners_goes_back_again_and_not_to_
     for step in (50, 100):  # of an earlier process
         store.commit(store.begin(step), RunState(step, step, seed=7), "name: run\n")
     run, learners = run_of(51, None, saver=saver)
-    run.train(open_checkpoint(store.published()[50]))  # as with resume=PATH
+    run_to_the_end(run, open_checkpoint(store.published()[50]))  # as with resume=PATH
     assert learners.loaded == ["step_00000050"] * 2
     assert list(store.published()) == [100, 50]  # nothing goes before there is something newer
 
@@ -120,54 +127,54 @@ class Disk:
 
 @pytest.fixture
 def stopped(run_of, saver, monkeypatch):
-    """A leg that saves when step 20 is reached, where the disk fails so many times, and is asked to stop later."""
-    from rl.run import run as module
+    """An attempt that saves when step 20 is reached, where the disk fails so many times, and is asked to stop later."""
+    from rl.run import attempt as module
 
     def make(failures, *, saved_at=20, stopped_at=20):
         run, _ = run_of(saver=saver)
-        monkeypatch.undo()  # the real leg
+        monkeypatch.undo()  # the real attempt
         disk = Disk(failures)
-        leg = module.Leg(run, disk, None)
+        attempt = module.Attempt(run, disk, None)
 
         def train(schedule, *, save, **_):
-            leg._reached = RunState(saved_at, saved_at, seed=7)
+            attempt._reached = RunState(saved_at, saved_at, seed=7)
             save(saved_at, saved_at)
-            leg._reached = RunState(stopped_at, stopped_at, seed=7)
+            attempt._reached = RunState(stopped_at, stopped_at, seed=7)
             raise StopRequested(signal.SIGTERM)
 
         monkeypatch.setattr(module, "train", train)
         monkeypatch.setattr(module, "Reporter", lambda *_: SimpleNamespace(step=None))
         monkeypatch.setattr(module, "make_sinks", lambda *_, **__: [])
-        return leg, disk
+        return attempt, disk
 
     return make
 
 
 def test_a_run_that_is_asked_to_stop_after_a_failed_save_saves_once_more(stopped, store):
-    leg, disk = stopped(failures=1)
+    attempt, disk = stopped(failures=1)
     with pytest.raises(StopRequested):
-        leg.go()
+        attempt.train()
     assert store.latest_valid().state.step == 20 and disk.tried == 2
 
 
 def test_a_run_that_is_asked_to_stop_saves_what_it_reached_since_a_failed_save(stopped, store):
-    leg, disk = stopped(failures=1, stopped_at=23)
+    attempt, disk = stopped(failures=1, stopped_at=23)
     with pytest.raises(StopRequested):
-        leg.go()
+        attempt.train()
     assert store.latest_valid().state.step == 23 and disk.tried == 2
 
 
 def test_a_run_that_is_asked_to_stop_where_it_has_saved_does_not_save_again(stopped, store):
-    leg, disk = stopped(failures=0)
+    attempt, disk = stopped(failures=0)
     with pytest.raises(StopRequested):
-        leg.go()
+        attempt.train()
     assert store.latest_valid().state.step == 20 and disk.tried == 1
 
 
 def test_a_run_whose_disk_takes_nothing_when_it_is_asked_to_stop_says_so(stopped, store):
-    leg, disk = stopped(failures=2)
+    attempt, disk = stopped(failures=2)
     with pytest.raises(CheckpointError, match=r"the last checkpoint could not be saved: .*No space left"):
-        leg.go()
+        attempt.train()
     assert disk.tried == 2 and store.latest_valid() is None
 
 
@@ -182,5 +189,5 @@ def test_a_run_that_ends_by_an_error_keeps_it_though_its_faults_cannot_be_writte
     run.faults.append(Fault("learner_lost", "learner", "signal 9", "", 1.0, 2.0))
     monkeypatch.setattr(module, "write_faults", full)
     with pytest.raises(LearnerError, match="a worker died"):
-        run.train(None)
+        run_to_the_end(run)
     assert "faults.jsonl: could not be written: No space left on device" in caplog.text

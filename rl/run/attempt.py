@@ -1,0 +1,158 @@
+"""One attempt at a run: from a checkpoint, or the start, to the last step, with one set of learners.
+
+Part of the composition root. Learners that are lost end the attempt; rl.run.rebuilds makes the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+
+from rich.progress import Progress
+
+from actors.learner import LearnerGroup
+from actors.weight_sync import WeightSync
+from envs.data.dataset import tasks_for_step
+from rl.checkpoint.manifest import CheckpointError
+from rl.checkpoint.saver import Contents
+from rl.checkpoint.store import Checkpoint
+from rl.config.file import to_yaml
+from rl.config.run import RunConfig
+from rl.run.prepare import progress_bar
+from rl.run.reporter import Reporter, keep_step, make_sinks
+from rl.run.run import Run
+from rl.run.stop_signals import StopRequested
+from rl.tracking.faults import fault_metrics
+from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
+from rl.tracking.records import records
+from rl.tracking.sinks import MetricLog
+from rl.tracking.summary import is_evaluated
+from rl.trainer import Schedule, is_due, train
+from rl.trajectory import LearnerUpdate, RunState, ScoredGroup, VideoTask
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """From a checkpoint, or the start, to the last step, with one set of learners."""
+
+    def __init__(self, run: Run, learners: LearnerGroup, found: Checkpoint | None) -> None:
+        self._run, self._config, self._learners = run, run.config, learners
+        self._reached = found.state if found else RunState(step=0, policy_version=0, seed=run.config.seed)
+        self._resumed, run.step = self._reached.step if found else -1, self._reached.step + 1
+        self._weights = WeightSync(learners, run.rollouts.crew, run.config.weight_sync, self._reached.policy_version)
+
+    def train(self) -> None:
+        """The loop of rl.trainer.
+
+        Raises:
+            StopRequested: a signal came; the run is saved at the step it had reached.
+            LearnerError: a rank was lost, and with it all of them.
+        """
+        sinks = make_sinks(self._config, self._run.run_dir, self._run.backlog, keep_through_step=self._resumed)
+        with closing(MetricLog(sinks)) as numbers, progress_bar(self._run.console) as progress:
+            try:
+                self._loop(numbers, progress)
+            except StopRequested:
+                self._save_reached()
+                raise
+            self._run.saver.flush()  # the ranks write it, and end with the attempt
+
+    def _loop(self, numbers: MetricLog, progress: Progress) -> None:
+        run, trainer, first = self._run, self._config.trainer, self._reached.step
+        reporter = Reporter(self._config, run.run_dir, numbers, run.backlog, progress, first, run.processor)
+
+        def report(
+            step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
+        ) -> None:
+            self._reached = RunState(step + 1, int(metrics["policy/version"]), self._config.seed)
+            reporter.step(step, scored, learned, {**metrics, **self._workers(step + 1)}, self._weights.digests)
+
+        train(
+            Schedule(
+                first_step=first,
+                steps=trainer.steps,
+                save_every=trainer.save_every,
+                eval_every=trainer.eval_every,
+                resample_attempts=self._config.algorithm.dynamic_sampling,
+                evaluate_first=first == 0
+                or (is_due(first, trainer.eval_every, trainer.steps) and not is_evaluated(run.run_dir, first)),
+            ),
+            tasks_for=task_stream(run.tasks, self._config),
+            rollouts=run.rollouts,
+            rewards=run.rewards,
+            learners=self._learners,
+            weights=self._weights,
+            report=report,
+            save=self._save,
+            evaluate=lambda step: self._evaluate(step, numbers),
+        )
+
+    def _workers(self, step: int) -> dict[str, float]:
+        """Numbers of all workers that took part in a step, and the faults during it."""
+        run = self._run
+        run.step = step + 1
+        numbers = {
+            **self._weights.metrics,
+            **run.rollouts.crew.stats(),
+            **run.saver.poll(),
+            "memory/learner": self._learners.memory_mib(),
+        }
+        faults = run.take_faults()
+        run.put_faults(step, faults)
+        return numbers | fault_metrics(faults)
+
+    def _save(self, step: int, version: int) -> None:
+        """A checkpoint from which `step` is the next one, written while the run goes on."""
+        state = RunState(step, version, self._config.seed)
+        self._run.saver.save(self._learners.save, Contents(state, to_yaml(self._config), self._run.values.get(step)))
+
+    def _save_reached(self) -> None:
+        """What the learners hold is on the disk; if a save of it has failed, there is another one.
+
+        Raises:
+            CheckpointError: that has failed too.
+        """
+        saver, reached = self._run.saver, self._reached
+        try:
+            saver.flush()
+        except CheckpointError as error:
+            log.warning("%s", error)
+        if reached.step != self._resumed and not saver.has_published(reached.step):
+            self._save(reached.step, reached.policy_version)
+            saver.flush()
+
+    def _evaluate(self, step: int, numbers: MetricLog) -> bool:
+        """Greedy trajectories on held-out tasks, after `step` steps; whether they are the best so far.
+
+        The start does not compete: that policy is there already.
+        """
+        run = self._run
+        chosen = run.held_out[: self._config.trainer.eval_tasks]
+        if not chosen:
+            return False
+        scored = run.rewards.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
+        run.rollouts.crew.stats()  # the next step's counters start here
+        keep_step(run.backlog, run.run_dir / "held_out", step, list(records(scored, run.processor.pieces)))
+        metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))
+        numbers.write(step, metrics)
+        value = metrics.get(self._config.trainer.best_metric.removeprefix("-"), math.nan)
+        run.values[step] = value
+        return step > 0 and run.saver.is_best(step, value)
+
+
+def task_stream(tasks: Sequence[VideoTask], config: RunConfig) -> Callable[[int, int], Sequence[VideoTask]]:
+    """(step, attempt) -> tasks. Replacements of zero-variance groups come from streams of their own."""
+    size = config.rollout.tasks_per_step
+
+    def tasks_for(step: int, attempt: int) -> Sequence[VideoTask]:
+        return tasks_for_step(tasks, config.seed + 1_000_003 * attempt, step, size)
+
+    return tasks_for
+
+
+def answer_terms(config: RunConfig) -> list[str]:
+    """Names of the reward terms that score the answer itself."""
+    return [name for name, term in config.rewards.items() if term.fn == "answer"]

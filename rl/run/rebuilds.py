@@ -1,0 +1,91 @@
+"""Attempt after attempt, until a run is done: learners that are lost are rebuilt from the newest checkpoint.
+
+Part of the composition root. The steps since that checkpoint are repeated. Engines and reward workers are replaced
+within an attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from actors.learner import LearnerError, LearnerGroup
+from actors.weight_buckets import WeightsLostError
+from rl.checkpoint.store import Checkpoint
+from rl.run.attempt import Attempt
+from rl.run.run import Run
+from rl.run.workers import spawn_learners
+from rl.trajectory import Fault
+
+log = logging.getLogger(__name__)
+
+
+def train_to_the_end(run: Run, found: Checkpoint | None) -> None:
+    """From a checkpoint, or the start, to the last step.
+
+    Raises:
+        LearnerError: learners were lost more than learner.max_rebuilds times without getting any further, or never
+            came up.
+        StopRequested: a signal came; the run is saved at the step it had reached.
+        UnwrittenError: metrics, records or faults could not be written for too many steps in a row, or at the end.
+    """
+    with run.backlog:
+        try:
+            _attempts(run, found)
+        finally:
+            run.backlog.retry()  # a file that can be written again is among the faults
+            run.put_faults(run.step, run.take_faults(unfinished=True))
+
+
+def _attempts(run: Run, found: Checkpoint | None) -> None:
+    lost, came_up, furthest, rebuilds = None, False, 0, 0
+    while True:
+        try:
+            with _learners(run, found) as learners:
+                came_up = True
+                if lost is not None:
+                    run.faults.append(_recovered(lost, found))
+                    lost = None
+                Attempt(run, learners, found).train()
+            return
+        except (LearnerError, WeightsLostError) as error:
+            furthest, rebuilds = max(furthest, run.step), rebuilds + 1 if run.step <= furthest else 1
+            if not came_up or rebuilds > run.config.learner.max_rebuilds:
+                raise
+            log.warning("learners are lost and rebuilt from the newest checkpoint: %s", error)
+            lost = lost or Fault("learner_lost", "learner", str(error), "", time.time(), 0.0)
+            run.saver.drain()
+            found = run.saver.newest() or found
+
+
+@contextmanager
+def _learners(run: Run, found: Checkpoint | None) -> Iterator[LearnerGroup]:
+    """Learner ranks at the state of a checkpoint, or at the start; killed in the end, whatever happens."""
+    config = run.config
+    learners = spawn_learners(
+        config,
+        run.policy_dir,
+        run.slots,
+        optimizer=config.learner.optimizer,
+        total_updates=config.trainer.steps * config.learner.updates_per_step,
+        attend=run.rollouts.crew.attend,
+        restore=run.rollouts.restore,
+    )
+    try:
+        if found:
+            learners.load(found.folder)
+            run.console.print(f"resumed at step {found.state.step} from {found.folder}", highlight=False)
+        yield learners
+    finally:
+        learners.stop()
+
+
+def _recovered(lost: Fault, found: Checkpoint | None) -> Fault:
+    step = found.state.step if found else 0
+    seconds = time.time() - lost.detected_s
+    log.warning("learners are back after %.1f s, at step %d", seconds, step)
+    action = f"rebuilt from the checkpoint of step {step}" if found else "rebuilt at the start"
+    return replace(lost, action=action, recovery_s=seconds)
