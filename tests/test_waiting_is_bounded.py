@@ -1,4 +1,4 @@
-"""No wait for another process is without a deadline (docs/waiting.md says who waits for whom, and how long)."""
+"""No wait for another process is without a deadline (docs/faults.md says who waits for whom, and how long)."""
 
 import ast
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Group-relative credit per segment: from the rewards of G siblings to one number per token.
 
-SD-GRPO (DynFrame, arXiv 2605.26680) as docs/sd_grpo.md describes it; GRPO and GDPO beside it. Pure functions of
+SD-GRPO (DynFrame, arXiv 2605.26680) as docs/concepts/sd_grpo.md describes it; GRPO and GDPO beside it. Functions of
 Python numbers.
 
 Legend: G siblings of one task · T tokens of a trajectory.
