@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: help setup train test fast lint clean
+.PHONY: help setup train test fast docs lint clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ test: setup ## set up, then the whole CPU suite: fast, cli, ray, vllm, deepspeed
 
 fast: setup ## the fast lane only: no Ray, no vLLM, no DeepSpeed
 	$(BIN)/python -m pytest -m "not cli and not ray and not vllm and not deepspeed and not real_data and not browser and not gpu" $(ARGS)
+
+docs: setup ## build the documentation strictly into build/site
+	$(BIN)/python docs/build.py $(ARGS)
 
 lint: setup ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -26,6 +26,7 @@ from rl.tracking.metrics import METRICS
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 STAGED = ROOT / "build" / "docs"
+SITE = ROOT / "build" / "site.yml"  # the builder wants its settings above the pages
 ELSEWHERE = {  # pages that stand outside docs/: their place in the repository -> in the site
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -65,8 +66,9 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help="serve on 127.0.0.1:8000 instead")
     arguments = parser.parse_args()
     stage(STAGED)
+    shutil.copyfile(HERE / "site.yml", SITE)
     way = ["serve", "-a", "127.0.0.1:8000"] if arguments.serve else ["build", "--strict", "--clean"]
-    return subprocess.call([sys.executable, "-m", "zensical", *way, "-f", str(HERE / "site.yml")], cwd=ROOT)
+    return subprocess.call([sys.executable, "-m", "zensical", *way, "-f", str(SITE)], cwd=ROOT)
 
 
 def stage(target: Path) -> None:
@@ -122,7 +124,7 @@ def commands_page() -> str:
         rows = [
             (f"`{' '.join(parameter.opts)}`", parameter.help or "")
             for parameter in command.params
-            if isinstance(parameter, click.Option) and parameter.name != "help"
+            if parameter.param_type_name == "option" and parameter.name != "help"
         ]
         if rows:
             parts.append(_table(("option", "what it does"), rows))
