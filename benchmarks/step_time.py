@@ -2,7 +2,7 @@
 
 Both train the same configuration in turn, a few times, on the same machine; what counts is the ratio of the median
 seconds per step, pair by pair. Loops of a run (saving, pulses, fingerprints) are in it, start and evaluation are not:
-seconds are taken from one line of metrics.jsonl to the next. Where they go is said station by station (`seconds/...`).
+seconds are taken from one line of metrics.jsonl to the next. Where they go is said stage by stage (`seconds/...`).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def main() -> None:
         measured = [step_seconds(run) for run in lines]
         print(f"{name}: {statistics.median(measured):.3f} s per step ({min(measured):.3f}..{max(measured):.3f})")
     print(f"here / other: {statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})")
-    stations = {name: station_seconds(lines) for name, lines in runs.items()}
-    for station in sorted(stations["here"].keys() & stations["other"].keys()):
-        print(f"  {station:28} other {stations['other'][station]:.4f} s, here {stations['here'][station]:.4f} s")
+    stages = {name: stage_seconds(lines) for name, lines in runs.items()}
+    for stage in sorted(stages["here"].keys() & stages["other"].keys()):
+        print(f"  {stage:28} other {stages['other'][stage]:.4f} s, here {stages['here'][stage]:.4f} s")
 
 
 def train(checkout: Path, home: Path, name: str, asked: argparse.Namespace) -> list[dict[str, float]]:
@@ -62,7 +62,7 @@ def step_seconds(lines: list[dict[str, float]]) -> float:
     return statistics.median(after["time_s"] - before["time_s"] for before, after in pairwise(lines))
 
 
-def station_seconds(runs: list[list[dict[str, float]]]) -> dict[str, float]:
+def stage_seconds(runs: list[list[dict[str, float]]]) -> dict[str, float]:
     """Median seconds of whatever the lines time, over all steps of all runs."""
     lines = [line for run in runs for line in run]
     timed = {name for name in lines[0] if name.startswith("seconds/") or name.endswith("/seconds")}

@@ -16,9 +16,11 @@ from envs.prompts import VideoProcessor, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
 from envs.video.reader import VideoError
 from rl.trajectory import (
+    Call,
     Completion,
     Frames,
     MalformedCall,
+    RefusedCall,
     RetrievalCall,
     Segment,
     StopReason,
@@ -126,25 +128,25 @@ class RetrievalEnv:
         match call:
             case RetrievalCall():
                 return self._look(call)
-            case MalformedCall(reason):
+            case MalformedCall(reason) | RefusedCall(reason):
                 return self._observe(Observation(refusal_note(reason, self._processor)))
 
     def stop_early(self) -> Trajectory:
         """End where it stands: an episode replayed to decode its frames again goes no further than it went before."""
         return self._finish(StopReason.TRUNCATED, "replayed for its frames")
 
-    def _read_call(self, text: str) -> RetrievalCall | MalformedCall:
+    def _read_call(self, text: str) -> Call:
         """Within the limit? Well-formed? Then as many frames as the context holds."""
         if not self._rules.max_calls:
-            return MalformedCall("retrieval is turned off")
+            return RefusedCall("retrieval is turned off")
         if sum(isinstance(turn.call, RetrievalCall) for turn in self._turns) >= self._rules.max_calls:
-            return MalformedCall(f"the limit of {self._rules.max_calls} per answer is reached")
+            return RefusedCall(f"the limit of {self._rules.max_calls} per answer is reached")
         call = self._parse(text, None)
-        if isinstance(call, MalformedCall) or not self.new_tokens_left:
+        if not isinstance(call, RetrievalCall) or not self.new_tokens_left:
             return call
         return self._parse(text, self._frames_in_context(call))
 
-    def _parse(self, text: str, max_frames: int | None) -> RetrievalCall | MalformedCall:
+    def _parse(self, text: str, max_frames: int | None) -> Call:
         clip = self._initial.clip
         call = parse_call(
             text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=self._rules, max_frames=max_frames
@@ -187,7 +189,7 @@ class RetrievalEnv:
         self._token_ids += observation.token_ids
         return observation
 
-    def _record(self, completion: Completion, segment: Segment, call: RetrievalCall | MalformedCall | None = None):
+    def _record(self, completion: Completion, segment: Segment, call: Call | None = None):
         self._turns.append(Turn(self._observation.token_ids, completion, segment, call, self._observation.frames))
         self._observation = None
 

@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rl.trajectory import MalformedCall, RetrievalCall, TimeSpan
+from rl.trajectory import Call, MalformedCall, RefusedCall, RetrievalCall, TimeSpan
 
 _HUNDREDTHS = 10_000  # hundredths of a second times hundredths of a frame per second, in one frame
 _SATURATED = 10**12  # a number with more digits than any clip needs; keeps `int` out of quadratic territory
@@ -41,7 +41,7 @@ class RetrievalRules:
 
 def parse_call(
     text: str, *, duration_s: float, native_fps: float, rules: RetrievalRules, max_frames: int | None = None
-) -> RetrievalCall | MalformedCall | None:
+) -> Call | None:
     """Read the request a turn ends in. Never raises, whatever the text; linear in its length.
 
     The window is clamped to the clip, the rate to `rules.max_fps` and the native rate, the number of frames to
@@ -104,11 +104,11 @@ def _read_numbers(text: str) -> tuple[int, int, int] | MalformedCall:
 
 def _grant(
     window_cs: tuple[int, int], rate_cf: int, duration_cs: int, native_fps: float, rules: RetrievalRules, cap: int
-) -> RetrievalCall | MalformedCall:
+) -> RetrievalCall | RefusedCall:
     start_cs, end_cs = max(window_cs[0], 0), min(window_cs[1], duration_cs)
     granted_cf = min(rate_cf, _fastest(native_fps, rules.max_fps))
     if refusal := _refusal(window_cs, end_cs - start_cs, rate_cf, cap, rules.min_window_s):
-        return MalformedCall(refusal)
+        return RefusedCall(refusal)
     wanted = max(1, (end_cs - start_cs) * granted_cf // _HUNDREDTHS)
     num_frames = min(wanted, cap)
     changed = {

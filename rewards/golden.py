@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rl.trajectory import (
     AnswerKind,
+    Call,
     Completion,
-    MalformedCall,
+    RefusedCall,
     RetrievalCall,
     Segment,
     StopReason,
@@ -37,13 +38,13 @@ def golden_group(kind: AnswerKind = AnswerKind.LETTER) -> TrajectoryGroup:
     )
     looked_well = _trajectory("<span>3.0 - 6.0</span><fps>4</fps>", _call(3.0, 6.0, 4.0), right)
     looked_elsewhere = _trajectory("<span>0.0 - 2.0</span><fps>1</fps>", _call(0.0, 2.0, 1.0), wrong)
-    asked_badly = _trajectory("<span>6.0 - 3.0</span><fps>4</fps>", MalformedCall("the window is reversed"), wrong)
+    asked_badly = _trajectory("<span>6.0 - 3.0</span><fps>4</fps>", RefusedCall("the window is reversed"), wrong)
     never_looked = _trajectory("", None, right)
     siblings = (looked_well, looked_elsewhere, asked_badly, never_looked)
     return TrajectoryGroup(task, siblings, coarse_frames=None, duration_s=8.0)
 
 
-def _trajectory(request: str, call: RetrievalCall | MalformedCall | None, answer: str) -> Trajectory:
+def _trajectory(request: str, call: Call | None, answer: str) -> Trajectory:
     shown = "<video>" if isinstance(call, RetrievalCall) else ""
     text = f"<think>Let me look. {request}{shown}Now I know.</think><answer>{answer}</answer>"
     last = Turn((3,), Completion((4, 5), (-0.5, -0.1), "stop", 0), Segment.REASONING)

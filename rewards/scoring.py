@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any
 
 from rl.trajectory import (
-    MalformedCall,
     RetrievalCall,
     RewardFailure,
     ScoredGroup,
@@ -53,7 +52,7 @@ class _Failed(Exception):
 class _Unweighted:
     """Every term's score of one trajectory, before weighting."""
 
-    looks: tuple[TermScores | None, ...]  # one per call, in order; None: malformed
+    looks: tuple[TermScores | None, ...]  # one per call, in order; None: not granted
     reasoning: TermScores
 
 
@@ -66,7 +65,7 @@ def score_group(
     """Score every sibling.
 
     R_samp: the weighted mean of the sampling terms over a call, then `calls` of that over a trajectory's calls; a
-    malformed call scores 0, no call scores 0. None if the task has no evidence span, or no sampling term counts.
+    call that is not granted and no call score 0. None if the task has no evidence span, or no sampling term counts.
     R_reason: the weighted mean of the reasoning terms; 0 for everybody if none is configured to count.
     A term that returns None on all siblings does not apply to this task, and the others share its weight; None on some
     of them only is a bug of the term, and those trajectories fail. A video that could not be read is a failure too
@@ -119,7 +118,7 @@ def _score(
         return {term.name: _ask(term, task, scored, guard) for term in terms}
 
     try:
-        looks = tuple(None if isinstance(call, MalformedCall) else ask(sampling, call) for call in trajectory.calls)
+        looks = tuple(ask(sampling, call) if isinstance(call, RetrievalCall) else None for call in trajectory.calls)
         return _Unweighted(looks, ask(reasoning, trajectory))
     except _Failed as failed:
         return failed.failure

@@ -1,6 +1,6 @@
 """The whole loop. No Ray, no torch, no config object: four parts behind four small Protocols.
 
-| station | consumes | produces | waits for |
+| stage | consumes | produces | waits for |
 |---|---|---|---|
 | rollouts.generate | VideoTask | TrajectoryGroup | engines; deadline rollout.call_timeout_s |
 | rewards.score | TrajectoryGroup | ScoredGroup | reward workers; deadline scoring.timeout_s |

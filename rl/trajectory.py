@@ -77,9 +77,22 @@ class RetrievalCall:
 
 @dataclass(frozen=True, slots=True)
 class MalformedCall:
-    """A request that cannot be granted. The policy is told why and goes on; the segment counts as a failed call."""
+    """A request whose text cannot be read. The policy is told why and goes on; the segment counts as a failed call."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCall:
+    """A request that is readable but not granted: over the limit, outside the clip, reversed, or without room.
+
+    As after a malformed one, the policy is told why and goes on, and the segment counts as a failed call.
+    """
+
+    reason: str
+
+
+Call = RetrievalCall | MalformedCall | RefusedCall  # a request to look again; only a RetrievalCall is granted
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +169,7 @@ class Turn:
     context_token_ids: tuple[int, ...]
     completion: Completion
     segment: Segment  # SAMPLING or REASONING
-    call: RetrievalCall | MalformedCall | None = None  # the request this turn ends in
+    call: Call | None = None  # the request this turn ends in
     frames: Frames | None = None  # the video inside the context; the first turn's is the group's `coarse_frames`
 
 
@@ -170,9 +183,14 @@ class Trajectory:
     note: str = ""  # cause of a VIDEO_ERROR
 
     @property
-    def calls(self) -> tuple[RetrievalCall | MalformedCall, ...]:
-        """Requests to look again, in order."""
+    def calls(self) -> tuple[Call, ...]:
+        """Requests to look again, in order, granted or not."""
         return tuple(turn.call for turn in self.turns if turn.call is not None)
+
+    @property
+    def granted_calls(self) -> tuple[RetrievalCall, ...]:
+        """Those of them that were granted, in order."""
+        return tuple(call for call in self.calls if isinstance(call, RetrievalCall))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ from rl.report.page import script_safe_json
 from rl.tracking.records import records
 from rl.trajectory import (
     AnswerKind,
+    Call,
     MalformedCall,
+    RefusedCall,
     RetrievalCall,
     Segment,
     SegmentRewards,
@@ -72,13 +74,13 @@ class Clip:
         return RetrievalRules(1, self.min_window_s, self.max_fps, self.max_frames)
 
 
-def call(text: str, clip: Clip = Clip()) -> RetrievalCall | MalformedCall | None:
+def call(text: str, clip: Clip = Clip()) -> Call | None:
     """A request is granted within the clip and the caps, refused with a reason, or was none."""
     found = parse_call(
         text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=clip.rules, max_frames=clip.room
     )
     assert (found is None) == (not text.endswith("</fps>"))
-    if isinstance(found, MalformedCall):
+    if isinstance(found, MalformedCall | RefusedCall):
         assert found.reason and "\n" not in found.reason
     if isinstance(found, RetrievalCall):
         _within(found, clip)

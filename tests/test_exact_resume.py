@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from rl.fault_injection.verify_resume import Kill, Proof, compare, print_proof
-from rl.tracking.fingerprint import STATIONS
+from rl.tracking.fingerprint import STAGES
 from tests.proof_run import STEPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
@@ -13,9 +13,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 def test_every_step_has_a_fingerprint_of_every_stage(uninterrupted):
     assert list(uninterrupted) == list(range(1, STEPS + 1))
     for line in uninterrupted.values():
-        assert {f"state/{station}" for station in (*STATIONS, "hash")} <= line.keys()
-    for station in ("prompts", "tokens", "logprobs", "optimizer", "weights", "hash"):  # every step changes them
-        assert len({line[f"state/{station}"] for line in uninterrupted.values()}) == STEPS
+        assert {f"state/{stage}" for stage in (*STAGES, "hash")} <= line.keys()
+    for stage in ("prompts", "tokens", "logprobs", "optimizer", "weights", "hash"):  # every step changes them
+        assert len({line[f"state/{stage}"] for line in uninterrupted.values()}) == STEPS
     assert sum(line["rollout/resampled_groups"] for line in uninterrupted.values()) > 0  # dynamic sampling was at work
 
 

@@ -95,7 +95,7 @@ def test_the_run_is_shown_with_headline_curves_tables_and_configuration(report, 
     page = open_page(report.as_uri())
     assert page.locator(".tile", has_text="Answer accuracy").locator(".tile-value").inner_text() == "0.900"
     titles = page.locator(".chart-card h3").all_inner_texts()
-    assert {"Reward by segment", "Advantage, mean size", "Policy entropy", "Seconds per station"} <= set(titles)
+    assert {"Reward by segment", "Advantage, mean size", "Policy entropy", "Seconds per stage"} <= set(titles)
     assert "KL to the reference" in page.locator(".missing").inner_text()  # this run has no reference
     assert page.locator("#held-out-table tbody tr").count() == 2
     assert page.locator("#eval-table").inner_text().split()[-4:] == ["0.410", "0.380", "0.440", "3,720"]
@@ -108,7 +108,7 @@ def test_pointing_at_a_step_reads_every_curve_there(report, open_page):
     entropy = page.locator("[data-chart='Policy entropy']")
     reading, at = entropy.locator(".reading"), entropy.locator(".at-step")
     assert reading.inner_text() == "0.050"  # 0.3 / 6, the last step
-    other = page.locator("[data-chart='Seconds per station'] .surface")
+    other = page.locator("[data-chart='Seconds per stage'] .surface")
     other.focus()
     page.keyboard.press("Home")  # the first step, in every chart
     assert (reading.inner_text(), at.inner_text()) == ("0.300", "step 1")
@@ -131,7 +131,7 @@ def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path
     entropy = page.locator("[data-chart='Policy entropy']")
     assert entropy.locator(".fault-mark").count() == 2
     assert "2 marks of faults" in entropy.locator("svg").get_attribute("aria-label")
-    assert page.locator("[data-chart='Seconds per station'] .fault-mark").count() == 2
+    assert page.locator("[data-chart='Seconds per stage'] .fault-mark").count() == 2
     assert "3 faults mended" in page.locator(".facts").inner_text()
 
     entropy.locator(".fault-mark").first.hover()

@@ -83,7 +83,7 @@ def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight
 def test_the_policy_looks_again_and_engine_and_learner_agree_on_every_step(home, straight):
     steps = steps_of(home, "straight")
     assert list(steps) == [1, 2, 3]
-    assert all(step["rollout/calls"] > 0 and step["rollout/frames"] > 0 for step in steps.values())
+    assert all(step["rollout/granted_calls"] > 0 and step["rollout/frames"] > 0 for step in steps.values())
     for step in steps.values():
         assert step["parity/max/sampling"] < 1e-4 and step["parity/max/reasoning"] < 1e-4
         assert step["sync/verified_parameters"] == 4

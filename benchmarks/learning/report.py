@@ -36,7 +36,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {  # heading -> (where, metric)
     "IoU of the window": ("held_out", "held_out/term/window"),
     "frame-rate match": ("held_out", "held_out/term/frame_rate"),
     "answer accuracy": ("held_out", "held_out/accuracy"),
-    "share of calls": ("held_out", "held_out/calls"),
+    "share of calls": ("held_out", "held_out/granted_calls"),
     "frames / trajectory": ("held_out", "held_out/frames"),
     "groups with zero variance in R_samp": ("steps", "group/zero_variance_sampling"),
     "in R_reason": ("steps", "group/zero_variance_reasoning"),

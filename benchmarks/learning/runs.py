@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.synthetic.world import QUESTIONS
+from rl.tracking.metrics import current_names
 
 CONFIGS = ("configs/quickstart.yaml", "benchmarks/learning/conflict.yaml")
 VARIANTS: Mapping[str, Sequence[str]] = {  # name of a run -> what it changes
@@ -97,4 +98,4 @@ def kind_of(record: Mapping[str, Any], kinds: Sequence[str]) -> str:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
+        yield from (current_names(json.loads(line)) for line in file)

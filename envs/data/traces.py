@@ -17,7 +17,7 @@ from envs.prompts import encode_reply
 from envs.retrieval import render_call
 from envs.rollout import EpisodeContext, make_env
 from envs.video.reader import VideoError
-from rl.trajectory import Completion, Frames, MalformedCall, StopReason, TimeSpan, Trajectory, VideoTask
+from rl.trajectory import Completion, Frames, RetrievalCall, StopReason, TimeSpan, Trajectory, VideoTask
 
 
 def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) -> tuple[Trajectory, Frames]:
@@ -79,7 +79,7 @@ def _require_room(trace: RetrievalTrace, needed: int, left: int) -> None:
 
 
 def _require_success(trace: RetrievalTrace, outcome: Trajectory) -> None:
-    refused = [call.reason for call in outcome.calls if isinstance(call, MalformedCall)]
+    refused = [call.reason for call in outcome.calls if not isinstance(call, RetrievalCall)]
     if refused:
         raise UnusableRow(f"{trace.task.task_id}: the call is refused: {refused[0]}")
     if outcome.stop_reason is not StopReason.ANSWERED:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from rl.config.errors import require, require_folder_name, require_one_of, shown
 
 HELD_OUT = "held_out/"  # evaluations during training report under it
-HELD_OUT_METRICS = ("reward_sampling", "reward_reasoning", "accuracy", "calls", "frames", "failed")  # and term/NAME
+HELD_OUT_METRICS = (  # and term/NAME
+    *("reward_sampling", "reward_reasoning", "accuracy"),
+    *("granted_calls", "malformed_calls", "refused_calls", "frames", "failed"),
+)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from rl.evaluation.intervals import estimate_mean
 from rl.evaluation.predictions import Outcome, PredictionFile
 from rl.tracking.held_out import EVALUATION_STEP
 from rl.trajectory import (
+    Call,
     MalformedCall,
-    RetrievalCall,
+    RefusedCall,
     StopReason,
     Trajectory,
     TrajectoryGroup,
@@ -101,16 +102,18 @@ def outcome_of(task_id: str, index: int, group: str, trajectory: Trajectory, jud
         text=trajectory.answer_text,
         stop=trajectory.stop_reason.value,
         calls=tuple(map(_call, trajectory.calls)),
-        frames=sum(call.num_frames for call in trajectory.calls if isinstance(call, RetrievalCall)),
+        frames=sum(call.num_frames for call in trajectory.granted_calls),
         sampled_tokens=sum(len(turn.completion.token_ids) for turn in trajectory.turns),
         missing=missing_prediction(trajectory),
         failed=judged.failed,
     )
 
 
-def _call(call: RetrievalCall | MalformedCall) -> dict[str, Any]:
+def _call(call: Call) -> dict[str, Any]:
     if isinstance(call, MalformedCall):
         return {"malformed": call.reason}
+    if isinstance(call, RefusedCall):
+        return {"refused": call.reason}
     return {
         "asked_s": [call.asked.start_s, call.asked.end_s],
         "asked_fps": call.asked_fps,
@@ -150,17 +153,18 @@ def _metrics(outcomes: Sequence[Outcome], over_groups: Sequence[str] = ()) -> di
 
 
 def _behaviour(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What the policy did, over the examples whose video could be read."""
+    """What the policy did where the video could be read; malformed and refused calls are shares of all calls."""
     if not outcomes:
         return {}
     numbers = {
-        "looks": [float(any("malformed" not in call for call in outcome.calls)) for outcome in outcomes],
-        "malformed": [float(any("malformed" in call for call in outcome.calls)) for outcome in outcomes],
+        "granted_calls": [float(any("granted_s" in call for call in outcome.calls)) for outcome in outcomes],
+        "malformed_calls": [float("malformed" in call) for outcome in outcomes for call in outcome.calls],
+        "refused_calls": [float("refused" in call) for outcome in outcomes for call in outcome.calls],
         "frames": [float(outcome.frames) for outcome in outcomes],
         "sampled_tokens": [float(outcome.sampled_tokens) for outcome in outcomes],
         "truncated": [float(outcome.stop == StopReason.TRUNCATED) for outcome in outcomes],
     }
-    return {name: asdict(estimate_mean(values)) for name, values in numbers.items()}
+    return {name: asdict(estimate_mean(values)) for name, values in numbers.items() if values}
 
 
 def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:

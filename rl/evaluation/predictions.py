@@ -47,7 +47,7 @@ class Outcome:
     text: str  # everything the policy wrote
     stop: str  # a StopReason
     calls: tuple[Mapping[str, Any], ...] = ()  # {"asked_s", "asked_fps", "granted_s", "granted_fps", "frames"} or
-    #   {"malformed": reason}
+    #   {"malformed": reason} or {"refused": reason}
     frames: int = 0  # retrieved
     sampled_tokens: int = 0
     missing: str | None = None  # why there is no prediction: the video could not be read, or left no room to answer

@@ -68,7 +68,7 @@ class ComparedStep:
     step: int
     straight: str  # its state/hash; empty: the run has none
     resumed: str
-    parted_at: str | None  # the first station whose fingerprints differ; None: equal
+    parted_at: str | None  # the first stage whose fingerprints differ; None: equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Proof:
             "passed": self.passed,
             "killed": [asdict(killed) for killed in self.killed],
             "steps": [asdict(step) for step in self.steps],
-            "first_difference": None if first is None else {"step": first.step, "station": first.parted_at},
+            "first_difference": None if first is None else {"step": first.step, "stage": first.parted_at},
         }
 
 

@@ -20,6 +20,7 @@ import yaml
 
 from rl.config.errors import ConfigError
 from rl.tracking.faults import FAULTS
+from rl.tracking.metrics import current_names
 
 Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported
 RECORDS = re.compile(r"step_(\d+)\.jsonl")
@@ -136,7 +137,8 @@ def read_metrics(run: Path) -> MetricTable:
             broken.append(Broken(f"metrics.jsonl:{number}", "has no step"))
         else:
             row = rows.setdefault(step, {})
-            row |= {name: as_number(value) for name, value in line.items() if name not in ("step", "time_s")}
+            numbers = current_names(line).items()
+            row |= {name: as_number(value) for name, value in numbers if name not in ("step", "time_s")}
     steps_S = tuple(sorted(rows))
     names = sorted({name for row in rows.values() for name in row})
     columns = {name: tuple(rows[step].get(name) for step in steps_S) for name in names}

@@ -116,7 +116,7 @@ class _Record:
             "reasoning": self.own.get("reasoning"),
             "failed": self.own.get("failed", {}).get("cause"),
             "stop": str(record["stop"]),
-            "calls": [[*call["granted"], call["granted_fps"]] if "granted" in call else None for call in calls],
+            "calls": [_window(call) for call in calls],
             "answer": answers[-1].strip()[:SHORT_ANSWER] if answers else None,
         }
 
@@ -178,11 +178,19 @@ def _without_tokens(turn: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _window(call: dict[str, Any]) -> list[float | None] | str:
+    """[start, end, rate] of what was granted, or the name of why nothing was: "malformed" or "refused"."""
+    if "granted" in call:
+        return [*call["granted"], call["granted_fps"]]
+    return "refused" if "refused" in call else "malformed"
+
+
 def _call(call: dict[str, Any] | None) -> dict[str, Any] | None:
     if call is None:
         return None
-    if "malformed" in call:
-        return {"malformed": str(call["malformed"])}
+    for kind in ("malformed", "refused"):
+        if kind in call:
+            return {kind: str(call[kind])}
     return {
         "asked": _span(call["asked_s"]),
         "asked_fps": _finite(call.get("asked_fps")),

@@ -74,7 +74,7 @@ class Reporter:
         """Report one step.
 
         Args:
-            metrics: of the loop and of the other stations.
+            metrics: of the loop and of the other stages.
             weights: sha256 of every parameter after the step, by name.
         Raises:
             GateError: engine and learner disagree on average by more than parity.abort_nat, or too many videos could
@@ -99,7 +99,7 @@ class Reporter:
         self._progress.update(self._bar, completed=step + 1)
         self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
             f"step {step + 1}/{self._config.trainer.steps}  reward: sampling {rewards['reward/sampling']:.3f} "
-            f"reasoning {rewards['reward/reasoning']:.3f}  looks {rolled['rollout/calls']:.2f}  "
+            f"reasoning {rewards['reward/reasoning']:.3f}  granted calls {rolled['rollout/granted_calls']:.2f}  "
             f"{metrics['seconds/step']:.1f} s",
             highlight=False,
         )
@@ -166,7 +166,7 @@ def make_sinks(config: RunConfig, run_dir: Path, backlog: Backlog, *, keep_throu
 
 
 def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
-    """Write summary.json and print what was learned, what was mended on the way, and where the run lies."""
+    """Write summary.json and print what was learned, what was recovered from on the way, and where the run lies."""
     summary = summarise(run_dir)
     best = CheckpointStore(run_dir).best_score()
     if best is not None:
@@ -180,7 +180,7 @@ def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
         ("held-out reward, sampling", "reward_sampling"),
         ("held-out reward, reasoning", "reward_reasoning"),
         ("held-out answer accuracy", "accuracy"),
-        ("share of trajectories that look again", "calls"),
+        ("share of trajectories that look again", "granted_calls"),
         ("frames retrieved per trajectory", "frames"),
     ):
         table.add_row(label, *(f"{moment.get(name, math.nan):.3f}" for moment in (before, after)))
@@ -189,6 +189,6 @@ def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
         console.print(f"best checkpoint: step {best[0]}, {best[1].metric} {best[1].value:.3f}", highlight=False)
     if faults := summary["faults"]:
         counted = ", ".join(f"{count} {kind}" for kind, count in faults.items())
-        console.print(f"faults mended: {counted} ({FAULTS})", markup=False, highlight=False)
+        console.print(f"faults recovered: {counted} ({FAULTS})", markup=False, highlight=False)
     console.print(f"metrics, trajectories and checkpoints: {run_dir}", highlight=False)
     return summary

@@ -1,4 +1,4 @@
-"""What broke and was mended: faults.jsonl, and counters per step.
+"""What broke and was recovered: faults.jsonl, and counters per step.
 
     {"step": 12, "kind": "worker_died", "worker": "rollout/0", "cause": "…", "action": "…", "detected_s": 1.76e9, "recovery_s": 21.4}
 

@@ -1,7 +1,7 @@
 """A step in eight short strings: what was read, drawn, judged, credited and learned, bit by bit.
 
 Two runs that write the same fingerprints did the same; where they part, the first fingerprint that differs, in the
-order of STATIONS, names the station that parted them. Floats count by their bits, so nothing is rounded away. A step's
+order of STAGES, names the stage that parted them. Floats count by their bits, so nothing is rounded away. A step's
 fingerprints say nothing of the steps before it.
 
 Legend: P groups of a step · G siblings of one task.
@@ -18,7 +18,7 @@ from rl.algorithm.advantages import Credit
 from rl.learner.digest import Part, id_bytes, sha256_of
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Turn
 
-STATIONS = ("prompts", "tokens", "logprobs", "rewards", "advantages", "optimizer", "weights")  # as a step passes them
+STAGES = ("prompts", "tokens", "logprobs", "rewards", "advantages", "optimizer", "weights")  # as a step passes them
 PREFIX = "state/"  # of their names in metrics.jsonl
 MARK = "sha256:"  # keeps readers of numbers from taking hexadecimal digits for one
 DIGITS = 16
@@ -46,16 +46,16 @@ def step_fingerprints(
         "optimizer": fingerprint([optimizer]),
         "weights": fingerprint(f"{name} {digest}" for name, digest in sorted(weights.items())),
     }
-    named = {f"{PREFIX}{station}": prints[station] for station in STATIONS}
+    named = {f"{PREFIX}{stage}": prints[stage] for stage in STAGES}
     return named | {f"{PREFIX}hash": fingerprint(named.values())}
 
 
 def first_difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
-    """The first station whose fingerprints differ or are missing, of two lines of metrics.jsonl; None: none does."""
-    for station in STATIONS:
-        mine = ours.get(f"{PREFIX}{station}")
-        if mine is None or mine != theirs.get(f"{PREFIX}{station}"):
-            return station
+    """The first stage whose fingerprints differ or are missing, of two lines of metrics.jsonl; None: none does."""
+    for stage in STAGES:
+        mine = ours.get(f"{PREFIX}{stage}")
+        if mine is None or mine != theirs.get(f"{PREFIX}{stage}"):
+            return stage
     return None
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from rl.trajectory import RetrievalCall, RewardFailure, ScoredGroup
+from rl.tracking.metrics import call_shares
+from rl.trajectory import RewardFailure, ScoredGroup
 
 EVALUATION_STEP = -1  # seeds of evaluation never meet those of training
 
@@ -25,7 +26,8 @@ def held_out_metrics(scored: Sequence[ScoredGroup], *, answer_terms: Sequence[st
     judged = [(trajectory, reward) for trajectory, reward in pairs if not isinstance(reward, RewardFailure)]
     rewards = [reward for _, reward in judged]
     terms = sorted({name for reward in rewards for name in reward.breakdown})
-    granted = [call for trajectory, _ in judged for call in trajectory.calls if isinstance(call, RetrievalCall)]
+    granted = [call for trajectory, _ in judged for call in trajectory.granted_calls]
+    shares = call_shares([trajectory for trajectory, _ in judged])
     means = {
         f"held_out/term/{name}": _mean([r.breakdown[name] for r in rewards if name in r.breakdown]) for name in terms
     }
@@ -33,7 +35,7 @@ def held_out_metrics(scored: Sequence[ScoredGroup], *, answer_terms: Sequence[st
         "held_out/reward_sampling": _mean([reward.sampling for reward in rewards if reward.sampling is not None]),
         "held_out/reward_reasoning": _mean([reward.reasoning for reward in rewards]),
         "held_out/accuracy": _mean([means[f"held_out/term/{name}"] for name in answer_terms if name in terms]),
-        "held_out/calls": _mean([bool(trajectory.calls) for trajectory, _ in judged]),
+        **{f"held_out/{name}": share for name, share in shares.items()},
         "held_out/frames": sum(call.num_frames for call in granted) / max(len(judged), 1),
         "held_out/tasks": float(len(pairs)),
         "held_out/failed": float(len(pairs) - len(judged)),

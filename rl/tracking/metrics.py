@@ -1,6 +1,6 @@
 """What a run reports: every number by name, with meaning and unit.
 
-Stations return plain dictionaries {name: float}; names are declared in METRICS, so that a number nobody can explain
+Stages return plain dictionaries {name: float}; names are declared in METRICS, so that a number nobody can explain
 cannot be logged.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from rl.trajectory import (
     Frames,
     MalformedCall,
-    RetrievalCall,
+    RefusedCall,
     RewardFailure,
     ScoredGroup,
     StopReason,
@@ -34,16 +35,17 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "reward/failed/": ("trajectories", "likewise, by cause"),
     "advantage/": ("std of rewards", "mean absolute advantage over the tokens of a segment"),
     "group/": ("share", "groups whose siblings all got the same reward in a role, or in both"),
-    "rollout/trajectories": ("trajectories", "played in this step"),
-    "rollout/calls": ("share", "trajectories with at least one retrieval call, well-formed or not"),
-    "rollout/malformed": ("share", "of all calls, those that could not be granted"),
+    "rollout/trajectories": ("trajectories", "rolled out in this step"),
+    "rollout/granted_calls": ("share", "trajectories with at least one granted retrieval call: they looked again"),
+    "rollout/malformed_calls": ("share", "of all calls, those whose text could not be read"),
+    "rollout/refused_calls": ("share", "of all calls, readable ones not granted: over the limit, outside the clip, …"),
     "rollout/clamped": ("share", "of all granted calls, those whose window, rate or frame count was clamped"),
     "rollout/truncated": ("share", "trajectories that ran out of tokens"),
     "rollout/video_errors": ("trajectories", "masked because the video could not be read"),
     "rollout/frames": ("frames", "retrieved frames per trajectory"),
-    "rollout/visual_tokens": ("tokens", "visual tokens per trajectory, opening frames included"),
+    "rollout/visual_tokens": ("tokens", "visual tokens per trajectory, coarse frames included"),
     "rollout/sampled_tokens": ("tokens", "tokens the policy wrote per trajectory"),
-    "rollout/tokens_per_s": ("1/s", "sampled tokens per second of the rollout station"),
+    "rollout/tokens_per_s": ("1/s", "sampled tokens per second of the rollout stage"),
     "rollout/cached_prompt_share": ("share", "prompt tokens served from the engine's prefix cache"),
     "rollout/seconds/": ("s", "summed over groups: where the rollout workers' time went"),
     "rollout/resampled_groups": ("groups", "zero-variance groups replaced by dynamic sampling"),
@@ -73,17 +75,17 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "update/micro_batches": ("batches", "forward passes per rank"),
     "update/padding_share": ("share", "of the tokens processed, those that are padding"),
     "update/seconds": ("s", "inside the learner ranks"),
-    "seconds/": ("s", "wall time of one station of this step"),
+    "seconds/": ("s", "wall time of one stage of this step"),
     "state/": (
         "sha256",
-        "fingerprint of what a station made of this step (rl.tracking.fingerprint); in metrics.jsonl only",
+        "fingerprint of what a stage made of this step (rl.tracking.fingerprint); in metrics.jsonl only",
     ),
     "sync/version": ("pushes", "version the engines confirmed"),
     "sync/verified_parameters": ("parameters", "read back from every engine and found equal"),
     "sync/bytes": ("B", "of weights pushed to each engine"),
     "sync/gb_per_s": ("GB/s", "of a push, verification included"),
     "sync/": ("s", "seconds of a push and of its parts"),
-    "faults/": ("faults", "of a kind that were mended during the step (faults.jsonl has each)"),
+    "faults/": ("faults", "of a kind that were recovered from during the step (faults.jsonl has each)"),
     "memory/rollout_device": ("MiB", "held on its GPU by the engine that holds most"),
     "memory/rollout_slope": ("MiB", "growth of the worst rollout worker per step since it was warm, least squares"),
     "save/copy_seconds": ("s", "the run stood still while a checkpoint was copied in memory"),
@@ -94,11 +96,44 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "save/remote_seconds": ("s", "copying checkpoints to trainer.remote, beside the run"),
     "save/remote_failed": ("attempts", "to copy checkpoints to trainer.remote; repeated after the next save"),
     "memory/": ("MiB", "resident memory of its own, by kind of process (largest of its kind)"),
+    "held_out/granted_calls": ("share", "held-out tasks with at least one granted retrieval call"),
+    "held_out/malformed_calls": ("share", "of all calls on held-out tasks, those whose text could not be read"),
+    "held_out/refused_calls": ("share", "of all calls on held-out tasks, readable ones that were not granted"),
     "held_out/tasks": ("tasks", "evaluated greedily"),
-    "held_out/failed": ("tasks", "of these, those without a verdict"),
+    "held_out/failed": ("tasks", "of these, those without a score"),
     "held_out/frames": ("frames", "retrieved per task"),
-    "held_out/": ("0..1", "means over held-out tasks: rewards, their terms, accuracy, share that looks again"),
+    "held_out/": ("0..1", "means over held-out tasks: rewards, their terms, accuracy"),
 }
+
+RENAMED_METRICS: dict[str, str] = {  # of earlier versions; what reads their files takes the name of today
+    "group/degenerate_both": "group/zero_variance_both",  # 0.3.0
+    "group/degenerate_reasoning": "group/zero_variance_reasoning",
+    "group/degenerate_sampling": "group/zero_variance_sampling",
+    "held_out/calls": "held_out/granted_calls",  # counted malformed calls, too
+    "rollout/calls": "rollout/granted_calls",  # likewise
+    "rollout/malformed": "rollout/malformed_calls",  # counted refused calls, too
+    "scenes/k_over_pairs": "scenes/per_pair",
+    "scenes/k_over_t": "scenes/per_frame",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A declared metric, as the reference lists it."""
+
+    name: str  # one that ends in / stands for all that begin with it
+    unit: str
+    meaning: str
+
+
+def metrics_reference() -> tuple[MetricRow, ...]:
+    """Every declared metric, by name."""
+    return tuple(MetricRow(name, *METRICS[name]) for name in sorted(METRICS))
+
+
+def current_names(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl by the metric names of today, whichever version wrote it."""
+    return {RENAMED_METRICS.get(name, name): value for name, value in line.items()}
 
 
 def describe(name: str) -> tuple[str, str]:
@@ -123,15 +158,13 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, pixels_per_token: int)
     """
     episodes = [(group, trajectory) for group in groups for trajectory in group.trajectories_G]
     trajectories = [trajectory for _, trajectory in episodes]
-    calls = [call for trajectory in trajectories for call in trajectory.calls]
-    granted = [call for call in calls if isinstance(call, RetrievalCall)]
+    granted = [call for trajectory in trajectories for call in trajectory.granted_calls]
     videos = [trajectory_videos(group.coarse_frames, trajectory.turns) for group, trajectory in episodes]
     blocks = _distinct_blocks(videos)
     prompts, cached = _prompt_tokens(trajectories)
     return {
         "rollout/trajectories": float(len(trajectories)),
-        "rollout/calls": _mean(bool(trajectory.calls) for trajectory in trajectories),
-        "rollout/malformed": _mean(isinstance(call, MalformedCall) for call in calls),
+        **{f"rollout/{name}": share for name, share in call_shares(trajectories).items()},
         "rollout/clamped": _mean(bool(call.clamped) for call in granted),
         "rollout/truncated": _mean(t.stop_reason is StopReason.TRUNCATED for t in trajectories),
         "rollout/video_errors": float(sum(t.stop_reason is StopReason.VIDEO_ERROR for t in trajectories)),
@@ -145,6 +178,16 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, pixels_per_token: int)
             f"rollout/seconds/{name}": sum(group.seconds.get(name, 0.0) for group in groups)
             for name in sorted({name for group in groups for name in group.seconds})
         },
+    }
+
+
+def call_shares(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """{"granted_calls", "malformed_calls", "refused_calls"}: of the trajectories the first, of all calls the others."""
+    calls = [call for trajectory in trajectories for call in trajectory.calls]
+    return {
+        "granted_calls": _mean(bool(trajectory.granted_calls) for trajectory in trajectories),
+        "malformed_calls": _mean(isinstance(call, MalformedCall) for call in calls),
+        "refused_calls": _mean(isinstance(call, RefusedCall) for call in calls),
     }
 
 
@@ -170,22 +213,22 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 class StageClock:
-    """Seconds per station of one step: `with clock("rollout"): ...`."""
+    """Seconds per stage of one step: `with clock("rollout"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, station: str) -> Iterator[None]:
+    def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[station] = self.seconds.get(station, 0.0) + time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
-        """{"seconds/<station>": s}, and their sum."""
-        named = {f"seconds/{station}": seconds for station, seconds in self.seconds.items()}
+        """{"seconds/<stage>": s}, and their sum."""
+        named = {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
         return named | {"seconds/step": sum(self.seconds.values())}
 
 

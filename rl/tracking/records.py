@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rl.algorithm.advantages import NOT_LEARNED, Credit
 from rl.tracking.lines import replace_whole
 from rl.trajectory import (
+    Call,
     Frames,
     MalformedCall,
-    RetrievalCall,
+    RefusedCall,
     RewardFailure,
     ScoredGroup,
     SegmentRewards,
@@ -147,11 +148,13 @@ def _turn(
     }
 
 
-def _call(call: RetrievalCall | MalformedCall | None) -> dict[str, Any] | None:
+def _call(call: Call | None) -> dict[str, Any] | None:
     if call is None:
         return None
     if isinstance(call, MalformedCall):
         return {"malformed": call.reason}
+    if isinstance(call, RefusedCall):
+        return {"refused": call.reason}
     return {
         "asked_s": _span(call.asked),
         "asked_fps": call.asked_fps,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.tracking.faults import fault_counts
+from rl.tracking.metrics import current_names
 
 
 def summarise(run_dir: Path) -> dict[str, Any]:
@@ -17,7 +18,8 @@ def summarise(run_dir: Path) -> dict[str, Any]:
 
     `first` and `last` are means over the first and last tenth of the steps: one step's rewards are noisy.
     """
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [current_names(json.loads(line)) for line in text.splitlines()]
     steps = [line for line in lines if "seconds/step" in line]
     evaluations = [line for line in lines if "held_out/tasks" in line]
     after = evaluations[-1:] if evaluations and evaluations[-1]["step"] > evaluations[0]["step"] else []

@@ -25,7 +25,7 @@ def run(tmp_path, variant="sd_grpo", seed=0, window=(0.5, 0.7), groups=()):
     (folder / "trajectories").mkdir(parents=True)
     lines = [json.dumps(one) + "\n" for group in groups for one in group]
     (folder / "trajectories" / "step_000001.jsonl").write_text("".join(lines))
-    names = ("term/window", "term/frame_rate", "accuracy", "calls", "frames", "tasks")
+    names = ("term/window", "term/frame_rate", "accuracy", "granted_calls", "frames", "tasks")
     held_out = tuple(
         {"step": 10 * i, **{f"held_out/{name}": value for name in names}} for i, value in enumerate(window)
     )

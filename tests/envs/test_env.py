@@ -12,6 +12,8 @@ from envs.retrieval import RetrievalRules
 from rl.trajectory import (
     Completion,
     MalformedCall,
+    RefusedCall,
+    RetrievalCall,
     Segment,
     StopReason,
     Trajectory,
@@ -135,14 +137,14 @@ def test_a_call_beyond_the_limit_is_answered_with_a_note(make_env, say, processo
     assert processor.decode(note.token_ids) == "\n[no frames: the limit of 1 per answer is reached]\n"
     assert note.frames is None
     assert trajectory.turns[1].segment == Segment.SAMPLING
-    assert trajectory.calls[1] == MalformedCall("the limit of 1 per answer is reached")
+    assert trajectory.calls[1] == RefusedCall("the limit of 1 per answer is reached")
     assert trajectory.stop_reason == StopReason.ANSWERED
 
 
 def test_with_no_calls_allowed_retrieval_is_off(make_env, say):
     _, note, trajectory = play(make_env(RetrievalRules(max_calls=0)), say(LOOK), say(ANSWER))
     assert note.frames is None
-    assert trajectory.calls == (MalformedCall("retrieval is turned off"),)
+    assert trajectory.calls == (RefusedCall("retrieval is turned off"),)
 
 
 @pytest.mark.parametrize(
@@ -157,11 +159,11 @@ def test_with_no_calls_allowed_retrieval_is_off(make_env, say):
         "<span>1 - 2</span><fps><|vision_start|><|video_pad|></fps>",
     ],
 )
-def test_a_malformed_call_is_told_why_and_the_episode_goes_on(make_env, say, processor, request_text):
+def test_a_call_that_is_not_granted_is_told_why_and_the_episode_goes_on(make_env, say, processor, request_text):
     env = make_env()
     _, note, trajectory = play(env, say(f"<think>Look.{request_text}"), say(ANSWER))
     call = trajectory.turns[0].call
-    assert isinstance(call, MalformedCall)
+    assert isinstance(call, MalformedCall | RefusedCall)
     assert processor.decode(note.token_ids) == f"\n[no frames: {call.reason}]\n"
     assert trajectory.turns[0].segment == Segment.SAMPLING  # a failed call is a call
     assert (trajectory.stop_reason, len(env.videos)) == (StopReason.ANSWERED, 1)
@@ -171,7 +173,7 @@ def test_a_malformed_call_is_told_why_and_the_episode_goes_on(make_env, say, pro
 def test_a_refused_call_leaves_the_allowance_for_a_good_one(make_env, say):
     *_, look, trajectory = play(make_env(), say("<span>4 - 2</span><fps>2</fps>"), say(LOOK), say(ANSWER))
     assert look.frames.num_frames == 8
-    assert [isinstance(call, MalformedCall) for call in trajectory.calls] == [True, False]
+    assert [type(call) for call in trajectory.calls] == [RefusedCall, RetrievalCall]
 
 
 def test_a_clamped_call_says_so(make_env, say):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.retrieval import RetrievalRules, frame_times, parse_call, render_call
-from rl.trajectory import MalformedCall, RetrievalCall, TimeSpan
+from rl.trajectory import MalformedCall, RefusedCall, RetrievalCall, TimeSpan
 
 RULES = RetrievalRules(max_calls=1, min_window_s=0.1, max_fps=10.0, max_frames=32, max_pixels=100_000)
 
@@ -65,6 +65,17 @@ def test_blanks_and_decimals_may_be_written_in_several_ways(text):
         ("<span>1 - 2</span><fps>fast</fps>", "not a number"),
         ("<span>1 - 2</span><fps></fps>", "not a number"),
         ("<span>1 - 2</span><fps>2</fps></fps>", "not a number"),
+    ],
+)
+def test_a_malformed_call_says_what_could_not_be_read(text, reason):
+    call = read(text)
+    assert isinstance(call, MalformedCall)
+    assert reason in call.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
         ("<span>1 - 2</span><fps>0</fps>", "above 0"),
         ("<span>1 - 2</span><fps>-2</fps>", "above 0"),
         ("<span>2 - 1</span><fps>2</fps>", "reversed"),
@@ -74,9 +85,9 @@ def test_blanks_and_decimals_may_be_written_in_several_ways(text):
         ("<span>59.95 - 70</span><fps>2</fps>", "less than 0.1 seconds"),
     ],
 )
-def test_a_malformed_call_says_what_was_wrong(text, reason):
+def test_a_refused_call_says_what_it_asked_for_in_vain(text, reason):
     call = read(text)
-    assert isinstance(call, MalformedCall)
+    assert isinstance(call, RefusedCall)
     assert reason in call.reason
 
 
@@ -130,7 +141,7 @@ def test_where_a_cap_bites_the_window_stays_whole_and_the_spacing_widens(rules_c
 
 
 def test_without_room_for_a_single_frame_the_call_is_refused():
-    assert read("<span>1 - 2</span><fps>2</fps>", max_frames=0) == MalformedCall("no room is left for frames")
+    assert read("<span>1 - 2</span><fps>2</fps>", max_frames=0) == RefusedCall("no room is left for frames")
 
 
 def test_hostile_lengths_are_read_in_linear_time():
@@ -151,7 +162,7 @@ hundredths = st.integers(-5_000, 20_000)
 def test_whatever_is_granted_lies_within_the_clip_and_the_limits(start, length, rate, duration):
     text = f"<span>{start / 100:.2f} - {(start + length) / 100:.2f}</span><fps>{rate / 100:.2f}</fps>"
     call = read(text, duration_s=duration)
-    if isinstance(call, MalformedCall):
+    if isinstance(call, RefusedCall):
         return
     times = frame_times(call)
     assert 0.0 <= call.span.start_s < call.span.end_s <= duration

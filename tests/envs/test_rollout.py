@@ -11,7 +11,15 @@ from envs.initial_observation import CoarseFrameRules
 from envs.prompts import encode_reply
 from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext, TokenHistory, derive_seed, greedy, occurrences, run_group
-from rl.trajectory import MalformedCall, Sampling, Segment, StopReason, trajectory_tokens, trajectory_videos
+from rl.trajectory import (
+    MalformedCall,
+    RefusedCall,
+    Sampling,
+    Segment,
+    StopReason,
+    trajectory_tokens,
+    trajectory_videos,
+)
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 from tests.fakes import ScriptedEngine
 
@@ -144,7 +152,7 @@ def test_a_video_that_cannot_be_read_gives_a_group_of_video_errors(play, engine,
 
 def test_retrieval_can_be_turned_off(play, engine, reader):
     group = play(engine([LOOK, ANSWER]), 1, max_calls=0)
-    assert group.trajectories_G[0].calls == (MalformedCall("retrieval is turned off"),)
+    assert group.trajectories_G[0].calls == (RefusedCall("retrieval is turned off"),)
     assert len(reader.asked) == 1
 
 

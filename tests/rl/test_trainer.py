@@ -26,8 +26,8 @@ def scored(rewards, name="t"):
     return ScoredGroup(TrajectoryGroup(task(name), siblings, None), verdicts)
 
 
-class Stations:
-    """All four stations, writing down what is asked of them; groups of tasks named 'same…' are degenerate."""
+class Stages:
+    """All four stages, writing down what is asked of them; groups of tasks named 'same…' are degenerate."""
 
     def __init__(self):
         self.diary, self.version, self.learned, self.attempts = [], -1, [], []
@@ -52,53 +52,53 @@ class Stations:
 
 
 def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_at=()):
-    stations, reports = Stations(), []
+    stages, reports = Stages(), []
 
     def evaluate(step):
-        stations.diary.append(f"evaluate {step}")
+        stages.diary.append(f"evaluate {step}")
         return step in best_at
 
     train(
         schedule,
         tasks_for=tasks_for,
-        rollouts=stations,
-        rewards=stations,
-        learners=stations,
-        weights=stations,
+        rollouts=stages,
+        rewards=stages,
+        learners=stages,
+        weights=stages,
         report=lambda step, groups, learned, metrics: reports.append((step, {**learned.metrics, **metrics})),
-        save=lambda step, version: stations.diary.append(f"save {step} v{version}"),
+        save=lambda step, version: stages.diary.append(f"save {step} v{version}"),
         evaluate=evaluate,
     )
-    return stations, reports
+    return stages, reports
 
 
 def test_one_step_is_generate_update_push_and_engines_have_weights_before_the_first():
-    stations, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0, evaluate_first=True))
-    assert stations.diary == ["push 0", "evaluate 0", "generate 0", "update", "push 1", "evaluate 1", "save 1 v1"]
+    stages, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0, evaluate_first=True))
+    assert stages.diary == ["push 0", "evaluate 0", "generate 0", "update", "push 1", "evaluate 1", "save 1 v1"]
     ((step, metrics),) = reports
     assert step == 0 and metrics["policy/version"] == 1 and metrics["loss/total"] == 0.5
     assert {"seconds/rollout", "seconds/reward", "seconds/update", "seconds/sync", "seconds/step"} <= metrics.keys()
 
 
 def test_a_resumed_run_goes_on_where_it_stopped_and_does_not_evaluate_its_start_again():
-    stations, reports = run(Schedule(first_step=2, steps=4, save_every=0, eval_every=0))
+    stages, reports = run(Schedule(first_step=2, steps=4, save_every=0, eval_every=0))
     assert [step for step, _ in reports] == [2, 3]
-    assert "evaluate 0" not in stations.diary and "evaluate 2" not in stations.diary
+    assert "evaluate 0" not in stages.diary and "evaluate 2" not in stages.diary
 
 
 def test_a_run_stopped_before_it_was_evaluated_makes_up_for_it_and_keeps_it_if_it_is_the_best():
-    stations, _ = run(Schedule(first_step=2, steps=3, save_every=0, eval_every=2, evaluate_first=True), best_at=(2,))
-    assert stations.diary[:3] == ["push 0", "evaluate 2", "save 2 v0"]
+    stages, _ = run(Schedule(first_step=2, steps=3, save_every=0, eval_every=2, evaluate_first=True), best_at=(2,))
+    assert stages.diary[:3] == ["push 0", "evaluate 2", "save 2 v0"]
 
 
 def test_a_finished_run_resumed_does_nothing_but_hand_out_weights():
-    stations, reports = run(Schedule(first_step=3, steps=3, save_every=1, eval_every=1))
-    assert reports == [] and stations.diary == ["push 0"]
+    stages, reports = run(Schedule(first_step=3, steps=3, save_every=1, eval_every=1))
+    assert reports == [] and stages.diary == ["push 0"]
 
 
 def test_a_policy_that_is_the_best_so_far_is_saved_although_no_checkpoint_is_due():
-    stations = run(Schedule(first_step=0, steps=3, save_every=0, eval_every=1, evaluate_first=True), best_at=(2,))[0]
-    assert [entry for entry in stations.diary if entry.startswith(("evaluate", "save"))] == [
+    stages = run(Schedule(first_step=0, steps=3, save_every=0, eval_every=1, evaluate_first=True), best_at=(2,))[0]
+    assert [entry for entry in stages.diary if entry.startswith(("evaluate", "save"))] == [
         *("evaluate 0", "evaluate 1", "evaluate 2", "save 2 v2", "evaluate 3", "save 3 v3")
     ]  # the start is not saved: that policy is there already
 
@@ -112,15 +112,15 @@ def test_zero_variance_groups_are_replaced_a_bounded_number_of_times():
     def tasks_for(step, attempt):
         return [[task("same-1"), task("good-1")], [task("good-2"), task("good-3")]][attempt]
 
-    stations, reports = run(Schedule(0, 1, 0, 0, resample_attempts=1), tasks_for)
-    assert stations.learned == [["good-1", "good-2"]]
-    assert stations.attempts == [0, 1]  # a task drawn again is played with other seeds
+    stages, reports = run(Schedule(0, 1, 0, 0, resample_attempts=1), tasks_for)
+    assert stages.learned == [["good-1", "good-2"]]
+    assert stages.attempts == [0, 1]  # a task drawn again is played with other seeds
     assert reports[0][1]["rollout/resampled_groups"] == 1
 
 
 def test_when_replacements_are_degenerate_too_the_batch_keeps_its_size():
-    stations, _ = run(Schedule(0, 1, 0, 0, resample_attempts=1), lambda step, attempt: [task("same"), task("same")])
-    assert len(stations.learned[0]) == 2
+    stages, _ = run(Schedule(0, 1, 0, 0, resample_attempts=1), lambda step, attempt: [task("same"), task("same")])
+    assert len(stages.learned[0]) == 2
 
 
 def test_a_group_differs_if_one_role_differs_and_failures_do_not_count():

@@ -88,8 +88,19 @@ class Run {
   duration(group, detail) {
     const known = detail?.duration_s || group.duration_s || this.clips[group.video]?.duration_s;
     if (known) return known;
-    const ends = group.siblings.flatMap((sibling) => sibling.calls.filter(Boolean).map((call) => call[1]));
+    const ends = group.siblings.flatMap((sibling) => sibling.calls.filter(isGranted).map((call) => call[1]));
     const shown = (detail?.opening?.t ?? []).map((ms) => ms / 1000);
     return Math.max(1e-3, ...ends, ...shown, group.evidence?.[1] ?? 0);
   }
+}
+
+// In the index a granted call is [start, end, rate]; one that was not is "malformed" or "refused".
+function isGranted(call) {
+  return Array.isArray(call);
+}
+
+// Of a call in the details: why nothing was granted, or null.
+function notGranted(call) {
+  const kind = ["malformed", "refused"].find((name) => call?.[name] !== undefined);
+  return kind ? { kind, reason: call[kind] } : null;
 }

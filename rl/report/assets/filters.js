@@ -25,7 +25,12 @@ const SORTS = {
 function filterForm(run, change) {
   const siblings = run.moments.flatMap((moment) => moment.groups.flatMap((group) => group.siblings));
   const stops = [...new Set(siblings.map((sibling) => sibling.stop))].sort();
-  const looks = { with: "looked again", without: "did not look", malformed: "malformed call" };
+  const looks = {
+    with: "looked again",
+    without: "did not look",
+    malformed: "malformed call",
+    refused: "refused call",
+  };
   const words = el("input", {
     type: "search",
     id: "filter-text",
@@ -105,9 +110,9 @@ function rangeField(label, name, change) {
 function siblingMatches(sibling) {
   const { stop, call, sampling, reasoning } = stepsView;
   if (stop && sibling.stop !== stop) return false;
-  if (call === "with" && !sibling.calls.length) return false;
-  if (call === "without" && sibling.calls.length) return false;
-  if (call === "malformed" && !sibling.calls.includes(null)) return false;
+  if (call === "with" && !sibling.calls.some(isGranted)) return false;
+  if (call === "without" && sibling.calls.some(isGranted)) return false;
+  if ((call === "malformed" || call === "refused") && !sibling.calls.includes(call)) return false;
   const inside = (value, [low, high], isOpen) =>
     isNumber(value) ? value >= low - 1e-9 && value <= high + 1e-9 : isOpen;
   return (

@@ -18,7 +18,7 @@ function groupRow(run, entry, wide) {
         ? "reasoning degenerate"
         : "";
   const failed = group.siblings.filter((sibling) => sibling.failed).length,
-    looked = group.siblings.filter((sibling) => sibling.calls.length).length;
+    looked = group.siblings.filter((sibling) => sibling.calls.some(isGranted)).length;
   return el(
     "li",
     { class: `group card${both ? " degenerate" : ""}`, data: { group: number } },
@@ -32,7 +32,7 @@ function groupRow(run, entry, wide) {
           "a",
           { href: trajectoryLink(moment, number, group.siblings[entry.matching.indexOf(true)].sibling), class: "open" },
           stepsView.everywhere ? `${moment.kind === "held_out" ? "Held-out" : "Step"} ${count(moment.step)} · ` : "",
-          `Group ${number + 1}`,
+          `Group ${number}`,
         ),
         el("span", { class: "task-id" }, said(group.task)),
         badge ? el("span", { class: "badge" }, badge) : null,

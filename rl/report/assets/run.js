@@ -4,13 +4,13 @@ const HEADLINE = [
   ["held_out/reward_sampling", "Sampling reward", "where and how densely it looks"],
   ["held_out/reward_reasoning", "Reasoning reward", "what it answers, and in which form"],
   ["held_out/accuracy", "Answer accuracy", "of held-out tasks"],
-  ["held_out/calls", "Looks again", "share of trajectories with a call"],
+  ["held_out/granted_calls", "Looks again", "share of trajectories with a granted call"],
   ["held_out/frames", "Frames per task", "retrieved on request"],
 ];
 const FALLBACK = [
   ["reward/sampling", "Sampling reward", "mean of the first and last tenth of the steps"],
   ["reward/reasoning", "Reasoning reward", "mean of the first and last tenth of the steps"],
-  ["rollout/calls", "Looks again", "share of trajectories with a call"],
+  ["rollout/granted_calls", "Looks again", "share of trajectories with a granted call"],
 ];
 const CHARTS = [
   {
@@ -19,7 +19,7 @@ const CHARTS = [
     colors: ["--c1", "--c2", "--c1", "--c2"],
   },
   { title: "Reward terms", under: "reward/term/" },
-  { title: "Held-out accuracy and looks", names: ["held_out/accuracy", "held_out/calls"], fewest: 2 },
+  { title: "Held-out accuracy and looks", names: ["held_out/accuracy", "held_out/granted_calls"], fewest: 2 },
   { title: "Advantage, mean size", under: "advantage/" },
   { title: "Degenerate groups", under: "group/" },
   { title: "Policy entropy", names: ["policy/entropy"] },
@@ -28,9 +28,18 @@ const CHARTS = [
   { title: "Clipped tokens", under: "policy/clip_fraction/" },
   { title: "Tokens per trajectory", names: ["rollout/sampled_tokens", "rollout/visual_tokens"], floor: 0 },
   { title: "Retrieved frames", names: ["rollout/frames", "held_out/frames"], colors: ["--c1", "--c1"], floor: 0 },
-  { title: "Looking again", names: ["rollout/calls", "rollout/malformed", "rollout/clamped", "rollout/truncated"] },
   {
-    title: "Seconds per station",
+    title: "Looking again",
+    names: [
+      "rollout/granted_calls",
+      "rollout/malformed_calls",
+      "rollout/refused_calls",
+      "rollout/clamped",
+      "rollout/truncated",
+    ],
+  },
+  {
+    title: "Seconds per stage",
     under: "seconds/",
     except: ["seconds/step"],
     first: ["rollout", "reward", "update", "sync"],

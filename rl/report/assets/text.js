@@ -140,8 +140,8 @@ function textPanel(run, at, own, group, clip) {
 function contextChip(turn, number, frames, clip, call) {
   const what = frames
     ? `video: ${frames.t.length} frames, ${frames.scenes.length} scenes`
-    : call?.malformed !== undefined
-      ? `note: ${call.malformed}`
+    : notGranted(call)
+      ? `note: ${notGranted(call).reason}`
       : "text";
   const pictures = frames
     ? frames.t

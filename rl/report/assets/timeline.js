@@ -40,7 +40,7 @@ function miniWindows(run, group, width, open, slim = false) {
       svg("rect", { x: 0, width, y: y - row / 2, height: row, class: "hit" }),
     );
     for (const call of sibling.calls) {
-      if (call === null) line.append(svg("path", { d: `M4,${y - 2}l4,4m0,-4l-4,4`, class: "malformed" }));
+      if (!isGranted(call)) line.append(svg("path", { d: `M4,${y - 2}l4,4m0,-4l-4,4`, class: "malformed" }));
       else
         line.append(
           svg("line", {
@@ -60,7 +60,7 @@ function miniWindows(run, group, width, open, slim = false) {
 
 function siblingTitle(sibling) {
   const windows = sibling.calls
-    .map((call) => (call ? `${span(call)} at ${rate(call[2])}` : "malformed call"))
+    .map((call) => (isGranted(call) ? `${span(call)} at ${rate(call[2])}` : `${call} call`))
     .join("; ");
   return `sibling ${sibling.sibling}: ${windows || "did not look again"}`;
 }
@@ -137,10 +137,11 @@ function bigTimeline(run, group, detail, own, clip, width) {
       asked += 1;
       const y = axisY + 26 + row * lane;
       row += 1;
-      if (call.malformed !== undefined) {
+      const refusal = notGranted(call);
+      if (refusal) {
         drawn.append(
           label(
-            `look ${asked}: malformed, nothing granted (${clipText(call.malformed, 90)})`,
+            `look ${asked}: ${refusal.kind}, nothing granted (${clipText(refusal.reason, 90)})`,
             pad + 4,
             y + 16,
             width,
@@ -230,7 +231,9 @@ function label(text, at, y, width, name, anchor = "middle") {
 
 function timelineText(group, calls) {
   const windows = calls.map((call) =>
-    call.malformed !== undefined ? "a malformed call" : `a look at ${span(call.granted)} at ${rate(call.granted_fps)}`,
+    notGranted(call)
+      ? `a ${notGranted(call).kind} call`
+      : `a look at ${span(call.granted)} at ${rate(call.granted_fps)}`,
   );
   const evidence = group.evidence ? `Evidence at ${span(group.evidence)}. ` : "";
   return evidence + (windows.length ? `The policy made ${windows.join(", ")}.` : "The policy did not look again.");

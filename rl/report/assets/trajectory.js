@@ -40,7 +40,7 @@ function trajectoryPage(run, ...path) {
         { class: "crumbs" },
         el("a", { href: `#/steps/${moment.id}` }, momentName(moment)),
         " / ",
-        `group ${number + 1} of ${moment.groups.length}`,
+        `group ${number} of ${moment.groups.length}`,
         " / ",
         el("span", { class: "task-id" }, said(group.task)),
       ),

@@ -20,7 +20,7 @@ from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
 from rl.trajectory import (
     AnswerKind,
     Completion,
-    MalformedCall,
+    RefusedCall,
     RetrievalCall,
     RewardFailure,
     ScoredGroup,
@@ -172,13 +172,14 @@ def test_a_metric_that_does_not_apply_to_an_example_is_averaged_over_the_others(
 
 def test_examples_without_a_prediction_are_counted_and_stay_out_of_what_the_policy_did():
     lost = outcome(1, metrics={"iou": 0.0}, missing="v.mp4: cannot be opened", stop="video_error", answer=None, text="")
-    looked = outcome(4, calls=({"frames": 6},), frames=6, sampled_tokens=20)
+    looked = outcome(4, calls=({"granted_s": [0, 1], "frames": 6}, {"refused": "limit"}), frames=6, sampled_tokens=20)
     failed = outcome(2, metrics={}, failed="answer raised: KeyError")
     summary = summarise_outcomes([lost, looked, failed])
     assert summary["counts"]["missing"] == summary["counts"]["video_errors"] == 1
     assert summary["counts"]["failed"] == 1 and summary["counts"]["examples"] == 3
     assert summary["metrics"]["iou"]["value"] == 0.5  # the lost one is worth what its benchmark says: 0
-    assert summary["behaviour"]["frames"]["value"] == 3.0 and summary["behaviour"]["looks"]["n"] == 2
+    assert summary["behaviour"]["frames"]["value"] == 3.0 and summary["behaviour"]["granted_calls"]["n"] == 2
+    assert summary["behaviour"]["granted_calls"]["value"] == summary["behaviour"]["refused_calls"]["value"] == 0.5
 
 
 def test_seconds_are_those_of_play_over_all_goes():
@@ -206,12 +207,12 @@ CALL = RetrievalCall(TimeSpan(1, 9), 4, TimeSpan(1, 8), 4, 28, ("end",))
 
 def test_an_outcome_says_what_was_asked_granted_and_written():
     looked = Turn((1,), Completion((2,) * 5, (0.0,) * 5, "stop", 0), Segment.SAMPLING, CALL)
-    refused = Turn((1,), Completion((2,) * 3, (0.0,) * 3, "stop", 0), Segment.SAMPLING, MalformedCall("reversed"))
+    refused = Turn((1,), Completion((2,) * 3, (0.0,) * 3, "stop", 0), Segment.SAMPLING, RefusedCall("reversed"))
     trajectory = Trajectory((looked, refused), StopReason.TRUNCATED, "<span>1 - 9</span>")
     made = outcome_of("q", 0, "", trajectory, Judged({"iou": 0.5}, None, ((1.0, 8.0),)))
     assert (made.frames, made.sampled_tokens, made.stop, made.missing) == (28, 8, "truncated", None)
     granted = {"asked_s": [1, 9], "asked_fps": 4, "granted_s": [1, 8], "granted_fps": 4, "frames": 28}
-    assert made.calls == (granted, {"malformed": "reversed"})
+    assert made.calls == (granted, {"refused": "reversed"})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

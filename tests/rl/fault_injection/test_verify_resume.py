@@ -28,7 +28,7 @@ from rl.fault_injection.verify_resume import (
     proof_config,
     verify_resume,
 )
-from rl.tracking.fingerprint import STATIONS
+from rl.tracking.fingerprint import STAGES
 from rl.trajectory import RunState
 
 CONFIG = load_config([Path(__file__).parents[3] / "configs" / "quickstart.yaml"])
@@ -36,7 +36,7 @@ EQUAL = Proof((Killed(9, 2, 1),), (ComparedStep(1, "sha256:aa", "sha256:aa", Non
 
 
 def line(step, **changed):
-    prints = {f"state/{station}": f"sha256:{station}{step}" for station in STATIONS}
+    prints = {f"state/{stage}": f"sha256:{stage}{step}" for stage in STAGES}
     return {"step": step, "state/hash": f"sha256:{step}{''.join(changed)}", **prints, **changed}
 
 
@@ -49,12 +49,12 @@ def test_equal_runs_are_equal_at_every_step():
     assert [step.parted_at for step in compare(straight, dict(straight), 2)] == [None, None]
 
 
-def test_runs_part_at_the_first_station_that_differs_in_the_order_of_a_step():
+def test_runs_part_at_the_first_stage_that_differs_in_the_order_of_a_step():
     resumed = lines(line(1), line(2, **{"state/weights": "x", "state/rewards": "x"}), line(3, **{"state/prompts": "x"}))
     proof = Proof((), compare(lines(line(1), line(2), line(3)), resumed, 3))
     assert [step.parted_at for step in proof.steps] == [None, "rewards", "prompts"]
     assert not proof.passed
-    assert proof.as_dict()["first_difference"] == {"step": 2, "station": "rewards"}
+    assert proof.as_dict()["first_difference"] == {"step": 2, "stage": "rewards"}
 
 
 def test_a_step_that_is_missing_or_has_no_fingerprints_is_not_equal():

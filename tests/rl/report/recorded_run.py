@@ -96,7 +96,7 @@ def _metrics(scored: list[ScoredGroup], step: int) -> dict[str, float]:
 
 
 def _held_out(level: float) -> dict[str, float]:
-    names = ("reward_sampling", "reward_reasoning", "accuracy", "calls")
+    names = ("reward_sampling", "reward_reasoning", "accuracy", "granted_calls")
     return {f"held_out/{name}": level for name in names} | {"held_out/frames": 10 * level, "held_out/tasks": 2.0}
 
 

@@ -37,6 +37,20 @@ def test_metrics_become_columns_and_a_step_and_its_evaluation_one_row(tmp_path):
     assert table.columns == {"held_out/accuracy": (0.5, 0.75), "reward/sampling": (None, 0.25)}
 
 
+def test_a_run_of_0_3_0_is_shown_by_the_metric_names_of_today(tmp_path):
+    write_lines(
+        tmp_path / "metrics.jsonl",
+        {"step": 0, "time_s": 1.0, "held_out/calls": 0.75, "held_out/tasks": 8.0},
+        {"step": 1, "time_s": 2.0, "rollout/calls": 0.5, "rollout/malformed": 0.25, "group/degenerate_both": 0.0},
+        {"step": 2, "time_s": 3.0, "rollout/granted_calls": 1.0},  # resumed since
+    )
+    table = read_metrics(tmp_path)
+    assert table.columns["rollout/granted_calls"] == (None, 0.5, 1.0)
+    assert table.columns["held_out/granted_calls"] == (0.75, None, None)
+    assert {"rollout/malformed_calls", "group/zero_variance_both"} <= table.columns.keys()
+    assert not {"rollout/calls", "held_out/calls", "rollout/malformed"} & table.columns.keys()
+
+
 def test_numbers_that_are_not_finite_stay_what_they_are(tmp_path):
     write_lines(tmp_path / "metrics.jsonl", {"step": 1, "grad/norm": "inf"}, '{"step": 2, "grad/norm": NaN}\n')
     assert read_metrics(tmp_path).columns["grad/norm"] == ("inf", "nan")

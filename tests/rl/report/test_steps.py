@@ -120,7 +120,7 @@ def test_a_failed_reward_a_malformed_call_and_an_unreadable_video_are_shown_as_s
     failed["turns"][0]["call"] = {"malformed": "reversed"}
     lost = record(1, opening=None, turns=[], stop="video_error", note="v.mp4: is empty", rewards=failed["rewards"])
     first, second = compacted(failed, lost).index["groups"][0]["siblings"]
-    assert (first["failed"], first["calls"], first["sampling"]) == ("timeout", [None], None)
+    assert (first["failed"], first["calls"], first["sampling"]) == ("timeout", ["malformed"], None)
     assert (second["stop"], second["calls"]) == ("video_error", [])
 
 

@@ -44,7 +44,7 @@ class Disk:
         return self.next_step
 
 
-class Stations:
+class Stages:
     """Plays tasks with real seeds; luck decides which groups are degenerate. Killed at its `dies_at`-th call."""
 
     def __init__(self, luck, dies_at):
@@ -84,7 +84,7 @@ class Stations:
 
 def live(disk, luck, save_every, dies_at=0):
     """One process of the run, until it is killed or done; what it played."""
-    stations = Stations(luck, dies_at)
+    stages = Stages(luck, dies_at)
 
     def save(step, version):
         disk.next_step = step
@@ -93,15 +93,15 @@ def live(disk, luck, save_every, dies_at=0):
         train(
             Schedule(disk.resume(), STEPS, save_every, eval_every=0, resample_attempts=2),
             tasks_for=lambda step, attempt: tasks_for_step(TASKS, SEED + ATTEMPT * attempt, step, PER_STEP),
-            rollouts=stations,
-            rewards=stations,
-            learners=stations,
-            weights=stations,
+            rollouts=stages,
+            rewards=stages,
+            learners=stages,
+            weights=stages,
             report=lambda step, scored, learned, metrics: disk.lines.__setitem__(step, len(scored)),
             save=save,
             evaluate=lambda step: False,
         )
-    return stations.played
+    return stages.played
 
 
 @given(

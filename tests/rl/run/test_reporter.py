@@ -14,7 +14,7 @@ from rewards.temporal_iou import temporal_iou
 from rl.config.file import load_config
 from rl.run.reporter import GateError, Reporter
 from rl.tracking.backlog import Backlog
-from rl.tracking.fingerprint import STATIONS
+from rl.tracking.fingerprint import STAGES
 from rl.tracking.sinks import JsonlSink, MetricLog
 from rl.trajectory import LearnerUpdate, Segment, StopReason, Trajectory, TrajectoryGroup
 from tests.envs.setting import make_processor
@@ -51,7 +51,7 @@ def test_a_step_is_logged_with_everything_that_was_measured(step):
 def test_a_step_says_what_it_was_bit_by_bit(step):
     line = step(scored(), parity__mean__reasoning=1e-7)
     prints = {name: value for name, value in line.items() if name.startswith("state/")}
-    assert list(prints) == [*(f"state/{station}" for station in STATIONS), "state/hash"]
+    assert list(prints) == [*(f"state/{stage}" for stage in STAGES), "state/hash"]
     assert all(value.startswith("sha256:") for value in prints.values())
 
 

@@ -118,11 +118,11 @@ def test_the_summary_counts_faults_of_repeated_steps_too(run):
     assert summarise(run)["faults"] == {"worker_died": 2}
 
 
-def test_a_run_says_at_its_end_what_was_mended_on_the_way(run):
+def test_a_run_says_at_its_end_which_faults_it_recovered_from(run):
     write_faults(run, 1, [DIED, HUNG, DIED])
     summary, said = concluded(run)
     assert summary["faults"] == {"worker_died": 2, "worker_hung": 1}
-    assert "faults mended: 2 worker_died, 1 worker_hung (faults.jsonl)\n" in said
+    assert "faults recovered: 2 worker_died, 1 worker_hung (faults.jsonl)\n" in said
 
 
 def test_a_run_without_faults_says_nothing_of_them(run):

@@ -1,4 +1,4 @@
-"""Fingerprints: equal for equal steps, and a single bit anywhere names the station it changed."""
+"""Fingerprints: equal for equal steps, and a single bit anywhere names the stage it changed."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rl.algorithm.batch import learned_credit
 from rl.learner.digest import CHUNK_WORDS, checksum, tensors_digest
 from rl.tracking.fingerprint import (
-    STATIONS,
+    STAGES,
     fingerprint,
     first_difference,
     step_fingerprints,
@@ -50,7 +50,7 @@ def judged(scored, *verdicts):
 
 def test_a_fingerprint_is_sixteen_digits_behind_a_mark_that_makes_it_no_number(scored):
     prints = prints_of(scored)
-    assert list(prints) == [*(f"state/{station}" for station in STATIONS), "state/hash"]
+    assert list(prints) == [*(f"state/{stage}" for stage in STAGES), "state/hash"]
     for name, value in prints.items():
         assert value.startswith("sha256:") and len(value) == 23 and int(value[7:], 16) >= 0
         assert describe(name)[0] == "sha256"
@@ -62,7 +62,7 @@ NEXT = float(np.nextafter(0.5, 1))  # the very next number
 
 
 @pytest.mark.parametrize(
-    ("station", "change"),
+    ("stage", "change"),
     [
         ("prompts", lambda scored, block: edited(scored, 0, 1, context_token_ids=(13, 99))),
         ("prompts", lambda scored, block: edited(scored, 0, 1, frames=block("another"))),
@@ -73,9 +73,9 @@ NEXT = float(np.nextafter(0.5, 1))  # the very next number
         ("rewards", lambda scored, block: judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", ""))),
     ],
 )
-def test_the_station_that_changed_is_the_first_that_differs(scored, block, station, change):
+def test_the_stage_that_changed_is_the_first_that_differs(scored, block, stage, change):
     before, after = prints_of(scored), prints_of(change(scored, block))
-    assert first_difference(before, after) == station
+    assert first_difference(before, after) == stage
     assert before["state/hash"] != after["state/hash"]
 
 

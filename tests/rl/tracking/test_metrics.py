@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from rl.tracking.metrics import METRICS, describe, reward_metrics, rollout_metrics
+from rl.tracking.metrics import (
+    METRICS,
+    RENAMED_METRICS,
+    call_shares,
+    current_names,
+    describe,
+    metrics_reference,
+    reward_metrics,
+    rollout_metrics,
+)
 from rl.tracking.sinks import JsonlSink, MetricLog
 from rl.tracking.summary import summarise
 from rl.trajectory import (
@@ -13,6 +22,7 @@ from rl.trajectory import (
     Completion,
     Frames,
     MalformedCall,
+    RefusedCall,
     RetrievalCall,
     RewardFailure,
     ScoredGroup,
@@ -48,18 +58,18 @@ LOOKED = Trajectory(
 )
 MALFORMED = Trajectory(
     (
-        Turn((1,) * 20, completion(5), Segment.SAMPLING, MalformedCall("reversed")),
+        Turn((1,) * 20, completion(5), Segment.SAMPLING, MalformedCall("no frame rate")),
         Turn((2,) * 2, completion(1), Segment.REASONING),
     ),
     StopReason.TRUNCATED,
 )
+REFUSED = Trajectory((Turn((1,), completion(1), Segment.SAMPLING, RefusedCall("reversed")),), StopReason.TRUNCATED)
 GROUP = TrajectoryGroup(TASK, (LOOKED, MALFORMED), OPENING)
 
 
 def test_rollout_metrics_by_hand():
     metrics = rollout_metrics([GROUP], pixels_per_token=28 * 28)
-    assert metrics["rollout/calls"] == 1.0
-    assert metrics["rollout/malformed"] == 0.5
+    assert metrics["rollout/granted_calls"] == 0.5
     assert metrics["rollout/clamped"] == 1.0  # of granted calls
     assert metrics["rollout/truncated"] == 0.5
     assert metrics["rollout/frames"] == 2.0  # 4 and 0
@@ -68,6 +78,12 @@ def test_rollout_metrics_by_hand():
     assert metrics["rollout/cached_prompt_share"] == 24 / (20 + 35 + 20 + 27)
     assert metrics["scenes/per_frame"] == 6 / 12  # the shared opening counts once
     assert metrics["scenes/per_pair"] == 6 / 6
+
+
+def test_malformed_and_refused_calls_are_no_looks():
+    shares = call_shares([LOOKED, MALFORMED, REFUSED, REFUSED])
+    assert shares == {"granted_calls": 1 / 4, "malformed_calls": 1 / 4, "refused_calls": 2 / 4}
+    assert call_shares([MALFORMED, REFUSED])["granted_calls"] == 0.0
 
 
 def test_failed_rewards_are_counted_by_cause_and_stay_out_of_the_means():
@@ -88,6 +104,19 @@ def test_every_metric_has_a_meaning_and_nothing_undeclared_is_logged(tmp_path):
     log = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
     with pytest.raises(KeyError, match="mystery/number"):
         log.write(1, {"mystery/number": 1.0})
+
+
+def test_the_reference_has_a_row_for_every_declared_metric():
+    rows = metrics_reference()
+    assert [row.name for row in rows] == sorted(METRICS)
+    assert all((row.unit, row.meaning) == METRICS[row.name] for row in rows)
+
+
+def test_a_line_of_an_earlier_version_is_read_by_the_names_of_today():
+    line = {"step": 3, "rollout/calls": 0.5, "scenes/k_over_t": 0.4, "grad/norm": 1.0}
+    assert current_names(line) == {"step": 3, "rollout/granted_calls": 0.5, "scenes/per_frame": 0.4, "grad/norm": 1.0}
+    assert all(describe(name) for name in RENAMED_METRICS.values())
+    assert not RENAMED_METRICS.keys() & METRICS.keys()
 
 
 class Curves:
