@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rl.config.file import load_config
-from rl.fault_injection.verify_resume import Runs
+from rl.fault_injection.compared_runs import Runs
 
 STEPS = 5
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"

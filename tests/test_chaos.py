@@ -1,4 +1,4 @@
-"""A small real run whose workers are killed while it goes on: it loses nothing, repeats nothing, and finishes."""
+"""A small real run whose workers are killed: it loses nothing, repeats nothing, and finishes."""
 
 import json
 import os
@@ -36,6 +36,6 @@ def test_a_run_that_loses_workers_loses_no_task_and_repeats_none(tmp_path):
     assert answer.returncode == 0, answer.stdout[-5000:] + answer.stderr[-3000:]
     told = json.loads(answer.stdout.splitlines()[-1])
     assert told["passed"] and told["violations"] == {} and told["launches"] == 2
-    assert sorted(told["kinds"]) == list(KILLED)
-    for kind in told["kinds"].values():
-        assert kind["mended"] == kind["struck"] >= 1
+    assert sorted(told["fault_types"]) == list(KILLED)
+    for row in told["fault_types"].values():
+        assert row["recovered"] == row["injected"] >= 1

@@ -3,7 +3,8 @@
 import pytest
 from rich.console import Console
 
-from rl.fault_injection.verify_resume import Kill, Proof, compare, print_proof
+from rl.fault_injection.compared_runs import Kill
+from rl.fault_injection.verify_resume import Proof, compare, print_proof
 from rl.tracking.fingerprint import STAGES
 from tests.proof_run import STEPS
 

@@ -13,7 +13,6 @@ OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot 
     "actors/engine.py": "a future whose callback this is",
     "rl/checkpoint/saver.py": "a future that is known to be done",
     "rl/cli/validation.py": "decoding threads, whose requests have deadlines of their own",
-    "rl/fault_injection/experiment.py": "the wait of a launched run, which looks at its clock itself",
 }
 
 

@@ -161,7 +161,7 @@ def verify_resume(
 def chaos(
     inputs: Inputs,
     minutes: Annotated[float, typer.Option(help="Of faults, from the first step on.", min=0.1)] = 10.0,
-    seed: Annotated[int, typer.Option(help="Which faults, whom, and when.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which faults, where, and when.")] = 0,
     every: Annotated[float, typer.Option(help="Seconds between two faults, on average.", min=1.0)] = 20.0,
     patience: Annotated[float, typer.Option(help="Minutes without a step, after which the run hangs.", min=1.0)] = 30.0,
     only: Annotated[str, typer.Option(help="Faults that may come, separated by commas; default: all.")] = "",
@@ -174,22 +174,23 @@ def chaos(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Strike a real run with random faults, and check that nothing was lost or repeated.
+    """Inject random faults into a real run, and check that nothing was lost or repeated.
 
     Workers, decoders and the whole run are killed or stopped, checkpoints are damaged; the run is started again with
     the same command as often as it takes, and has to finish. Exits 3 if an invariant does not hold: every step and
-    every task once, one policy version a step, parity, every fault noticed and mended, nothing left behind.
+    every task once, one policy version a step, parity, every fault detected and recovered, nothing left behind.
     """
     config = _load(inputs)
-    from rl.fault_injection.chaos import Ordeal, run_chaos
-    from rl.fault_injection.schedule import KINDS
+    from rl.fault_injection.chaos import Experiment, run_chaos
+    from rl.fault_injection.schedule import FAULT_TYPES
 
-    kinds = tuple(kind.strip() for kind in only.split(",")) if only else tuple(KINDS)
+    names = tuple(name.strip() for name in only.split(",")) if only else tuple(FAULT_TYPES)
     compared = config.rollout.deterministic if reference is None else reference
-    verdict = run_chaos(config, Ordeal(minutes, seed, every, kinds, compared, 60 * patience), console)
+    experiment = Experiment(minutes, seed, every, names, compared, timeout_s=60 * patience)
+    result = run_chaos(config, experiment, console)
     if as_json:
-        print_json(verdict.as_dict())
-    if not verdict.passed:
+        print_json(result.as_dict())
+    if not result.passed:
         raise typer.Exit(EXIT_GATE)
 
 

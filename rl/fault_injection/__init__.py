@@ -1,1 +1,1 @@
-"""Whole runs started, struck by faults, and compared: `dynframe chaos` and `dynframe verify-resume`."""
+"""Whole runs under injected faults, and resumed runs against uninterrupted ones: `chaos` and `verify-resume`."""

@@ -14,7 +14,7 @@ import psutil
 
 from rl.config.errors import ConfigError
 
-GONE_WITHIN_S = 30.0  # killed processes
+KILL_TIMEOUT_S = 30.0  # for killed processes to be gone
 
 
 class ProcessesRemainError(RuntimeError):
@@ -23,32 +23,33 @@ class ProcessesRemainError(RuntimeError):
 
 @contextlib.contextmanager
 def launched(settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`dynframe train SETTINGS`, its output appended to a file; whatever is left of it in the end is killed."""
+    """`dynframe train SETTINGS`, its output appended to a file; whatever is left of it at exit is killed."""
     # Ray's sockets want a short path; a Ray that is killed leaves its session behind
     with (
         tempfile.TemporaryDirectory(prefix="dynframe-", ignore_cleanup_errors=True) as ray_folder,
-        output.open("ab") as said,
+        output.open("ab") as output_file,
     ):
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         process = subprocess.Popen(
             [sys.executable, "-m", "rl", "train", str(settings)],
             env=environment | {"RAY_TMPDIR": ray_folder},
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=output_file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours; the run is then killed below
+            start_new_session=True,  # Ctrl-C reaches this process only; the run is then killed below
         )
         try:
             yield process
         finally:
             if process.poll() is None:
-                kill_everything_of(process)
+                kill_process_tree(process)
 
 
-class Family:
-    """A process and all that it and its descendants have started, as far as anybody looked.
+class ProcessTree:
+    """A process and its descendants, as far as `refresh` has seen them.
 
-    Who is orphaned between two looks stays known; who was born and orphaned between them never was.
+    A descendant that is reparented between two refreshes stays known; one that is started and reparented between two
+    is missed.
     """
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -59,28 +60,28 @@ class Family:
 
     @property
     def has_ended(self) -> bool:
-        """The process itself is gone; others may be left."""
+        """The root process is gone; descendants may be left."""
         return self._process.poll() is not None
 
-    def look(self) -> list[psutil.Process]:
-        """Everybody who lives, oldest acquaintances first."""
+    def refresh(self) -> list[psutil.Process]:
+        """Read the process table; returns all living members, the longest known first."""
         children: dict[int, list[psutil.Process]] = {}
         for process in psutil.process_iter(["ppid"]):  # one reading of the process table, however many there are
             children.setdefault(process.info["ppid"], []).append(process)
-        members = self.left()
+        members = self.alive()
         for member in members:  # grows as it is walked
             members += [child for child in children.get(member.pid, ()) if child not in self._seen]
             self._seen |= dict.fromkeys(children.get(member.pid, ()))
         return [member for member in members if is_alive(member)]
 
-    def left(self) -> list[psutil.Process]:
-        """Who lives of those that were seen."""
+    def alive(self) -> list[psutil.Process]:
+        """Known members that are alive."""
         return [member for member in self._seen if is_alive(member)]
 
     def kill(self) -> int:
-        """SIGKILL everybody, so that none can tell another; returns how many there were.
+        """SIGKILL all members at once, so that none can react to the loss of another; returns how many there were.
 
-        They are stopped first: what is stopped starts nothing new, so the last look finds everybody.
+        They are stopped first: a stopped process starts nothing new, so the last refresh finds every member.
 
         Raises:
             ProcessesRemainError: some are still there after half a minute.
@@ -88,7 +89,7 @@ class Family:
         with contextlib.suppress(psutil.NoSuchProcess):  # before looking for the others, which takes time
             psutil.Process(self._process.pid).suspend()
         stopped: dict[psutil.Process, None] = {}
-        while fresh := [member for member in self.look() if member not in stopped]:
+        while fresh := [member for member in self.refresh() if member not in stopped]:
             for member in fresh:
                 stopped[member] = None
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -96,24 +97,24 @@ class Family:
         for member in stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        self._process.wait(timeout=GONE_WITHIN_S)
-        if remaining := self.wait_gone(GONE_WITHIN_S):
+        self._process.wait(timeout=KILL_TIMEOUT_S)
+        if remaining := self.wait_gone(KILL_TIMEOUT_S):
             raise ProcessesRemainError(f"processes {remaining} of the run could not be killed")
         return len(stopped)
 
     def wait_gone(self, timeout_s: float) -> list[int]:
-        """Wait until nobody is left; who is after that."""
-        psutil.wait_procs(self.left(), timeout=timeout_s)
-        return [member.pid for member in self.left()]
+        """Wait until no member is left; returns the process ids of those that are."""
+        psutil.wait_procs(self.alive(), timeout=timeout_s)
+        return [member.pid for member in self.alive()]
 
 
-def kill_everything_of(process: subprocess.Popen[bytes]) -> int:
-    """SIGKILL a process and all its descendants at once; see Family.kill."""
-    return Family(process).kill()
+def kill_process_tree(process: subprocess.Popen[bytes]) -> int:
+    """SIGKILL a process and all its descendants at once; see ProcessTree.kill."""
+    return ProcessTree(process).kill()
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Not gone, and no zombie: nobody may be there to bury what a killed parent leaves."""
+    """Not gone, and no zombie: a killed parent's children may have no process that reaps them."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -121,7 +122,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def folder_beside_runs(output_dir: str, prefix: str) -> Path:
-    """A new folder for runs that are started only to be looked at.
+    """A new folder for the runs of an experiment.
 
     Raises:
         ConfigError: it cannot be made.

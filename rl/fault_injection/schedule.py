@@ -1,7 +1,7 @@
-"""Which faults strike a run, whom, and when: a pure function of a seed.
+"""Which faults are injected into a run, where, and when: a pure function of a seed.
 
-Faults come in rounds: each round holds every kind once, in an order of its own, so that a short time already sees many
-kinds. Between two faults pass `every_s` seconds on average.
+Faults come in rounds: each round holds every fault type once, in an order of its own, so that a short experiment
+already sees many of them. Between two faults pass `every_s` seconds on average.
 """
 
 from __future__ import annotations
@@ -17,60 +17,60 @@ KILL, STOP, TERMINATE, DAMAGE = "kill", "stop", "terminate", "damage"
 
 
 @dataclass(frozen=True, slots=True)
-class Mischief:
-    """A kind of fault."""
+class FaultType:
+    """What is done, and to which process."""
 
-    what: str  # KILL: SIGKILL | STOP: SIGSTOP for good | TERMINATE: SIGTERM | DAMAGE: a byte of the newest checkpoint
-    whom: str  # "rollout" | "reward" | "learner" | "decoder": one process | "run": all (TERMINATE: the driver)
-    during: str = ""  # only while a learner rank does this: "export" is the first half of a weight push
+    action: str  # KILL: SIGKILL | STOP: SIGSTOP for good | TERMINATE: SIGTERM | DAMAGE: a byte of the newest checkpoint
+    target: str  # "rollout" | "reward" | "learner" | "decoder": one process | "run": all (TERMINATE: the driver)
+    during: str = ""  # only while a learner rank runs this method: "export" is the first half of a weight push
 
     @property
     def ends_the_run(self) -> bool:
-        """The same command must be given again."""
-        return self.whom == "run"
+        """The run has to be launched again."""
+        return self.target == "run"
 
 
-KINDS: Mapping[str, Mischief] = MappingProxyType(
+FAULT_TYPES: Mapping[str, FaultType] = MappingProxyType(
     {
-        "rollout_killed": Mischief(KILL, "rollout"),
-        "rollout_stopped": Mischief(STOP, "rollout"),
-        "rollout_killed_in_push": Mischief(KILL, "rollout", during="export"),
-        "reward_killed": Mischief(KILL, "reward"),
-        "reward_stopped": Mischief(STOP, "reward"),
-        "learner_killed": Mischief(KILL, "learner"),
-        "learner_stopped": Mischief(STOP, "learner"),
-        "learner_killed_in_push": Mischief(KILL, "learner", during="export"),
-        "decoder_killed": Mischief(KILL, "decoder"),
-        "run_killed": Mischief(KILL, "run"),
-        "run_killed_checkpoint_damaged": Mischief(DAMAGE, "run"),
-        "run_terminated": Mischief(TERMINATE, "run"),
+        "rollout_killed": FaultType(KILL, "rollout"),
+        "rollout_stopped": FaultType(STOP, "rollout"),
+        "rollout_killed_in_push": FaultType(KILL, "rollout", during="export"),
+        "reward_killed": FaultType(KILL, "reward"),
+        "reward_stopped": FaultType(STOP, "reward"),
+        "learner_killed": FaultType(KILL, "learner"),
+        "learner_stopped": FaultType(STOP, "learner"),
+        "learner_killed_in_push": FaultType(KILL, "learner", during="export"),
+        "decoder_killed": FaultType(KILL, "decoder"),
+        "run_killed": FaultType(KILL, "run"),
+        "run_killed_checkpoint_damaged": FaultType(DAMAGE, "run"),
+        "run_terminated": FaultType(TERMINATE, "run"),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """A fault that is to strike."""
+class PlannedFault:
+    """A fault that is to be injected."""
 
     after_s: float  # seconds in which the run makes steps, since the first
-    kind: str  # of KINDS
-    pick: float  # in [0, 1): whom of those there are, in the order of their process ids
+    fault_type: str  # a key of FAULT_TYPES
+    pick: float  # in [0, 1): which of the possible targets, in the order of their process ids
 
 
-def schedule(seed: int, every_s: float, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[Due]:
+def schedule(seed: int, every_s: float, fault_types: Sequence[str] = tuple(FAULT_TYPES)) -> Iterator[PlannedFault]:
     """Faults without end, in the order in which they are due.
 
     Args:
         every_s: mean seconds between two; each gap is between half and one and a half of it.
-        kinds: those that may come, as in KINDS.
+        fault_types: those that may be injected.
     Raises:
-        ConfigError: no such kind.
+        ConfigError: no such fault type.
     """
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise ConfigError(f"command line: --only: no fault {', '.join(unknown)!r}; there are {', '.join(KINDS)}")
+    unknown = [name for name in fault_types if name not in FAULT_TYPES]
+    if unknown or not fault_types:
+        raise ConfigError(f"command line: --only: no fault {', '.join(unknown)!r}; there are {', '.join(FAULT_TYPES)}")
     chance, now_s = random.Random(seed), 0.0
     while True:
-        for kind in chance.sample(sorted(set(kinds)), k=len(set(kinds))):
+        for name in chance.sample(sorted(set(fault_types)), k=len(set(fault_types))):
             now_s += every_s * chance.uniform(0.5, 1.5)
-            yield Due(now_s, kind, chance.random())
+            yield PlannedFault(now_s, name, chance.random())

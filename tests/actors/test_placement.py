@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from rl.config.trainer import PlacementConfig
-from rl.fault_injection.run_process import Family
+from rl.fault_injection.run_process import ProcessTree
 
 pytestmark = pytest.mark.ray
 
@@ -129,13 +129,13 @@ def test_whoever_starts_ray_is_asked_to_stop_as_before():
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
     command = [sys.executable, "-c", ASKED_TO_STOP]
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    family = Family(run)
+    tree = ProcessTree(run)
     try:
         assert run.stdout.readline() == "connected\n"
-        family.look()
+        tree.refresh()
         run.terminate()
         assert run.wait(timeout=120) == 143
-        assert family.wait_gone(60.0) == []
+        assert tree.wait_gone(60.0) == []
     finally:
-        family.kill()
+        tree.kill()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,31 +1,32 @@
-"""What must hold of a struck run, violated one by one on runs made by hand."""
+"""What must hold of a run under injected faults, violated one by one on runs made by hand."""
 
 import json
 from dataclasses import asdict, replace
 
 import pytest
 
-from rl.fault_injection.invariants import (
+from rl.fault_injection.artifacts import (
+    BY_FAULT,
     BY_ITSELF,
-    ENDED,
-    HARMLESS,
     HUNG,
-    LATE,
-    MENDED,
     STOPPED,
-    STRUCK,
-    UNNOTICED,
-    Evidence,
     Launch,
+    RecordedTrajectory,
     Rules,
-    Sibling,
-    judge,
-    mends,
-    read_evidence,
-    same_as,
-    uninvited,
+    RunArtifacts,
+    read_artifacts,
 )
-from rl.fault_injection.targets import Strike
+from rl.fault_injection.inject import Injection
+from rl.fault_injection.invariants import check_invariants, matches_reference
+from rl.fault_injection.recovery import (
+    LATE,
+    NO_EFFECT,
+    RECOVERED,
+    RUN_ENDED,
+    UNDETECTED,
+    not_injected,
+    recoveries,
+)
 from rl.trajectory import AnswerKind, VideoTask
 
 STEPS, G = 3, 2
@@ -45,12 +46,16 @@ def line(step, **more):
 
 
 def siblings(step, **more):
-    played = [Sibling(g, s, name, frozenset({step - 1}), "") for g, name in enumerate(NAMES[step - 1]) for s in (0, 1)]
-    return tuple(one._replace(**more) for one in played)
+    recorded = [
+        RecordedTrajectory(g, s, name, frozenset({step - 1}), "")
+        for g, name in enumerate(NAMES[step - 1])
+        for s in (0, 1)
+    ]
+    return tuple(one._replace(**more) for one in recorded)
 
 
-def strike(kind="rollout_killed", time_s=112.0, worker="rollout/0"):
-    return Strike(time_s, kind, 42, "ray::RolloutWorker.generate", worker)
+def injection(fault_type="rollout_killed", time_s=112.0, worker="rollout/0"):
+    return Injection(time_s, fault_type, 42, "ray::RolloutWorker.generate", worker)
 
 
 def fault(detected_s=114.0, worker="rollout/0", kind="worker_died", recovery_s=20.0):
@@ -63,21 +68,21 @@ def launch(started_s=90.0, ended_s=1000.0, ended=BY_ITSELF, exit_code=0, **more)
 
 
 FINISHED = launch()
-WHOLE = Evidence(
+WHOLE = RunArtifacts(
     lines=tuple(line(step) for step in (1, 2, 3)),
     records={step: siblings(step) for step in (1, 2, 3)},
     faults=(fault(),),
-    strikes=(strike(),),
+    injections=(injection(),),
     launches=(launch(),),
 )
 
 
-def violated(evidence):
-    return {name: found for name, found in judge(evidence, RULES, STEPS).items() if found}
+def violated(artifacts):
+    return {name: found for name, found in check_invariants(artifacts, RULES, STEPS).items() if found}
 
 
-def with_step(step, played):
-    return replace(WHOLE, records={**WHOLE.records, step: tuple(played)})
+def with_step(step, recorded):
+    return replace(WHOLE, records={**WHOLE.records, step: tuple(recorded)})
 
 
 def test_a_run_of_which_all_holds_violates_nothing():
@@ -98,7 +103,7 @@ def test_every_step_is_reported_once_and_in_order(lines, words):
 
 
 @pytest.mark.parametrize(
-    ("played", "words"),
+    ("recorded", "words"),
     [
         (siblings(2)[:-1], "step 2: lost a[1]"),
         ((*siblings(2), siblings(2)[0]), "step 2: repeated or foreign c[0]"),
@@ -107,8 +112,8 @@ def test_every_step_is_reported_once_and_in_order(lines, words):
         ((), "step 2: lost c[0], c[1], a[0], a[1]"),
     ],
 )
-def test_every_step_plays_its_tasks_with_all_siblings_and_nothing_else(played, words):
-    (found,) = violated(with_step(2, played))["tasks"]
+def test_every_step_rolls_out_its_tasks_with_all_siblings_and_nothing_else(recorded, words):
+    (found,) = violated(with_step(2, recorded))["tasks"]
     assert words in found
 
 
@@ -123,89 +128,89 @@ def test_a_version_that_is_left_out_is_found():
 
 
 @pytest.mark.parametrize("value", [2e-3, "nan", "inf"])
-def test_parity_that_was_lost_is_found_and_what_is_no_number_is_no_parity(value):
+def test_parity_beyond_the_limit_is_found_and_so_is_what_is_not_a_number(value):
     lost = replace(WHOLE, lines=(line(1), line(2, **{"parity/max/reasoning": value}), line(3)))
     (found,) = violated(lost)["parity"]
     assert found.startswith(f"step 2: parity/max/reasoning is {value} nat")
 
 
-def test_a_trajectory_without_a_verdict_needs_a_fault_that_explains_it():
+def test_a_trajectory_without_rewards_needs_an_injected_fault_that_explains_it():
     masked = with_step(2, siblings(2, failed="timeout"))
-    assert "4 trajectories have no verdict (timeout)" in violated(masked)["rewards"][0]
-    reward, noticed = strike("reward_stopped", 105.0, "reward/0"), fault(118.0, "reward/0", "worker_hung")
-    assert violated(replace(masked, strikes=(reward,), faults=(noticed,))) == {}
-    raised = with_step(2, siblings(2, failed="raised"))  # no process that dies makes a reward raise
-    assert "rewards" in violated(replace(raised, strikes=(reward,), faults=(noticed,)))
+    assert "4 trajectories have no rewards (timeout)" in violated(masked)["rewards"][0]
+    reward, noticed = injection("reward_stopped", 105.0, "reward/0"), fault(118.0, "reward/0", "worker_hung")
+    assert violated(replace(masked, injections=(reward,), faults=(noticed,))) == {}
+    raised = with_step(2, siblings(2, failed="raised"))  # the loss of a process never makes a reward raise
+    assert "rewards" in violated(replace(raised, injections=(reward,), faults=(noticed,)))
 
 
-def test_a_verdict_lost_long_before_or_after_the_fault_is_not_explained_by_it():
+def test_rewards_lost_long_before_or_after_the_fault_are_not_explained_by_it():
     masked = with_step(2, siblings(2, failed="video_error"))
-    before, after = strike("decoder_killed", 125.0, ""), strike("decoder_killed", 20.0, "")
-    assert all("rewards" in violated(replace(masked, strikes=(one,))) for one in (before, after))
+    before, after = injection("decoder_killed", 125.0, ""), injection("decoder_killed", 20.0, "")
+    assert all("rewards" in violated(replace(masked, injections=(one,))) for one in (before, after))
 
 
-def outcome(strikes, faults, launches=(FINISHED,)):
-    found = mends(replace(WHOLE, strikes=strikes, faults=faults, launches=launches), RULES)
-    return [mend.outcome for mend in found]
+def outcome(injections, faults, launches=(FINISHED,)):
+    found = recoveries(replace(WHOLE, injections=injections, faults=faults, launches=launches), RULES)
+    return [recovery.outcome for recovery in found]
 
 
-def test_a_strike_is_mended_by_the_line_of_its_own_worker():
-    (mend,) = mends(WHOLE, RULES)
-    assert (mend.outcome, mend.detection_s, mend.recovery_s) == (MENDED, 2.0, 20.0)
-    assert outcome((strike(worker="rollout/1"),), (fault(),)) == [UNNOTICED]
-    assert outcome((strike(worker=""),), (fault(),)) == [MENDED]  # its title did not tell whose it was
+def test_an_injected_fault_is_matched_with_the_line_of_its_own_worker():
+    (recovery,) = recoveries(WHOLE, RULES)
+    assert (recovery.outcome, recovery.detection_s, recovery.recovery_s) == (RECOVERED, 2.0, 20.0)
+    assert outcome((injection(worker="rollout/1"),), (fault(),)) == [UNDETECTED]
+    assert outcome((injection(worker=""),), (fault(),)) == [RECOVERED]  # its title did not show which worker it was
 
 
-def test_a_decoder_that_was_asked_again_is_told_by_the_worker_it_belongs_to_and_one_that_was_not_is_harmless():
-    killed, told = strike("decoder_killed", worker=""), fault(130.0, "rollout/0/decoder", "decoder_death", 0.2)
-    assert outcome((killed,), (told,)) == [MENDED] and outcome((killed,), ()) == [HARMLESS]
-    assert outcome((strike(worker=""),), (told,)) == [UNNOTICED]  # an engine that died is another thing
+def test_a_lost_decoder_is_reported_under_its_worker_if_it_was_needed_again_and_has_no_effect_if_not():
+    killed, told = injection("decoder_killed", worker=""), fault(130.0, "rollout/0/decoder", "decoder_death", 0.2)
+    assert outcome((killed,), (told,)) == [RECOVERED] and outcome((killed,), ()) == [NO_EFFECT]
+    assert outcome((injection(worker=""),), (told,)) == [UNDETECTED]  # an engine that died is another thing
 
 
-def test_of_two_lines_a_strike_takes_the_one_that_looks_like_it():
-    killed, stopped = strike(worker="", time_s=112.0), strike("rollout_stopped", 100.0, "")
+def test_of_two_lines_a_fault_takes_the_one_of_its_kind():
+    killed, stopped = injection(worker="", time_s=112.0), injection("rollout_stopped", 100.0, "")
     lines = (fault(113.0, "rollout/1", "worker_hung"), fault(114.0, "rollout/0", "worker_died"))
-    found = mends(replace(WHOLE, strikes=(stopped, killed), faults=lines, launches=(FINISHED,)), RULES)
-    assert [mend.line for mend in found] == [0, 1]
+    found = recoveries(replace(WHOLE, injections=(stopped, killed), faults=lines, launches=(FINISHED,)), RULES)
+    assert [recovery.line for recovery in found] == [0, 1]
 
 
-def test_two_strikes_need_two_lines_unless_the_second_hit_the_successor_as_it_started():
-    twice = (strike(time_s=112.0), strike(time_s=150.0))
-    assert outcome(twice, (fault(114.0, recovery_s=20.0),)) == [MENDED, UNNOTICED]
-    assert outcome(twice, (fault(114.0, recovery_s=60.0),)) == [MENDED, MENDED]
-    assert outcome(twice, (fault(114.0), fault(151.0))) == [MENDED, MENDED]
+def test_two_faults_need_two_lines_unless_the_second_hit_the_replacement_as_it_started():
+    twice = (injection(time_s=112.0), injection(time_s=150.0))
+    assert outcome(twice, (fault(114.0, recovery_s=20.0),)) == [RECOVERED, UNDETECTED]
+    assert outcome(twice, (fault(114.0, recovery_s=60.0),)) == [RECOVERED, RECOVERED]
+    assert outcome(twice, (fault(114.0), fault(151.0))) == [RECOVERED, RECOVERED]
 
 
-def test_faults_that_nobody_struck_are_told_apart():
+def test_faults_that_were_not_injected_are_listed_apart():
     other = fault(118.0, "rollout/1", "worker_hung")
     found = replace(WHOLE, faults=(fault(), other))
-    assert uninvited(found, mends(found, RULES)) == [other] and violated(found) == {}
+    assert not_injected(found, recoveries(found, RULES)) == [other] and violated(found) == {}
 
 
-def test_ranks_that_are_struck_together_are_rebuilt_together():
-    ranks = (strike("learner_killed", 112.0, "learner/0"), strike("learner_killed", 113.0, "learner/1"))
-    assert outcome(ranks, (fault(114.0, "learner", "learner_lost"),)) == [MENDED, MENDED]
+def test_ranks_lost_together_are_rebuilt_together():
+    ranks = (injection("learner_killed", 112.0, "learner/0"), injection("learner_killed", 113.0, "learner/1"))
+    assert outcome(ranks, (fault(114.0, "learner", "learner_lost"),)) == [RECOVERED, RECOVERED]
 
 
-def test_a_fault_that_is_noticed_late_is_told_with_its_seconds():
-    late = replace(WHOLE, faults=(fault(detected_s=130.0),))  # 18 s; a dead rollout worker is noticed within 10
-    assert [mend.outcome for mend in mends(late, RULES)] == [LATE]
-    assert "late, after 18.0 s" in violated(late)["faults"][0]
+def test_a_fault_detected_late_is_a_violation_with_its_seconds():
+    late = replace(WHOLE, faults=(fault(detected_s=130.0),))  # 18 s; the loss of a rollout worker is detected within 10
+    assert [recovery.outcome for recovery in recoveries(late, RULES)] == [LATE]
+    assert "detected late, after 18.0 s" in violated(late)["faults"][0]
 
 
-def test_who_is_stopped_has_until_his_deadline_and_who_is_struck_meanwhile_has_as_long():
-    """A stopped learner: 60 s, a step of 5 s, 10 s to notice. Until then nobody may look after the rollout worker."""
-    stopped = strike("learner_stopped", 112.0, "learner/0")
+def test_a_stopped_worker_is_detected_by_its_deadline_and_a_fault_meanwhile_may_wait_as_long():
+    """A stopped learner: 60 s, a step of 5 s, 10 s to detect it. Until then the driver may be blocked."""
+    stopped = injection("learner_stopped", 112.0, "learner/0")
     lines = (fault(180.0, "learner", "learner_lost"), fault(181.0))
-    assert outcome((stopped, strike(time_s=115.0)), lines) == [MENDED, MENDED]
+    assert outcome((stopped, injection(time_s=115.0)), lines) == [RECOVERED, RECOVERED]
     assert outcome((stopped,), (fault(190.0, "learner", "learner_lost"),)) == [LATE]
 
 
-def test_a_fault_of_which_the_run_could_no_longer_tell_is_no_violation():
-    cut = launch(ended_s=120.0, ended=STRUCK, exit_code=-9)
-    assert outcome((strike(),), (), (cut, launch(started_s=121.0))) == [ENDED]
-    long_after = launch(ended_s=400.0, ended=STRUCK, exit_code=-9)
-    assert outcome((strike(),), (), (long_after, launch(started_s=401.0))) == [UNNOTICED]
+def test_a_fault_that_the_run_could_no_longer_report_is_no_violation():
+    cut = launch(ended_s=120.0, ended=BY_FAULT, exit_code=-9)
+    assert outcome((injection(),), (), (cut, launch(started_s=121.0))) == [RUN_ENDED]
+    long_after = launch(ended_s=400.0, ended=BY_FAULT, exit_code=-9)
+    assert outcome((injection(),), (), (long_after, launch(started_s=401.0))) == [UNDETECTED]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,7 @@ def test_a_fault_of_which_the_run_could_no_longer_tell_is_no_violation():
     [
         ((launch(exit_code=1),), "launch 1 ended by itself with exit code 1"),
         ((launch(), launch()), "launch 1 ended by itself with exit code 0"),
-        ((launch(ended=STRUCK, exit_code=-9),), "never finished"),
+        ((launch(ended=BY_FAULT, exit_code=-9),), "never finished"),
         ((), "never finished"),
         ((launch(ended=HUNG, exit_code=-9),), "made no step any more after step 3"),
         ((launch(ended=STOPPED, exit_code=1), launch()), "exit code 1 after SIGTERM"),
@@ -221,7 +226,7 @@ def test_a_fault_of_which_the_run_could_no_longer_tell_is_no_violation():
         ((launch(ended=STOPPED, exit_code=143, saved=2), launch()), "done 3 steps at SIGTERM, but saved 2"),
     ],
 )
-def test_launches_end_as_they_were_made_to(launches, words):
+def test_launches_end_as_expected(launches, words):
     assert any(words in found for found in violated(replace(WHOLE, launches=launches))["endings"])
 
 
@@ -235,13 +240,13 @@ def test_processes_and_drafts_that_are_left_are_found():
     assert violated(left) == {"leftovers": ["launch 1 left processes [7]", ".draft_00000003_x is left of a save"]}
 
 
-def test_a_step_that_is_not_that_of_the_run_without_faults_is_named():
-    assert same_as(WHOLE, WHOLE.lines, STEPS) == []
+def test_a_step_that_differs_from_the_run_without_faults_is_named():
+    assert matches_reference(WHOLE, WHOLE.lines, STEPS) == []
     other = [line(1), line(2, **{"state/hash": "sha256:x"}), line(3)]
-    assert same_as(WHOLE, other, STEPS) == ["step 2 is not that of the run without faults: state/hash"]
-    assert len(same_as(WHOLE, other[:1], STEPS)) == 2
+    assert matches_reference(WHOLE, other, STEPS) == ["step 2 differs from the run without faults: state/hash"]
+    assert len(matches_reference(WHOLE, other[:1], STEPS)) == 2
     bare = replace(WHOLE, lines=({"step": 1},))
-    assert same_as(bare, [{"step": 1}], 1) == ["step 1 is not that of the run without faults: no fingerprints"]
+    assert matches_reference(bare, [{"step": 1}], 1) == ["step 1 differs from the run without faults: no fingerprints"]
 
 
 def test_everything_is_read_from_disk_as_it_was_written(tmp_path):
@@ -254,10 +259,10 @@ def test_everything_is_read_from_disk_as_it_was_written(tmp_path):
     record["rewards"] = {"failed": {"term": "*", "cause": "worker_died", "detail": ""}}
     (run / "trajectories" / "step_000001.jsonl").write_text(json.dumps(record) + "\n")
     (run / "faults.jsonl").write_text(json.dumps(fault()) + "\n")
-    for name, one in (("chaos.jsonl", strike()), ("launches.jsonl", launch())):
+    for name, one in (("chaos.jsonl", injection()), ("launches.jsonl", launch())):
         (tmp_path / name).write_text(json.dumps(asdict(one)) + "\n")
-    read = read_evidence(tmp_path, run)
-    assert read.lines == (line(1),) and read.strikes == (strike(),) and read.launches == (launch(),)
-    assert read.records == {1: (Sibling(0, 1, "a", frozenset({0}), "worker_died"),)}
+    read = read_artifacts(tmp_path, run)
+    assert read.lines == (line(1),) and read.injections == (injection(),) and read.launches == (launch(),)
+    assert read.records == {1: (RecordedTrajectory(0, 1, "a", frozenset({0}), "worker_died"),)}
     assert read.faults == (fault(),) and read.drafts == (".draft_00000001_x",)
     assert len(read.broken) == 1 and read.broken[0].startswith("metrics.jsonl:3")

@@ -1,4 +1,4 @@
-"""Striking: whom a title means, what is struck and what is not, and what a damaged checkpoint looks like."""
+"""Injecting: which process a title stands for, which is a target and which is not, what a damaged checkpoint is."""
 
 import json
 import os
@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from rl.checkpoint.store import CheckpointStore
-from rl.fault_injection.run_process import Family
-from rl.fault_injection.schedule import Due
-from rl.fault_injection.targets import Striker, can_lose_newest, flip_byte, newest, role_of
+from rl.fault_injection.inject import FaultInjector, can_lose_newest, flip_bit, newest
+from rl.fault_injection.run_process import ProcessTree
+from rl.fault_injection.schedule import PlannedFault
+from rl.fault_injection.targets import role_of
 from rl.trajectory import RunState
 
 
@@ -39,29 +40,29 @@ def test_a_process_is_known_by_its_title(title, role):
 DRIVER = """
 import subprocess, sys
 workers = [subprocess.Popen([title, "600"], executable="/bin/sleep") for title in sys.argv[1:]]
-sys.stdout.write("all are here\\n")
+sys.stdout.write("all started\\n")
 sys.stdout.flush()
 sys.stdin.readline()
 """
 
 
 @pytest.fixture
-def striker_of(tmp_path):
-    """`striker_of("ray::reward/0:RewardWorker", …)`: whoever strikes a run whose processes have these titles."""
-    families = []
+def injector_of(tmp_path):
+    """`injector_of("ray::reward/0:RewardWorker", …)`: an injector into a run whose processes have these titles."""
+    trees = []
 
     def start(*titles):
         command = [sys.executable, "-c", DRIVER, *titles]
         run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        families.append(Family(run))
-        assert run.stdout.readline() == "all are here\n"
-        striker = Striker(families[-1], tmp_path / "run", tmp_path / "chaos.jsonl")
-        striker.look()
-        return striker, run
+        trees.append(ProcessTree(run))
+        assert run.stdout.readline() == "all started\n"
+        injector = FaultInjector(trees[-1], tmp_path / "run", tmp_path / "chaos.jsonl")
+        injector.refresh()
+        return injector, run
 
     yield start
-    for family in families:
-        family.kill()
+    for tree in trees:
+        tree.kill()
 
 
 def saved(tmp_path, *steps):
@@ -78,59 +79,59 @@ def becomes(pid, status, within_s=30.0):
     return psutil.Process(pid).status() == status
 
 
-def test_only_whom_it_is_meant_for_is_struck_and_never_twice(striker_of, tmp_path):
-    striker, run = striker_of("ray::reward/0#2:RewardWorker.score", "ray::rollout/0:RolloutWorker.generate")
-    strike = striker.strike(Due(7.0, "reward_stopped", 0.9))
-    assert (strike.title, strike.worker) == ("ray::reward/0#2:RewardWorker.score 600", "reward/0")
-    assert becomes(strike.pid, psutil.STATUS_STOPPED)
-    assert striker.strike(Due(8.0, "reward_killed", 0.0)) is None  # there is no other
-    others = [child for child in psutil.Process(run.pid).children() if child.pid != strike.pid]
+def test_a_fault_is_injected_into_its_target_only_and_never_twice(injector_of, tmp_path):
+    injector, run = injector_of("ray::reward/0#2:RewardWorker.score", "ray::rollout/0:RolloutWorker.generate")
+    injection = injector.inject(PlannedFault(7.0, "reward_stopped", 0.9))
+    assert (injection.title, injection.worker) == ("ray::reward/0#2:RewardWorker.score 600", "reward/0")
+    assert becomes(injection.pid, psutil.STATUS_STOPPED)
+    assert injector.inject(PlannedFault(8.0, "reward_killed", 0.0)) is None  # there is no other
+    others = [child for child in psutil.Process(run.pid).children() if child.pid != injection.pid]
     assert len(others) == 1 and others[0].status() != psutil.STATUS_STOPPED and run.poll() is None
     (line,) = map(json.loads, (tmp_path / "chaos.jsonl").read_text().splitlines())
-    assert (line["kind"], line["pid"], line["due_s"]) == ("reward_stopped", strike.pid, 7.0)
+    assert (line["fault_type"], line["pid"], line["due_s"]) == ("reward_stopped", injection.pid, 7.0)
 
 
-def test_who_is_picked_follows_from_the_schedule(striker_of):
-    striker, _ = striker_of(*(f"ray::rollout/{i}:RolloutWorker.generate" for i in range(4)))
-    picked = striker.strike(Due(0.0, "rollout_killed", 0.99))
-    pids = [picked.pid, *(striker.strike(Due(0.0, "rollout_killed", 0.99)).pid for _ in range(3))]
+def test_the_schedule_decides_which_target_is_picked(injector_of):
+    injector, _ = injector_of(*(f"ray::rollout/{i}:RolloutWorker.generate" for i in range(4)))
+    picked = injector.inject(PlannedFault(0.0, "rollout_killed", 0.99))
+    pids = [picked.pid, *(injector.inject(PlannedFault(0.0, "rollout_killed", 0.99)).pid for _ in range(3))]
     assert pids == sorted(pids, reverse=True)
 
 
-def test_a_worker_that_is_starting_is_killed_but_not_stopped(striker_of):
-    striker, _ = striker_of("ray::rollout/0:RolloutWorker.__init__")
-    assert striker.strike(Due(0.0, "rollout_stopped", 0.0)) is None
-    assert striker.strike(Due(0.0, "rollout_killed", 0.0)).worker == "rollout/0"
+def test_a_worker_that_is_starting_is_killed_but_not_stopped(injector_of):
+    injector, _ = injector_of("ray::rollout/0:RolloutWorker.__init__")
+    assert injector.inject(PlannedFault(0.0, "rollout_stopped", 0.0)) is None
+    assert injector.inject(PlannedFault(0.0, "rollout_killed", 0.0)).worker == "rollout/0"
 
 
-def test_a_kill_in_a_push_waits_for_a_learner_that_exports(striker_of):
-    idle, _ = striker_of("ray::learner/0:LearnerWorker.update", "ray::rollout/0:RolloutWorker")
-    assert idle.strike(Due(0.0, "rollout_killed_in_push", 0.0)) is None
-    pushing, _ = striker_of("ray::learner/0:LearnerWorker.export", "ray::rollout/0:RolloutWorker")
-    strike = pushing.strike(Due(0.0, "rollout_killed_in_push", 0.0))
-    assert "RolloutWorker" in strike.title and strike.note == "during a push"
+def test_a_kill_in_a_push_waits_for_a_learner_that_exports(injector_of):
+    idle, _ = injector_of("ray::learner/0:LearnerWorker.update", "ray::rollout/0:RolloutWorker")
+    assert idle.inject(PlannedFault(0.0, "rollout_killed_in_push", 0.0)) is None
+    pushing, _ = injector_of("ray::learner/0:LearnerWorker.export", "ray::rollout/0:RolloutWorker")
+    injection = pushing.inject(PlannedFault(0.0, "rollout_killed_in_push", 0.0))
+    assert "RolloutWorker" in injection.title and injection.note == "during a push"
 
 
-def test_a_whole_run_is_killed_and_one_that_has_ended_is_not(striker_of):
-    striker, run = striker_of("ray::reward/0:RewardWorker")
-    strike = striker.strike(Due(0.0, "run_killed", 0.0))
-    assert (strike.pid, strike.note, run.wait(30)) == (run.pid, "2 processes", -signal.SIGKILL)
-    assert striker.strike(Due(0.0, "run_terminated", 0.0)) is None
+def test_a_whole_run_is_killed_and_one_that_has_ended_is_no_target(injector_of):
+    injector, run = injector_of("ray::reward/0:RewardWorker")
+    injection = injector.inject(PlannedFault(0.0, "run_killed", 0.0))
+    assert (injection.pid, injection.note, run.wait(30)) == (run.pid, "2 processes", -signal.SIGKILL)
+    assert injector.inject(PlannedFault(0.0, "run_terminated", 0.0)) is None
 
 
-def test_a_checkpoint_is_damaged_only_if_another_whole_one_is_left(striker_of, tmp_path):
-    striker, _ = striker_of("ray::reward/0:RewardWorker")
+def test_a_checkpoint_is_damaged_only_if_another_whole_one_is_left(injector_of, tmp_path):
+    injector, _ = injector_of("ray::reward/0:RewardWorker")
     saved(tmp_path, 1)
-    assert striker.strike(Due(0.0, "run_killed_checkpoint_damaged", 0.0)) is None
+    assert injector.inject(PlannedFault(0.0, "run_killed_checkpoint_damaged", 0.0)) is None
     saved(tmp_path, 2)
-    assert "of step_00000002/" in striker.strike(Due(0.0, "run_killed_checkpoint_damaged", 0.3)).note
+    assert "of step_00000002/" in injector.inject(PlannedFault(0.0, "run_killed_checkpoint_damaged", 0.3)).note
     assert CheckpointStore(tmp_path / "run").latest_valid().state.step == 1
 
 
 @pytest.mark.parametrize("chance", range(20))
-def test_wherever_the_byte_is_the_checkpoint_is_not_whole(tmp_path, chance):
+def test_a_checkpoint_with_any_bit_flipped_is_not_whole(tmp_path, chance):
     saved(tmp_path, 1, 2)
     assert can_lose_newest(tmp_path / "run")
-    flip_byte(newest(tmp_path / "run"), random.Random(chance))
+    flip_bit(newest(tmp_path / "run"), random.Random(chance))
     assert not can_lose_newest(tmp_path / "run")
     assert CheckpointStore(tmp_path / "run").latest_valid().state.step == 1

@@ -1,4 +1,4 @@
-"""The proof of resuming: what it compares, what it says, and that it kills all of a run and nothing else."""
+"""verify-resume: what it compares, what it prints, and that it kills all of a run and nothing else."""
 
 import io
 import json
@@ -16,18 +16,8 @@ from rl.checkpoint.store import CheckpointStore
 from rl.cli.main import app
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.fault_injection.verify_resume import (
-    ComparedStep,
-    Kill,
-    Killed,
-    Proof,
-    RunProcess,
-    VerificationError,
-    compare,
-    print_proof,
-    proof_config,
-    verify_resume,
-)
+from rl.fault_injection.compared_runs import Kill, Killed, RunProcess, VerificationError, proof_config
+from rl.fault_injection.verify_resume import ComparedStep, Proof, compare, print_proof, verify_resume
 from rl.tracking.fingerprint import STAGES
 from rl.trajectory import RunState
 
@@ -46,20 +36,20 @@ def lines(*of):
 
 def test_equal_runs_are_equal_at_every_step():
     straight = lines(line(1), line(2))
-    assert [step.parted_at for step in compare(straight, dict(straight), 2)] == [None, None]
+    assert [step.differs_at for step in compare(straight, dict(straight), 2)] == [None, None]
 
 
-def test_runs_part_at_the_first_stage_that_differs_in_the_order_of_a_step():
+def test_runs_differ_from_the_first_stage_of_a_step_whose_fingerprints_differ():
     resumed = lines(line(1), line(2, **{"state/weights": "x", "state/rewards": "x"}), line(3, **{"state/prompts": "x"}))
     proof = Proof((), compare(lines(line(1), line(2), line(3)), resumed, 3))
-    assert [step.parted_at for step in proof.steps] == [None, "rewards", "prompts"]
+    assert [step.differs_at for step in proof.steps] == [None, "rewards", "prompts"]
     assert not proof.passed
     assert proof.as_dict()["first_difference"] == {"step": 2, "stage": "rewards"}
 
 
 def test_a_step_that_is_missing_or_has_no_fingerprints_is_not_equal():
-    assert [s.parted_at for s in compare(lines(line(1)), lines(line(1)), 2)] == [None, "prompts"]
-    assert [s.parted_at for s in compare({1: {"step": 1}}, {1: {"step": 1}}, 1)] == ["prompts"]
+    assert [s.differs_at for s in compare(lines(line(1)), lines(line(1)), 2)] == [None, "prompts"]
+    assert [s.differs_at for s in compare({1: {"step": 1}}, {1: {"step": 1}}, 1)] == ["prompts"]
 
 
 @pytest.mark.parametrize(
@@ -68,11 +58,16 @@ def test_a_step_that_is_missing_or_has_no_fingerprints_is_not_equal():
         (EQUAL, ["equal", "9 processes killed after 2 steps, resumed at step 1", "bit for bit"]),
         (
             replace(EQUAL, steps=(ComparedStep(1, "sha256:aa", "sha256:bb", "rewards"),)),
-            ["sha256:aa", "sha256:bb", "state/rewards differs", "step 1: the runs part at state/rewards"],
+            [
+                "sha256:aa",
+                "sha256:bb",
+                "state/rewards differs",
+                "the runs differ from step 1 on, first in state/rewards",
+            ],
         ),
     ],
 )
-def test_the_verdict_is_a_table_and_a_sentence(proof, words):
+def test_the_result_is_a_table_and_a_sentence(proof, words):
     console = Console(file=io.StringIO(), width=120)
     print_proof(proof, console)
     assert all(word in console.file.getvalue() for word in words)
@@ -137,14 +132,14 @@ def test_a_run_is_killed_once_its_checkpoint_is_out_and_mid_step_once_something_
     assert run.kill(Kill(2, moment)) == Killed(processes=1, steps_done=done, resumes_at=2)
 
 
-def test_a_run_that_ends_before_it_is_killed_is_told_with_the_last_it_said(run_of, tmp_path):
+def test_a_run_that_ends_before_it_is_killed_is_reported_with_its_last_line(run_of, tmp_path):
     with pytest.raises(VerificationError, match=r"'a run' ended \(exit code 1\) before .*run\.log.*error: no more"):
         run_of(steps=1, then="go").kill(Kill(2))
     with pytest.raises(VerificationError, match=r"'a run' failed \(exit code 1\); its output: .*run\.log"):
         run_of(steps=1, then="go").finish()
 
 
-def test_a_run_that_goes_on_for_ever_is_given_up(run_of):
+def test_a_run_that_does_not_end_is_given_up_after_the_timeout(run_of):
     with pytest.raises(VerificationError, match="took too long"):
         run_of(steps=1, then="stay", timeout_s=0.2).finish()
 
@@ -156,7 +151,7 @@ def test_moments_that_do_not_exist_are_refused():
 
 @pytest.mark.cli
 @pytest.mark.parametrize(("proof", "code"), [(EQUAL, 0), (replace(EQUAL, steps=compare({}, {}, 1)), 3)])
-def test_the_command_exits_with_the_verdict_and_prints_it_as_json(monkeypatch, proof, code):
+def test_the_command_exits_with_the_result_and_prints_it_as_json(monkeypatch, proof, code):
     asked = {}
 
     def prove(config, console, **options):
