@@ -31,7 +31,9 @@ from vllm.inputs import TokensPrompt
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from actors.engine_drivers import PATIENCE_S, AsyncDriver, Driver, InlineDriver, result_within, settle
+from actors.async_driver import AsyncDriver
+from actors.engine_driver import TIMEOUT_S, Driver, result_within, settle
+from actors.inline_driver import InlineDriver
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
@@ -129,7 +131,7 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = result_within(PATIENCE_S, self._submit(request_id, token_ids, videos, params), "score")
+        output = result_within(TIMEOUT_S, self._submit(request_id, token_ids, videos, params), "score")
         scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [0.0, *(candidates[token].logprob for token, candidates in scores)]
 

@@ -1,7 +1,7 @@
-"""Pixels stay out of the driver: inside a travelling group they are references into the object store.
+"""Pixels bypass the driver: a group on its way between workers holds object-store references in their place.
 
-The worker that decoded them parks the pixels, the worker that needs them fetches them; everybody in between carries
-clocks, scene lengths and digests only.
+The worker that decoded pixels puts them into the object store (`park`), the worker that needs them gets them (`fetch`);
+the driver sees timestamps, scene lengths and digests only.
 """
 
 from __future__ import annotations
@@ -14,49 +14,49 @@ from ray.exceptions import RayError
 
 from rl.trajectory import Frames, TrainingSample, Trajectory, TrajectoryGroup
 
-FETCH_S = 120.0  # for pixels to come out of the object store, from another node if need be
+FETCH_S = 120.0  # to get pixels out of the object store, possibly from another node
 
 
 class FramesLostError(RuntimeError):
-    """Pixels are gone from the object store, with the worker or the node that held them."""
+    """Pixels are no longer in the object store: the worker or node that owned them is gone."""
 
 
 def park(group: TrajectoryGroup) -> TrajectoryGroup:
-    """Put every block's pixels into the object store, once each, and carry the references instead."""
+    """Put the pixels of every distinct block into the object store and hold references instead."""
     blocks = blocks_of([group])
     parked = {digest: replace(block, pixels_THWC=ray.put(block.pixels_THWC)) for digest, block in blocks.items()}
     return exchange(group, parked)
 
 
 def fetch(groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
-    """The same groups with their pixels in this process's reach (zero-copy views of the object store).
+    """The same groups with their pixels in place (zero-copy views of the object store).
 
     Raises:
-        FramesLostError: they are not there any more.
+        FramesLostError: they are no longer in the object store.
     """
-    held = _fetched(blocks_of(groups))
-    return [exchange(group, held) for group in groups]
+    fetched = _fetched(blocks_of(groups))
+    return [exchange(group, fetched) for group in groups]
 
 
 def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:
     """As `fetch`, for samples."""
-    held = _fetched({block.digest: block for sample in samples for block in sample.videos})
-    return [replace(sample, videos=tuple(held[block.digest] for block in sample.videos)) for sample in samples]
+    fetched = _fetched({block.digest: block for sample in samples for block in sample.videos})
+    return [replace(sample, videos=tuple(fetched[block.digest] for block in sample.videos)) for sample in samples]
 
 
 def blocks_of(groups: Iterable[TrajectoryGroup]) -> dict[str, Frames]:
-    """Distinct blocks by digest; siblings share the opening frames, and may have asked for the same window."""
-    found: dict[str, Frames] = {}
+    """Distinct blocks by digest: siblings share the coarse frames, and may have retrieved the same window."""
+    blocks: dict[str, Frames] = {}
     for group in groups:
         turns = [turn for trajectory in group.trajectories_G for turn in trajectory.turns]
         for block in (group.coarse_frames, *(turn.frames for turn in turns)):
             if block is not None:
-                found.setdefault(block.digest, block)
-    return found
+                blocks.setdefault(block.digest, block)
+    return blocks
 
 
 def exchange(group: TrajectoryGroup, blocks: Mapping[str, Frames]) -> TrajectoryGroup:
-    """The same group with these blocks, by digest, in place of its own."""
+    """The same group with every block replaced by the one of the same digest."""
 
     def swap(block: Frames | None) -> Frames | None:
         return None if block is None else blocks[block.digest]

@@ -1,4 +1,4 @@
-"""Learner workers: DeepSpeed ranks behind Ray, driven as one group."""
+"""Learner workers: DeepSpeed ranks in Ray actors, driven as one group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ray
 
 from actors.frames import FramesLostError, fetch, fetch_samples
 from actors.memory import own_memory_mib
-from actors.waiting import gather, nothing
+from actors.waiting import do_nothing, gather
 from actors.weight_buckets import WeightBucket, pack
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
 WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
-WRITING_GRACE_S = 30.0  # for ranks that are to be killed in the middle of it
+WRITING_GRACE_S = 30.0  # for a checkpoint being written, before its ranks are killed
 
 
-Restore = Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]]  # pixels that are lost, made anew
+Restore = Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]]  # decodes lost pixels again
 
 
 class LearnerError(RuntimeError):
@@ -33,7 +33,7 @@ class LearnerError(RuntimeError):
 
 
 class LearnerWorker:
-    """One rank. Holds a Learner; everything it does is collective with the other ranks."""
+    """One rank of the learner group. Every method is collective with the other ranks."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -43,8 +43,8 @@ class LearnerWorker:
         self._captured: dict[str, Snapshot] = {}
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 can be met: this node's address and a port that is held until `start` listens on it."""
-        self._port = hold_free_port()
+        """The rendezvous address: this node and a port that stays bound until `start` listens on it."""
+        self._port = reserve_port()
         return ray.util.get_node_ip_address(), self._port.getsockname()[1]
 
     def start(self, make_learner: Callable[..., Any], world_size: int, address: tuple[str, int]) -> None:
@@ -65,9 +65,9 @@ class LearnerWorker:
                 self._port.close()
 
     def receive(self, scored: list[ScoredGroup]) -> list[int]:
-        """Take this rank's groups and bring their pixels here; indices of those whose pixels are lost.
+        """Fetch the pixels of this rank's groups; returns the indices of groups whose pixels are lost.
 
-        Apart from `update`, so that a rank that lacks something does not leave the others waiting in a collective.
+        A call of its own, before `update`: a rank without its pixels must not leave the others waiting in a collective.
         """
         self._received, lost = [], []
         try:
@@ -75,7 +75,7 @@ class LearnerWorker:
             self._received = [ScoredGroup(group, one.rewards_G) for group, one in zip(groups, scored, strict=True)]
             return lost
         except FramesLostError:
-            log.warning("pixels are lost; looking group by group for whose")
+            log.warning("pixels are lost; fetching group by group to find whose")
         for index, one in enumerate(scored):
             try:
                 (group,) = fetch([one.group])
@@ -85,7 +85,7 @@ class LearnerWorker:
         return lost
 
     def update(self) -> LearnerUpdate:
-        """Split, credit and learn from the groups received."""
+        """Take the optimizer steps of one update on the groups received."""
         received, self._received = self._received, []
         return self._learner.learn(received)
 
@@ -107,7 +107,7 @@ class LearnerWorker:
         self._captured = {folder: self._learner.capture()}  # an older one that nobody wrote is dropped
 
     def write(self, folder: str) -> list[WrittenFile]:
-        """Write what was copied into an existing folder. Runs beside everything else, in a thread of its own."""
+        """Write the captured state into an existing folder, on the rank's writing thread."""
         return self._captured.pop(folder).write(Path(folder))
 
     def load(self, folder: str) -> None:
@@ -123,22 +123,22 @@ class LearnerWorker:
         return own_memory_mib()
 
 
-def hold_free_port() -> socket.socket:
-    """A free port, kept from being handed out again while this socket is open; one that reuses addresses may listen."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("", 0))
-    return held
+def reserve_port() -> socket.socket:
+    """Bind a free port: no other process is given it while the socket is open, one with SO_REUSEADDR may listen."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("", 0))
+    return reserved
 
 
-class PendingFiles:
-    """What the ranks are writing."""
+class PendingWrite:
+    """The ranks' part of a checkpoint while it is being written."""
 
     def __init__(self, calls: list[ray.ObjectRef]) -> None:
         self._calls = calls
 
     def result(self, timeout_s: float) -> list[WrittenFile]:
-        """Every rank's files, as soon as all are on the disk; from any thread.
+        """The files of all ranks once they are on disk. May be called from any thread.
 
         Raises:
             LearnerError: a rank could not write, died, or is not done in time.
@@ -147,12 +147,12 @@ class PendingFiles:
         return [file for part in parts for file in part]
 
     def wait(self, timeout_s: float) -> None:
-        """Until every rank has written, has failed or has died, but no longer than that."""
+        """Wait until every rank has written, failed or died, at most `timeout_s`."""
         ray.wait(self._calls, num_returns=len(self._calls), timeout=timeout_s)
 
 
 class LearnerGroup:
-    """Driver's end of the ranks: one call reaches all of them and waits for all."""
+    """Driver's end of the learner ranks: one call goes to all of them and waits for all."""
 
     def __init__(
         self,
@@ -162,18 +162,18 @@ class LearnerGroup:
         *,
         start_timeout_s: float,
         timeout_s: float,
-        attend: Callable[[], None] = nothing,
+        poll: Callable[[], None] = do_nothing,
         restore: Restore | None = None,
     ) -> None:
         """
         Args:
-            attend: looks after other workers while one waits for the ranks.
-            restore: makes the pixels of groups anew that were lost on their way.
+            poll: called about once a second while the driver waits for the ranks, to check on other workers.
+            restore: decodes the pixels of groups again that were lost on their way.
         """
-        self._timeout_s, self._attend, self._restore = start_timeout_s, attend, restore
+        self._timeout_s, self._poll, self._restore = start_timeout_s, poll, restore
         remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
         self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
-        self._writing: PendingFiles | None = None
+        self._writing: PendingWrite | None = None
         try:
             self._start(make_learner)
         except LearnerError:
@@ -185,22 +185,22 @@ class LearnerGroup:
         """Learn from scored groups; whole groups go to ranks, balanced by tokens.
 
         Raises:
-            LearnerError: a rank died, failed or did not answer: the group must be built anew.
+            LearnerError: a rank died, failed or did not answer: the ranks must be replaced.
         """
-        dealt = assign_ranks(scored, len(self._ranks))
-        self._deliver(scored, dealt)
+        assignment = assign_ranks(scored, len(self._ranks))
+        self._deliver(scored, assignment)
         updates = self._wait([rank.update.remote() for rank in self._ranks], "update the policy")
-        logprobs_PG = gather_ranks(dealt, [update.logprobs_PG for update in updates])
+        logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates])
         return LearnerUpdate(updates[0].metrics, logprobs_PG, " ".join(update.optimizer for update in updates))
 
-    def _deliver(self, scored: Sequence[ScoredGroup], dealt: Sequence[Sequence[int]]) -> None:
-        """Every rank's groups into its hands; those whose pixels are lost are restored and delivered again."""
+    def _deliver(self, scored: Sequence[ScoredGroup], assignment: Sequence[Sequence[int]]) -> None:
+        """Send every rank its groups; those whose pixels are lost are restored and sent again."""
         scored = list(scored)
         for _ in range(RESTORATIONS):
-            parts = [[scored[index] for index in mine] for mine in dealt]
+            parts = [[scored[index] for index in mine] for mine in assignment]
             calls = [rank.receive.remote(part) for rank, part in zip(self._ranks, parts, strict=True)]
             missing = self._wait(calls, "hand out the trajectories")
-            lost = [mine[index] for mine, indices in zip(dealt, missing, strict=True) for index in indices]
+            lost = [mine[index] for mine, indices in zip(assignment, missing, strict=True) for index in indices]
             if not lost:
                 return
             log.warning("the pixels of %d groups are lost and decoded again", len(lost))
@@ -222,11 +222,11 @@ class LearnerGroup:
             [rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks], "export the weights"
         )[0]
 
-    def save(self, folder: Path) -> PendingFiles:
-        """Copy the learners' part of a checkpoint; it is written into `folder` while they go on."""
+    def save(self, folder: Path) -> PendingWrite:
+        """Capture the learners' part of a checkpoint; it is written into `folder` in the background."""
         self._wait([rank.capture.remote(str(folder)) for rank in self._ranks], "copy the state for a checkpoint")
         in_writing = {"concurrency_group": WRITING}
-        self._writing = PendingFiles([rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks])
+        self._writing = PendingWrite([rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks])
         return self._writing
 
     def load(self, folder: Path) -> None:
@@ -259,4 +259,4 @@ class LearnerGroup:
         )
 
     def _wait(self, calls: list[ray.ObjectRef], doing: str) -> list[Any]:
-        return gather(calls, timeout_s=self._timeout_s, doing=doing, failure=LearnerError, attend=self._attend)
+        return gather(calls, timeout_s=self._timeout_s, doing=doing, failure=LearnerError, poll=self._poll)

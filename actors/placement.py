@@ -1,4 +1,4 @@
-"""Where workers run: the connection to Ray and one placement group for the whole run."""
+"""Placement: the connection to Ray, and one placement group with a bundle per worker."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
         PlacementError: Ray did not start, as on a machine that is too busy.
     """
     if ray.is_initialized():
-        return ""  # whoever started it knows its dashboard
+        return ""  # the caller that connected knows the dashboard
     if os.environ.get("RAY_ADDRESS"):
         return _init(logging_level=log_level, log_to_driver=False).dashboard_url or ""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     needed = sum(bundle.get("CPU", 0.0) for bundle in _bundles(placement, demand))
     try:
         started = _init(
-            address="local",  # another Ray on this machine is somebody else's
+            address="local",  # never join another run's Ray on this machine
             num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
             object_store_memory=object_store_bytes(placement, psutil.virtual_memory().available),
             include_dashboard=placement.dashboard,
@@ -66,15 +66,15 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
             log_to_driver=False,
             _node_ip_address="127.0.0.1",
         )
-    except Exception as error:  # the class Ray raises itself when its processes do not come up in time
+    except Exception as error:  # what Ray itself raises when its processes do not start in time
         raise PlacementError(f"Ray did not start on this machine: {first_line(error)}") from error
     return started.dashboard_url or ""
 
 
 def _init(**options: Any) -> Any:
-    """ray.init, after which SIGTERM means what it did: Ray makes it a crash that prints stacks and leaves no time."""
+    """ray.init that keeps the handler of SIGTERM: Ray's own prints stacks and exits at once."""
     if threading.current_thread() is not threading.main_thread():
-        return ray.init(**options)  # signals are the main thread's
+        return ray.init(**options)  # only the main thread may set handlers
     handler = signal.getsignal(signal.SIGTERM)
     try:
         return ray.init(**options)
@@ -94,7 +94,7 @@ def object_store_bytes(placement: PlacementConfig, available: int) -> int | None
 
 
 class Slots:
-    """One reserved slot per worker. `options("rollout", 0)` goes into `.options(**...)` of the worker's actor."""
+    """One reserved bundle per worker. `options("rollout", 0)` goes into `.options(**...)` of the worker's actor."""
 
     def __init__(self, placement: PlacementConfig, demand: Demand) -> None:
         self._bundles = _bundles(placement, demand)
@@ -116,7 +116,7 @@ class Slots:
             ) from error
 
     def options(self, kind: str, index: int) -> dict[str, Any]:
-        """Actor options of worker `index` of a kind: its name in the dashboard, its resources, its place."""
+        """Actor options of worker `index` of a kind: its name in the dashboard, its resources, its bundle."""
         bundle = self._first[kind] + index
         return {
             "name": f"{kind}/{index}",
@@ -127,17 +127,17 @@ class Slots:
         }
 
     def release(self) -> None:
-        """Give the slots back; actors still in them are killed by Ray."""
+        """Release the bundles; Ray kills the actors still in them."""
         remove_placement_group(self._group)
 
 
-def named(name: str, number: int) -> str:
-    """The actor name of the worker that is `number`-th to take a place: Ray frees a killed actor's name late."""
-    return f"{name}#{number}" if number else name
+def incarnation_name(name: str, replaced: int) -> str:
+    """A unique actor name after `replaced` workers of this name: Ray frees a killed actor's name late."""
+    return f"{name}#{replaced}" if replaced else name
 
 
 def check_capacity(bundles: list[Mapping[str, float]]) -> None:
-    """Refuse what no waiting can provide (Ray itself would wait silently).
+    """Refuse what the cluster can never provide (Ray itself would wait silently).
 
     Raises:
         PlacementError: with what is needed, what the cluster has, and which keys to change.

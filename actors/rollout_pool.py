@@ -1,8 +1,8 @@
-"""Groups of a step, played by the crew: handed out, collected, and gone on with when a worker is lost.
+"""Rollout requests of a step: sent to workers, collected, and continued by other workers when one is lost.
 
-What siblings have said is known here turn by turn (the token history). When their worker is lost,
-they go on elsewhere from there, with the seeds they would have had. Only what a call of this driver's returns is ever
-used, so a worker that lives on after it was given up changes nothing.
+The driver keeps the token history of every group in flight, turn by turn, from the heartbeats. When a worker is lost,
+its groups are continued elsewhere from there, with the seeds they would have had. Only results of calls still in flight
+are used, so a worker that lives on after it was replaced changes nothing.
 """
 
 from __future__ import annotations
@@ -18,68 +18,71 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.frames import blocks_of, exchange
 from actors.rollout import EngineGoneError
-from actors.rollout_group import LOSSES, Hear, Place, RolloutError, RolloutWorkerGroup, unheard
-from actors.waiting import COLLECT_S, GLANCE_S, WORKER_IS_GONE, cause_of, nothing
+from actors.rollout_group import MAX_LOSSES, OnTurn, RolloutError, RolloutWorkerGroup, ignore_turn
+from actors.waiting import COLLECT_S, POLL_S, WORKER_IS_GONE, cause_of, do_nothing
+from actors.worker_slot import WorkerHandle, WorkerSlot
 from envs.rollout import occurrences
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
-FAILURES = 2  # times a group may fail in a worker that lives
-DECODINGS = 3  # times a video is asked for frames that were lost
+MAX_FAILURES = 2  # of a group, in workers that live
+DECODE_ATTEMPTS = 3  # to get lost frames from their video again
 
 
 class StaleWeightsError(RuntimeError):
-    """A group was sampled with other weights than those that were pushed."""
+    """A group was sampled with other weights than those pushed last."""
 
 
 @dataclass(slots=True)
-class Job:
-    """A group to play, and what its siblings have said so far."""
+class RolloutRequest:
+    """A group to roll out, and the completions of its siblings so far."""
 
     index: int  # of its task
     task: VideoTask
     occurrence: int
-    said: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenHistory
-    losses: int = 0
+    completions: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenHistory
+    losses: int = 0  # workers lost while they had it
     failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A job in the hands of a worker."""
+class InFlight:
+    """A request that was sent to a worker."""
 
     call: int
-    job: Job
-    place: Place
-    number: int  # the worker's
+    request: RolloutRequest
+    slot: WorkerSlot
+    worker: WorkerHandle
 
     @property
     def is_lost(self) -> bool:
-        """Its worker was replaced."""
-        return self.place.number != self.number
+        """Its worker has been replaced."""
+        return self.slot.worker is not self.worker
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """How groups are played."""
+class GenerationOptions:
+    """How requests are rolled out."""
 
     step: int
     greedily: bool
-    in_flight: int  # groups at a time, per worker
-    together: bool  # the deadline is of all together; else of the time in which none is finished
+    max_in_flight: int  # groups at a time, per worker
+    one_deadline: bool  # True: the timeout bounds all groups together; False: the time in which none finishes
 
 
 class RolloutPool:
-    """Plays tasks with whatever workers there are. Every task comes back once, whoever is lost meanwhile."""
+    """Rolls out tasks on the workers there are. Every task is returned once, whichever workers are lost."""
 
-    def __init__(self, crew: RolloutWorkerGroup, *, timeout_s: float, check: Callable[[], None] = nothing) -> None:
+    def __init__(
+        self, workers: RolloutWorkerGroup, *, timeout_s: float, check: Callable[[], None] = do_nothing
+    ) -> None:
         """
         Args:
-            timeout_s: of a whole `generate`; in `play`, of the time in which no group is finished.
+            timeout_s: of a whole `generate`; in `roll_out`, of the time in which no group finishes.
             check: called about once a second while waiting; what it raises ends the wait.
         """
-        self.crew = crew
+        self.workers = workers
         self._timeout_s, self._check = timeout_s, check
-        self._serial = itertools.count()
+        self._calls = itertools.count()
 
     def generate(
         self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0, greedily: bool = False
@@ -89,11 +92,11 @@ class RolloutPool:
         Args:
             attempt: 1, 2, ... for the replacements of zero-variance groups: with step and task it determines the seeds.
         Raises:
-            RolloutError: a task cannot be played, or not all were within the deadline.
+            RolloutError: a task cannot be rolled out, or not all were within the deadline.
         """
-        return self._all(_jobs(tasks, attempt), step, greedily)
+        return self._generate(_requests(tasks, attempt), step, greedily)
 
-    def play(
+    def roll_out(
         self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
     ) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
         """Groups as they finish, each with its task's index: all that are ready, at least one at a time.
@@ -103,22 +106,22 @@ class RolloutPool:
         Args:
             in_flight: tasks at a time, per worker.
         Raises:
-            RolloutError: a task cannot be played, or nothing finished within the deadline. What else had finished by
-                then is handed over first.
+            RolloutError: a task cannot be rolled out, or nothing finished within the deadline. What else had finished
+                by then is yielded first.
         """
-        yield from self._play(_jobs(tasks), How(step, greedily, in_flight, together=False))
+        yield from self._roll_out(_requests(tasks), GenerationOptions(step, greedily, in_flight, one_deadline=False))
 
     def restore(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
-        """The same groups with their pixels decoded anew: those in the object store died with their worker.
+        """The same groups with their pixels decoded again: those in the object store were lost with their worker.
 
         Everything else stays as it was sampled: a video that could not be read then, and can be now, changes nothing.
 
         Raises:
-            RolloutError: a video no longer gives the frames it gave, as often as it is asked.
+            RolloutError: a video does not give the same frames, in DECODE_ATTEMPTS attempts.
         """
         detected_s = time.time()
         wanted, found = [set(blocks_of([group])) for group in groups], [{} for _ in groups]
-        for _ in range(DECODINGS):
+        for _ in range(DECODE_ATTEMPTS):
             missing = [index for index, digests in enumerate(wanted) if digests - found[index].keys()]
             for index, new in zip(missing, self._replayed([groups[index] for index in missing]), strict=True):
                 found[index] |= blocks_of([new])
@@ -126,147 +129,164 @@ class RolloutPool:
             if digests - blocks.keys():
                 raise RolloutError(
                     f"{group.task.video_path}: the frames of task {group.task.task_id} were lost with their worker, "
-                    f"and in {DECODINGS} attempts the video did not give the same again"
+                    f"and in {DECODE_ATTEMPTS} attempts the video did not give the same again"
                 )
         seconds = time.time() - detected_s
-        self.crew.record(
+        self.workers.record(
             Fault("frames_lost", "rollout", f"pixels of {len(groups)} groups", "decoded anew", detected_s, seconds)
         )
         return [exchange(group, blocks) for group, blocks in zip(groups, found, strict=True)]
 
     def _replayed(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
-        """The groups played again from what was said; nothing is sampled."""
-        jobs = _jobs([group.task for group in groups])
-        for job, group in zip(jobs, groups, strict=True):
-            job.said = {i: [*(turn.completion for turn in t.turns), None] for i, t in enumerate(group.trajectories_G)}
-        return self._all(jobs, step=0, greedily=False)
+        """The groups rolled out again from their recorded completions; nothing is sampled."""
+        requests = _requests([group.task for group in groups])
+        for request, group in zip(requests, groups, strict=True):
+            recorded = [[turn.completion for turn in trajectory.turns] for trajectory in group.trajectories_G]
+            request.completions = {sibling: [*turns, None] for sibling, turns in enumerate(recorded)}
+        return self._generate(requests, step=0, greedily=False)
 
-    def _all(self, jobs: Sequence[Job], step: int, greedily: bool) -> list[TrajectoryGroup]:
-        played: dict[int, TrajectoryGroup] = {}
-        for finished in self._play(jobs, How(step, greedily, in_flight=len(jobs), together=True)):
-            played |= dict(finished)
-        return [played[index] for index in range(len(jobs))]
+    def _generate(self, requests: Sequence[RolloutRequest], step: int, greedily: bool) -> list[TrajectoryGroup]:
+        groups: dict[int, TrajectoryGroup] = {}
+        options = GenerationOptions(step, greedily, max_in_flight=len(requests), one_deadline=True)
+        for finished in self._roll_out(requests, options):
+            groups |= dict(finished)
+        return [groups[index] for index in range(len(requests))]
 
-    def _play(self, jobs: Sequence[Job], how: How) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
-        waiting, held = deque(jobs), {}
+    def _roll_out(
+        self, requests: Sequence[RolloutRequest], options: GenerationOptions
+    ) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
+        waiting, in_flight = deque(requests), {}
         left_s = self._timeout_s
-        self.crew.heard_by(_note_down(held))
+        self.workers.set_on_turn(_record_turns(in_flight))
         try:
-            while waiting or held:
+            while waiting or in_flight:
                 self._check()
-                self.crew.supply_newcomers()
-                self._hand_out(waiting, held, how)
+                self.workers.sync_new_workers()
+                self._dispatch(waiting, in_flight, options)
                 began = time.monotonic()
-                finished, failure = self._collect(waiting, held)
+                finished, failure = self._collect(waiting, in_flight)
                 waited_s = time.monotonic() - began
                 if finished:
                     yield finished
                 if failure is not None:
                     raise failure
-                self._look_after(waiting, held)
-                left_s = self._timeout_s if finished and not how.together else left_s
-                left_s -= waited_s if self.crew.ready else 0.0  # a start has a deadline of its own
+                self._poll_workers(waiting, in_flight)
+                left_s = self._timeout_s if finished and not options.one_deadline else left_s
+                left_s -= waited_s if self.workers.ready else 0.0  # a start has a deadline of its own
                 if left_s < 0:
-                    raise self._too_late(len(waiting) + len(held), how)
+                    raise self._timed_out(len(waiting) + len(in_flight), options)
         finally:
-            self.crew.heard_by(unheard)
-            for reference, one in held.items():
-                one.place.playing -= not one.is_lost
+            self.workers.set_on_turn(ignore_turn)
+            for reference, sent in in_flight.items():
+                sent.worker.in_flight -= 1
                 ray.cancel(reference)
 
-    def _hand_out(self, waiting: deque[Job], held: dict[ray.ObjectRef, Held], how: How) -> None:
-        """To whoever has least to do, among those to a replacement that has not shown yet what it can."""
-        while waiting and (free := [place for place in self.crew.ready if place.playing < how.in_flight]):
-            place, job, call = min(free, key=_burden), waiting.popleft(), next(self._serial)
-            if not place.playing:
-                place.watch.rest()
-            place.playing += 1
-            said = {sibling: tuple(turns) for sibling, turns in job.said.items()}
-            sent = place.actor.generate.remote(call, job.task, how.step, job.occurrence, how.greedily, said)
-            held[sent] = Held(call, job, place, place.number)
+    def _dispatch(
+        self, waiting: deque[RolloutRequest], in_flight: dict[ray.ObjectRef, InFlight], options: GenerationOptions
+    ) -> None:
+        """Send waiting requests, each to the worker with the fewest groups."""
+        while waiting and (
+            free := [slot for slot in self.workers.ready if slot.worker.in_flight < options.max_in_flight]
+        ):
+            slot, request, call = min(free, key=_load), waiting.popleft(), next(self._calls)
+            worker = slot.worker
+            if not worker.in_flight:
+                worker.stall_detector.reset()
+            worker.in_flight += 1
+            completions = {sibling: tuple(turns) for sibling, turns in request.completions.items()}
+            sent = worker.actor.generate.remote(
+                call, request.task, options.step, request.occurrence, options.greedily, completions
+            )
+            in_flight[sent] = InFlight(call, request, slot, worker)
 
     def _collect(
-        self, waiting: deque[Job], held: dict[ray.ObjectRef, Held]
+        self, waiting: deque[RolloutRequest], in_flight: dict[ray.ObjectRef, InFlight]
     ) -> tuple[list[tuple[int, TrajectoryGroup]], RolloutError | None]:
-        """Groups that are finished; those that failed wait again, unless they have failed too often."""
-        starting = [place.born for place in self.crew.places if place.where is None]
-        if not held and not starting:
+        """Groups that have finished; failed requests wait again, or are an error if they have failed too often."""
+        starting = [slot.worker.started for slot in self.workers.slots if slot.worker.location is None]
+        if not in_flight and not starting:
             raise RolloutError("no worker holds the current weights")
-        if not ray.wait([*held, *starting], timeout=GLANCE_S)[0] or not held:
+        if not ray.wait([*in_flight, *starting], timeout=POLL_S)[0] or not in_flight:
             return [], None
         finished, failure = [], None
-        for reference in ray.wait(list(held), num_returns=len(held), timeout=0)[0]:
-            one = held.pop(reference)
-            one.place.playing -= not one.is_lost
+        for reference in ray.wait(list(in_flight), num_returns=len(in_flight), timeout=0)[0]:
+            sent = in_flight.pop(reference)
+            sent.worker.in_flight -= 1
             try:
-                finished.append((one.job.index, self._accepted(ray.get(reference, timeout=COLLECT_S), one)))
+                finished.append((sent.request.index, self._accepted(ray.get(reference, timeout=COLLECT_S), sent)))
             except StaleWeightsError as error:
-                one.job.said.clear()
-                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=False)
+                sent.request.completions.clear()
+                failure = failure or _retry(waiting, sent.request, cause_of(error), is_loss=False)
             except RayError as error:
-                loss = _loss(error)
-                if loss and not one.is_lost:
-                    one.place.playing += 1  # as it was when it died, for the record
-                    self.crew.lose(one.place, loss, cause_of(error))
-                failure = failure or _try_again(waiting, one, cause_of(error), is_loss=bool(loss))
+                loss = _loss_kind(error)
+                if loss and not sent.is_lost:
+                    sent.worker.in_flight += 1  # as it was when it died, for the record
+                    self.workers.replace_worker(sent.slot, loss, cause_of(error))
+                failure = failure or _retry(waiting, sent.request, cause_of(error), is_loss=bool(loss))
         return finished, failure
 
-    def _accepted(self, group: TrajectoryGroup, one: Held) -> TrajectoryGroup:
-        """The group, if it was sampled with the weights that were pushed."""
-        pushed = self.crew.version
+    def _accepted(self, group: TrajectoryGroup, sent: InFlight) -> TrajectoryGroup:
+        """The group, if it was sampled with the weights pushed last."""
+        pushed = self.workers.version
         versions = {turn.completion.policy_version for t in group.trajectories_G for turn in t.turns}
         if pushed is not None and versions - {pushed}:
-            raise StaleWeightsError(f"{one.place.name} sampled with weights {sorted(versions)}, not {pushed}")
-        one.place.losses = 0
+            raise StaleWeightsError(f"{sent.slot.name} sampled with weights {sorted(versions)}, not {pushed}")
+        sent.slot.consecutive_losses = 0
         return group
 
-    def _look_after(self, waiting: deque[Job], held: dict[ray.ObjectRef, Held]) -> None:
-        """Everybody's pulse; the groups of those who are lost wait again, with what their siblings have said."""
-        self.crew.attend()
-        for reference in [reference for reference, one in held.items() if one.is_lost]:
-            one = held.pop(reference)
-            cause = one.place.lost.cause if one.place.lost else "its worker was lost"
-            if failure := _try_again(waiting, one, cause, is_loss=True):
+    def _poll_workers(self, waiting: deque[RolloutRequest], in_flight: dict[ray.ObjectRef, InFlight]) -> None:
+        """Check every worker; the requests of lost ones wait again, with their siblings' completions."""
+        self.workers.poll()
+        for reference in [reference for reference, sent in in_flight.items() if sent.is_lost]:
+            sent = in_flight.pop(reference)
+            cause = sent.slot.open_fault.cause if sent.slot.open_fault else "its worker was lost"
+            if failure := _retry(waiting, sent.request, cause, is_loss=True):
                 raise failure
 
-    def _too_late(self, left: int, how: How) -> RolloutError:
-        said = f"could not play {left} tasks: no answer" if how.together else f"none of {left} tasks was finished"
-        return RolloutError(f"{said} within {self._timeout_s:g} s (rollout.call_timeout_s)")
+    def _timed_out(self, left: int, options: GenerationOptions) -> RolloutError:
+        what = (
+            f"could not roll out {left} tasks: no answer" if options.one_deadline else f"none of {left} tasks finished"
+        )
+        return RolloutError(f"{what} within {self._timeout_s:g} s (rollout.call_timeout_s)")
 
 
-def _jobs(tasks: Sequence[VideoTask], attempt: int = 0) -> list[Job]:
+def _requests(tasks: Sequence[VideoTask], attempt: int = 0) -> list[RolloutRequest]:
     numbers = occurrences([task.task_id for task in tasks], attempt)
-    return [Job(index, task, number) for index, (task, number) in enumerate(zip(tasks, numbers, strict=True))]
+    return [
+        RolloutRequest(index, task, number) for index, (task, number) in enumerate(zip(tasks, numbers, strict=True))
+    ]
 
 
-def _note_down(held: Mapping[ray.ObjectRef, Held]) -> Hear:
-    """What is said goes into its job, turn after turn: one that came without those before it is not known."""
+def _record_turns(in_flight: Mapping[ray.ObjectRef, InFlight]) -> OnTurn:
+    """A callback that adds turns to their requests, in order: a turn without those before it is dropped."""
 
-    def hear(call: int, sibling: int, turn: int, completion: Completion) -> None:
-        for job in [one.job for one in held.values() if one.call == call]:
-            said = job.said.setdefault(sibling, [])
-            if turn == len(said):
-                said.append(completion)
+    def on_turn(call: int, sibling: int, turn: int, completion: Completion) -> None:
+        for request in [sent.request for sent in in_flight.values() if sent.call == call]:
+            completions = request.completions.setdefault(sibling, [])
+            if turn == len(completions):
+                completions.append(completion)
 
-    return hear
-
-
-def _burden(place: Place) -> tuple[int, int]:
-    return place.playing, -place.losses
+    return on_turn
 
 
-def _loss(error: RayError) -> str:
-    """How a worker was lost, if that is why a call failed; else empty."""
+def _load(slot: WorkerSlot) -> tuple[int, int]:
+    return slot.worker.in_flight, -slot.consecutive_losses  # of equals: a replacement shows early whether it works
+
+
+def _loss_kind(error: RayError) -> str:
+    """The kind of fault if a call failed because its worker was lost; else empty."""
     if isinstance(error, WORKER_IS_GONE):
         return "worker_died"
     return "engine_died" if isinstance(error, RayTaskError) and isinstance(error.cause, EngineGoneError) else ""
 
 
-def _try_again(waiting: deque[Job], one: Held, cause: str, *, is_loss: bool) -> RolloutError | None:
-    """The job waits again, first in line; an error if that has happened too often."""
-    job, name = one.job, one.job.task.task_id
-    job.losses, job.failures = job.losses + is_loss, job.failures + (not is_loss)
-    waiting.appendleft(job)
-    if job.losses >= LOSSES:
-        return RolloutError(f"could not play task {name}: {LOSSES} workers were lost over it: {cause}")
-    return RolloutError(f"could not play task {name}: {cause}") if job.failures >= FAILURES else None
+def _retry(
+    waiting: deque[RolloutRequest], request: RolloutRequest, cause: str, *, is_loss: bool
+) -> RolloutError | None:
+    """Put the request first in line again; an error if it has failed too often."""
+    name = request.task.task_id
+    request.losses, request.failures = request.losses + is_loss, request.failures + (not is_loss)
+    waiting.appendleft(request)
+    if request.losses >= MAX_LOSSES:
+        return RolloutError(f"could not roll out task {name}: {MAX_LOSSES} workers were lost over it: {cause}")
+    return RolloutError(f"could not roll out task {name}: {cause}") if request.failures >= MAX_FAILURES else None

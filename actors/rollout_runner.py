@@ -1,4 +1,4 @@
-"""An engine and the environment around it, in one process."""
+"""The rollout runner: an engine and the environment around it, in one process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, Trajecto
 
 
 class Engine(Protocol):
-    """A policy that generates, takes over weights, and tells what it holds and did (actors.engine.VllmEngine)."""
+    """An inference engine: generates, loads weights, reports counters and memory (actors.engine.VllmEngine)."""
 
     async def generate(self, request: GenerateRequest) -> Completion: ...
 
@@ -30,7 +30,7 @@ class Engine(Protocol):
 
 
 class RolloutRunner:
-    """Plays the groups of a run."""
+    """Rolls out the groups of a run."""
 
     def __init__(
         self, engine: Engine, episode_context: EpisodeContext, sampling: Sampling, *, group_size: int, seed: int
@@ -41,7 +41,7 @@ class RolloutRunner:
         self._group_size = group_size
         self._seed = seed
 
-    async def play(
+    async def roll_out(
         self,
         task: VideoTask,
         *,
@@ -64,5 +64,5 @@ class RolloutRunner:
         )
 
     def take_faults(self) -> list[Fault]:
-        """What broke in the environment and was mended since the last call of this method."""
+        """Faults of the environment recovered from since the last call of this method."""
         return self._episode_context.reader.take_faults()

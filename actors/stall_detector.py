@@ -1,4 +1,4 @@
-"""Is somebody who ought to be working getting on? And if not, what is he doing?"""
+"""Detects stalled workers and dumps their stacks."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 log = logging.getLogger(__name__)
 
-DUMP_S = 20.0  # to look at a process on its node, the task that does so included
-LONGEST_DUMP = 20_000  # characters
+DUMP_TIMEOUT_S = 20.0  # to inspect a process on its node, the scheduling of the Ray task included
+MAX_DUMP_CHARS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Whereabouts:
-    """Where a worker's process runs."""
+class ProcessLocation:
+    """The node and process id of a worker."""
 
     node_id: str
     pid: int
 
 
-class ProgressWatch:
-    """Notices when a number stops changing although there is work."""
+class StallDetector:
+    """Detects a progress counter that stops changing while there is work."""
 
-    def __init__(self, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._patience_s, self._clock = patience_s, clock
-        self._last, self._since = -1, clock()
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s, self._clock = timeout_s, clock
+        self._progress, self._changed_s = -1, clock()
 
-    def rest(self) -> None:
-        """There is nothing to do: patience begins anew."""
-        self._since = self._clock()
+    def reset(self) -> None:
+        """Restart the timeout: the worker is idle, or has just been given work."""
+        self._changed_s = self._clock()
 
-    def excuse(self, seconds: float) -> None:
-        """The one who watches was away for so long: it does not count."""
-        self._since = min(self._since + seconds, self._clock())
+    def extend(self, seconds: float) -> None:
+        """Do not count `seconds` in which the driver itself was blocked."""
+        self._changed_s = min(self._changed_s + seconds, self._clock())
 
-    def saw(self, progress: int) -> None:
-        """What the worker has done so far, as a number that grows."""
-        if progress != self._last:
-            self._last, self._since = progress, self._clock()
+    def update(self, progress: int) -> None:
+        """Record the worker's progress counter; a change restarts the timeout."""
+        if progress != self._progress:
+            self._progress, self._changed_s = progress, self._clock()
 
     @property
     def is_stalled(self) -> bool:
-        """Nothing has changed for longer than patience lasts."""
-        return self._clock() - self._since > self._patience_s
+        """The counter has not changed within the timeout."""
+        return self._clock() - self._changed_s > self._timeout_s
 
 
-def stacks_of(where: Whereabouts) -> str:
-    """What every thread of a process is doing, asked of the operating system: the process itself may have stopped.
+def dump_stacks(location: ProcessLocation) -> str:
+    """Python stacks of every thread of a worker, read from outside: the process itself may not respond.
 
-    Never raises and never waits for long: where nothing can be found out, that is what it says.
+    Never raises and waits DUMP_TIMEOUT_S at most; where there is no dump, the text says why.
     """
-    strategy = NodeAffinitySchedulingStrategy(node_id=where.node_id, soft=False)
-    look = ray.remote(describe_process).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-    call = look.remote(where.pid)
+    strategy = NodeAffinitySchedulingStrategy(node_id=location.node_id, soft=False)
+    inspect = ray.remote(describe_process).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+    call = inspect.remote(location.pid)
     try:
-        return ray.get(call, timeout=DUMP_S)
-    except Exception as error:  # the node may be gone, or as stuck as the process
+        return ray.get(call, timeout=DUMP_TIMEOUT_S)
+    except Exception as error:  # the node may be gone, or hang as well
         ray.cancel(call, force=True)
-        return f"process {where.pid} could not be looked at: {type(error).__name__}"
+        return f"process {location.pid} could not be inspected: {type(error).__name__}"
 
 
 def describe_process(pid: int) -> str:
-    """State and Python stacks of a process on this machine."""
+    """State and Python stacks of a process on this node."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -82,7 +82,7 @@ def describe_process(pid: int) -> str:
         return f"process {pid}: {state}; py-spy is not installed, so its stacks are unknown"
     command = [program, "dump", "--nonblocking", "--pid", str(pid)]
     try:
-        dump = subprocess.run(command, capture_output=True, text=True, timeout=DUMP_S / 2, check=False)
+        dump = subprocess.run(command, capture_output=True, text=True, timeout=DUMP_TIMEOUT_S / 2, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"process {pid}: {state}; py-spy failed: {type(error).__name__}"
-    return f"process {pid}: {state}\n{(dump.stdout or dump.stderr)[:LONGEST_DUMP]}"
+    return f"process {pid}: {state}\n{(dump.stdout or dump.stderr)[:MAX_DUMP_CHARS]}"

@@ -1,4 +1,4 @@
-"""Trace workers: supervised traces played through the environment, decoded in parallel, pixels left in the store."""
+"""Trace workers: supervised traces replayed through the environment in parallel, pixels left in the object store."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from rl.trajectory import TrainingSample, TrajectoryGroup
 
 log = logging.getLogger(__name__)
 
-CHUNK = 16  # traces per remote call at most: enough to hide its cost
+CHUNK = 16  # traces per remote call at most: enough to hide the call's overhead
 KEPT_BYTES = 256 * 2**20  # of pixels kept in the object store for the next epoch
-LONGEST_GAP = 64  # unusable traces in a row before the data set, not the trace, is at fault
+MAX_UNUSABLE = 64  # traces in a row; beyond it the data set is at fault
 
 
 class TraceError(RuntimeError):
-    """No trace can be learned from, or a worker did not answer in time."""
+    """No trace is usable, or a worker failed or did not answer in time."""
 
 
 class TraceWorker:
-    """Plays traces. Holds the environment's parts, no engine."""
+    """Replays traces in the environment, without an engine."""
 
     def __init__(self, make_episode_context: Callable[[], EpisodeContext]) -> None:
         self._episode_context = make_episode_context()
 
-    def play(self, traces: list[RetrievalTrace]) -> list[TrajectoryGroup | str]:
+    def replay(self, traces: list[RetrievalTrace]) -> list[TrajectoryGroup | str]:
         """One group of one trajectory per trace, or why it cannot be used."""
-        return [self._play(trace) for trace in traces]
+        return [self._replay(trace) for trace in traces]
 
-    def _play(self, trace: RetrievalTrace) -> TrajectoryGroup | str:
+    def _replay(self, trace: RetrievalTrace) -> TrajectoryGroup | str:
         try:
             trajectory, opening = trace_to_trajectory(trace, self._episode_context)
         except UnusableRow as error:
@@ -50,7 +50,7 @@ class TraceWorker:
 
 
 class TracePool:
-    """Driver's end of TraceWorker. Its workers own the pixels of what they played: keep it while those are used."""
+    """Driver's end of the trace workers, which own the pixels they decoded: keep the pool while those are used."""
 
     def __init__(
         self,
@@ -66,22 +66,22 @@ class TracePool:
         self._turn = itertools.cycle(self._workers)
 
     def start(self, traces: Sequence[RetrievalTrace]) -> list[ray.ObjectRef]:
-        """Begin to play traces, spread over the workers; returns at once, with calls for `collect`."""
+        """Start to replay traces, spread over the workers; returns at once, with calls for `collect`."""
         size = max(1, min(CHUNK, math.ceil(len(traces) / len(self._workers))))
         chunks = [list(traces[i : i + size]) for i in range(0, len(traces), size)]
-        return [next(self._turn).play.remote(chunk) for chunk in chunks]
+        return [next(self._turn).replay.remote(chunk) for chunk in chunks]
 
     def collect(self, calls: Sequence[ray.ObjectRef]) -> list[TrajectoryGroup | str]:
-        """What came of started traces, in order: a group of one trajectory, or why the trace cannot be used.
+        """Results of started traces, in order: a group of one trajectory, or why the trace cannot be used.
 
         Raises:
-            TraceError: a worker died, or a chunk took longer than the timeout of each of its traces together.
+            TraceError: a worker died, or a chunk took longer than the timeouts of its traces together.
         """
         chunks = [
-            gather([call], timeout_s=self._timeout_s * CHUNK, doing="play traces", failure=TraceError)[0]
+            gather([call], timeout_s=self._timeout_s * CHUNK, doing="replay traces", failure=TraceError)[0]
             for call in calls
         ]
-        return [played for chunk in chunks for played in chunk]
+        return [outcome for chunk in chunks for outcome in chunk]
 
     def stop(self) -> None:
         """End the workers; the pixels go with them."""
@@ -91,7 +91,7 @@ class TracePool:
 
 @dataclass(frozen=True, slots=True)
 class _SampleBatch:
-    """A batch of SFT samples whose missing traces are being rolled out."""
+    """A batch whose missing traces are being replayed."""
 
     indices: tuple[int, ...]
     missing: tuple[int, ...]
@@ -99,10 +99,10 @@ class _SampleBatch:
 
 
 class TraceFeed:
-    """Traces by index as training samples, played when needed, one batch ahead of whoever learns from them.
+    """Traces by index as SFT samples, replayed when needed, one batch ahead of the trainer.
 
-    A trace that cannot be used is reported, and the next one that can takes its place. Samples are kept for the next
-    epoch while their pixels fit in a budget; beyond it traces are played again, with the same outcome.
+    An unusable trace is logged and replaced by the next usable one. Samples are kept for the next epoch while their
+    pixels fit in a budget; beyond it traces are replayed, with the same outcome.
     """
 
     def __init__(self, pool: TracePool, traces: Sequence[RetrievalTrace], budget_bytes: int = KEPT_BYTES) -> None:
@@ -111,7 +111,7 @@ class TraceFeed:
         self._instead: dict[int, int] = {}  # unusable trace -> the next usable one
 
     def samples(self, batches: Iterable[Sequence[int]]) -> Iterator[list[TrainingSample]]:
-        """The samples of each batch, in order; the batch after it is being played by then.
+        """The samples of each batch, in order; the next batch is being replayed meanwhile.
 
         Raises:
             TraceError: many traces in a row cannot be used, or a worker failed.
@@ -131,16 +131,16 @@ class TraceFeed:
         return _SampleBatch(wanted, missing, self._pool.start([self._traces[index] for index in missing]))
 
     def _finish(self, batch: _SampleBatch) -> list[TrainingSample]:
-        played = zip(batch.missing, self._pool.collect(batch.calls), strict=True)
-        fresh = {index: self._taken(index, outcome) for index, outcome in played}
+        replayed = zip(batch.missing, self._pool.collect(batch.calls), strict=True)
+        fresh = {index: self._taken(index, outcome) for index, outcome in replayed}
         return [fresh.get(index) or self._kept.get(index) or self._substitute(index) for index in batch.indices]
 
-    def _taken(self, index: int, played: TrajectoryGroup | str) -> TrainingSample | None:
-        """A played trace as a sample, kept if there is room; None if it cannot be used."""
-        if isinstance(played, str):
-            log.warning("trace left out: %s", played)
+    def _taken(self, index: int, outcome: TrajectoryGroup | str) -> TrainingSample | None:
+        """A replayed trace as a sample, kept if there is room; None if it cannot be used."""
+        if isinstance(outcome, str):
+            log.warning("trace left out: %s", outcome)
             return None
-        sample = supervised_sample(played)
+        sample = supervised_sample(outcome)
         size = sum(block.num_frames * block.height * block.width * 3 for block in sample.videos)
         if index not in self._kept and size <= self._room:
             self._kept[index] = sample
@@ -148,15 +148,17 @@ class TraceFeed:
         return sample
 
     def _substitute(self, index: int) -> TrainingSample:
-        """The next usable trace after one that is not."""
-        for distance in range(1, min(len(self._traces), LONGEST_GAP)):
+        """The sample of the next usable trace after an unusable one."""
+        for distance in range(1, min(len(self._traces), MAX_UNUSABLE)):
             other = (index + distance) % len(self._traces)
             sample = self._kept.get(other)
             if sample is None:
-                (played,) = self._pool.collect(self._pool.start([self._traces[other]]))
-                sample = self._taken(other, played)
+                (outcome,) = self._pool.collect(self._pool.start([self._traces[other]]))
+                sample = self._taken(other, outcome)
             if sample is not None:
                 self._instead[index] = other
                 return sample
         (reason,) = self._pool.collect(self._pool.start([self._traces[index]]))
-        raise TraceError(f"no trace of {min(len(self._traces), LONGEST_GAP)} in a row can be used; the first: {reason}")
+        raise TraceError(
+            f"no trace of {min(len(self._traces), MAX_UNUSABLE)} in a row can be used; the first: {reason}"
+        )

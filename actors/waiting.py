@@ -1,10 +1,11 @@
-"""Waiting for workers: never without a deadline, and what went wrong there is said here in one line."""
+"""Waiting for Ray calls, always with a deadline, and what went wrong in them in one line."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import (
@@ -19,20 +20,22 @@ from ray.exceptions import (
 )
 
 DIED_IN_INIT = "error raised in its creation task"  # Ray's words
-LONGEST = 1000  # characters of a message
-GLANCE_S = 1.0  # between two looks at the other workers while one waits for some
-WORKER_IS_GONE = (  # the answer to a call whose worker died; killed by Ray's memory monitor, it is no RayActorError
+MAX_CHARS = 1000  # of a message
+POLL_S = 1.0  # between two checks of other workers while the driver waits for some
+WORKER_IS_GONE = (  # raised by a call whose worker died; killed by Ray's memory monitor, it is no RayActorError
     RayActorError,
     OutOfMemoryError,
     WorkerCrashedError,
     NodeDiedError,
     LocalRayletDiedError,
 )
-COLLECT_S = 60.0  # for an answer that is there to be in this process's hands
+COLLECT_S = 60.0  # to get a result that is ready
+
+Asked = TypeVar("Asked")
 
 
-def nothing() -> None:
-    """There is nobody else to look after."""
+def do_nothing() -> None:
+    """The default `poll`: there are no other workers to check."""
 
 
 def gather(
@@ -41,26 +44,26 @@ def gather(
     timeout_s: float,
     doing: str,
     failure: type[Exception],
-    attend: Callable[[], None] = nothing,
+    poll: Callable[[], None] = do_nothing,
 ) -> list[Any]:
     """Results of all calls, in order.
 
     Args:
         doing: what the workers were asked, for the message: "play 8 tasks".
         failure: raised, with the cause, as soon as a call fails or its worker dies, or when the deadline passes.
-        attend: called about once a second while nothing has happened, to look after other workers; must not wait.
+        poll: called about once a second while no call has finished, to check other workers; must not block.
     """
-    waiting, answers, deadline = list(calls), {}, time.monotonic() + timeout_s
+    waiting, results, deadline = list(calls), {}, time.monotonic() + timeout_s
     try:
         while waiting:
-            ready, waiting = ray.wait(waiting, timeout=min(GLANCE_S, max(deadline - time.monotonic(), 0.0)))
+            ready, waiting = ray.wait(waiting, timeout=min(POLL_S, max(deadline - time.monotonic(), 0.0)))
             if ready:
-                answers |= zip(ready, ray.get(ready, timeout=COLLECT_S), strict=True)  # one that failed fails all
+                results |= zip(ready, ray.get(ready, timeout=COLLECT_S), strict=True)  # one failure fails all
             elif time.monotonic() >= deadline:
                 raise GetTimeoutError
             else:
-                attend()
-        return [answers[call] for call in calls]
+                poll()
+        return [results[call] for call in calls]
     except GetTimeoutError as error:
         raise failure(f"could not {doing}: no answer within {timeout_s:.0f} s") from error
     except RayTaskError as error:
@@ -71,6 +74,23 @@ def gather(
         raise failure(f"could not {doing}: {first_line(error)}") from error
 
 
+def as_completed(calls: Mapping[ray.ObjectRef, Asked], timeout_s: float) -> Iterator[tuple[Asked, Callable[[], Any]]]:
+    """Calls in the order in which they finish: whom each was sent to, and a function that returns its result or raises.
+
+    A death is seen at once, however long the others take. The function of a call that is not done within `timeout_s`
+    raises TimeoutError.
+    """
+    waiting, deadline = dict(calls), time.monotonic() + timeout_s
+    while waiting:
+        ready, _ = ray.wait(list(waiting), timeout=max(deadline - time.monotonic(), 0.0))
+        for reference in ready:
+            yield waiting.pop(reference), partial(ray.get, reference, timeout=COLLECT_S)
+        if not ready:
+            for asked in waiting.values():
+                yield asked, _raise_timeout
+            return
+
+
 def cause_of(error: Exception) -> str:
     """What went wrong in a call, in one line."""
     if isinstance(error, RayTaskError):
@@ -79,9 +99,9 @@ def cause_of(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The line of an error's text that says what happened; Ray's go on for pages.
+    """The line of an error's text that says what happened; Ray's texts go on for pages.
 
-    The first, unless an actor died of its own `__init__`: of that Ray shows the traceback, and what was raised follows
+    The first line, unless an actor died in its own `__init__`: there Ray shows the traceback, and the exception follows
     its last frame (in one or more lines, joined here).
     """
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -93,4 +113,8 @@ def first_line(error: Exception) -> str:
     raised = lines[frames[-1] + 1 :] if frames else lines[-1:]
     while len(raised) > 1 and raised[0][0].isspace():  # the frame's source
         raised = raised[1:]
-    return " ".join(line.strip() for line in raised)[:LONGEST]
+    return " ".join(line.strip() for line in raised)[:MAX_CHARS]
+
+
+def _raise_timeout() -> None:
+    raise TimeoutError("no answer within the deadline")

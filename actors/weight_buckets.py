@@ -1,4 +1,4 @@
-"""Weights in transit: parameters packed into flat buckets in the object store, each with its checksum."""
+"""Weights in transit: parameters packed into flat buckets in the object store, each parameter with its checksum."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-FETCH_S = 120.0  # for one bucket to come out of the object store, from another node if need be
+FETCH_S = 120.0  # to get one bucket out of the object store, possibly from another node
 
 
 class WeightsLostError(RuntimeError):
-    """Weights on their way are gone, with the learner or the node that held them."""
+    """Weights are no longer in the object store: the learner or node that owned them is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightTensor:
-    """Where one parameter lies in a bucket."""
+    """Name, shape and checksum of one parameter, and its offset in a bucket."""
 
     name: str  # as in the Hugging Face checkpoint
     dtype: str  # torch's name, e.g. "bfloat16"
@@ -61,10 +61,10 @@ def pack(named: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[W
 
 
 def unpack(buckets: Sequence[WeightBucket]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters of all buckets; one bucket is fetched at a time, so that a large policy fits on its way.
+    """Parameters of all buckets, one bucket fetched at a time: the memory needed does not grow with the policy.
 
     Raises:
-        WeightsLostError: a bucket is not there any more.
+        WeightsLostError: a bucket is no longer in the object store.
     """
     for bucket in buckets:
         try:

@@ -1,4 +1,4 @@
-"""From learners to engines: buckets through the object store, a version, and a read-back that proves the arrival."""
+"""Weights from learners to engines: exported in buckets, loaded, versioned, and verified by reading back checksums."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class WeightSyncError(RuntimeError):
 
 
 class WeightSync:
-    """Pushes the learners' weights to every engine and checks that they arrived.
+    """Pushes the learners' weights to every engine and verifies checksums.
 
-    The first push carries every parameter, later ones only those that train, unless a new engine is among those who
-    receive: a frozen vision tower is sent once. Every push resets all of an engine's caches, whatever it carried
+    The first push carries every parameter, later ones only those that train, unless a new engine is among the
+    receivers: a frozen vision tower is sent once. Every push resets all of an engine's caches, whatever it carries
     (docs/decisions/0003-engine.md).
     """
 
     def __init__(
-        self, learners: LearnerGroup, crew: RolloutWorkerGroup, config: WeightSyncConfig, version: int
+        self, learners: LearnerGroup, workers: RolloutWorkerGroup, config: WeightSyncConfig, version: int
     ) -> None:
-        self._learners, self._crew, self._config = learners, crew, config
+        self._learners, self._workers, self._config = learners, workers, config
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
         self._pushed_all = False
         self.metrics: dict[str, float] = {}
-        crew.supplied_by(self.supply)
+        workers.set_weight_sync(self.sync_new_workers)
         self.digests: dict[str, str] = {}  # sha256 of every parameter as last pushed; frozen ones are sent once
 
     def push(self) -> int:
@@ -41,15 +41,15 @@ class WeightSync:
 
         Raises:
             WeightSyncError: a parameter read back from an engine differs from the learners'.
-            WeightsLostError: they were lost on their way twice. No engine samples before another push.
+            WeightsLostError: they were lost in transit twice. No engine samples before another push.
         """
         self.metrics = self._send(self._version + 1, everything=not self._pushed_all)
         self._version, self._pushed_all = self._version + 1, True
         return self._version
 
-    def supply(self) -> None:
-        """Give the current weights to engines that started since the last push."""
-        self._send(self._version, everything=True, only=self._crew.newcomers)
+    def sync_new_workers(self) -> None:
+        """Push the current weights to engines that have started since the last push."""
+        self._send(self._version, everything=True, only=self._workers.new_workers)
 
     def _send(self, version: int, *, everything: bool, only: Sequence[str] | None = None) -> dict[str, float]:
         start = time.perf_counter()
@@ -77,32 +77,32 @@ class WeightSync:
     def _export_and_load(
         self, version: int, everything: bool, only: Sequence[str] | None
     ) -> tuple[Sequence[WeightBucket], float]:
-        """What was sent, and when it had left the learners."""
-        everything = everything or bool(self._crew.newcomers)
+        """The buckets sent, and time.perf_counter() when the learners had exported them."""
+        everything = everything or bool(self._workers.new_workers)
         buckets = self._learners.export(self._config.bucket_bytes, trainable_only=not everything)
         exported = time.perf_counter()
-        if not everything:  # who was born during the export is a newcomer, and gets everything later
-            only = [place.name for place in self._crew.ready]
-        self._crew.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
+        if not everything:  # engines that started during the export get everything later
+            only = [slot.name for slot in self._workers.ready]
+        self._workers.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
         return buckets, exported
 
     def _verify(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str] | None) -> int:
         """Read a rotating sample of parameters back from the engines and compare checksums."""
         sent = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         names = _rotating(sorted(sent), self._config.verify_tensors, version)
-        read_back = self._crew.checksums(names, timeout_s=self._config.timeout_s, only=only)
+        read_back = self._workers.checksums(names, timeout_s=self._config.timeout_s, only=only)
         for worker, held in read_back.items():
             wrong = [name for name in names if held.get(name) != sent[name]]
             if wrong:
                 raise WeightSyncError(
                     f"engine {worker} holds other values than the learners for {wrong} after push {version}"
                 )
-        self._crew.confirm(list(read_back))
+        self._workers.mark_recovered(list(read_back))
         return len(names)
 
 
 def _rotating(names: Sequence[str], count: int, turn: int) -> list[str]:
-    """`count` names, starting further along at every turn, so that all are visited."""
+    """`count` names, starting further along with every `turn`, so that all come up."""
     if not names:
         return []
     return [names[(turn * count + i) % len(names)] for i in range(min(count, len(names)))]

@@ -86,7 +86,7 @@ def main() -> None:
         }
         played: dict[str, list[Played]] = {name: [] for name in contestants}
         for contestant in contestants.values():  # imports, first-use allocations
-            contestant.rollouts.crew.wait_ready(START_TIMEOUT_S)
+            contestant.rollouts.workers.wait_ready(START_TIMEOUT_S)
             measure(contestant, warm_up := part(exam, 0, workers), judge_by_rewards(warm_up, rewards, config))
         for repeat in range(options.repeats):
             asked = part(exam, workers + repeat * options.tasks, options.tasks)
@@ -111,12 +111,12 @@ def parse_arguments() -> argparse.Namespace:
 def spawn_alone(config: RunConfig, policy_dir: Path, slots: Slots) -> RolloutPool:
     """One more worker, in a pool of its own."""
     environment = {"runtime_env": {"env_vars": engine_environment("cuda" if config.placement.rollout_gpus else "cpu")}}
-    crew = RolloutWorkerGroup(
+    workers = RolloutWorkerGroup(
         partial(start_rollout_runner, config, policy_dir),
         1,
         lambda index: slots.options("rollout", config.rollout.num_workers + index) | environment,
     )
-    return RolloutPool(crew, timeout_s=config.rollout.call_timeout_s)
+    return RolloutPool(workers, timeout_s=config.rollout.call_timeout_s)
 
 
 def part(exam: Exam, first: int, count: int) -> Exam:

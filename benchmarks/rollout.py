@@ -158,7 +158,7 @@ def station(setting: Setting) -> Contestant:
     """What a training step does. Its workers see every task once, so that their frame stores are cold as well."""
     slots = setting.stack.enter_context(cluster(setting.config, Console(stderr=True)))
     rollouts = spawn_rollouts(setting.config, setting.policy_dir, slots)
-    rollouts.crew.wait_ready(START_TIMEOUT_S)
+    rollouts.workers.wait_ready(START_TIMEOUT_S)
     return Contestant(
         cool=lambda: rollouts.load_weights([], 0, timeout_s=START_TIMEOUT_S),  # of which there are none: caches go
         play=lambda tasks, repeat: rollouts.generate(tasks, step=repeat),

@@ -84,8 +84,8 @@ def measure(config: RunConfig, repeats: int) -> Measured:
     with cluster(config, console) as slots:
         rollouts = spawn_rollouts(config, policy_dir, slots)
         learners = spawn_learners(config, policy_dir, slots, optimizer=config.learner.optimizer, total_updates=1)
-        rollouts.crew.wait_ready(START_TIMEOUT_S)
-        weights = WeightSync(learners, rollouts.crew, config.weight_sync, version=0)
+        rollouts.workers.wait_ready(START_TIMEOUT_S)
+        weights = WeightSync(learners, rollouts.workers, config.weight_sync, version=0)
         for _ in range(1 + repeats):
             weights.push()
             num_bytes = int(weights.metrics["sync/bytes"])

@@ -46,7 +46,14 @@ NARROWER = {  # rooms and files that may import less than all that is below them
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "ray": ("actors/", "cluster/", "rl/run/workers.py"),
-    "vllm": ("actors/engine.py", "actors/engine_drivers.py", "rl/policy/vllm_model.py", "rl/policy/vllm_plugin.py"),
+    "vllm": (
+        "actors/engine.py",
+        "actors/engine_driver.py",
+        "actors/inline_driver.py",
+        "actors/async_driver.py",
+        "rl/policy/vllm_model.py",
+        "rl/policy/vllm_plugin.py",
+    ),
     "deepspeed": ("rl/learner/learner.py",),
     "decord": ("envs/video/decord_backend.py",),
     "wandb": ("rl/tracking/sinks.py",),

@@ -98,17 +98,17 @@ def pool(ray_cluster, world, tmp_path_factory):
     config, policy_dir, _ = world
     folder = tmp_path_factory.mktemp("moments")
     environment = {"runtime_env": {"env_vars": engine_environment("cpu")}}
-    crew = RolloutWorkerGroup(
+    workers = RolloutWorkerGroup(
         partial(doomed_runner, config, policy_dir, folder),
         config.rollout.num_workers,
         lambda index: {"num_cpus": 0.1, "name": f"killed/{index}"} | environment,
     )
-    pool = RolloutPool(crew, timeout_s=300)
+    pool = RolloutPool(workers, timeout_s=300)
     pool.folder = folder
-    crew.wait_ready(300)
+    workers.wait_ready(300)
     yield pool
-    for place in crew.places:
-        ray_cluster.kill(place.actor)
+    for slot in workers.slots:
+        ray_cluster.kill(slot.worker.actor)
 
 
 def said(groups):
@@ -132,9 +132,9 @@ def mended(pool, moment, record_property):
     """The fault of the worker that died at a moment, once another has taken over."""
     struck_s = float((pool.folder / f"{moment}-struck").read_text())
     deadline = time.monotonic() + 240
-    while not (faults := pool.crew.take_faults()):
-        pool.crew.attend()
-        pool.crew.supply_newcomers()
+    while not (faults := pool.workers.take_faults()):
+        pool.workers.poll()
+        pool.workers.sync_new_workers()
         assert time.monotonic() < deadline
     (fault,) = faults
     record_property("detection_s", fault.detected_s - struck_s)
@@ -152,7 +152,7 @@ def test_an_engine_killed_while_it_plays_costs_nothing(pool, world, left_alone, 
 
 def test_an_idle_engine_that_is_killed_is_replaced(pool, world, left_alone, record_property):
     (pool.folder / "idle-struck").write_text(str(time.time()))
-    os.kill(pool.crew.places[0].where.pid, signal.SIGKILL)
+    os.kill(pool.workers.slots[0].worker.location.pid, signal.SIGKILL)
     assert mended(pool, "idle", record_property).kind == "worker_died"
     assert said(pool.generate(world[2], step=0)) == left_alone
 
@@ -165,20 +165,20 @@ def test_an_engine_killed_halfway_through_a_push_is_replaced_by_one_with_all_the
     _, policy_dir, tasks = world
     weights = {name: tensor * 1.5 for name, tensor in load_file(policy_dir / "model.safetensors").items()}
     buckets = pack(weights.items(), 2**20)
-    pool.crew.supplied_by(
+    pool.workers.set_weight_sync(
         lambda: (
-            pool.crew.load_weights(buckets, 1, timeout_s=120, only=pool.crew.newcomers)
-            or pool.crew.confirm([place.name for place in pool.crew.ready])
+            pool.workers.load_weights(buckets, 1, timeout_s=120, only=pool.workers.new_workers)
+            or pool.workers.mark_recovered([slot.name for slot in pool.workers.ready])
         )
     )
     strike(pool, "push")
-    pool.crew.load_weights(buckets, 1, timeout_s=120)
-    assert len(pool.crew.ready) == 1  # nobody plays with a part of them
+    pool.workers.load_weights(buckets, 1, timeout_s=120)
+    assert len(pool.workers.ready) == 1  # nobody plays with a part of them
     groups = pool.generate(tasks, step=0)
     assert said(groups) != left_alone
     assert {turn.completion.policy_version for g in groups for t in g.trajectories_G for turn in t.turns} == {1}
 
     assert mended(pool, "push", record_property).kind == "push_interrupted"
-    held = pool.crew.checksums(sorted(weights), timeout_s=120)
+    held = pool.workers.checksums(sorted(weights), timeout_s=120)
     expected = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
     assert list(held.values()) == [expected, expected]

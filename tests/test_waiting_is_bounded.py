@@ -1,4 +1,4 @@
-"""No wait for another process is without a deadline (docs/faults.md says who waits for whom, and how long)."""
+"""No wait for another process is without a deadline (docs/faults.md lists the waits and their deadlines)."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("rl", "actors", "cluster") for path in (ROOT / room).rglob("*.py"))
 REMOTE = {"ray.get", "ray.wait"}  # and `.result()` of futures, `.wait()` and `.communicate()` of processes
 OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot outlive it
-    "actors/engine_drivers.py": "a future that `wait(..., timeout)` has found done, and the engine thread's own inbox",
+    "actors/engine_driver.py": "a future that `wait(..., timeout)` has found done",
     "actors/engine.py": "a future whose callback this is",
     "rl/checkpoint/saver.py": "a future that is known to be done",
     "rl/cli/validation.py": "decoding threads, whose requests have deadlines of their own",
@@ -33,21 +33,21 @@ def waits(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_whoever_waits_for_another_process_says_how_long(path):
+def test_every_wait_for_another_process_has_a_deadline(path):
     name = str(path.relative_to(ROOT))
-    endless = [f"{name}:{line}: {call}" for line, call, bounded in waits(path) if not bounded]
-    remote = [place for place in endless if place.rsplit(" ", 1)[1] in REMOTE]
+    unbounded = [f"{name}:{line}: {call}" for line, call, bounded in waits(path) if not bounded]
+    remote = [place for place in unbounded if place.rsplit(" ", 1)[1] in REMOTE]
     assert remote == []
-    assert endless == [] or name in OWN_THREADS, endless
+    assert unbounded == [] or name in OWN_THREADS, unbounded
 
 
 def test_the_exceptions_are_still_needed():
     for name in OWN_THREADS:
-        assert any(not bounded for _, _, bounded in waits(ROOT / name)), f"{name} has no endless wait any more"
+        assert any(not bounded for _, _, bounded in waits(ROOT / name)), f"{name} has no unbounded wait any more"
 
 
-def test_the_check_has_teeth(tmp_path):
-    (tmp_path / "endless.py").write_text("ray.get(call)\nray.wait(calls)\nfuture.result()\nprocess.communicate()\n")
+def test_the_check_finds_waits_without_a_deadline(tmp_path):
+    (tmp_path / "unbounded.py").write_text("ray.get(call)\nray.wait(calls)\nfuture.result()\nprocess.communicate()\n")
     (tmp_path / "bounded.py").write_text("ray.get(call, timeout=3)\nfuture.result(4)\n', '.join(names)\n")
-    assert [bounded for *_, bounded in waits(tmp_path / "endless.py")] == [False] * 4
+    assert [bounded for *_, bounded in waits(tmp_path / "unbounded.py")] == [False] * 4
     assert all(bounded for *_, bounded in waits(tmp_path / "bounded.py"))

@@ -75,7 +75,7 @@ def run_rollout(
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         rollouts = spawn_rollouts(config, policy_dir, slots)
-        rollouts.crew.wait_ready(START_TIMEOUT_S)
+        rollouts.workers.wait_ready(START_TIMEOUT_S)
         scored = spawn_rewards(config, slots).score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
     played = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
     for record in played:
@@ -113,7 +113,7 @@ def parity_failures(report: ParityReport, config: RunConfig) -> list[str]:
 
 async def _two_turn_groups(runner: Any, tasks: tuple[VideoTask, ...]) -> list[TrajectoryGroup]:
     """Sampled groups with at least one granted retrieval each."""
-    groups = await asyncio.gather(*(runner.play(task, step=INSPECTION_STEP, greedily=False) for task in tasks))
+    groups = await asyncio.gather(*(runner.roll_out(task, step=INSPECTION_STEP, greedily=False) for task in tasks))
     return [group for group in groups if any(_looked(trajectory.calls) for trajectory in group.trajectories_G)]
 
 

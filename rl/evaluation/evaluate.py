@@ -30,7 +30,7 @@ from rl.trajectory import (
 class Rollouts(Protocol):
     """Plays tasks and hands them over as they finish, each with its place in `tasks`."""
 
-    def play(
+    def roll_out(
         self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
     ) -> Iterator[list[tuple[int, TrajectoryGroup]]]: ...
 
@@ -58,7 +58,7 @@ def play_rest(
     rest = [index for index, task in enumerate(tasks) if not is_done(file.outcomes.get(task.task_id))]
     session, started = file.next_session, time.perf_counter()
     chosen = [tasks[index] for index in rest]
-    for finished in rollouts.play(chosen, step=EVALUATION_STEP, greedily=True, in_flight=in_flight):
+    for finished in rollouts.roll_out(chosen, step=EVALUATION_STEP, greedily=True, in_flight=in_flight):
         for judged in judge([(rest[place], group) for place, group in finished]):
             outcome = replace(judged, session=session, elapsed_s=round(time.perf_counter() - started, 3))
             file.append(outcome)

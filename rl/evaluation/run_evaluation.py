@@ -168,7 +168,7 @@ def _play(config: RunConfig, exam: Exam, policy_dir: Path, file: PredictionFile,
     with cluster(config, console, demand) as slots, progress_bar(console) as progress:
         rollouts = spawn_rollouts(config, policy_dir, slots)
         judge = judge_by_rewards(exam, spawn_rewards(config, slots), config) if own else judge_by_benchmark(exam)
-        rollouts.crew.wait_ready(START_TIMEOUT_S)
+        rollouts.workers.wait_ready(START_TIMEOUT_S)
         bar = progress.add_task(exam.name, total=len(tasks), completed=done)
 
         def report(_: Outcome) -> None:

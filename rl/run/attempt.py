@@ -42,7 +42,7 @@ class Attempt:
         self._run, self._config, self._learners = run, run.config, learners
         self._reached = found.state if found else RunState(step=0, policy_version=0, seed=run.config.seed)
         self._resumed, run.step = self._reached.step if found else -1, self._reached.step + 1
-        self._weights = WeightSync(learners, run.rollouts.crew, run.config.weight_sync, self._reached.policy_version)
+        self._weights = WeightSync(learners, run.rollouts.workers, run.config.weight_sync, self._reached.policy_version)
 
     def train(self) -> None:
         """The loop of rl.trainer.
@@ -96,7 +96,7 @@ class Attempt:
         run.step = step + 1
         numbers = {
             **self._weights.metrics,
-            **run.rollouts.crew.stats(),
+            **run.rollouts.workers.stats(),
             **run.saver.poll(),
             "memory/learner": self._learners.memory_mib(),
         }
@@ -134,7 +134,7 @@ class Attempt:
         if not chosen:
             return False
         scored = run.rewards.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
-        run.rollouts.crew.stats()  # the next step's counters start here
+        run.rollouts.workers.stats()  # the next step's counters start here
         keep_step(run.backlog, run.run_dir / "held_out", step, list(records(scored, run.processor.pieces)))
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))
         numbers.write(step, metrics)

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from actors.reward import deadline, weighted_rewards
+from actors.reward import weighted_rewards
+from actors.reward_limits import deadline
 from envs.initial_observation import coarse_frame_times, fit_visual_tokens, unseen_frames
 from envs.prompts import initial_prompt
 from envs.rollout import EpisodeContext

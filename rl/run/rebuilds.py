@@ -71,7 +71,7 @@ def _learners(run: Run, found: Checkpoint | None) -> Iterator[LearnerGroup]:
         run.slots,
         optimizer=config.learner.optimizer,
         total_updates=config.trainer.steps * config.learner.updates_per_step,
-        attend=run.rollouts.crew.attend,
+        poll=run.rollouts.workers.poll,
         restore=run.rollouts.restore,
     )
     try:

@@ -46,8 +46,8 @@ class Run:
     def take_faults(self, *, unfinished: bool = False) -> list[Fault]:
         """What broke and was recovered since the last call of this method, wherever it was noticed."""
         own, self.faults = self.faults, []
-        crew = self.rollouts.crew.take_faults(unfinished=unfinished)
-        faults = [*own, *crew, *self.rewards.take_faults(), *self.saver.take_faults(), *self.backlog.take_faults()]
+        workers = self.rollouts.workers.take_faults(unfinished=unfinished)
+        faults = [*own, *workers, *self.rewards.take_faults(), *self.saver.take_faults(), *self.backlog.take_faults()]
         return sorted(faults, key=lambda fault: fault.detected_s)
 
     def put_faults(self, step: int, faults: Sequence[Fault]) -> None:

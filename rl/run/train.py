@@ -64,7 +64,7 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         rewards, processor = spawn_rewards(config, slots), Processor.from_pretrained(policy_dir, config.policy.scenes)
-        rollouts.crew.wait_ready(START_TIMEOUT_S)
+        rollouts.workers.wait_ready(START_TIMEOUT_S)
         with signals, make_saver(config, store, remote) as saver:
             run = Run(config, console, run_dir, policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards)
             train_to_the_end(run, found)

@@ -17,12 +17,12 @@ import ray
 from rich.console import Console
 
 from actors.learner import LearnerGroup, Restore
-from actors.placement import Demand, Slots, connect, named
+from actors.placement import Demand, Slots, connect, incarnation_name
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from actors.rollout_runner import RolloutRunner
-from actors.waiting import nothing
+from actors.waiting import do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig
 from rl.policy.vllm_plugin import engine_environment
@@ -60,16 +60,16 @@ def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -
 
 
 def spawn_rollouts(
-    config: RunConfig, policy_dir: Path, slots: Slots, check: Callable[[], None] = nothing
+    config: RunConfig, policy_dir: Path, slots: Slots, check: Callable[[], None] = do_nothing
 ) -> RolloutPool:
-    """Engines with the environment around them; they load in the background until `crew.wait_ready`.
+    """Engines with the environment around them; they load in the background until `workers.wait_ready`.
 
     Args:
         check: called while waiting for them; what it raises ends the wait.
     """
     device = "cuda" if config.placement.rollout_gpus else "cpu"
     environment = {"runtime_env": {"env_vars": engine_environment(device)}}
-    crew = RolloutWorkerGroup(
+    workers = RolloutWorkerGroup(
         partial(start_rollout_runner, config, policy_dir.absolute()),
         config.rollout.num_workers,
         lambda index: slots.options("rollout", index) | environment,
@@ -78,7 +78,7 @@ def spawn_rollouts(
         memory_growth_mib=config.rollout.memory_growth_mib,
         device_memory_growth_mib=config.rollout.device_memory_growth_mib,
     )
-    return RolloutPool(crew, timeout_s=config.rollout.call_timeout_s, check=check)
+    return RolloutPool(workers, timeout_s=config.rollout.call_timeout_s, check=check)
 
 
 def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
@@ -94,14 +94,14 @@ def spawn_learners(
     optimizer: OptimizerConfig,
     total_updates: int,
     name: str = "learner",
-    attend: Callable[[], None] = nothing,
+    poll: Callable[[], None] = do_nothing,
     restore: Restore | None = None,
 ) -> LearnerGroup:
     """DeepSpeed ranks around the policy in `policy_dir`.
 
     Args:
         name: of the actors, before their rank. Ray frees a killed actor's name late, so each group takes another.
-        attend, restore: as in LearnerGroup.
+        poll, restore: as in LearnerGroup.
     """
     built = next(_GROUPS)
     environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else NO_GPU)
@@ -110,11 +110,11 @@ def spawn_learners(
         config.learner.num_ranks,
         lambda rank: (
             slots.options("learner", rank)
-            | {"name": named(f"{name}/{rank}", built), "runtime_env": {"env_vars": environment}}
+            | {"name": incarnation_name(f"{name}/{rank}", built), "runtime_env": {"env_vars": environment}}
         ),
         start_timeout_s=START_TIMEOUT_S,
         timeout_s=config.learner.timeout_s,
-        attend=attend,
+        poll=poll,
         restore=restore,
     )
 

@@ -546,7 +546,7 @@ def test_an_engine_that_breaks_tells_everybody_who_waits(open_engine, policy_dir
 
 
 def test_nobody_waits_for_ever():
-    from actors.engine_drivers import result_within
+    from actors.engine_driver import result_within
 
     never = Future()
     with pytest.raises(TimeoutError, match="the engine did not start within 0 s"):
@@ -559,7 +559,7 @@ import asyncio, hashlib, sys
 import numpy as np
 import pytest
 from actors.engine import EngineError, VllmEngine
-from actors.engine_drivers import AsyncDriver
+from actors.async_driver import AsyncDriver
 from rl.config.policy import PolicyConfig, ScenesConfig
 from rl.config.rollout import EngineConfig
 from rl.policy.model import load_policy

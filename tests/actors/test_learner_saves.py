@@ -11,7 +11,7 @@ from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import RunState
 
 pytestmark = pytest.mark.ray
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def make_learner(gate, rank, world_size, **_place):
@@ -75,8 +75,8 @@ def group_of(ray_cluster, monkeypatch):
             partial(factory, str(gate) if gate else None),
             2,
             lambda rank: {"num_cpus": 0.1},
-            start_timeout_s=PATIENCE_S,
-            timeout_s=PATIENCE_S,
+            start_timeout_s=TIMEOUT_S,
+            timeout_s=TIMEOUT_S,
         )
         started.append(group)
         return group
@@ -99,7 +99,7 @@ def test_ranks_go_on_learning_while_they_write_and_write_what_they_were(group_of
     assert not list(draft.iterdir())
     open_gates(gate)
 
-    written = pending.result(PATIENCE_S)
+    written = pending.result(TIMEOUT_S)
     assert [file.name for file in written] == ["rank_0.safetensors", "rank_1.safetensors"]
     for file in written:
         assert file == file_record(draft, draft / file.name)
@@ -116,7 +116,7 @@ def test_ranks_that_do_not_write_in_time_are_not_waited_for(group_of, gate, tmp_
 
 def test_a_rank_that_dies_while_it_writes_fails_the_save_not_the_run(group_of, gate, ray_cluster, tmp_path, caplog):
     group, store = group_of(gate), CheckpointStore(tmp_path / "run")
-    saver = Saver(store, timeout_s=PATIENCE_S, max_failed=3)
+    saver = Saver(store, timeout_s=TIMEOUT_S, max_failed=3)
     saver.save(group.save, Contents(RunState(10, 10, seed=7), "name: run\n"))
     ray_cluster.kill(group._ranks[1])
     with pytest.raises(CheckpointError, match="could not write a checkpoint: a worker died"):
@@ -132,12 +132,12 @@ def test_a_rank_that_dies_while_it_writes_fails_the_save_not_the_run(group_of, g
 def test_ranks_are_not_killed_in_the_middle_of_a_checkpoint(group_of, gate, tmp_path):
     """A leg of the run ends and its learners are stopped, while the last save is under way."""
     group, store = group_of(gate), CheckpointStore(tmp_path / "run")
-    saver = Saver(store, timeout_s=PATIENCE_S, max_failed=3)
+    saver = Saver(store, timeout_s=TIMEOUT_S, max_failed=3)
     saver.save(group.save, Contents(RunState(10, 10, seed=7), "name: run\n"))
     opener = threading.Thread(target=open_gates, args=(gate,))
     opener.start()
     group.stop()
-    opener.join(PATIENCE_S)
+    opener.join(TIMEOUT_S)
     saver.flush()
     assert store.latest_valid().state.step == 10
 
@@ -147,6 +147,6 @@ def test_a_rank_whose_disk_fails_says_where_and_what_to_do(group_of, tmp_path):
 
     pending = group_of().save(tmp_path / "nowhere")
     with pytest.raises(LearnerError, match=r"CheckpointError: .*nowhere: could not be written: .*No such file"):
-        pending.result(PATIENCE_S)
+        pending.result(TIMEOUT_S)
     pending = group_of().save(tmp_path)  # the next one is not held up
-    assert len(pending.result(PATIENCE_S)) == 2
+    assert len(pending.result(TIMEOUT_S)) == 2

@@ -36,28 +36,28 @@ cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_conf
 other = cluster.add_node(**options)
 ray.init(cluster.address, log_to_driver=False)
 slots = Slots(PlacementConfig(colocate=False, rollout_cpus=1.0), Demand(rollout=2, reward=0, learner=0))
-crew = RolloutWorkerGroup(partial(ScriptedRunner, folder), 2, lambda index: slots.options("rollout", index))
-pool = RolloutPool(crew, timeout_s=120)
-crew.wait_ready(60)
-homes = [place.where.node_id for place in crew.places]
+workers = RolloutWorkerGroup(partial(ScriptedRunner, folder), 2, lambda index: slots.options("rollout", index))
+pool = RolloutPool(workers, timeout_s=120)
+workers.wait_ready(60)
+homes = [slot.worker.location.node_id for slot in workers.slots]
 
-playing = pool.play(tasks("waits", "waits too", *"abcdefgh", "last"), step=0, greedily=False, in_flight=2)
+playing = pool.roll_out(tasks("waits", "waits too", *"abcdefgh", "last"), step=0, greedily=False, in_flight=2)
 done = dict(next(playing))  # both "waits" are in the hands of a worker each, and stay there until "last"
 struck = time.time()
 cluster.remove_node(other, allow_graceful=False)
 for finished in playing:
     done |= dict(finished)
-faults = crew.take_faults()
+faults = workers.take_faults()
 while not faults:
-    crew.attend()
-    faults = crew.take_faults()
+    workers.poll()
+    faults = workers.take_faults()
 print(json.dumps({
     "nodes": len(set(homes)),
     "tasks": sorted(group.task.task_id for group in done.values()),
     "faults": [fault.kind for fault in faults],
     "detected_s": faults[0].detected_s - struck,
     "recovery_s": faults[0].recovery_s,
-    "alive": [place.where.node_id for place in crew.places].count(homes[0] if homes[0] != other.node_id else homes[1]),
+    "alive": sum(slot.worker.location.node_id != other.node_id for slot in workers.slots),
 }))
 ray.shutdown()
 cluster.shutdown()

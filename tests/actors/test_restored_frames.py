@@ -78,11 +78,11 @@ def pool(ray_cluster, tmp_path):
     from actors.rollout_group import RolloutWorkerGroup
     from actors.rollout_pool import RolloutPool
 
-    place = {"num_cpus": 0.1, "name": f"rollout/0/{time.monotonic_ns()}"}
-    crew = RolloutWorkerGroup(partial(make_rollout_runner, tmp_path), 1, lambda index: place)
-    yield RolloutPool(crew, timeout_s=60.0)
-    for one in crew.places:
-        ray_cluster.kill(one.actor)
+    slot = {"num_cpus": 0.1, "name": f"rollout/0/{time.monotonic_ns()}"}
+    workers = RolloutWorkerGroup(partial(make_rollout_runner, tmp_path), 1, lambda index: slot)
+    yield RolloutPool(workers, timeout_s=60.0)
+    for one in workers.slots:
+        ray_cluster.kill(one.worker.actor)
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_a_video_that_could_not_be_read_then_and_can_be_now_changes_nothing(pool
 
     assert requests(tmp_path) == 1 + 2  # the first sibling gets its window now, and is not asked what it says to it
     assert without_pixels(restored) == without_pixels(group) and pixels(restored) == pixels(group)
-    assert restored.coarse_frames.pixels_THWC != group.coarse_frames.pixels_THWC  # another place in the object store
-    assert [fault.kind for fault in pool.crew.take_faults()] == ["frames_lost"]
+    assert restored.coarse_frames.pixels_THWC != group.coarse_frames.pixels_THWC  # another reference
+    assert [fault.kind for fault in pool.workers.take_faults()] == ["frames_lost"]
 
 
 @pytest.mark.parametrize("refusals", [1, 2])

@@ -106,7 +106,7 @@ def test_a_worker_that_dies_twice_over_a_group_masks_it_and_the_groups_behind_it
     assert all(reward.reasoning == 1.0 for one in scored[1:] for reward in one.rewards_G)
     first, second = pool.take_faults()
     assert [first.kind, second.kind] == ["worker_died", "worker_died"] and "task bad" in first.cause
-    assert (first.action, second.action) == ("its group is scored by a fresh worker", "the group is masked")
+    assert (first.action, second.action) == ("its group is scored by another worker", "the group is masked")
     assert pool.take_faults() == []
 
 

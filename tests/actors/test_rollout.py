@@ -89,7 +89,7 @@ class ScriptedRunner:
         broken.unlink()
         return [Fault("decoder_death", "decoder", "died while it read a.mp4", "another was started", 1.0, 0.2)]
 
-    async def play(self, task, *, step, greedily, occurrence=0, history):
+    async def roll_out(self, task, *, step, greedily, occurrence=0, history):
         self._now += 1
         most = self._now
         for name, act in (
@@ -125,7 +125,7 @@ class ScriptedRunner:
         turns = []
         for turn in range(TURNS):
             if task.task_id == "talks" and turn == TURNS - 1 and self._is_first(task):
-                heard = self.engine.pulses + 2  # a pulse is asked for when the answer to the one before is there
+                heard = self.engine.pulses + 2  # a heartbeat is asked for when the answer to the one before is there
                 while self.engine.pulses < heard:
                     await asyncio.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -150,25 +150,25 @@ def pool_of(ray_cluster, tmp_path):
 
     from actors.rollout_group import RolloutWorkerGroup
     from actors.rollout_pool import RolloutPool
-    from actors.waiting import nothing
+    from actors.waiting import do_nothing
 
     opened = []
 
-    def make(workers=2, timeout_s=60.0, check=nothing, **settings):
+    def make(workers=2, timeout_s=60.0, check=do_nothing, **settings):
         name = time.monotonic_ns()
-        crew = RolloutWorkerGroup(
+        workers = RolloutWorkerGroup(
             partial(ScriptedRunner, tmp_path),
             workers,
             lambda index: {"num_cpus": 0.1, "name": f"rollout/{index}/{name}"},
             **settings,
         )
-        opened.append(RolloutPool(crew, timeout_s=timeout_s, check=check))
+        opened.append(RolloutPool(workers, timeout_s=timeout_s, check=check))
         return opened[-1]
 
     yield make
     for pool in opened:
-        for place in pool.crew.places:
-            ray.kill(place.actor)
+        for slot in pool.workers.slots:
+            ray.kill(slot.worker.actor)
 
 
 def tasks(*names):
@@ -176,7 +176,7 @@ def tasks(*names):
 
 
 def play(pool, named, in_flight=2):
-    for finished in pool.play(tasks(*named), step=-1, greedily=True, in_flight=in_flight):
+    for finished in pool.roll_out(tasks(*named), step=-1, greedily=True, in_flight=in_flight):
         assert finished
         yield from finished
 
@@ -189,21 +189,21 @@ def test_every_task_comes_back_once_with_its_place(pool_of):
 
 
 def test_a_slow_task_does_not_hold_up_the_others(pool_of):
-    order = [place for place, _ in play(pool_of(), ["waits", "a", "b", "c", "d", "last"])]
+    order = [slot for slot, _ in play(pool_of(), ["waits", "a", "b", "c", "d", "last"])]
     assert sorted(order) == list(range(6))
     assert order.index(0) > order.index(5)  # "waits" ends only after "last" has begun, four tasks later
 
 
 def test_no_worker_holds_more_than_it_may_and_all_have_work(pool_of):
     pool = pool_of(workers=2)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     groups = [group for _, group in play(pool, [f"q{i}" for i in range(12)], in_flight=3)]
     assert max(group.seconds["most"] for group in groups) <= 3
     assert len({group.seconds["pid"] for group in groups}) == 2
 
 
 def test_one_at_a_time_is_in_order(pool_of):
-    assert [place for place, _ in play(pool_of(workers=1), list("abcd"), in_flight=1)] == [0, 1, 2, 3]
+    assert [slot for slot, _ in play(pool_of(workers=1), list("abcd"), in_flight=1)] == [0, 1, 2, 3]
 
 
 def test_without_tasks_there_is_nothing_to_wait_for(pool_of):
@@ -215,20 +215,20 @@ def failing(pool, named):
 
     done = []
     with pytest.raises(RolloutError) as caught:
-        for place, _ in play(pool, named, in_flight=1):
-            done.append(named[place])
+        for slot, _ in play(pool, named, in_flight=1):
+            done.append(named[slot])
     return done, str(caught.value)
 
 
 def test_a_task_that_kills_whoever_plays_it_ends_the_run_and_what_was_finished_is_there(pool_of):
     done, said = failing(pool_of(workers=1), ["a", "b", "dies", "c"])
     assert done == ["a", "b"]
-    assert "workers in a row were lost" in said or "could not play task dies: 4 workers were lost over it" in said
+    assert "workers in a row were lost" in said or "could not roll out task dies: 4 workers were lost over it" in said
 
 
 def test_a_task_that_fails_is_named_with_its_cause(pool_of):
     done, said = failing(pool_of(workers=1), ["a", "fails"])
-    assert done == ["a"] and said == "could not play task fails: ValueError: the engine returned no token"
+    assert done == ["a"] and said == "could not roll out task fails: ValueError: the engine returned no token"
 
 
 def test_a_task_that_never_ends_meets_the_deadline(pool_of):
@@ -236,28 +236,28 @@ def test_a_task_that_never_ends_meets_the_deadline(pool_of):
     assert len(list(play(pool, ["a"]))) == 1  # it has started
     pool._timeout_s = 0.5
     done, said = failing(pool, ["hangs"])
-    assert done == [] and "none of 1 tasks was finished within 0.5 s" in said
+    assert done == [] and "none of 1 tasks finished within 0.5 s" in said
 
 
 def kinds(pool):
-    return [fault.kind for fault in pool.crew.take_faults()]
+    return [fault.kind for fault in pool.workers.take_faults()]
 
 
 def test_a_worker_that_dies_is_replaced_and_every_task_comes_back_once(pool_of):
     pool, names = pool_of(workers=2), ["a", "dies once", "b", "c", "d", "e"]
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     started = time.monotonic()
     groups = pool.generate(tasks(*names), step=0)
     assert [group.task.task_id for group in groups] == names  # in order, none twice
     assert time.monotonic() - started < 10
-    while not (faults := pool.crew.take_faults()):
-        pool.crew.attend()  # the replacement starts beside the work
+    while not (faults := pool.workers.take_faults()):
+        pool.workers.poll()  # the replacement starts beside the work
     (fault,) = faults
     assert (fault.kind, fault.worker.split("/")[1]) == ("worker_died", "1") and 0 < fault.recovery_s < 60
     assert "died" in fault.cause and fault.action.endswith("went on from their token histories")
 
 
-def test_a_trajectory_goes_on_elsewhere_from_its_token_ledger(pool_of):
+def test_a_trajectory_goes_on_elsewhere_from_its_token_history(pool_of):
     (group,) = pool_of(workers=2).generate(tasks("talks"), step=0)
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert [turn.completion.token_ids for turn in group.trajectories_G[0].turns] == [(0,), (1,), (2,)]
@@ -266,25 +266,25 @@ def test_a_trajectory_goes_on_elsewhere_from_its_token_ledger(pool_of):
 
 def test_what_is_said_while_somebody_else_attends_is_noted_too(pool_of, ray_cluster):
     """The driver attends from within a push to a newcomer, in the middle of a step: nothing said then may be lost."""
-    pool = pool_of(workers=2, check=lambda: pool.crew.attend())
+    pool = pool_of(workers=2, check=lambda: pool.workers.poll())
     (group,) = pool.generate(tasks("talks"), step=0)
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert spoke[0] == spoke[1] != spoke[2]
 
 
 def test_a_turn_without_those_before_it_is_not_known():
-    from actors.rollout_pool import Held, Job, _note_down
+    from actors.rollout_pool import InFlight, RolloutRequest, _record_turns
 
-    job = Job(0, None, 0)
-    hear = _note_down({None: Held(7, job, None, 0)})
+    request = RolloutRequest(0, None, 0)
+    on_turn = _record_turns({None: InFlight(7, request, None, None)})
     first, second = (Completion((token,), (0.0,), "stop", 0) for token in (1, 2))
-    hear(7, 0, 1, second)
-    hear(8, 0, 0, first)  # of a call that is over
-    assert job.said == {0: []}
-    hear(7, 0, 0, first)
-    hear(7, 0, 0, first)
-    hear(7, 0, 1, second)
-    assert job.said == {0: [first, second]}
+    on_turn(7, 0, 1, second)
+    on_turn(8, 0, 0, first)  # of a call that is over
+    assert request.completions == {0: []}
+    on_turn(7, 0, 0, first)
+    on_turn(7, 0, 0, first)
+    on_turn(7, 0, 1, second)
+    assert request.completions == {0: [first, second]}
 
 
 def test_the_only_worker_may_die_too(pool_of):
@@ -297,8 +297,8 @@ def test_a_worker_that_stands_still_is_killed_and_what_it_did_is_in_the_log(pool
     pool = pool_of(workers=2, stall_timeout_s=3.0)
     assert len(pool.generate(tasks("a", "stops once", "b"), step=0)) == 3
     assert "State:\tT (stopped)" in caplog.text and "no progress for 3 s" in caplog.text
-    while not (faults := pool.crew.take_faults()):
-        pool.crew.attend()
+    while not (faults := pool.workers.take_faults()):
+        pool.workers.poll()
     assert [fault.kind for fault in faults] == ["worker_hung"]
 
 
@@ -307,7 +307,7 @@ def test_a_worker_whose_engine_is_gone_is_replaced(pool_of, task):
     """Its groups fail one after the other, faster than anybody asks how it is; or nothing is heard any more."""
     pool = pool_of(workers=1)
     assert len(pool.generate(tasks(task, "a", "b"), step=0)) == 3
-    (fault,) = pool.crew.take_faults()
+    (fault,) = pool.workers.take_faults()
     assert fault.kind == "engine_died" and "ConnectionError: the engine is gone" in fault.cause
 
 
@@ -316,35 +316,35 @@ def test_a_worker_that_memory_was_too_short_for_is_lost_like_any_other():
     from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
 
     from actors.rollout import EngineGoneError
-    from actors.rollout_pool import _loss
+    from actors.rollout_pool import _loss_kind
 
     gone, wrong = (RayTaskError("generate", "", error) for error in (EngineGoneError("dead"), ValueError("no token")))
-    assert [_loss(OutOfMemoryError("killed")), _loss(ActorDiedError()), _loss(gone)] == [
+    assert [_loss_kind(OutOfMemoryError("killed")), _loss_kind(ActorDiedError()), _loss_kind(gone)] == [
         "worker_died",
         "worker_died",
         "engine_died",
     ]
-    assert [_loss(wrong), _loss(ObjectLostError("ab" * 28, None, ""))] == ["", ""]  # the worker lives
+    assert [_loss_kind(wrong), _loss_kind(ObjectLostError("ab" * 28, None, ""))] == ["", ""]  # the worker lives
 
 
 def test_a_replacement_that_is_lost_itself_is_a_fault_of_its_own(pool_of):
     pool = pool_of(workers=1)
-    pool.crew.wait_ready(60)
-    (place,) = pool.crew.places
-    pool.crew.lose(place, "worker_died", "killed")
-    pool.crew.lose(place, "worker_hung", "did not start")
+    pool.workers.wait_ready(60)
+    (slot,) = pool.workers.slots
+    pool.workers.replace_worker(slot, "worker_died", "killed")
+    pool.workers.replace_worker(slot, "worker_hung", "did not start")
     assert len(pool.generate(tasks("a"), step=0)) == 1
     assert kinds(pool) == ["worker_died", "worker_hung"]
 
 
 def test_an_engine_that_cannot_be_read_back_is_replaced(pool_of, tmp_path):
     pool = pool_of(workers=2)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     (tmp_path / "cannot be read").touch()
-    assert len(pool.crew.checksums(["w"], timeout_s=60)) == 1
+    assert len(pool.workers.checksums(["w"], timeout_s=60)) == 1
     assert len(pool.generate(tasks("a", "b"), step=0)) == 2
-    while not (faults := pool.crew.take_faults()):
-        pool.crew.attend()
+    while not (faults := pool.workers.take_faults()):
+        pool.workers.poll()
     assert faults[0].kind == "push_interrupted" and "illegal memory access" in faults[0].cause
 
 
@@ -352,8 +352,8 @@ def test_a_worker_that_dies_while_others_work_is_noticed_and_replaced_meanwhile(
     from actors.waiting import gather
 
     pool = pool_of(workers=1)
-    pool.crew.wait_ready(60)
-    first = pool.crew.places[0].where
+    pool.workers.wait_ready(60)
+    first = pool.workers.slots[0].worker.location
     os.kill(first.pid, signal.SIGKILL)
 
     @ray_cluster.remote(num_cpus=0)
@@ -362,30 +362,30 @@ def test_a_worker_that_dies_while_others_work_is_noticed_and_replaced_meanwhile(
             time.sleep(0.01)
         return "learned"
 
-    def attend():
-        pool.crew.attend()
-        if pool.crew.places[0].where not in (None, first):
+    def poll():
+        pool.workers.poll()
+        if pool.workers.slots[0].worker.location not in (None, first):
             (folder / "back").touch()
 
     folder = tmp_path
-    answers = gather([learns.remote(folder)], timeout_s=60, doing="learn", failure=RuntimeError, attend=attend)
+    answers = gather([learns.remote(folder)], timeout_s=60, doing="learn", failure=RuntimeError, poll=poll)
     assert answers == ["learned"] and kinds(pool) == ["worker_died"]
 
 
 def pushed(pool, version, names=None):
-    pool.crew.load_weights([], version, timeout_s=30, only=names)
-    pool.crew.confirm(list(pool.crew.checksums(["w"], timeout_s=30, only=names)))
+    pool.workers.load_weights([], version, timeout_s=30, only=names)
+    pool.workers.mark_recovered(list(pool.workers.checksums(["w"], timeout_s=30, only=names)))
 
 
 def test_a_newcomer_plays_only_once_it_holds_the_current_weights(pool_of):
     pool, supplied = pool_of(workers=1), []
 
     def supply():
-        supplied.append(pool.crew.newcomers)
-        pushed(pool, 7, pool.crew.newcomers)
+        supplied.append(pool.workers.new_workers)
+        pushed(pool, 7, pool.workers.new_workers)
 
-    pool.crew.supplied_by(supply)
-    pool.crew.wait_ready(60)
+    pool.workers.set_weight_sync(supply)
+    pool.workers.wait_ready(60)
     pushed(pool, 7)
     (group,) = pool.generate(tasks("talks"), step=0)  # its worker dies
     assert [turn.completion.policy_version for turn in group.trajectories_G[0].turns] == [7, 7, 7]
@@ -396,24 +396,26 @@ def test_what_was_sampled_with_other_weights_is_refused(pool_of):
     from actors.rollout_group import RolloutError
 
     pool = pool_of(workers=1)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     pushed(pool, 7)
-    pool.crew._version = pool.crew.places[0].version = 8  # as if a push had been believed that did not happen
+    pool.workers._version = pool.workers.slots[0].worker.version = (
+        8  # as if a push had been believed that did not happen
+    )
     with pytest.raises(RolloutError, match=r"sampled with weights \[7\], not 8"):
         pool.generate(tasks("speaks"), step=0)
 
 
 def test_an_engine_that_cannot_take_a_push_is_replaced_and_gets_it_later(pool_of, tmp_path):
     pool = pool_of(workers=2)
-    pool.crew.supplied_by(lambda: pushed(pool, 3, pool.crew.newcomers))
-    pool.crew.wait_ready(60)
+    pool.workers.set_weight_sync(lambda: pushed(pool, 3, pool.workers.new_workers))
+    pool.workers.wait_ready(60)
     (tmp_path / "refuses-weights").touch()
     pushed(pool, 3)
     assert len(pool.generate(tasks(*"abcd"), step=0)) == 4
-    while not (faults := pool.crew.take_faults()):
-        pool.crew.attend()
-        if pool.crew.newcomers:
-            pushed(pool, 3, pool.crew.newcomers)
+    while not (faults := pool.workers.take_faults()):
+        pool.workers.poll()
+        if pool.workers.new_workers:
+            pushed(pool, 3, pool.workers.new_workers)
     assert [(fault.kind, fault.cause) for fault in faults] == [("push_interrupted", "ValueError: no such parameter")]
 
 
@@ -423,7 +425,7 @@ def test_weights_that_died_with_their_learner_are_told_and_nobody_plays_before_t
     from actors.weight_buckets import WeightBucket, WeightsLostError, WeightTensor
 
     pool = pool_of(workers=1)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
 
     class Learner:
         def weights(self):  # a small result lives in the memory of who asked for it, and nowhere else
@@ -433,45 +435,49 @@ def test_weights_that_died_with_their_learner_are_told_and_nobody_plays_before_t
     lost = WeightBucket((WeightTensor("w", "uint8", (8,), 0, "sha"),), *ray_cluster.get(learner.weights.remote()))
     ray_cluster.kill(learner)
     with pytest.raises(WeightsLostError, match="could not be fetched"):
-        pool.crew.load_weights([lost], 5, timeout_s=60)
-    assert len(pool.crew.newcomers) == 1 and kinds(pool) == []
-    pool.crew.supplied_by(lambda: pushed(pool, 5))
+        pool.workers.load_weights([lost], 5, timeout_s=60)
+    assert len(pool.workers.new_workers) == 1 and kinds(pool) == []
+    pool.workers.set_weight_sync(lambda: pushed(pool, 5))
     assert len(pool.generate(tasks("a"), step=0)) == 1
 
 
 def test_a_worker_that_keeps_growing_is_replaced_between_two_steps(pool_of, tmp_path):
     pool = pool_of(workers=1, memory_growth_mib=100.0)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     for _ in range(7):
-        assert pool.crew.stats()["engine/requests"] == 1.0
+        assert pool.workers.stats()["engine/requests"] == 1.0
     (tmp_path / "grown").touch()
-    assert pool.crew.stats()["memory/rollout_slope"] > 10
+    assert pool.workers.stats()["memory/rollout_slope"] > 10
     (tmp_path / "grown").unlink()
     assert len(pool.generate(tasks("a"), step=0)) == 1
-    (fault,) = pool.crew.take_faults()
+    (fault,) = pool.workers.take_faults()
     assert fault.kind == "recycled" and "grew by 200 MiB" in fault.cause
 
 
 def test_so_is_one_whose_engine_keeps_growing_on_its_device(pool_of, tmp_path):
     pool = pool_of(workers=1, device_memory_growth_mib=500.0)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     for _ in range(7):
-        assert pool.crew.stats()["memory/rollout_device"] == 3000.0
+        assert pool.workers.stats()["memory/rollout_device"] == 3000.0
     (tmp_path / "grown on the device").touch()
-    assert pool.crew.stats()["memory/rollout_device"] == 4000.0
+    assert pool.workers.stats()["memory/rollout_device"] == 4000.0
     (tmp_path / "grown on the device").unlink()
     assert len(pool.generate(tasks("a"), step=0)) == 1
-    (fault,) = pool.crew.take_faults()
+    (fault,) = pool.workers.take_faults()
     assert fault.kind == "recycled" and "grew by 1000 MiB (rollout.device_memory_growth_mib)" in fault.cause
 
 
 def test_what_broke_inside_a_worker_is_told_with_its_name(pool_of, tmp_path):
     pool = pool_of(workers=1)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     (tmp_path / "decoder broke").touch()
-    pool.crew.stats()
-    (fault,) = pool.crew.take_faults()
-    assert (fault.kind, fault.worker, fault.recovery_s) == ("decoder_death", f"{pool.crew.places[0].name}/decoder", 0.2)
+    pool.workers.stats()
+    (fault,) = pool.workers.take_faults()
+    assert (fault.kind, fault.worker, fault.recovery_s) == (
+        "decoder_death",
+        f"{pool.workers.slots[0].name}/decoder",
+        0.2,
+    )
 
 
 def test_who_asks_to_stop_is_heard_within_a_second_or_so(pool_of):
@@ -484,7 +490,7 @@ def test_who_asks_to_stop_is_heard_within_a_second_or_so(pool_of):
             raise StopRequested(signal.SIGTERM)
 
     pool = pool_of(workers=1, check=check)
-    pool.crew.wait_ready(60)
+    pool.workers.wait_ready(60)
     asked.append(True)
     started = time.monotonic()
     with pytest.raises(StopRequested):

@@ -34,10 +34,10 @@ class Engines:
 
     def __init__(self, wrong=(), missing=(), lost=()):
         self.wrong, self.missing, self.versions, self.asked = wrong, missing, [], []
-        self.lost, self.newcomers, self.loaded_by, self.confirmed = list(lost), [], [], []
+        self.lost, self.new_workers, self.loaded_by, self.confirmed = list(lost), [], [], []
         self.ready = [SimpleNamespace(name="rollout/0"), SimpleNamespace(name="rollout/1")]
 
-    def supplied_by(self, supply):
+    def set_weight_sync(self, supply):
         self.supply = supply
 
     def load_weights(self, buckets, version, *, timeout_s, only):
@@ -46,16 +46,16 @@ class Engines:
         self.versions.append(version)
         self.loaded_by.append(only)
         if self.lost and self.lost.pop():
-            self.newcomers = ["rollout/0", "rollout/1"]
+            self.new_workers = ["rollout/0", "rollout/1"]
             raise WeightsLostError("rank 0 died")
-        self.newcomers = []
+        self.new_workers = []
 
     def checksums(self, names, *, timeout_s, only):
         self.asked.append(names)
         held = {name: "another" if name in self.wrong else checksum(name) for name in names if name not in self.missing}
         return {"rollout/0": {name: checksum(name) for name in names}, "rollout/1": held}
 
-    def confirm(self, names):
+    def mark_recovered(self, names):
         self.confirmed.append(names)
 
 
@@ -114,7 +114,7 @@ def test_an_engine_that_joins_gets_every_parameter_of_the_current_version(sync):
     engines = Engines()
     weights = sync(engines)
     weights.push()
-    engines.newcomers = ["rollout/1"]
+    engines.new_workers = ["rollout/1"]
     engines.supply()
     assert engines.versions == [0, 0] and engines.loaded_by == [None, ["rollout/1"]]
     assert weights._learners.exports == [False, False] and weights.push() == 1
@@ -135,7 +135,7 @@ def test_a_push_to_which_an_engine_joins_carries_everything(sync):
     engines = Engines()
     weights = sync(engines)
     weights.push()
-    engines.newcomers = ["rollout/1"]
+    engines.new_workers = ["rollout/1"]
     weights.push()
     assert weights._learners.exports == [False, False]
 

@@ -38,7 +38,7 @@ class Learners:
 
 
 class Written:
-    """As PendingFiles of actors.learner."""
+    """As PendingWrite of actors.learner."""
 
     def __init__(self, future):
         self._future = future

@@ -46,7 +46,7 @@ class ScriptedPool:
     def __init__(self, dies_after=None):
         self.played, self.dies_after = [], dies_after
 
-    def play(self, tasks, *, step, greedily, in_flight):
+    def roll_out(self, tasks, *, step, greedily, in_flight):
         assert (step, greedily, in_flight) == (EVALUATION_STEP, True, 3)
         for place in range(0, len(tasks), 2):
             if self.dies_after is not None and place >= self.dies_after:

@@ -53,9 +53,9 @@ def run_of(monkeypatch, tmp_path):
     from rl.run.run import Run
 
     def make(*reached, saver=None):
-        quiet = SimpleNamespace(take_faults=lambda **_: [], attend=None, supplied_by=lambda supply: None)
+        quiet = SimpleNamespace(take_faults=lambda **_: [], poll=None, set_weight_sync=lambda supply: None)
         saver = saver or SimpleNamespace(drain=lambda: None, newest=lambda: None, take_faults=lambda: [])
-        rollouts = SimpleNamespace(crew=quiet, restore=None)
+        rollouts = SimpleNamespace(workers=quiet, restore=None)
         config, console = RunConfig(rewards={"answer": RewardTermConfig(fn="answer")}), Console(quiet=True)
         run = Run(config, console, tmp_path, tmp_path, None, saver, (), (), None, rollouts, quiet)
         return run, Learners(run, reached, monkeypatch, rebuilds)
