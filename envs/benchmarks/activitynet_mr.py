@@ -48,6 +48,6 @@ ACTIVITYNET_MR = Benchmark(
         "cannot be read and a missing one are 0."
     ),
     read=read,
-    judge=moment_values,
+    score=moment_values,
     headline="miou",
 )

@@ -49,7 +49,7 @@ class LoadedExamples:
 class Benchmark:
     """One benchmark of the field.
 
-    `judge` gives each metric's value for one example; a metric that is absent from its mapping does not apply to that
+    `score` gives each metric's value for one example; a metric that is absent from its mapping does not apply to that
     example and stays out of the metric's mean. A prediction of None is missing (the video could not be read, say): it
     is worth 0 and has no "unparsed". "unparsed" is 1 where the answer, or the window that the metric needs, could not
     be read: a rate that is reported beside the scores, never mended by guessing.
@@ -58,6 +58,6 @@ class Benchmark:
     name: str
     source: str  # paper and official evaluator, with what the denominators are
     read: Callable[[Path, Path], LoadedExamples]  # annotation file or folder, video root
-    judge: Callable[[Example, Prediction | None], Mapping[str, float]]
+    score: Callable[[Example, Prediction | None], Mapping[str, float]]
     headline: str  # the metric the authors rank by
     over_groups: tuple[str, ...] = ()  # metrics that are means over groups of the mean within; others: over examples

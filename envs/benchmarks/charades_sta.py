@@ -33,6 +33,6 @@ CHARADES_STA = Benchmark(
         "cannot be read and a missing one are 0."
     ),
     read=read,
-    judge=moment_values,
+    score=moment_values,
     headline="miou",
 )

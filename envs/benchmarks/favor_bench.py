@@ -42,6 +42,6 @@ FAVOR_BENCH = Benchmark(
         "output; here the answer is a letter."
     ),
     read=read,
-    judge=choice_values,
+    score=choice_values,
     headline="accuracy",
 )

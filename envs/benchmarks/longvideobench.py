@@ -59,6 +59,6 @@ LONGVIDEOBENCH = Benchmark(
         "and unparsed says how often. The setting without subtitles."
     ),
     read=read,
-    judge=choice_values,
+    score=choice_values,
     headline="accuracy",
 )

@@ -42,7 +42,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     return read_examples(each_of(rows_of(annotation), "qa"), video_root, example)
 
 
-def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
+def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """Accuracy over all questions, and over those of each type; a question may be of several.
 
     "answered/accuracy" is over the questions that have a prediction: what the official script divides by.
@@ -68,6 +68,6 @@ LVBENCH = Benchmark(
         "questions and by type; answered/accuracy: over those with a prediction, as the script."
     ),
     read=read,
-    judge=judge,
+    score=score,
     headline="accuracy",
 )

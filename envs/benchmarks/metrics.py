@@ -1,4 +1,4 @@
-"""What benchmarks share when they judge: how windows overlap, what a prediction says, the values of one example.
+"""What benchmarks share when they score: how windows overlap, what a prediction says, the values of one example.
 
 IoU is intersection over hull and a threshold is reached with >=, as in the official evaluators. Nothing is guessed: an
 answer that cannot be read is worth 0 and says "unparsed".

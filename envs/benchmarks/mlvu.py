@@ -38,7 +38,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     return read_examples(_rows(annotation), video_root, example)
 
 
-def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
+def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """M-Avg (the mean over tasks of the accuracy within each), accuracy over all questions, and that of each task."""
     values = choice_values(example, prediction)
     return {"m_avg": values["accuracy"]} | values
@@ -80,7 +80,7 @@ MLVU = Benchmark(
         "of the accuracy within each; accuracy: over all questions (the script's Avg)."
     ),
     read=read,
-    judge=judge,
+    score=score,
     headline="m_avg",
     over_groups=("m_avg",),
 )

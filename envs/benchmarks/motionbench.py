@@ -39,7 +39,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     return read_examples(each_of(rows_of(annotation), "qa"), video_root, example)
 
 
-def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
+def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """Accuracy over all questions whose answer is public, and within each type.
 
     "answered/accuracy" is over those that have a prediction, as the official script reports beside it.
@@ -56,6 +56,6 @@ MOTIONBENCH = Benchmark(
         "prediction, as the script."
     ),
     read=read,
-    judge=judge,
+    score=score,
     headline="accuracy",
 )

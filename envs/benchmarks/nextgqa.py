@@ -44,7 +44,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     return read_examples(rows_of(annotation), video_root, example)
 
 
-def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
+def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """The official values, of the last window that was looked at, over all questions.
 
     "predicted/…" are the same over the questions that have a window: the official script skips the others.
@@ -85,6 +85,6 @@ NEXTGQA = Benchmark(
         "over those with a window, as the script."
     ),
     read=read,
-    judge=judge,
+    score=score,
     headline="acc_gqa",
 )

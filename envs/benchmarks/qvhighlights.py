@@ -30,7 +30,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     return read_examples(rows_of(annotation), video_root, example)
 
 
-def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
+def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """R1 of the one window that the answer names against the best matching of the annotated ones; mIoU is ours.
 
     The official mAP is over a ranking of windows with scores. An answer is one window: it has no mAP.
@@ -45,6 +45,6 @@ QVHIGHLIGHTS = Benchmark(
         "all queries; the official script refuses a submission in which one is missing, here it is 0."
     ),
     read=read,
-    judge=judge,
+    score=score,
     headline="r1@0.5",
 )

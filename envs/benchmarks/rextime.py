@@ -41,7 +41,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     return read_examples(rows_of(annotation), video_root, example)
 
 
-def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
+def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """Accuracy of the answer, R1 and mIoU of the last window that was looked at, and both at once."""
     right, iou = is_right(example, prediction), best_iou(looked_at(prediction), example.windows)
     return {
@@ -60,6 +60,6 @@ REXTIME = Benchmark(
         "is missing."
     ),
     read=read,
-    judge=judge,
+    score=score,
     headline="acc_gqa@0.5",
 )

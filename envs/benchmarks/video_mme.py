@@ -43,7 +43,7 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     return read_examples(each_of(rows_of(annotation), "questions"), video_root, example)
 
 
-def judge(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
+def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """Accuracy over all questions and by length of video.
 
     "answered/accuracy" is over the questions whose answer could be read: what the official script divides by.
@@ -68,6 +68,6 @@ VIDEO_MME = Benchmark(
         "whose answer could be read, as the script. The setting without subtitles."
     ),
     read=read,
-    judge=judge,
+    score=score,
     headline="accuracy",
 )

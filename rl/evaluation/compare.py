@@ -24,7 +24,12 @@ from rl.evaluation.predictions import (
 )
 
 REMEDY = "give RUN/eval/NAME, or a RUN that `dynframe eval` has evaluated"
-ASKED = ("benchmark", "examples", "rewards.", "scoring.calls")  # of an identity: what must be the same to be compared
+COMPARED_KEYS = (
+    "benchmark",
+    "examples",
+    "rewards.",
+    "scoring.calls",
+)  # prefixes of an identity's keys that must be equal to compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +90,11 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
     """Every evaluation against the first, metric by metric, on the examples that both have a value for.
 
     Raises:
-        EvaluationError: they are not of the same examples, or not judged alike.
+        EvaluationError: they are not comparable: of other examples, or scored in another way.
     """
     first = evaluations[0]
     for other in evaluations[1:]:
-        _require_same_exam(first, other)
+        _require_comparable(first, other)
     return Comparison(tuple(evaluations), tuple(_differences(first, other) for other in evaluations[1:]))
 
 
@@ -134,7 +139,7 @@ def _folder(path: Path, name: str) -> Path:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest names that tell them apart: of the run, of run and evaluation, or the whole path."""
+    """The shortest distinct names: of the run, of run and evaluation, or the whole path."""
     places = [folder.absolute() for folder in folders]
     for label in (lambda place: place.parents[1].name, lambda place: f"{place.parents[1].name}/{place.name}", str):
         labels = [label(place) if len(place.parents) > 1 else str(place) for place in places]
@@ -146,7 +151,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 def _load(folder: Path, label: str) -> Evaluation:
     if not (folder / METRICS).is_file():
         begun = (folder / PREDICTIONS).is_file()
-        remedy = "it is not finished: give its `dynframe eval` again" if begun else REMEDY
+        remedy = "it is not finished: run its `dynframe eval` again" if begun else REMEDY
         raise EvaluationError(f"{folder}: no {METRICS} in it; {remedy}")
     report = read_json(folder / METRICS)
     absent = {"benchmark", "headline", "over_groups", "limit", "metrics", "identity"} - report.keys()
@@ -159,16 +164,16 @@ def _load(folder: Path, label: str) -> Evaluation:
     return Evaluation(label, folder, report, {outcome.task_id: outcome for outcome in outcomes})
 
 
-def _require_same_exam(first: Evaluation, other: Evaluation) -> None:
+def _require_comparable(first: Evaluation, other: Evaluation) -> None:
     one, two = first.report["identity"], other.report["identity"]
     differing = [
-        key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key) and key.startswith(ASKED)
+        key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key) and key.startswith(COMPARED_KEYS)
     ]
     if differing:
-        told = "; ".join(f"{key}: {one.get(key)!r} and {two.get(key)!r}" for key in differing[:3])
+        listed = "; ".join(f"{key}: {one.get(key)!r} and {two.get(key)!r}" for key in differing[:3])
         raise EvaluationError(
-            f"{first.folder} and {other.folder} cannot be compared: they are not the same exam ({told}); evaluate both "
-            "on the same examples, judged alike"
+            f"{first.folder} and {other.folder} are not comparable ({listed}); evaluate both on the same "
+            "examples, with the same rewards or metrics"
         )
 
 

@@ -1,7 +1,7 @@
-"""Greedy evaluation: the held-out numbers of a training run, and benchmarks played example by example.
+"""Greedy evaluation: the held-out numbers of a training run, and benchmarks rolled out example by example.
 
-`play_rest` is the whole of an evaluation but for who judges: what is not done yet goes to the rollout workers, and each
-outcome is kept before the next is waited for.
+`roll_out_remaining` is the whole of an evaluation but for the scoring: what is not done yet goes to the rollout
+workers, and each outcome is written before the next is waited for.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from rl.trajectory import (
 
 
 class Rollouts(Protocol):
-    """Plays tasks and hands them over as they finish, each with its place in `tasks`."""
+    """Rolls tasks out and yields them as they finish, each with its index in `tasks`."""
 
     def roll_out(
         self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
     ) -> Iterator[list[tuple[int, TrajectoryGroup]]]: ...
 
 
-Judge = Callable[[Sequence[tuple[int, TrajectoryGroup]]], list[Outcome]]  # (place among the tasks, what was played)
+Scorer = Callable[[Sequence[tuple[int, TrajectoryGroup]]], list[Outcome]]  # (index of the task, its group)
 
 
-def play_rest(
+def roll_out_remaining(
     tasks: Sequence[VideoTask],
     *,
     rollouts: Rollouts,
-    judge: Judge,
+    scorer: Scorer,
     file: PredictionFile,
     in_flight: int,
     report: Callable[[Outcome], None],
 ) -> None:
-    """Play the tasks that are not done yet; every outcome is in the file before it is reported.
+    """Roll out the tasks that are not done yet; every outcome is in the file before it is reported.
 
     Greedy trajectories depend on the weights alone, so neither order nor interruption matters, up to rounding: an
     engine adds in another order when other requests share its batch, and on a GPU a near tie can fall otherwise.
@@ -59,20 +59,20 @@ def play_rest(
     session, started = file.next_session, time.perf_counter()
     chosen = [tasks[index] for index in rest]
     for finished in rollouts.roll_out(chosen, step=EVALUATION_STEP, greedily=True, in_flight=in_flight):
-        for judged in judge([(rest[place], group) for place, group in finished]):
-            outcome = replace(judged, session=session, elapsed_s=round(time.perf_counter() - started, 3))
+        for scored in scorer([(rest[place], group) for place, group in finished]):
+            outcome = replace(scored, session=session, elapsed_s=round(time.perf_counter() - started, 3))
             file.append(outcome)
             report(outcome)
 
 
 def is_done(outcome: Outcome | None) -> bool:
-    """Whether an example need not be played (again): what could not be read or judged is tried again."""
+    """Whether an example need not be rolled out (again): one that could not be read or scored is tried again."""
     return outcome is not None and outcome.missing is None and outcome.failed is None
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What an example is worth, and how its prediction was read."""
+class ExampleScore:
+    """The metrics of an example, and how its prediction was parsed."""
 
     metrics: Mapping[str, float]
     answer: str | None
@@ -87,25 +87,25 @@ def missing_prediction(trajectory: Trajectory) -> str | None:
     return None if trajectory.turns else trajectory.note or "the policy was never asked"
 
 
-def outcome_of(task_id: str, index: int, group: str, trajectory: Trajectory, judged: Judged) -> Outcome:
+def outcome_of(task_id: str, index: int, group: str, trajectory: Trajectory, score: ExampleScore) -> Outcome:
     """One line of predictions.jsonl."""
-    for name, value in judged.metrics.items():
+    for name, value in score.metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"task {task_id}: the metric {name!r} came out as {value}; its code must be mended")
+            raise ValueError(f"task {task_id}: the metric {name!r} came out as {value}; its code must be fixed")
     return Outcome(
         task_id=task_id,
         index=index,
         group=group,
-        metrics=dict(judged.metrics),
-        answer=judged.answer,
-        windows_s=judged.windows_s,
+        metrics=dict(score.metrics),
+        answer=score.answer,
+        windows_s=score.windows_s,
         text=trajectory.answer_text,
         stop=trajectory.stop_reason.value,
         calls=tuple(map(_call, trajectory.calls)),
         frames=sum(call.num_frames for call in trajectory.granted_calls),
         sampled_tokens=sum(len(turn.completion.token_ids) for turn in trajectory.turns),
         missing=missing_prediction(trajectory),
-        failed=judged.failed,
+        failed=score.failed,
     )
 
 
@@ -179,7 +179,7 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
 
 
 def _seconds_of_sessions(outcomes: Sequence[Outcome]) -> Counter[int]:
-    """Seconds of play in each go, up to its last outcome."""
+    """Seconds of rolling out in each session, up to its last outcome."""
     seconds: Counter[int] = Counter()
     for outcome in outcomes:
         seconds[outcome.session] = max(seconds[outcome.session], outcome.elapsed_s)

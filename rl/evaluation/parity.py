@@ -26,7 +26,7 @@ CONTROL_FACTOR_BF16 = 10.0  # rounding alone moves improbable prompt tokens by t
 WRONG_PACE = 3.0  # the wrong clock runs so much faster
 
 
-class Scorer(Protocol):
+class PromptScorer(Protocol):
     """The engine, as far as parity needs it."""
 
     def score(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> Sequence[float]:
@@ -76,12 +76,12 @@ class ParityReport:
             for name, deviation in self.segments.items()
             if not deviation.max <= gate_nat
         ]
-        toothless = [
+        insensitive = [
             f"control {name}: {value:.2e} nat is less than {control_factor:.0f} times the true {self.max:.2e}"
             for name, value in self.controls.items()
             if not value >= control_factor * self.max
         ]
-        return too_far + toothless
+        return too_far + insensitive
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: each segment's max, mean and tokens, then the controls."""
@@ -89,7 +89,12 @@ class ParityReport:
 
 
 def measure_parity(
-    engine: Scorer, model: nn.Module, processor: Processor, groups: Iterable[TrajectoryGroup], *, temperature: float
+    engine: PromptScorer,
+    model: nn.Module,
+    processor: Processor,
+    groups: Iterable[TrajectoryGroup],
+    *,
+    temperature: float,
 ) -> ParityReport:
     """Compare engine and learner on trajectories the engine has just made.
 
@@ -106,12 +111,12 @@ def measure_parity(
     controls = {}
     for name, alter in CONTROLS.items():
         altered = [alter(processor, case) for case in cases]
-        fooled = [learner_logprobs(model, processor, case, temperature) for case in altered]
-        controls[name] = _sampled_max(compare(altered, fooled))
+        wrong = [learner_logprobs(model, processor, case, temperature) for case in altered]
+        controls[name] = _sampled_max(compare(altered, wrong))
     return ParityReport(compare(cases, learner), controls)
 
 
-def parity_cases(engine: Scorer, group: TrajectoryGroup) -> list[ParityCase]:
+def parity_cases(engine: PromptScorer, group: TrajectoryGroup) -> list[ParityCase]:
     """A group's trajectories as flat tokens, their context scored by the engine."""
     cases = []
     for trajectory in group.trajectories_G:

@@ -6,8 +6,7 @@
         rejected.jsonl      rows of the annotation file that were left out, if any
         metrics.json        when all are done
 
-A kill can tear the last line only; it is cut off, and its example played again. No Ray, no torch: files and nothing
-else.
+A kill can tear the last line only; it is cut off, and its example rolled out again. No Ray, no torch: files only.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class EvaluationError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One example, played and judged: a line of predictions.jsonl."""
+    """One example, rolled out and scored: a line of predictions.jsonl."""
 
     task_id: str
     index: int  # of the example in the benchmark, from 0
@@ -52,15 +51,15 @@ class Outcome:
     sampled_tokens: int = 0
     missing: str | None = None  # why there is no prediction: the video could not be read, or left no room to answer
     failed: str | None = None  # why a reward could not be computed
-    session: int = 0  # which go at the evaluation, from 0
-    elapsed_s: float = 0.0  # since that go began to play
+    session: int = 0  # which start of the evaluation, from 0
+    elapsed_s: float = 0.0  # since that session began to roll out
 
 
 class PredictionFile:
     """The predictions.jsonl of one evaluation, open: what is done, and the place to add to. One writer at a time.
 
     with PredictionFile(path) as file:      # cuts off a torn last line
-        file.outcomes                       # by task id; of an example played again, the last
+        file.outcomes                       # by task id; of an example rolled out again, the last
         file.append(outcome)
     """
 
@@ -99,7 +98,7 @@ class PredictionFile:
 
     @property
     def next_session(self) -> int:
-        """The number of the next go."""
+        """The number of the next session."""
         return 1 + max((outcome.session for outcome in self.outcomes.values()), default=-1)
 
 
@@ -128,7 +127,8 @@ def open_folder(folder: Path, identity: Mapping[str, Any], *, restart: bool = Fa
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """The whole lines of a predictions.jsonl, which may still be growing; of an example played again, the last.
+    """The whole lines of a predictions.jsonl, which may still be growing; of an example rolled out again, the
+    last.
 
     Raises:
         EvaluationError: it cannot be read, or a line in the middle is no outcome.
@@ -181,7 +181,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however that ends
     except BlockingIOError as error:
-        raise EvaluationError(f"{path}: another evaluation is writing here; let it finish, or end it") from error
+        raise EvaluationError(f"{path}: another evaluation is writing here; let it finish, or stop it") from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a network file system without locks
             raise
@@ -198,8 +198,8 @@ def _outcomes(content: bytes, path: Path) -> list[Outcome]:
             found.append(_outcome(json.loads(line)))
         except (KeyError, TypeError, ValueError) as error:
             raise EvaluationError(
-                f"{path}:{number}: no outcome of an evaluation ({error}); delete the line, and its example is played "
-                "again"
+                f"{path}:{number}: no outcome of an evaluation ({error}); delete the line, and its example is rolled "
+                "out again"
             ) from error
     return found
 

@@ -1,7 +1,7 @@
-"""`dynframe eval`: an exam played greedily through the pools of training, and judged. Part of the composition root.
+"""`dynframe eval`: a suite rolled out greedily through the pools of training, and scored. Part of the composition root.
 
 Everything lands in eval/NAME of the run whose policy it is (rl.evaluation.predictions says what); an evaluation that
-was interrupted goes on when the command is given again.
+was interrupted is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rl.checkpoint.store import CHECKPOINTS, POLICY_FOLDER, Checkpoint
 from rl.config.errors import ConfigError
 from rl.config.file import plain_yaml, to_dict
 from rl.config.run import RunConfig
-from rl.evaluation.evaluate import is_done, play_rest, summarise_outcomes
+from rl.evaluation.evaluate import is_done, roll_out_remaining, summarise_outcomes
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
-from rl.evaluation.suite import PLAYED, Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam
+from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer
 from rl.run.initial_policy import initial_policy
 from rl.run.prepare import ROWS_IN_LOG, fingerprint, progress_bar
 from rl.run.resume import changed_meaning, checkpoint_of
@@ -33,8 +33,8 @@ from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollou
 
 log = logging.getLogger(__name__)
 
-POLICY_FILES = {".safetensors", ".json", ".txt", ".jinja"}  # that decide what a policy says
-TROUBLES = {  # counts worth a warning
+POLICY_FILES = {".safetensors", ".json", ".txt", ".jinja"}  # that decide what a policy writes
+WARNINGS = {  # counts to warn of
     "rejected": "rows of the annotations left out (rejected.jsonl)",
     "missing": "without a prediction: the video could not be read, or left no room to answer",
     "truncated": "ran out of tokens",
@@ -62,22 +62,22 @@ def run_evaluation(
         found = checkpoint_of(run.absolute(), best=best)
         config, origin = with_policy_of(found, config, console)
         home = found.folder.parents[1] if found.folder.parent.name == CHECKPOINTS else home
-    exam = make_exam(config, console)
+    suite = make_suite(config, console)
     policy_dir = initial_policy(config, console)
-    identity = identity_of(config, exam, policy_sha256(policy_dir))
-    folder = home / EVALUATIONS / (config.evaluation.name or exam.name)
-    exam = replace(exam, examples=exam.examples[: config.evaluation.limit or None])
+    identity = identity_of(config, suite, policy_sha256(policy_dir))
+    folder = home / EVALUATIONS / (config.evaluation.name or suite.name)
+    suite = replace(suite, examples=suite.examples[: config.evaluation.limit or None])
     with open_folder(folder, identity, restart=restart) as file:
         console.print(f"evaluation: {folder}", highlight=False)
-        _report_rejected(exam, folder / REJECTED, config.data.bad_rows)
-        done = sum(is_done(file.outcomes.get(example.task.task_id)) for example in exam.examples)
+        _report_rejected(suite, folder / REJECTED, config.data.bad_rows)
+        done = sum(is_done(file.outcomes.get(example.task.task_id)) for example in suite.examples)
         if done:
-            console.print(f"{done} of {len(exam.examples)} examples are done already", highlight=False)
-        if done < len(exam.examples):
-            _play(config, exam, policy_dir, file, done, console)
-        outcomes = [file.outcomes[example.task.task_id] for example in exam.examples]
+            console.print(f"{done} of {len(suite.examples)} examples are done already", highlight=False)
+        if done < len(suite.examples):
+            _roll_out_remaining(config, suite, policy_dir, file, done, console)
+        outcomes = [file.outcomes[example.task.task_id] for example in suite.examples]
     policy = {**origin, "folder": str(policy_dir.absolute()), "sha256": identity["policy"]}
-    report = make_report(config, exam, outcomes, identity, policy)
+    report = make_report(config, suite, outcomes, identity, policy)
     write_json(folder / METRICS, report)
     print_report(report, console)
     return report
@@ -86,7 +86,7 @@ def run_evaluation(
 def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tuple[RunConfig, dict[str, Any]]:
     """The same configuration with the policy of a checkpoint, and where that comes from."""
     changed = changed_meaning(
-        plain_yaml(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config), meaning=PLAYED
+        plain_yaml(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config), meaning=POLICY_KEYS
     )
     if changed:
         console.print(f"other settings than it was trained with: {'; '.join(changed)}", markup=False, highlight=False)
@@ -109,27 +109,31 @@ def policy_sha256(folder: Path) -> str:
 
 
 def make_report(
-    config: RunConfig, exam: Exam, outcomes: Sequence[Outcome], identity: Mapping[str, Any], policy: Mapping[str, Any]
+    config: RunConfig,
+    suite: EvaluationSuite,
+    outcomes: Sequence[Outcome],
+    identity: Mapping[str, Any],
+    policy: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What metrics.json holds."""
-    summary = summarise_outcomes(outcomes, over_groups=exam.over_groups)
+    summary = summarise_outcomes(outcomes, over_groups=suite.over_groups)
     return {
         "fingerprint": fingerprint(identity),
-        "benchmark": exam.name,
-        "source": exam.source,
-        "headline": exam.headline,
-        "over_groups": list(exam.over_groups),
+        "benchmark": suite.name,
+        "source": suite.source,
+        "headline": suite.headline,
+        "over_groups": list(suite.over_groups),
         "retrieval": config.retrieval.max_calls > 0,
         "limit": config.evaluation.limit,
         **summary,
-        "counts": {**summary["counts"], "rejected": len(exam.rejected)},
+        "counts": {**summary["counts"], "rejected": len(suite.rejected)},
         "policy": dict(policy),
         "identity": dict(identity),
     }
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """The table: metrics with their intervals, the headline first; then what the policy did; then what went wrong."""
+    """The table: metrics with their intervals, the headline first; then what the policy did; then warnings."""
     counts, headline = report["counts"], report["headline"]
     speed = f", {report['tasks_per_s']:.1f} per second" if report["tasks_per_s"] else ""
     off = "" if report["retrieval"] else ", retrieval off"
@@ -156,46 +160,48 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     for name, estimate in report["behaviour"].items():
         add(f"[dim]{name}[/]", estimate)
     console.print(table)
-    troubles = [f"{counts[name]} {meaning}" for name, meaning in TROUBLES.items() if counts[name]]
-    if troubles:
-        console.print(f"[yellow]note:[/] {'; '.join(troubles)}", highlight=False)
+    warnings = [f"{counts[name]} {meaning}" for name, meaning in WARNINGS.items() if counts[name]]
+    if warnings:
+        console.print(f"[yellow]note:[/] {'; '.join(warnings)}", highlight=False)
 
 
-def _play(config: RunConfig, exam: Exam, policy_dir: Path, file: PredictionFile, done: int, console: Console) -> None:
+def _roll_out_remaining(
+    config: RunConfig, suite: EvaluationSuite, policy_dir: Path, file: PredictionFile, done: int, console: Console
+) -> None:
     """Workers up, the rest of the examples through them, workers down."""
-    own, tasks = exam.metric is None, [example.task for example in exam.examples]
+    own, tasks = suite.metric is None, [example.task for example in suite.examples]
     demand = Demand(config.rollout.num_workers, config.scoring.num_workers if own else 0, learner=0)
     with cluster(config, console, demand) as slots, progress_bar(console) as progress:
         rollouts = spawn_rollouts(config, policy_dir, slots)
-        judge = judge_by_rewards(exam, spawn_rewards(config, slots), config) if own else judge_by_benchmark(exam)
+        scorer = reward_scorer(suite, spawn_rewards(config, slots), config) if own else benchmark_scorer(suite)
         rollouts.workers.wait_ready(START_TIMEOUT_S)
-        bar = progress.add_task(exam.name, total=len(tasks), completed=done)
+        bar = progress.add_task(suite.name, total=len(tasks), completed=done)
 
         def report(_: Outcome) -> None:
             progress.advance(bar)
             finished = int(progress.tasks[bar].completed)
-            if finished % max(1, len(tasks) // 10) == 0:  # a bar alone says nothing in a job's log
-                console.print(f"{exam.name} {finished}/{len(tasks)}", highlight=False)
+            if finished % max(1, len(tasks) // 10) == 0:  # there is no bar in a job's log
+                console.print(f"{suite.name} {finished}/{len(tasks)}", highlight=False)
 
-        play_rest(
-            tasks, rollouts=rollouts, judge=judge, file=file, in_flight=config.evaluation.in_flight, report=report
+        roll_out_remaining(
+            tasks, rollouts=rollouts, scorer=scorer, file=file, in_flight=config.evaluation.in_flight, report=report
         )
 
 
-def _report_rejected(exam: Exam, home: Path, bad_rows: str) -> None:
-    """Every row left out goes to a file; the first ones to the log, where nobody has said so yet.
+def _report_rejected(suite: EvaluationSuite, home: Path, bad_rows: str) -> None:
+    """Every row left out goes to a file; the first ones to the log, unless that was done already.
 
     Raises:
         ConfigError: there are any, and data.bad_rows=refuse.
     """
-    if not exam.rejected:
+    if not suite.rejected:
         home.unlink(missing_ok=True)  # of an earlier version of the data
         return
-    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in exam.rejected), encoding="utf-8")
-    if exam.metric is None:
+    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in suite.rejected), encoding="utf-8")
+    if suite.metric is None:
         return
-    for row in exam.rejected[:ROWS_IN_LOG]:
+    for row in suite.rejected[:ROWS_IN_LOG]:
         log.warning("line %d: left out: %s", row.line, row.reason)
-    log.warning("%d rows left out, each with its reason in %s", len(exam.rejected), home)
+    log.warning("%d rows left out, each with its reason in %s", len(suite.rejected), home)
     if bad_rows == "refuse":
-        raise ConfigError(f"{len(exam.rejected)} bad rows, all in {home}; data.bad_rows=skip leaves them out")
+        raise ConfigError(f"{len(suite.rejected)} bad rows, all in {home}; data.bad_rows=skip leaves them out")

@@ -1,4 +1,7 @@
-"""What an evaluation asks, and whose rules judge it: a benchmark's or the run's. Part of the composition root."""
+"""The examples of an evaluation and how they are scored: by a benchmark's metric or the run's rewards.
+
+Part of the composition root.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,26 @@ from envs.benchmarks.registry import resolve
 from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
-from rl.evaluation.evaluate import Judge, Judged, missing_prediction, outcome_of
+from rl.evaluation.evaluate import ExampleScore, Scorer, missing_prediction, outcome_of
 from rl.evaluation.predictions import EvaluationError, Outcome
 from rl.run.attempt import answer_terms
 from rl.run.prepare import fingerprint, prepare_tasks
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
 
 OWN = "held_out"  # the evaluation of data.held_out by the run's own rewards
-PLAYED = (  # keys that decide what a policy does
+POLICY_KEYS = (  # keys that decide what a policy does
     *("video.coarse.", "retrieval.", "prompt.", "policy.scenes.", "policy.dtype"),
     *("rollout.max_new_tokens", "rollout.engine.max_model_len"),
 )
-REWARDED = ("rewards.", "scoring.calls")  # keys that decide what that is worth, where no benchmark does
+REWARD_KEYS = ("rewards.", "scoring.calls")  # keys that decide how it is scored, where no benchmark does
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
-    """What is asked, and by whose rules it is judged."""
+class EvaluationSuite:
+    """Examples, and the metric that scores them."""
 
     name: str
-    source: str  # of the rules
+    source: str  # of the metric
     headline: str  # the metric to look at first
     examples: tuple[Example, ...]
     rejected: tuple[RejectedExample, ...]
@@ -47,29 +50,29 @@ class Exam:
     metric: Callable[[Example, Prediction | None], Mapping[str, float]] | None = None  # None: the run's rewards
 
 
-def make_exam(config: RunConfig, console: Console) -> Exam:
-    """The exam that `evaluation.benchmark` names.
+def make_suite(config: RunConfig, console: Console) -> EvaluationSuite:
+    """The suite that `evaluation.benchmark` names; the held-out tasks if it is empty.
 
     Raises:
         ConfigError: there is no such benchmark, its annotations cannot be read, or no example of it can be used.
     """
-    return benchmark_exam(config) if config.evaluation.benchmark else own_exam(config, console)
+    return benchmark_suite(config) if config.evaluation.benchmark else held_out_suite(config, console)
 
 
-def own_exam(config: RunConfig, console: Console) -> Exam:
-    """The held-out tasks of the configuration, judged by its rewards, as during training."""
+def held_out_suite(config: RunConfig, console: Console) -> EvaluationSuite:
+    """The held-out tasks of the configuration, scored by its rewards, as during training."""
     loaded = prepare_tasks(config, "held_out", console)
-    return Exam(
+    return EvaluationSuite(
         name=OWN,
-        source=f"data.held_out by the rewards {', '.join(config.rewards)}; means over the tasks with a verdict",
+        source=f"data.held_out by the rewards {', '.join(config.rewards)}; means over the tasks with rewards",
         headline="accuracy" if answer_terms(config) else "reward_reasoning",
         examples=_distinct(tuple(Example(task) for task in loaded.tasks), "data.held_out"),
         rejected=tuple(RejectedExample(row.line, row.reason) for row in loaded.rejected),
     )
 
 
-def benchmark_exam(config: RunConfig) -> Exam:
-    """A benchmark's examples, judged by its authors' metrics."""
+def benchmark_suite(config: RunConfig) -> EvaluationSuite:
+    """A benchmark's examples, scored by its authors' metrics."""
     declared, path = config.evaluation, Path(config.evaluation.path)
     if not path.exists():
         raise ConfigError(f"evaluation.path: no such file or folder: {path}")
@@ -83,97 +86,97 @@ def benchmark_exam(config: RunConfig) -> Exam:
     if not loaded.examples:
         why = f"; the first of {len(loaded.rejected)}: {loaded.rejected[0].reason}" if loaded.rejected else ""
         raise ConfigError(f"{path}: no usable example of {benchmark.name}{why}")
-    return Exam(
+    return EvaluationSuite(
         benchmark.name,
         benchmark.source,
         benchmark.headline,
         _distinct(loaded.examples, str(path)),
         loaded.rejected,
         benchmark.over_groups,
-        benchmark.judge,
+        benchmark.score,
     )
 
 
-def identity_of(config: RunConfig, exam: Exam, policy_sha256: str) -> dict[str, Any]:
-    """Everything the outcomes depend on, under flat keys: what is asked, by whom it is answered, how it is judged."""
-    own = exam.metric is None
+def identity_of(config: RunConfig, suite: EvaluationSuite, policy_sha256: str) -> dict[str, Any]:
+    """Everything the outcomes depend on, under flat keys: examples, policy, scoring."""
+    own = suite.metric is None
     rendered = own and config.data.held_out.format == "quickstart"
-    keys = (*PLAYED, *(REWARDED if own else ()), *(("data.quickstart.",) if rendered else ()))
-    folder = os.path.commonpath([os.path.dirname(example.task.video_path) for example in exam.examples])
+    keys = (*POLICY_KEYS, *(REWARD_KEYS if own else ()), *(("data.quickstart.",) if rendered else ()))
+    folder = os.path.commonpath([os.path.dirname(example.task.video_path) for example in suite.examples])
     return {key: value for key, value in _flat(to_dict(config)).items() if key.startswith(keys)} | {
-        "benchmark": exam.name,
-        "examples": fingerprint([_described(example, folder) for example in exam.examples]),
+        "benchmark": suite.name,
+        "examples": fingerprint([_described(example, folder) for example in suite.examples]),
         "videos": "" if rendered else folder,  # where clips of our own lie says nothing
         "policy": policy_sha256,
     }
 
 
-def judge_by_benchmark(exam: Exam) -> Judge:
-    """The benchmark's metric on what could be read of each trajectory."""
+def benchmark_scorer(suite: EvaluationSuite) -> Scorer:
+    """The benchmark's metric on what could be parsed from each trajectory."""
 
-    def judge(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
-        return [judged(place, group.trajectories_G[0]) for place, group in finished]
+    def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
+        return [score(place, group.trajectories_G[0]) for place, group in finished]
 
-    def judged(place: int, trajectory: Trajectory) -> Outcome:
-        example = exam.examples[place]
+    def score(place: int, trajectory: Trajectory) -> Outcome:
+        example = suite.examples[place]
         prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
         try:
-            values = {name: float(value) for name, value in exam.metric(example, prediction).items()}
-        except Exception as error:  # of a benchmark's own code, which may be anybody's
+            values = {name: float(value) for name, value in suite.metric(example, prediction).items()}
+        except Exception as error:  # of a benchmark's own code, which may be a user's
             raise EvaluationError(
-                f"{exam.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
+                f"{suite.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
             ) from error
         return _outcome(example, place, trajectory, values, prediction)
 
-    return judge
+    return score_all
 
 
-def judge_by_rewards(exam: Exam, rewards: RewardPool, config: RunConfig) -> Judge:
+def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig) -> Scorer:
     """The run's rewards, under the names they have as held-out metrics of a training run.
 
-    The judge raises RewardError when more than scoring.max_failed_share of the exam could not be scored.
+    The scorer raises RewardError when more than scoring.max_failed_share of the suite could not be scored.
     """
     failures: list[RewardFailure] = []
-    terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(exam.examples)
+    terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(suite.examples)
 
-    def judge(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
+    def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
         scored = rewards.score_all([group for _, group in finished])
-        outcomes = [judged(place, one) for (place, _), one in zip(finished, scored, strict=True)]
+        outcomes = [score(place, one) for (place, _), one in zip(finished, scored, strict=True)]
         if len(failures) > allowed:
             first = failures[0]
             raise RewardError(
-                f"{len(failures)} of {len(exam.examples)} examples could not be scored (scoring.max_failed_share="
+                f"{len(failures)} of {len(suite.examples)} examples could not be scored (scoring.max_failed_share="
                 f"{config.scoring.max_failed_share:g}); first: reward {first.term!r} {first.cause}: {first.detail}"
             )
         return outcomes
 
-    def judged(place: int, scored: ScoredGroup) -> Outcome:
-        (trajectory,), (verdict,) = scored.group.trajectories_G, scored.rewards_G
-        example = exam.examples[place]
+    def score(place: int, scored: ScoredGroup) -> Outcome:
+        (trajectory,), (reward,) = scored.group.trajectories_G, scored.rewards_G
+        example = suite.examples[place]
         prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
-        if prediction is None:  # no verdict, but through no fault of a reward
+        if prediction is None:  # no rewards, but not because one failed
             return _outcome(example, place, trajectory, {}, None)
-        if isinstance(verdict, RewardFailure):
-            failures.append(verdict)
-            failed = f"{verdict.term} {verdict.cause}: {verdict.detail}"
+        if isinstance(reward, RewardFailure):
+            failures.append(reward)
+            failed = f"{reward.term} {reward.cause}: {reward.detail}"
             return _outcome(example, place, trajectory, {}, prediction, failed)
-        return _outcome(example, place, trajectory, reward_values(verdict, prediction, terms), prediction)
+        return _outcome(example, place, trajectory, reward_values(reward, prediction, terms), prediction)
 
-    return judge
+    return score_all
 
 
-def reward_values(verdict: SegmentRewards, prediction: Prediction, terms: Sequence[str]) -> dict[str, float]:
-    """A verdict as values of metrics.
+def reward_values(rewards: SegmentRewards, prediction: Prediction, terms: Sequence[str]) -> dict[str, float]:
+    """The rewards of a trajectory as values of metrics.
 
     Args:
-        terms: names of the reward terms that judge the answer; their mean is the accuracy.
+        terms: names of the reward terms that score the answer; their mean is the accuracy.
     """
-    answers = [verdict.breakdown[name] for name in terms if name in verdict.breakdown]
+    answers = [rewards.breakdown[name] for name in terms if name in rewards.breakdown]
     return {
-        "reward_reasoning": verdict.reasoning,
-        **({} if verdict.sampling is None else {"reward_sampling": verdict.sampling}),
+        "reward_reasoning": rewards.reasoning,
+        **({} if rewards.sampling is None else {"reward_sampling": rewards.sampling}),
         **({"accuracy": fmean(answers)} if answers else {}),
-        **{f"term/{name}": value for name, value in verdict.breakdown.items()},
+        **{f"term/{name}": value for name, value in rewards.breakdown.items()},
         "unparsed": float(prediction.answer is None),
     }
 
@@ -187,13 +190,13 @@ def _outcome(
     failed: str | None = None,
 ) -> Outcome:
     windows = () if prediction is None else prediction.windows
-    judged = Judged(
+    score = ExampleScore(
         values,
         None if prediction is None else prediction.answer,
         tuple((window.start_s, window.end_s) for window in windows),
         failed,
     )
-    return outcome_of(example.task.task_id, place, example.group, trajectory, judged)
+    return outcome_of(example.task.task_id, place, example.group, trajectory, score)
 
 
 def _distinct(examples: tuple[Example, ...], origin: str) -> tuple[Example, ...]:
@@ -218,9 +221,9 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def _as_config_error(where: str) -> Iterator[None]:
-    """What a benchmark cannot read is for the user to mend, like a wrong key."""
+    """What a benchmark cannot read is for the user to fix, like a wrong key."""
     try:
         yield
     except (ValueError, OSError, LookupError, ImportError, AttributeError, TypeError) as error:
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ConfigError(f"{where}: {said}") from error
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ConfigError(f"{where}: {reason}") from error

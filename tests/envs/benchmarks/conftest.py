@@ -56,7 +56,7 @@ def means():
 
     def make(benchmark, examples, predictions):
         values = [
-            (example.group, benchmark.judge(example, predictions.get(example.task.task_id))) for example in examples
+            (example.group, benchmark.score(example, predictions.get(example.task.task_id))) for example in examples
         ]
         table = {}
         for name in sorted({name for _, of_one in values for name in of_one}):

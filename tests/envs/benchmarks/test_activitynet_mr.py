@@ -47,7 +47,7 @@ def test_every_sentence_is_an_example(examples):
     ],
 )
 def test_golden(examples, says, answer, reached, iou, unparsed):
-    values = ACTIVITYNET_MR.judge(examples[2], says(answer))
+    values = ACTIVITYNET_MR.score(examples[2], says(answer))
     assert [values["r1@0.3"], values["r1@0.5"], values["r1@0.7"]] == list(reached)
     assert (values["miou"], values["unparsed"]) == (pytest.approx(iou), unparsed)
 

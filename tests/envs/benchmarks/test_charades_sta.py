@@ -42,7 +42,7 @@ def test_a_line_is_a_sentence_with_its_window(examples):
     ],
 )
 def test_a_window_that_can_be_read(examples, says, answer, reached, iou):
-    values = CHARADES_STA.judge(examples[0], says(answer))
+    values = CHARADES_STA.score(examples[0], says(answer))
     assert [values[name] for name in R1] == list(reached)
     assert values["miou"] == pytest.approx(iou)
     assert values["unparsed"] == 0.0
@@ -54,7 +54,7 @@ def test_a_window_that_can_be_read(examples, says, answer, reached, iou):
 )
 def test_a_window_that_cannot_be_read_is_worth_0_and_says_so(examples, says, answer):
     looked = (2.0, 10.0)  # that it looked at the right window is no answer
-    values = CHARADES_STA.judge(examples[0], says(answer, looked))
+    values = CHARADES_STA.score(examples[0], says(answer, looked))
     assert values == {"r1@0.3": 0, "r1@0.5": 0, "r1@0.7": 0, "miou": 0, "unparsed": 1}
 
 

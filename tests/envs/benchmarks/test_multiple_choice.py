@@ -145,7 +145,7 @@ def test_every_question_has_its_letter_its_options_and_its_group(benchmark, exam
     ],
 )
 def test_golden(benchmark, examples, says, answer, right, unparsed):
-    values = benchmark.judge(examples[0], says(answer, (1, 2)))
+    values = benchmark.score(examples[0], says(answer, (1, 2)))
     first_group = GROUPS[benchmark.name][0].replace(" ", "_")
     assert (values["accuracy"], values[f"accuracy/{first_group}"], values["unparsed"]) == (right, right, unparsed)
     assert values[benchmark.headline] == right

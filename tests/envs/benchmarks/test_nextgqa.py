@@ -41,9 +41,9 @@ def test_a_row_has_its_options_its_windows_and_its_type(read):
 def test_of_options_with_the_same_text_the_first_letter_is_right(read, says):
     _, twice = read().examples
     assert twice.task.answer == "D"
-    assert NEXTGQA.judge(twice, says("D"))["acc_qa"] == 1.0
-    assert NEXTGQA.judge(twice, says("E"))["acc_qa"] == 0.0  # the same text, another letter
-    assert NEXTGQA.judge(twice, says("happy"))["acc_qa"] == 0.0  # a text is no letter
+    assert NEXTGQA.score(twice, says("D"))["acc_qa"] == 1.0
+    assert NEXTGQA.score(twice, says("E"))["acc_qa"] == 0.0  # the same text, another letter
+    assert NEXTGQA.score(twice, says("happy"))["acc_qa"] == 0.0  # a text is no letter
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_of_options_with_the_same_text_the_first_letter_is_right(read, says):
     ],
 )
 def test_golden(read, says, answer, windows, acc_qa, acc_gqa, iou, iop):
-    values = NEXTGQA.judge(read().examples[0], says(answer, *windows))
+    values = NEXTGQA.score(read().examples[0], says(answer, *windows))
     assert (values["acc_qa"], values["acc_gqa"]) == (acc_qa, acc_gqa)
     assert (values["miou"], values["miop"]) == (pytest.approx(iou), pytest.approx(iop))
     for threshold in (0.3, 0.5):
@@ -84,7 +84,7 @@ def test_golden(read, says, answer, windows, acc_qa, acc_gqa, iou, iop):
 
 
 def test_without_a_look_the_answer_may_be_right_but_is_not_grounded(read, says):
-    values = NEXTGQA.judge(read().examples[0], says("B"))
+    values = NEXTGQA.score(read().examples[0], says("B"))
     assert (values["acc_qa"], values["acc_gqa"], values["miop"]) == (1, 0, 0)
     assert (values["unparsed"], values["unparsed/answer"], values["unparsed/window"]) == (1, 0, 1)
     assert not any(name.startswith("predicted/") for name in values)

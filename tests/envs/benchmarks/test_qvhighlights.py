@@ -50,12 +50,12 @@ def test_a_query_keeps_all_its_windows(example):
     ],
 )
 def test_golden(example, says, answer, reached, iou, unparsed):
-    values = QVHIGHLIGHTS.judge(example, says(answer))
+    values = QVHIGHLIGHTS.score(example, says(answer))
     assert values == pytest.approx({"r1@0.5": reached[0], "r1@0.7": reached[1], "miou": iou, "unparsed": unparsed})
 
 
 def test_a_missing_prediction_is_0(example):
-    assert QVHIGHLIGHTS.judge(example, None) == {"r1@0.5": 0, "r1@0.7": 0, "miou": 0}
+    assert QVHIGHLIGHTS.score(example, None) == {"r1@0.5": 0, "r1@0.7": 0, "miou": 0}
 
 
 def test_rows_that_cannot_be_used_are_reported(write, videos, reasons):

@@ -21,7 +21,7 @@ def test_every_name_leads_to_its_benchmark(name):
 @pytest.mark.parametrize("answer", [AnswerKind.LETTER, AnswerKind.SPAN])
 def test_a_missing_prediction_is_worth_0_in_every_metric_and_names_the_headline(name, answer):
     task = VideoTask("t", "/clip.mp4", "?", "B" if answer is AnswerKind.LETTER else "0.00 - 1.00", answer)
-    values = resolve(name).judge(Example(task, (TimeSpan(0, 1),), "short"), None)
+    values = resolve(name).score(Example(task, (TimeSpan(0, 1),), "short"), None)
     assert values[resolve(name).headline] == 0.0
     assert set(values.values()) == {0.0} and "unparsed" not in values
     assert set(resolve(name).over_groups) <= set(values)

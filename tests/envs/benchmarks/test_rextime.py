@@ -52,7 +52,7 @@ def test_a_row_has_its_options_its_letter_and_its_window(example):
     ],
 )
 def test_golden(example, says, answer, windows, acc_qa, acc_gqa, iou):
-    values = REXTIME.judge(example, says(answer, *windows))
+    values = REXTIME.score(example, says(answer, *windows))
     assert (values["acc_qa"], values["acc_gqa@0.5"]) == (acc_qa, acc_gqa)
     assert values["miou"] == pytest.approx(iou)
     assert (values["r1@0.3"], values["r1@0.5"]) == (iou >= 0.3, iou >= 0.5)
@@ -64,7 +64,7 @@ def test_golden(example, says, answer, windows, acc_qa, acc_gqa, iou):
 def test_several_windows_count_by_the_best(write, videos, says):
     row = {**ROW, "relevant_windows": [[4, 12], [30, 40]]}
     (example,) = REXTIME.read(write("val.jsonl", row), videos("videos/v_ZMTi498qnPc.mp4")).examples
-    assert REXTIME.judge(example, says("B", (30, 36)))["miou"] == pytest.approx(0.6)
+    assert REXTIME.score(example, says("B", (30, 36)))["miou"] == pytest.approx(0.6)
 
 
 def test_means_are_over_all_questions(write, videos, says, means):

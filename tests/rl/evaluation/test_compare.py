@@ -1,4 +1,4 @@
-"""Evaluations side by side: paired on the examples both have, and only if they were asked and judged alike."""
+"""Evaluations side by side: paired on the examples both have, and only if they are comparable."""
 
 import io
 import json
@@ -11,10 +11,10 @@ from rl.evaluation.compare import compare, load_evaluations, print_comparison
 from rl.evaluation.evaluate import summarise_outcomes
 from rl.evaluation.predictions import EvaluationError, Outcome, open_folder, write_json
 
-EXAM = {"benchmark": "letters", "examples": "abcd", "retrieval.max_calls": 1}
+SUITE = {"benchmark": "letters", "examples": "abcd", "retrieval.max_calls": 1}
 
 
-def evaluation(folder, right, *, identity=EXAM, limit=0, over_groups=(), finished=True):
+def evaluation(folder, right, *, identity=SUITE, limit=0, over_groups=(), finished=True):
     """`right`: task id -> 1 if the answer was right; tasks named "l…" are of the group "long"."""
     outcomes = [
         Outcome(name, i, "long" if name[0] == "l" else "short", {"accuracy": float(value)}, "B", (), "B", "answered")
@@ -78,13 +78,13 @@ def test_a_macro_average_differs_by_its_macro_average(tmp_path):
     [{"benchmark": "numbers"}, {"examples": "dcba"}, {"rewards.answer.weight": 0.5}],
 )
 def test_different_exams_are_not_compared(two, tmp_path, other):
-    third = evaluation(tmp_path / "three", {"a": 1}, identity=EXAM | other)
-    with pytest.raises(EvaluationError, match=f"not the same exam .*{next(iter(other))}"):
+    third = evaluation(tmp_path / "three", {"a": 1}, identity=SUITE | other)
+    with pytest.raises(EvaluationError, match=f"not comparable .*{next(iter(other))}"):
         compare(load_evaluations([two[0], third]))
 
 
 def test_a_baseline_without_retrieval_is_compared(two, tmp_path):
-    baseline = evaluation(tmp_path / "no_looks", {"a": 0, "b": 0}, identity=EXAM | {"retrieval.max_calls": 0})
+    baseline = evaluation(tmp_path / "no_looks", {"a": 0, "b": 0}, identity=SUITE | {"retrieval.max_calls": 0})
     assert compare(load_evaluations([two[0], baseline])).differences[0]["accuracy"].difference.n == 2
 
 

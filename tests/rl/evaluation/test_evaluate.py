@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from rl.config.trainer import HELD_OUT, HELD_OUT_METRICS
 from rl.evaluation.evaluate import (
-    Judged,
+    ExampleScore,
     missing_prediction,
     outcome_of,
-    play_rest,
+    roll_out_remaining,
     summarise_outcomes,
 )
 from rl.evaluation.predictions import Outcome, PredictionFile, open_folder
@@ -44,7 +44,7 @@ class ScriptedPool:
     """Plays tasks with answers from a script and hands over two at a time, the later one first; dies when told to."""
 
     def __init__(self, dies_after=None):
-        self.played, self.dies_after = [], dies_after
+        self.rolled_out, self.dies_after = [], dies_after
 
     def roll_out(self, tasks, *, step, greedily, in_flight):
         assert (step, greedily, in_flight) == (EVALUATION_STEP, True, 3)
@@ -52,7 +52,7 @@ class ScriptedPool:
             if self.dies_after is not None and place >= self.dies_after:
                 raise RuntimeError("a worker died")
             pair = [(place + i, self.group(task)) for i, task in enumerate(tasks[place : place + 2])]
-            self.played += [group.task.task_id for _, group in pair]
+            self.rolled_out += [group.task.task_id for _, group in pair]
             yield pair[::-1]
 
     def group(self, task):
@@ -61,13 +61,13 @@ class ScriptedPool:
         return TrajectoryGroup(task, (Trajectory((turn,), StopReason.ANSWERED, text),), None)
 
 
-def judge(finished):
+def score(finished):
     outcomes = []
     for place, group in finished:
         text = group.trajectories_G[0].answer_text
         values = {"accuracy": float(text == "B"), "unparsed": float(not text)}
-        judged = Judged(values, text or None, ())
-        outcomes.append(outcome_of(group.task.task_id, place, GROUPS[place], group.trajectories_G[0], judged))
+        scored = ExampleScore(values, text or None, ())
+        outcomes.append(outcome_of(group.task.task_id, place, GROUPS[place], group.trajectories_G[0], scored))
     return outcomes
 
 
@@ -76,7 +76,7 @@ def evaluate(folder, pool=None, tasks=TASKS):
     pool = pool or ScriptedPool()
     with open_folder(folder, IDENTITY) as file:
         reported = []
-        play_rest(tasks, rollouts=pool, judge=judge, file=file, in_flight=3, report=reported.append)
+        roll_out_remaining(tasks, rollouts=pool, scorer=score, file=file, in_flight=3, report=reported.append)
         summary = summarise_outcomes([file.outcomes[task.task_id] for task in tasks], over_groups=["accuracy"])
     assert summary.pop("seconds") >= 0 and summary.pop("tasks_per_s", 1) != 0
     return json.dumps(summary)
@@ -114,10 +114,10 @@ def test_killed_after_any_line_only_what_is_missing_is_played(tmp_path):
     whole = evaluate(tmp_path / "whole")
     lines = (tmp_path / "whole" / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     for kept in range(7):
-        played = check_continued(tmp_path / f"after{kept}", b"".join(lines[:kept]), whole)
-        assert len(played) == 6 - kept
-        played = check_continued(tmp_path / f"torn{kept}", b"".join(lines[:kept]) + lines[0][:-1], whole)
-        assert len(played) == 6 - kept  # a line without its end is no line
+        rolled_out = check_continued(tmp_path / f"after{kept}", b"".join(lines[:kept]), whole)
+        assert len(rolled_out) == 6 - kept
+        rolled_out = check_continued(tmp_path / f"torn{kept}", b"".join(lines[:kept]) + lines[0][:-1], whole)
+        assert len(rolled_out) == 6 - kept  # a line without its end is no line
 
 
 def check_continued(folder, content, whole):
@@ -126,7 +126,7 @@ def check_continued(folder, content, whole):
     pool = ScriptedPool()
     assert evaluate(folder, pool) == whole
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 6
-    return pool.played
+    return pool.rolled_out
 
 
 def test_what_was_finished_when_a_worker_died_is_there_when_the_command_is_given_again(tmp_path):
@@ -134,7 +134,7 @@ def test_what_was_finished_when_a_worker_died_is_there_when_the_command_is_given
         evaluate(tmp_path / "eval", ScriptedPool(dies_after=4))
     again = ScriptedPool()
     assert evaluate(tmp_path / "eval", again) == evaluate(tmp_path / "whole")
-    assert again.played == ["q4", "q5"]
+    assert again.rolled_out == ["q4", "q5"]
     lines = [json.loads(line) for line in (tmp_path / "eval" / "predictions.jsonl").read_text().splitlines()]
     assert [line["session"] for line in lines] == [0, 0, 0, 0, 1, 1]
 
@@ -143,14 +143,14 @@ def test_a_finished_evaluation_plays_nothing(tmp_path):
     evaluate(tmp_path / "eval")
     again = ScriptedPool()
     evaluate(tmp_path / "eval", again)
-    assert again.played == []
+    assert again.rolled_out == []
 
 
 def test_more_examples_later_keep_what_is_done(tmp_path):
     evaluate(tmp_path / "eval", tasks=TASKS[:2])
     more = ScriptedPool()
     assert evaluate(tmp_path / "eval", more) == evaluate(tmp_path / "whole")
-    assert more.played == ["q2", "q3", "q4", "q5"]
+    assert more.rolled_out == ["q2", "q3", "q4", "q5"]
 
 
 def outcome(i, **changed):
@@ -189,7 +189,7 @@ def test_seconds_are_those_of_play_over_all_goes():
     assert summarise_outcomes([outcome(0)])["tasks_per_s"] is None
 
 
-def test_what_could_not_be_read_or_judged_is_tried_again(tmp_path):
+def test_what_could_not_be_read_or_scored_is_tried_again(tmp_path):
     path = tmp_path / "predictions.jsonl"
     with PredictionFile(path) as file:
         for i in range(6):
@@ -198,8 +198,8 @@ def test_what_could_not_be_read_or_judged_is_tried_again(tmp_path):
         file.append(outcome(2, failed="answer timeout: no result within 30 s"))
     again = ScriptedPool()
     with PredictionFile(path) as file:
-        play_rest(TASKS, rollouts=again, judge=judge, file=file, in_flight=3, report=lambda _: None)
-    assert again.played == ["q1", "q2"]
+        roll_out_remaining(TASKS, rollouts=again, scorer=score, file=file, in_flight=3, report=lambda _: None)
+    assert again.rolled_out == ["q1", "q2"]
 
 
 CALL = RetrievalCall(TimeSpan(1, 9), 4, TimeSpan(1, 8), 4, 28, ("end",))
@@ -209,7 +209,7 @@ def test_an_outcome_says_what_was_asked_granted_and_written():
     looked = Turn((1,), Completion((2,) * 5, (0.0,) * 5, "stop", 0), Segment.SAMPLING, CALL)
     refused = Turn((1,), Completion((2,) * 3, (0.0,) * 3, "stop", 0), Segment.SAMPLING, RefusedCall("reversed"))
     trajectory = Trajectory((looked, refused), StopReason.TRUNCATED, "<span>1 - 9</span>")
-    made = outcome_of("q", 0, "", trajectory, Judged({"iou": 0.5}, None, ((1.0, 8.0),)))
+    made = outcome_of("q", 0, "", trajectory, ExampleScore({"iou": 0.5}, None, ((1.0, 8.0),)))
     assert (made.frames, made.sampled_tokens, made.stop, made.missing) == (28, 8, "truncated", None)
     granted = {"asked_s": [1, 9], "asked_fps": 4, "granted_s": [1, 8], "granted_fps": 4, "frames": 28}
     assert made.calls == (granted, {"refused": "reversed"})
@@ -218,7 +218,7 @@ def test_an_outcome_says_what_was_asked_granted_and_written():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_metric_that_is_no_number_is_an_error_that_names_task_and_metric(value):
     with pytest.raises(ValueError, match="task q: the metric 'iou' came out as"):
-        outcome_of("q", 0, "", Trajectory((), StopReason.ANSWERED), Judged({"iou": value}, None, ()))
+        outcome_of("q", 0, "", Trajectory((), StopReason.ANSWERED), ExampleScore({"iou": value}, None, ()))
 
 
 def test_a_policy_that_was_never_asked_has_no_prediction():
@@ -238,5 +238,5 @@ def test_held_out_metrics_of_a_training_run_are_those_a_best_checkpoint_can_be_c
     metrics = held_out_metrics(scored, answer_terms=["answer"])
     chosen_by = {HELD_OUT + name for name in (*HELD_OUT_METRICS, "term/answer", "term/window")}
     assert metrics.keys() == chosen_by | {"held_out/tasks"}
-    assert metrics["held_out/reward_sampling"] == 0.5  # of the only annotated task with a verdict
+    assert metrics["held_out/reward_sampling"] == 0.5  # of the only annotated task with rewards
     assert metrics["held_out/accuracy"] == 0.5 and metrics["held_out/failed"] == 1.0

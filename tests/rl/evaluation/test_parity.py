@@ -159,7 +159,7 @@ def test_equal_policies_have_no_difference_and_live_controls(processor, model, c
     assert report.segments["sampling"].tokens == report.segments["reasoning"].tokens == 2
 
 
-def test_without_scenes_to_permute_there_is_no_verdict(processor, model):
+def test_without_scenes_to_permute_parity_is_not_measured(processor, model):
     still = processor.make_frames(np.zeros((2, 56, 56, 3), np.uint8), [0.0, 1.0])
     task = VideoTask("t", "/clip.mp4", "?", "A", "letter")
     ids = (*processor.video_block(still), 40)

@@ -15,7 +15,7 @@ from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
 from rl.evaluation.predictions import Outcome
 from rl.evaluation.run_evaluation import _report_rejected, make_report, policy_sha256, print_report, with_policy_of
-from rl.evaluation.suite import Exam, identity_of
+from rl.evaluation.suite import EvaluationSuite, identity_of
 from rl.trajectory import AnswerKind, RunState, VideoTask
 
 pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
@@ -25,7 +25,9 @@ EXAMPLES = tuple(
     Example(VideoTask(f"q{i}", f"/v{i}.mp4", "Which?", "B", AnswerKind.LETTER), group=group)
     for i, group in enumerate(("short", "short", "long"))
 )
-EXAM = Exam("letters", "by hand", "accuracy", EXAMPLES, (RejectedExample(7, "no such video"),), ("accuracy",), dict)
+SUITE = EvaluationSuite(
+    "letters", "by hand", "accuracy", EXAMPLES, (RejectedExample(7, "no such video"),), ("accuracy",), dict
+)
 OUTCOMES = [
     Outcome("q0", 0, "short", {"accuracy": 1.0, "unparsed": 0.0}, "B", (), "B", "answered", elapsed_s=1.0),
     Outcome("q1", 1, "short", {"accuracy": 0.0, "unparsed": 1.0}, None, (), "…", "truncated", elapsed_s=1.5),
@@ -34,8 +36,8 @@ OUTCOMES = [
 
 
 def report():
-    identity = identity_of(CONFIG, EXAM, "0123")
-    return make_report(CONFIG, EXAM, OUTCOMES, identity, {"folder": "/policy", "sha256": "0123"})
+    identity = identity_of(CONFIG, SUITE, "0123")
+    return make_report(CONFIG, SUITE, OUTCOMES, identity, {"folder": "/policy", "sha256": "0123"})
 
 
 def test_a_report_is_strict_json_with_everything_that_explains_its_numbers():
@@ -63,11 +65,11 @@ def test_the_table_begins_with_the_headline_and_ends_with_what_went_wrong():
 
 
 def test_rows_left_out_lie_in_a_file_or_stop_the_evaluation(tmp_path):
-    _report_rejected(EXAM, tmp_path / "rejected.jsonl", "skip")
+    _report_rejected(SUITE, tmp_path / "rejected.jsonl", "skip")
     assert json.loads((tmp_path / "rejected.jsonl").read_text()) == {"line": 7, "reason": "no such video"}
     with pytest.raises(ConfigError, match=r"1 bad rows, all in .*data\.bad_rows=skip leaves them out"):
-        _report_rejected(EXAM, tmp_path / "rejected.jsonl", "refuse")
-    _report_rejected(replace(EXAM, rejected=()), tmp_path / "rejected.jsonl", "refuse")
+        _report_rejected(SUITE, tmp_path / "rejected.jsonl", "refuse")
+    _report_rejected(replace(SUITE, rejected=()), tmp_path / "rejected.jsonl", "refuse")
     assert not (tmp_path / "rejected.jsonl").exists()  # of an earlier version of the data
 
 

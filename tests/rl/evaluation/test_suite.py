@@ -1,4 +1,4 @@
-"""What is asked and how it is judged: benchmarks by their own metric, held-out tasks by the run's rewards."""
+"""How an evaluation is scored: benchmarks by their own metric, held-out tasks by the run's rewards."""
 
 import sys
 from dataclasses import replace
@@ -16,7 +16,7 @@ from rewards.scoring import WeightedReward, score_group
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.evaluation.predictions import EvaluationError
-from rl.evaluation.suite import Exam, identity_of, judge_by_benchmark, judge_by_rewards, make_exam, reward_values
+from rl.evaluation.suite import EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer, reward_values
 from rl.trajectory import (
     AnswerKind,
     Completion,
@@ -47,17 +47,17 @@ def read(path, video_root):
     return LoadedExamples(tuple(map(example, names)), (RejectedExample(7, "no such video"),))
 
 
-def judge(given, prediction):
+def score(given, prediction):
     right = prediction is not None and prediction.answer == given.task.answer
     return {"accuracy": float(right), "unparsed": float(prediction is None or prediction.answer is None)}
 
 
-LETTERS = Benchmark("letters", "by hand; over all examples", read, judge, "accuracy", ("accuracy",))
+LETTERS = Benchmark("letters", "by hand; over all examples", read, score, "accuracy", ("accuracy",))
 
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
-    """`ask("q1 q2")`: the exam of a benchmark of our own with that annotation file."""
+    """`ask("q1 q2")`: the suite of a benchmark of our own with that annotation file."""
     module = ModuleType("benchmark_of_this_test")
     module.LETTERS = LETTERS
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -66,16 +66,16 @@ def ask(tmp_path, monkeypatch):
     def ask(annotations, *overrides):
         (tmp_path / "letters.txt").write_text(annotations)
         named = (f"evaluation.benchmark={module.__name__}:LETTERS", f"evaluation.path={tmp_path}/letters.txt")
-        return make_exam(load_config([QUICKSTART], [*named, *overrides]), Console(quiet=True))
+        return make_suite(load_config([QUICKSTART], [*named, *overrides]), Console(quiet=True))
 
     return ask
 
 
 def test_an_exam_is_a_benchmarks_examples_with_its_own_rules(ask):
-    exam = ask("q1 q2")
-    assert [one.task.task_id for one in exam.examples] == ["q1", "q2"]
-    assert (exam.name, exam.headline, exam.over_groups) == ("letters", "accuracy", ("accuracy",))
-    assert exam.rejected == (RejectedExample(7, "no such video"),)
+    suite = ask("q1 q2")
+    assert [one.task.task_id for one in suite.examples] == ["q1", "q2"]
+    assert (suite.name, suite.headline, suite.over_groups) == ("letters", "accuracy", ("accuracy",))
+    assert suite.rejected == (RejectedExample(7, "no such video"),)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +98,17 @@ def test_a_benchmark_that_cannot_be_asked_is_a_mistake_with_its_key(ask, annotat
 CALL = RetrievalCall(TimeSpan(1, 9), 4, TimeSpan(1, 8), 4, 28, ("end",))
 
 
-def played(text, stop=StopReason.ANSWERED, call=None):
+def rolled_out(text, stop=StopReason.ANSWERED, call=None):
     turn = Turn((1,), Completion((2, 3), (0.0, 0.0), "stop", 0), Segment.REASONING, call)
     return Trajectory((turn,), stop, text)
 
 
-def test_predictions_are_read_off_trajectories_and_judged_by_the_benchmark(ask):
-    exam = ask("q1 q2 q3")
+def test_predictions_are_parsed_from_trajectories_and_scored_by_the_benchmark(ask):
+    suite = ask("q1 q2 q3")
     lost = Trajectory((), StopReason.VIDEO_ERROR, note="VideoError: cannot be opened")
-    trajectories = [played("<answer>B</answer>", call=CALL), played("I do not know"), lost]
-    groups = [TrajectoryGroup(exam.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
-    right, unread, missing = judge_by_benchmark(exam)([(0, groups[0]), (1, groups[1]), (2, groups[2])])
+    trajectories = [rolled_out("<answer>B</answer>", call=CALL), rolled_out("I do not know"), lost]
+    groups = [TrajectoryGroup(suite.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
+    right, unread, missing = benchmark_scorer(suite)([(0, groups[0]), (1, groups[1]), (2, groups[2])])
     assert (right.metrics, right.answer, right.windows_s) == ({"accuracy": 1.0, "unparsed": 0.0}, "B", ((1, 8),))
     assert (right.task_id, right.index, right.group) == ("q1", 0, "kind")
     assert (unread.metrics["unparsed"], unread.answer, unread.missing) == (1.0, None, None)
@@ -119,10 +119,10 @@ def test_a_metric_that_raises_is_an_error_that_names_benchmark_and_task(ask):
     def broken(given, prediction):
         raise KeyError("iou")
 
-    exam = replace(ask("q1"), metric=broken)
-    group = TrajectoryGroup(exam.examples[0].task, (played("B"),), None)
+    suite = replace(ask("q1"), metric=broken)
+    group = TrajectoryGroup(suite.examples[0].task, (rolled_out("B"),), None)
     with pytest.raises(EvaluationError, match="letters: its metric failed on task q1: KeyError"):
-        judge_by_benchmark(exam)([(0, group)])
+        benchmark_scorer(suite)([(0, group)])
 
 
 class Rewards:
@@ -138,26 +138,26 @@ class BrokenRewards(Rewards):
     answer = WeightedReward("answer", lambda task, trajectory: 1 / 0, Segment.REASONING)
 
 
-def test_held_out_tasks_are_judged_by_rewards_and_a_lost_video_has_no_verdict():
-    trajectories = [played("<answer>B</answer>", call=CALL), Trajectory((), StopReason.VIDEO_ERROR, note="gone")]
-    groups = [TrajectoryGroup(EXAM.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
-    right, lost = judge_by_rewards(EXAM, Rewards(), own())([(0, groups[0]), (1, groups[1])])
+def test_held_out_tasks_are_scored_by_rewards_and_a_lost_video_has_none():
+    trajectories = [rolled_out("<answer>B</answer>", call=CALL), Trajectory((), StopReason.VIDEO_ERROR, note="gone")]
+    groups = [TrajectoryGroup(SUITE.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
+    right, lost = reward_scorer(SUITE, Rewards(), own())([(0, groups[0]), (1, groups[1])])
     assert right.metrics == {"reward_reasoning": 1.0, "accuracy": 1.0, "term/answer": 1.0, "unparsed": 0.0}
     assert (right.answer, right.windows_s, right.failed) == ("B", ((1, 8),), None)
     assert (lost.metrics, lost.missing, lost.failed) == ({}, "gone", None)
 
 
 def test_a_reward_that_fails_is_kept_with_its_cause_and_too_many_stop_the_evaluation():
-    group = TrajectoryGroup(EXAM.examples[0].task, (played("<answer>B</answer>"),), None)
-    (failed,) = judge_by_rewards(EXAM, BrokenRewards(), own("scoring.max_failed_share=0.5"))([(0, group)])
+    group = TrajectoryGroup(SUITE.examples[0].task, (rolled_out("<answer>B</answer>"),), None)
+    (failed,) = reward_scorer(SUITE, BrokenRewards(), own("scoring.max_failed_share=0.5"))([(0, group)])
     assert failed.metrics == {} and failed.failed == "answer raised: ZeroDivisionError: division by zero"
     with pytest.raises(RewardError, match=r"1 of 2 examples could not be scored .*'answer' raised"):
-        judge_by_rewards(EXAM, BrokenRewards(), own())([(0, group)])  # scoring.max_failed_share=0.25
+        reward_scorer(SUITE, BrokenRewards(), own())([(0, group)])  # scoring.max_failed_share=0.25
 
 
 def test_rewards_become_metrics_under_the_names_of_a_training_run():
-    verdict = SegmentRewards(0.25, 0.9, {"window": 0.25, "answer": 1.0, "format": 0.0})
-    values = reward_values(verdict, Prediction(None), ["answer"])
+    rewards = SegmentRewards(0.25, 0.9, {"window": 0.25, "answer": 1.0, "format": 0.0})
+    values = reward_values(rewards, Prediction(None), ["answer"])
     assert values == {
         **{"reward_sampling": 0.25, "reward_reasoning": 0.9, "accuracy": 1.0, "unparsed": 1.0},
         **{"term/window": 0.25, "term/answer": 1.0, "term/format": 0.0},
@@ -171,7 +171,7 @@ def own(*overrides):
     return load_config([QUICKSTART], overrides)
 
 
-EXAM = Exam("held_out", "", "accuracy", (example("q1"), example("q2")), ())
+SUITE = EvaluationSuite("held_out", "", "accuracy", (example("q1"), example("q2")), ())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ EXAM = Exam("held_out", "", "accuracy", (example("q1"), example("q2")), ())
     ],
 )
 def test_what_changes_the_results_changes_the_identity(override):
-    assert identity_of(own(override), EXAM, "p") != identity_of(own(), EXAM, "p")
+    assert identity_of(own(override), SUITE, "p") != identity_of(own(), SUITE, "p")
 
 
 @pytest.mark.parametrize(
@@ -193,17 +193,17 @@ def test_what_changes_the_results_changes_the_identity(override):
     ],
 )
 def test_how_fast_and_where_it_runs_does_not(override):
-    assert identity_of(own(override), EXAM, "p") == identity_of(own(), EXAM, "p")
+    assert identity_of(own(override), SUITE, "p") == identity_of(own(), SUITE, "p")
 
 
 def test_another_policy_other_examples_and_other_answers_are_another_identity():
-    before = identity_of(own(), EXAM, "p")
-    assert identity_of(own(), EXAM, "q") != before
-    assert identity_of(own(), replace(EXAM, examples=EXAM.examples[:1]), "p") != before
-    assert identity_of(own(), replace(EXAM, examples=(example("q1"), example("q2", "C"))), "p") != before
+    before = identity_of(own(), SUITE, "p")
+    assert identity_of(own(), SUITE, "q") != before
+    assert identity_of(own(), replace(SUITE, examples=SUITE.examples[:1]), "p") != before
+    assert identity_of(own(), replace(SUITE, examples=(example("q1"), example("q2", "C"))), "p") != before
 
 
-def test_a_benchmark_is_not_judged_by_rewards_so_they_do_not_matter():
-    exam = replace(EXAM, metric=judge)
-    assert identity_of(own("rewards.answer.weight=0.5"), exam, "p") == identity_of(own(), exam, "p")
-    assert identity_of(own(), exam, "p")["videos"] == "/videos"
+def test_a_benchmark_is_not_scored_by_rewards_so_they_do_not_matter():
+    suite = replace(SUITE, metric=score)
+    assert identity_of(own("rewards.answer.weight=0.5"), suite, "p") == identity_of(own(), suite, "p")
+    assert identity_of(own(), suite, "p")["videos"] == "/videos"
