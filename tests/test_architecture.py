@@ -35,7 +35,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
 NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/trainer.py": ("rl.trajectory", "rl.tracking.metrics"),
     "rl/report/": ("rl.report", "rl.tracking", "rl.config"),
-    "rl/algorithm/": ("rl.algorithm", "rl.trajectory", "rl.policy"),
+    "rl/algorithm/": ("rl.algorithm", "rl.trajectory", "rl.policy", "rl.config.algorithm"),
     "rl/checkpoint/": ("rl.checkpoint", "rl.trajectory"),
     "rewards/": ("rewards", "rl.trajectory"),
     "envs/": ("envs", "rl.trajectory"),
@@ -54,7 +54,7 @@ DOORS = {  # heavy dependency -> the only files (or folders) that may import it
         "rl/policy/vllm_model.py",
         "rl/policy/vllm_plugin.py",
     ),
-    "deepspeed": ("rl/learner/learner.py",),
+    "deepspeed": ("rl/learner/engine.py",),
     "decord": ("envs/video/decord_backend.py",),
     "wandb": ("rl/tracking/sinks.py",),
     "omegaconf": ("rl/config/file.py",),

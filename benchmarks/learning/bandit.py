@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tables import print_table
-from rl.algorithm.advantages import Credit, CreditRules, credit_group
+from rl.algorithm.advantages import Credit, credit_group
+from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import SegmentRewards
 
 NUM_WINDOWS = 3
@@ -126,7 +127,7 @@ class Estimator:
         return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))
 
 
-def by(rules: CreditRules) -> CreditOf:
+def by(rules: AdvantageConfig) -> CreditOf:
     """The credit a group gets by these rules."""
     return lambda rewards_G, called_G: credit_group(rewards_G, called_G, rules).credit_G
 
@@ -168,14 +169,14 @@ WORLDS = {
     "wrong labels": Bandit(wrong_labels=0.5),
 }
 RULES = {
-    "grpo": CreditRules(method="grpo"),
-    "gdpo": CreditRules(method="gdpo"),
-    "sd_grpo": CreditRules(),
-    "sd_grpo, cross_credit 0.25": CreditRules(cross_credit=0.25),
-    "sd_grpo, cross_credit 1": CreditRules(cross_credit=1.0),
-    "grpo, scale none": CreditRules(method="grpo", scale="none"),
-    "sd_grpo, scale none": CreditRules(scale="none"),
-    "sd_grpo, cross_credit 1, scale none": CreditRules(cross_credit=1.0, scale="none"),
+    "grpo": AdvantageConfig(method="grpo"),
+    "gdpo": AdvantageConfig(method="gdpo"),
+    "sd_grpo": AdvantageConfig(),
+    "sd_grpo, cross_credit 0.25": AdvantageConfig(cross_credit=0.25),
+    "sd_grpo, cross_credit 1": AdvantageConfig(cross_credit=1.0),
+    "grpo, scale none": AdvantageConfig(method="grpo", scale="none"),
+    "sd_grpo, scale none": AdvantageConfig(scale="none"),
+    "sd_grpo, cross_credit 1, scale none": AdvantageConfig(cross_credit=1.0, scale="none"),
 }
 
 

@@ -13,7 +13,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.learning.runs import METHODS, FinishedRun, kind_of
-from rl.algorithm.advantages import CreditRules, credit_group
+from rl.algorithm.advantages import credit_group
+from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, SegmentRewards
 
 T_95 = (
@@ -211,7 +212,7 @@ def _credits(
         return
     mean = fmean(scored)
     for own, reward, called in zip(
-        credit_group(rewards_G, called_G, CreditRules(method=method)).credit_G, rewards_G, called_G, strict=True
+        credit_group(rewards_G, called_G, AdvantageConfig(method=method)).credit_G, rewards_G, called_G, strict=True
     ):
         if called and isinstance(reward, SegmentRewards) and is_case(reward.breakdown):
             yield own.sampling, own.reasoning, own.sampling * (reward.sampling - mean) < 0

@@ -13,27 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, Segment, SegmentRewards
 
 EPSILON = 1e-4  # added to the standard deviation of a group's rewards
-
-
-@dataclass(frozen=True, slots=True)
-class CreditRules:
-    """The options of credit assignment; the keys of `algorithm.advantage`."""
-
-    method: str = "sd_grpo"  # a name in METHODS
-    scale: str = "std"  # std: divide by the group's standard deviation | none: centre only (Dr.GRPO)
-    cross_credit: float = 0.0  # share of the reasoning advantage that sampling tokens also get
-    unannotated: str = "reason"  # SAMPLING tokens of a task without R_samp: get the reasoning advantage | mask
-    sampling_weight: float = 0.5  # grpo, gdpo: weights of the two roles in one scalar
-    reasoning_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        allowed = {"method": tuple(METHODS), "scale": ("std", "none"), "unannotated": ("reason", "mask")}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +51,7 @@ class GroupCredit:
 
 
 def credit_group(
-    rewards_G: Sequence[SegmentRewards | RewardFailure], called_G: Sequence[bool], rules: CreditRules
+    rewards_G: Sequence[SegmentRewards | RewardFailure], called_G: Sequence[bool], rules: AdvantageConfig
 ) -> GroupCredit:
     """Credit for every sibling by the configured method.
 
@@ -112,7 +95,7 @@ def group_advantages(rewards_G: Sequence[float], scale: str = "std") -> list[flo
 
 
 def sd_grpo(
-    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: CreditRules
+    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: AdvantageConfig
 ) -> list[Credit]:
     """Each segment is credited with its own reward, relative to the whole group.
 
@@ -133,7 +116,7 @@ def sd_grpo(
 
 
 def grpo(
-    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: CreditRules
+    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: AdvantageConfig
 ) -> list[Credit]:
     """One scalar for all tokens: the advantage of the weighted sum of both rewards (DeepSeekMath, arXiv 2402.03300)."""
     if sampling_G is None:
@@ -145,7 +128,7 @@ def grpo(
 
 
 def gdpo(
-    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: CreditRules
+    sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: AdvantageConfig
 ) -> list[Credit]:
     """One scalar for all tokens: each reward normalised by itself, then the weighted sum (GDPO, arXiv 2601.05242).
 
@@ -168,7 +151,7 @@ def token_advantages(credit: Credit, segment_ids_T: Sequence[int]) -> tuple[tupl
     return tuple(value or 0.0 for value in credit_T), tuple(value is not None for value in credit_T)
 
 
-def _without_sampling_reward(advantages_G: Sequence[float], rules: CreditRules) -> list[Credit]:
+def _without_sampling_reward(advantages_G: Sequence[float], rules: AdvantageConfig) -> list[Credit]:
     """A task without evidence has one reward; its SAMPLING tokens share it, or are masked."""
     shared = rules.unannotated == "reason"
     return [Credit(advantage if shared else None, advantage) for advantage in advantages_G]

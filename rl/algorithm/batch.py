@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl.algorithm.advantages import NOT_LEARNED, Credit, CreditRules, GroupCredit, credit_group, token_advantages
+from rl.algorithm.advantages import NOT_LEARNED, Credit, GroupCredit, credit_group, token_advantages
 from rl.algorithm.loss import LossTotals
 from rl.algorithm.segments import FlatTrajectory, flatten
+from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import (
     Frames,
     RewardFailure,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from rl.policy.processor import PackedVideo
     from rl.policy.token_ids import TokenIds
 
-SD_GRPO = CreditRules()
+SD_GRPO = AdvantageConfig()
 Made = TypeVar("Made")
 
 
@@ -62,7 +63,7 @@ class LearnerBatch:
 
 
 def build_training_samples(
-    scored: ScoredGroup, rules: CreditRules = SD_GRPO, *, mask_truncated: bool = True
+    scored: ScoredGroup, rules: AdvantageConfig = SD_GRPO, *, mask_truncated: bool = True
 ) -> tuple[TrainingSample | None, ...]:
     """Split every sibling at its retrieval boundary and credit it.
 
@@ -81,7 +82,7 @@ def build_training_samples(
 
 
 def learned_credit(
-    scored: ScoredGroup, rules: CreditRules = SD_GRPO, *, mask_truncated: bool = True
+    scored: ScoredGroup, rules: AdvantageConfig = SD_GRPO, *, mask_truncated: bool = True
 ) -> tuple[Credit, ...]:
     """What each sibling's tokens are credited with. Truncated siblings get nothing where `mask_truncated`, but keep
     their place in the baseline: their rewards are real, only their last turn is unfinished.
@@ -96,13 +97,13 @@ def learned_credit(
     )
 
 
-def group_credit(scored: ScoredGroup, rules: CreditRules = SD_GRPO) -> GroupCredit:
+def group_credit(scored: ScoredGroup, rules: AdvantageConfig = SD_GRPO) -> GroupCredit:
     """Credit of all siblings, from their rewards and whether they called."""
     called_G = [bool(trajectory.calls) for trajectory in scored.group.trajectories_G]
     return credit_group(scored.rewards_G, called_G, rules)
 
 
-def credit_metrics(scored: Sequence[ScoredGroup], rules: CreditRules = SD_GRPO) -> dict[str, float]:
+def credit_metrics(scored: Sequence[ScoredGroup], rules: AdvantageConfig = SD_GRPO) -> dict[str, float]:
     """Shares of zero-variance groups, and mean |advantage| over the tokens of each segment. Over a step."""
     credits_of = [group_credit(group, rules) for group in scored]
     annotated = [credit.zero_variance_sampling for credit in credits_of if credit.zero_variance_sampling is not None]

@@ -9,8 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
+from rl.checkpoint.checkpoint import step_of
 from rl.checkpoint.manifest import CheckpointError
-from rl.checkpoint.store import CheckpointStore, step_of
+from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import Fault
 
 log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from rl.checkpoint.checkpoint import Checkpoint, checkpoint_name, step_of
 from rl.checkpoint.manifest import (
     MANIFEST,
     MAX_BYTES,
@@ -32,7 +33,8 @@ from rl.checkpoint.manifest import (
     parse_manifest,
     read_manifest,
 )
-from rl.checkpoint.store import BEST, CHECKPOINTS, Checkpoint, CheckpointStore, step_of
+from rl.checkpoint.pointers import BEST
+from rl.checkpoint.store import CHECKPOINTS, CheckpointStore
 from rl.trajectory import WrittenFile
 
 STEP = re.compile(r"step_(\d{1,18})")
@@ -53,7 +55,7 @@ class RemoteCheckpoints:
     """
 
     def __init__(self, url: str, run: str) -> None:
-        with _told(url):
+        with _as_remote_error(url):
             self._fs, root = url_to_fs(url)
         self._run_folder = f"{root.rstrip('/')}/{run}"
         self._root = f"{self._run_folder}/{CHECKPOINTS}"
@@ -69,7 +71,7 @@ class RemoteCheckpoints:
 
     def best(self) -> int | None:
         """Step of the best one; None if none is known as that."""
-        with _told(self.url):
+        with _as_remote_error(self.url):
             path = f"{self._root}/{BEST}"
             if not self._fs.exists(path):
                 return None
@@ -83,9 +85,9 @@ class RemoteCheckpoints:
             RemoteError: the remote does not answer or holds something else afterwards; the checkpoint is not there.
             CheckpointError: the checkpoint on the disk cannot be read.
         """
-        target, files = f"{self._root}/{_name(step_of(folder))}", read_manifest(folder)
+        target, files = f"{self._root}/{checkpoint_name(step_of(folder))}", read_manifest(folder)
         manifest = (folder / MANIFEST).read_bytes()
-        with _told(self.url):
+        with _as_remote_error(self.url):
             if self._text_of(f"{target}/{MANIFEST}") == manifest:
                 return
             self._remove(target)
@@ -102,12 +104,12 @@ class RemoteCheckpoints:
             DamagedError: it is not what its manifest says.
             CheckpointError: the remote does not answer, or the disk is full.
         """
-        source = f"{self._root}/{_name(step)}"
-        with _told(self.url):
+        source = f"{self._root}/{checkpoint_name(step)}"
+        with _as_remote_error(self.url):
             text = self._text_of(f"{source}/{MANIFEST}")
             if text is None:
-                raise DamagedError(f"{self.url}/{_name(step)}: no {MANIFEST}, so it is not there")
-            files = parse_manifest(text.decode(errors="replace"), f"{self.url}/{_name(step)}/{MANIFEST}")
+                raise DamagedError(f"{self.url}/{checkpoint_name(step)}: no {MANIFEST}, so it is not there")
+            files = parse_manifest(text.decode(errors="replace"), f"{self.url}/{checkpoint_name(step)}/{MANIFEST}")
             for file in files:
                 self._require_size(source, file)
         draft = store.begin(step, expected_bytes=sum(file.num_bytes for file in files))
@@ -117,7 +119,7 @@ class RemoteCheckpoints:
             (draft / MANIFEST).write_bytes(text)
             return store.adopt(draft, step)
         except DamagedError as error:
-            raise DamagedError(f"{self.url}/{_name(step)}: {str(error).removeprefix(f'{draft}/')}") from error
+            raise DamagedError(f"{self.url}/{checkpoint_name(step)}: {str(error).removeprefix(f'{draft}/')}") from error
         except OSError as error:
             raise CheckpointError(f"{draft}: could not be brought from {self.url}: {error}") from error
         finally:
@@ -129,8 +131,8 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _told(self.url):
-            self._fs.pipe_file(f"{self._root}/{BEST}", f"{_name(step)}\n".encode())
+        with _as_remote_error(self.url):
+            self._fs.pipe_file(f"{self._root}/{BEST}", f"{checkpoint_name(step)}\n".encode())
 
     def prune(self, kept: Collection[int]) -> None:
         """Remove the checkpoints of all other steps, and what an interrupted copy left.
@@ -138,10 +140,10 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _told(self.url):
+        with _as_remote_error(self.url):
             for step, names in self._listed().items():
                 if step not in kept or MANIFEST not in names:
-                    self._remove(f"{self._root}/{_name(step)}")
+                    self._remove(f"{self._root}/{checkpoint_name(step)}")
 
     def set_aside_after(self, step: int) -> None:
         """Later steps belong to a future that the run went back behind.
@@ -149,9 +151,10 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _told(self.url):
+        with _as_remote_error(self.url):
             for later in (later for later in self._listed() if later > step):
-                self._move(f"{self._root}/{_name(later)}", f"{self._root}/superseded_{_name(later)}")
+                name = checkpoint_name(later)
+                self._move(f"{self._root}/{name}", f"{self._root}/superseded_{name}")
 
     def set_aside_all(self) -> str:
         """Make room for a run that starts afresh; says where what was there lies now, "" if nothing was.
@@ -159,7 +162,7 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _told(self.url):
+        with _as_remote_error(self.url):
             self._fs.invalidate_cache()
             if not self._fs.exists(self._root):
                 return ""
@@ -169,12 +172,12 @@ class RemoteCheckpoints:
 
     def _listed(self) -> dict[int, set[str]]:
         """Names of the files of every step's folder."""
-        with _told(self.url):
+        with _as_remote_error(self.url):
             self._fs.invalidate_cache()
             found: dict[int, set[str]] = {}
             for path in self._fs.find(self._root):
                 folder, _, name = path.removeprefix(f"{self._root}/").partition("/")
-                if (step := STEP.fullmatch(folder)) and _name(int(step[1])) == folder:
+                if (step := STEP.fullmatch(folder)) and checkpoint_name(int(step[1])) == folder:
                     found.setdefault(int(step[1]), set()).add(name)
             return found
 
@@ -216,7 +219,7 @@ class RemoteCheckpoints:
 
     def _get(self, path: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _told(self.url):
+        with _as_remote_error(self.url):
             self._fs.get_file(path, str(target))
 
     def _remove(self, folder: str) -> None:
@@ -238,13 +241,9 @@ class RemoteCheckpoints:
             self._fs.rm(source, recursive=True)
 
 
-def _name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
 @contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Whatever a storage raises, by one name. Each has errors of its own kind, so none can be listed here."""
+def _as_remote_error(url: str) -> Iterator[None]:
+    """Turn what a storage raises into a RemoteError: each kind has errors of its own, so they cannot be listed."""
     try:
         yield
     except CheckpointError:

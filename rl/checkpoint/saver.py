@@ -23,9 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from rl.checkpoint.checkpoint import Checkpoint
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.mirror import Mirror
-from rl.checkpoint.store import Checkpoint, CheckpointStore
+from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import Fault, RunState, WrittenFile
 
 log = logging.getLogger(__name__)

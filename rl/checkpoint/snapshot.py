@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rl.checkpoint.checkpoint import POLICY_FOLDER
 from rl.checkpoint.manifest import CheckpointError, explained, file_record, files_under, flush, flush_tree
-from rl.checkpoint.store import POLICY_FOLDER
 from rl.trajectory import WrittenFile
 
 

@@ -1,12 +1,7 @@
-"""What a run is on disk, written so that a crash at any moment leaves the previous checkpoint whole.
+"""The checkpoints of a run on disk, written so that a crash at any moment leaves the previous one whole.
 
     <run>/checkpoints/
-        step_00000020/          one complete checkpoint
-            manifest.json       size and SHA-256 of every other file; written last
-            state.json          RunState
-            score.json          what the policy was worth, if it was evaluated at this step
-            config.yaml         the resolved configuration
-            ...                 whatever the learners wrote (rank_0.safetensors, policy/, ...)
+        step_00000020/          one complete checkpoint (rl.checkpoint.checkpoint)
         latest                  name of the newest one, for people and scripts
         best                    name of the one with the best score, likewise; never removed as too old
         superseded_step_*       a future that the run went back behind; not read again
@@ -26,54 +21,41 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from rl.checkpoint.checkpoint import (
+    CONFIG,
+    SCORE,
+    STATE,
+    Checkpoint,
+    Score,
+    checkpoint_name,
+    num_bytes,
+    open_checkpoint,
+    read_score,
+    step_of,
+)
 from rl.checkpoint.manifest import (
     MANIFEST,
     CheckpointError,
     DamagedError,
     complete_records,
     explained,
-    files_under,
     flush,
     flush_tree,
     manifest_text,
-    require_whole,
 )
+from rl.checkpoint.pointers import BEST, LATEST, point, pointed_to
+from rl.checkpoint.rotation import kept_steps, move_away, remove
 from rl.trajectory import RunState, WrittenFile
 
 log = logging.getLogger(__name__)
 
-STATE, CONFIG, SCORE = "state.json", "config.yaml", "score.json"
-LATEST, BEST = "latest", "best"  # pointers
 CHECKPOINTS = "checkpoints"  # folder of a run
-POLICY_FOLDER = "policy"  # of a checkpoint: the Hugging Face folder, for whoever uses the policy elsewhere
 SPARE_BYTES = 16 * 2**20  # free space that must remain beside a checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What a policy was worth: a metric's name, with "-" before it if lower is better, and its value."""
-
-    metric: str
-    value: float
-
-    @property
-    def rank(self) -> float:
-        """The higher the better."""
-        return -self.value if self.metric.startswith("-") else self.value
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A published checkpoint whose files are what the manifest says."""
-
-    folder: Path
-    state: RunState
-    config_yaml: str
 
 
 class CheckpointStore:
@@ -134,7 +116,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: the disk failed, or a written file is not there; the previous checkpoint is untouched.
         """
-        home = self.folder / _name(state.step)
+        home = self.folder / checkpoint_name(state.step)
         try:
             (draft / CONFIG).write_text(config_yaml, encoding="utf-8")
             (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
@@ -146,7 +128,7 @@ class CheckpointStore:
             with self._changing:
                 self._publish(draft, home)
                 self._set_aside_after(state.step)
-                self._point(LATEST, home)
+                point(self.folder, LATEST, home)
                 self._point_to_best(state.step)
         except OSError as error:
             raise CheckpointError(f"{home}: could not be saved: {explained(error)}") from error
@@ -163,12 +145,12 @@ class CheckpointStore:
         found = open_checkpoint(draft)
         if found.state.step != step:
             raise DamagedError(f"{draft / STATE}: of step {found.state.step}, not of step {step}")
-        home = self.folder / _name(step)
+        home = self.folder / checkpoint_name(step)
         try:
             flush_tree(draft)
             with self._changing:
                 self._publish(draft, home)
-                self._point(LATEST, self._newest_first()[0])
+                point(self.folder, LATEST, self._newest_first()[0])
                 self._point_to_best(step)
         except OSError as error:
             raise CheckpointError(f"{home}: could not be published: {explained(error)}") from error
@@ -195,7 +177,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is not whole.
         """
-        pointed = self._pointed_to(BEST)
+        pointed = pointed_to(self.folder, BEST)
         return None if pointed is None else open_checkpoint(pointed)
 
     def latest_valid(self, among: Container[int] | None = None) -> Checkpoint | None:
@@ -219,8 +201,8 @@ class CheckpointStore:
 
     def best_score(self) -> tuple[int, Score] | None:
         """Step and score of the checkpoint that `best` points to, without looking at its other files."""
-        home = self._pointed_to(BEST)
-        score = None if home is None else _read_score(home)
+        home = pointed_to(self.folder, BEST)
+        score = None if home is None else read_score(home)
         return None if home is None or score is None else (step_of(home), score)
 
     def kept(self) -> list[Path]:
@@ -253,7 +235,7 @@ class CheckpointStore:
         return {step: folder for step, folder in self.published().items() if (folder / MANIFEST).is_file()}
 
     def _kept_of(self, complete: Mapping[int, Path]) -> list[Path]:
-        best = self._pointed_to(BEST)
+        best = pointed_to(self.folder, BEST)
         return [complete[step] for step in self.steps_kept(complete, None if best is None else step_of(best))]
 
     def _clear(self) -> None:
@@ -270,7 +252,7 @@ class CheckpointStore:
 
     def _require_space(self, expected_bytes: int | None) -> None:
         if expected_bytes is None:
-            expected_bytes = next((_size(folder) for folder in self._newest_first()), 0)
+            expected_bytes = next((num_bytes(folder) for folder in self._newest_first()), 0)
         free = shutil.disk_usage(self.folder).free
         if free < expected_bytes + SPARE_BYTES:
             raise CheckpointError(
@@ -289,36 +271,17 @@ class CheckpointStore:
         flush(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _point(self, name: str, home: Path) -> None:
-        """Make the pointer `name` say `home`, in one rename."""
-        pointer = self.folder / f".{name}"
-        pointer.write_text(home.name + "\n", encoding="utf-8")
-        flush(pointer)
-        pointer.rename(self.folder / name)
-        flush(self.folder)
-
     def _point_to_best(self, newest_step: int) -> None:
         if best := self._best_before(newest_step + 1):
-            self._point(BEST, best[0])
-        elif (pointed := self._pointed_to(BEST)) is not None and not pointed.is_dir():
+            point(self.folder, BEST, best[0])
+        elif (pointed := pointed_to(self.folder, BEST)) is not None and not pointed.is_dir():
             (self.folder / BEST).unlink()  # what it named was set aside
-
-    def _pointed_to(self, name: str) -> Path | None:
-        """The checkpoint a pointer names; None where there is no pointer, or one that names nothing of ours."""
-        pointer = self.folder / name
-        if not pointer.is_file():
-            return None
-        named = pointer.read_text(encoding="utf-8", errors="replace").strip()
-        if not re.fullmatch(r"step_\d+", named):
-            log.warning("%s: passed over: it says %.80r, which is no checkpoint's name", pointer, named)
-            return None
-        return self.folder / named
 
     def _set_aside_after(self, step: int) -> None:
         """Steps beyond the one just saved belong to a future that this run went back behind."""
         for folder in (folder for folder in self._newest_first() if step_of(folder) > step):
             log.warning("%s: set aside as superseded, the run was resumed from an earlier step", folder)
-            aside = self.folder / f"superseded_{_name(step_of(folder))}"
+            aside = self.folder / f"superseded_{checkpoint_name(step_of(folder))}"
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
 
@@ -330,93 +293,20 @@ class CheckpointStore:
             kept = [*self._kept_of(complete), *self._held]
             for folder in complete.values():
                 if folder not in kept:
-                    leaving.append(self.folder / f".draft_removed_{_name(step_of(folder))}")
-                    _try_to_remove(folder, lambda folder=folder, away=leaving[-1]: folder.rename(away))
-        for away in leaving:  # half of a checkpoint never bears its name
-            _try_to_remove(away, lambda away=away: shutil.rmtree(away))
+                    leaving.append(self.folder / f".draft_removed_{checkpoint_name(step_of(folder))}")
+                    move_away(folder, leaving[-1])
+        for away in leaving:
+            remove(away)
 
     def _best_before(self, step: int) -> tuple[Path, Score] | None:
         """The best of the checkpoints before `step`, by the scores in them."""
-        scores = {folder: _read_score(folder) for folder in reversed(self._newest_first())}
+        scores = {folder: read_score(folder) for folder in reversed(self._newest_first())}
         competing = [
             (folder, score)
             for folder, score in scores.items()
             if score is not None and score.metric == self._best_metric and step_of(folder) < step
         ]
         return max(competing, key=lambda pair: pair[1].rank, default=None)  # the first of equals
-
-
-def _try_to_remove(folder: Path, remove: Callable[[], object]) -> None:
-    try:
-        remove()
-    except FileNotFoundError:  # it is gone, or its renaming has failed and said so
-        pass
-    except OSError as error:
-        log.warning("%s: too old, but could not be removed: %s", folder, explained(error))
-
-
-def kept_steps(steps: Iterable[int], *, last: int, every: int, best: int | None) -> list[int]:
-    """Of the steps that have a checkpoint, those that keep it, newest first.
-
-    Args:
-        last: the newest so many stay.
-        every: multiples of it stay; 0: none for that reason.
-        best: this one stays; None: none for that reason.
-    """
-    newest_first = sorted(steps, reverse=True)
-    return [
-        step
-        for index, step in enumerate(newest_first)
-        if index < last or step == best or (every > 0 and step % every == 0)
-    ]
-
-
-def step_of(folder: Path) -> int:
-    """The step of a checkpoint, by its name."""
-    return int(folder.name.rpartition("_")[2])
-
-
-def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint after comparing every file with the manifest.
-
-    Raises:
-        DamagedError: it is not there, incomplete or altered; says which file.
-    """
-    folder = Path(folder)
-    require_whole(folder)
-    try:
-        state = _run_state(json.loads((folder / STATE).read_text(encoding="utf-8")))
-        return Checkpoint(folder, state, (folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, TypeError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{folder}: not readable: {error}") from error
-
-
-def _run_state(saved: dict[str, object]) -> RunState:
-    state = RunState(**saved)  # type: ignore[arg-type] - looked at next
-    for name, value in asdict(state).items():
-        if type(value) is not int or abs(value) >= 2**63 or (name != "seed" and value < 0):
-            raise ValueError(f"{STATE} says {name} is {value!r:.80}")
-    return state
-
-
-def _name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
-def _read_score(folder: Path) -> Score | None:
-    """The score of a whole checkpoint; None if it was not evaluated, or cannot be read."""
-    if not (folder / MANIFEST).is_file() or not (folder / SCORE).is_file():
-        return None
-    try:
-        score = Score(**json.loads((folder / SCORE).read_text(encoding="utf-8")))
-        return score if math.isfinite(score.value) else None
-    except (OSError, TypeError, ValueError) as error:
-        log.warning("%s: passed over: %s", folder / SCORE, error)
-        return None
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in files_under(folder))
 
 
 def _mib(size: int) -> str:

@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from actors.placement import Demand
-from rl.checkpoint.store import CHECKPOINTS, POLICY_FOLDER, Checkpoint
+from rl.checkpoint.checkpoint import POLICY_FOLDER, Checkpoint
+from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError
 from rl.config.file import plain_yaml, to_dict
 from rl.config.run import RunConfig

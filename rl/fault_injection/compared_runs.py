@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from rl.checkpoint.store import CHECKPOINTS, MANIFEST, CheckpointStore
+from rl.checkpoint.manifest import MANIFEST
+from rl.checkpoint.store import CHECKPOINTS, CheckpointStore
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig
 from rl.fault_injection.run_process import kill_process_tree, launched

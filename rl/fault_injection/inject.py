@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 
+from rl.checkpoint.checkpoint import open_checkpoint
 from rl.checkpoint.manifest import CheckpointError
-from rl.checkpoint.store import CheckpointStore, open_checkpoint
+from rl.checkpoint.store import CheckpointStore
 from rl.fault_injection.run_process import ProcessTree
 from rl.fault_injection.schedule import DAMAGE, FAULT_TYPES, STOP, TERMINATE, FaultType, PlannedFault
 from rl.fault_injection.targets import ProcessFinder, method_of, title_of

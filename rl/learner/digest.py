@@ -26,6 +26,15 @@ def tensors_digest(named: Mapping[str, Tensor]) -> str:
     return sha256_of([*described, *(id_bytes(pair.tolist()) for pair in sums.values())])
 
 
+def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, types, shapes and bytes of tensors, in the order given; each is copied to the CPU in turn."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def checksum(tensor: Tensor) -> Tensor:
     """Two integers modulo 2^64, on the tensor's device: the sum of its words, and of each word times its place from 1.
 

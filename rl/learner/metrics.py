@@ -6,6 +6,7 @@ Legend: B sequences · T tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from rl.algorithm.batch import LearnerBatch
 from rl.algorithm.loss import LossTerms
-from rl.trajectory import Segment
+from rl.learner.mini_batch import MiniBatch
+from rl.trajectory import Segment, TrainingSample
 
 SEGMENTS = {"sampling": Segment.SAMPLING, "reasoning": Segment.REASONING}
 
@@ -82,3 +84,15 @@ def tally_parity(tally: Tally, batch: LearnerBatch, logp_BT: Tensor) -> None:
         difference_N = difference_BT[batch.loss_mask_BT & (batch.segment_ids_BT == segment)]
         tally.mean(f"parity/mean/{name}", difference_N.sum(), len(difference_N))
         tally.peak(f"parity/max/{name}", difference_N.max() if len(difference_N) else -math.inf)
+
+
+def tally_work(tally: Tally, parts: Sequence[MiniBatch], samples: Sequence[TrainingSample], seconds: float) -> None:
+    """How much was learned from, how much of it was padding, and how long it took."""
+    tokens = sum(len(sample.token_ids) for sample in samples)
+    places = sum(batch.input_ids_BT.numel() for part in parts for batch in part.batches)
+    tally.sum("update/trajectories", len(samples))
+    tally.sum("update/tokens", tokens)
+    tally.sum("update/learned_tokens", sum(sum(sample.loss_mask) for sample in samples))
+    tally.mean("update/padding_share", places - tokens, places)
+    tally.peak("update/micro_batches", sum(len(part.batches) for part in parts))
+    tally.peak("update/seconds", seconds)

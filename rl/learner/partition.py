@@ -6,86 +6,29 @@ Ten elements of one parameter on two ranks:
     ZeRO 1, 2    rank 0  ...|0123456|      rank 1  |789|...          a group's parameters end to end, one cut per rank
     ZeRO 3       rank 0  ...|01234|...     rank 1  ...|56789|...     every parameter is cut, with padding at its end
 
-The metadata of a rank's file says where each fragment lies, so that what one layout wrote any other can read: copies of
-stretches, no arithmetic. Headers are all that is read here, and torch is not needed: the driver asks `require_loadable`
-before it starts anything. Metadata is data from outside: whatever it says, the answer is a `LearnerStateError`.
+The metadata of a rank's file says where each fragment lies (rl.learner.rank_files), so that what one layout wrote any
+other can read: copies of stretches, no arithmetic. Torch is not needed: the driver asks `require_loadable` before it
+starts anything.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from rl.learner.rank_files import (
+    START_OVER,
+    Fragment,
+    Layout,
+    LearnerStateError,
+    RankFile,
+    read_rank_files,
+    some_names,
+)
 
-FORMAT = 1  # files without fragments are older; they have the same tensors under the same names
-MOST_DIMENSIONS = 16
-RNG = "rng"  # what the names of random states begin with
-STEP = "step"  # AdamW's count: one number per master; the rest of what is kept has the master's shape
-
-Held = Mapping[str, "list[tuple[RankFile, Fragment]]"]  # parameter -> who has which stretch of it, in order
-
-
-class LearnerStateError(RuntimeError):
-    """A saved learner state does not fit this learner; the message says what differs, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the state is cut up."""
-
-    zero_stage: int
-    world_size: int
-    rank: int
-    format: int = FORMAT
-
-    @property
-    def filename(self) -> str:
-        """This rank's file."""
-        return f"rank_{self.rank}.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """A stretch of a parameter, and where a rank keeps it. Counted in elements of flattened tensors."""
-
-    parameter: str
-    start: int  # in the parameter
-    numel: int
-    master: str  # the master weight it is part of; its AdamW state is cut the same way
-    offset: int  # in the master
-
-    @property
-    def end(self) -> int:
-        """One past the last element, in the parameter."""
-        return self.start + self.numel
-
-
-@dataclass(frozen=True)
-class RankFile:
-    """What a rank's file says of itself."""
-
-    path: Path
-    layout: Layout
-    steps: int  # optimizer steps taken
-    tensors: Mapping[str, tuple[int, ...]]  # name -> shape
-    parameters: Mapping[str, tuple[int, ...]] | None  # all that are trained, on every rank -> shape; None: it is older
-    fragments: tuple[Fragment, ...] = ()  # this rank's
-
-    @cached_property
-    def kept(self) -> dict[str, list[str]]:
-        """What is kept of each master: "master" itself and AdamW's state, in order."""
-        keys: dict[str, list[str]] = {}
-        for name in sorted(self.tensors):
-            master, _, key = name.rpartition(".")
-            keys.setdefault(master, []).append(key)
-        return keys
+Located = Mapping[str, list[tuple[RankFile, Fragment]]]  # parameter -> which file has which stretch of it, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,67 +53,7 @@ def require_loadable(folder: Path, zero_stage: int, world_size: int) -> None:
     require_described(files, Layout(zero_stage, world_size, rank=0))
     if files[0].parameters is not None:
         for reader in range(len(files) if files[0].layout.zero_stage == 0 else 1):
-            who_holds(files, reader)
-
-
-def read_rank_files(folder: Path) -> list[RankFile]:
-    """The files of all ranks, in order, each whole as far as its header tells, and all of one save.
-
-    Raises:
-        LearnerStateError: they are not.
-    """
-    first = read_rank_file(folder / Layout(0, 1, 0).filename)
-    found, world_size = sorted(path.name for path in folder.glob("rank_*.safetensors")), first.layout.world_size
-    if len(found) != world_size:
-        raise LearnerStateError(
-            f"{first.path}: written by {world_size} ranks, but {len(found)} files lie here ({_some(found)}); resume "
-            f"from a checkpoint that is whole (resume=PATH), or {START_OVER}"
-        )
-    files = [first, *(read_rank_file(folder / Layout(0, world_size, rank).filename) for rank in range(1, world_size))]
-    for rank, file in enumerate(files):
-        if file.layout.rank != rank:
-            raise LearnerStateError(f"{file.path}: says it is of rank {file.layout.rank}; files were exchanged")
-        for what in ("zero_stage", "world_size"):
-            _require_same(first, file, what, getattr(first.layout, what), getattr(file.layout, what))
-        _require_same(first, file, "steps", first.steps, file.steps)
-        if file.parameters != first.parameters:
-            raise LearnerStateError(f"{file.path}: other parameters than in {first.path.name}; not of one save")
-    return files
-
-
-def read_rank_file(path: Path) -> RankFile:
-    """What one file says of itself, checked against the tensors it has.
-
-    Raises:
-        LearnerStateError: not there, not a safetensors file, or its metadata is not what we write.
-    """
-    if not path.is_file():
-        raise LearnerStateError(
-            f"{path}: there is no such file; resume from a checkpoint that is whole (resume=PATH), or {START_OVER}"
-        )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            described = file.metadata() or {}
-            tensors = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise LearnerStateError(f"{path}: not readable: {error}") from error
-    try:
-        return _described(path, described, tensors)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise LearnerStateError(f"{path}: not the metadata of a learner state: {said[:300]}") from error
-
-
-def metadata(
-    layout: Layout, steps: int, parameters: Mapping[str, tuple[int, ...]], fragments: Sequence[Fragment]
-) -> dict[str, str]:
-    """What `read_rank_file` reads."""
-    return {
-        "layout": json.dumps(asdict(layout)),
-        "steps": str(steps),
-        "parameters": json.dumps(parameters),
-        "fragments": json.dumps([[f.parameter, f.start, f.numel, f.master, f.offset] for f in fragments]),
-    }
+            locate_fragments(files, reader)
 
 
 def require_described(files: Sequence[RankFile], layout: Layout) -> None:
@@ -184,10 +67,10 @@ def require_described(files: Sequence[RankFile], layout: Layout) -> None:
         "learner.zero_stage": (saved.zero_stage, layout.zero_stage),
         "learner.num_ranks": (saved.world_size, layout.world_size),
     }
-    told = [f"{key}={old} (now {new})" for key, (old, new) in differing.items() if old != new]
-    if told and files[0].parameters is None:
+    changed = [f"{key}={old} (now {new})" for key, (old, new) in differing.items() if old != new]
+    if changed and files[0].parameters is None:
         raise LearnerStateError(
-            f"{files[0].path}: written with {', '.join(told)} and without a description from which another layout "
+            f"{files[0].path}: written with {', '.join(changed)} and without a description from which another layout "
             f"could read it; resume with the values it was written with, or {START_OVER}"
         )
 
@@ -204,9 +87,9 @@ def require_same_parameters(files: Sequence[RankFile], trained: Mapping[str, tup
     more, less = sorted(saved.keys() - trained.keys()), sorted(trained.keys() - saved.keys())
     if more or less:
         raise LearnerStateError(
-            f"{path}: {len(more)} parameters in it are not trained here ({_some(more)}), {len(less)} trained here are "
-            f"not in it ({_some(less)}): another policy, or learner.freeze_vision has changed; resume with the "
-            f"settings it was written with, or {START_OVER}"
+            f"{path}: {len(more)} parameters in it are not trained here ({some_names(more)}), {len(less)} trained here "
+            f"are not in it ({some_names(less)}): another policy, or learner.freeze_vision has changed; resume with "
+            f"the settings it was written with, or {START_OVER}"
         )
     name = next(name for name in sorted(saved) if saved[name] != trained[name])
     raise LearnerStateError(
@@ -215,7 +98,7 @@ def require_same_parameters(files: Sequence[RankFile], trained: Mapping[str, tup
     )
 
 
-def who_holds(files: Sequence[RankFile], reader: int = 0) -> dict[str, list[tuple[RankFile, Fragment]]]:
+def locate_fragments(files: Sequence[RankFile], reader: int = 0) -> dict[str, list[tuple[RankFile, Fragment]]]:
     """Every parameter's stretches in order, each element once.
 
     Args:
@@ -226,14 +109,14 @@ def who_holds(files: Sequence[RankFile], reader: int = 0) -> dict[str, list[tupl
     if files[0].layout.zero_stage == 0:
         files = [files[reader % len(files)]]
     parameters = files[0].parameters or {}
-    held: dict[str, list[tuple[RankFile, Fragment]]] = {name: [] for name in parameters}
+    located: dict[str, list[tuple[RankFile, Fragment]]] = {name: [] for name in parameters}
     for file in files:
         for fragment in file.fragments:
-            held[fragment.parameter].append((file, fragment))
+            located[fragment.parameter].append((file, fragment))
     for name, shape in parameters.items():
-        held[name].sort(key=lambda pair: pair[1].start)
+        located[name].sort(key=lambda pair: pair[1].start)
         reached = 0
-        for file, fragment in held[name]:
+        for file, fragment in located[name]:
             if fragment.start != reached:
                 raise LearnerStateError(
                     f"{file.path}: {name} goes on at element {fragment.start}, {reached} was expected: fragments of "
@@ -244,100 +127,14 @@ def who_holds(files: Sequence[RankFile], reader: int = 0) -> dict[str, list[tupl
             raise LearnerStateError(
                 f"{files[0].path.parent}: {reached} of {math.prod(shape)} elements of {name} are in the ranks' files"
             )
-    return held
+    return located
 
 
-def stretches(wanted: Fragment, held: Held) -> Iterator[Stretch]:
+def stretches(wanted: Fragment, located: Located) -> Iterator[Stretch]:
     """Where the elements of a fragment come from, in order."""
-    for source, fragment in held[wanted.parameter]:
+    for source, fragment in located[wanted.parameter]:
         first, end = max(wanted.start, fragment.start), min(wanted.end, fragment.end)
         if first < end:
-            source_offset, target_offset = (
-                fragment.offset + first - fragment.start,
-                wanted.offset + first - wanted.start,
-            )
+            source_offset = fragment.offset + first - fragment.start
+            target_offset = wanted.offset + first - wanted.start
             yield Stretch(source, fragment.master, source_offset, target_offset, end - first)
-
-
-START_OVER = "start a new run from the policy in that checkpoint (policy.path=…/policy name=…)"
-
-
-def _described(path: Path, described: Mapping[str, str], tensors: Mapping[str, tuple[int, ...]]) -> RankFile:
-    layout = _object(json.loads(described["layout"]))
-    if layout.get("format") != FORMAT:
-        raise LearnerStateError(f"{path}: format {layout.get('format')!r}, this version reads {FORMAT}")
-    cut = Layout(**{key: _count(layout[key], key) for key in ("zero_stage", "world_size", "rank")})
-    if cut.zero_stage > 3 or not cut.rank < cut.world_size:
-        raise ValueError(f"stage {cut.zero_stage}, rank {cut.rank} of {cut.world_size}")
-    steps = _count(json.loads(described["steps"]), "steps")
-    if "fragments" not in described:
-        return RankFile(path, cut, steps, tensors, None)
-    shapes = {name: _shape(shape) for name, shape in _object(json.loads(described["parameters"])).items()}
-    fragments = tuple(_fragment(row) for row in json.loads(described["fragments"]))
-    _require_inside(fragments, shapes, tensors)
-    return RankFile(path, cut, steps, tensors, shapes, fragments)
-
-
-def _require_inside(
-    fragments: Sequence[Fragment], shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Fragments lie within their parameters and masters, and not on top of each other."""
-    for f in fragments:
-        if f.parameter not in shapes:
-            raise ValueError(f"a fragment of {f.parameter!r:.80}, which is no parameter")
-        if f.end > math.prod(shapes[f.parameter]):
-            raise ValueError(
-                f"a fragment ends at element {f.end:.6g} of {f.parameter}, beyond its {shapes[f.parameter]}"
-            )
-        shape = tensors.get(f"{f.master}.master")
-        if shape is None or f.offset + f.numel > math.prod(shape):
-            raise ValueError(f"a fragment of {f.parameter} lies beyond the master weights {f.master!r:.80} {shape}")
-    lying = sorted(fragments, key=lambda f: (f.master, f.offset))
-    for one, other in pairwise(lying):
-        if one.master == other.master and one.offset + one.numel > other.offset:
-            raise ValueError(f"fragments of {one.parameter} and {other.parameter} lie on top of each other")
-    masters = {f.master: tensors[f"{f.master}.master"] for f in fragments}
-    for name, shape in tensors.items():
-        master, _, key = name.rpartition(".")
-        if master in masters and shape != (() if key == STEP else masters[master]):
-            raise ValueError(f"{key} of {master} is {shape}, its master is {masters[master]}")
-
-
-def _fragment(row: Any) -> Fragment:
-    parameter, start, numel, master, offset = row if isinstance(row, list) and len(row) == 5 else (None,) * 5
-    if not isinstance(parameter, str) or not isinstance(master, str):
-        raise ValueError(f"not a fragment: {row!r:.80}")
-    fragment = Fragment(parameter, _count(start, "start"), _count(numel, "numel"), master, _count(offset, "offset"))
-    if fragment.numel == 0:
-        raise ValueError(f"an empty fragment of {parameter!r:.80}")
-    return fragment
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > MOST_DIMENSIONS:
-        raise ValueError(f"not a shape: {value!r:.80}")
-    return tuple(_count(size, "a shape's size") for size in value)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"not an object: {value!r:.80}")
-    return value
-
-
-def _count(value: Any, name: str) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{name} is no count: {value!r:.80}")
-    return value
-
-
-def _require_same(first: RankFile, file: RankFile, what: str, expected: int, found: int) -> None:
-    if expected != found:
-        raise LearnerStateError(
-            f"{file.path}: {what} {found}, {first.path.name} says {expected}; the files are not of one save: "
-            "resume from another checkpoint (resume=PATH)"
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:2]) + (", …" if len(names) > 2 else "") if names else "none"

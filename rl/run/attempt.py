@@ -15,9 +15,9 @@ from rich.progress import Progress
 from actors.learner import LearnerGroup
 from actors.weight_sync import WeightSync
 from envs.data.dataset import tasks_for_step
+from rl.checkpoint.checkpoint import Checkpoint
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.saver import Contents
-from rl.checkpoint.store import Checkpoint
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig
 from rl.run.prepare import progress_bar

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from actors.learner import LearnerError, LearnerGroup
 from actors.weight_buckets import WeightsLostError
-from rl.checkpoint.store import Checkpoint
+from rl.checkpoint.checkpoint import Checkpoint
 from rl.run.attempt import Attempt
 from rl.run.run import Run
 from rl.run.workers import spawn_learners

@@ -21,10 +21,9 @@ from rich.table import Table
 
 from actors.memory import own_memory_mib
 from actors.ray_metrics import RayMetricsSink
-from rl.algorithm.advantages import Credit, CreditRules
+from rl.algorithm.advantages import Credit
 from rl.algorithm.batch import credit_metrics, learned_credit
 from rl.checkpoint.store import CheckpointStore
-from rl.config.algorithm import AdvantageConfig
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
@@ -59,7 +58,7 @@ class Reporter:
     ) -> None:
         self._config, self._run_dir, self._numbers, self._backlog = config, run_dir, numbers, backlog
         self._progress = progress
-        self._rules = credit_rules(config.algorithm.advantage)
+        self._rules = config.algorithm.advantage
         self._processor = processor
         self._bar: TaskID = progress.add_task("training", total=config.trainer.steps, completed=first)
 
@@ -139,11 +138,6 @@ def keep_step(backlog: Backlog, folder: Path, step: int, shown: Sequence[dict[st
         UnwrittenError: too many steps in a row could not be written down.
     """
     backlog.write(step_path(folder, step), step, partial(write_step, folder, step, shown))
-
-
-def credit_rules(advantage: AdvantageConfig) -> CreditRules:
-    """The credit rules of a configuration."""
-    return CreditRules(**to_dict(advantage))
 
 
 def make_sinks(config: RunConfig, run_dir: Path, backlog: Backlog, *, keep_through_step: int) -> list[Sink]:

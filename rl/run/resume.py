@@ -10,13 +10,15 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
+from rl.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from rl.checkpoint.manifest import MANIFEST, CheckpointError, DamagedError
 from rl.checkpoint.remote import RemoteCheckpoints, RemoteError
-from rl.checkpoint.store import CHECKPOINTS, Checkpoint, CheckpointStore, open_checkpoint
+from rl.checkpoint.store import CHECKPOINTS, CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.file import plain_yaml, to_dict, with_defaults
 from rl.config.run import RunConfig
-from rl.learner.partition import LearnerStateError, require_loadable
+from rl.learner.partition import require_loadable
+from rl.learner.rank_files import LearnerStateError
 
 log = logging.getLogger(__name__)
 

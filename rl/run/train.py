@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
+from rl.checkpoint.checkpoint import POLICY_FOLDER
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.remote import RemoteCheckpoints
 from rl.checkpoint.saver import Saver
-from rl.checkpoint.store import POLICY_FOLDER, CheckpointStore
+from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig

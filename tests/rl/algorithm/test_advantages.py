@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.algorithm.advantages import METHODS, Credit, CreditRules, credit_group, group_advantages, token_advantages
+from rl.algorithm.advantages import METHODS, Credit, credit_group, group_advantages, token_advantages
+from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, Segment, SegmentRewards
 
 FAILED = RewardFailure("mine", "raised", "KeyError")
 REWARD = st.floats(0, 1, allow_nan=False)
 SIBLINGS = st.lists(st.tuples(REWARD, REWARD, st.booleans()), min_size=2, max_size=6)
 RULES = st.builds(
-    CreditRules,
+    AdvantageConfig,
     method=st.sampled_from(sorted(METHODS)),
     scale=st.sampled_from(["std", "none"]),
     cross_credit=st.floats(0, 1),
@@ -27,7 +28,7 @@ def rewards(*pairs):
 
 def credit(*pairs, called=None, **rules):
     called = [True] * len(pairs) if called is None else called
-    return credit_group(rewards(*pairs), called, CreditRules(**rules))
+    return credit_group(rewards(*pairs), called, AdvantageConfig(**rules))
 
 
 def values(group_credit):
@@ -171,7 +172,12 @@ def test_credit_spreads_over_the_tokens_of_its_segment():
     assert token_advantages(Credit(None, 0.0), segment_ids) == ((0.0,) * 5, (False, False, False, False, True))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_name_in_the_configuration(method):
+    assert AdvantageConfig(method=method).method == method
+
+
 @pytest.mark.parametrize("wrong", [{"method": "ppo"}, {"scale": "mad"}, {"unannotated": "zero"}])
 def test_unknown_options_are_refused(wrong):
     with pytest.raises(ValueError, match="must be one of"):
-        CreditRules(**wrong)
+        AdvantageConfig(**wrong)

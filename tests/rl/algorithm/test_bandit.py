@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.learning.bandit import ANSWER, LOOK, Bandit, by, estimator, measure
-from rl.algorithm.advantages import Credit, CreditRules, group_advantages
+from rl.algorithm.advantages import Credit, group_advantages
+from rl.config.algorithm import AdvantageConfig
 
 G = 3
 SHRINK = 1 - 1 / G
@@ -17,7 +18,7 @@ WORLDS = [Bandit(), Bandit(options=2), Bandit(wrong_labels=0.5), Bandit(call_log
 
 
 def mean_gradient(bandit, **rules):
-    return estimator(bandit, by(CreditRules(scale="none", **rules)), G).mean_D
+    return estimator(bandit, by(AdvantageConfig(scale="none", **rules)), G).mean_D
 
 
 def test_the_analytic_gradient_is_that_of_the_expected_rewards():
@@ -77,7 +78,7 @@ def test_segment_decoupling_scatters_less_in_either_segment():
 
 
 def test_the_mean_and_variance_are_those_of_sampled_groups():
-    bandit, rules, rng = Bandit(wrong_labels=0.5), CreditRules(), np.random.default_rng(0)
+    bandit, rules, rng = Bandit(wrong_labels=0.5), AdvantageConfig(), np.random.default_rng(0)
     exact = estimator(bandit, by(rules), 2)
     kinds = bandit.task_kinds()
     gradients_ND = []

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.algorithm.advantages import NOT_LEARNED, CreditRules
+from rl.algorithm.advantages import NOT_LEARNED
 from rl.algorithm.batch import (
     assign_ranks,
     build_training_samples,
@@ -23,6 +23,7 @@ from rl.algorithm.batch import (
     sampled_values,
 )
 from rl.algorithm.loss import LossTotals, policy_loss, token_weights
+from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, StopReason, trajectory_tokens
 
 FAILED = RewardFailure("mine", "raised", "KeyError")
@@ -98,7 +99,7 @@ def test_credit_is_what_the_tokens_of_the_samples_carry_and_none_where_there_is_
 
 
 def test_credit_metrics(trajectory, scored_group):
-    rules = CreditRules(scale="none")
+    rules = AdvantageConfig(scale="none")
     looks_differ = scored_group([trajectory(1, 3), trajectory(3, 1)], [(1.0, 0.5), (0.0, 0.5)])
     nothing_differs = scored_group([trajectory(1, 1), trajectory(1, 1)], [(0.5, 0.5), (0.5, 0.5)])
 
@@ -167,7 +168,7 @@ def test_micro_batches_keep_order_and_fill_up_with_empty_ones(trajectory, scored
 def test_collate_pads_to_the_right(trajectory, scored_group):
     samples = build_training_samples(
         scored_group([trajectory(1, 1, version=4), trajectory(0, 1, version=5)], [(1.0, 0.0), (0.0, 1.0)]),
-        CreditRules(scale="none"),
+        AdvantageConfig(scale="none"),
     )
 
     batch = collate(samples, CountingProcessor())
@@ -187,7 +188,7 @@ def test_values_of_sampled_tokens_leave_context_and_padding_out_and_have_none_wh
     trajectory, scored_group
 ):
     scored = scored_group([trajectory(2, 1), trajectory(1, 1)], [(None, 0.0), (None, 1.0)])
-    samples = build_training_samples(scored, CreditRules(unannotated="mask"))
+    samples = build_training_samples(scored, AdvantageConfig(unannotated="mask"))
     batch = collate(samples, CountingProcessor())  # rows: C S S C R and C S C R, padded
 
     first, second = sampled_values(batch, torch.arange(10.0).view(2, 5))

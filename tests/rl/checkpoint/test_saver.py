@@ -8,9 +8,10 @@ from hashlib import sha256
 import pytest
 
 from rl.checkpoint import saver as saving
+from rl.checkpoint.checkpoint import open_checkpoint
 from rl.checkpoint.manifest import CheckpointError, file_record, read_manifest
 from rl.checkpoint.saver import Contents, Saver
-from rl.checkpoint.store import CheckpointStore, open_checkpoint
+from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import RunState, WrittenFile
 
 PATIENCE_S = 30.0  # of a test; nothing here takes a second

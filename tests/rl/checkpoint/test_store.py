@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.checkpoint import store as checkpoint
-from rl.checkpoint.manifest import complete_records, manifest_text
-from rl.checkpoint.store import CheckpointError, CheckpointStore, Score, kept_steps, open_checkpoint
+from rl.checkpoint.checkpoint import Score, open_checkpoint
+from rl.checkpoint.manifest import CheckpointError, complete_records, manifest_text
+from rl.checkpoint.rotation import kept_steps
+from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import RunState
 
 STATE = RunState(step=20, policy_version=21, seed=7)

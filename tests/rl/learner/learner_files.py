@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from rl.learner.partition import Fragment, Layout, metadata
+from rl.learner.rank_files import Fragment, Layout, metadata
 
 
 def save_learner(folder: Path, ranks: int = 1, described: bool = True) -> None:

@@ -136,8 +136,8 @@ class Rank:
         self.batch = the_batch(self.processor)
         self.mine = share_of(self.batch, rank, world)
 
-    def learner(self, *, stage=1, micro_batch=2, dtype="float32", loss=None, optimizer=None, cls=Learner, **options):
-        return cls(
+    def learner(self, *, stage=1, micro_batch=2, dtype="float32", loss=None, optimizer=None, **options):
+        return Learner(
             self.policy_dir,
             policy=PolicyConfig(dtype=dtype),
             learner=LearnerConfig(
@@ -194,14 +194,15 @@ class Rank:
 
     def update(self, *, steps=3, **options):
         """The same through the learner, each rank with its share."""
-        learner = self.learner(cls=Watched, **options)
+        learner = self.learner(**options)
+        gradients = watch_gradients(learner)
         before = weights_of(learner)
         metrics = [learner.update(self.mine)[0] for _ in range(steps)]
         after = weights_of(learner)
         moved = [name for name in before if (before[name] != after[name]).any()]
         logprobs = learner.logprobs(self.batch)
         self._end(learner)
-        return {"gradients": learner.seen, "metrics": metrics, "logprobs": logprobs, "moved": moved}
+        return {"gradients": gradients, "metrics": metrics, "logprobs": logprobs, "moved": moved}
 
     def learned(self, **options):
         """One update from scored groups, as the driver gets it; and each sibling alone through the policy untouched."""
@@ -350,7 +351,7 @@ class Rank:
         return token_logprobs(model, *inputs, allowed_V=allowed_V, temperature=0.9, scored_BT=scored_BT)[0]
 
     def _end(self, learner):
-        learner._engine.destroy()
+        learner._engine.close()
         gc.collect()
 
 
@@ -360,12 +361,12 @@ def weights_of(learner):
 
 def whole_state(learner):
     """Masters and AdamW's moments of every trained parameter, put together by DeepSpeed itself; and AdamW's counts."""
-    engine, adamw = learner._engine, learner._adamw
+    engine, adamw = learner._engine.deepspeed, learner._engine.adamw
     trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
-    if learner._config.zero_stage == 0:
+    if learner._engine.zero_stage == 0:
         pieces = {name: {"master": p.detach(), **adamw.state[p]} for name, p in trained}
     else:
-        if learner._config.zero_stage < 3:
+        if learner._engine.zero_stage < 3:
             engine.optimizer._hp_optimizer_states_linked = False  # DeepSpeed links before the second group has a state
             engine.optimizer._lazy_init_hp_params_optimizer_state()
         moments = {"exp_avg", "exp_avg_sq"} if any(adamw.state.values()) else set()
@@ -383,17 +384,19 @@ def whole_state(learner):
     return whole | {"steps": sorted({float(state["step"]) for state in adamw.state.values() if "step" in state})}
 
 
-class Watched(Learner):
-    """Looks at the gradient of the first step, between backward and clipping."""
+def watch_gradients(learner):
+    """The gradients of the first step, between backward and clipping, in a dict that is filled then."""
+    engine, seen = learner._engine, {}
+    apply = engine.apply
 
-    seen = None
+    def watched():
+        if not seen:
+            grads = {name: safe_get_full_grad(p) for name, p in engine.module.named_parameters() if p.requires_grad}
+            seen.update({name: grad.float().numpy().copy() for name, grad in grads.items() if grad is not None})
+        return apply()
 
-    def _apply(self):
-        if self.seen is None:
-            named = self._engine.module.named_parameters()
-            grads = {name: safe_get_full_grad(p) for name, p in named if p.requires_grad}
-            self.seen = {name: grad.float().numpy().copy() for name, grad in grads.items() if grad is not None}
-        return super()._apply()
+    engine.apply = watched
+    return seen
 
 
 def main(socket, rank, world, port, policy_dir):

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from rl.checkpoint.manifest import file_record, files_under
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
-from rl.learner.partition import read_rank_files
+from rl.learner.rank_files import read_rank_files
 from rl.policy.tiny import build_tiny_policy
 
 pytestmark = pytest.mark.deepspeed

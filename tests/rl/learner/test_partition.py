@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from rl.learner.partition import (
+from rl.learner.partition import locate_fragments, require_loadable, require_same_parameters, stretches
+from rl.learner.rank_files import (
     Fragment,
     Layout,
     LearnerStateError,
@@ -23,10 +24,6 @@ from rl.learner.partition import (
     metadata,
     read_rank_file,
     read_rank_files,
-    require_loadable,
-    require_same_parameters,
-    stretches,
-    who_holds,
 )
 
 SHAPES = {"a": (2, 3), "b": (4,)}
@@ -283,7 +280,7 @@ def files_of(sizes, layout):
 def test_every_cut_can_be_put_together_as_any_other(sizes, old, new):
     (files, kept), (wanted, expected) = files_of(sizes, old), files_of(sizes, new)
     for rank, file in enumerate(wanted):
-        held, flat = who_holds(files, rank), [None] * len(expected[rank])
+        held, flat = locate_fragments(files, rank), [None] * len(expected[rank])
         for stretch in (stretch for fragment in file.fragments for stretch in stretches(fragment, held)):
             source = kept[files.index(stretch.source)]
             for index in range(stretch.numel):

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from rl.checkpoint.checkpoint import open_checkpoint
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.saver import Saver
-from rl.checkpoint.store import CheckpointStore, open_checkpoint
+from rl.checkpoint.store import CheckpointStore
 from rl.run.stop_signals import StopRequested
 from rl.trajectory import Fault, RunState
 

@@ -11,9 +11,10 @@ import pytest
 from rewards.golden import golden_group
 from rewards.scoring import WeightedReward, score_group
 from rewards.temporal_iou import temporal_iou
-from rl.algorithm.advantages import NOT_LEARNED, Credit, CreditRules, token_advantages
+from rl.algorithm.advantages import NOT_LEARNED, Credit, token_advantages
 from rl.algorithm.batch import learned_credit
 from rl.algorithm.segments import flatten
+from rl.config.algorithm import AdvantageConfig
 from rl.tracking.held_out import held_out_metrics
 from rl.tracking.records import records, write_records, write_step
 from rl.trajectory import Completion, RewardFailure, ScoredGroup, Segment, SegmentRewards, StopReason
@@ -90,7 +91,7 @@ def test_advantages_are_those_of_the_tokens_and_null_where_nothing_is_learned(tr
 
 def test_of_a_task_without_evidence_only_the_answer_may_be_learned(trajectory, scored_group):
     scored = scored_group([trajectory(1, 1), trajectory(1, 1)], [(None, 1.0), (None, 0.0)])
-    credit_PG = [learned_credit(scored, CreditRules(unannotated="mask"))]
+    credit_PG = [learned_credit(scored, AdvantageConfig(unannotated="mask"))]
     seen_S = np.array([math.nan, -0.2], np.float32)
     call, answer = next(records([scored], ids, credit_PG=credit_PG, logprobs_PG=[(seen_S, seen_S)]))["turns"]
     assert (call["advantage"], call["learner_logprobs"]) == (None, None)

@@ -1,0 +1,158 @@
+"""The policy inside a DeepSpeed engine: gradients, optimizer steps, whole weights. The door to deepspeed; no Ray.
+
+DeepSpeed averages gradients over ranks, so every rank multiplies its loss by their number; the accumulation boundary is
+set by hand, since micro-batches vary in number. With the denominators of `rl.algorithm.loss`, which are those of the
+whole batch, any stage, any number of ranks and any micro-batch size then give the gradient of the whole batch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rl.config.learner import LearnerConfig
+from rl.learner.settings import deepspeed_settings, uses_cuda
+
+GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
+
+
+class StepOutcome(NamedTuple):
+    """What became of one optimizer step."""
+
+    applied: bool  # False: the gradient was not finite, nothing has changed
+    grad_norm: float  # over all ranks, before clipping
+
+
+class TrainingEngine:
+    """A policy, its AdamW and the DeepSpeed engine around both. Every method is collective.
+
+    engine = TrainingEngine(model, config, "float32", world_size=2)
+    outcome = engine.step([lambda: loss_of(0), lambda: loss_of(1)], lr=1e-6)
+    """
+
+    def __init__(self, model: nn.Module, config: LearnerConfig, dtype: str, world_size: int) -> None:
+        """Weight decay spares vectors: biases and the gains of norms.
+
+        Raises:
+            ConfigError: `learner.deepspeed_config` cannot be read.
+        """
+        self.zero_stage, self._world_size = config.zero_stage, world_size
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        options = config.optimizer
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas))
+        settings = deepspeed_settings(config, dtype, sum(parameter.numel() for parameter in trained))
+        self.deepspeed: Any = deepspeed.initialize(
+            model=model, optimizer=self.adamw, config=settings, dist_init_required=False
+        )[0]
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself; at ZeRO 3 its parameters are cut up."""
+        return self.deepspeed.module
+
+    def step(self, losses: Sequence[Callable[[], Tensor]], lr: float) -> StepOutcome:
+        """Accumulate the gradients of all micro-batches, then take one optimizer step if they are finite.
+
+        Args:
+            losses: one per micro-batch, equally many on every rank; called one after the other, so that only one graph
+                is in memory at a time.
+        """
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        for index, loss in enumerate(losses):
+            self.deepspeed.set_gradient_accumulation_boundary(index == len(losses) - 1)
+            self.deepspeed.backward(loss() * self._world_size)
+        return self.apply()
+
+    def apply(self) -> StepOutcome:
+        """Clip the accumulated gradient and step."""
+        if self.zero_stage == 0:  # DeepSpeed looks for NaN at stages 1-3 only
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(grads))
+            if not math.isfinite(norm):
+                self.module.zero_grad(set_to_none=True)
+                return StepOutcome(False, norm)
+            self.deepspeed.step()
+            return StepOutcome(True, norm)
+        self.deepspeed.step()
+        return StepOutcome(self.deepspeed.was_step_applied(), float(self.deepspeed.get_global_grad_norm()))
+
+    def named_weights(self, *, trainable_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters under their Hugging Face names. At ZeRO 3 every rank has to run through all of them."""
+        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad or not trainable_only]
+        if self.zero_stage < 3:
+            yield from ((name, parameter.detach()) for name, parameter in named)
+            return
+        for bucket in _buckets(named, GATHER_BYTES):
+            with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
+                whole = [(name, parameter.detach().clone()) for name, parameter in bucket]
+            yield from whole
+
+    def close(self) -> None:
+        """Free what DeepSpeed holds."""
+        self.deepspeed.destroy()
+
+
+def join_ranks(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> torch.device:
+    """Join the other ranks; the device this rank computes on.
+
+    Every variable is set: a missing one would send DeepSpeed looking for MPI.
+    """
+    cuda = uses_cuda()
+    local_rank = rank % torch.cuda.device_count() if cuda else rank
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    os.environ.update(zip(names, map(str, (rank, world_size, local_rank, master_addr, master_port)), strict=True))
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on the spot
+    backend = "nccl" if cuda else "gloo"
+    _init_process_group(rank, world_size, master_addr, master_port, backend, timedelta(seconds=timeout_s))
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+def _init_process_group(
+    rank: int, world_size: int, master_addr: str, master_port: int, backend: str, timeout: timedelta
+) -> None:
+    """Rank 0 listens on `master_addr` alone: torch by itself would listen on every interface.
+
+    Where that is loopback, so is all that ranks send each other.
+    """
+    if dist.is_initialized():  # by an earlier learner of this process
+        return
+    listening = socket.create_server((master_addr, master_port)).detach() if rank == 0 else None
+    if ipaddress.ip_address(socket.gethostbyname(master_addr)).is_loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = dist.TCPStore(
+        master_addr, master_port, world_size, is_master=rank == 0, timeout=timeout, master_listen_fd=listening
+    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+def _buckets(named: Sequence[tuple[str, nn.Parameter]], size: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Parameters in order, in lists of about `size` bytes when whole."""
+    bucket, filled = [], 0
+    for name, parameter in named:
+        bucket.append((name, parameter))
+        filled += getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if filled >= size:
+            yield bucket
+            bucket, filled = [], 0
+    if bucket:
+        yield bucket

@@ -1,0 +1,138 @@
+"""The loss of one micro-batch, by the policy in training, and the metrics that describe it.
+
+Legend: B sequences of a micro-batch · T tokens, right-padded · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rl.algorithm.batch import LearnerBatch
+from rl.algorithm.loss import policy_loss, supervised_loss, token_weights
+from rl.config.algorithm import LossConfig
+from rl.learner.metrics import Tally, tally_parity, tally_policy
+from rl.learner.mini_batch import MiniBatch
+from rl.policy.model import token_logprobs
+
+
+class Objective:
+    """Scores micro-batches with the policy in training and, where the loss needs it, with the reference policy.
+
+    Args:
+        policy: the policy in training, as a callable module.
+        load_reference: loads the policy the run started from; called once, if `options.kl_beta` > 0.
+        allowed_V: bool; tokens that may be sampled.
+        temperature: trajectories are sampled at.
+        world_size: number of ranks.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        options: LossConfig,
+        *,
+        load_reference: Callable[[], nn.Module],
+        allowed_V: Tensor,
+        temperature: float,
+        world_size: int,
+    ) -> None:
+        self._policy, self._options, self._load_reference = policy, options, load_reference
+        self._allowed_V, self._temperature, self._world_size = allowed_V, temperature, world_size
+        self._reference: nn.Module | None = None
+
+    @torch.no_grad()
+    def logprobs(self, batch: LearnerBatch, scored_BT: Tensor | None = None) -> Tensor:
+        """The current policy's log-probs (B, T), nat, without gradient.
+
+        Args:
+            scored_BT: bool; which tokens are needed. None: all.
+        """
+        return self._score(self._policy, batch, scored_BT)[0]
+
+    def policy_loss(
+        self, part: MiniBatch, index: int, old_BT: Tensor | None, tally: Tally, on_policy: list[Tensor] | None
+    ) -> Tensor:
+        """The surrogate loss of micro-batch `index`: a scalar, a sum, with gradient.
+
+        Args:
+            old_BT: log-probs the ratio is taken against; None: the current ones.
+            on_policy: gets the log-probs, while the policy is still the one that sampled; None: it no longer is.
+        """
+        batch, options = part.batches[index], self._options
+        logp_BT, entropy_BT = self._score(self._policy, batch, batch.loss_mask_BT)
+        weights_BT = self._weights(batch, part, options.normaliser)
+        terms = policy_loss(
+            logp_BT,
+            logp_BT.detach() if old_BT is None else old_BT,
+            batch.advantages_BT,
+            weights_BT,
+            batch.loss_mask_BT,
+            ratio=options.ratio,
+            clip_low=options.clip_low,
+            clip_high=options.clip_high,
+            behavior_logp_BT=batch.behavior_logprobs_BT,
+            tis_cap=options.tis_cap,
+            ref_logp_BT=self._reference_logprobs(batch),
+            kl_beta=options.kl_beta,
+        )
+        kl, share = (weights_BT * terms.kl_BT).sum(), self._share(part)
+        tally.mean("loss/surrogate", terms.loss.detach() - options.kl_beta * kl, share)
+        tally.mean("loss/kl", kl, share)
+        tally_policy(tally, batch, terms, entropy_BT)
+        if on_policy is not None:
+            tally_parity(tally, batch, logp_BT)
+            on_policy.append(logp_BT.detach())
+        return _finite_or_nan_gradient(terms.loss, logp_BT)
+
+    def supervised_loss(self, part: MiniBatch, index: int, tally: Tally) -> Tensor:
+        """Minus the mean log-prob of the tokens learned, at temperature 1: this micro-batch's summands of it."""
+        batch = part.batches[index]
+        logp_BT, entropy_BT = self._score(self._policy, batch, batch.loss_mask_BT, temperature=1.0)
+        loss = supervised_loss(logp_BT, self._weights(batch, part, "token"), batch.loss_mask_BT)
+        tally.mean("loss/nll", loss.detach(), self._share(part))
+        tally.mean("policy/entropy", entropy_BT[batch.loss_mask_BT].sum(), batch.loss_mask_BT.sum())
+        return _finite_or_nan_gradient(loss, logp_BT)
+
+    def _share(self, part: MiniBatch) -> float:
+        """A micro-batch's share of an optimizer step, so that sums over micro-batches and ranks count once."""
+        return 1 / (len(part.batches) * self._world_size)
+
+    def _weights(self, batch: LearnerBatch, part: MiniBatch, normaliser: str) -> Tensor:
+        return token_weights(
+            batch.segment_ids_BT,
+            batch.loss_mask_BT,
+            part.totals,
+            normaliser=normaliser,
+            constant_tokens=self._options.constant_tokens,
+        )
+
+    def _reference_logprobs(self, batch: LearnerBatch) -> Tensor | None:
+        if self._options.kl_beta == 0:
+            return None
+        if self._reference is None:
+            self._reference = self._load_reference().to(self._allowed_V.device).requires_grad_(False).eval()
+        with torch.no_grad():
+            return self._score(self._reference, batch, batch.loss_mask_BT)[0]
+
+    def _score(
+        self, model: nn.Module, batch: LearnerBatch, scored_BT: Tensor | None, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return token_logprobs(
+            model,
+            batch.input_ids_BT,
+            batch.attention_mask_BT,
+            batch.position_ids_3BT,
+            batch.videos,
+            allowed_V=self._allowed_V,
+            temperature=self._temperature if temperature is None else temperature,
+            scored_BT=scored_BT,
+        )
+
+
+def _finite_or_nan_gradient(loss: Tensor, logp_BT: Tensor) -> Tensor:
+    """The loss; if it is not finite, one whose gradient is not either (clamp's is 0 at NaN), so the step is skipped."""
+    return loss if torch.isfinite(loss) else logp_BT.sum() * math.nan
