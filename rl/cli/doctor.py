@@ -25,7 +25,7 @@ def examine() -> list[Finding]:
 
 
 def _found(subject: str, ok: bool, detail: str) -> Finding:
-    return Finding(subject, Level.OK if ok else Level.MISSING, detail)
+    return Finding(subject, Level.OK if ok else Level.FAILED, detail)
 
 
 def _python() -> Finding:

@@ -14,6 +14,7 @@ import typer
 from rl.cli.terminal import configure_logging, console, errors, print_json, say
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
+from rl.config.inputs import split_inputs
 from rl.config.run import RunConfig, anchored
 from rl.run.findings import Finding, as_dict, passed, print_findings
 from rl.run.stop_signals import StopRequested
@@ -393,11 +394,7 @@ def main() -> None:
 
 
 def _load(inputs: list[str]) -> RunConfig:
-    overrides = [item for item in inputs if "=" in item]
-    paths = [item for item in inputs if "=" not in item]
-    if not paths:
-        raise ConfigError("command line: name at least one YAML file, e.g. configs/quickstart.yaml")
-    config = load_config(paths, overrides)
+    config = load_config(*split_inputs(inputs))
     if JOB_COPY not in Path.cwd().parts:
         return config
     home = Path.home() / "dynframe-rl"

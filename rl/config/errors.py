@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+import yaml
+
 LONGEST = 1000  # characters of a message
 
 
@@ -26,12 +28,27 @@ def shown(text: str) -> str:
     return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
 
 
+def first_line(error: Exception) -> str:
+    """What a parser complains of, on one line, with the line of the file where it says so."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} (line {error.problem_mark.line + 1})"[:LONGEST]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]
+
+
 def require_one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    """
+    Raises:
+        ConfigError: the value is not one of the choices; names them.
+    """
     choices = sorted(choices)
     require(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def require_folder_name(key: str, name: str) -> None:
+    """
+    Raises:
+        ConfigError: the value could leave the folder it is to name.
+    """
     require(
         re.fullmatch(r"[\w.-]{1,100}", name) is not None and name not in (".", ".."),
         f"{key} must be letters, digits, '_', '-' or '.', 100 at most, for it names a folder in output_dir; got "

@@ -22,7 +22,7 @@ from actors.placement import Demand
 from rl.checkpoint.checkpoint import POLICY_FOLDER, Checkpoint
 from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError
-from rl.config.file import plain_yaml, to_dict
+from rl.config.file import stored_settings, to_dict
 from rl.config.run import RunConfig
 from rl.evaluation.evaluate import is_done, roll_out_remaining, summarise_outcomes
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
@@ -87,7 +87,7 @@ def run_evaluation(
 def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tuple[RunConfig, dict[str, Any]]:
     """The same configuration with the policy of a checkpoint, and where that comes from."""
     changed = changed_meaning(
-        plain_yaml(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config), meaning=POLICY_KEYS
+        stored_settings(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config), meaning=POLICY_KEYS
     )
     if changed:
         console.print(f"other settings than it was trained with: {'; '.join(changed)}", markup=False, highlight=False)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from rl.config.errors import ConfigError
-from rl.config.file import plain_yaml
 from rl.config.learner import LearnerConfig, OptimizerConfig
+from rl.config.yaml_text import plain_yaml
 
 log = logging.getLogger(__name__)
 

@@ -64,8 +64,8 @@ def preflight(config: RunConfig) -> None:
         raise ConfigError(str(error)) from error
     findings = [*_rewards(config), _memory(config, parameters), _output(config, parameters)]
     if not passed(findings):
-        missing = [finding for finding in findings if finding.level is Level.MISSING]
-        raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in missing))
+        failed = [finding for finding in findings if finding.level is Level.FAILED]
+        raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in failed))
 
 
 def _rewards(config: RunConfig) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _rewards(config: RunConfig) -> Iterator[Finding]:
             with guard():  # a module that hangs while it is imported, too
                 reward = weighted_rewards({name: term})
         except (RewardLoadError, TimeoutError) as error:
-            yield Finding(f"rewards.{name}", Level.MISSING, str(error))
+            yield Finding(f"rewards.{name}", Level.FAILED, str(error))
             continue
         yield _reward(name, term, reward, config.scoring.calls, guard)
 
@@ -95,13 +95,13 @@ def _reward(
         failures = [v for v in scored.rewards_G if isinstance(v, RewardFailure) and v.term == name]
         if failures:
             where = f"on a golden trajectory ({kind.value} answers)"
-            return Finding(f"rewards.{name}", Level.MISSING, f"{failures[0].cause} {where}: {failures[0].detail}")
+            return Finding(f"rewards.{name}", Level.FAILED, f"{failures[0].cause} {where}: {failures[0].detail}")
         said = [verdict.breakdown for verdict in scored.rewards_G if not isinstance(verdict, RewardFailure)]
         values = [round(breakdown[name], 3) for breakdown in said if name in breakdown]
         if values:
             given[kind.value] = values
     if not given:
-        return Finding(f"rewards.{name}", Level.MISSING, f"{term.fn} returns None on every golden trajectory")
+        return Finding(f"rewards.{name}", Level.FAILED, f"{term.fn} returns None on every golden trajectory")
     values = ", ".join(f"{values} ({kind})" for kind, values in given.items())
     return Finding(f"rewards.{name}", Level.OK, f"{term.fn} gives {values} on four golden trajectories each")
 
@@ -156,7 +156,7 @@ def _policy(config: RunConfig, tasks: Sequence[VideoTask]) -> Iterator[Finding]:
         episode_context = make_episode_context(config, policy_dir)
         parameters = count_parameters(policy_dir)
     except REFUSALS as error:
-        yield Finding("policy", Level.MISSING, _said(error))
+        yield Finding("policy", Level.FAILED, _said(error))
         yield Finding("token budget", Level.NOTE, "not checked: it needs the policy's tokenizer")
     else:
         yield Finding("policy", Level.OK, f"{policy_dir} ({parameters / 1e6:.1f} M parameters)")
@@ -183,7 +183,7 @@ def _token_budget(config: RunConfig, episode_context: EpisodeContext, tasks: Seq
     )
     if opening + sampled > limit:
         return Finding(
-            "token budget", Level.MISSING, f"{detail}; raise it, or lower video.coarse.max_frames or max_pixels"
+            "token budget", Level.FAILED, f"{detail}; raise it, or lower video.coarse.max_frames or max_pixels"
         )
     if needed > limit:
         return Finding("token budget", Level.NOTE, f"{detail}; the widest looks will get fewer frames")
@@ -224,7 +224,7 @@ def _memory(config: RunConfig, parameters: int) -> Finding:
     detail = f"about {needed:.1f} GiB needed, {free:.1f} GiB free"
     if needed > free:
         remedy = "close programs, or lower rollout.num_workers, learner.num_ranks or rollout.engine.kv_cache_bytes"
-        return Finding("memory", Level.MISSING, f"{detail}; {remedy}")
+        return Finding("memory", Level.FAILED, f"{detail}; {remedy}")
     return Finding("memory", Level.OK, detail)
 
 
@@ -268,7 +268,7 @@ def _output(config: RunConfig, parameters: int) -> Finding:
     folder = Path(config.output_dir)
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK):
-        return Finding("output_dir", Level.MISSING, f"{existing} cannot be written; set output_dir=...")
+        return Finding("output_dir", Level.FAILED, f"{existing} cannot be written; set output_dir=...")
     kept = config.trainer.keep_checkpoints + 1  # the next one is written before the oldest goes
     kept += bool(config.trainer.best_metric and config.trainer.eval_tasks)  # the best one stays
     if config.trainer.keep_every:
@@ -278,7 +278,7 @@ def _output(config: RunConfig, parameters: int) -> Finding:
     if free < needed:
         remedy = "make room, keep fewer (trainer.keep_checkpoints, keep_every), or set output_dir to another disk"
         detail = f"{existing} has {free:.1f} GiB free; {needed:.1f} GiB are needed: {remedy}"
-        return Finding("output_dir", Level.MISSING, detail)
+        return Finding("output_dir", Level.FAILED, detail)
     return Finding("output_dir", Level.OK, f"{folder / config.name}, {needed:.1f} of {free:.0f} GiB free are needed")
 
 
@@ -286,7 +286,7 @@ def _attempt(subject: str, look: Callable[[], Finding]) -> Iterator[Finding]:
     try:
         yield look()
     except REFUSALS as error:
-        yield Finding(subject, Level.MISSING, _said(error))
+        yield Finding(subject, Level.FAILED, _said(error))
 
 
 def _said(error: Exception) -> str:

@@ -17,10 +17,10 @@ class Level(StrEnum):
 
     OK = "ok"
     NOTE = "note"  # works, but worth knowing
-    MISSING = "missing"  # does not work; the detail says what to do
+    FAILED = "failed"  # does not work; the detail says what to do
 
 
-COLOURS = {Level.OK: "green", Level.NOTE: "yellow", Level.MISSING: "red"}
+COLOURS = {Level.OK: "green", Level.NOTE: "yellow", Level.FAILED: "red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Finding:
 
 
 def passed(findings: Sequence[Finding]) -> bool:
-    """Whether nothing is missing."""
-    return all(finding.level is not Level.MISSING for finding in findings)
+    """Whether nothing failed."""
+    return all(finding.level is not Level.FAILED for finding in findings)
 
 
 def as_dict(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rl.checkpoint.manifest import MANIFEST, CheckpointError, DamagedError
 from rl.checkpoint.remote import RemoteCheckpoints, RemoteError
 from rl.checkpoint.store import CHECKPOINTS, CheckpointStore
 from rl.config.errors import ConfigError
-from rl.config.file import plain_yaml, to_dict, with_defaults
+from rl.config.file import stored_settings, to_dict, with_defaults
 from rl.config.run import RunConfig
 from rl.learner.partition import require_loadable
 from rl.learner.rank_files import LearnerStateError
@@ -71,7 +71,7 @@ def find_checkpoint(
     except CheckpointError as error:
         raise ConfigError(f"resume: {error}") from error
     if found:
-        settings = plain_yaml(found.config_yaml, f"resume: {found.folder}/config.yaml")
+        settings = stored_settings(found.config_yaml, f"resume: {found.folder}/config.yaml")
         _judge(config_changes(settings, to_dict(config)), found, config, say)
         try:
             require_loadable(found.folder, config.learner.zero_stage, config.learner.num_ranks)

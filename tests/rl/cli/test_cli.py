@@ -97,7 +97,7 @@ def test_a_cluster_that_does_not_answer_is_a_failure_not_a_mistake():
     assert "Traceback" not in answer.stderr
 
 
-def test_check_reports_everything_at_once_and_exits_3_if_something_is_missing(tmp_path):
+def test_check_reports_everything_at_once_and_exits_3_if_something_failed(tmp_path):
     small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
     good = dynframe("check", QUICKSTART, *small, "--json")
     assert good.returncode == 0, good.stdout + good.stderr
@@ -105,7 +105,7 @@ def test_check_reports_everything_at_once_and_exits_3_if_something_is_missing(tm
     bad = dynframe("check", QUICKSTART, *small, "rewards.answer.fn=answr", "policy.path=nowhere", "--json")
     assert bad.returncode == 3
     findings = {f["subject"]: f for f in json.loads(bad.stdout.splitlines()[-1])["findings"]}
-    assert findings["rewards.answer"]["level"] == findings["policy"]["level"] == "missing"
+    assert findings["rewards.answer"]["level"] == findings["policy"]["level"] == "failed"
     assert findings["rewards.window"]["level"] == "ok"
 
 
@@ -120,7 +120,7 @@ def test_the_full_configuration_passes_but_for_the_missing_weights(real_data_dir
     config = REPOSITORY / "configs" / "sd_grpo_qwen2_5_vl_3b.yaml"
     answer = dynframe("check", config, f"cache_dir={tmp_path}", "--json", DYNFRAME_REAL_DATA=str(real_data_dir))
     findings = json.loads(answer.stdout.splitlines()[-1])["findings"]
-    assert [finding["subject"] for finding in findings if finding["level"] == "missing"] == ["policy"]
+    assert [finding["subject"] for finding in findings if finding["level"] == "failed"] == ["policy"]
 
 
 def test_submit_dry_run_ships_this_folder_and_only_named_variables():

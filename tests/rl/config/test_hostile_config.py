@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.config.errors import ConfigError
-from rl.config.file import known_keys, load_config, plain_yaml, to_dict, to_yaml
+from rl.config.file import load_config, to_dict, to_yaml
+from rl.config.keys import known_keys
 from rl.config.run import RunConfig
+from rl.config.yaml_text import plain_yaml
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 LEAVES = [key for key in known_keys() if not any(other.startswith(f"{key}.") for other in known_keys())]

@@ -162,7 +162,7 @@ def test_decoding_strangers_clips_without_limits_is_worth_a_note(small, override
 def test_one_failure_does_not_hide_the_next(small, tmp_path, monkeypatch):
     machine(monkeypatch, memory_gib=1, disk_gib=0.1)
     findings = found(small("data.quickstart.native_fps=7", "rewards.answer.fn=answr", f"policy.path={tmp_path}"))
-    wrong = {subject for subject, finding in findings.items() if finding.level is Level.MISSING}
+    wrong = {subject for subject, finding in findings.items() if finding.level is Level.FAILED}
     assert wrong == {"rewards.answer", "data.train", "data.held_out", "policy", "memory", "output_dir"}
     assert "native_fps must be a whole multiple" in findings["data.train"].detail
     assert findings["token budget"].level is Level.NOTE
@@ -170,13 +170,13 @@ def test_one_failure_does_not_hide_the_next(small, tmp_path, monkeypatch):
 
 def test_a_frame_smaller_than_one_token_is_a_finding_of_the_token_budget(small):
     finding = found(small("video.coarse.max_pixels=10"))["token budget"]
-    assert finding.level is Level.MISSING and "max_pixels must be at least" in finding.detail
+    assert finding.level is Level.FAILED and "max_pixels must be at least" in finding.detail
 
 
 def test_the_token_budget_counts_system_and_instructions_and_says_how_many_videos_it_saw(small):
     def opening(*overrides):
         finding = found(small(*overrides))["token budget"]
-        assert finding.level is not Level.MISSING and "(3 of 3 videos looked at)" in finding.detail
+        assert finding.level is not Level.FAILED and "(3 of 3 videos looked at)" in finding.detail
         return int(finding.detail.removeprefix("opening prompt up to ").split(",")[0])
 
     bare = opening()

@@ -33,6 +33,21 @@ def test_auto_takes_the_newest_whole_one_never_takes_none_a_path_takes_that_one(
     assert find_checkpoint(replace(CONFIG, resume=str(older)), store).state.step == 5
 
 
+def test_a_checkpoint_of_0_3_0_is_resumed_though_its_configuration_has_old_keys(tmp_path):
+    store = CheckpointStore(tmp_path)
+    draft = store.begin(5)
+    save_learner(draft)
+    old = to_yaml(CONFIG).replace("  coarse:\n", "  v0:\n").replace("frame_cache_bytes:", "store_bytes:")
+    assert "v0:" in old and "store_bytes:" in old
+    store.commit(draft, RunState(5, 5, seed=0), old)
+    said = []
+    assert find_checkpoint(CONFIG, store, say=said.append).state.step == 5
+    assert said == []  # no setting differs
+    changed = replace(CONFIG, video=replace(CONFIG.video, coarse=replace(CONFIG.video.coarse, fps=2.0)))
+    with pytest.raises(ConfigError, match=r"other settings: video\.coarse\.fps: 1\.0 -> 2\.0"):
+        find_checkpoint(changed, store)
+
+
 def test_a_run_says_what_it_passes_over_and_why(store):
     (store.folder / "step_00000010" / "state.json").write_text("{}")
     said = []
