@@ -11,10 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 from hypothesis import settings
 
+from tests.calibration import within
+
 settings.register_profile("any machine", deadline=None)  # on busy cores a deadline per example measures the neighbours
 settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).parents[1]
+pytest_plugins = ("tests.stop_signals",)
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +65,12 @@ def uninterrupted(proof_runs):
     return proof_runs.straight()
 
 
-def pytest_collection_modifyitems(items):
-    """GPU tests say why they are skipped; importing torch is left to a run that has one."""
+def pytest_collection_modifyitems(config, items):
+    """A test may take longer on a busy machine. GPU tests say why they are skipped, without importing torch."""
+    limit_s = within(float(config.getini("timeout")))
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(limit_s))
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests and not Path("/dev/nvidiactl").exists():
         for item in gpu_tests:

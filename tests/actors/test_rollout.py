@@ -22,6 +22,7 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
+from tests.calibration import within
 
 pytestmark = pytest.mark.ray
 
@@ -249,7 +250,7 @@ def test_a_worker_that_dies_is_replaced_and_every_task_comes_back_once(pool_of):
     started = time.monotonic()
     groups = pool.generate(tasks(*names), step=0)
     assert [group.task.task_id for group in groups] == names  # in order, none twice
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < within(10)
     while not (faults := pool.workers.take_faults()):
         pool.workers.poll()  # the replacement starts beside the work
     (fault,) = faults
@@ -495,4 +496,4 @@ def test_who_asks_to_stop_is_heard_within_a_second_or_so(pool_of):
     started = time.monotonic()
     with pytest.raises(StopRequested):
         pool.generate(tasks("hangs"), step=0)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < within(5)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from envs.retrieval import RetrievalRules, frame_times, parse_call, render_call
 from rl.trajectory import MalformedCall, RefusedCall, RetrievalCall, TimeSpan
+from tests.calibration import within
 
 RULES = RetrievalRules(max_calls=1, min_window_s=0.1, max_fps=10.0, max_frames=32, max_pixels=100_000)
 
@@ -152,7 +153,7 @@ def test_hostile_lengths_are_read_in_linear_time():
     read("<span>" + " " * size + "</span><fps>2</fps>")
     read("<span>" + "1." * size + "</span><fps>2</fps>")
     read("<span>1 - 2</span><fps>" + "9" * size + "</fps>")
-    assert time.perf_counter() - started < 2.0
+    assert time.perf_counter() - started < within(2.0)
 
 
 hundredths = st.integers(-5_000, 20_000)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from envs.benchmarks.prediction import last_answer, prediction_of
 from rl.trajectory import Completion, MalformedCall, RetrievalCall, Segment, StopReason, TimeSpan, Trajectory, Turn
+from tests.calibration import within
 
 PIECES = st.lists(st.sampled_from(["<answer>", "</answer>", "B", " ", "<", "answer>"]), max_size=12).map("".join)
 
@@ -68,7 +69,7 @@ def test_no_text_breaks_it(text):
 def test_a_long_text_is_read_in_one_go(text):
     started = time.perf_counter()
     last_answer(text)
-    assert time.perf_counter() - started < 1  # milliseconds; with a search from every tag it would be minutes
+    assert time.perf_counter() - started < within(1)  # milliseconds; with a search from every tag it would be minutes
 
 
 def test_windows_are_the_granted_ones_in_order():

@@ -1,0 +1,51 @@
+"""The suite itself: one signal ends it, and what its fixtures started is stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.calibration import slowness, within
+
+REPOSITORY = Path(__file__).parents[1]
+WAITING = """
+import threading
+from pathlib import Path
+import pytest
+
+@pytest.fixture
+def engine():
+    yield
+    Path("torn_down").touch()
+
+def test_that_waits(engine):
+    Path("started").write_text("")
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_one_signal_ends_the_suite_and_tears_its_fixtures_down(signum, inherited, tmp_path):
+    (tmp_path / "test_waiting.py").write_text(WAITING)
+    os.mkfifo(tmp_path / "started")
+    suite = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "tests.stop_signals", "-p", "no:cacheprovider", "test_waiting.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, inherited),
+    )
+    (tmp_path / "started").read_bytes()  # until the test opens the other end
+    suite.send_signal(signum)
+    told, _ = suite.communicate(timeout=within(60))
+    assert suite.returncode == 128 + signum and f"stopped by {signal.Signals(signum).name}" in told
+    assert (tmp_path / "torn_down").exists()
+
+
+def test_a_busy_machine_gets_more_time_and_an_idle_one_no_less():
+    assert slowness() >= 1 and within(10) >= 10
