@@ -24,8 +24,9 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.memory import own_memory_mib
 from actors.placement import incarnation_name
-from actors.reward_limits import limits
 from actors.waiting import COLLECT_S, WORKER_IS_GONE, first_line
+from rewards.failures import cause_line
+from rewards.limits import limits
 from rewards.registry import resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config.rewards import RewardTermConfig, ScoringConfig
@@ -157,16 +158,18 @@ class RewardPool:
         try:
             scored, grown_mib = ray.get(reference, timeout=0 if overdue else COLLECT_S)
         except GetTimeoutError:
-            failure = RewardFailure("*", "timeout", f"no result within {request.timeout_s:.0f} s; worker killed")
+            failure = RewardFailure(
+                "*", "timeout", f"no result within {request.timeout_s:.0f} s; worker killed", group.task.task_id
+            )
             self._replace(slot, "worker_hung", f"{failure.detail}, on task {group.task.task_id}", "the group is masked")
         except WORKER_IS_GONE as error:
-            failure = RewardFailure("*", "worker_died", first_line(error))
+            failure = RewardFailure("*", "worker_died", first_line(error), group.task.task_id)
             action = "the group is masked" if is_last else "its group is scored by another worker"
             self._replace(slot, "worker_died", f"{failure.detail}, on task {group.task.task_id}", action)
             if not is_last:
                 return None
         except RayError as error:
-            failure = RewardFailure("*", "raised", first_line(error))
+            failure = RewardFailure("*", "raised", first_line(error), group.task.task_id)
             self._replace(slot, "worker_failed", failure.detail, "the group is masked")
         else:
             return self._accept(slot, scored, grown_mib, is_last=is_last)
@@ -211,7 +214,7 @@ class RewardPool:
             first = failures[0]
             raise RewardError(
                 f"{len(failures)} of {len(rewards)} trajectories could not be scored (scoring.max_failed_share="
-                f"{self._scoring.max_failed_share:g}); first: reward {first.term!r} {first.cause}: {first.detail}"
+                f"{self._scoring.max_failed_share:g}); first: {cause_line(first)}"
             )
 
 
@@ -226,4 +229,4 @@ def weighted_rewards(terms: Mapping[str, RewardTermConfig]) -> list[WeightedRewa
 
 
 def _is_short_of_memory(failure: RewardFailure) -> bool:
-    return failure.cause == "raised" and "MemoryError" in failure.detail.partition(":")[0]  # numpy has its own kind
+    return failure.cause == "memory"

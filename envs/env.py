@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from envs.clip_failures import clip_failure, clip_failure_note
 from envs.initial_observation import InitialObservation, VideoReader, decode, unseen_frames
 from envs.prompts import VideoProcessor, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
-from envs.video.reader import VideoError
+from envs.video.file import VideoError
 from rl.trajectory import (
     Call,
+    ClipFailure,
     Completion,
     Frames,
     MalformedCall,
@@ -175,7 +177,7 @@ class RetrievalEnv:
         try:
             pixels_THWC, shown_s_T = decode(self._reader, self._task.video_path, frame_times(call), self._frame_size())
         except VideoError as error:
-            return self._finish(StopReason.VIDEO_ERROR, video_error_note(error))
+            return video_error_trajectory(self._turns, self._processor, clip_failure(error, call.span))
         decoded = time.perf_counter()
         frames = self._processor.make_frames(pixels_THWC, shown_s_T)
         self.seconds["decode"] += decoded - started
@@ -221,9 +223,10 @@ class RetrievalEnv:
             )
 
 
-def video_error_note(error: VideoError) -> str:
-    """The cause, on one line, as it is kept with the trajectory."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def video_error_trajectory(turns: list[Turn], processor: VideoProcessor, failure: ClipFailure) -> Trajectory:
+    """An episode that ended because its clip could not be decoded."""
+    note, text = clip_failure_note(failure), _transcript(turns, processor)
+    return Trajectory(tuple(turns), StopReason.VIDEO_ERROR, text, note, failure)
 
 
 def _is_end(completion: Completion, env: RetrievalEnv) -> bool:

@@ -16,16 +16,16 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from envs.env import RetrievalEnv, TokenBudget, video_error_note
+from envs.clip_failures import clip_failure
+from envs.env import RetrievalEnv, TokenBudget, video_error_trajectory
 from envs.initial_observation import CoarseFrameRules, InitialObservation, VideoReader, make_initial_observation
 from envs.prompts import PromptFormat, VideoProcessor
 from envs.retrieval import RetrievalRules
-from envs.video.reader import VideoError
+from envs.video.file import VideoError
 from rl.trajectory import (
     Completion,
     GenerateRequest,
     Sampling,
-    StopReason,
     Trajectory,
     TrajectoryGroup,
     VideoTask,
@@ -125,7 +125,7 @@ async def run_group(
             form=episode_context.form,
         )
     except VideoError as error:
-        lost = Trajectory((), StopReason.VIDEO_ERROR, note=video_error_note(error))
+        lost = video_error_trajectory([], episode_context.processor, clip_failure(error, window=None))
         return TrajectoryGroup(task, (lost,) * group_size, coarse_frames=None)
     history.advances += 1
     envs = [make_env(task, initial, episode_context, sampling.max_new_tokens) for _ in range(group_size)]

@@ -8,13 +8,17 @@ What the policy did badly scores 0; what could not be computed is a RewardFailur
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from rewards.failures import call_reward, defined_at, locate, message
+from rewards.limits import Guard
 from rl.trajectory import (
+    ErrorLocation,
     RetrievalCall,
     RewardFailure,
     ScoredGroup,
@@ -26,7 +30,6 @@ from rl.trajectory import (
     VideoTask,
 )
 
-Guard = Callable[[], AbstractContextManager[Any]]  # surrounds each call of a reward function; may raise TimeoutError
 TermScores = Mapping[str, float | None]  # by term; None: the term does not apply to this task
 
 
@@ -43,9 +46,12 @@ class WeightedReward:
 class _Failed(Exception):
     """Carries a RewardFailure from the term that caused it to the trajectory it concerns."""
 
-    def __init__(self, term: str, cause: str, detail: str) -> None:
+    def __init__(self, term: str, cause: str, detail: str, location: ErrorLocation | None = None) -> None:
         super().__init__(detail)
-        self.failure = RewardFailure(term, cause, detail)
+        self.term, self.cause, self.detail, self.location = term, cause, detail, location
+
+    def on(self, task: VideoTask) -> RewardFailure:
+        return RewardFailure(self.term, self.cause, self.detail, task.task_id, self.location)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +92,10 @@ def score_group(
     sampling_here = _applicable(sampling, [look for scores in computed for look in scores.looks if look is not None])
     reasoning_here = _applicable(reasoning, [scores.reasoning for scores in computed])
     if _counts(reasoning) and not _counts(reasoning_here):
-        failure = RewardFailure("*", "not_a_number", f"no reasoning reward applies to task {group.task.task_id}")
+        failure = RewardFailure("*", "not_a_number", "no reasoning reward applies to this task", group.task.task_id)
         return ScoredGroup(group, tuple(failure if isinstance(j, _Unweighted) else j for j in unweighted_G))
     return ScoredGroup(
-        group, tuple(_weigh(unweighted, sampling_here, reasoning_here, calls) for unweighted in unweighted_G)
+        group, tuple(_weigh(group.task, each, sampling_here, reasoning_here, calls) for each in unweighted_G)
     )
 
 
@@ -110,9 +116,9 @@ def _score(
     guard: Guard,
 ) -> _Unweighted | RewardFailure:
     if trajectory.stop_reason is StopReason.VIDEO_ERROR:
-        return RewardFailure("*", "video_error", trajectory.note)
+        return RewardFailure("*", "video_error", trajectory.note, task.task_id)
     if not trajectory.turns:
-        return RewardFailure("*", "no_turns", trajectory.note or "the policy was never asked")
+        return RewardFailure("*", "no_turns", trajectory.note or "the policy was never asked", task.task_id)
 
     def ask(terms: Sequence[WeightedReward], scored: RetrievalCall | Trajectory) -> TermScores:
         return {term.name: _ask(term, task, scored, guard) for term in terms}
@@ -121,18 +127,20 @@ def _score(
         looks = tuple(ask(sampling, call) if isinstance(call, RetrievalCall) else None for call in trajectory.calls)
         return _Unweighted(looks, ask(reasoning, trajectory))
     except _Failed as failed:
-        return failed.failure
+        return failed.on(task)
 
 
 def _ask(term: WeightedReward, task: VideoTask, scored: RetrievalCall | Trajectory, guard: Guard) -> float | None:
     """One value from one term. Whatever goes wrong inside a user's function becomes a failure that names it."""
     try:
         with guard():
-            value = term.fn(task, scored)
+            value = call_reward(term.fn, task, scored)
     except TimeoutError as error:
-        raise _Failed(term.name, "timeout", str(error)) from error
-    except Exception as error:
-        raise _Failed(term.name, "raised", f"{type(error).__name__}: {error}") from error
+        raise _Failed(term.name, "timeout", str(error), locate(error)) from error
+    except MemoryError as error:  # numpy's own kind is one, too
+        raise _Failed(term.name, "memory", message(error), locate(error)) from error
+    except (Exception, SystemExit) as error:  # a reward that calls sys.exit ends its call, not its worker
+        raise _Failed(term.name, "raised", message(error), locate(error)) from error
     if value is None:
         return None
     return _number(term, value)
@@ -144,13 +152,16 @@ def _number(term: WeightedReward, value: Any) -> float:
     except (TypeError, ValueError, RuntimeError):  # arrays with several elements
         number = None
     if number is None:
-        raise _Failed(term.name, "not_a_number", f"returned {type(value).__name__}: {value!r:.80}")
+        raise _Failed(
+            term.name, "not_a_number", f"returned {type(value).__name__}: {reprlib.repr(value)}", defined_at(term.fn)
+        )
     if not math.isfinite(number):
-        raise _Failed(term.name, "not_finite", f"returned {number}")
+        raise _Failed(term.name, "not_finite", f"returned {number}", defined_at(term.fn))
     return number
 
 
 def _weigh(
+    task: VideoTask,
     unweighted: _Unweighted | RewardFailure,
     sampling: Sequence[WeightedReward],
     reasoning: Sequence[WeightedReward],
@@ -163,7 +174,8 @@ def _weigh(
     for terms, by_term in scores:
         for term in terms:
             if by_term[term.name] is None:
-                return RewardFailure(term.name, "not_a_number", "returned None here, but a number for a sibling")
+                why = "returned None here, but a number for a sibling"
+                return RewardFailure(term.name, "not_a_number", why, task.task_id, defined_at(term.fn))
     looks = [zero if look is None else {name: look[name] for name in zero} for look in unweighted.looks] or [zero]
     look = COMBINED[calls](looks, sampling)
     answer = {term.name: unweighted.reasoning[term.name] for term in reasoning}

@@ -174,13 +174,25 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class ClipFailure:
+    """A clip that could not be decoded, and what was asked of it."""
+
+    path: str
+    window: TimeSpan | None  # on the clip's clock; None: the whole clip, for its coarse frames
+    error: str  # "CorruptVideoError"
+    problem: str  # one line, without the path
+    remedy: str  # one line: what to do about this clip
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """One episode. The full token sequence is context + completion of each turn, concatenated."""
 
     turns: tuple[Turn, ...]
     stop_reason: StopReason
     answer_text: str = ""  # everything the policy wrote, decoded, retrieved videos shown as <video>
-    note: str = ""  # cause of a VIDEO_ERROR
+    note: str = ""  # why it ended early, one line
+    clip_failure: ClipFailure | None = None  # of a VIDEO_ERROR
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -214,12 +226,26 @@ class SegmentRewards:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorLocation:
+    """Where a reward's code raised, or where the function begins that gave no usable number."""
+
+    file: str
+    line: int
+    function: str
+    source: str  # the line itself; empty where it cannot be read
+    traceback: str  # from the reward function down, bounded; empty where nothing was raised
+
+
+@dataclass(frozen=True, slots=True)
 class RewardFailure:
     """A reward that could not be computed. The trajectory is masked and counted, never scored 0."""
 
-    term: str
-    cause: str  # "raised" | "not_finite" | "not_a_number" | "timeout" | "worker_died" | "video_error" | "no_turns"
-    detail: str
+    term: str  # "*": no single one
+    # "raised" | "timeout" | "memory" | "not_finite" | "not_a_number" | "worker_died" | "video_error" | "no_turns"
+    cause: str
+    detail: str  # one line
+    task_id: str = ""
+    location: ErrorLocation | None = None  # None where no code of the reward is to blame
 
 
 @dataclass(frozen=True, slots=True)

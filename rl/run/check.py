@@ -14,12 +14,12 @@ import psutil
 from rich.console import Console
 
 from actors.reward import weighted_rewards
-from actors.reward_limits import deadline
 from envs.initial_observation import coarse_frame_times, fit_visual_tokens, unseen_frames
 from envs.prompts import initial_prompt
 from envs.rollout import EpisodeContext
 from envs.video.reader import VideoError
 from rewards.golden import golden_group
+from rewards.limits import deadline
 from rewards.registry import RewardLoadError
 from rewards.scoring import WeightedReward, score_group
 from rl.config.errors import ConfigError

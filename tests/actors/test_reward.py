@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 
 ANSWER = {"answer": RewardTermConfig(fn="answer")}
 USER_REWARDS = """
-import os, signal, time
+import os, signal, sys, time
 
 def hangs_on_the_second(task, trajectory):
     if "second" in trajectory.answer_text:
@@ -35,6 +35,11 @@ def deaf(task, trajectory):
 
 def shrugs(task, trajectory):
     return float("nan")
+
+def exits_on_the_second(task, trajectory):
+    if "second" in trajectory.answer_text:
+        sys.exit(1)
+    return 1.0
 
 def dies_once(task, trajectory, *, mark):
     if not os.path.exists(mark):
@@ -97,6 +102,15 @@ def test_a_reward_that_hangs_is_named_and_masks_only_its_trajectory(pool_of, use
     assert isinstance(hung, RewardFailure) and (hung.term, hung.cause) == ("slow", "timeout")
 
 
+def test_a_reward_that_exits_costs_its_trajectory_and_no_worker(pool_of, user_file):
+    pool = pool_of({"mine": RewardTermConfig(fn=f"{user_file}:exits_on_the_second")}, max_failed_share=0.5)
+    (scored,) = pool.score([group()])
+    fine, exited = scored.rewards_G
+    assert fine.reasoning == 1.0
+    assert (exited.term, exited.detail, exited.location.source) == ("mine", "SystemExit: 1", "sys.exit(1)")
+    assert pool.take_faults() == []
+
+
 def test_a_worker_that_dies_twice_over_a_group_masks_it_and_the_groups_behind_it_are_scored(pool_of, user_file):
     terms = {"fatal": RewardTermConfig(fn=f"{user_file}:dies_on_bad_tasks")}
     groups = [group("bad"), group("good-1"), group("good-2")]
@@ -127,7 +141,7 @@ def test_a_call_that_takes_too_much_memory_fails_by_name_and_harms_no_other(pool
     for scored in pool.score([group("first-task"), group("second-task")]):
         fine, failed = scored.rewards_G
         assert fine.reasoning == 1.0
-        assert (failed.term, failed.cause, failed.detail) == ("greedy", "raised", "MemoryError: ")
+        assert (failed.term, failed.cause, failed.detail) == ("greedy", "memory", "MemoryError: ")
     assert {fault.kind for fault in pool.take_faults()} == {"recycled"}
 
 
@@ -166,7 +180,10 @@ def test_too_many_failures_stop_the_run_with_the_cause(pool_of, user_file):
     from actors.reward import RewardError
 
     terms = {"broken": RewardTermConfig(fn=f"{user_file}:shrugs")}
-    with pytest.raises(RewardError, match=r"2 of 2 .*'broken' not_finite"):
+    with pytest.raises(
+        RewardError,
+        match=r"2 of 2 .*'broken' gave no finite number: returned nan on task good at .*user_rewards\.py:\d+ in shrugs",
+    ):
         pool_of(terms).score([group()])
 
 

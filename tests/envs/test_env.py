@@ -253,6 +253,9 @@ def test_a_video_that_cannot_be_read_any_more_ends_the_episode_with_its_cause(ma
     _, trajectory = play(env, say(LOOK))
     assert trajectory.stop_reason == StopReason.VIDEO_ERROR
     assert "gone.mp4" in trajectory.note and "\n" not in trajectory.note
+    failure = trajectory.clip_failure
+    assert (failure.window, failure.error) == (trajectory.turns[0].call.span, "VideoOpenError")
+    assert failure.path.endswith("gone.mp4") and failure.problem and failure.remedy
     assert trajectory.turns[0].call.num_frames == 8  # what the policy did is kept
 
 

@@ -147,7 +147,8 @@ def test_a_video_that_cannot_be_read_gives_a_group_of_video_errors(play, engine,
     assert (len(group.trajectories_G), group.coarse_frames, scripted.requests) == (4, None, [])
     for trajectory in group.trajectories_G:
         assert (trajectory.stop_reason, trajectory.turns) == (StopReason.VIDEO_ERROR, ())
-        assert "broken.mp4" in trajectory.note
+        assert "broken.mp4 (coarse frames)" in trajectory.note
+        assert (trajectory.clip_failure.path, trajectory.clip_failure.window) == (str(broken), None)
 
 
 def test_retrieval_can_be_turned_off(play, engine, reader):

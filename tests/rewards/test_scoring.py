@@ -110,7 +110,9 @@ def test_none_for_some_siblings_only_is_a_bug_of_the_term(task, trajectory_of):
     fine, failed = score(task(), [reasoning(forgot_a_return)], trajectory_of("long"), trajectory_of("short"))
 
     assert fine.reasoning == 1.0
-    assert failed == RewardFailure("forgot_a_return", "not_a_number", "returned None here, but a number for a sibling")
+    assert (failed.term, failed.cause, failed.task_id) == ("forgot_a_return", "not_a_number", "t")
+    assert "returned None here, but a number for a sibling" in failed.detail
+    assert failed.location.source == "def forgot_a_return(task, trajectory):"
 
 
 def test_no_reasoning_term_that_applies_is_a_failure(task, trajectory_of):
@@ -171,7 +173,7 @@ def test_a_guard_surrounds_every_call_of_a_reward(task, trajectory_of):
 
     (scores,) = score(task(), [reasoning(slow)], trajectory_of(), guard=deadline)
 
-    assert scores == RewardFailure("slow", "timeout", "no result within 0.01 s")
+    assert scores == RewardFailure("slow", "timeout", "no result within 0.01 s", "t")
 
 
 def test_an_unreadable_video_is_masked_not_scored(task, trajectory_of):

@@ -12,8 +12,10 @@ import psutil
 
 MIB = 2**20
 
+Guard = Callable[[], AbstractContextManager[Any]]  # surrounds each call of a reward function; may raise TimeoutError
 
-def limits(timeout_s: float, memory_mib: int) -> Callable[[], AbstractContextManager[Any]]:
+
+def limits(timeout_s: float, memory_mib: int) -> Guard:
     """A guard for one reward call: a deadline, and MemoryError beyond what this process holds now plus `memory_mib`.
 
     Args:
@@ -38,11 +40,11 @@ def limits(timeout_s: float, memory_mib: int) -> Callable[[], AbstractContextMan
     return guard
 
 
-def deadline(seconds: float) -> Callable[[], Any]:
+def deadline(seconds: float) -> Guard:
     """A guard for one reward call: SIGALRM raises TimeoutError inside it, so that the term that hangs is named.
 
-    Actor methods run on their process's main thread, where signals arrive. Code that never returns to the interpreter
-    ignores the alarm and is bounded by the pool's deadline.
+    It works in the process's main thread, where signals arrive. Code that never returns to the interpreter ignores the
+    alarm: whoever waits for the process needs a deadline too.
     """
 
     def on_alarm(_signal: int, _frame: Any) -> None:

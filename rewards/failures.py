@@ -1,0 +1,131 @@
+"""Why a reward could not be computed: where in the reward's code, and one line a user can act on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import linecache
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rl.trajectory import ErrorLocation, RewardFailure, ScoredGroup
+
+MESSAGE_CHARS = 500  # of an exception's message: it may quote a whole trajectory
+SOURCE_CHARS = 160
+TRACEBACK_CHARS = 8_000  # both ends are kept
+VERBS = {  # by cause
+    "raised": "raised",
+    "timeout": "timed out:",
+    "memory": "ran out of memory:",
+    "not_finite": "gave no finite number:",
+    "not_a_number": "gave no number:",
+    "worker_died": "was lost with its worker:",
+    "video_error": "has no clip to score:",
+    "no_turns": "has no turns to score:",
+}
+INSTALLED = tuple(sorted({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}))
+LIMITS = str(Path(__file__).with_name("limits.py"))  # its alarm rings on top of the reward's own frames
+
+
+@dataclass(frozen=True, slots=True)
+class DistinctFailure:
+    """One cause, with the first trajectory it was met on."""
+
+    failure: RewardFailure
+    group: int  # index in the step, from 0
+    sibling: int  # index in the group, from 0
+    count: int  # trajectories that failed for the same cause
+
+
+def call_reward(fn: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a reward; `locate` takes the frames below this one for the reward's."""
+    return fn(*arguments)
+
+
+def message(error: BaseException) -> str:
+    """Class and message of an exception, on one line of bounded length."""
+    try:
+        text = str(error)
+    except Exception as second:  # a user's exception may fail while it is shown
+        text = f"(its message cannot be shown: {type(second).__name__})"
+    line = " ".join(text.split())
+    return f"{type(error).__name__}: {_bounded(line, MESSAGE_CHARS)}"
+
+
+def locate(error: BaseException) -> ErrorLocation | None:
+    """Where a reward raised; None if it was not called, or no Python code of its was running.
+
+    The location is the last frame outside the standard library and installed packages, or else the reward function.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    called = [i for i, frame in enumerate(frames) if (frame.filename, frame.name) == (__file__, call_reward.__name__)]
+    stack = [frame for frame in frames[called[-1] + 1 :] if frame.filename != LIMITS] if called else []
+    if not stack:
+        return None
+    own = [frame for frame in stack if not frame.filename.startswith((*INSTALLED, "<"))]
+    last = own[-1] if own else stack[0]
+    told = traceback.TracebackException.from_exception(error)
+    told.stack = traceback.StackSummary.from_list(stack)
+    return ErrorLocation(
+        file=last.filename,
+        line=last.lineno or 0,
+        function=last.name,
+        source=_bounded((last.line or "").strip(), SOURCE_CHARS),
+        traceback=_bounded("".join(told.format()), TRACEBACK_CHARS),
+    )
+
+
+def defined_at(fn: Callable[..., Any]) -> ErrorLocation | None:
+    """Where a reward function begins, for a value that is wrong without an exception; None of one written in C."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    if code is None:
+        return None
+    source = linecache.getline(code.co_filename, code.co_firstlineno).strip()
+    return ErrorLocation(code.co_filename, code.co_firstlineno, code.co_name, _bounded(source, SOURCE_CHARS), "")
+
+
+def cause_line(failure: RewardFailure) -> str:
+    """What failed, on which task and where, on one line.
+
+    reward 'brevity' raised KeyError: 'gold' on task train.jsonl:12 at my_rewards.py:4 in brevity: return row["gold"]
+    """
+    term = "reward" if failure.term == "*" else f"reward {failure.term!r}"
+    on_task = f" on task {failure.task_id}" if failure.task_id else ""
+    line = f"{term} {VERBS.get(failure.cause, failure.cause)} {failure.detail}{on_task}"
+    if failure.location is None:
+        return line
+    at = failure.location
+    return f"{line} at {at.file}:{at.line} in {at.function}{f': {at.source}' if at.source else ''}"
+
+
+def distinct_failures(scored: Iterable[ScoredGroup]) -> list[DistinctFailure]:
+    """Failures of a step's rewards, each cause once, in order of appearance; clips are envs.clip_failures' business."""
+    found: dict[tuple[object, ...], DistinctFailure] = {}
+    for group, of_group in enumerate(scored):
+        for sibling, failure in enumerate(of_group.rewards_G):
+            if isinstance(failure, RewardFailure) and failure.cause != "video_error":
+                key = cause_key(failure)
+                first = found.get(key, DistinctFailure(failure, group, sibling, 0))
+                found[key] = replace(first, count=first.count + 1)
+    return list(found.values())
+
+
+def cause_key(failure: RewardFailure) -> tuple[object, ...]:
+    """Equal for failures of one cause: the same line of the same reward. Messages may differ: they often quote data."""
+    if failure.location is not None:
+        error = failure.detail.partition(":")[0]
+        return failure.term, failure.cause, error, failure.location.file, failure.location.line
+    return failure.term, failure.cause, failure.detail
+
+
+def _bounded(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    kept = limit // 2
+    return f"{text[:kept]} … {text[-kept:]}"
