@@ -72,7 +72,12 @@ def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logg
 
 
 def _init(**options: Any) -> Any:
-    """ray.init that keeps the handler of SIGTERM: Ray's own prints stacks and exits at once."""
+    """ray.init that keeps the handler of SIGTERM: Ray's own prints stacks and exits at once.
+
+    Ray's log records go where all others go, not past them to standard error.
+    """
+    logging.getLogger("ray").handlers.clear()
+    logging.getLogger("ray").propagate = True
     if threading.current_thread() is not threading.main_thread():
         return ray.init(**options)  # only the main thread may set handlers
     handler = signal.getsignal(signal.SIGTERM)

@@ -113,6 +113,12 @@ class WorldFiles:
     held_out_jsonl: Path
 
 
+def find_world(world: QuickstartWorld, folder: Path | str) -> WorldFiles | None:
+    """The files of a world that has been rendered into `folder`; None if it has not."""
+    home = Path(folder).absolute() / f"quickstart-{world.fingerprint}"
+    return WorldFiles(home, home / "train.jsonl", home / "held_out.jsonl") if home.is_dir() else None
+
+
 def render_world(
     world: QuickstartWorld, folder: Path | str, progress: Callable[[int, int], None] | None = None, workers: int = 1
 ) -> WorldFiles:

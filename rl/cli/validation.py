@@ -26,7 +26,8 @@ from envs.data.rows import UnusableRow
 from envs.video.reader import VideoReader
 from rl.config.data import SourceConfig
 from rl.config.run import RunConfig
-from rl.run.prepare import as_config_error, located, progress_bar, quarantine_file
+from rl.run.console import counted_stage
+from rl.run.prepare import as_config_error, located, quarantine_file
 from rl.trajectory import VideoTask
 
 Located = tuple[str, Path, str]  # format, annotation file, video root
@@ -153,7 +154,8 @@ def _load(split: str, source: Located) -> tuple[Sequence[VideoTask], Sequence[Re
 def _decode(clips: Sequence[str], file: ClipStatusFile, config: RunConfig, console: Console, workers: int) -> None:
     """Check clips in parallel, each in a process that can be killed; a verdict is on disk as soon as it is known."""
     video, readers = config.video, SimpleQueue()
-    with ExitStack() as stack, progress_bar(console) as progress:
+    doing = f"decoding {len(clips):,} clips"
+    with ExitStack() as stack, counted_stage(console, doing, len(clips)) as decoding:
         for _ in range(min(workers, len(clips))):
             reader = VideoReader(video.backend, video.decode_timeout_s, 1, 0, video.decode_memory_mib)
             readers.put(stack.enter_context(reader))
@@ -165,12 +167,11 @@ def _decode(clips: Sequence[str], file: ClipStatusFile, config: RunConfig, conso
             finally:
                 readers.put(reader)
 
-        bar = progress.add_task("decoding clips", total=len(clips))
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         for done in as_completed([pool.submit(check, clip) for clip in clips]):
             file.append(done.result())
-            progress.advance(bar)
+            decoding.advance()
 
 
 def _judge(split: str, task: VideoTask, clip: CheckedClip) -> CheckedRow:

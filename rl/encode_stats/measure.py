@@ -41,7 +41,7 @@ from rl.encode_stats.rows import (
 from rl.policy.processor import Geometry, Processor
 from rl.policy.scenes import segment_scenes
 from rl.policy.token_ids import PolicyFilesError
-from rl.run.prepare import progress_bar
+from rl.run.console import counted_stage
 from rl.trajectory import Frames
 
 Result = TypeVar("Result")
@@ -144,19 +144,18 @@ def encode_stats(
     rows: list[EncodeRow] = []
     with (
         VideoReader(timeout_s=limits.decode_timeout_s, workers=1, frame_cache_bytes=0) as reader,
-        progress_bar(console) as progress,
+        counted_stage(console, f"encoding {len(videos):,} videos", len(videos) * len(rates)) as encoding,
     ):
-        bar = progress.add_task("encoding", total=len(videos) * len(rates))
         for number, video in enumerate(videos, start=1):
             try:
                 clip = reader.describe(str(video))
                 for fps in rates:
                     rows += _rows(clip, fps, reader, limits, geometry, processors, tower, repeats)
-                    progress.advance(bar)
+                    encoding.advance()
             except VideoError as error:
                 rows = [row for row in rows if row.block.clip != str(video)]  # a clip is compared whole or not at all
                 skipped.append(Skipped(str(video), f"{error.problem}; {error.remedy}"))
-            progress.update(bar, completed=number * len(rates))  # also where a clip ended early
+            encoding.update(number * len(rates))  # also where a clip ended early
     if not rows:
         why = "; ".join(f"{one.path}: {one.reason}" for one in skipped[:3]) or "the folders are empty"
         raise ConfigError(f"not one readable video among {', '.join(map(str, paths))} ({why})")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from rl.config.run import RunConfig
 from rl.evaluation.evaluate import is_done, roll_out_remaining, summarise_outcomes
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
 from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer
+from rl.run.console import counted_stage, stage
 from rl.run.initial_policy import initial_policy
-from rl.run.prepare import ROWS_IN_LOG, fingerprint, progress_bar
+from rl.run.prepare import ROWS_IN_LOG, fingerprint
 from rl.run.resume import changed_meaning, checkpoint_of
 from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts
 
@@ -172,21 +174,22 @@ def _roll_out_remaining(
     """Workers up, the rest of the examples through them, workers down."""
     own, tasks = suite.metric is None, [example.task for example in suite.examples]
     demand = Demand(config.rollout.num_workers, config.scoring.num_workers if own else 0, learner=0)
-    with cluster(config, console, demand) as slots, progress_bar(console) as progress:
+    with cluster(config, console, demand) as slots:
+        starting = ExitStack()
+        starting.enter_context(stage(console, f"starting {config.rollout.num_workers} engines"))
         rollouts = spawn_rollouts(config, policy_dir, slots)
         scorer = reward_scorer(suite, spawn_rewards(config, slots), config) if own else benchmark_scorer(suite)
         rollouts.workers.wait_ready(START_TIMEOUT_S)
-        bar = progress.add_task(suite.name, total=len(tasks), completed=done)
-
-        def report(_: Outcome) -> None:
-            progress.advance(bar)
-            finished = int(progress.tasks[bar].completed)
-            if finished % max(1, len(tasks) // 10) == 0:  # there is no bar in a job's log
-                console.print(f"{suite.name} {finished}/{len(tasks)}", highlight=False)
-
-        roll_out_remaining(
-            tasks, rollouts=rollouts, scorer=scorer, file=file, in_flight=config.evaluation.in_flight, report=report
-        )
+        starting.close()
+        with counted_stage(console, f"evaluating {suite.name}", len(tasks), done=done) as evaluating:
+            roll_out_remaining(
+                tasks,
+                rollouts=rollouts,
+                scorer=scorer,
+                file=file,
+                in_flight=config.evaluation.in_flight,
+                report=lambda _: evaluating.advance(),
+            )
 
 
 def _report_rejected(suite: EvaluationSuite, home: Path, bad_rows: str) -> None:

@@ -25,8 +25,8 @@ from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.evaluation.evaluate import ExampleScore, Scorer, missing_prediction, outcome_of
 from rl.evaluation.predictions import EvaluationError, Outcome
-from rl.run.attempt import answer_terms
 from rl.run.prepare import fingerprint, prepare_tasks
+from rl.run.reporter import answer_terms
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
 
 OWN = "held_out"  # the evaluation of data.held_out by the run's own rewards

@@ -20,9 +20,10 @@ from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.saver import Contents
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig
-from rl.run.prepare import progress_bar
-from rl.run.reporter import Reporter, keep_step, make_sinks
+from rl.run.console import progress_bar, say, stage
+from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks
 from rl.run.run import Run
+from rl.run.step_line import evaluation_line
 from rl.run.stop_signals import StopRequested
 from rl.tracking.faults import fault_metrics
 from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
@@ -58,7 +59,8 @@ class Attempt:
             except StopRequested:
                 self._save_reached()
                 raise
-            self._run.saver.flush()  # the ranks write it, and end with the attempt
+            with stage(self._run.console, "saving the last checkpoint"):
+                self._run.saver.flush()  # the ranks write it, and end with the attempt
 
     def _loop(self, numbers: MetricLog, progress: Progress) -> None:
         run, trainer, first = self._run, self._config.trainer, self._reached.step
@@ -133,11 +135,13 @@ class Attempt:
         chosen = run.held_out[: self._config.trainer.eval_tasks]
         if not chosen:
             return False
-        scored = run.rewards.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
+        with stage(run.console, f"evaluating on {len(chosen):,} held-out tasks after step {step}"):
+            scored = run.rewards.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
         run.rollouts.workers.stats()  # the next step's counters start here
         keep_step(run.backlog, run.run_dir / "held_out", step, list(records(scored, run.processor.pieces)))
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))
         numbers.write(step, metrics)
+        say(run.console, evaluation_line(step, metrics))
         value = metrics.get(self._config.trainer.best_metric.removeprefix("-"), math.nan)
         run.values[step] = value
         return step > 0 and run.saver.is_best(step, value)
@@ -151,8 +155,3 @@ def task_stream(tasks: Sequence[VideoTask], config: RunConfig) -> Callable[[int,
         return tasks_for_step(tasks, config.seed + 1_000_003 * attempt, step, size)
 
     return tasks_for
-
-
-def answer_terms(config: RunConfig) -> list[str]:
-    """Names of the reward terms that score the answer itself."""
-    return [name for name, term in config.rewards.items() if term.fn == "answer"]

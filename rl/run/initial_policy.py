@@ -21,7 +21,8 @@ from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig
 from rl.learner.sft import run_cold_start
 from rl.policy.scenes import fingerprint as scenes_fingerprint
-from rl.run.prepare import built_once, fingerprint, make_episode_context, prepare_policy, prepare_traces, progress_bar
+from rl.run.console import progress_bar, say, stage
+from rl.run.prepare import built_once, fingerprint, make_episode_context, prepare_policy, prepare_traces
 from rl.run.workers import cluster, spawn_learners
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, conso
     traces = prepare_traces(config, console)
     home = cold_start_home(config, policy_dir, traces)
     if home.is_dir():
-        console.print(f"cold start: found in {home}", highlight=False)
+        say(console, f"cold start: found in {home}")
     begun: list[int] = []  # steps of the attempt under way: what fails before the first would fail again
 
     def attempt(folder: Path) -> None:
@@ -109,10 +110,12 @@ def _cold_start(
             timeout_s=config.video.decode_timeout_s,
         )
         workers.callback(pool.stop)
-        learners = spawn_learners(
-            config, policy_dir, slots, optimizer=optimizer, total_updates=declared.steps, name="cold-start"
-        )
+        with stage(console, f"starting {config.learner.num_ranks} learners for the cold start"):
+            learners = spawn_learners(
+                config, policy_dir, slots, optimizer=optimizer, total_updates=declared.steps, name="cold-start"
+            )
         workers.callback(learners.stop)
+        workers.enter_context(stage(console, f"cold start of {declared.steps} steps on {len(traces):,} traces"))
         bar = progress.add_task("cold start", total=declared.steps)
 
         def show(step: int, metrics: Mapping[str, float]) -> None:
@@ -129,13 +132,10 @@ def _cold_start(
             progress=show,
         )
         learners.export_policy(folder)
-    console.print(
-        f"cold start: {declared.steps} steps, {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} "
-        "nat per token"
-    )
+    say(console, f"cold start: {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} nat per token")
 
 
 def _show(progress: Progress, bar: TaskID, step: int, steps: int, nll: float) -> None:
     progress.update(bar, completed=step)
     if step % max(1, steps // 10) == 0:
-        progress.console.print(f"cold start {step}/{steps}  {nll:.3f} nat per token", highlight=False)
+        say(progress.console, f"cold start {step}/{steps}  {nll:.3f} nat per token")

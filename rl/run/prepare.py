@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from envs.data.clip_status import quarantined
 from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
@@ -29,7 +29,7 @@ from envs.initial_observation import CoarseFrameRules
 from envs.prompts import PromptFormat
 from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext
-from envs.synthetic.world import QuickstartWorld, WorldFiles, cold_start_traces, render_world
+from envs.synthetic.world import QuickstartWorld, WorldFiles, cold_start_traces, find_world, render_world
 from envs.video.reader import VideoError, VideoReader
 from rl.config.data import SourceConfig, VideoConfig
 from rl.config.errors import ConfigError
@@ -37,6 +37,7 @@ from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
+from rl.run.console import counted_stage, spell_seconds
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def prepare_policy(config: RunConfig) -> Path:
         return built_once(
             cache / f"tiny-{fingerprint(made_from)}",
             lambda folder: build_tiny_policy(config.policy.tiny, scenes, folder, config.seed),
+            doing="building the tiny policy",
         )
     if not Path(config.policy.path).is_dir():
         raise ConfigError(
@@ -87,15 +89,12 @@ def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
     Raises:
         ConfigError: no such world can be made.
     """
-    declared, world = config.data.quickstart, _declared_world(config)
-    with progress_bar(console) as progress:
-        bar = progress.add_task("rendering clips", total=declared.train_clips + declared.held_out_clips)
-        return render_world(
-            world,
-            Path(config.cache_dir),
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-            workers=os.cpu_count() or 1,
-        )
+    declared, world, cache = config.data.quickstart, _declared_world(config), Path(config.cache_dir)
+    if (found := find_world(world, cache)) is not None:
+        return found
+    clips = declared.train_clips + declared.held_out_clips
+    with counted_stage(console, f"rendering {clips:,} clips", clips) as rendering:
+        return render_world(world, cache, progress=rendering.update, workers=os.cpu_count() or 1)
 
 
 def _declared_world(config: RunConfig) -> QuickstartWorld:
@@ -152,11 +151,10 @@ def _load_indexed(
         unusable: videos that a validation has quarantined, and why.
     """
     videos = {task.video_path for task in load_tasks(*found, unusable=unusable).tasks}
-    with progress_bar(console) as progress:
-        bar = progress.add_task("indexing videos", total=len(videos))
+    with counted_stage(console, f"indexing {len(videos):,} videos", len(videos)) as indexing:
 
         def duration_of(path: str) -> float:
-            progress.advance(bar)
+            indexing.advance()
             return reader.describe(path).duration_s
 
         return load_tasks(*found, duration_of=duration_of, unusable=unusable)
@@ -256,28 +254,31 @@ def fingerprint(made_from: Any) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def built_once(home: Path, build: Callable[[Path], Any]) -> Path:
-    """`home`; if it is not there yet, built into a draft beside it and renamed, so that it is never half there."""
+def built_once(home: Path, build: Callable[[Path], Any], *, doing: str = "") -> Path:
+    """`home`; if it is not there yet, built into a draft beside it and renamed, so that it is never half there.
+
+    Args:
+        doing: what building it is, for the log; empty: `build` says so itself.
+    """
     if home.is_dir():
         return home
     home.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=home.parent))
+    started_s = time.perf_counter()
+    if doing:
+        log.info("%s …", doing)
     try:
         build(draft)
         draft.chmod(0o755)
         draft.rename(home)
+        if doing:
+            log.info("%s: done in %s", doing, spell_seconds(time.perf_counter() - started_s))
     except OSError:
         if not home.is_dir():  # not merely another process that was faster
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return home
-
-
-def progress_bar(console: Console) -> Progress:
-    """The one look of every long job's progress."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def located(config: RunConfig, source: SourceConfig, split: str, console: Console) -> tuple[str, Path, str]:

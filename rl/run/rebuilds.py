@@ -16,6 +16,7 @@ from actors.learner import LearnerError, LearnerGroup
 from actors.weight_buckets import WeightsLostError
 from rl.checkpoint.checkpoint import Checkpoint
 from rl.run.attempt import Attempt
+from rl.run.console import stage
 from rl.run.run import Run
 from rl.run.workers import spawn_learners
 from rl.trajectory import Fault
@@ -65,19 +66,20 @@ def _attempts(run: Run, found: Checkpoint | None) -> None:
 def _learners(run: Run, found: Checkpoint | None) -> Iterator[LearnerGroup]:
     """Learner ranks at the state of a checkpoint, or at the start; killed in the end, whatever happens."""
     config = run.config
-    learners = spawn_learners(
-        config,
-        run.policy_dir,
-        run.slots,
-        optimizer=config.learner.optimizer,
-        total_updates=config.trainer.steps * config.learner.updates_per_step,
-        poll=run.rollouts.workers.poll,
-        restore=run.rollouts.restore,
-    )
+    with stage(run.console, f"starting {config.learner.num_ranks} learners"):
+        learners = spawn_learners(
+            config,
+            run.policy_dir,
+            run.slots,
+            optimizer=config.learner.optimizer,
+            total_updates=config.trainer.steps * config.learner.updates_per_step,
+            poll=run.rollouts.workers.poll,
+            restore=run.rollouts.restore,
+        )
     try:
         if found:
-            learners.load(found.folder)
-            run.console.print(f"resumed at step {found.state.step} from {found.folder}", highlight=False)
+            with stage(run.console, f"loading the checkpoint of step {found.state.step}"):
+                learners.load(found.folder)
         yield learners
     finally:
         learners.stop()

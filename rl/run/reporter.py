@@ -27,6 +27,8 @@ from rl.checkpoint.store import CheckpointStore
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
+from rl.run.console import say
+from rl.run.step_line import Pace, step_line
 from rl.tracking.backlog import Backlog
 from rl.tracking.faults import FAULTS
 from rl.tracking.fingerprint import step_fingerprints
@@ -59,7 +61,7 @@ class Reporter:
         self._config, self._run_dir, self._numbers, self._backlog = config, run_dir, numbers, backlog
         self._progress = progress
         self._rules = config.algorithm.advantage
-        self._processor = processor
+        self._processor, self._pace = processor, Pace()
         self._bar: TaskID = progress.add_task("training", total=config.trainer.steps, completed=first)
 
     def step(
@@ -95,14 +97,16 @@ class Reporter:
         prints = step_fingerprints(scored, credit_PG, optimizer=learned.optimizer, weights=weights)
         self._numbers.write(step + 1, everything, prints)
         self._record(step, scored, learned, credit_PG)
-        self._progress.update(self._bar, completed=step + 1)
-        self._progress.console.print(  # a line per step: a bar alone says nothing in a job's log
-            f"step {step + 1}/{self._config.trainer.steps}  reward: sampling {rewards['reward/sampling']:.3f} "
-            f"reasoning {rewards['reward/reasoning']:.3f}  granted calls {rolled['rollout/granted_calls']:.2f}  "
-            f"{metrics['seconds/step']:.1f} s",
-            highlight=False,
-        )
+        self._say(step + 1, everything)
         self._gate(step, everything)
+
+    def _say(self, step: int, numbers: Mapping[str, float]) -> None:
+        """A line per step: a bar alone says nothing in a job's log."""
+        steps = self._config.trainer.steps
+        eta_s = self._pace.step_done() * (steps - step)
+        self._progress.update(self._bar, completed=step)
+        line = step_line(step, steps, numbers, answer_terms=answer_terms(self._config), eta_s=eta_s)
+        say(self._progress.console, line)
 
     def _record(
         self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, credit_PG: Sequence[Sequence[Credit]]
@@ -138,6 +142,11 @@ def keep_step(backlog: Backlog, folder: Path, step: int, shown: Sequence[dict[st
         UnwrittenError: too many steps in a row could not be written down.
     """
     backlog.write(step_path(folder, step), step, partial(write_step, folder, step, shown))
+
+
+def answer_terms(config: RunConfig) -> list[str]:
+    """Names of the reward terms that score the answer itself."""
+    return [name for name, term in config.rewards.items() if term.fn == "answer"]
 
 
 def make_sinks(config: RunConfig, run_dir: Path, backlog: Backlog, *, keep_through_step: int) -> list[Sink]:

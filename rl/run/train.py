@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rl.checkpoint.checkpoint import POLICY_FOLDER
+from rl.checkpoint.checkpoint import POLICY_FOLDER, Checkpoint
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.remote import RemoteCheckpoints
 from rl.checkpoint.saver import Saver
@@ -21,6 +23,7 @@ from rl.config.file import to_yaml
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.run.check import preflight
+from rl.run.console import say, stage
 from rl.run.initial_policy import cold_started_policy
 from rl.run.prepare import prepare_policy, prepare_tasks
 from rl.run.rebuilds import train_to_the_end
@@ -34,6 +37,7 @@ from rl.run.workers import (
     spawn_rewards,
     spawn_rollouts,
 )
+from rl.tracking.log_file import keep_log
 
 log = logging.getLogger(__name__)
 
@@ -49,27 +53,38 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
     home, trainer = Path(config.output_dir).absolute() / config.name, config.trainer
     store = CheckpointStore(home, trainer.keep_checkpoints, trainer.best_metric, trainer.keep_every)
     remote = remote_of(config)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    found = find_checkpoint(config, store, remote, say)
+    found = find_checkpoint(config, store, remote, partial(say, console))
     run_dir = open_run(config)
-    console.print(f"run {config.name}: {run_dir}", highlight=False)
-    if found and (done := found.state.step) >= trainer.steps:
-        console.print(f"{done} steps are done; for more: trainer.steps={2 * done}, for a new run: name=…")
+    with keep_log(run_dir) as log_file:
+        say(console, f"run {config.name}: {run_dir} (all that is logged: {log_file})")
+        if found and (done := found.state.step) >= trainer.steps:
+            say(console, f"{done} steps are done; for more: trainer.steps={2 * done}, for a new run: name=…")
+        elif found:
+            say(console, f"resuming at step {done} from {found.folder}")
+        _train_from(found, config, console, run_dir, partial(make_saver, config, store, remote))
+    return conclude(run_dir, console)
+
+
+def _train_from(
+    found: Checkpoint | None, config: RunConfig, console: Console, run_dir: Path, open_saver: Callable[[], Saver]
+) -> None:
+    """Data, policy, workers; then the steps from a checkpoint, or from the start."""
     tasks = prepare_tasks(config, "train", console).tasks
     held_out = prepare_tasks(config, "held_out", console).tasks if config.trainer.eval_tasks else ()
     policy_dir = prepare_policy(config)
-
-    signals = StopSignals(trainer.stop_grace_s)
+    signals = StopSignals(config.trainer.stop_grace_s)
     with cluster(config, console) as slots:
-        rollouts = spawn_rollouts(config, policy_dir, slots, signals.check)  # loads while the cold start runs
+        starting = ExitStack()  # engines load while the cold start runs
+        starting.enter_context(stage(console, f"starting {config.rollout.num_workers} engines"))
+        rollouts = spawn_rollouts(config, policy_dir, slots, signals.check)
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         rewards, processor = spawn_rewards(config, slots), Processor.from_pretrained(policy_dir, config.policy.scenes)
         rollouts.workers.wait_ready(START_TIMEOUT_S)
-        with signals, make_saver(config, store, remote) as saver:
+        starting.close()
+        with signals, open_saver() as saver:
             run = Run(config, console, run_dir, policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards)
             train_to_the_end(run, found)
-    return conclude(run_dir, console)
 
 
 def make_saver(config: RunConfig, store: CheckpointStore, remote: RemoteCheckpoints | None) -> Saver:

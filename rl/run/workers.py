@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,7 @@ from actors.waiting import do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig
 from rl.policy.vllm_plugin import engine_environment
+from rl.run.console import say, stage
 from rl.run.prepare import make_episode_context
 from rl.trajectory import Sampling
 
@@ -46,10 +48,11 @@ def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -
     """
     if demand is None:
         demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
-    was_running = ray.is_initialized()
-    dashboard = connect(config.placement, demand)
+    was_running, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
+    with stage(console, f"connecting to Ray at {address}" if address else "starting Ray"):
+        dashboard = connect(config.placement, demand)
     if dashboard:
-        console.print(f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)", highlight=False)
+        say(console, f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
     slots = Slots(config.placement, demand)
     try:
         yield slots

@@ -1,4 +1,4 @@
-// What broke and was mended: marks under the curves' axis, and the table of page 1.
+// What broke and was recovered: marks under the curves' axis, and the table of page 1.
 
 const MARK = { gap: 7, half: 3.5, height: 5 }; // pixels; steps closer than the gap share a mark
 const MOST_POPPED = 3; // faults told at a mark; the table has the others
@@ -82,7 +82,7 @@ function faultTable(run) {
     el(
       "div",
       { class: "section-head" },
-      el("h2", { id: "faults" }, "Faults mended"),
+      el("h2", { id: "faults" }, "Faults recovered"),
       el(
         "label",
         { class: "field inline" },

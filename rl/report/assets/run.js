@@ -270,7 +270,7 @@ function facts(run) {
     .filter(isNumber)
     .reduce((sum, value) => sum + value, 0);
   if (run.summary.masked) found.push(lost ? `${count(lost)} trajectories masked` : "nothing masked");
-  if (run.faults.count) found.push(`${faultWords(run.faults.count)} mended`);
+  if (run.faults.count) found.push(`${faultWords(run.faults.count)} recovered`);
   return found.map((fact) => said(fact));
 }
 
