@@ -38,7 +38,10 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "rollout/trajectories": ("trajectories", "rolled out in this step"),
     "rollout/granted_calls": ("share", "trajectories with at least one granted retrieval call: they looked again"),
     "rollout/malformed_calls": ("share", "of all calls, those whose text could not be read"),
-    "rollout/refused_calls": ("share", "of all calls, readable ones not granted: over the limit, outside the clip, …"),
+    "rollout/refused_calls": (
+        "share",
+        "of all calls, readable ones not granted, such as over the limit or outside the clip",
+    ),
     "rollout/clamped": ("share", "of all granted calls, those whose window, rate or frame count was clamped"),
     "rollout/truncated": ("share", "trajectories that ran out of tokens"),
     "rollout/video_errors": ("trajectories", "masked because the video could not be read"),

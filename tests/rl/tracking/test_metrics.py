@@ -100,6 +100,7 @@ def test_unannotated_tasks_have_no_mean_sampling_reward_rather_than_zero():
 
 def test_every_metric_has_a_meaning_and_nothing_undeclared_is_logged(tmp_path):
     assert all(unit and meaning for unit, meaning in METRICS.values())
+    assert all(f"{unit}{meaning}".isascii() for unit, meaning in METRICS.values())  # Ray's gauges take nothing else
     assert describe("rollout/seconds/decode") == METRICS["rollout/seconds/"]
     log = MetricLog([JsonlSink(tmp_path, keep_through_step=0)])
     with pytest.raises(KeyError, match="mystery/number"):
