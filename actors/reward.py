@@ -189,10 +189,9 @@ class RewardPool:
 
     def _launch(self, index: int, replaced: int = 0) -> RewardSlot:
         options = dict(self._options(index))
-        name = options["name"]
-        options["name"] = incarnation_name(name, replaced)
+        options["name"] = incarnation_name(options["name"], replaced)
         worker = ray.remote(RewardWorker).options(**options).remote(self._terms, self._scoring)
-        return RewardSlot(name, worker, worker.ready.remote(), replaced)
+        return RewardSlot(f"reward/{index}", worker, worker.ready.remote(), replaced)
 
     def _replace(self, slot: RewardSlot, kind: str, cause: str, action: str) -> None:
         log.warning("%s: %s: %s; %s", slot.name, kind, cause, action)

@@ -68,7 +68,7 @@ class RolloutWorkerGroup:
         self._sync: Callable[[], None] = do_nothing
         self._on_turn: OnTurn = ignore_turn
         self._last_poll_s = time.monotonic()
-        self.slots = [WorkerSlot(options(index)["name"], index, self._launch(index)) for index in range(num_workers)]
+        self.slots = [WorkerSlot(f"rollout/{index}", index, self._launch(index)) for index in range(num_workers)]
 
     def wait_ready(self, timeout_s: float, check: Callable[[], None] = do_nothing) -> None:
         """Return when every engine has loaded its policy.

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
+import signal
+import threading
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 DATA_VARIABLE = "DYNFRAME_REAL_DATA"
 RELEASE_S = 30  # to release the workers, when a run that was stopped has saved
 RUNTIME_ENV = Path(__file__).with_name("runtime_env.yaml")
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class SubmitError(RuntimeError):
-    """The job could not be submitted; the message says what to do."""
+    """The job could not be submitted or followed; the message says what to do."""
 
 
 def submit_training(
     arguments: Sequence[str],
     *,
+    run: str,
     address: str,
     follow: bool,
     dry_run: bool,
@@ -35,30 +44,38 @@ def submit_training(
 
     Args:
         arguments: YAML files, relative to the working directory, and key=value overrides.
+        run: the run's name, which begins the job's id and stands in its metadata.
         working_dir: folder to ship; the current one if None.
         write: where the job's output goes.
         stop_grace_s: the run takes to save when it is stopped (trainer.stop_grace_s); Ray is told to wait for it.
     """
-    entrypoint = shlex.join(["python", "-m", "rl", "train", *arguments])
-    environment = runtime_env(working_dir or Path.cwd(), stop_grace_s)
+    job = {
+        "entrypoint": shlex.join(["python", "-m", "rl", "train", *arguments]),
+        "submission_id": submission_id(run),
+        "metadata": {"job_name": run},
+        "runtime_env": runtime_env(working_dir or Path.cwd(), stop_grace_s),
+    }
     if dry_run:
-        write(yaml.safe_dump({"entrypoint": entrypoint, "runtime_env": environment}, sort_keys=False))
+        write(yaml.safe_dump(job, sort_keys=False))
         return 0
     try:
         client = JobSubmissionClient(address)
-        job = client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+        name = client.submit_job(**job)
+    except AuthenticationError as error:
+        raise SubmitError(_unauthorised(address, error)) from error
     except (ConnectionError, RuntimeError) as error:
         raise SubmitError(
-            f"no Ray job server answered at {address}: {str(error).splitlines()[0]}. Start one (`ray start --head`), "
-            "name another with --address, or set RAY_AUTH_MODE to what the cluster uses"
+            f"no Ray job server answered at {address}: {_first_line(error)}. Start one (`ray start --head`), "
+            "or name another with --address"
         ) from error
-    write(f"submitted {job} to {address}")
-    if not follow:
-        return 0
-    asyncio.run(_tail(client, job, write))
-    status = client.get_job_status(job)
-    write(f"{job}: {status.value}")
-    return 0 if status is JobStatus.SUCCEEDED else 1
+    write(f"submitted {name} to {address}")
+    return _follow(client, name, address, write) if follow else 0
+
+
+def submission_id(run: str) -> str:
+    """The id of a run's next job: its name, the time in UTC and four digits of chance."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", run)
+    return f"{safe}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
 
 
 def runtime_env(working_dir: Path, stop_grace_s: float) -> dict[str, Any]:
@@ -70,6 +87,47 @@ def runtime_env(working_dir: Path, stop_grace_s: float) -> dict[str, Any]:
     return declared | {"working_dir": str(working_dir)}
 
 
+def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable[[str], None]) -> int:
+    """Print the job's output until it ends; Ctrl-C ends the printing only."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
+    try:
+        asyncio.run(_tail(client, job, write))
+        status = client.get_job_status(job)
+    except KeyboardInterrupt:
+        write(f"\n{_how_to_go_on(job, address)}")
+        return INTERRUPTED
+    except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
+        raise SubmitError(
+            f"the job server at {address} does not answer any more: {_first_line(error)}\n{_how_to_go_on(job, address)}"
+        ) from error
+    write(f"{job}: {status.value}")
+    return 0 if status is JobStatus.SUCCEEDED else 1
+
+
 async def _tail(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> None:
     async for lines in client.tail_job_logs(job):
         write(lines.rstrip("\n"))
+
+
+def _how_to_go_on(job: str, address: str) -> str:
+    """The commands that follow and stop a job that is running, with the authentication of this process."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    ray = f"RAY_AUTH_MODE={mode} ray job" if mode else "ray job"
+    return (
+        f"{job} goes on. Its output: {ray} logs --follow --address {address} {job}\n"
+        f"to stop it, saved: {ray} stop --address {address} {job}"
+    )
+
+
+def _unauthorised(address: str, error: Exception) -> str:
+    mode = os.environ.get("RAY_AUTH_MODE", "not set")
+    reason = _first_line(error).split(". ")[0]
+    return (
+        f"the Ray job server at {address} refuses this process (RAY_AUTH_MODE is {mode}): {reason}. Put the cluster's "
+        "token (`ray get-auth-token` on its head) into ~/.ray/auth_token and set RAY_AUTH_MODE=token"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

@@ -303,6 +303,24 @@ class WrittenFile:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerFailure:
+    """A worker that died, hung or raised: where it ran, and the end of its log."""
+
+    worker: str  # its name in Ray: "NAME/rollout/0"
+    node: str  # address of its node; empty: unknown
+    pid: int  # 0: unknown
+    log: str  # path of its log on that node; empty: unknown
+    last_lines: tuple[str, ...]  # of the log, oldest first
+
+    def __str__(self) -> str:
+        """Worker, node and log file in one line, then the log's last lines."""
+        where = f"{self.worker}, process {self.pid or 'unknown'} on node {self.node or 'unknown'}; its log: "
+        if not self.last_lines:
+            return f"{where}{self.log or 'not found'}"
+        return "\n".join([f"{where}{self.log}, which ends with", *(f"  | {line}" for line in self.last_lines)])
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Something that broke and was recovered while a run went on."""
 
@@ -312,6 +330,7 @@ class Fault:
     action: str  # what was done about it, one line
     detected_s: float  # time.time() when it was noticed
     recovery_s: float  # seconds from there until work went on
+    failure: WorkerFailure | None = None  # of the worker that was lost, if it was one
 
 
 def trajectory_tokens(trajectory: Trajectory) -> tuple[int, ...]:

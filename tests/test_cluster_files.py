@@ -26,7 +26,7 @@ def kuberay_run(monkeypatch):
 
 
 def test_a_job_that_is_stopped_has_its_grace_and_the_time_to_release_its_workers(kuberay_run):
-    # 120 s to save and 30 s to end: Ray's own patience is 3 s
+    # 120 s to save and 30 s to end: Ray's default is 3 s
     for variables, run in (
         (RUNTIME_ENV["env_vars"], load_config([REPOSITORY / "configs/quickstart.yaml"])),
         (yaml.safe_load(RAYJOB["runtimeEnvYAML"])["env_vars"], kuberay_run),
@@ -53,7 +53,24 @@ def test_the_rayjob_goes_on_by_itself_and_keeps_everything_on_the_volume_that_al
         assert Path(path).is_relative_to("/workspace"), path
 
 
+def test_ray_sends_no_usage_statistics_and_its_workers_are_not_niced():
+    """Ray's own defaults are statistics sent to its developers, and workers at nice 15."""
+    head, worker = ray_start("head"), ray_start("worker")
+    assert "--disable-usage-stats" in head  # the head sends them
+    assert all("RAY_worker_niceness=0 ray start" in start for start in (head, worker))
+    cluster = RAYJOB["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        for container in group["template"]["spec"]["containers"]:
+            variables = {variable["name"]: variable["value"] for variable in container["env"]}
+            assert variables == {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+
+
+def ray_start(kind):
+    (start,) = [line for line in RAY_UP[f"{kind}_start_ray_commands"] if "ray start" in line]
+    return start
+
+
 def test_nodes_start_ray_where_a_jobs_python_is_the_projects():
     for kind in ("head", "worker"):
-        (start,) = [line for line in RAY_UP[f"{kind}_start_ray_commands"] if "ray start" in line]
+        start = ray_start(kind)
         assert start.index("export PATH=$PWD/.venv/bin:$PATH") < start.index("ray start")

@@ -305,10 +305,19 @@ def submit(
     config = _load(inputs)  # refuse here what the cluster would refuse minutes later
     if (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
+    from actors.ray_connection import require_auth_mode
     from cluster.submit import submit_training
 
-    grace_s = config.trainer.stop_grace_s
-    code = submit_training(inputs, address=address, follow=follow, dry_run=dry_run, write=say, stop_grace_s=grace_s)
+    require_auth_mode()
+    code = submit_training(
+        inputs,
+        run=config.name,
+        address=address,
+        follow=follow,
+        dry_run=dry_run,
+        write=say,
+        stop_grace_s=config.trainer.stop_grace_s,
+    )
     raise typer.Exit(code)
 
 

@@ -24,7 +24,8 @@ class PlacementConfig:
     learner_cpus: float = 1.0
     learner_gpus: float = 0.0
     dashboard: bool = True  # of a Ray started by the run itself, on loopback
-    timeout_s: float = 120.0  # a placement that cannot be met fails after this, with what is missing
+    autoscaling: bool = False  # the cluster starts GPU nodes on demand: wait for them where no node has a GPU yet
+    timeout_s: float = 120.0  # to wait for room on the cluster
 
 
 @dataclass(frozen=True)

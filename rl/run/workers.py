@@ -18,7 +18,8 @@ import ray
 from rich.console import Console
 
 from actors.learner import LearnerGroup, Restore
-from actors.placement import Demand, Slots, connect, incarnation_name
+from actors.placement import Demand, Slots, incarnation_name
+from actors.ray_connection import connect
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
@@ -53,7 +54,7 @@ def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -
         dashboard = connect(config.placement, demand)
     if dashboard:
         say(console, f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
-    slots = Slots(config.placement, demand)
+    slots = Slots(config.placement, demand, config.name)
     try:
         yield slots
     finally:
@@ -106,14 +107,17 @@ def spawn_learners(
         name: of the actors, before their rank. Ray frees a killed actor's name late, so each group takes another.
         poll, restore: as in LearnerGroup.
     """
-    built = next(_GROUPS)
+    built, run = next(_GROUPS), config.name
     environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else NO_GPU)
     return LearnerGroup(
         partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
         config.learner.num_ranks,
         lambda rank: (
             slots.options("learner", rank)
-            | {"name": incarnation_name(f"{name}/{rank}", built), "runtime_env": {"env_vars": environment}}
+            | {
+                "name": incarnation_name(f"{run}/{name}/{rank}", built),
+                "runtime_env": {"env_vars": environment},
+            }
         ),
         start_timeout_s=START_TIMEOUT_S,
         timeout_s=config.learner.timeout_s,
@@ -138,9 +142,9 @@ def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
 
 
 def start_learner(
-    config: RunConfig, policy_dir: Path, optimizer: OptimizerConfig, total_updates: int, **place: Any
+    config: RunConfig, policy_dir: Path, optimizer: OptimizerConfig, total_updates: int, **rendezvous: Any
 ) -> Any:
-    """Runs in a learner worker: its rank. `place` is rank, world_size, master_addr and master_port."""
+    """Runs in a learner worker: its rank. `rendezvous` is rank, world_size, master_addr and master_port."""
     from rl.learner.learner import make_learner  # DeepSpeed: only learner workers may import it
 
-    return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **place)
+    return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **rendezvous)

@@ -31,7 +31,7 @@ def write_faults(run_dir: Path, step: int, faults: Sequence[Fault]) -> None:
     """
     if not faults:
         return
-    lines = "".join(json.dumps({"step": step, **asdict(fault)}) + "\n" for fault in faults)
+    lines = "".join(json.dumps({"step": step, **_known(fault)}) + "\n" for fault in faults)
     path = run_dir / FAULTS
     append(path, lines if _ends_whole(path) else f"\n{lines}")
 
@@ -68,6 +68,10 @@ def fault_counts(run_dir: Path) -> dict[str, int]:
         OSError: as read_faults.
     """
     return dict(Counter(fault["kind"] for fault in read_faults(run_dir)).most_common())
+
+
+def _known(fault: Fault) -> dict[str, Any]:
+    return {name: value for name, value in asdict(fault).items() if value is not None}
 
 
 def _ends_whole(path: Path) -> bool:

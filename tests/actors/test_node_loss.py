@@ -35,7 +35,7 @@ options = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
 cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_config": health})
 other = cluster.add_node(**options)
 ray.init(cluster.address, log_to_driver=False)
-slots = Slots(PlacementConfig(colocate=False, rollout_cpus=1.0), Demand(rollout=2, reward=0, learner=0))
+slots = Slots(PlacementConfig(colocate=False, rollout_cpus=1.0), Demand(rollout=2, reward=0, learner=0), "test")
 workers = RolloutWorkerGroup(partial(ScriptedRunner, folder), 2, lambda index: slots.options("rollout", index))
 pool = RolloutPool(workers, timeout_s=120)
 workers.wait_ready(60)

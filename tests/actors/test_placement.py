@@ -1,16 +1,18 @@
-"""Placement: a slot per worker, and a clear refusal of what the cluster can never give."""
+"""Placement: a named bundle per worker, room that is waited for, and a refusal of what can never be provided."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from dataclasses import replace
 
 import pytest
 
+from rl.config.errors import ConfigError
 from rl.config.trainer import PlacementConfig
 from rl.fault_injection.run_process import ProcessTree
 
@@ -19,52 +21,115 @@ pytestmark = pytest.mark.ray
 PLACEMENT = PlacementConfig(rollout_cpus=1, reward_cpus=0.25, learner_cpus=0.5)
 
 
-def test_every_worker_has_a_name_and_its_own_share(ray_cluster):
+@pytest.fixture
+def reserve(ray_cluster):
+    """Slots of a run; released at the end."""
     from actors.placement import Demand, Slots
 
-    slots = Slots(PLACEMENT, Demand(rollout=2, reward=1, learner=2))
-    assert slots.options("rollout", 1)["name"] == "rollout/1"
+    reserved = []
+
+    def reserve(rollout=1, reward=0, learner=0, **placement):
+        reserved.append(Slots(replace(PLACEMENT, **placement), Demand(rollout, reward, learner), "video-r1"))
+        return reserved[-1]
+
+    yield reserve
+    for slots in reserved:
+        slots.release()
+
+
+def test_every_worker_is_named_after_the_run_and_has_its_own_bundle(reserve):
+    slots = reserve(rollout=2, reward=1, learner=2)
+    assert slots.options("rollout", 1)["name"] == "video-r1/rollout/1"
     assert [slots.options(kind, 0)["num_cpus"] for kind in ("rollout", "reward", "learner")] == [1, 0.25, 0.5]
     bundles = [
         slots.options(kind, index)["scheduling_strategy"].placement_group_bundle_index
         for kind, index in (("rollout", 0), ("rollout", 1), ("reward", 0), ("learner", 0), ("learner", 1))
     ]
     assert bundles == [0, 1, 2, 3, 4]
-    slots.release()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"learner_cpus": 100.0}, r"needs 101\.25 CPU but the cluster has 8"), ({"rollout_gpus": 1.0}, "needs 1 GPU")],
 )
-def test_what_no_waiting_can_provide_is_refused_at_once(ray_cluster, change, message):
-    from actors.placement import Demand, PlacementError, Slots
-
-    with pytest.raises(PlacementError, match=message):
-        Slots(replace(PLACEMENT, **change), Demand(rollout=1, reward=1, learner=1))
+def test_more_than_a_ray_of_its_own_has_is_refused_at_once(reserve, change, message):
+    with pytest.raises(ConfigError, match=message):
+        reserve(reward=1, learner=1, **change)
 
 
-def test_a_busy_cluster_is_refused_after_a_while_with_what_is_free(ray_cluster):
-    from actors.placement import Demand, PlacementError, Slots
-
-    first = Slots(replace(PLACEMENT, rollout_cpus=6), Demand(rollout=1, reward=0, learner=0))
-    with pytest.raises(PlacementError, match=r"within 1 s .*free now"):
-        Slots(replace(PLACEMENT, rollout_cpus=6, timeout_s=1), Demand(rollout=1, reward=0, learner=0))
-    first.release()
+def test_gpus_on_a_cluster_without_any_are_refused_at_once(reserve, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError, match=r"needs 2 GPU but no node of the cluster has any: .*placement\.autoscaling"):
+        reserve(rollout=2, rollout_gpus=1.0, timeout_s=3600)
 
 
-def test_a_cluster_that_may_grow_is_given_the_time_to_and_then_told_what_is_missing(ray_cluster, monkeypatch):
-    from actors.placement import Demand, PlacementError, Slots
-
+def test_gpus_that_are_started_on_demand_are_waited_for(reserve, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     started = time.monotonic()
-    with pytest.raises(PlacementError, match=r"needs 101\.25 CPU but the cluster has 8"):
-        Slots(replace(PLACEMENT, learner_cpus=100.0, timeout_s=1), Demand(rollout=1, reward=1, learner=1))
+    with pytest.raises(ConfigError, match=r"needs 1 GPU but the cluster has 0"):
+        reserve(rollout_gpus=1.0, autoscaling=True, timeout_s=1)
     assert time.monotonic() - started >= 1
 
 
+def test_a_full_cluster_is_waited_for_and_that_is_logged_every_minute_in_cpus(reserve, monkeypatch, caplog):
+    from actors.placement import PlacementError
+
+    monkeypatch.setattr("actors.placement.QUIET_S", 0.2)
+    monkeypatch.setattr("actors.placement.REPORT_S", 0.5)
+    reserve(rollout_cpus=6)
+    with pytest.raises(PlacementError, match=r"within 2 s \(placement\.timeout_s\): 6 CPUs needed, 2 of 8 free"):
+        reserve(rollout_cpus=6, timeout_s=2)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) >= 2
+    assert said[0].startswith("waiting for room on the cluster: 6 CPUs needed, 2 of 8 free; waited 0 of 2 s")
+
+
+def test_room_that_is_made_while_a_run_waits_is_taken(reserve):
+    first = reserve(rollout_cpus=6)
+    threading.Timer(0.5, first.release).start()
+    assert reserve(rollout_cpus=6, timeout_s=60).options("rollout", 0)["num_cpus"] == 6
+
+
+def test_a_run_that_gave_up_waiting_takes_no_room_later(reserve):
+    from actors.placement import PlacementError
+
+    first = reserve(rollout_cpus=6)
+    with pytest.raises(PlacementError):
+        reserve(rollout_cpus=6, timeout_s=0.5)
+    first.release()
+    assert reserve(rollout_cpus=6, timeout_s=60)
+
+
+def test_a_cluster_that_is_too_small_is_given_the_time_to_grow_and_then_told_what_is_missing(reserve, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"needs 101\.25 CPU but the cluster has 8"):
+        reserve(reward=1, learner=1, learner_cpus=100.0, timeout_s=1)
+    assert time.monotonic() - started >= 1
+
+
+@pytest.mark.parametrize("mode", ["nonsense", "tokens"])
+def test_an_auth_mode_that_ray_does_not_know_is_one_line(monkeypatch, mode):
+    from actors.ray_connection import require_auth_mode
+
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(ConfigError, match=rf"^RAY_AUTH_MODE is '{mode}': it must be one of token, disabled, or unset$"):
+        require_auth_mode()
+
+
+@pytest.mark.parametrize("mode", [None, "", "token", "TOKEN", "disabled"])
+def test_an_auth_mode_that_ray_knows_is_left_alone(monkeypatch, mode):
+    from actors.ray_connection import require_auth_mode
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    require_auth_mode()
+
+
 def test_a_process_connected_already_has_no_dashboard_to_show(ray_cluster):
-    from actors.placement import Demand, connect
+    from actors.placement import Demand
+    from actors.ray_connection import connect
 
     assert connect(PLACEMENT, Demand(1, 1, 1)) == ""
 
@@ -74,7 +139,7 @@ def test_a_process_connected_already_has_no_dashboard_to_show(ray_cluster):
     [({}, 32 << 30, 1 << 30), ({}, 1 << 30, 1 << 28), ({"rollout_gpus": 1.0}, 32 << 30, None)],
 )
 def test_the_object_store_is_small_for_small_policies_and_rays_own_size_beside_gpus(gpus, available, size):
-    from actors.placement import object_store_bytes
+    from actors.ray_connection import object_store_bytes
 
     assert object_store_bytes(replace(PLACEMENT, **gpus), available) == size
 
@@ -113,7 +178,9 @@ def _exported(port, tag, *, of):
 
 ASKED_TO_STOP = """
 import signal, sys, time
-from actors.placement import Demand, connect
+from actors.placement import Demand
+from actors.ray_connection import connect
+from rl.config.errors import ConfigError
 from rl.config.trainer import PlacementConfig
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 connect(PlacementConfig(dashboard=False), Demand(rollout=1, reward=1, learner=1))
@@ -123,8 +190,8 @@ time.sleep(600)
 """
 
 
-def test_whoever_starts_ray_is_asked_to_stop_as_before():
-    """Ray takes SIGTERM for a crash: the process would end without a word of its own, and with another exit code."""
+def test_a_process_that_starts_ray_keeps_its_own_handler_of_sigterm():
+    """Ray's handler takes SIGTERM for a crash: the process would end without a message, and with another exit code."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: paths of Unix sockets end at 107 bytes
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
     command = [sys.executable, "-c", ASKED_TO_STOP]
