@@ -9,8 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 CONFIG ?= configs/quickstart.yaml
+LANES := cli or ray or vllm or deepspeed or browser or real_data or gpu or thorough or soak
 
-.PHONY: help setup train test fast docs lint clean
+.PHONY: help setup train test fast soak docs lint clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,11 +19,14 @@ help: ## what can be made
 train: setup ## set up, then train the quickstart policy; ends with what was learned (ARGS='trainer.steps=10' to override)
 	$(BIN)/dynframe train $(CONFIG) $(ARGS)
 
-test: setup ## set up, then the whole CPU suite: fast, cli, ray, vllm, deepspeed, browser and real_data lanes
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## set up, then the whole CPU suite; names each test as it starts and the slowest 15 in the end (ARGS='-k resume')
+	$(BIN)/python -m pytest -v --durations=15 -m "not soak" $(ARGS)
 
-fast: setup ## the fast lane only: no Ray, no vLLM, no DeepSpeed
-	$(BIN)/python -m pytest -m "not cli and not ray and not vllm and not deepspeed and not real_data and not browser and not gpu" $(ARGS)
+fast: setup ## the fast lane only, in seconds: no Ray, no vLLM, no DeepSpeed, no browser
+	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist loadfile -m "not ($(LANES))" $(ARGS)
+
+soak: setup ## the longer campaigns: random faults by the minute, coverage-guided fuzzing, texts of a million characters
+	$(BIN)/python -m pytest -v --durations=15 -m soak $(ARGS)
 
 docs: setup ## build the documentation strictly into build/site
 	$(BIN)/python docs/build.py $(ARGS)

@@ -1,6 +1,7 @@
 """The laws of the house, made executable: rooms are layers, one door per heavy dependency, no dumping grounds."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -108,12 +109,13 @@ def test_no_two_files_import_each_other():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path))
 def test_no_dumping_grounds(path):
     assert path.stem not in ("utils", "util", "helpers", "helper", "common", "misc", "types")
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ClassDef):
             assert not node.name.endswith(("Manager", "Handler", "Wrapper", "Mixin"))
             assert not node.name.startswith("Base")
 
 
+@cache
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -125,6 +127,7 @@ def room_of(name: str) -> str | None:
     return max((room for room in ROOMS if name.startswith(room)), key=len, default=None)
 
 
+@cache
 def file_of(module: str) -> str:
     """The file that holds `package.module` or `package.module.name`; a package is its __init__.py."""
     whole = module.replace(".", "/")
@@ -140,10 +143,15 @@ def ours(path: Path) -> list[str]:
     return [module for module in imports(path) if module.split(".")[0] in TOP]
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path: Path) -> list[str]:
-    tree = ast.parse(path.read_text())
-    found = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    for node in ast.walk(tree):
+    found = [alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names]
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found

@@ -45,6 +45,7 @@ CLIPS = st.builds(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_no_text_breaks_a_reader(target):
     @seed(0)
@@ -111,6 +112,7 @@ def _grows_with_the_length(read, longest):
                 shorter, size = max(seconds, SHORTEST_S), 16 * size
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", READERS)
 def test_time_grows_with_the_length_of_the_text(name):
     _grows_with_the_length(READERS[name], 64_000)

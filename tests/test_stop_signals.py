@@ -27,6 +27,7 @@ def test_that_waits(engine):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
 def test_one_signal_ends_the_suite_and_tears_its_fixtures_down(signum, inherited, tmp_path):

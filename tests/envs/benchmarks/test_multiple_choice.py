@@ -201,6 +201,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @settings(max_examples=40)  # each is read eight times
 @given(rows=st.lists(JSON | st.dictionaries(st.sampled_from(KEYS), JSON), max_size=3))
 def test_no_row_is_a_crash_in_any_benchmark(rows, tmp_path_factory):

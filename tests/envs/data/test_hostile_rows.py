@@ -13,6 +13,8 @@ from envs.data.dataset import load_tasks, load_traces
 from envs.data.formats import FORMATS
 from envs.data.rows import LONGEST_LINE, DatasetError, UnusableRow, as_mapping, json_array, json_lines
 
+pytestmark = pytest.mark.thorough
+
 GOOD = {"prompt": "<video>\nWhich?", "video": "clip.mp4", "answer": "B", "fps": 2, "gt_span_start": 1, "gt_span_end": 2}
 KEYS = (
     "prompt",

@@ -39,6 +39,7 @@ def convert(processor, clip):
     return run
 
 
+@pytest.mark.thorough
 def test_a_trace_has_the_form_of_a_rollout(convert, processor):
     trajectory, initial = convert()
     look, answer = trajectory.turns

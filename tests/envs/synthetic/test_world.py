@@ -14,6 +14,8 @@ import pytest
 from envs.synthetic.clip import DETAIL_COLOURS, lowest_sufficient_fps
 from envs.synthetic.world import QuickstartWorld, cold_start_traces, render_world, shown_answer, world_rows
 
+pytestmark = pytest.mark.thorough
+
 PROJECT = Path(__file__).parents[3]
 KINDS = ("colour", "count", "order")
 WORLD = QuickstartWorld(train_clips=24, held_out_clips=12, seed=3, question_kinds=KINDS)

@@ -50,6 +50,8 @@ from tests.envs.video.clips import (
 )
 from tests.envs.video.mutants import boxes, mutants
 
+pytestmark = pytest.mark.thorough
+
 SIZE = (HEIGHT, WIDTH)
 TIMEOUT_S = within(20.0)
 MEMORY_MIB = 512

@@ -100,6 +100,7 @@ def test_a_process_gives_what_decoding_in_place_gives(clip, reader):
     assert (described.duration_s, described.native_fps, described.height, described.width) == (4.0, 25.0, *SIZE)
 
 
+@pytest.mark.thorough
 def test_a_hung_process_is_killed_at_its_deadline_and_replaced(clip):
     process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=1.5)
     process.describe(clip)
@@ -121,6 +122,7 @@ def killed_when_asked(process):
     threading.Timer(0.3, os.kill, (process.pid, signal.SIGKILL)).start()
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_killed_in_a_request_is_replaced_and_the_next_one_answers(clip):
     process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=20)
     process.describe(clip)
@@ -131,6 +133,7 @@ def test_a_process_that_is_killed_in_a_request_is_replaced_and_the_next_one_answ
     process.close()
 
 
+@pytest.mark.thorough
 def test_a_request_over_which_two_processes_die_is_a_typed_error(clip, monkeypatch):
     process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=20)
     process.describe(clip)
@@ -154,6 +157,7 @@ def test_a_process_that_died_between_requests_is_replaced_unnoticed(clip, reader
     assert numbers_in(reader.frames(clip, (1.0,), SIZE)[0]) == [25]
 
 
+@pytest.mark.thorough
 def test_one_clip_that_hangs_does_not_spend_the_deadline_of_the_next(clip):
     """Requests wait their turn; the clock of each starts with its own work."""
     process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=1.0)
@@ -202,6 +206,7 @@ def test_closing_ends_the_processes_and_a_later_request_starts_one(clip):
     reader.close()
 
 
+@pytest.mark.thorough
 def test_a_process_does_not_outlive_its_parent(clip):
     script = (
         "from envs.video.decode_process import DecodeProcess\n"

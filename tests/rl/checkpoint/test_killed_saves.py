@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[3]
 MEMORY = Path("/dev/shm")  # hundreds of saves flush to it for nothing
 

@@ -21,6 +21,8 @@ from rl.run.resume import find_checkpoint, newest_valid, remote_of
 from rl.trajectory import RunState
 from tests.rl.learner.learner_files import save_learner
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = load_config([Path(__file__).parents[3] / "configs" / "quickstart.yaml"])
 METRIC = "held_out/accuracy"
 PATIENCE_S = 30.0

@@ -94,6 +94,7 @@ def test_one_that_is_being_read_is_removed_when_it_has_been(tmp_path):
     assert steps_in(store) == [30]  # not too old
 
 
+@pytest.mark.thorough
 def test_a_reader_that_comes_and_goes_while_others_publish_costs_no_checkpoint(tmp_path, monkeypatch):
     """The mirror's thread removes what it has read, the run's threads publish and go back: each sees all or nothing."""
     monkeypatch.setattr(checkpoint, "flush_tree", lambda folder: None)  # hundreds of saves, and no power cut

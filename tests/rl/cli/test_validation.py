@@ -12,6 +12,8 @@ from rl.config.file import load_config
 from rl.run.prepare import prepare_tasks, prepare_traces, quarantine_file
 from tests.envs.video.clips import render
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def silent():

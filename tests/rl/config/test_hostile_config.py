@@ -16,6 +16,8 @@ from rl.config.keys import known_keys
 from rl.config.run import RunConfig
 from rl.config.yaml_text import plain_yaml
 
+pytestmark = pytest.mark.thorough
+
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 LEAVES = [key for key in known_keys() if not any(other.startswith(f"{key}.") for other in known_keys())]
 HOSTILE = {

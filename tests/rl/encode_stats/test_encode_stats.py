@@ -37,6 +37,8 @@ from rl.policy.model import flexivideo_section
 from rl.policy.tiny import vision_section
 from tests.envs.setting import write_clip
 
+pytestmark = pytest.mark.thorough
+
 
 def row(mode, lengths, *, clip="a.mp4", fps=2.0, flops=10**9, seconds=(1.0, 9.0, 2.0), peak=100):
     """Frames of 28 x 56 pixels, two tokens per scene; seconds=None: counted only."""

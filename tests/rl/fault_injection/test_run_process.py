@@ -8,6 +8,8 @@ import pytest
 
 from rl.fault_injection.run_process import ProcessTree, kill_process_tree
 
+pytestmark = pytest.mark.thorough
+
 DRIVER = """
 import subprocess, sys, time
 depth = int(sys.argv[1])

@@ -18,6 +18,8 @@ from rl.fault_injection.schedule import PlannedFault
 from rl.fault_injection.targets import role_of
 from rl.trajectory import RunState
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize(
     ("title", "role"),
