@@ -20,7 +20,7 @@ import click
 import typer
 
 from rl.cli.main import EPILOG, app
-from rl.config.reference import configuration_reference
+from rl.config.reference import configuration_reference, markdown_table
 from rl.tracking.metrics import METRICS
 
 HERE = Path(__file__).parent
@@ -98,8 +98,7 @@ def configuration_page() -> str:
     ]
     for section in configuration_reference():
         parts += [f"## `{section.name}`" if section.name else "## The run itself", section.meaning]
-        rows = [(f"`{key.name}`", key.type, f"`{key.default}`", key.reason) for key in section.keys]
-        parts.append(_table(("key", "type", "default", "what it is"), rows))
+        parts.append(markdown_table(section.keys))
     return _joined(parts)
 
 

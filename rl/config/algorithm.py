@@ -11,12 +11,14 @@ from rl.config.errors import require, require_one_of
 class AdvantageConfig:
     """Credit: from rewards to one number per token."""
 
-    method: str = "sd_grpo"  # sd_grpo | grpo | gdpo
-    scale: str = "std"  # std | none
-    cross_credit: float = 0.0  # share of the reasoning advantage that sampling tokens also get
-    unannotated: str = "reason"  # sampling tokens of tasks without evidence: reason | mask
-    sampling_weight: float = 0.5  # grpo and gdpo fold both rewards into one scalar
-    reasoning_weight: float = 0.5
+    # sd_grpo (each segment has the advantage of its own rewards) | grpo | gdpo (one advantage per trajectory)
+    method: str = "sd_grpo"
+    scale: str = "std"  # divide by the group's standard deviation: std | none (Dr. GRPO)
+    cross_credit: float = 0.0  # of the reasoning advantage, given to sampling tokens too; the paper has 0
+    # sampling tokens of tasks without evidence: reason (take the reasoning advantage) | mask (take none)
+    unannotated: str = "reason"
+    sampling_weight: float = 0.5  # of the sampling reward, where grpo and gdpo fold both into one
+    reasoning_weight: float = 0.5  # of the reasoning reward, likewise
 
     def __post_init__(self) -> None:
         require_one_of("algorithm.advantage.method", self.method, ("sd_grpo", "grpo", "gdpo"))
@@ -28,14 +30,18 @@ class AdvantageConfig:
 class LossConfig:
     """The surrogate objective."""
 
-    ratio: str = "token"  # token (PPO/GRPO) | sequence (GSPO) | cispo
-    clip_low: float = 0.2
-    clip_high: float = 0.28  # DAPO clip-higher
-    normaliser: str = "sequence"  # sequence (the paper) | token | segment | constant (Dr.GRPO)
+    ratio: str = "token"  # importance ratio: token (PPO, GRPO) | sequence (GSPO) | cispo
+    clip_low: float = 0.2  # ratios below 1 - clip_low are clipped
+    # ratios above 1 + clip_high are clipped; larger than clip_low (DAPO) keeps rare tokens learnable
+    clip_high: float = 0.28
+    # what token losses are divided by: sequence (the paper) | token | segment | constant (Dr. GRPO)
+    normaliser: str = "sequence"
     constant_tokens: int = 128  # divisor of the constant normaliser, per sequence
-    kl_beta: float = 0.0  # k3 against a frozen reference; 0 loads no reference
-    old_logprobs: str = "engine"  # engine | recompute
-    tis_cap: float = 2.0  # truncated importance weights for engine/learner mismatch; 0 = off
+    kl_beta: float = 0.0  # weight of the k3 divergence from the frozen initial policy; 0 loads no reference
+    # behaviour log-probs: engine (as sampled) | recompute (by the learner, one more forward pass)
+    old_logprobs: str = "engine"
+    tis_cap: float = 2.0  # largest truncated importance weight for engine/learner mismatch; 0: off
+    # trajectories that ran out of tokens are not learned from; their rewards still count for the group
     mask_truncated: bool = True
 
     def __post_init__(self) -> None:
@@ -52,6 +58,7 @@ class LossConfig:
 class AlgorithmConfig:
     """From scored groups to a gradient."""
 
-    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    dynamic_sampling: int = 0  # times a group with zero variance in both roles is replaced; 0 = off
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)  # credit
+    loss: LossConfig = field(default_factory=LossConfig)  # the surrogate objective
+    # times a group whose rewards are equal in both roles is replaced by another task's; 0: off
+    dynamic_sampling: int = 0

@@ -11,38 +11,40 @@ from rl.config.errors import require, require_one_of
 class QuickstartWorldConfig:
     """The synthetic world: real mp4 clips rendered on first use, deterministic by seed."""
 
-    seed: int = 0
-    train_clips: int = 192
-    held_out_clips: int = 64
-    duration_s: float = 8.0
+    seed: int = 0  # clips and questions follow from it alone
+    train_clips: int = 192  # one question each; fewer render faster and are memorised sooner
+    held_out_clips: int = 64  # never among the training clips
+    duration_s: float = 8.0  # of every clip; the colour to be found flashes for a small part of it
+    # of every clip; an even multiple of video.coarse.fps, so that coarse frames miss the flash
     native_fps: float = 12.0
-    size: int = 56  # pixels, square
-    question_kinds: list[str] = field(
-        default_factory=lambda: ["colour"]
-    )  # colour | count | order | warmth (a lucky answer) | mislabelled (a wrong annotation)
-    shuffle_options: bool = False  # letters in random order per clip: to look them up takes a larger policy
+    size: int = 56  # height and width of a frame
+    # colour | count | order | warmth (a guess is right half the time) | mislabelled (a wrong annotation)
+    question_kinds: list[str] = field(default_factory=lambda: ["colour"])
+    shuffle_options: bool = False  # letters of the options in random order per clip: takes a larger policy
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Rows of one split."""
+    """An annotation file and its videos."""
 
-    format: str = "quickstart"  # quickstart | dm_rl | dm_cot | charades_sta
+    format: str = "quickstart"  # quickstart (the synthetic world) | dm_rl | dm_cot | charades_sta; see docs/data.md
     path: str = ""  # annotation file; unused by quickstart
-    video_root: str = ""  # every video must lie under it; empty: the annotation file's folder
+    video_root: str = ""  # folder that every video must lie under; empty: the annotation file's own
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where tasks come from."""
 
-    train: SourceConfig = field(default_factory=SourceConfig)
+    train: SourceConfig = field(default_factory=SourceConfig)  # tasks of training steps
+    # tasks of evaluations during training and of `dynframe eval` without a benchmark
     held_out: SourceConfig = field(default_factory=SourceConfig)
+    # the synthetic world, where a format is quickstart
     quickstart: QuickstartWorldConfig = field(default_factory=QuickstartWorldConfig)
-    bad_rows: str = "skip"  # skip (reported and counted) | refuse
-    quarantine: str = (
-        ""  # verdicts of `dynframe validate-data`, honoured by runs; empty: validated_clips.jsonl in cache_dir
-    )
+    # rows that cannot be used: skip (left out, listed in cache_dir, counted) | refuse (the run does not start)
+    bad_rows: str = "skip"
+    # status of clips as `dynframe validate-data` wrote it, honoured by runs; empty: validated_clips.jsonl in cache_dir
+    quarantine: str = ""
 
     def __post_init__(self) -> None:
         require_one_of("data.bad_rows", self.bad_rows, ("skip", "refuse"))
@@ -50,13 +52,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CoarseFramesConfig:
-    """V0: the frames the policy sees first, uniform over the whole clip."""
+    """Coarse frames (the paper's V0): what the policy sees first, uniform over the whole clip."""
 
-    fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 64
+    fps: float = 2.0  # frame rate aimed at; min_frames and max_frames bound what comes of it
+    min_frames: int = 4  # of a short clip
+    max_frames: int = 64  # of a long clip: the frames are spread wider
     max_pixels: int = 151_200  # per frame, after resizing to a multiple of patch * merge
-    max_visual_tokens: int = 8_192  # of the whole block
+    # of all coarse frames together; beyond it they are made smaller, and fewer only where that is not enough
+    max_visual_tokens: int = 8_192
 
     def __post_init__(self) -> None:
         require(self.fps > 0, f"video.coarse.fps must be > 0, got {self.fps}")
@@ -67,15 +70,18 @@ class CoarseFramesConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Decoding."""
+    """Decoding, within deadlines and memory limits."""
 
-    backend: str = "pyav"  # pyav | decord (plain single-stream files only; others fall back to a typed error)
-    coarse: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
-    decode_timeout_s: float = 60.0  # one request; the decoding process is killed beyond it
-    decode_workers: int = 1  # killable decoding processes per rollout worker; 0: decode in the worker, without limits
-    # of one decoding process, beyond its share of the frame cache; an 8K clip needs 1 GiB for its reference pictures
+    backend: str = "pyav"  # pyav | decord (single-stream files only; others are a typed error)
+    coarse: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)  # the frames the policy sees first
+    decode_timeout_s: float = 60.0  # for one request; the decoding process is killed beyond it
+    # killable decoding processes per rollout worker; 0: decode in the worker itself, without limits
+    decode_workers: int = 1
+    # limit of one decoding process, beyond its share of the frame cache; an 8K clip needs 1 GiB for its reference
+    # pictures
     decode_memory_mib: int = 2048
-    frame_cache_bytes: int = 268_435_456  # shared frame cache per rollout worker
+    # shared frame cache per rollout worker; siblings that look at the same window decode it once
+    frame_cache_bytes: int = 268_435_456
 
     def __post_init__(self) -> None:
         require_one_of("video.backend", self.backend, ("pyav", "decord"))
@@ -91,11 +97,11 @@ class VideoConfig:
 class RetrievalConfig:
     """What a request to look again may ask for."""
 
-    max_calls: int = 1  # per trajectory; 1 is the paper, 0 turns retrieval off
-    min_window_s: float = 0.1
-    max_fps: float = 10.0
+    max_calls: int = 1  # per trajectory; 1 is the paper, 0 turns retrieval off (the baseline that may not look again)
+    min_window_s: float = 0.1  # a window with less of the clip in it is refused
+    max_fps: float = 10.0  # a higher rate is lowered to it, and to the clip's own
     max_frames: int = 32  # per call; beyond it the window stays whole and the spacing widens
-    max_pixels: int = 151_200  # per frame
+    max_pixels: int = 151_200  # per frame, after resizing to a multiple of patch * merge
 
     def __post_init__(self) -> None:
         require(self.max_calls >= 0, "retrieval.max_calls must be >= 0")
@@ -107,5 +113,5 @@ class RetrievalConfig:
 class PromptConfig:
     """Text around the question. A tiny policy learns the form from traces and needs none."""
 
-    system: str = ""
-    instructions: str = ""  # after the question; tags in it are the tokens the policy shall write
+    system: str = ""  # system message; empty: none
+    instructions: str = ""  # after the question; tags in it become the tokens that the policy shall write

@@ -12,12 +12,12 @@ from rl.config.errors import require
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay."""
 
-    lr: float = 1e-5
-    weight_decay: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    warmup_fraction: float = 0.05  # of the run's optimizer steps
-    min_lr_fraction: float = 0.1  # where the cosine ends
-    max_grad_norm: float = 1.0
+    lr: float = 1e-5  # learning rate after warm-up
+    weight_decay: float = 0.0  # decoupled; matrices only, not biases and norms
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # decay of AdamW's first and second moment
+    warmup_fraction: float = 0.05  # of the run's optimizer steps, from 0 up to lr
+    min_lr_fraction: float = 0.1  # of lr, where the cosine ends
+    max_grad_norm: float = 1.0  # gradients are clipped to it, over all parameters and ranks
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"learner.optimizer.lr must be > 0, got {self.lr}")
@@ -31,16 +31,17 @@ class OptimizerConfig:
 class LearnerConfig:
     """DeepSpeed learner ranks."""
 
-    num_ranks: int = 1
-    zero_stage: int = 1
+    num_ranks: int = 1  # DeepSpeed ranks, one process each
+    zero_stage: int = 1  # 0 | 1 (optimizer state split over ranks) | 2 (gradients, too) | 3 (weights, too)
     deepspeed_config: str = ""  # extra DeepSpeed keys from a JSON or YAML file; ours win where they collide
-    micro_batch: int = 8  # trajectories per forward pass and rank
-    updates_per_step: int = 1  # optimizer steps per batch of rollouts
-    freeze_vision: bool = False  # ViT blocks frozen; merger and language model trained
+    micro_batch: int = 8  # trajectories per forward pass and rank; lower it where activations do not fit
+    updates_per_step: int = 1  # optimizer steps per batch of rollouts; above 1 the later ones are off-policy
+    freeze_vision: bool = False  # vision blocks frozen; merger and language model trained
+    # recompute activations in the backward pass: less memory, about a third more time
     activation_checkpointing: bool = False
-    timeout_s: float = 600.0  # one update; also the collective timeout
-    max_rebuilds: int = 3  # times lost learners are built anew from the newest checkpoint without getting any further
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    timeout_s: float = 600.0  # for one update; also the timeout of collectives
+    max_rebuilds: int = 3  # times lost learners are rebuilt from the newest checkpoint without a step in between
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # AdamW
 
     def __post_init__(self) -> None:
         require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
@@ -54,14 +55,17 @@ class LearnerConfig:
 class ColdStartConfig:
     """Supervised stage on retrieval traces, before reinforcement learning."""
 
+    # false: start from the policy as it is; a stock model rarely writes a retrieval call by itself
     enabled: bool = False
-    traces: SourceConfig = field(default_factory=SourceConfig)  # dm_cot: a file; else made from annotated evidence
-    steps: int = 400
-    batch_size: int = 32
-    lr: float = 2e-3
-    window_jitter_s: float = 1.0  # made traces: windows are off by up to this much, so that RL has something to learn
-    fps_jitter: float = 3.0  # and frame rates by this much
-    seed: int = 0
+    # dm_cot: a file of traces; any other format: traces are made from its annotated evidence
+    traces: SourceConfig = field(default_factory=SourceConfig)
+    steps: int = 400  # optimizer steps
+    batch_size: int = 32  # traces per optimizer step
+    lr: float = 2e-3  # peak learning rate; its schedule has the defaults of learner.optimizer
+    # where traces are made: windows are off by up to this much, so that RL has something to learn
+    window_jitter_s: float = 1.0
+    fps_jitter: float = 3.0  # and frame rates by up to this much
+    seed: int = 0  # of the jitter and of the order of traces
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"cold_start.steps must be >= 1, got {self.steps}; cold_start.enabled=false skips it")
@@ -73,6 +77,7 @@ class ColdStartConfig:
 class WeightSyncConfig:
     """Learners to engines."""
 
+    # weights travel in pieces of this size: larger is faster, and takes more of the object store
     bucket_bytes: int = 67_108_864
-    verify_tensors: int = 4  # parameters read back from every engine after each push, rotating; 0 = off
-    timeout_s: float = 300.0
+    verify_tensors: int = 4  # parameters read back from every engine after each push, in rotation; 0: off
+    timeout_s: float = 300.0  # for every engine to load, and to read back, one push of weights

@@ -11,15 +11,15 @@ from rl.config.errors import require, require_one_of
 class TinyPolicyConfig:
     """Size of the policy the project builds itself when `policy.path` is empty: about 1-3 M parameters."""
 
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4  # head size 32: the smallest vLLM's attention knows
-    num_kv_heads: int = 2
-    vision_hidden_size: int = 64
-    vision_layers: int = 2
-    vision_heads: int = 2
-    vocab_size: int = 768  # byte-level BPE trained on the spot; padded to a multiple of 64
-    max_position_embeddings: int = 4096
+    hidden_size: int = 128  # of the language model; 32 * num_heads
+    num_layers: int = 4  # of the language model
+    num_heads: int = 4  # attention heads of 32 dimensions each, the fewest that vLLM's attention supports
+    num_kv_heads: int = 2  # key/value heads (grouped-query attention); must divide num_heads
+    vision_hidden_size: int = 64  # of the vision tower
+    vision_layers: int = 2  # transformer blocks of the vision tower
+    vision_heads: int = 2  # attention heads of the vision tower
+    vocab_size: int = 768  # byte-level BPE, trained when the policy is built; padded to a multiple of 64
+    max_position_embeddings: int = 4096  # longest context; rollout.engine.max_model_len may not exceed it
 
     def __post_init__(self) -> None:
         require(self.hidden_size == 32 * self.num_heads, "policy.tiny.hidden_size must be 32 * policy.tiny.num_heads")
@@ -35,7 +35,7 @@ class ScenesConfig:
     norm: str = "l2"  # over channels: l2 (the paper) | rms
     difference_scale: int = 1  # area-downscale by this factor before differencing; 4-8 is proof against sensor noise
     reference: str = "first"  # compare with the scene's first frame (the paper) | previous
-    max_scene_frames: int = 64  # longest scene
+    max_scene_frames: int = 64  # longest scene; beyond it a new one begins even if nothing changes
     budget: str = "pairs"  # pairs: raise tau per block until K <= ceil(T/2) | none: the literal rule
     init_frames: int = 6  # temporal extent of the expanded kernel, T_init
     unit_gain: bool = True  # rescale each resampled kernel so that a still scene keeps the original response

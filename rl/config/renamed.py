@@ -13,7 +13,12 @@ RENAMED_KEYS: dict[str, str] = {  # key, or section with all keys in it, of 0.3.
     "video.v0": "video.coarse",
     "video.store_bytes": "video.frame_cache_bytes",
 }
-RENAMED_VALUES: dict[str, dict[str, str]] = {}  # key (of today) -> value of 0.3.0 -> since 0.4.0
+RENAMED_VALUES: dict[str, dict[str, str]] = {  # key (of today) -> value of 0.3.0 -> since 0.4.0
+    "trainer.best_metric": {
+        "held_out/calls": "held_out/granted_calls",
+        "-held_out/calls": "-held_out/granted_calls",
+    },
+}
 
 
 def new_name(key: str) -> str | None:

@@ -13,8 +13,9 @@ class RewardTermConfig:
     """One reward: a function, the segment it credits, and how much it counts."""
 
     fn: str = "???"  # built-in name, "package.module:function" or "path/file.py:function"
-    segment: str = "reasoning"  # sampling | reasoning
-    weight: float = 1.0  # weights of one segment are normalised to sum to 1
+    segment: str = "reasoning"  # the tokens it credits: sampling (up to the retrieval call) | reasoning (after it)
+    # share among the terms of its segment, whose weights are normalised to sum to 1; 0: measured only
+    weight: float = 1.0
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function
 
     def __post_init__(self) -> None:
@@ -26,12 +27,15 @@ class RewardTermConfig:
 class ScoringConfig:
     """Reward workers."""
 
-    num_workers: int = 1
-    calls: str = "mean"  # several retrieval calls in one trajectory: mean | last | max of their sampling reward
-    timeout_s: float = 30.0  # one reward call; a worker deaf to its alarm is killed after siblings * timeout_s
-    max_failed_share: float = 0.25  # of a step's trajectories; above it the run stops with the cause
-    memory_mib: int = 4096  # a worker may take so much once its rewards are loaded: a call beyond it fails, a worker
-    #   beyond half of it is replaced between two groups; 0: no limit
+    num_workers: int = 1  # reward workers, each in a process of its own
+    calls: str = "mean"  # several retrieval calls in one trajectory: mean | last | max of their sampling rewards
+    # for one call of a reward function; a worker that does not return is killed after siblings * timeout_s
+    timeout_s: float = 30.0
+    # of a step's trajectories without a reward; above it the run stops and names the cause
+    max_failed_share: float = 0.25
+    # a worker may take so much once its rewards are loaded: a call beyond it fails, a worker beyond half of it is
+    # replaced between two groups; 0: no limit
+    memory_mib: int = 4096
 
     def __post_init__(self) -> None:
         require_one_of("scoring.calls", self.calls, ("mean", "last", "max"))

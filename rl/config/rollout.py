@@ -11,13 +11,15 @@ from rl.config.errors import require
 class EngineConfig:
     """One vLLM engine."""
 
-    max_model_len: int = 2048  # tokens of a whole trajectory, injected video included
-    max_num_seqs: int = 32
-    kv_cache_bytes: int = 268_435_456  # CPU; ignored where gpu_memory_utilization applies
+    max_model_len: int = 2048  # tokens of the longest trajectory, inserted frames included
+    max_num_seqs: int = 32  # trajectories that one engine decodes at once
+    kv_cache_bytes: int = 268_435_456  # on CPU; on GPU gpu_memory_utilization decides
+    # of one GPU, for weights and KV cache; leave room for learners on the same GPU
     gpu_memory_utilization: float = 0.85
-    tensor_parallel_size: int = 1  # above 1 weights cannot be read back: weight_sync.verify_tensors must be 0
-    enforce_eager: bool = True
-    mm_cache_gib: float = 0.25
+    # GPUs per engine; above 1 weights cannot be read back: weight_sync.verify_tensors must be 0
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = True  # no CUDA graphs: slower decoding, faster start, weights may change under it
+    mm_cache_gib: float = 0.25  # processed frames that vLLM keeps for the next turn of the same trajectory
 
     def __post_init__(self) -> None:
         require(self.max_model_len >= 1, f"rollout.engine.max_model_len must be >= 1, got {self.max_model_len}")
@@ -31,21 +33,24 @@ class EngineConfig:
 class RolloutConfig:
     """Making trajectories."""
 
-    group_size: int = 8  # G siblings per task
-    tasks_per_step: int = 8
-    max_new_tokens: int = 128  # sampled tokens per trajectory; injected ones do not count
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    num_workers: int = 1  # engines
-    deterministic: bool = False  # on CPU in float32: a trajectory follows from weights, task and seed alone, bit for
-    #   bit, log-probs included, in any batch, order and engine, and after a fault. On GPU nothing is promised
-    stall_timeout_s: float = 180.0  # a worker that has work and does not get on for so long hangs: killed and replaced
-    memory_growth_mib: float = 8192.0  # a worker that has grown by more is replaced between two steps; 0: never
-    device_memory_growth_mib: float = 2048.0  # the same of what its engine holds on its GPU
-    call_timeout_s: float = 600.0  # deadline of a whole `generate`: all groups of a step or held-out evaluation; in
-    #   `dynframe eval`, of the time in which no example is finished
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    group_size: int = 8  # siblings per task (G): their rewards are each other's baseline
+    tasks_per_step: int = 8  # groups of one optimizer step; a multiple of learner.num_ranks
+    max_new_tokens: int = 128  # tokens sampled per trajectory; inserted ones do not count
+    temperature: float = 1.0  # of sampling; log-probs are those of the distribution at this temperature
+    top_p: float = 1.0  # 1.0 in training: cutting off the tail would bias importance ratios
+    top_k: int = 0  # 0 (all tokens) in training, for the same reason
+    num_workers: int = 1  # engines, each in a process of its own
+    # on CPU in float32: a trajectory follows from weights, task and seed alone, bit for bit, log-probs included, in any
+    # batch, order and engine, and after a fault; on GPU nothing is promised
+    deterministic: bool = False
+    stall_timeout_s: float = 180.0  # a worker that has work and makes no progress for so long is killed and replaced
+    # a worker that has grown by more since its start is replaced between two steps; 0: never
+    memory_growth_mib: float = 8192.0
+    device_memory_growth_mib: float = 2048.0  # the same for what its engine holds on its GPU
+    # deadline for all groups of a step or held-out evaluation; in `dynframe eval`, for the time in which no example is
+    # finished
+    call_timeout_s: float = 600.0
+    engine: EngineConfig = field(default_factory=EngineConfig)  # the vLLM engine of every rollout worker
 
     def __post_init__(self) -> None:
         require(self.group_size >= 2, f"rollout.group_size must be >= 2 for a group baseline, got {self.group_size}")

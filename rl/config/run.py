@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rl.config.data import DataConfig, PromptConfig, RetrievalConfig, VideoConfi
 from rl.config.errors import require, require_folder_name
 from rl.config.learner import ColdStartConfig, LearnerConfig, WeightSyncConfig
 from rl.config.policy import PolicyConfig
+from rl.config.renamed import RENAMED_VALUES
 from rl.config.rewards import RewardTermConfig, ScoringConfig
 from rl.config.rollout import RolloutConfig
 from rl.config.trainer import (
@@ -25,14 +27,17 @@ from rl.config.trainer import (
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run."""
+    """The run itself."""
 
-    name: str = "run"
-    output_dir: str = "runs"  # the run's folder is output_dir/name
-    cache_dir: str = ".cache/dynframe"  # rendered clips, built policies, cold-start results, by fingerprint
-    seed: int = 0
-    resume: str = "auto"  # auto: newest valid checkpoint of this run, if any | never: start afresh | PATH
-    resume_changed: bool = False  # go on even from a checkpoint whose settings meant another run: a new experiment
+    name: str = "run"  # of the run; its folder is output_dir/name
+    output_dir: str = "runs"  # where runs are written
+    # rendered clips, built policies, cold-start results, by fingerprint; shared by runs
+    cache_dir: str = ".cache/dynframe"
+    seed: int = 0  # of weights, sampling and the order of tasks
+    # auto: from the newest valid checkpoint of this run, if any | never: start afresh | PATH of a checkpoint
+    resume: str = "auto"
+    # resume even where settings that make a run what it is have changed: a new experiment from there on
+    resume_changed: bool = False
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     data: DataConfig = field(default_factory=DataConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -93,18 +98,21 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_timeout_s ({decode:g}): a worker that waits for a "
         "slow video does not hang",
     )
-    best = config.trainer.best_metric.removeprefix("-").removeprefix(HELD_OUT)
-    judged = [*HELD_OUT_METRICS, *(f"term/{name}" for name in config.rewards)]
-    require(
-        not best or best in judged,
-        f"trainer.best_metric: no metric {HELD_OUT}{best}; there are {', '.join(HELD_OUT + name for name in judged)}",
-    )
+    _refuse_unknown_metric(config.trainer.best_metric, config.rewards)
     train = config.data.train.format
     require(
         not (config.cold_start.enabled and traces.format == "quickstart" and train != "quickstart"),
         f"cold_start.traces.format is quickstart, the synthetic world, but data.train.format is {train}: set "
         f"cold_start.traces: {{format: {train}, path: ...}}, or cold_start.enabled=false",
     )
+
+
+def _refuse_unknown_metric(best_metric: str, rewards: Iterable[str]) -> None:
+    name = best_metric.removeprefix("-")
+    known = [f"{HELD_OUT}{metric}" for metric in (*HELD_OUT_METRICS, *(f"term/{reward}" for reward in rewards))]
+    renamed = RENAMED_VALUES["trainer.best_metric"].get(best_metric)
+    advice = f"since 0.4.0 it is {renamed}" if renamed else f"there are {', '.join(known)}"
+    require(not name or name in known, f"trainer.best_metric: no metric {name}; {advice}")
 
 
 def anchored(config: RunConfig, folder: Path) -> RunConfig:

@@ -18,11 +18,11 @@ class PlacementConfig:
     """Ray resources of each kind of worker."""
 
     colocate: bool = True  # one placement group packed on few nodes; false: spread
-    rollout_cpus: float = 1.0
-    rollout_gpus: float = 0.0
-    reward_cpus: float = 0.25
-    learner_cpus: float = 1.0
-    learner_gpus: float = 0.0
+    rollout_cpus: float = 1.0  # per rollout worker
+    rollout_gpus: float = 0.0  # per rollout worker; 0: vLLM on CPU
+    reward_cpus: float = 0.25  # per reward worker
+    learner_cpus: float = 1.0  # per learner rank
+    learner_gpus: float = 0.0  # per learner rank; 0: DeepSpeed on CPU
     dashboard: bool = True  # of a Ray started by the run itself, on loopback
     autoscaling: bool = False  # the cluster starts GPU nodes on demand: wait for them where no node has a GPU yet
     timeout_s: float = 120.0  # to wait for room on the cluster
@@ -30,13 +30,14 @@ class PlacementConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """`dynframe eval`: what is played greedily, and judged by whom. Lands in eval/NAME of the run."""
+    """`dynframe eval`: what is rolled out greedily and scored; results lie in eval/NAME of the run."""
 
-    benchmark: str = ""  # a name of envs/benchmarks/registry.py or module:NAME; empty: data.held_out and `rewards`
-    path: str = ""  # the authors' annotation file or folder; unused where benchmark is empty, as is video_root
-    video_root: str = ""  # every video must lie under it; empty: the annotations' folder
-    name: str = ""  # NAME; empty: the benchmark's, or held_out. Other settings need another name
-    limit: int = 0  # examples, the first of the file; 0: all. May be raised later: what is done stays
+    # a name of envs/benchmarks/registry.py or module:NAME; empty: data.held_out, scored by `rewards`
+    benchmark: str = ""
+    path: str = ""  # the benchmark's annotation file or folder; unused where benchmark is empty, as is video_root
+    video_root: str = ""  # folder that every video must lie under; empty: the annotations' folder
+    name: str = ""  # NAME in eval/NAME; empty: the benchmark's, or held_out. Other settings need another name
+    limit: int = 0  # examples, the first of the file; 0: all. May be raised later: what is done is kept
     in_flight: int = 32  # examples at a time per rollout worker: while some decode, the engine works on others
 
     def __post_init__(self) -> None:
@@ -52,21 +53,25 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """The loop."""
+    """The loop, and what it leaves on disk."""
 
-    steps: int = 100
-    save_every: int = 20  # steps; the last step is always saved, 0: only that one
-    keep_checkpoints: int = 2  # the newest so many
+    steps: int = 100  # optimizer steps in all, those of a resumed checkpoint included
+    save_every: int = 20  # steps between two checkpoints; the last step is always saved, 0: only that one
+    keep_checkpoints: int = 2  # the newest ones kept on disk
     keep_every: int = 0  # checkpoints of steps that are multiples of it are kept for good; 0: none
-    save_timeout_s: float = 600.0  # from the copy of a checkpoint until every rank has written it; beyond it has failed
-    max_failed_saves: int = 3  # in a row stop the run, as does a failed last one, or as many steps that left no line
+    # from the copy of a checkpoint until every rank has written it; beyond it the save has failed
+    save_timeout_s: float = 600.0
+    # in a row that stop the run, as does a failed last one, or as many steps whose metrics could not be written
+    max_failed_saves: int = 3
     remote: str = ""  # fsspec URL of a folder such as s3://bucket/runs: checkpoints are copied to URL/name/checkpoints
-    remote_timeout_s: float = 600.0  # the end of a run waits so long for the copy; how to log in comes from elsewhere
-    stop_grace_s: float = 120.0  # after SIGTERM or Ctrl-C: to finish a learning step and save; then the process ends
-    eval_every: int = 0  # steps; 0: before the first and after the last only
+    # the end of a run waits so long for the copy; fsspec finds credentials in its own settings
+    remote_timeout_s: float = 600.0
+    stop_grace_s: float = 120.0  # after SIGTERM or Ctrl-C, to finish a learning step and save; then the process ends
+    eval_every: int = 0  # steps between two evaluations; 0: before the first and after the last step only
     eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
-    best_metric: str = "held_out/reward_reasoning"  # the best checkpoint by it is kept; "-held_out/…": the lower the
-    #   better; empty: none is. Evaluations after the first step count; every run has this one, whatever its rewards
+    # the best checkpoint by it is kept; "-held_out/…": the lower the better; empty: none is. Evaluations after the
+    # first step count; every run has the default, whatever its rewards
+    best_metric: str = "held_out/reward_reasoning"
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "trainer.steps must be >= 0")
@@ -100,12 +105,12 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """metrics.jsonl and summary.json are always written."""
+    """Sinks of metrics; metrics.jsonl and summary.json are always written."""
 
-    tensorboard: bool = True
+    tensorboard: bool = True  # event files in RUN/tensorboard
     wandb: str = "disabled"  # disabled | offline | online
-    wandb_project: str = "dynframe-rl"
-    trajectories_per_step: int = 64  # readable records kept per step; 0 = none
+    wandb_project: str = "dynframe-rl"  # project that W&B runs are filed under
+    trajectories_per_step: int = 64  # readable records kept per step; 0: none
 
     def __post_init__(self) -> None:
         require_one_of("logging.wandb", self.wandb, ("disabled", "offline", "online"))
@@ -115,7 +120,7 @@ class LoggingConfig:
 class ParityConfig:
     """Engine log-probs against learner log-probs, watched every step."""
 
-    warn_nat: float = 1e-3  # largest |difference| that passes silently
+    warn_nat: float = 1e-3  # largest |difference| of a token's log-prob that causes no warning
     abort_nat: float = 1.0  # mean |difference| that stops the run: engine and learner are different policies
-    gate_nat: float = 1e-4  # `dynframe parity` fails above this maximum in fp32
-    gate_bf16_nat: float = 0.5  # and above this one in bf16: 8 bits of mantissa, improbable prompt tokens included
+    gate_nat: float = 1e-4  # largest |difference| that `dynframe parity` allows in float32
+    gate_bf16_nat: float = 0.5  # and in bfloat16: 8 bits of mantissa, improbable prompt tokens included

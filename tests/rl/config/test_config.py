@@ -54,6 +54,7 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("trainer.eval_every=-1", "trainer.eval_every must be >= 0"),
         ("trainer.best_metric=accuracy", "must be empty or start with held_out/ or -held_out/, got 'accuracy'"),
         ("trainer.best_metric=held_out/acuracy", "no metric held_out/acuracy; there are held_out/reward_sampling"),
+        ("trainer.best_metric=held_out/calls", "no metric held_out/calls; since 0.4.0 it is held_out/granted_calls"),
         ("trainer.best_metric=-held_out/term/windo", "no metric held_out/term/windo"),
         ("evaluation.limit=-1", "evaluation.limit must be >= 0, got -1"),
         ("evaluation.in_flight=0", "evaluation.in_flight must be >= 1, got 0"),

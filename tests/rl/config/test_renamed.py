@@ -1,5 +1,7 @@
 """Keys of 0.3.0: refused by their new names where somebody writes them, understood where a run has stored them."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -8,12 +10,14 @@ from rl.config.file import load_config, stored_settings, to_dict
 from rl.config.keys import is_known
 from rl.config.renamed import RENAMED_KEYS, RENAMED_VALUES, new_name, translated
 
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 OF_0_3_0 = """
 name: quickstart
 video:
   v0: {fps: 1.0, min_frames: 4, max_frames: 16, max_pixels: 3136, max_visual_tokens: 512}
   decode_workers: 0
   store_bytes: 67108864
+trainer: {best_metric: held_out/calls}
 rewards:
   answer: {fn: answer, segment: reasoning}
 """  # of the quickstart of 0.3.0
@@ -29,7 +33,9 @@ def old_file(tmp_path):
 def test_every_renamed_key_has_a_new_name_that_exists_and_an_old_one_that_does_not():
     assert [new for new in RENAMED_KEYS.values() if not is_known(new)] == []
     assert [old for old in RENAMED_KEYS if is_known(old)] == []
-    assert [key for key in RENAMED_VALUES if not is_known(key)] == []
+    for key, values in RENAMED_VALUES.items():
+        for new in values.values():
+            assert load_config([QUICKSTART], [f"{key}={new}"])
 
 
 def test_a_file_of_0_3_0_is_answered_with_the_new_name_of_every_old_key(old_file):
@@ -56,6 +62,7 @@ def test_what_a_run_of_0_3_0_has_stored_is_read_under_the_names_of_today(tmp_pat
         "decode_workers": 0,
         "frame_cache_bytes": 67108864,
     }
+    assert settings["trainer"] == {"best_metric": "held_out/granted_calls"}
     path = tmp_path / "translated.yaml"
     path.write_text(yaml.safe_dump(settings))
     assert load_config([path]).video.coarse.max_visual_tokens == 512
