@@ -104,7 +104,7 @@ class RewardPool:
             RewardError: more than scoring.max_failed_share of the trajectories could not be scored.
         """
         scored = self.score_all(groups)
-        self._refuse_too_many_failures(scored)
+        self.refuse_too_many_failures(scored)
         return scored
 
     def score_all(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
@@ -206,7 +206,11 @@ class RewardPool:
         self._faults.append(replace(slot.open_fault, recovery_s=time.time() - slot.open_fault.detected_s))
         slot.open_fault = None
 
-    def _refuse_too_many_failures(self, scored: Sequence[ScoredGroup]) -> None:
+    def refuse_too_many_failures(self, scored: Sequence[ScoredGroup]) -> None:
+        """
+        Raises:
+            RewardError: more than scoring.max_failed_share of the trajectories could not be scored.
+        """
         rewards = [reward for group in scored for reward in group.rewards_G]
         failures = [r for r in rewards if isinstance(r, RewardFailure) and r.cause != "video_error"]
         if len(failures) > self._scoring.max_failed_share * max(len(rewards), 1):

@@ -16,7 +16,7 @@ import pytest
 from rl.report.live import make_server
 from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
-from tests.rl.report.recorded_run import append_step, write_run
+from tests.rl.report.recorded_run import append_step, write_failures, write_run
 
 pytestmark = pytest.mark.browser
 
@@ -184,6 +184,20 @@ def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path
     assert page.locator("#metric-rows .curve").count() == 0
 
 
+def test_a_failure_is_told_once_with_its_traceback_folded(tmp_path, clips, open_page):
+    run = write_run(tmp_path / "run", clips, steps=2)
+    write_failures(run, {})
+    page = open_page(written(run).as_uri())
+    row = page.locator("#failure-table tbody tr")
+    assert row.count() == 1 and "1 cause, 8 trajectories masked" in page.locator("main").inner_text()
+    assert [cell.inner_text() for cell in row.locator("td.number").all()] == ["8", "1", "2"]
+    assert row.locator("a").first.get_attribute("href") == "#/steps/1"
+    traceback = row.locator(".traceback").first
+    assert not traceback.is_visible()
+    row.locator("summary").first.click()
+    assert "KeyError: 'gold'" in traceback.inner_text()
+
+
 def test_a_run_without_faults_has_no_word_of_them(report, open_page):
     page = open_page(report.as_uri())
     assert page.locator("text=/fault/i").count() == 0 and page.locator(".fault-mark").count() == 0
@@ -332,6 +346,7 @@ def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
     (run / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
     append_step(run, 2, {"</script><img src=x onerror=window.bad=1>": 1.0, "state/hash": HOSTILE[:300]})
     write_faults(run, 1, [Fault(HOSTILE[:30], HOSTILE, HOSTILE, HOSTILE, 1e300, math.nan)] * 3)
+    write_failures(run, {"cause": HOSTILE, "task": {"id": HOSTILE}, "traceback": HOSTILE, "kind": HOSTILE})
     page = open_page(written(run).as_uri())
     for name, drawn in (("run", ".chart"), ("steps/1", "#groups .group"), ("trajectory/1/0/0", ".turn-text")):
         page.goto(f"{(run / 'report.html').as_uri()}#/{name}")
@@ -342,7 +357,10 @@ def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
     page.click("#tab-run")
     page.locator(".fault-mark").first.hover()
     assert "<script>window.bad=1</script>" in page.locator(".fault-pop").inner_text()
-    assert page.evaluate("window.bad") is None and page.locator(".fault-pop img, #fault-table img").count() == 0
+    assert (
+        page.evaluate("window.bad") is None
+        and page.locator(".fault-pop img, #fault-table img, #failure-table img").count() == 0
+    )
     assert "<script>window.bad=1</script>" in text  # shown as it was written
     assert "\u202e" not in page.content() and "⟨U+202E⟩gnihton" in text  # what would turn text round is spelled out
     assert page.locator("main script, main img:not(.frame):not(.chip-frame), main b >> text=stopped").count() == 0

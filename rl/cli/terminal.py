@@ -6,6 +6,7 @@ that are never wrapped.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "re
 def make_console(*, stderr: bool = False) -> Console:
     """Standard output or error, as a terminal or as plain lines."""
     file = sys.stderr if stderr else sys.stdout
+    if isinstance(file, io.TextIOWrapper):
+        file.reconfigure(errors="backslashreplace")  # a locale without "…" must not end a run
     if file.isatty():
         return Console(stderr=stderr)
     width = None if "COLUMNS" in os.environ else PLAIN_WIDTH
@@ -60,15 +63,23 @@ class TerminalLog(logging.Handler):
             self.handleError(record)
 
 
-def configure_logging() -> None:
+def configure_logging(*, debug: bool = False) -> None:
     """Lines for users go to standard error; all records are kept for the log file of a run (rl.tracking.log_file).
 
     Python's own warnings are records, too. They and libraries' warnings never reach the terminal: a user cannot act
     on them.
+
+    Args:
+        debug: this package's records below INFO, such as tracebacks, reach the terminal, too.
     """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    root.handlers = [TerminalLog(errors), EarlyRecords()]
+    terminal = TerminalLog(errors)
+    root.handlers = [terminal, EarlyRecords()]
+    if debug:
+        terminal.setLevel(logging.DEBUG)
+        for package in OURS:
+            logging.getLogger(package).setLevel(logging.DEBUG)
     logging.captureWarnings(True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.errors import ConfigError
+from rl.report.failures import FailureRow, read_failure_rows
 from rl.report.page import json_part, packed_part, page_bytes, write_page
 from rl.report.run_files import (
     Broken,
@@ -48,6 +49,7 @@ class RunData:
     folder: Path
     metrics: MetricTable
     faults: FaultLog
+    failures: tuple[FailureRow, ...]
     moments: tuple[Moment, ...]
     config: tuple[tuple[str, str], ...]
     summary: Mapping[str, Any]
@@ -85,6 +87,7 @@ class MomentCache:
 def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None) -> RunData:
     """Read a run's folder; damaged lines and files are listed in `broken`."""
     metrics, faults = read_metrics(run), read_fault_log(run)
+    failures, bad_failures = read_failure_rows(run)
     config, bad_config = read_config(run)
     summary, bad_summary = read_summary(run)
     evaluations, bad_evaluations = read_evaluations(run)
@@ -98,11 +101,20 @@ def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None
         folder=run,
         metrics=metrics,
         faults=faults,
+        failures=tuple(failures),
         moments=tuple(moments),
         config=tuple(config),
         summary=summary,
         evaluations=tuple(asdict(row) for row in evaluations),
-        broken=(*metrics.broken, *faults.broken, *bad_config, *bad_summary, *bad_evaluations, *bad_records),
+        broken=(
+            *metrics.broken,
+            *faults.broken,
+            *bad_failures,
+            *bad_config,
+            *bad_summary,
+            *bad_evaluations,
+            *bad_records,
+        ),
     )
 
 
@@ -162,6 +174,7 @@ def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -
             "steps": list(data.faults.steps.items()),
             "newest": [asdict(row) for row in data.faults.newest],
         },
+        "failures": [asdict(row) for row in data.failures],
         "config": data.config,
         "summary": data.summary,
         "evaluations": data.evaluations,

@@ -25,6 +25,7 @@ from rl.report.page import content_policy, render
 from rl.report.run_files import moment_files
 from rl.report.steps import packed
 from rl.report.thumbnails import LADDER, ClipThumbnails, FrameSource, clip_thumbnails
+from rl.tracking.failures import FAILURES
 from rl.tracking.faults import FAULTS
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 ROUTE = re.compile(r"/data/(run|moment|clip)(?:/(h?\d{1,12}))?")
 REQUEST_S = 30.0  # a connection that says nothing for so long is closed
-WATCHED = ("metrics.jsonl", FAULTS, "config.yaml", "summary.json")
+WATCHED = ("metrics.jsonl", FAILURES, FAULTS, "config.yaml", "summary.json")
 
 
 class LiveRun:

@@ -27,6 +27,7 @@ SCRIPTS = (
     "dom.js",
     "chart.js",
     "tables.js",
+    "failures.js",
     "faults.js",
     "run.js",
     "groups.js",

@@ -84,7 +84,7 @@ class Attempt:
             ),
             tasks_for=task_stream(run.tasks, self._config),
             rollouts=run.rollouts,
-            rewards=run.rewards,
+            rewards=run,
             learners=self._learners,
             weights=self._weights,
             report=report,
@@ -136,7 +136,7 @@ class Attempt:
         if not chosen:
             return False
         with stage(run.console, f"evaluating on {len(chosen):,} held-out tasks after step {step}"):
-            scored = run.rewards.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
+            scored = run.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
         run.rollouts.workers.stats()  # the next step's counters start here
         keep_step(run.backlog, run.run_dir / "held_out", step, list(records(scored, run.processor.pieces)))
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))

@@ -39,6 +39,7 @@ def train_to_the_end(run: Run, found: Checkpoint | None) -> None:
         finally:
             run.backlog.retry()  # a file that can be written again is among the faults
             run.put_faults(run.step, run.take_faults(unfinished=True))
+            run.say_repeated_failures()
 
 
 def _attempts(run: Run, found: Checkpoint | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,13 @@ from actors.rollout_pool import RolloutPool
 from rl.checkpoint.saver import Saver
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
+from rl.run.console import say
 from rl.tracking.backlog import Backlog
+from rl.tracking.failures import FAILURES, FailureLog
 from rl.tracking.faults import FAULTS, write_faults
-from rl.trajectory import Fault, VideoTask
+from rl.trajectory import Fault, ScoredGroup, TrajectoryGroup, VideoTask
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -39,9 +44,32 @@ class Run:
     faults: list[Fault] = field(default_factory=list)  # of the learners; workers keep their own
     values: dict[int, float] = field(default_factory=dict)  # of trainer.best_metric, by the step it was evaluated at
     backlog: Backlog = field(init=False)  # metrics, records and faults that a full disk has not taken yet
+    failures: FailureLog = field(init=False)
 
     def __post_init__(self) -> None:
         self.backlog = Backlog(self.config.trainer.max_failed_saves)
+        self.failures = FailureLog(self.run_dir, self.backlog, self.processor.pieces)
+
+    def score(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
+        """Score groups; every new cause of a failure is said at once, and all of them are in failures.jsonl.
+
+        Raises:
+            RewardError: as RewardPool.score.
+            UnwrittenError: too many steps in a row could not be written down.
+        """
+        scored = self.rewards.score_all(groups)
+        for failure in self.failures.add(self.step, scored):
+            where = f"step {self.step}, {self.run_dir / FAILURES} has the trajectory"
+            say(self.console, f"masked {failure.count} trajectories: {failure.cause} ({where})", style="red")
+            if failure.traceback:
+                log.debug("%s", failure.traceback.rstrip())
+        self.rewards.refuse_too_many_failures(scored)
+        return scored
+
+    def say_repeated_failures(self) -> None:
+        """How many trajectories each cause has cost; nothing where nothing failed."""
+        for failure, count in self.failures.repeated():
+            say(self.console, f"masked {count} trajectories in all: {failure.cause}", style="red")
 
     def take_faults(self, *, unfinished: bool = False) -> list[Fault]:
         """What broke and was recovered since the last call of this method, wherever it was noticed."""

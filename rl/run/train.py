@@ -71,7 +71,8 @@ def _train_from(
     """Data, policy, workers; then the steps from a checkpoint, or from the start."""
     tasks = prepare_tasks(config, "train", console).tasks
     held_out = prepare_tasks(config, "held_out", console).tasks if config.trainer.eval_tasks else ()
-    policy_dir = prepare_policy(config)
+    with stage(console, "preparing the policy"):
+        policy_dir = prepare_policy(config)
     signals = StopSignals(config.trainer.stop_grace_s)
     with cluster(config, console) as slots:
         starting = ExitStack()  # engines load while the cold start runs

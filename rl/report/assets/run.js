@@ -111,6 +111,7 @@ function runPage(run) {
       ),
       el("div", { class: "charts", id: "charts" }),
     ),
+    failureSection(run),
     faultTable(run),
     tables(run),
     allMetrics(run),

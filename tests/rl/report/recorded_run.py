@@ -77,6 +77,24 @@ def write_run(folder: Path, clips: Path, *, steps: int = 4, siblings: int = 4, s
     return folder
 
 
+def write_failures(folder: Path, *changes: dict) -> None:
+    """failures.jsonl with a line per cause: a reward that raised, with some of its keys changed."""
+    failure = {
+        "key": "reward brevity",
+        "kind": "reward",
+        "cause": "reward 'brevity' raised KeyError: 'gold' on task train:1 at my_rewards.py:4",
+        "count": 8,
+        "first_step": 1,
+        "last_step": 2,
+        "task": {"id": "train:1"},
+        "group": 0,
+        "sibling": 1,
+        "traceback": "Traceback (most recent call last):\n  my_rewards.py, line 4\nKeyError: 'gold'\n",
+        "trajectory": {"text": "<answer>B</answer>"},
+    }
+    (folder / "failures.jsonl").write_text("".join(json.dumps(failure | change) + "\n" for change in changes))
+
+
 def append_step(folder: Path, step: int, metrics: dict[str, float]) -> None:
     """One more training step in metrics.jsonl."""
     seconds = {"seconds/rollout": 0.8, "seconds/reward": 0.1, "seconds/update": 0.7, "seconds/sync": 0.05}

@@ -15,7 +15,7 @@ from rl.report.steps import FrameNeeds, Moment
 from rl.report.thumbnails import FramesUnavailableError
 from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
-from tests.rl.report.recorded_run import append_step, write_run
+from tests.rl.report.recorded_run import append_step, write_failures, write_run
 
 
 class GreyClips:
@@ -102,6 +102,20 @@ def test_faults_and_texts_among_the_numbers_are_in_the_page(recorded, tmp_path):
     assert index["faults"]["steps"] == [[3, 2]] and index["faults"]["newest"][0]["cause"] == "signal 9"
     state = next(metric for metric in index["metrics"] if metric["name"] == "state/hash")
     assert (state["values"], state["text"]) == ([], "sha256:1f3a")
+
+
+def test_failures_are_in_the_page_those_that_cost_most_first_and_a_damaged_line_is_listed(recorded, tmp_path):
+    run = shutil.copytree(recorded, tmp_path / "run")
+    write_failures(run, {}, {"key": "clip a.mp4", "kind": "clip", "cause": "a.mp4: is truncated", "count": 20})
+    with (run / "failures.jsonl").open("a") as file:
+        file.write('{"key": 1}\n{torn')
+    build_report(run, tmp_path / "report.html", GreyClips(), max_bytes=2**20)
+    index = index_of(tmp_path / "report.html")
+    clip, reward = index["failures"]
+    assert (clip["count"], clip["cause"]) == (20, "a.mp4: is truncated")
+    assert (reward["count"], reward["first_step"], reward["task"]) == (8, 1, "train:1")
+    assert "KeyError: 'gold'" in reward["traceback"] and reward["text"] == "<answer>B</answer>"
+    assert [broken["place"] for broken in index["broken"]["first"]] == ["failures.jsonl:3", "failures.jsonl:4"]
 
 
 def test_faults_of_hostile_text_keep_the_page_small(recorded, tmp_path):
