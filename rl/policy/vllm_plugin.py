@@ -17,7 +17,7 @@ from types import ModuleType
 
 ARCHITECTURE = "FlexiVideoForConditionalGeneration"  # as in config.json
 MODEL_CLASS = f"rl.policy.vllm_model:{ARCHITECTURE}"
-WORKER_EXTENSION = "rl.policy.vllm_model.LiveWeights"
+WORKER_EXTENSION = "rl.policy.vllm_weights.LiveWeights"
 BATCH_INVARIANT = (
     "dynframe_batch_invariant"  # key of vLLM's additional_config: nothing may depend on what else the engine computes
 )

@@ -304,7 +304,7 @@ def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp
 
 
 def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
-    from rl.policy.vllm_model import tensor_digest
+    from rl.policy.vllm_weights import tensor_digest
 
     weights = stored_weights(policy_dir)
     assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
@@ -426,7 +426,7 @@ def test_a_machine_that_cannot_be_deterministic_is_refused_with_the_remedy(polic
 
     open_engine(policy_dir, PolicyConfig(scenes=SCENES)).close()
     vllm_plugin.register()
-    monkeypatch.setattr("rl.policy.vllm_model.varying_shapes", lambda weights: [(len(list(weights)), 64)])
+    monkeypatch.setattr("rl.policy.vllm_weights.varying_shapes", lambda weights: [(len(list(weights)), 64)])
     with pytest.raises(ConfigError, match=r"rollout\.deterministic: .* shape \(\d+, 64\) .*max_num_seqs=1"):
         open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
 
@@ -475,7 +475,7 @@ def test_bf16_engine_and_learner_agree_loosely(open_engine, policy_dir, processo
 
 
 def test_bf16_weights_arrive_as_bits_too(open_engine, policy_dir):
-    from rl.policy.vllm_model import tensor_digest
+    from rl.policy.vllm_weights import tensor_digest
 
     engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
     name = "model.language_model.norm.weight"

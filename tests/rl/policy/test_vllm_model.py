@@ -20,7 +20,7 @@ def video_blocks():
     from rl.policy import vllm_plugin
 
     vllm_plugin.register()
-    from rl.policy.vllm_model import video_blocks
+    from rl.policy.vllm_inputs import video_blocks
 
     return lambda token_ids, expected: video_blocks(token_ids, expected, START, PAD)
 
