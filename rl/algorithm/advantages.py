@@ -100,7 +100,7 @@ def sd_grpo(
     """Each segment is credited with its own reward, relative to the whole group.
 
     The baseline of R_samp includes siblings that never called (reward 0): the policy chooses whether there is a call,
-    so a baseline over callers alone is biased. For the same reason a trajectory without a call plays both roles, and
+    so a baseline over callers alone is biased. For the same reason a trajectory without a call has both roles, and
     its tokens get the sum of both advantages.
     """
     reasoning_adv_G = group_advantages(reasoning_G, rules.scale)

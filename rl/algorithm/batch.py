@@ -177,7 +177,7 @@ def micro_batches(
 def collate(
     samples: Sequence[TrainingSample], processor: VideoPacker, device: torch.device | str = "cpu"
 ) -> LearnerBatch:
-    """Tensors of one micro-batch, right-padded. An empty one becomes a row of padding that teaches nothing, so that
+    """Tensors of one micro-batch, right-padded. An empty one becomes a row of padding without a gradient, so that
     its rank can take part in the forward pass. A block shared by siblings is packed once."""
     samples = samples or (_blank(processor.ids.pad),)
     packed: dict[str, PackedVideo] = {}

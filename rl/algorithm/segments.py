@@ -61,8 +61,11 @@ def _per_token(values: list[tuple[int, int]], turns: tuple[Turn, ...]) -> tuple[
     """Repeat each turn's (value on context, value on completion) over its tokens."""
     return tuple(
         value
-        for (given, said), turn in zip(values, turns, strict=True)
-        for value in (*(given for _ in turn.context_token_ids), *(said for _ in turn.completion.token_ids))
+        for (on_context, on_completion), turn in zip(values, turns, strict=True)
+        for value in (
+            *(on_context for _ in turn.context_token_ids),
+            *(on_completion for _ in turn.completion.token_ids),
+        )
     )
 
 

@@ -148,14 +148,14 @@ def flush(path: Path) -> None:
 
 
 def explained(error: Exception) -> str:
-    """What the disk said, in one line, and what can be done about it.
+    """The cause of a failed write or read, in one line, with its remedy where there is one.
 
     safetensors has no errno to give, only the words "(os error 28)".
     """
-    said = getattr(error, "strerror", None) or str(error)
-    where = f"{said}: {error.filename}" if getattr(error, "filename", None) else said
-    told = re.search(r"\(os error (\d+)\)", where)
-    remedy = REMEDIES.get(int(told[1]) if told else getattr(error, "errno", None) or 0)
+    cause = getattr(error, "strerror", None) or str(error)
+    where = f"{cause}: {error.filename}" if getattr(error, "filename", None) else cause
+    number = re.search(r"\(os error (\d+)\)", where)
+    remedy = REMEDIES.get(int(number[1]) if number else getattr(error, "errno", None) or 0)
     return f"{where}; {remedy}" if remedy else where
 
 

@@ -87,7 +87,7 @@ class Mirror:
             except (CheckpointError, OSError) as error:
                 failure = str(error)
                 log.warning("not copied (the run goes on; tried again after the next save): %s", failure)
-            except Exception as error:  # ours to mend, but no reason to lose a run
+            except Exception as error:  # a defect of ours is no reason to lose a run
                 failure = f"{type(error).__name__}: {error}"
                 log.exception("not copied to %s (the run goes on; tried again after the next save)", self)
             self._take_note(time.perf_counter() - start, failure)

@@ -157,7 +157,7 @@ class RemoteCheckpoints:
                 self._move(f"{self._root}/{name}", f"{self._root}/superseded_{name}")
 
     def set_aside_all(self) -> str:
-        """Make room for a run that starts afresh; says where what was there lies now, "" if nothing was.
+        """Make room for a run that starts afresh; returns where what was there lies now, "" if nothing was.
 
         Raises:
             RemoteError: the remote does not answer.
@@ -249,5 +249,5 @@ def _as_remote_error(url: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        said: Any = " ".join(str(error).split()) or type(error).__name__
-        raise RemoteError(f"{url}: {type(error).__name__}: {said}") from error
+        cause: Any = " ".join(str(error).split()) or type(error).__name__
+        raise RemoteError(f"{url}: {type(error).__name__}: {cause}") from error

@@ -41,7 +41,7 @@ def remove(folder: Path) -> None:
 def _try_to_remove(folder: Path, remove: Callable[[], object]) -> None:
     try:
         remove()
-    except FileNotFoundError:  # it is gone, or its renaming has failed and said so
+    except FileNotFoundError:  # it is gone, or its renaming has failed and was logged
         pass
     except OSError as error:
         log.warning("%s: too old, but could not be removed: %s", folder, explained(error))

@@ -1,4 +1,4 @@
-"""Saving while the run goes on: the run waits for a copy in memory, threads see to the disk and to the remote.
+"""Saving beside the run: the run waits for a copy in memory only, threads write it to the disk and to the remote.
 
 | who | does | waits for | at most |
 |---|---|---|---|
@@ -92,7 +92,7 @@ class Saver:
         self._faults: list[Fault] = []
 
     def save(self, copy: Callable[[Path], Pending], contents: Contents) -> None:
-        """Start a save; returns when `copy` has. What it raises is not ours and goes on its way.
+        """Start a save; returns when `copy` has. What `copy` raises is passed on.
 
         Args:
             copy: has the learners copy themselves and write into a folder in the background.
@@ -159,7 +159,7 @@ class Saver:
             log.warning("%s", failure)
 
     def newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint of those published here; the run goes on from it, and repeats those after it.
+        """The newest whole checkpoint of those published here; the run continues from it, and repeats those after it.
 
         Others may lie on the disk: until the first save, a future that the run went back behind is among them.
         """
@@ -197,7 +197,7 @@ class Saver:
         try:
             written = pending.result(self._timeout_s)
             found = self._store.commit(draft, contents.state, contents.config_yaml, contents.value, written)
-        except BaseException as error:  # told to the run at its next poll
+        except BaseException as error:  # raised in the run at its next poll
             try:
                 self._store.discard(draft)
             finally:

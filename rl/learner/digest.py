@@ -19,7 +19,7 @@ def tensors_digest(named: Mapping[str, Tensor]) -> str:
     """sha256 over the names, types, shapes and checksums of tensors, wherever they lie.
 
     The checksums are exact integer sums, computed where the tensors are; only the sums travel. Equal tensors have equal
-    ones. They tell bits that differ or changed places, not an adversary's forgery.
+    ones. They detect bits that differ or changed places, not an adversary's forgery.
     """
     sums = {name: checksum(tensor) for name, tensor in sorted(named.items())}
     described = [f"{name} {named[name].dtype} {tuple(named[name].shape)}" for name in sums]

@@ -159,21 +159,20 @@ class Learner:
     def capture(self) -> Snapshot:
         """Copy what a checkpoint needs to the CPU: this rank's state and, on rank 0, the whole policy.
 
-        Training may go on at once; the copies are written by `Snapshot.write`, from any thread. They take as much
+        Training may continue at once; the copies are written by `Snapshot.write`, from any thread. They take as much
         memory as the optimizer's state, and on rank 0 the policy once more, until they are written.
         """
         state = capture_state(self._engine.deepspeed, self._engine.adamw, self._layout, self._steps)
         return Snapshot(state, self._captured_policy())
 
     def save(self, folder: str | Path) -> None:
-        """Write everything needed to go on into `folder`; returns when all ranks have."""
+        """Write everything needed to resume into `folder`; returns when all ranks have."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         capture_state(self._engine.deepspeed, self._engine.adamw, self._layout, self._steps).write(Path(folder))
         dist.barrier()
 
     def load(self, folder: str | Path) -> None:
-        """Go on from what `save` wrote: in the layout it was written in, bit for bit; in another, from the same masters
-        and moments.
+        """Resume from what `save` wrote: in the same layout bit for bit, in another from the same masters and moments.
 
         Raises:
             LearnerStateError: it is not there, is damaged, or is another policy's.

@@ -43,7 +43,7 @@ class Stretch:
 
 
 def require_loadable(folder: Path, zero_stage: int, world_size: int) -> None:
-    """Refuse a state that ranks of this layout could not go on from. Looks at headers only; starts nothing.
+    """Refuse a state that ranks of this layout could not continue from. Looks at headers only; starts nothing.
 
     Raises:
         LearnerStateError: files are missing, too many, damaged or of different saves, or they are older than the

@@ -1,4 +1,4 @@
-"""What the file of a learner rank says of itself: which layout wrote it, and where each parameter's stretches lie.
+"""The metadata of a rank's file: which layout wrote it, and where each parameter's stretches lie.
 
 Headers are all that is read here, and torch is not needed. Metadata is data from outside: whatever it says, the answer
 is a `LearnerStateError`.
@@ -61,7 +61,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class RankFile:
-    """What a rank's file says of itself."""
+    """The metadata of a rank's file, and the shapes of its tensors."""
 
     path: Path
     layout: Layout
@@ -106,7 +106,7 @@ def read_rank_files(folder: Path) -> list[RankFile]:
 
 
 def read_rank_file(path: Path) -> RankFile:
-    """What one file says of itself, checked against the tensors it has.
+    """The metadata of one file, checked against the tensors it has.
 
     Raises:
         LearnerStateError: not there, not a safetensors file, or its metadata is not what we write.

@@ -1,4 +1,4 @@
-"""The learning-rate schedule, and what DeepSpeed is told. Nothing heavy is imported here but torch."""
+"""The learning-rate schedule, and the DeepSpeed configuration. Nothing heavy is imported here but torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def learning_rate(step: int, total_steps: int, options: OptimizerConfig) -> floa
 
 
 def uses_cuda() -> bool:
-    """Whether a learner in this process computes on a GPU: there is one, and DeepSpeed was not told to keep off it."""
+    """Whether a learner in this process computes on a GPU: there is one, and DS_ACCELERATOR does not exclude it."""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
 
 

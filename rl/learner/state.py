@@ -2,8 +2,8 @@
 
 A rank owns a partition of the float32 master weights (everything at ZeRO 0, a share of it at ZeRO 1-3) with AdamW's
 state of the same shape. Together with the number of optimizer steps, from which the learning rate follows, and the
-random state, that is all: on as many ranks and at the same stage a run goes on from here with the same numbers, bit for
-bit. Other ranks or another stage take the same masters and moments, put together anew (rl.learner.partition). The
+random state, that is all: on as many ranks and at the same stage a run continues with the same numbers, bit for bit.
+Other ranks or another stage take the same masters and moments, put together anew (rl.learner.partition). The
 model's own weights follow from the masters. DeepSpeed's own checkpoints are pickles; these are not.
 
 Memory: files are mapped, never read whole. What reading adds to a rank is the AdamW state it makes room for anyway, and
