@@ -30,7 +30,6 @@ from rl.checkpoint.snapshot import CapturedState, Snapshot
 from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import RunState, WrittenFile
 
-ALONE_S = 2.0  # of multiplying with nothing beside it
 SIZE = 512  # of the matrices
 
 
@@ -58,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, nargs="+", default=[4, 400])
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--alone-s", type=float, default=2.0, help="seconds of multiplying alone (default 2)")
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure; default: the temporary one")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -65,18 +65,18 @@ def main() -> None:
     rows = []
     for mib in options.mib:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            rows.append(measure(mib, Path(folder), options.repeats))
+            rows.append(measure(mib, Path(folder), options.repeats, options.alone_s))
     print_table(("MiB", "blocked s", "at once s", "published s", "beside"), rows)
 
 
-def measure(mib: int, folder: Path, repeats: int) -> tuple[str, ...]:
+def measure(mib: int, folder: Path, repeats: int, alone_s: float) -> tuple[str, ...]:
     """One row; the two ways take turns, so that both meet the same neighbours."""
     rank, store = Rank(mib), CheckpointStore(folder / "beside", keep=1)
     blocked, at_once, published, beside = [], [], [], []
     with Saver(store, timeout_s=600.0, max_failed=1) as saver:
         for step in range(repeats):
             at_once.append(_at_once(rank, CheckpointStore(folder / "at_once", keep=1), step))
-            deadline = time.perf_counter() + ALONE_S
+            deadline = time.perf_counter() + alone_s
             alone = _multiplications_per_s(lambda deadline=deadline: time.perf_counter() > deadline)
             start = time.perf_counter()
             saver.save(rank.save, Contents(RunState(step, step, seed=0), ""))

@@ -1,13 +1,13 @@
 """Milliseconds of decoding per GRPO group: this project's reader against plain decord, on real clips.
 
-One group = the coarse frames V0 at 2 fps over the whole clip, then 8 windows of random place (0.5 s to all of the clip)
+One group = the coarse frames at 2 fps over the whole clip, then 8 windows of random place (0.5 s to all of the clip)
 at 1-10 fps. Plain decord is used as people use it: one reader opened per request, `get_batch` of indices time * fps.
 Both resize to the same size within --max-pixels. Variants are interleaved within each repeat; every repeat draws new
-windows, the same for all variants, and a cold store. Ratios are per repeat, so drift of the machine cancels.
+windows, the same for all variants, and a cold frame cache. Ratios are per repeat, so drift of the machine cancels.
 
     python benchmarks/decode.py $DYNFRAME_REAL_DATA --repeats 5
 
-`ours` has the default store of 256 MiB, `no store` decodes each window afresh. The clock is CPU time, proof
+`ours` has the default frame cache of 256 MiB, `no cache` decodes each window afresh. The clock is CPU time, proof
 against busy neighbours, and both decode in place; `--clock wall` measures elapsed time, and `ours` then decodes in a
 process of its own, as in training. Segmentation is FlexiVideo's scene cut of every block, as a share of `ours`.
 """
@@ -15,7 +15,6 @@ process of its own, as in training. Segmentation is FlexiVideo's scene cut of ev
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import decord
 import numpy as np
+from tables import median_and_range, print_conditions, print_table
 
 from envs.video.reader import VideoError, VideoIndex, VideoReader, index_video
 from rl.config.policy import ScenesConfig
@@ -40,7 +40,7 @@ class Measured:
 
     name: str
     ours_ms: list[float]
-    no_store_ms: list[float]
+    no_cache_ms: list[float]
     decord_ms: list[float]
     scenes_ms: list[float]
 
@@ -52,14 +52,17 @@ def main() -> None:
         raise SystemExit(f"{options.folder}: no video files ({', '.join(SUFFIXES)})")
     segment_scenes(np.zeros((2, GRID, GRID, 3), np.uint8), ScenesConfig())  # compile
     rng = np.random.default_rng(options.seed)
-    print(f"machine: {platform.processor() or platform.machine()}, {options.clock} time, repeats: {options.repeats}\n")
-    print("| clip | ours ms | no store ms | decord ms | decord / ours | spread | segmentation share |")
-    print("|---|---|---|---|---|---|---|")
+    print_conditions("av", "decord", "numpy", repeats=options.repeats)
+    print(f"clock: {options.clock}\n")
     measured = [row for path in clips if (row := measure(path, options, rng)) is not None]
-    print_row("all clips", *(np.sum([getattr(row, f"{k}_ms") for row in measured], axis=0) for k in COLUMNS))
+    if not measured:
+        raise SystemExit(f"{options.folder}: none of {len(clips)} videos can be read")
+    whole = Measured("all clips", *(np.sum([getattr(row, f"{k}_ms") for row in measured], axis=0) for k in COLUMNS))
+    headings = ("clip", "ours ms", "no cache ms", "decord ms", "decord / ours", "segmentation share")
+    print_table(headings, [cells(row) for row in (*measured, whole)])
 
 
-COLUMNS = ("ours", "no_store", "decord", "scenes")
+COLUMNS = ("ours", "no_cache", "decord", "scenes")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,11 +77,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(path: Path, options: argparse.Namespace, rng: np.random.Generator) -> Measured | None:
-    """Time every variant `repeats` times, interleaved, and print the clip's row."""
+    """Time every variant `repeats` times, interleaved; None if the clip cannot be read."""
     try:
         index = index_video(path)
     except VideoError as error:
-        print(f"| {path.name} | {error.problem} | | | | | |")
+        print(f"{path.name}: {error.problem}")
         return None
     size_HW = fit(index, options.max_pixels)
     clock = {"cpu": time.process_time, "wall": time.perf_counter}[options.clock]
@@ -90,12 +93,11 @@ def measure(path: Path, options: argparse.Namespace, rng: np.random.Generator) -
             blocks, ms = timed(lambda reader=reader, group=group: serve(reader, path, group, size_HW), clock)
             row.ours_ms.append(ms)
         row.scenes_ms.append(timed(lambda blocks=blocks: [segment_scenes(b, ScenesConfig()) for b in blocks], clock)[1])
-        storeless = VideoReader(workers=0, frame_cache_bytes=0)
-        row.no_store_ms.append(
-            timed(lambda reader=storeless, group=group: serve(reader, path, group, size_HW), clock)[1]
+        cacheless = VideoReader(workers=0, frame_cache_bytes=0)
+        row.no_cache_ms.append(
+            timed(lambda reader=cacheless, group=group: serve(reader, path, group, size_HW), clock)[1]
         )
         row.decord_ms.append(timed(lambda group=group: serve_with_decord(path, group, size_HW), clock)[1])
-    print_row(path.name, *(getattr(row, f"{column}_ms") for column in COLUMNS))
     return row
 
 
@@ -134,16 +136,12 @@ def timed(work: Callable[[], list], clock: Callable[[], float]) -> tuple[list, f
     return result, 1000 * (clock() - started)
 
 
-def print_row(name: str, ours_ms, no_store_ms, decord_ms, scenes_ms) -> None:
-    ratios = [theirs / ours for theirs, ours in zip(decord_ms, ours_ms, strict=True)]
-    shares = [scenes / ours for scenes, ours in zip(scenes_ms, ours_ms, strict=True)]
-    ours, no_store, theirs = (f"{statistics.median(ms):.0f}" for ms in (ours_ms, no_store_ms, decord_ms))
-    spread = f"{min(ratios):.1f}–{max(ratios):.1f}"
-    share = f"{statistics.median(shares):.1%}"
-    print(
-        f"| {name} | {ours} | {no_store} | {theirs} | {statistics.median(ratios):.1f} | {spread} | {share} |",
-        flush=True,
-    )
+def cells(row: Measured) -> tuple[str, ...]:
+    """A row of the table: medians; ratio and share are taken within a repeat."""
+    ratios = [theirs / ours for theirs, ours in zip(row.decord_ms, row.ours_ms, strict=True)]
+    shares = [scenes / ours for scenes, ours in zip(row.scenes_ms, row.ours_ms, strict=True)]
+    milliseconds = (f"{statistics.median(ms):.0f}" for ms in (row.ours_ms, row.no_cache_ms, row.decord_ms))
+    return (row.name, *milliseconds, median_and_range(ratios), f"{statistics.median(shares):.1%}")
 
 
 if __name__ == "__main__":

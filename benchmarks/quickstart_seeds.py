@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tables import print_conditions, print_table
+from trainings import seeded, train
 
 MEASURES = ("reward_sampling", "accuracy", "reward_reasoning")
 
@@ -50,16 +49,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(seed: int, options: argparse.Namespace) -> None:
-    """One training; its output goes to stderr.
+    """One training.
 
     Raises:
         subprocess.CalledProcessError: the run failed, and said why.
     """
     own = [f"name=seed{seed}", f"output_dir={options.output_dir}", "resume=never"]
-    seeds = [f"{key}={seed}" for key in ("seed", "cold_start.seed", "data.quickstart.seed")]
     started = time.monotonic()
-    command = [sys.executable, "-m", "rl", "train", options.config, *own, *seeds, *options.overrides]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    train([options.config, *own, *seeded(seed), *options.overrides])
     print(f"seed {seed}: {time.monotonic() - started:.0f} s, cold start included\n", flush=True)
 
 
@@ -68,7 +65,7 @@ def report(summaries: dict[int, dict[str, Any]]) -> None:
     rows = []
     for measure in MEASURES:
         before, after = (
-            [summary["held_out"][moment][measure] for summary in summaries.values()] for moment in ("before", "after")
+            [summary["held_out"][when][measure] for summary in summaries.values()] for when in ("before", "after")
         )
         pairs = [f"{old:.3f} -> {new:.3f}" for old, new in zip(before, after, strict=True)]
         gains = [new - old for old, new in zip(before, after, strict=True)]

@@ -3,7 +3,7 @@
     python benchmarks/report.py runs/quickstart --steps 50 --repeats 5
 
 A run of fewer steps is repeated under new step numbers up to --steps (its records and metrics as they are: texts
-count again, pictures are shared, as in any run that plays a clip again); one with more is cut. Building is measured as
+count again, pictures are shared, as in any run that shows a clip again); one with more is cut. Building is measured as
 elapsed and as processor time, decoding included, in this process. Ready is from the start of the navigation until the
 first page stands, its curves drawn; opening is from the click on a group until its trajectory has all its pictures.
 Without Playwright and Chromium only the building is measured.
@@ -34,7 +34,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for run in map(open_run, options.runs):
-            sized, played = resized(run, Path(scratch) / run.name, options.steps)
+            sized, trained = resized(run, Path(scratch) / run.name, options.steps)
             page = Path(scratch) / f"{run.name}.html"
             built = [build(sized, page, options.max_mib) for _ in range(options.repeats)]
             seconds, cpu_seconds, written = zip(*built, strict=True)
@@ -42,7 +42,7 @@ def main() -> None:
             rows.append(
                 [
                     run.name,
-                    f"{options.steps} ({played} played)",
+                    f"{options.steps} ({trained} trained)",
                     written[0].num_trajectories,
                     f"{sum(file.path.stat().st_size for file in moment_files(sized)) / MIB:.1f}",
                     f"{written[0].num_bytes / MIB:.2f}",
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def resized(run: Path, folder: Path, steps: int) -> tuple[Path, int]:
-    """A copy of a run with as many steps as asked for; and how many of them were played."""
+    """A copy of a run with as many steps as asked for; and how many of them the run itself has."""
     files = [file for file in moment_files(run) if file.kind == "train"]
     for file in moment_files(run):
         (folder / file.path.parent.name).mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
     python -m benchmarks.learning --seeds 0 1 --variants grpo sd_grpo trainer.steps=40
     python -m benchmarks.learning --read                           # tables and figures again, nothing is run
 
-Every variant of a seed starts from the same cold start and gets the same rollouts per step. Interrupted, it goes on
+Every variant of a seed starts from the same cold start and gets the same rollouts per step. Interrupted, it continues
 where it was: finished runs are kept, an unfinished one resumes from its newest checkpoint. Two minutes per run on two
 idle cores, and another two per seed for its cold start. KEY=VALUE overrides go to every run.
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.learning import bandit, report
-from benchmarks.learning.runs import CONFIGS, METHODS, VARIANTS, FinishedRun, play, read
+from benchmarks.learning.runs import CONFIGS, METHODS, VARIANTS, FinishedRun, read, train_variant
 from benchmarks.tables import print_conditions, print_table
 from rl.config.file import load_config
 
@@ -33,7 +33,7 @@ def main() -> None:
         for seed in options.seeds:
             for variant in options.variants:
                 started = time.monotonic()
-                play(variant, seed, options.home, options.overrides)
+                train_variant(variant, seed, options.home, options.overrides)
                 sys.stderr.write(f"{variant}, seed {seed}: {time.monotonic() - started:.0f} s\n")
     runs = read(options.home, options.variants, options.seeds)
     if not runs:

@@ -121,7 +121,7 @@ class Estimator:
         return math.sqrt(self.variance_D[part].sum()) / along if along > 1e-12 else math.inf
 
     def degrees_off(self, part: slice, target_D: np.ndarray) -> float:
-        """Angle between the mean and the target: the bias that no learning rate mends."""
+        """Angle between the mean and the target: the bias that no learning rate removes."""
         mean_D, target_D = self.mean_D[part], target_D[part]
         cosine = mean_D @ target_D / max(np.linalg.norm(mean_D) * np.linalg.norm(target_D), 1e-300)
         return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))

@@ -104,9 +104,9 @@ def kind_table(runs: Sequence[FinishedRun], kinds: Sequence[str]) -> Iterable[Se
     """A row per variant and kind of question: window and answer at the last evaluation."""
     for variant, own in by_variant(runs).items():
         for kind in kinds:
-            judged = [list(_judged(run, kind, kinds)) for run in own]
+            scored = [list(_scored(run, kind, kinds)) for run in own]
             columns = (
-                [fmean(terms[name] for terms in of_run) for of_run in judged]
+                [fmean(terms[name] for terms in of_run) for of_run in scored]
                 for name in ("window", "frame_rate", "answer")
             )
             yield variant, kind, *(str(interval(values_S)) for values_S in columns)
@@ -196,7 +196,7 @@ def area(run: FinishedRun, measure: str) -> float:
     return fmean(line[MEASURES[measure][1]] for line in run.held_out[1:])
 
 
-def _judged(run: FinishedRun, kind: str, kinds: Sequence[str]) -> Iterable[Mapping[str, float]]:
+def _scored(run: FinishedRun, kind: str, kinds: Sequence[str]) -> Iterable[Mapping[str, float]]:
     records = run.held_out_records(run.held_out[-1]["step"])
     return (r["rewards"]["terms"] for r in records if kind_of(r, kinds) == kind and "terms" in r["rewards"])
 
@@ -205,7 +205,7 @@ def _credits(
     group: Sequence[Mapping[str, Any]], method: str, is_case: Callable[[Mapping[str, float]], bool]
 ) -> Iterable[tuple[float, float, bool]]:
     """(credit of the look, of the answer, has the look's the wrong sign) of the group's trajectories in the case."""
-    rewards_G = [_verdict(record["rewards"]) for record in group]
+    rewards_G = [_reward(record["rewards"]) for record in group]
     called_G = [any(turn["call"] for turn in record["turns"]) for record in group]
     scored = [reward.sampling for reward in rewards_G if isinstance(reward, SegmentRewards)]
     if len(scored) < 2:
@@ -218,7 +218,7 @@ def _credits(
             yield own.sampling, own.reasoning, own.sampling * (reward.sampling - mean) < 0
 
 
-def _verdict(rewards: Mapping[str, Any]) -> SegmentRewards | RewardFailure:
+def _reward(rewards: Mapping[str, Any]) -> SegmentRewards | RewardFailure:
     if "failed" in rewards:
         return RewardFailure(**rewards["failed"])
     return SegmentRewards(rewards["sampling"], rewards["reasoning"], rewards["terms"])

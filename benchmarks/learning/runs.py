@@ -7,13 +7,12 @@ depends on) and get the same number of rollouts.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.trainings import seeded, train
 from envs.synthetic.world import QUESTIONS
 from rl.tracking.metrics import current_names
 
@@ -57,7 +56,7 @@ class FinishedRun:
                 yield siblings
 
 
-def play(variant: str, seed: int, home: Path, overrides: Sequence[str]) -> None:
+def train_variant(variant: str, seed: int, home: Path, overrides: Sequence[str]) -> None:
     """Train one variant with one seed, or go on where it was interrupted; a finished run is left as it is.
 
     Raises:
@@ -67,9 +66,7 @@ def play(variant: str, seed: int, home: Path, overrides: Sequence[str]) -> None:
     if (folder / "summary.json").is_file():
         return
     own = [f"name={folder.name}", f"output_dir={home}", f"cache_dir={home / 'cache'}"]
-    seeds = [f"{key}={seed}" for key in ("seed", "cold_start.seed", "data.quickstart.seed")]
-    command = [sys.executable, "-m", "rl", "train", *CONFIGS, *own, *seeds, *VARIANTS[variant], *overrides]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    train([*CONFIGS, *own, *seeded(seed), *VARIANTS[variant], *overrides])
 
 
 def read(home: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[FinishedRun]:
