@@ -21,7 +21,7 @@ import typer
 
 from rl.cli.main import EPILOG, app
 from rl.config.reference import configuration_reference, markdown_table
-from rl.tracking.metrics import METRICS
+from rl.tracking.metrics import RENAMED_METRICS, metrics_reference
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -108,8 +108,11 @@ def metrics_page() -> str:
         "Every number in `metrics.jsonl`, TensorBoard, W&B and Ray's Metrics view, generated from "
         "`rl/tracking/metrics.py`. A name that ends in `/` stands for all that begin with it."
     )
-    rows = [(f"`{name}`", unit, meaning) for name, (unit, meaning) in METRICS.items()]
-    return _joined(["# Metrics", head, _table(("metric", "unit", "meaning"), rows)])
+    rows = [(f"`{row.name}`", row.unit, row.meaning) for row in metrics_reference()]
+    renamed = [(f"`{old}`", f"`{new}`") for old, new in sorted(RENAMED_METRICS.items())]
+    earlier = "Runs of 0.3.0 are read by the names of today; a dashboard of your own has to be told."
+    tables = _table(("metric", "unit", "meaning"), rows), _table(("in 0.3.0", "now"), renamed)
+    return _joined(["# Metrics", head, tables[0], "## Earlier names", earlier, tables[1]])
 
 
 def commands_page() -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rl.tracking.metrics import StageClock
+from rl.tracking.stage_clock import StageClock
 from rl.trajectory import LearnerUpdate, RewardFailure, ScoredGroup, TrajectoryGroup, VideoTask
 
 

@@ -32,9 +32,9 @@ from rl.run.step_line import Pace, step_line
 from rl.tracking.backlog import Backlog
 from rl.tracking.faults import FAULTS
 from rl.tracking.fingerprint import step_fingerprints
-from rl.tracking.metrics import reward_metrics, rollout_metrics
 from rl.tracking.records import records, step_path, write_step
 from rl.tracking.sinks import JsonlSink, MetricLog, Sink, TensorBoardSink, WandbSink
+from rl.tracking.step_metrics import reward_metrics, rollout_metrics
 from rl.tracking.summary import summarise
 from rl.trajectory import LearnerUpdate, ScoredGroup
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from rl.tracking.metrics import call_shares
+from rl.tracking.step_metrics import call_shares
 from rl.trajectory import RewardFailure, ScoredGroup
 
 EVALUATION_STEP = -1  # seeds of evaluation never meet those of training

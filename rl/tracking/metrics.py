@@ -1,31 +1,14 @@
 """What a run reports: every number by name, with meaning and unit.
 
 Stages return plain dictionaries {name: float}; names are declared in METRICS, so that a number nobody can explain
-cannot be logged.
+cannot be logged. Everything here is ASCII: Ray's gauges take nothing else.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
-
-from rl.trajectory import (
-    Frames,
-    MalformedCall,
-    RefusedCall,
-    RewardFailure,
-    ScoredGroup,
-    StopReason,
-    Trajectory,
-    TrajectoryGroup,
-    trajectory_tokens,
-    trajectory_videos,
-)
 
 METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "reward/sampling": ("0..1", "mean reward of the sampling segment over annotated trajectories"),
@@ -130,8 +113,8 @@ class MetricRow:
 
 
 def metrics_reference() -> tuple[MetricRow, ...]:
-    """Every declared metric, by name."""
-    return tuple(MetricRow(name, *METRICS[name]) for name in sorted(METRICS))
+    """Every declared metric, as they are declared: by the stage they are of."""
+    return tuple(MetricRow(name, *described) for name, described in METRICS.items())
 
 
 def current_names(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,121 +134,3 @@ def describe(name: str) -> tuple[str, str]:
     if not prefixes:
         raise KeyError(f"metric {name!r} is not declared in rl.tracking.metrics.METRICS")
     return METRICS[max(prefixes, key=len)]
-
-
-def rollout_metrics(groups: Sequence[TrajectoryGroup], *, pixels_per_token: int) -> dict[str, float]:
-    """What the policy did, averaged over trajectories.
-
-    Args:
-        pixels_per_token: pixels of one visual token, (patch * merge)^2.
-    """
-    episodes = [(group, trajectory) for group in groups for trajectory in group.trajectories_G]
-    trajectories = [trajectory for _, trajectory in episodes]
-    granted = [call for trajectory in trajectories for call in trajectory.granted_calls]
-    videos = [trajectory_videos(group.coarse_frames, trajectory.turns) for group, trajectory in episodes]
-    blocks = _distinct_blocks(videos)
-    prompts, cached = _prompt_tokens(trajectories)
-    return {
-        "rollout/trajectories": float(len(trajectories)),
-        **{f"rollout/{name}": share for name, share in call_shares(trajectories).items()},
-        "rollout/clamped": _mean(bool(call.clamped) for call in granted),
-        "rollout/truncated": _mean(t.stop_reason is StopReason.TRUNCATED for t in trajectories),
-        "rollout/video_errors": float(sum(t.stop_reason is StopReason.VIDEO_ERROR for t in trajectories)),
-        "rollout/frames": _mean(sum(v.num_frames for v in shown[1:]) for shown in videos),
-        "rollout/visual_tokens": _mean(sum(_visual_tokens(v, pixels_per_token) for v in shown) for shown in videos),
-        "rollout/sampled_tokens": _mean(_sampled_tokens(trajectory) for trajectory in trajectories),
-        "rollout/cached_prompt_share": cached / max(prompts, 1),
-        "scenes/per_frame": _ratio(blocks, lambda block: block.num_frames),
-        "scenes/per_pair": _ratio(blocks, lambda block: (block.num_frames + 1) // 2),
-        **{
-            f"rollout/seconds/{name}": sum(group.seconds.get(name, 0.0) for group in groups)
-            for name in sorted({name for group in groups for name in group.seconds})
-        },
-    }
-
-
-def call_shares(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """{"granted_calls", "malformed_calls", "refused_calls"}: of the trajectories the first, of all calls the others."""
-    calls = [call for trajectory in trajectories for call in trajectory.calls]
-    return {
-        "granted_calls": _mean(bool(trajectory.granted_calls) for trajectory in trajectories),
-        "malformed_calls": _mean(isinstance(call, MalformedCall) for call in calls),
-        "refused_calls": _mean(isinstance(call, RefusedCall) for call in calls),
-    }
-
-
-def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Mean rewards per segment and per term; failures counted by cause, never averaged in."""
-    verdicts = [verdict for group in scored for verdict in group.rewards_G]
-    failures = [verdict for verdict in verdicts if isinstance(verdict, RewardFailure)]
-    rewards = [verdict for verdict in verdicts if not isinstance(verdict, RewardFailure)]
-    terms = sorted({name for reward in rewards for name in reward.breakdown})
-    return {
-        "reward/sampling": _mean(reward.sampling for reward in rewards if reward.sampling is not None),
-        "reward/reasoning": _mean(reward.reasoning for reward in rewards),
-        **{
-            f"reward/term/{name}": _mean(reward.breakdown[name] for reward in rewards if name in reward.breakdown)
-            for name in terms
-        },
-        "reward/failed": float(len(failures)),
-        **{
-            f"reward/failed/{cause}": float(sum(failure.cause == cause for failure in failures))
-            for cause in sorted({failure.cause for failure in failures})
-        },
-    }
-
-
-class StageClock:
-    """Seconds per stage of one step: `with clock("rollout"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-    def metrics(self) -> dict[str, float]:
-        """{"seconds/<stage>": s}, and their sum."""
-        named = {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
-        return named | {"seconds/step": sum(self.seconds.values())}
-
-
-def _mean(values: Iterator[float]) -> float:
-    values = [float(value) for value in values]
-    return fmean(values) if values else math.nan
-
-
-def _sampled_tokens(trajectory: Trajectory) -> int:
-    return sum(len(turn.completion.token_ids) for turn in trajectory.turns)
-
-
-def _visual_tokens(frames: Frames, pixels_per_token: int) -> int:
-    return len(frames.scene_lengths) * frames.height * frames.width // pixels_per_token
-
-
-def _distinct_blocks(videos: Sequence[Sequence[Frames]]) -> list[Frames]:
-    return list({block.digest: block for shown in videos for block in shown}.values())
-
-
-def _ratio(blocks: Sequence[Frames], denominator: Any) -> float:
-    total = sum(denominator(block) for block in blocks)
-    return sum(len(block.scene_lengths) for block in blocks) / total if total else math.nan
-
-
-def _prompt_tokens(trajectories: Sequence[Trajectory]) -> tuple[int, int]:
-    """Prompt tokens of all engine calls, and how many of them came from the prefix cache."""
-    prompts = cached = 0
-    for trajectory in trajectories:
-        ledger = 0
-        for turn in trajectory.turns:
-            ledger += len(turn.context_token_ids)
-            prompts += ledger
-            cached += turn.completion.cached_prompt_tokens
-            ledger += len(turn.completion.token_ids)
-        assert ledger == len(trajectory_tokens(trajectory))
-    return prompts, cached

@@ -9,8 +9,8 @@ import numpy as np
 
 from envs.synthetic.world import QuickstartWorld, render_world, world_rows
 from rl.algorithm.batch import credit_metrics, learned_credit
-from rl.tracking.metrics import reward_metrics, rollout_metrics
 from rl.tracking.records import records, write_step
+from rl.tracking.step_metrics import reward_metrics, rollout_metrics
 from rl.trajectory import (
     AnswerKind,
     Completion,
