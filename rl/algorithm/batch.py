@@ -31,7 +31,7 @@ from rl.trajectory import (
 )
 
 if TYPE_CHECKING:
-    from rl.policy.processor import PackedVideo
+    from rl.policy.geometry import PackedVideo
     from rl.policy.token_ids import TokenIds
 
 SD_GRPO = AdvantageConfig()

@@ -38,7 +38,8 @@ from rl.encode_stats.rows import (
     Skipped,
     block_times,
 )
-from rl.policy.processor import Geometry, Processor
+from rl.policy.geometry import Geometry
+from rl.policy.processor import Processor
 from rl.policy.scenes import segment_scenes
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.console import counted_stage
@@ -81,7 +82,8 @@ class Tower:
         import torch
         from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
-        from rl.policy.model import make_patch_embed, make_vision_tower
+        from rl.policy.patch_embed import make_patch_embed
+        from rl.policy.vision_tower import make_vision_tower
 
         torch.manual_seed(0)
         torch.set_num_threads(1)
@@ -98,7 +100,7 @@ class Tower:
         """One pass over a packed block."""
         import torch
 
-        from rl.policy.model import encode_videos
+        from rl.policy.vision_tower import encode_videos
 
         self._visual.patch_embed = self._embeds[mode]
         with torch.inference_mode():
@@ -297,7 +299,15 @@ def _rows(
     encode_s = _interleaved(lambda mode: tower.encode(mode, packed[mode]), packed, repeats)
     return [
         EncodeRow(
-            Block(clip.path, asked_fps, fps, mode, *size, cuts[mode], processor.clock(frames[mode]).tokens_per_scene),
+            Block(
+                clip.path,
+                asked_fps,
+                fps,
+                mode,
+                *size,
+                cuts[mode],
+                processor.geometry.clock(frames[mode]).tokens_per_scene,
+            ),
             encode_flops(geometry, MODES[mode], cuts[mode], size[0] // geometry.patch, size[1] // geometry.patch).total,
             decode_s,
             segment_s[mode],

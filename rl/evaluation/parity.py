@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from rl.policy.model import token_logprobs
 from rl.policy.processor import Processor
+from rl.policy.scoring_head import token_logprobs
 from rl.trajectory import Frames, Segment, TrajectoryGroup, trajectory_tokens, trajectory_videos
 
 SEGMENT_NAMES = {Segment.CONTEXT: "prompt", Segment.SAMPLING: "sampling", Segment.REASONING: "reasoning"}
@@ -199,7 +199,9 @@ def with_shifted_pixels(processor: Processor, case: ParityCase) -> ParityCase:
 
 def with_permuted_scenes(processor: Processor, case: ParityCase) -> ParityCase:
     """The scenes in reverse order on the clock as it was."""
-    return replace(case, videos=tuple(_reversed(video, processor.clock(video).start_s_K) for video in case.videos))
+    return replace(
+        case, videos=tuple(_reversed(video, processor.geometry.clock(video).start_s_K) for video in case.videos)
+    )
 
 
 CONTROLS: Mapping[str, Callable[[Processor, ParityCase], ParityCase]] = {

@@ -16,7 +16,7 @@ from rl.algorithm.loss import policy_loss, supervised_loss, token_weights
 from rl.config.algorithm import LossConfig
 from rl.learner.metrics import Tally, tally_parity, tally_policy
 from rl.learner.mini_batch import MiniBatch
-from rl.policy.model import token_logprobs
+from rl.policy.scoring_head import token_logprobs
 
 
 class Objective:

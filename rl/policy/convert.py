@@ -21,9 +21,9 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import Qwen2_5_VLConfig
 
 from rl.config.policy import ScenesConfig
-from rl.policy.model import ARCHITECTURE, flexivideo_section, require_scenes
+from rl.policy.model import ARCHITECTURE
 from rl.policy.patch_embed import expand_temporal_kernel
-from rl.policy.processor import OPTIONAL_FILES, TOKENIZER_FILES, require_inert
+from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, flexivideo_section, require_inert, require_scenes
 from rl.policy.token_ids import TAG_TOKENS, PolicyFilesError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

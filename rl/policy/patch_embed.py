@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from rl.config.policy import ScenesConfig
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 STOCK_FRAMES = 2
@@ -167,3 +169,10 @@ def _per_scene(scene_lengths: Sequence[int], patches_per_frame: int | Sequence[i
     if isinstance(patches_per_frame, int):
         return [patches_per_frame] * len(scene_lengths)
     return [int(patches) for patches in patches_per_frame]
+
+
+def make_patch_embed(channels: int, patch: int, scenes: ScenesConfig) -> FlexiPatchEmbed:
+    """The patch embedding for scene parameters: stock kernel in `fixed` mode, expanded otherwise."""
+    fixed = scenes.mode == "fixed"
+    frames = STOCK_FRAMES if fixed else scenes.init_frames
+    return FlexiPatchEmbed(channels, patch, frames, fixed=fixed, unit_gain=scenes.unit_gain)

@@ -18,8 +18,9 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.convert import MULTIPLE, added_tokens
-from rl.policy.model import FlexiVideoForConditionalGeneration, flexivideo_section
+from rl.policy.model import FlexiVideoForConditionalGeneration
 from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel
+from rl.policy.policy_folder import flexivideo_section
 from rl.policy.token_ids import TAG_TOKENS
 
 SPECIAL_TOKENS = (

@@ -23,7 +23,7 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
-from rl.policy.processor import PackedVideo
+from rl.policy.geometry import PackedVideo
 
 VIDEO = "video"
 DUMMY_GRID = 16  # patches along each side of the frames vLLM measures memory with

@@ -21,7 +21,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from rl.policy.batch_invariant import batch_invariant_linear
-from rl.policy.model import make_patch_embed, scenes_of
+from rl.policy.patch_embed import make_patch_embed
+from rl.policy.policy_folder import scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import Processor
 from rl.policy.vllm_inputs import VIDEO, SceneDummyInputs, SceneProcessingInfo, SceneProcessor

@@ -9,8 +9,9 @@ import torch
 from rl.algorithm.batch import build_training_samples, collate, loss_totals, micro_batches
 from rl.algorithm.loss import policy_loss, token_weights
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
-from rl.policy.model import load_policy, token_logprobs
+from rl.policy.model import load_policy
 from rl.policy.processor import Processor
+from rl.policy.scoring_head import token_logprobs
 from rl.policy.tiny import build_tiny_policy
 
 

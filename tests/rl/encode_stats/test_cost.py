@@ -15,10 +15,10 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.encode_stats.cost import QWEN2_5_VL_3B, VisionGeometry, encode_flops, kpixel_per_tflop, read_vision_config
 from rl.encode_stats.peak_memory import PeakMemory
-from rl.policy.model import encode_videos, make_vision_tower
-from rl.policy.processor import PackedVideo
+from rl.policy.geometry import PackedVideo
 from rl.policy.tiny import vision_section
 from rl.policy.token_ids import PolicyFilesError
+from rl.policy.vision_tower import encode_videos, make_vision_tower
 
 #                       p        m       window     E          I               out           L
 SMALL = VisionGeometry(

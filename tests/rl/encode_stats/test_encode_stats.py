@@ -33,7 +33,7 @@ from rl.encode_stats.rows import (
     write_csv,
 )
 from rl.encode_stats.tables import print_report
-from rl.policy.model import flexivideo_section
+from rl.policy.policy_folder import flexivideo_section
 from rl.policy.tiny import vision_section
 from tests.envs.setting import write_clip
 

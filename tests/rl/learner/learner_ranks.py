@@ -24,8 +24,9 @@ from rl.config.algorithm import AlgorithmConfig, LossConfig
 from rl.config.learner import LearnerConfig, OptimizerConfig
 from rl.config.policy import PolicyConfig, ScenesConfig
 from rl.learner.learner import Learner
-from rl.policy.model import freeze_vision, load_policy, token_logprobs
+from rl.policy.model import freeze_vision, load_policy
 from rl.policy.processor import Processor
+from rl.policy.scoring_head import token_logprobs
 from rl.tracking.records import records
 from rl.trajectory import (
     AnswerKind,

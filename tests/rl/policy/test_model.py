@@ -9,8 +9,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from rl.config.policy import ScenesConfig
 from rl.policy.convert import convert_stock_checkpoint
-from rl.policy.model import ARCHITECTURE, freeze_vision, load_policy, save_policy, token_logprobs
+from rl.policy.model import ARCHITECTURE, freeze_vision, load_policy, save_policy
 from rl.policy.processor import Processor
+from rl.policy.scoring_head import token_logprobs
 from rl.policy.token_ids import PolicyFilesError
 
 SCENES = ScenesConfig()

@@ -88,7 +88,7 @@ def test_positions_cover_a_sequence_with_two_blocks(processor, frames):
     token_ids = [*processor.encode("Look:"), *processor.video_block(frames), *processor.video_block(frames)]
     positions = processor.positions(token_ids, [frames, frames])
     assert positions.shape == (3, len(token_ids))
-    assert processor.clock(frames).start_s_K == (0.0, 0.5, 12.54)
+    assert processor.geometry.clock(frames).start_s_K == (0.0, 0.5, 12.54)
 
 
 def test_patches_lie_as_transformers_lays_them(processor, random_pixels):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl.policy.model import load_policy, token_logprobs
+from rl.policy.model import load_policy
+from rl.policy.scoring_head import token_logprobs
 
 
 @pytest.fixture

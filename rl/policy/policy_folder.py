@@ -1,0 +1,134 @@
+"""A policy's folder: what it may hold, that nothing in it runs code, and the scene parameters it was made for.
+
+A policy folder is an ordinary Hugging Face folder. Its config.json says `model_type: qwen2_5_vl` (AutoConfig reads it
+without remote code), `architectures: [FlexiVideoForConditionalGeneration]` (the name under which the engine's plugin
+registers), and `vision_config.flexivideo`: every field of ScenesConfig plus `fingerprint`. Weights carry the names of
+stock Qwen2.5-VL (`model.visual.`, `model.language_model.`, `lm_head.`) except one: `model.visual.patch_embed.weight` of
+shape (C, 3, init_frames, p, p) stands for `model.visual.patch_embed.proj.weight`; in `fixed` mode it has 2 frames.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl.config.policy import ScenesConfig
+from rl.policy.scenes import fingerprint
+from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig
+
+MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
+    "video_token_id": "video_pad",
+    "image_token_id": "image_pad",
+    "vision_start_token_id": "vision_start",
+    "vision_end_token_id": "vision_end",
+}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights in them run code when they are loaded
+LONGEST_HEADER = 100_000_000  # bytes of JSON before the tensors; the format's own limit
+OPTIONAL_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+)
+
+
+def require_inert(folder: Path) -> None:
+    """Refuse a policy's folder that could run code in whoever loads it: weights as pickles, or code named in its files.
+
+    Nothing of ours would run either; this says so before an engine and a learner start, and what to do instead.
+
+    Raises:
+        PolicyFilesError: names the file.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles and not weights:
+        raise PolicyFilesError(
+            f"{folder / pickles[0]}: weights as a pickle run code when they are loaded, and are never read; convert "
+            "them to *.safetensors where you trust them (transformers: save_pretrained)"
+        )
+    for path in weights:
+        _require_safetensors(path)
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _json_object(folder / name):
+            raise PolicyFilesError(
+                f"{folder / name}: names code of its own (auto_map), which is never run here; remove that key if the "
+                "checkpoint is a Qwen2.5-VL without it"
+            )
+    for shard in _json_object(folder / "model.safetensors.index.json").get("weight_map", {}).values():
+        if Path(str(shard)).name != shard:
+            raise PolicyFilesError(f"{folder / 'model.safetensors.index.json'}: {shard!r:.100} is not a file beside it")
+
+
+def _require_safetensors(path: Path) -> None:
+    """The file begins as the format does: the length of a JSON header, then the header."""
+    with path.open("rb") as file:
+        length, opening = int.from_bytes(file.read(8), "little"), file.read(1)
+    if opening != b"{" or not 2 <= length <= min(LONGEST_HEADER, path.stat().st_size - 8):
+        raise PolicyFilesError(f"{path}: cannot be read: not a safetensors file; was it downloaded in full?")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """A file of the folder that may be absent; what cannot be read is for its reader to refuse."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def require_model_ids(folder: Path, ids: TokenIds) -> None:
+    """Refuse a folder whose model looks for its video at other ids than the tokenizer writes.
+
+    Raises:
+        PolicyFilesError: config.json and tokenizer.json disagree.
+    """
+    declared = json.loads((folder / "config.json").read_text())
+    for key, name in MODEL_IDS.items():
+        if declared.get(key) not in (None, getattr(ids, name)):
+            raise PolicyFilesError(
+                f"{folder}: config.json has {key}={declared[key]}, tokenizer.json numbers {TOKEN_TEXT[name]} "
+                f"{getattr(ids, name)}: they are of different checkpoints"
+            )
+
+
+def scenes_of(config: Qwen2_5_VLConfig) -> ScenesConfig:
+    """The scene parameters a checkpoint was made for.
+
+    Raises:
+        PolicyFilesError: a stock checkpoint.
+    """
+    stored = getattr(config.vision_config, "flexivideo", None)
+    if not stored:
+        raise PolicyFilesError(
+            "config.json has no vision_config.flexivideo: a stock checkpoint; convert it with convert_stock_checkpoint"
+        )
+    return ScenesConfig(**{name: value for name, value in stored.items() if name != "fingerprint"})
+
+
+def flexivideo_section(scenes: ScenesConfig) -> dict[str, object]:
+    """What config.json keeps under vision_config.flexivideo."""
+    return {**asdict(scenes), "fingerprint": fingerprint(scenes)}
+
+
+def require_scenes(config: Qwen2_5_VLConfig, scenes: ScenesConfig, folder: str | Path) -> None:
+    """Refuse a checkpoint made for other scene parameters.
+
+    Raises:
+        PolicyFilesError: names what differs.
+    """
+    stored = scenes_of(config)
+    recorded = config.vision_config.flexivideo.get("fingerprint")
+    if fingerprint(stored) != recorded:
+        raise PolicyFilesError(f"{folder}: made by another version of the encoder (fingerprint {recorded})")
+    ours, theirs = asdict(scenes), asdict(stored)
+    differing = [f"{name}={theirs[name]!r} (asked {ours[name]!r})" for name in ours if ours[name] != theirs[name]]
+    if differing:
+        raise PolicyFilesError(f"{folder}: made for other policy.scenes: {', '.join(differing)}")
