@@ -23,7 +23,7 @@ from tables import median_and_range, print_conditions, print_table
 from envs.video.reader import VideoReader
 from rl.cli.viewer import ClipFrames
 from rl.report.build import MIB, build_report
-from rl.report.run_files import moment_files, open_run, read_json_lines
+from rl.report.run_files import open_run, read_json_lines, step_files
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
@@ -44,7 +44,7 @@ def main() -> None:
                     run.name,
                     f"{options.steps} ({trained} trained)",
                     written[0].num_trajectories,
-                    f"{sum(file.path.stat().st_size for file in moment_files(sized)) / MIB:.1f}",
+                    f"{sum(file.path.stat().st_size for file in step_files(sized)) / MIB:.1f}",
                     f"{written[0].num_bytes / MIB:.2f}",
                     median_and_range(seconds),
                     median_and_range(cpu_seconds),
@@ -70,8 +70,8 @@ def main() -> None:
 
 def resized(run: Path, folder: Path, steps: int) -> tuple[Path, int]:
     """A copy of a run with as many steps as asked for; and how many of them the run itself has."""
-    files = [file for file in moment_files(run) if file.kind == "train"]
-    for file in moment_files(run):
+    files = [file for file in step_files(run) if file.kind == "train"]
+    for file in step_files(run):
         (folder / file.path.parent.name).mkdir(parents=True, exist_ok=True)
         if file.kind == "held_out":
             shutil.copy(file.path, folder / "held_out")

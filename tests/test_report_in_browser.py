@@ -207,14 +207,14 @@ def test_groups_are_filtered_and_sorted(report, open_page):
     page = open_page(f"{report.as_uri()}#/steps/2")
     groups = page.locator("#groups > li")
     assert page.locator("h1").inner_text() == "Step 2" and groups.count() == 3
-    assert page.locator(".badge", has_text="teaches nothing").count() == 1
-    degenerate = page.locator(".badge").count()
-    page.check("#filter-degenerate")
-    assert groups.count() == degenerate and "Group 2" in groups.last.inner_text()
+    assert page.locator(".badge", has_text="zero variance in both").count() == 1
+    zero_variance = page.locator(".badge").count()
+    page.check("#filter-zeroVariance")
+    assert groups.count() == zero_variance and "Group 2" in groups.last.inner_text()
     page.check("#filter-everywhere")
     page.wait_for_selector(f"text=of {6 * 3 + 1} groups")
     assert groups.count() == page.locator(".badge").count() >= 6  # the third group of each step, at least
-    page.uncheck("#filter-degenerate")
+    page.uncheck("#filter-zeroVariance")
     page.fill("#filter-text", "no policy wrote this")
     page.wait_for_selector("text=No group passes")
     page.fill("#filter-text", "see YELLOW")
@@ -334,7 +334,7 @@ def test_an_older_run_says_what_it_did_not_record_and_a_lost_clip_why_it_is_not_
 
 
 def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
-    run = write_run(tmp_path / "run", clips, steps=1, said=HOSTILE)
+    run = write_run(tmp_path / "run", clips, steps=1, written=HOSTILE)
     path = run / "trajectories" / "step_000001.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     for row in rows:

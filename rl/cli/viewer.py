@@ -17,7 +17,7 @@ from rl.report.thumbnails import FramesUnavailableError
 from rl.run.console import progress_bar
 
 HALF_MS = 0.00055  # records round times to milliseconds: the frame that starts then is the one on screen just after
-SAME_FRAME_MS = 1  # a frame that starts elsewhere is another one: the clip is not the one that was played
+SAME_FRAME_MS = 1  # a frame that starts elsewhere is another one: the clip is not the one that was rolled out
 
 
 class ClipFrames:
@@ -43,7 +43,7 @@ class ClipFrames:
             raise FramesUnavailableError(f"{Path(video).name}: {error.problem}") from error
         for ms, time_s in zip(times_ms, shown_s, strict=True):
             if abs(1000 * time_s - ms) > SAME_FRAME_MS:
-                problem = f"has no frame that starts at {ms / 1000:.3f} s: it is not the clip that was played"
+                problem = f"has no frame that starts at {ms / 1000:.3f} s: it is not the clip that was rolled out"
                 raise FramesUnavailableError(f"{Path(video).name} {problem}")
         return list(pixels_THWC)
 
@@ -77,7 +77,7 @@ def run_report(run: Path, out: Path | None, *, max_mib: float, console: Console)
         console.print(notice, markup=False, highlight=False)
     console.print(
         f"{written.path}: {written.num_bytes / MIB:.1f} MiB, {written.num_trajectories} trajectories of "
-        f"{written.num_moments} steps and evaluations",
+        f"{written.num_steps} steps and evaluations",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -1,6 +1,6 @@
 """One HTML file from a run's folder, within a budget of bytes.
 
-    folder -> metrics, moments -> (details that fit) + (thumbnails that fit) -> page
+    folder -> metrics, steps -> (details that fit) + (thumbnails that fit) -> page
 
 Text comes first: a page without every picture still tells what the policy did.
 """
@@ -20,16 +20,16 @@ from rl.report.run_files import (
     Broken,
     FaultLog,
     MetricTable,
-    MomentFile,
-    moment_files,
+    StepFile,
     read_config,
     read_evaluations,
     read_fault_log,
     read_json_lines,
     read_metrics,
     read_summary,
+    step_files,
 )
-from rl.report.steps import FrameNeeds, Moment, compact, packed
+from rl.report.steps import FrameNeeds, ReportStep, compact, packed
 from rl.report.thumbnails import ClipThumbnails, FrameSource, Thumbnails, evenly, make_thumbnails
 from rl.tracking.metrics import describe
 
@@ -50,7 +50,7 @@ class RunData:
     metrics: MetricTable
     faults: FaultLog
     failures: tuple[FailureRow, ...]
-    moments: tuple[Moment, ...]
+    steps: tuple[ReportStep, ...]
     config: tuple[tuple[str, str], ...]
     summary: Mapping[str, Any]
     evaluations: tuple[Mapping[str, Any], ...]
@@ -63,19 +63,19 @@ class Written:
 
     path: Path
     num_bytes: int
-    num_moments: int
+    num_steps: int
     num_trajectories: int
     notices: tuple[str, ...]
 
 
-class MomentCache:
-    """Moments by file; a file that did not change is not read again."""
+class StepCache:
+    """Report steps by file; a file that did not change is not read again."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, int], Moment]] = {}
+        self._known: dict[Path, tuple[tuple[int, int], ReportStep]] = {}
 
-    def read(self, file: MomentFile, run: Path) -> Moment:
-        """The moment of a file."""
+    def read(self, file: StepFile, run: Path) -> ReportStep:
+        """The report step of a file."""
         state = file_state(file.path)
         known = self._known.get(file.path)
         if known is None or known[0] != state:
@@ -84,25 +84,25 @@ class MomentCache:
         return known[1]
 
 
-def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None) -> RunData:
+def read_run(run: Path, cache: StepCache, progress: Progress = lambda *_: None) -> RunData:
     """Read a run's folder; damaged lines and files are listed in `broken`."""
     metrics, faults = read_metrics(run), read_fault_log(run)
     failures, bad_failures = read_failure_rows(run)
     config, bad_config = read_config(run)
     summary, bad_summary = read_summary(run)
     evaluations, bad_evaluations = read_evaluations(run)
-    files = moment_files(run)
-    moments = []
+    files = step_files(run)
+    steps = []
     for done, file in enumerate(files, start=1):
-        moments.append(cache.read(file, run))
+        steps.append(cache.read(file, run))
         progress("reading trajectories", done, len(files))
-    bad_records = [broken for moment in moments for broken in moment.broken]
+    bad_records = [broken for step in steps for broken in step.broken]
     return RunData(
         folder=run,
         metrics=metrics,
         faults=faults,
         failures=tuple(failures),
-        moments=tuple(moments),
+        steps=tuple(steps),
         config=tuple(config),
         summary=summary,
         evaluations=tuple(asdict(row) for row in evaluations),
@@ -121,24 +121,24 @@ def read_run(run: Path, cache: MomentCache, progress: Progress = lambda *_: None
 def build_report(
     run: Path, out: Path, source: FrameSource, *, max_bytes: int, progress: Progress = lambda *_: None
 ) -> Written:
-    """Write the page of a run.
+    """Write the report of a run.
 
     Raises:
         ConfigError: nothing has been reported yet, or not even the curves fit into the budget.
     """
-    data = read_run(run, MomentCache(), progress)
-    if not data.metrics.steps_S and not data.moments:
+    data = read_run(run, StepCache(), progress)
+    if not data.metrics.steps_S and not data.steps:
         raise ConfigError(f"{run}: nothing has been reported yet (no step in metrics.jsonl, no trajectories)")
-    videos = dict.fromkeys(need.video for moment in data.moments for need in moment.needs)
+    videos = dict.fromkeys(need.video for step in data.steps for need in step.needs)
     largest = run_index(data, clip_index({video: UNKNOWN_CLIP for video in videos}), ())
     room = max_bytes - page_bytes([packed_part("run", packed(largest))]) - NOTICES_BYTES
     if room < 0:
         raise ConfigError(f"--max-mib {max_bytes / MIB:g}: the curves and the list of groups alone take more")
-    details, notices = choose_details(data.moments, int(room * DETAIL_SHARE))
-    parts = [packed_part(f"moment-{name}", detail) for name, detail in details.items()]
+    details, notices = choose_details(data.steps, int(room * DETAIL_SHARE))
+    parts = [packed_part(f"step-{name}", detail) for name, detail in details.items()]
     room -= sum(len(part) + PART_BYTES for part in parts) + PART_BYTES * len(videos)
     thumbnails = make_thumbnails(
-        by_priority(data.moments), source, max(room, 0), lambda done, total: progress("decoding clips", done, total)
+        by_priority(data.steps), source, max(room, 0), lambda done, total: progress("decoding clips", done, total)
     )
     notices = (*notices, *_thumbnail_notices(thumbnails))
     parts += [
@@ -147,8 +147,8 @@ def build_report(
     ]
     index = run_index(data, clip_index(thumbnails.clips), notices)
     written = write_page(out, _title(data), [packed_part("run", packed(index)), *parts])
-    trajectories = sum(len(moment.needs) for moment in data.moments)
-    return Written(out, written, len(data.moments), trajectories, notices)
+    trajectories = sum(len(step.needs) for step in data.steps)
+    return Written(out, written, len(data.steps), trajectories, notices)
 
 
 def file_state(path: Path) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def file_state(path: Path) -> tuple[int, int]:
 
 
 def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -> dict[str, Any]:
-    """What the page needs at once: curves, tables, the list of all groups."""
+    """What the page needs when it is opened: curves, tables, the list of all groups."""
     return {
         "name": data.folder.name,
         "folder": str(data.folder),
@@ -178,7 +178,7 @@ def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -
         "config": data.config,
         "summary": data.summary,
         "evaluations": data.evaluations,
-        "moments": [moment.index for moment in data.moments],
+        "report_steps": [step.index for step in data.steps],
         "clips": clips,
         "notices": list(notices),
         "broken": {
@@ -193,46 +193,40 @@ def clip_index(clips: Mapping[str, ClipThumbnails]) -> dict[str, Any]:
     return {video: {"id": number, "duration_s": clip.duration_s} for number, (video, clip) in enumerate(clips.items())}
 
 
-def choose_details(moments: Sequence[Moment], room_bytes: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """Details of each moment: all with numbers per token if they fit; else of fewer moments, spread evenly.
+def choose_details(steps: Sequence[ReportStep], room_bytes: int) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Details of each step: all with numbers per token if they fit; else of fewer steps, spread evenly.
 
     Returns:
-        {moment id: gzip}, and what the reader must be told.
+        {step id: gzip}, and notices of what was left out.
     """
-    order = [moments[i] for i in evenly(len(moments))]
-    cost = {moment.id: (_in_page(moment.plain), _in_page(moment.full)) for moment in moments}
+    order = [steps[i] for i in evenly(len(steps))]
+    cost = {step.id: (_in_page(step.plain), _in_page(step.full)) for step in steps}
     details: dict[str, bytes] = {}
     used = 0
-    for moment in order:  # texts first …
-        if used + cost[moment.id][0] <= room_bytes:
-            details[moment.id] = moment.plain
-            used += cost[moment.id][0]
+    for step in order:  # texts first …
+        if used + cost[step.id][0] <= room_bytes:
+            details[step.id] = step.plain
+            used += cost[step.id][0]
     with_text = len(details)
     with_numbers = 0
-    for moment in order:  # … then numbers per token
-        plain, full = cost[moment.id]
-        if moment.id in details and used + full - plain <= room_bytes:
-            details[moment.id] = moment.full
+    for step in order:  # … then numbers per token
+        plain, full = cost[step.id]
+        if step.id in details and used + full - plain <= room_bytes:
+            details[step.id] = step.full
             used += full - plain
             with_numbers += 1
     notices = []
-    if with_text < len(moments):
-        notices.append(
-            f"Texts of {len(moments) - with_text} of {len(moments)} steps are left out to keep the page small."
-        )
+    if with_text < len(steps):
+        notices.append(f"Texts of {len(steps) - with_text} of {len(steps)} steps are left out to keep the page small.")
     if with_numbers < with_text:
-        notices.append(
-            f"Per-token numbers are here for {with_numbers} of {len(moments)} steps, to keep the page small."
-        )
-    ordered = {moment.id: details[moment.id] for moment in moments if moment.id in details}
+        notices.append(f"Per-token numbers are here for {with_numbers} of {len(steps)} steps, to keep the page small.")
+    ordered = {step.id: details[step.id] for step in steps if step.id in details}
     return ordered, tuple(notices)
 
 
-def by_priority(moments: Sequence[Moment]) -> list[FrameNeeds]:
+def by_priority(steps: Sequence[ReportStep]) -> list[FrameNeeds]:
     """Every trajectory's frames, so that any beginning is spread evenly over steps, and in a step over groups."""
-    spread = [
-        [moment.needs[i] for i in evenly(len(moment.needs))] for moment in (moments[i] for i in evenly(len(moments)))
-    ]
+    spread = [[step.needs[i] for i in evenly(len(step.needs))] for step in (steps[i] for i in evenly(len(steps)))]
     longest = max((len(needs) for needs in spread), default=0)
     return [needs[turn] for turn in range(longest) for needs in spread if turn < len(needs)]
 

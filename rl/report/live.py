@@ -1,11 +1,11 @@
-"""A live run's page, on loopback: the page itself, and its data as they grow. Nothing else of the disk is served.
+"""The report of a live run, served on loopback: the page, and its data as they grow. Nothing else is served.
 
     GET /                     the page, without data
     GET /data/run             index: curves, tables, list of groups; 304 where nothing changed
-    GET /data/moment/ID       details of a step
+    GET /data/step/ID         details of a step
     GET /data/clip/NUMBER     thumbnails of a clip, decoded when first asked for
 
-A request whose Host is not this machine's loopback is refused, so that no name that resolves here can read the run.
+A request whose Host is not this machine's loopback is refused, so that a name that resolves to it cannot read the run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from rl.report.build import MomentCache, RunData, file_state, read_run, run_index
+from rl.report.build import RunData, StepCache, file_state, read_run, run_index
 from rl.report.page import content_policy, render
-from rl.report.run_files import moment_files
+from rl.report.run_files import step_files
 from rl.report.steps import packed
 from rl.report.thumbnails import LADDER, ClipThumbnails, FrameSource, clip_thumbnails
 from rl.tracking.failures import FAILURES
@@ -31,18 +31,18 @@ from rl.tracking.faults import FAULTS
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-ROUTE = re.compile(r"/data/(run|moment|clip)(?:/(h?\d{1,12}))?")
-REQUEST_S = 30.0  # a connection that says nothing for so long is closed
+ROUTE = re.compile(r"/data/(run|step|clip)(?:/(h?\d{1,12}))?")
+REQUEST_S = 30.0  # a connection that is silent for so long is closed
 WATCHED = ("metrics.jsonl", FAILURES, FAULTS, "config.yaml", "summary.json")
 
 
 class LiveRun:
-    """What the page asks for, read again when files change. Thread-safe."""
+    """The data of the page, read again when files change. Thread-safe."""
 
     def __init__(self, run: Path, source: FrameSource) -> None:
         self._run, self._source = run, source
-        self._turn, self._decoding = threading.Lock(), threading.Lock()
-        self._cache = MomentCache()
+        self._lock, self._decoding = threading.Lock(), threading.Lock()
+        self._cache = StepCache()
         self._state: tuple | None = None
         self._data: RunData | None = None
         self._index = b""
@@ -51,26 +51,26 @@ class LiveRun:
 
     def index(self) -> tuple[bytes, str]:
         """gzip of the index, and a tag that changes with it."""
-        with self._turn:
+        with self._lock:
             self._refresh()
             return self._index, f'"{abs(hash(self._state)):x}"'
 
-    def moment(self, name: str) -> bytes | None:
+    def step(self, name: str) -> bytes | None:
         """gzip of a step's details; None: there is no such step."""
-        with self._turn:
+        with self._lock:
             self._refresh()
-            return next((moment.full for moment in self._data.moments if moment.id == name), None)
+            return next((step.full for step in self._data.steps if step.id == name), None)
 
     def clip(self, number: int) -> bytes | None:
         """gzip of a clip's thumbnails, as many as its trajectories have by now; None: there is no such clip."""
-        with self._turn:
+        with self._lock:
             self._refresh()
             video = next((video for video, known in self._numbers.items() if known == number), None)
             if video is None:
                 return None
-            needs = (need for moment in self._data.moments for need in moment.needs if need.video == video)
+            needs = (need for step in self._data.steps for need in step.needs if need.video == video)
             times_ms = frozenset(time for need in needs for time in need.times_ms)
-        with self._decoding:  # not the other lock: the curves of a run do not wait for a slow clip
+        with self._decoding:  # not the other lock: curves do not wait for a slow clip
             if video not in self._clips or self._clips[video][0] != times_ms:
                 self._clips[video] = times_ms, clip_thumbnails(video, sorted(times_ms), self._source, LADDER[0])
             clip = self._clips[video][1]
@@ -81,22 +81,20 @@ class LiveRun:
         if state == self._state:
             return
         self._data = read_run(self._run, self._cache)
-        for moment in self._data.moments:
-            for need in moment.needs:
+        for step in self._data.steps:
+            for need in step.needs:
                 self._numbers.setdefault(need.video, len(self._numbers))
         clips = {video: {"id": number, "duration_s": None} for video, number in self._numbers.items()}
         self._index, self._state = packed(run_index(self._data, clips, ())), state
 
     def _files_state(self) -> tuple:
         files = [self._run / name for name in WATCHED]
-        files += [moment.path for moment in moment_files(self._run)] + sorted(
-            (self._run / "eval").glob("*/metrics.json")
-        )
+        files += [file.path for file in step_files(self._run)] + sorted((self._run / "eval").glob("*/metrics.json"))
         return tuple((str(path), *file_state(path)) for path in files)
 
 
 class _Server(ThreadingHTTPServer):
-    """A reader who leaves in the middle of an answer is no error."""
+    """A client that disconnects in the middle of an answer is not an error."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Called while an exception is handled."""
@@ -142,8 +140,8 @@ def make_server(run: Path, source: FrameSource, port: int) -> ThreadingHTTPServe
                     self._send(HTTPStatus.OK, index, "application/json", ETag=tag)
                 return
             found = None
-            if kind == "moment" and name is not None:
-                found = live.moment(name)
+            if kind == "step" and name is not None:
+                found = live.step(name)
             elif kind == "clip" and name is not None and name.isdigit():
                 found = live.clip(int(name))
             if found is None:

@@ -1,4 +1,4 @@
-"""A run's folder, read for people: whatever is there, and a list of what could not be read.
+"""A run's folder, read for its report: whatever is there, and a list of what could not be read.
 
 Nothing here raises for a damaged file: a torn line costs that line, and the page says so.
 
@@ -75,7 +75,7 @@ class FaultLog:
 
 
 @dataclass(frozen=True, slots=True)
-class MomentFile:
+class StepFile:
     """The records of one training step, or of one evaluation on held-out tasks."""
 
     kind: str  # "train" | "held_out"
@@ -173,14 +173,14 @@ def read_fault_log(run: Path) -> FaultLog:
     )
 
 
-def moment_files(run: Path) -> list[MomentFile]:
+def step_files(run: Path) -> list[StepFile]:
     """The files of records, by step; held-out ones after the training step they follow."""
     found = []
     for kind, folder in (("train", "trajectories"), ("held_out", "held_out")):
         for path in (run / folder).glob("step_*.jsonl"):
             if named := RECORDS.fullmatch(path.name):
-                found.append(MomentFile(kind, int(named[1]), path))
-    return sorted(found, key=lambda moment: (moment.step, moment.kind == "held_out"))
+                found.append(StepFile(kind, int(named[1]), path))
+    return sorted(found, key=lambda file: (file.step, file.kind == "held_out"))
 
 
 def read_config(run: Path) -> tuple[list[tuple[str, str]], list[Broken]]:
@@ -220,7 +220,9 @@ def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
                 broken.append(report)
                 continue
             benchmark, name = str(report.get("benchmark", path.parent.name)), path.parent.name
-            name = name if name == benchmark else f"{name} ({benchmark})"  # one benchmark may be played in several ways
+            name = (
+                name if name == benchmark else f"{name} ({benchmark})"
+            )  # one benchmark may be evaluated in several ways
             rows += [_evaluation_row(name, metric, entry) for metric, entry in report["metrics"].items()]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             broken.append(Broken(place, f"is not the report of an evaluation ({_first_line(error)})"))
@@ -274,9 +276,9 @@ def _last_text(values: Sequence[Number]) -> str | None:
 
 
 def _fault_row(line: Mapping[str, Any]) -> FaultRow:
-    told = {name: line.get(name) for name in FAULT_TEXT}
+    texts = {name: line.get(name) for name in FAULT_TEXT}
     kind, worker, cause, action = (
-        text[: FAULT_TEXT[name]] if isinstance(text, str) else "" for name, text in told.items()
+        text[: FAULT_TEXT[name]] if isinstance(text, str) else "" for name, text in texts.items()
     )
     detected_s, recovery_s = (_finite(line.get(name)) for name in ("detected_s", "recovery_s"))
     return FaultRow(line["step"], kind, worker, cause, action, detected_s, recovery_s)

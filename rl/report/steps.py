@@ -1,6 +1,6 @@
-"""The trajectories of one step, compact: a small index for the list of groups, details for who opens one.
+"""The trajectories of one step, compact: a small index for the list of groups, details for one that is opened.
 
-    records (rl.tracking.records, one line per trajectory) -> Moment
+    records (rl.tracking.records, one line per trajectory) -> ReportStep
 
 The index says enough to list, filter and plot every group; details (turns, tokens, log-probs, frame times) are
 compressed by themselves and unpacked in the browser when they are looked at.
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl.report.run_files import Broken, MomentFile, as_number
+from rl.report.run_files import Broken, StepFile, as_number
 
 NAT = 100_000  # log-probs travel as whole hundred-thousandths of a nat
 MS = 1000  # times as whole milliseconds
@@ -34,8 +34,8 @@ class FrameNeeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """A step, or an evaluation, as the page wants it."""
+class ReportStep:
+    """The records of a step, or of an evaluation, as the page needs them."""
 
     id: str
     index: dict[str, Any]  # {id, kind, step, groups: [{task, video, siblings: [...]}]}
@@ -45,7 +45,7 @@ class Moment:
     broken: tuple[Broken, ...]
 
 
-def compact(file: MomentFile, lines: Iterable[tuple[dict[str, Any] | Broken, int]]) -> Moment:
+def compact(file: StepFile, lines: Iterable[tuple[dict[str, Any] | Broken, int]]) -> ReportStep:
     """Compact the records of a file. A record that is not one is left out and listed in `broken`."""
     place = f"{'trajectories' if file.kind == 'train' else 'held_out'}/{file.path.name}"
     records, broken = [], []
@@ -65,7 +65,7 @@ def compact(file: MomentFile, lines: Iterable[tuple[dict[str, Any] | Broken, int
         "step": file.step,
         "groups": [group[0].group_index | {"siblings": [record.index for record in group]} for group in groups],
     }
-    return Moment(
+    return ReportStep(
         id=file.id,
         index=index,
         full=packed([_details(group, per_token=True) for group in groups]),
@@ -98,7 +98,7 @@ class _Record:
         self.duration_s = _finite(record.get("duration_s"))
         text = str(record.get("text", ""))
         self.shared = {"opening": self.opening, "duration_s": self.duration_s}
-        self.own = {"text": text, "note": str(record.get("note", "")), **_verdict(rewards)}
+        self.own = {"text": text, "note": str(record.get("note", "")), **_rewards(rewards)}
         self.group_index = {
             "task": self.task_id,
             "video": self.video,
@@ -211,7 +211,7 @@ def _frames(block: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"t": times_T, "scenes": scenes, "h": int(block.get("height", 0)), "w": int(block.get("width", 0))}
 
 
-def _verdict(rewards: dict[str, Any]) -> dict[str, Any]:
+def _rewards(rewards: dict[str, Any]) -> dict[str, Any]:
     if "failed" in rewards:
         return {"failed": {name: str(rewards["failed"].get(name, "")) for name in ("term", "cause", "detail")}}
     terms = {str(name): as_number(value) for name, value in rewards.get("terms", {}).items()}

@@ -1,6 +1,7 @@
 """Thumbnails within a budget of bytes: which frames, how small, and for which trajectories when not all fit.
 
-Frames are decoded again from the clips: one small WebP per (clip, presentation time), shared by everyone who saw it.
+Frames are decoded again from the clips: one small WebP per (clip, presentation time), shared by all that saw
+it.
 The ladder: large, smaller, smallest; then fewer trajectories, spread evenly over the steps.
 
 Legend: N trajectories, the most wanted first · H W pixels · C colours (RGB).
@@ -66,7 +67,7 @@ class ClipThumbnails:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnails:
-    """All thumbnails of a page, and for whom there was no room."""
+    """All thumbnails of a page, and for how many trajectories there was room."""
 
     clips: Mapping[str, ClipThumbnails]
     rung: Rung

@@ -19,8 +19,8 @@ const pageSource = {
   async index() {
     return gunzip(bytesOf(document.getElementById("run").textContent));
   },
-  async moment(id) {
-    const part = document.getElementById(`moment-${id}`);
+  async step(id) {
+    const part = document.getElementById(`step-${id}`);
     return part && gunzip(bytesOf(part.textContent));
   },
   async clip(id) {
@@ -40,8 +40,8 @@ const liveSource = {
     this.tag = answer.headers.get("ETag");
     return answer.json();
   },
-  async moment(id) {
-    return this.get(`data/moment/${id}`);
+  async step(id) {
+    return this.get(`data/step/${id}`);
   },
   async clip(id) {
     return this.get(`data/clip/${id}`);
@@ -71,15 +71,18 @@ function keeping(load, most) {
   };
 }
 
-const details = keeping((id) => source.moment(id), 80);
+const details = keeping((id) => source.step(id), 80);
 const clips = keeping((id) => source.clip(id), 60);
+
+// The reward of a segment, by the name its readers know.
+const REWARD_NAMES = { sampling: "retrieval", reasoning: "answer" };
 
 // The run as the pages use it: the index, with look-ups.
 class Run {
   constructor(index) {
     Object.assign(this, index);
     this.metric = new Map(index.metrics.map((metric) => [metric.name, metric]));
-    this.moment = new Map(index.moments.map((moment) => [moment.id, moment]));
+    this.stepById = new Map(index.report_steps.map((step) => [step.id, step]));
     this.settings = new Map(index.config);
   }
   under(prefix) {

@@ -22,7 +22,7 @@ function svg(tag, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, tag), attributes, children);
 }
 
-// What others wrote, with characters shown that would hide or reorder text; kept apart from the page's own direction.
+// Text that others wrote, with characters shown that would hide or reorder text; kept apart from the page's own direction.
 const HIDDEN =
   /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 function visible(text) {
@@ -30,15 +30,15 @@ function visible(text) {
     return `⟨U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
   });
 }
-function said(text, attributes = {}) {
-  return el("bdi", { ...attributes, class: `said ${attributes.class ?? ""}` }, visible(text));
+function quoted(text, attributes = {}) {
+  return el("bdi", { ...attributes, class: `quoted ${attributes.class ?? ""}` }, visible(text));
 }
 
 const LONG = 4000; // characters of one text shown before the reader asks for more
 function longText(text, attributes = {}) {
   const whole = visible(text);
-  if (whole.length <= LONG) return said(text, attributes);
-  const shown = el("bdi", { ...attributes, class: `said ${attributes.class ?? ""}` }, whole.slice(0, LONG));
+  if (whole.length <= LONG) return quoted(text, attributes);
+  const shown = el("bdi", { ...attributes, class: `quoted ${attributes.class ?? ""}` }, whole.slice(0, LONG));
   const more = el(
     "button",
     {

@@ -48,7 +48,7 @@ function failureSection(run) {
 
 function failureRow(run, failure) {
   const [first, last] = [failure.first_step, failure.last_step].map((step) =>
-    run.moment.has(String(step)) ? el("a", { href: `#/steps/${step}` }, count(step)) : count(step),
+    run.stepById.has(String(step)) ? el("a", { href: `#/steps/${step}` }, count(step)) : count(step),
   );
   const folded = (title, text) =>
     text ? el("details", {}, el("summary", {}, title), el("pre", { class: "traceback" }, visible(text))) : null;
@@ -58,7 +58,7 @@ function failureRow(run, failure) {
     el(
       "td",
       { class: "told" },
-      said(failure.cause),
+      quoted(failure.cause),
       folded("Traceback", failure.traceback),
       folded("What the policy wrote", failure.text),
     ),
@@ -71,8 +71,8 @@ function failureRow(run, failure) {
 
 // A link to the first trajectory where its record was kept; after a resume another one may stand in its place.
 function failedTask(run, failure) {
-  const group = run.moment.get(String(failure.first_step))?.groups[failure.group];
+  const group = run.stepById.get(String(failure.first_step))?.groups[failure.group];
   const isKept = group?.task === failure.task && group.siblings.some((each) => each.sibling === failure.sibling);
   const link = `#/trajectory/${failure.first_step}/${failure.group}/${failure.sibling}`;
-  return isKept ? el("a", { href: link }, said(failure.task)) : said(failure.task);
+  return isKept ? el("a", { href: link }, quoted(failure.task)) : quoted(failure.task);
 }

@@ -1,4 +1,4 @@
-// What broke and was recovered: marks under the curves' axis, and the table of page 1.
+// Faults and how they were recovered: marks under the curves' axis, and the table of page 1.
 
 const MARK = { gap: 7, half: 3.5, height: 5 }; // pixels; steps closer than the gap share a mark
 const MOST_POPPED = 3; // faults told at a mark; the table has the others
@@ -58,10 +58,10 @@ function popFaults(mark, listed) {
 
 function faultLine(fault) {
   return [
-    el("b", {}, said(fault.kind)),
-    fault.worker ? [" ", said(fault.worker)] : "",
-    fault.cause ? [": ", said(fault.cause)] : "",
-    fault.action ? [" → ", said(fault.action)] : "",
+    el("b", {}, quoted(fault.kind)),
+    fault.worker ? [" ", quoted(fault.worker)] : "",
+    fault.cause ? [": ", quoted(fault.cause)] : "",
+    fault.action ? [" → ", quoted(fault.action)] : "",
     fault.recovery_s === null ? "" : ` (${short(fault.recovery_s)} s)`,
   ];
 }
@@ -108,13 +108,13 @@ function faultTable(run) {
             "tr",
             {},
             el("th", { scope: "col", class: "number" }, "step"),
-            ["kind", "worker", "cause", "what was done"].map((name) => el("th", { scope: "col" }, name)),
+            ["kind", "worker", "cause", "action"].map((name) => el("th", { scope: "col" }, name)),
             el(
               "th",
-              { scope: "col", class: "number", title: "seconds from noticing it until work went on" },
-              "back after",
+              { scope: "col", class: "number", title: "seconds from its detection until work went on" },
+              "recovered after",
             ),
-            el("th", { scope: "col" }, "noticed, UTC"),
+            el("th", { scope: "col" }, "detected, UTC"),
           ),
         ),
         el("tbody", { id: "fault-rows" }),
@@ -152,12 +152,12 @@ function faultRow(run, fault) {
     el(
       "th",
       { scope: "row", class: "number" },
-      run.moment.has(String(fault.step)) ? el("a", { href: `#/steps/${fault.step}` }, step) : step,
+      run.stepById.has(String(fault.step)) ? el("a", { href: `#/steps/${fault.step}` }, step) : step,
     ),
-    el("td", { class: "word" }, said(fault.kind)),
-    el("td", { class: "word" }, said(fault.worker)),
-    el("td", { class: "told" }, said(fault.cause)),
-    el("td", { class: "told" }, said(fault.action)),
+    el("td", { class: "word" }, quoted(fault.kind)),
+    el("td", { class: "word" }, quoted(fault.worker)),
+    el("td", { class: "told" }, quoted(fault.cause)),
+    el("td", { class: "told" }, quoted(fault.action)),
     el("td", { class: "number" }, fault.recovery_s === null ? "–" : `${short(fault.recovery_s)} s`),
     el("td", { class: "when" }, clock(fault.detected_s)),
   );

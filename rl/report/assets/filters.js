@@ -4,7 +4,7 @@ const stepsView = {
   text: "",
   stop: "",
   call: "",
-  degenerate: false,
+  zeroVariance: false,
   everywhere: false,
   sort: "order",
   sampling: [0, 1],
@@ -12,18 +12,18 @@ const stepsView = {
   shown: 40,
 };
 const SORTS = {
-  order: ["as played", null],
-  spread_sampling: ["spread of sampling reward", (entry) => -entry.spread.sampling],
-  spread_reasoning: ["spread of reasoning reward", (entry) => -entry.spread.reasoning],
-  low_sampling: ["lowest sampling reward", (entry) => entry.mean.sampling ?? 2],
-  low_reasoning: ["lowest reasoning reward", (entry) => entry.mean.reasoning ?? 2],
-  high_sampling: ["highest sampling reward", (entry) => -(entry.mean.sampling ?? -1)],
-  high_reasoning: ["highest reasoning reward", (entry) => -(entry.mean.reasoning ?? -1)],
+  order: ["as recorded", null],
+  spread_sampling: ["spread of retrieval reward", (entry) => -entry.spread.sampling],
+  spread_reasoning: ["spread of answer reward", (entry) => -entry.spread.reasoning],
+  low_sampling: ["lowest retrieval reward", (entry) => entry.mean.sampling ?? 2],
+  low_reasoning: ["lowest answer reward", (entry) => entry.mean.reasoning ?? 2],
+  high_sampling: ["highest retrieval reward", (entry) => -(entry.mean.sampling ?? -1)],
+  high_reasoning: ["highest answer reward", (entry) => -(entry.mean.reasoning ?? -1)],
   task: ["task", (entry) => entry.group.task],
 };
 
 function filterForm(run, change) {
-  const siblings = run.moments.flatMap((moment) => moment.groups.flatMap((group) => group.siblings));
+  const siblings = run.report_steps.flatMap((reportStep) => reportStep.groups.flatMap((group) => group.siblings));
   const stops = [...new Set(siblings.map((sibling) => sibling.stop))].sort();
   const looks = {
     with: "looked again",
@@ -45,9 +45,9 @@ function filterForm(run, change) {
     { class: "filters card", "aria-label": "Filter groups", on: { submit: (event) => event.preventDefault() } },
     el("label", { class: "field wide" }, "Text or task", words),
     choiceField("Ended", "stop", [["", "any"], ...stops.map((stop) => [stop, stop.replaceAll("_", " ")])], change),
-    choiceField("Look", "call", [["", "any"], ...Object.entries(looks)], change),
-    rangeField("Sampling reward", "sampling", change),
-    rangeField("Reasoning reward", "reasoning", change),
+    choiceField("Retrieval", "call", [["", "any"], ...Object.entries(looks)], change),
+    rangeField("Retrieval reward", "sampling", change),
+    rangeField("Answer reward", "reasoning", change),
     choiceField(
       "Sort by",
       "sort",
@@ -57,7 +57,7 @@ function filterForm(run, change) {
     el(
       "div",
       { class: "checks" },
-      tickField("only degenerate", "degenerate", change),
+      tickField("only zero-variance", "zeroVariance", change),
       tickField("in all steps", "everywhere", change),
     ),
   );

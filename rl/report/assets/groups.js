@@ -1,27 +1,27 @@
 // One row per group: its task, its rewards as two strips of dots, its windows on the clip.
 
-function trajectoryLink(moment, number, sibling) {
-  return `#/trajectory/${moment.id}/${number}/${sibling}`;
+function trajectoryLink(reportStep, number, sibling) {
+  return `#/trajectory/${reportStep.id}/${number}/${sibling}`;
 }
 
 function groupRow(run, entry, wide) {
-  const { moment, group, number, degenerate } = entry;
-  const both = degenerate.sampling && degenerate.reasoning;
+  const { reportStep, group, number, zeroVariance } = entry;
+  const both = zeroVariance.sampling && zeroVariance.reasoning;
   const open = (i) => {
-    location.hash = trajectoryLink(moment, number, group.siblings[i].sibling);
+    location.hash = trajectoryLink(reportStep, number, group.siblings[i].sibling);
   };
   const badge = both
-    ? "teaches nothing"
-    : degenerate.sampling
-      ? "sampling degenerate"
-      : degenerate.reasoning
-        ? "reasoning degenerate"
+    ? "zero variance in both"
+    : zeroVariance.sampling
+      ? "zero variance in retrieval"
+      : zeroVariance.reasoning
+        ? "zero variance in answers"
         : "";
   const failed = group.siblings.filter((sibling) => sibling.failed).length,
     looked = group.siblings.filter((sibling) => sibling.calls.some(isGranted)).length;
   return el(
     "li",
-    { class: `group card${both ? " degenerate" : ""}`, data: { group: number } },
+    { class: `group card${both ? " zero-variance" : ""}`, data: { group: number } },
     el(
       "div",
       { class: "group-text" },
@@ -30,18 +30,23 @@ function groupRow(run, entry, wide) {
         { class: "group-name" },
         el(
           "a",
-          { href: trajectoryLink(moment, number, group.siblings[entry.matching.indexOf(true)].sibling), class: "open" },
-          stepsView.everywhere ? `${moment.kind === "held_out" ? "Held-out" : "Step"} ${count(moment.step)} · ` : "",
+          {
+            href: trajectoryLink(reportStep, number, group.siblings[entry.matching.indexOf(true)].sibling),
+            class: "open",
+          },
+          stepsView.everywhere
+            ? `${reportStep.kind === "held_out" ? "Held-out" : "Step"} ${count(reportStep.step)} · `
+            : "",
           `Group ${number}`,
         ),
-        el("span", { class: "task-id" }, said(group.task)),
+        el("span", { class: "task-id" }, quoted(group.task)),
         badge ? el("span", { class: "badge" }, badge) : null,
       ),
-      el("p", { class: "question" }, said(clipText(asking(group.question), 260))),
+      el("p", { class: "question" }, quoted(clipText(asking(group.question), 260))),
       el(
         "p",
         { class: "group-facts" },
-        el("span", {}, "answer ", el("b", {}, said(clipText(group.answer, 60)))),
+        el("span", {}, "answer ", el("b", {}, quoted(clipText(group.answer, 60)))),
         el("span", {}, `${looked} of ${group.siblings.length} looked`),
         failed ? el("span", { class: "warn" }, `${failed} masked`) : null,
         answerCounts(group),
@@ -69,10 +74,10 @@ function answerCounts(group) {
   return el(
     "span",
     { class: "answers" },
-    "said ",
+    "answers ",
     common.map(([answer, times], i) => [
       i ? ", " : "",
-      said(clipText(answer, 24)),
+      quoted(clipText(answer, 24)),
       group.siblings.length > 1 ? el("span", { class: "times" }, ` ×${times}`) : null,
     ]),
   );
@@ -96,7 +101,7 @@ function stripPlot(entry, name, width, open) {
     height,
     class: "strip",
     role: "img",
-    "aria-label": `${name} reward of ${known.length} siblings: ${described}`,
+    "aria-label": `${REWARD_NAMES[name]} reward of ${known.length} siblings: ${described}`,
   });
   const base = height - 9,
     pileOf = (sibling) => Math.round(x(sibling[name]) / 6);
@@ -120,7 +125,7 @@ function stripPlot(entry, name, width, open) {
           style: { fill: `var(${color})` },
           on: { click: () => open(i) },
         },
-        svg("title", {}, `sibling ${sibling.sibling}: ${name} ${short(sibling[name])}`),
+        svg("title", {}, `sibling ${sibling.sibling}: ${REWARD_NAMES[name]} reward ${short(sibling[name])}`),
       ),
     );
   });

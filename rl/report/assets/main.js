@@ -92,7 +92,7 @@ document.addEventListener("keydown", (event) => {
     const target = event.shiftKey ? (by < 0 ? near.groupBefore : near.groupAfter) : by < 0 ? near.before : near.after;
     if (target) location.hash = target;
     event.preventDefault();
-  } else if (name === "steps" && run.moments.length) {
+  } else if (name === "steps" && run.report_steps.length) {
     document.querySelectorAll(".stepper .buttons button")[by < 0 ? 0 : 1].click();
     event.preventDefault();
   }
@@ -137,10 +137,10 @@ async function follow() {
 // A trajectory that is being read stays as it is: new steps do not change it.
 function renew(index) {
   const [page, id] = route(),
-    before = run.moment.get(id);
+    before = run.stepById.get(id);
   details.forget();
   clips.forget();
-  const after = index.moments.find((moment) => moment.id === id);
+  const after = index.report_steps.find((reportStep) => reportStep.id === id);
   if (page === "trajectory" && before && JSON.stringify(before) === JSON.stringify(after)) run = new Run(index);
   else show(index);
 }

@@ -9,7 +9,7 @@ function rewardPanel(run, at, own) {
       el(
         "p",
         { class: "warn" },
-        said(`Masked, never scored: ${own.failed.term} ${own.failed.cause}. ${own.failed.detail}`),
+        quoted(`Masked, never scored: ${own.failed.term} ${own.failed.cause}. ${own.failed.detail}`),
       ),
     );
   const terms = Object.entries(own.terms).map(([name, value]) => ({
@@ -31,7 +31,12 @@ function rewardPanel(run, at, own) {
       el(
         "tr",
         { class: "role" },
-        el("th", { scope: "row" }, el("span", { class: "swatch", style: { "--own": `var(${color})` } }), role),
+        el(
+          "th",
+          { scope: "row" },
+          el("span", { class: "swatch", style: { "--own": `var(${color})` } }),
+          REWARD_NAMES[role],
+        ),
         el("td", { class: "number" }),
         el("td", { class: "number" }, isNumber(total) ? fixed(total, 3) : "–"),
         el(
@@ -80,7 +85,7 @@ function rewardPanel(run, at, own) {
         el("tbody", {}, rows),
       ),
     ),
-    own.note ? el("p", { class: "note" }, said(own.note)) : null,
+    own.note ? el("p", { class: "note" }, quoted(own.note)) : null,
   );
 }
 
@@ -91,11 +96,11 @@ function termRow(term, color, weights) {
     el(
       "th",
       { scope: "row", class: "term" },
-      said(term.name),
-      term.fn && term.fn !== term.name ? el("span", { class: "hint" }, " ", said(term.fn)) : null,
+      quoted(term.name),
+      term.fn && term.fn !== term.name ? el("span", { class: "hint" }, " ", quoted(term.fn)) : null,
     ),
     el("td", { class: "number" }, weights && isNumber(term.weight) ? fixed(term.weight / weights, 2) : "–"),
-    el("td", { class: "number" }, isNumber(term.value) ? fixed(term.value, 3) : said(term.value ?? "–")),
+    el("td", { class: "number" }, isNumber(term.value) ? fixed(term.value, 3) : quoted(term.value ?? "–")),
     el("td", {}, isNumber(term.value) ? meter(term.value, color, null) : ""),
     el("td", {}),
     el("td", {}),

@@ -1,27 +1,27 @@
 // Page 1: what the run achieved, its curves, tables and configuration.
 
 const HEADLINE = [
-  ["held_out/reward_sampling", "Sampling reward", "where and how densely it looks"],
-  ["held_out/reward_reasoning", "Reasoning reward", "what it answers, and in which form"],
+  ["held_out/reward_sampling", "Retrieval reward", "where and how densely it looks"],
+  ["held_out/reward_reasoning", "Answer reward", "what it answers, and in which form"],
   ["held_out/accuracy", "Answer accuracy", "of held-out tasks"],
   ["held_out/granted_calls", "Looks again", "share of trajectories with a granted call"],
   ["held_out/frames", "Frames per task", "retrieved on request"],
 ];
 const FALLBACK = [
-  ["reward/sampling", "Sampling reward", "mean of the first and last tenth of the steps"],
-  ["reward/reasoning", "Reasoning reward", "mean of the first and last tenth of the steps"],
+  ["reward/sampling", "Retrieval reward", "mean of the first and last tenth of the steps"],
+  ["reward/reasoning", "Answer reward", "mean of the first and last tenth of the steps"],
   ["rollout/granted_calls", "Looks again", "share of trajectories with a granted call"],
 ];
 const CHARTS = [
   {
-    title: "Reward by segment",
+    title: "Retrieval and answer reward",
     names: ["reward/sampling", "reward/reasoning", "held_out/reward_sampling", "held_out/reward_reasoning"],
     colors: ["--c1", "--c2", "--c1", "--c2"],
   },
   { title: "Reward terms", under: "reward/term/" },
   { title: "Held-out accuracy and looks", names: ["held_out/accuracy", "held_out/granted_calls"], fewest: 2 },
   { title: "Advantage, mean size", under: "advantage/" },
-  { title: "Degenerate groups", under: "group/" },
+  { title: "Zero-variance groups", under: "group/" },
   { title: "Policy entropy", names: ["policy/entropy"] },
   { title: "KL to the reference", names: ["loss/kl"] },
   { title: "Parity: engine against learner", under: "parity/", log: true },
@@ -57,16 +57,16 @@ const runView = { smoothing: 1, configFilter: "", metricFilter: "" };
 
 function runPage(run) {
   const settings = run.settings;
-  const trained = run.moments.filter((moment) => moment.kind === "train");
-  const recorded = run.moments.reduce(
-    (sum, moment) => sum + moment.groups.reduce((all, group) => all + group.siblings.length, 0),
+  const trained = run.report_steps.filter((reportStep) => reportStep.kind === "train");
+  const trajectories = run.report_steps.reduce(
+    (sum, reportStep) => sum + reportStep.groups.reduce((all, group) => all + group.siblings.length, 0),
     0,
   );
   return [
     el(
       "section",
       { class: "title-block" },
-      el("h1", {}, said(run.name)),
+      el("h1", {}, quoted(run.name)),
       el(
         "p",
         { class: "facts" },
@@ -141,8 +141,8 @@ function runPage(run) {
         "Written ",
         run.written,
         " from ",
-        said(run.folder, { class: "path" }),
-        ` · ${count(recorded)} recorded trajectories of ${count(trained.length)} steps`,
+        quoted(run.folder, { class: "path" }),
+        ` · ${count(trajectories)} recorded trajectories of ${count(trained.length)} steps`,
       ),
     ),
   ];
@@ -188,7 +188,9 @@ function chartSpec(run, chart, names, width, cursor) {
   const label = (name) => {
     if (chart.under) return name.slice(chart.under.length);
     return name
-      .replace("held_out/reward_", "held-out ")
+      .replace(/^(reward\/|held_out\/reward_)(sampling|reasoning)$/, (_, kind, segment) =>
+        kind === "reward/" ? REWARD_NAMES[segment] : `held-out ${REWARD_NAMES[segment]}`,
+      )
       .replace("held_out/", "held-out ")
       .replace(/^(reward|rollout|policy|loss|grad)\//, "")
       .replaceAll("_", " ");
@@ -221,8 +223,8 @@ function chartSpec(run, chart, names, width, cursor) {
     steps: rows.map((row) => run.steps[row]),
     note: sameMeaning ? sentence(own.meaning) : null,
     onPick: (step) => {
-      if (run.moment.has(String(step))) location.hash = `#/steps/${step}`;
-      else if (run.moment.has(`h${step}`)) location.hash = `#/steps/h${step}`;
+      if (run.stepById.has(String(step))) location.hash = `#/steps/${step}`;
+      else if (run.stepById.has(`h${step}`)) location.hash = `#/steps/h${step}`;
     },
   };
 }
@@ -258,10 +260,10 @@ function facts(run) {
   const found = [planned ? `${count(steps)} of ${count(planned)} steps` : `${count(steps)} steps`];
   const total = done.reduce((sum, value) => sum + value, 0);
   if (total) found.push(`${lasting(total)} in the loop`);
-  const played = (run.metric.get("rollout/trajectories")?.values ?? [])
+  const rolledOut = (run.metric.get("rollout/trajectories")?.values ?? [])
     .filter(isNumber)
     .reduce((sum, value) => sum + value, 0);
-  if (played) found.push(`${count(played)} trajectories`);
+  if (rolledOut) found.push(`${count(rolledOut)} trajectories`);
   const method = settings.get("algorithm.advantage.method");
   if (method) found.push(method.replace("sd_grpo", "SD-GRPO").replace(/^(grpo|gdpo)$/, (name) => name.toUpperCase()));
   if (settings.has("rollout.group_size"))
@@ -272,7 +274,7 @@ function facts(run) {
     .reduce((sum, value) => sum + value, 0);
   if (run.summary.masked) found.push(lost ? `${count(lost)} trajectories masked` : "nothing masked");
   if (run.faults.count) found.push(`${faultWords(run.faults.count)} recovered`);
-  return found.map((fact) => said(fact));
+  return found.map((fact) => quoted(fact));
 }
 
 function noticesOf(run) {
@@ -281,7 +283,7 @@ function noticesOf(run) {
   return el(
     "section",
     { class: "notices", "aria-label": "What this page leaves out" },
-    run.notices.map((notice) => el("p", {}, said(notice))),
+    run.notices.map((notice) => el("p", {}, quoted(notice))),
     broken
       ? el(
           "details",
@@ -294,7 +296,7 @@ function noticesOf(run) {
           el(
             "ul",
             {},
-            first.map((each) => el("li", {}, said(each.place, { class: "path" }), " ", said(each.reason))),
+            first.map((each) => el("li", {}, quoted(each.place, { class: "path" }), " ", quoted(each.reason))),
           ),
           first.length < broken ? el("p", {}, `The first ${first.length} are listed.`) : null,
         )

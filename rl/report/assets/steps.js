@@ -1,22 +1,24 @@
-// Page 2: a step's groups, how their siblings differ, which teach nothing.
+// Page 2: a step's groups, how their siblings differ, which have zero variance.
 
-function momentName(moment) {
-  return moment.kind === "held_out" ? `Held-out tasks after step ${count(moment.step)}` : `Step ${count(moment.step)}`;
+function stepName(reportStep) {
+  return reportStep.kind === "held_out"
+    ? `Held-out tasks after step ${count(reportStep.step)}`
+    : `Step ${count(reportStep.step)}`;
 }
 
-function groupEntry(moment, group, number) {
+function groupEntry(reportStep, group, number) {
   const values = (name) => group.siblings.map((sibling) => sibling[name]).filter(isNumber);
   const spreadOf = (list) => (list.length ? most(list) - least(list) : 0);
   const sampling = values("sampling"),
     reasoning = values("reasoning");
   const compared = group.siblings.length > 1;
   return {
-    moment,
+    reportStep,
     group,
     number,
     mean: { sampling: mean(sampling), reasoning: mean(reasoning) },
     spread: { sampling: spreadOf(sampling), reasoning: spreadOf(reasoning) },
-    degenerate: {
+    zeroVariance: {
       sampling: compared && sampling.length > 0 && spreadOf(sampling) === 0,
       reasoning: compared && spreadOf(reasoning) === 0,
     },
@@ -26,21 +28,22 @@ function groupEntry(moment, group, number) {
 }
 
 function stepsPage(run, id) {
-  if (!run.moments.length)
+  if (!run.report_steps.length)
     return [
       el("h1", {}, "Steps"),
       el("p", { class: "empty" }, "No trajectories have been recorded yet (logging.trajectories_per_step may be 0)."),
     ];
-  const trained = run.moments.filter((moment) => moment.kind === "train");
-  const moment = run.moment.get(id) ?? trained[trained.length - 1] ?? run.moments[run.moments.length - 1];
-  const at = run.moments.indexOf(moment);
+  const trained = run.report_steps.filter((reportStep) => reportStep.kind === "train");
+  const reportStep =
+    run.stepById.get(id) ?? trained[trained.length - 1] ?? run.report_steps[run.report_steps.length - 1];
+  const at = run.report_steps.indexOf(reportStep);
   const go = (number) => {
-    location.hash = `#/steps/${run.moments[Math.min(run.moments.length - 1, Math.max(0, number))].id}`;
+    location.hash = `#/steps/${run.report_steps[Math.min(run.report_steps.length - 1, Math.max(0, number))].id}`;
   };
   const change = (key, value) => {
     stepsView[key] = value;
     stepsView.shown = 40;
-    fillGroups(run, moment);
+    fillGroups(run, reportStep);
   };
   return [
     el(
@@ -49,7 +52,7 @@ function stepsPage(run, id) {
       el(
         "div",
         { class: "stepper" },
-        el("h1", { id: "moment-name" }, momentName(moment)),
+        el("h1", { id: "step-name" }, stepName(reportStep)),
         el(
           "div",
           { class: "buttons" },
@@ -63,7 +66,7 @@ function stepsPage(run, id) {
             {
               type: "button",
               "aria-label": "Next step",
-              disabled: at === run.moments.length - 1,
+              disabled: at === run.report_steps.length - 1,
               on: { click: () => go(at + 1) },
             },
             "→",
@@ -76,14 +79,14 @@ function stepsPage(run, id) {
         id: "step-slider",
         class: "slider",
         min: 0,
-        max: run.moments.length - 1,
+        max: run.report_steps.length - 1,
         value: at,
         "aria-label": "Step",
-        "aria-valuetext": momentName(moment),
+        "aria-valuetext": stepName(reportStep),
         on: {
           change: (event) => go(Number(event.target.value)),
           input: (event) => {
-            document.getElementById("moment-name").textContent = momentName(run.moments[Number(event.target.value)]);
+            document.getElementById("step-name").textContent = stepName(run.report_steps[Number(event.target.value)]);
           },
         },
       }),
@@ -96,8 +99,8 @@ function stepsPage(run, id) {
       el(
         "ul",
         { class: "legend keys", "aria-label": "Legend" },
-        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "sampling reward"),
-        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "reasoning reward"),
+        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "retrieval reward"),
+        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "answer reward"),
         el("li", {}, el("span", { class: "swatch band" }), "evidence"),
         el("li", {}, el("span", { class: "swatch thin" }), "window granted"),
       ),
@@ -108,11 +111,12 @@ function stepsPage(run, id) {
 }
 
 function afterStepsPage(run, id) {
-  if (!run.moments.length) return;
-  const trained = run.moments.filter((moment) => moment.kind === "train");
-  const moment = run.moment.get(id) ?? trained[trained.length - 1] ?? run.moments[run.moments.length - 1];
-  drawScrubber(run, moment);
-  fillGroups(run, moment);
+  if (!run.report_steps.length) return;
+  const trained = run.report_steps.filter((reportStep) => reportStep.kind === "train");
+  const reportStep =
+    run.stepById.get(id) ?? trained[trained.length - 1] ?? run.report_steps[run.report_steps.length - 1];
+  drawScrubber(run, reportStep);
+  fillGroups(run, reportStep);
 }
 
 // Mean rewards of every step's recorded trajectories: where to look.
@@ -121,7 +125,7 @@ function drawScrubber(run, current) {
     width = place.clientWidth,
     height = 64,
     gap = 8;
-  const x = (i) => gap + (run.moments.length === 1 ? 0.5 : i / (run.moments.length - 1)) * (width - 2 * gap);
+  const x = (i) => gap + (run.report_steps.length === 1 ? 0.5 : i / (run.report_steps.length - 1)) * (width - 2 * gap);
   const y = (value) => height - 6 - value * (height - 14);
   const drawn = svg("svg", {
     width,
@@ -131,43 +135,44 @@ function drawScrubber(run, current) {
     on: {
       click: (event) => {
         const at =
-          ((event.clientX - drawn.getBoundingClientRect().left - gap) / (width - 2 * gap)) * (run.moments.length - 1);
-        location.hash = `#/steps/${run.moments[Math.min(run.moments.length - 1, Math.max(0, Math.round(at)))].id}`;
+          ((event.clientX - drawn.getBoundingClientRect().left - gap) / (width - 2 * gap)) *
+          (run.report_steps.length - 1);
+        location.hash = `#/steps/${run.report_steps[Math.min(run.report_steps.length - 1, Math.max(0, Math.round(at)))].id}`;
       },
     },
   });
   for (const value of [0, 1])
     drawn.append(svg("line", { x1: 0, x2: width, y1: y(value), y2: y(value), class: "grid" }));
-  const here = run.moments.indexOf(current);
+  const here = run.report_steps.indexOf(current);
   drawn.append(svg("line", { x1: x(here), x2: x(here), y1: 2, y2: height - 4, class: "here" }));
-  run.moments.forEach((moment, i) => {
-    if (moment.kind === "held_out")
+  run.report_steps.forEach((reportStep, i) => {
+    if (reportStep.kind === "held_out")
       drawn.append(svg("line", { x1: x(i), x2: x(i), y1: height - 6, y2: height, class: "here faint" }));
   });
   for (const [name, color] of [
     ["sampling", "--c1"],
     ["reasoning", "--c2"],
   ]) {
-    const points = run.moments.map((moment, i) => [
-      moment,
+    const points = run.report_steps.map((reportStep, i) => [
+      reportStep,
       x(i),
-      mean(moment.groups.flatMap((group) => group.siblings.map((sibling) => sibling[name]).filter(isNumber))),
+      mean(reportStep.groups.flatMap((group) => group.siblings.map((sibling) => sibling[name]).filter(isNumber))),
     ]);
     const path = points
-      .filter(([moment, , value]) => moment.kind === "train" && isNumber(value))
+      .filter(([reportStep, , value]) => reportStep.kind === "train" && isNumber(value))
       .map(([, at, value]) => `${at.toFixed(1)},${y(value).toFixed(1)}`);
     if (path.length > 1)
       drawn.append(
         svg("path", { d: `M${path.join("L")}`, class: "curve", style: { stroke: `var(${color})`, fill: "none" } }),
       );
-    for (const [moment, at, value] of points)
-      if (isNumber(value) && (moment.kind === "held_out" || moment === current))
+    for (const [reportStep, at, value] of points)
+      if (isNumber(value) && (reportStep.kind === "held_out" || reportStep === current))
         drawn.append(
           svg("circle", {
             cx: at,
             cy: y(value),
-            r: moment === current ? 4 : 2.6,
-            style: { fill: moment.kind === "held_out" ? "var(--panel)" : `var(${color})`, stroke: `var(${color})` },
+            r: reportStep === current ? 4 : 2.6,
+            style: { fill: reportStep.kind === "held_out" ? "var(--panel)" : `var(${color})`, stroke: `var(${color})` },
             class: "mark-dot",
           }),
         );
@@ -176,9 +181,9 @@ function drawScrubber(run, current) {
 }
 
 let fillTurn = 0;
-async function fillGroups(run, moment) {
+async function fillGroups(run, reportStep) {
   const turn = ++fillTurn;
-  const scope = stepsView.everywhere ? run.moments : [moment];
+  const scope = stepsView.everywhere ? run.report_steps : [reportStep];
   const wanted = stepsView.text.trim().toLowerCase();
   const texts = new Map();
   if (wanted) {
@@ -192,7 +197,7 @@ async function fillGroups(run, moment) {
   for (const each of scope)
     each.groups.forEach((group, number) => {
       const entry = groupEntry(each, group, number);
-      if (stepsView.degenerate && !(entry.degenerate.sampling || entry.degenerate.reasoning)) return;
+      if (stepsView.zeroVariance && !(entry.zeroVariance.sampling || entry.zeroVariance.reasoning)) return;
       const detail = texts.get(each.id)?.[number];
       const inTask = wanted && `${group.task} ${group.question} ${group.answer}`.toLowerCase().includes(wanted);
       entry.matching = group.siblings.map(
@@ -207,10 +212,9 @@ async function fillGroups(run, moment) {
   const groups = document.getElementById("groups");
   if (!groups) return;
   const total = scope.reduce((sum, each) => sum + each.groups.length, 0);
-  const degenerate = entries.filter((entry) => entry.degenerate.sampling || entry.degenerate.reasoning).length;
+  const flat = entries.filter((entry) => entry.zeroVariance.sampling || entry.zeroVariance.reasoning).length;
   document.getElementById("group-count").textContent =
-    `${count(entries.length)} of ${count(total)} groups` +
-    (degenerate ? `, ${count(degenerate)} degenerate in a role` : "");
+    `${count(entries.length)} of ${count(total)} groups` + (flat ? `, ${count(flat)} with zero variance` : "");
   const wide = groups.clientWidth > 900 ? 240 : 200;
   groups.replaceChildren(...entries.slice(0, stepsView.shown).map((entry) => groupRow(run, entry, wide)));
   if (!entries.length) groups.replaceChildren(el("li", { class: "empty" }, "No group passes these filters."));
@@ -226,7 +230,7 @@ async function fillGroups(run, moment) {
               on: {
                 click: () => {
                   stepsView.shown += 80;
-                  fillGroups(run, moment);
+                  fillGroups(run, reportStep);
                 },
               },
             },

@@ -27,7 +27,7 @@ function tables(run) {
                   el(
                     "th",
                     { scope: "col", class: "number", title: run.metric.get(name).meaning },
-                    said(name.slice(9).replaceAll("_", " ")),
+                    quoted(name.slice(9).replaceAll("_", " ")),
                   ),
                 ),
               ),
@@ -42,7 +42,7 @@ function tables(run) {
                   el(
                     "th",
                     { scope: "row", class: "number" },
-                    run.moment.has(`h${step}`) ? el("a", { href: `#/steps/h${step}` }, count(step)) : count(step),
+                    run.stepById.has(`h${step}`) ? el("a", { href: `#/steps/h${step}` }, count(step)) : count(step),
                   ),
                   names.map((name) => el("td", { class: "number" }, short(run.metric.get(name).values[i]))),
                 ),
@@ -86,8 +86,8 @@ function tables(run) {
                 el(
                   "tr",
                   {},
-                  el("th", { scope: "row" }, said(row.benchmark)),
-                  el("td", {}, said(row.metric)),
+                  el("th", { scope: "row" }, quoted(row.benchmark)),
+                  el("td", {}, quoted(row.metric)),
                   [row.value, row.low, row.high].map((value) => el("td", { class: "number" }, short(value))),
                   el("td", { class: "number" }, row.count === null ? "–" : count(row.count)),
                   el("td", {}, interval(row)),
@@ -163,16 +163,16 @@ function fillMetrics(run) {
         return el(
           "tr",
           {},
-          el("th", { scope: "row" }, said(metric.name)),
+          el("th", { scope: "row" }, quoted(metric.name)),
           el("td", {}, sparkline(metric.values)),
           [
             known[0],
             metric.text ?? known[known.length - 1],
             known.length ? least(known) : null,
             known.length ? most(known) : null,
-          ].map((value) => el("td", { class: "number" }, isNumber(value) ? short(value) : said(value ?? "–"))),
-          el("td", {}, said(metric.unit)),
-          el("td", { class: "meaning" }, said(metric.meaning)),
+          ].map((value) => el("td", { class: "number" }, isNumber(value) ? short(value) : quoted(value ?? "–"))),
+          el("td", {}, quoted(metric.unit)),
+          el("td", { class: "meaning" }, quoted(metric.meaning)),
         );
       }),
   );
@@ -192,7 +192,7 @@ function fillConfig(run) {
       el(
         "div",
         { class: "config-section" },
-        el("h3", {}, name ? said(name) : "run"),
+        el("h3", {}, name ? quoted(name) : "run"),
         el(
           "dl",
           {},
@@ -200,7 +200,7 @@ function fillConfig(run) {
             el(
               "div",
               {},
-              el("dt", {}, said(key)),
+              el("dt", {}, quoted(key)),
               el("dd", {}, value === "" ? el("span", { class: "hint" }, "empty") : longText(value)),
             ),
           ),

@@ -38,7 +38,7 @@ function textPanel(run, at, own, group, clip) {
     flow.append(turnBlock(turn, number, pieces?.[number], tokens, range));
   });
   if (!own.turns.length)
-    flow.append(el("p", { class: "empty" }, own.note ? said(own.note) : "The policy wrote nothing."));
+    flow.append(el("p", { class: "empty" }, own.note ? quoted(own.note) : "The policy wrote nothing."));
   else if (!recorded && !pieces) flow.append(el("div", { class: "turn-text", dir: "auto" }, longText(own.text)));
   let current = -1;
   const read = (index) => {
@@ -129,7 +129,7 @@ function textPanel(run, at, own, group, clip) {
       ? el(
           "p",
           { class: "note" },
-          at.moment.kind === "held_out"
+          at.reportStep.kind === "held_out"
             ? "Held-out trajectories are not learned from: there are no learner log-probs and no advantages."
             : "No learner log-probs: not recorded, or the trajectory was not learned from.",
         )
@@ -153,7 +153,7 @@ function contextChip(turn, number, frames, clip, call) {
     "div",
     { class: "context" },
     el("span", { class: "context-label" }, number === 0 ? "prompt" : "inserted"),
-    el("span", { class: "context-what" }, said(what)),
+    el("span", { class: "context-what" }, quoted(what)),
     el("span", { class: "context-count" }, `${count(turn.context_tokens)} tokens`),
     pictures.length ? el("span", { class: "chip-frames" }, pictures) : null,
   );
@@ -249,7 +249,7 @@ function tokenReading({ turn, i }, index, total) {
   const engine = turn.engine?.[i],
     gap = turn.gap?.[i];
   const found = [
-    said(JSON.stringify(clipText(turn.tokens[i], 40)), { class: "token-name" }),
+    quoted(JSON.stringify(clipText(turn.tokens[i], 40)), { class: "token-name" }),
     pair("token", `${index + 1} of ${total}`),
   ];
   found.push(pair("engine", isNumber(engine) ? `${signed(engine / NAT, 5)} nat` : "not recorded"));

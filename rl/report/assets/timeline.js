@@ -332,7 +332,7 @@ function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
         `${block.t.length} frames, ${scenes.length} FlexiVideo scenes`,
         call ? `, ${span(call.granted)} at ${rate(call.granted_fps)}` : "",
         block.w ? `, encoded at ${block.w} × ${block.h}` : "",
-        problem ? el("span", { class: "warn" }, " · ", said(problem)) : null,
+        problem ? el("span", { class: "warn" }, " · ", quoted(problem)) : null,
       ),
     ),
     el("div", { class: "frames", style: { height: `${tall}px` } }, frames),

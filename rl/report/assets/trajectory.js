@@ -1,18 +1,18 @@
 // Page 3: one trajectory: when it looked, what it wrote, what each token was credited with; its siblings beside it.
 
 function locate(run, id, number, siblingNumber) {
-  const trained = run.moments.filter((moment) => moment.kind === "train" && moment.groups.length);
-  const moment =
+  const trained = run.report_steps.filter((reportStep) => reportStep.kind === "train" && reportStep.groups.length);
+  const reportStep =
     id === undefined
-      ? (trained[trained.length - 1] ?? run.moments.find((each) => each.groups.length))
-      : run.moment.get(id);
-  if (!moment) return null;
-  const group = moment.groups[Number(number ?? 0)];
+      ? (trained[trained.length - 1] ?? run.report_steps.find((each) => each.groups.length))
+      : run.stepById.get(id);
+  if (!reportStep) return null;
+  const group = reportStep.groups[Number(number ?? 0)];
   const i =
     siblingNumber === undefined
       ? 0
       : (group?.siblings.findIndex((sibling) => String(sibling.sibling) === siblingNumber) ?? -1);
-  return group && i >= 0 ? { moment, group, number: Number(number ?? 0), i, sibling: group.siblings[i] } : null;
+  return group && i >= 0 ? { reportStep, group, number: Number(number ?? 0), i, sibling: group.siblings[i] } : null;
 }
 
 function trajectoryPage(run, ...path) {
@@ -23,12 +23,12 @@ function trajectoryPage(run, ...path) {
       el(
         "p",
         { class: "empty" },
-        run.moments.length ? "This run holds no such trajectory." : "No trajectories have been recorded yet.",
+        run.report_steps.length ? "This run holds no such trajectory." : "No trajectories have been recorded yet.",
         " ",
         el("a", { href: "#/steps" }, "Choose one from the steps."),
       ),
     ];
-  const { moment, group, number, sibling, i } = at;
+  const { reportStep, group, number, sibling, i } = at;
   const near = neighbours(run, at);
   const to = (target) => (target ? { href: target } : { "aria-disabled": "true" });
   return [
@@ -38,16 +38,16 @@ function trajectoryPage(run, ...path) {
       el(
         "p",
         { class: "crumbs" },
-        el("a", { href: `#/steps/${moment.id}` }, momentName(moment)),
+        el("a", { href: `#/steps/${reportStep.id}` }, stepName(reportStep)),
         " / ",
-        `group ${number} of ${moment.groups.length}`,
+        `group ${number} of ${reportStep.groups.length}, from 0`,
         " / ",
-        el("span", { class: "task-id" }, said(group.task)),
+        el("span", { class: "task-id" }, quoted(group.task)),
       ),
       el(
         "div",
         { class: "stepper" },
-        el("h1", {}, `Sibling ${sibling.sibling}`, el("span", { class: "of" }, ` of ${group.siblings.length}`)),
+        el("h1", {}, `Sibling ${sibling.sibling}`, el("span", { class: "of" }, ` of ${group.siblings.length}, from 0`)),
         el(
           "nav",
           { class: "buttons", "aria-label": "Neighbours" },
@@ -61,13 +61,13 @@ function trajectoryPage(run, ...path) {
       el(
         "p",
         { class: "group-facts" },
-        el("span", {}, "reference ", el("b", {}, said(clipText(group.answer, 200)))),
-        el("span", {}, "it said ", el("b", {}, sibling.answer === null ? "no answer" : said(sibling.answer))),
+        el("span", {}, "reference ", el("b", {}, quoted(clipText(group.answer, 200)))),
+        el("span", {}, "answer ", el("b", {}, sibling.answer === null ? "no answer" : quoted(sibling.answer))),
         el("span", { class: sibling.stop === "answered" ? "" : "warn" }, `ended: ${sibling.stop.replaceAll("_", " ")}`),
         el(
           "span",
           {},
-          said(group.video.split("/").slice(-2).join("/"), { class: "path", title: visible(group.video) }),
+          quoted(group.video.split("/").slice(-2).join("/"), { class: "path", title: visible(group.video) }),
         ),
       ),
     ),
@@ -84,10 +84,10 @@ function trajectoryPage(run, ...path) {
   ];
 }
 
-function neighbours(run, { moment, group, number, i }) {
-  const link = (toNumber, sibling) => trajectoryLink(moment, toNumber, sibling);
+function neighbours(run, { reportStep, group, number, i }) {
+  const link = (toNumber, sibling) => trajectoryLink(reportStep, toNumber, sibling);
   const firstOf = (toNumber) =>
-    moment.groups[toNumber] ? link(toNumber, moment.groups[toNumber].siblings[0].sibling) : null;
+    reportStep.groups[toNumber] ? link(toNumber, reportStep.groups[toNumber].siblings[0].sibling) : null;
   return {
     before: group.siblings[i - 1] ? link(number, group.siblings[i - 1].sibling) : null,
     after: group.siblings[i + 1] ? link(number, group.siblings[i + 1].sibling) : null,
@@ -103,7 +103,7 @@ async function afterTrajectoryPage(run, ...path) {
   drawSiblings(run, at);
   const clipId = run.clips[at.group.video]?.id;
   const [detail, clip] = await Promise.all([
-    details.get(at.moment.id),
+    details.get(at.reportStep.id),
     clipId === undefined ? null : clips.get(clipId),
   ]);
   if (!main.isConnected) return;
@@ -126,7 +126,7 @@ async function afterTrajectoryPage(run, ...path) {
   );
 }
 
-function drawSiblings(run, { moment, group, number, i }) {
+function drawSiblings(run, { reportStep, group, number, i }) {
   const place = document.getElementById("siblings"),
     width = place.clientWidth - 26;
   place.replaceChildren(
@@ -141,7 +141,7 @@ function drawSiblings(run, { moment, group, number, i }) {
           el(
             "a",
             {
-              href: trajectoryLink(moment, number, sibling.sibling),
+              href: trajectoryLink(reportStep, number, sibling.sibling),
               class: index === i ? "sibling current" : "sibling",
               "aria-current": index === i ? "true" : null,
               title: siblingTitle(sibling),
@@ -151,9 +151,13 @@ function drawSiblings(run, { moment, group, number, i }) {
               { class: "sibling-head" },
               el("b", {}, String(sibling.sibling)),
               sibling.failed
-                ? el("span", { class: "warn" }, said(`masked: ${sibling.failed}`))
+                ? el("span", { class: "warn" }, quoted(`masked: ${sibling.failed}`))
                 : [score("sampling", sibling.sampling, "--c1"), score("reasoning", sibling.reasoning, "--c2")],
-              el("span", { class: "said-answer" }, sibling.answer === null ? "–" : said(clipText(sibling.answer, 14))),
+              el(
+                "span",
+                { class: "given-answer" },
+                sibling.answer === null ? "–" : quoted(clipText(sibling.answer, 14)),
+              ),
             ),
             miniWindows(run, { ...group, siblings: [sibling] }, width - 20, () => {}, true),
             sibling.stop === "answered" ? null : el("span", { class: "warn" }, sibling.stop.replaceAll("_", " ")),
@@ -168,9 +172,9 @@ function drawSiblings(run, { moment, group, number, i }) {
 function score(name, value, color) {
   return el(
     "span",
-    { class: "score", title: `${name} reward` },
+    { class: "score", title: `${REWARD_NAMES[name]} reward` },
     el("span", { class: "swatch", style: { "--own": `var(${color})` } }),
-    el("span", { class: "sr" }, `${name} `),
+    el("span", { class: "sr" }, `${REWARD_NAMES[name]} `),
     isNumber(value) ? fixed(value, 2) : "–",
   );
 }

@@ -42,12 +42,12 @@ rewards:
 """
 
 
-def write_run(folder: Path, clips: Path, *, steps: int = 4, siblings: int = 4, said: str = "I see yellow.") -> Path:
-    """Write a run of `steps` steps with three groups each; the last group of a step is degenerate, and in every group
+def write_run(folder: Path, clips: Path, *, steps: int = 4, siblings: int = 4, written: str = "I see yellow.") -> Path:
+    """Write a run of `steps` steps with three groups each; the last group of a step has zero variance; in every group
     one sibling does not look, one asks for more than there is (clamped) and, from four on, one asks nonsense.
 
     Args:
-        said: what every policy writes before its answer.
+        written: what every policy writes before its answer.
     """
     world = render_world(WORLD, clips)
     tasks = [_task(row, index, world.folder) for index, row in enumerate(world_rows(WORLD, "train"))]
@@ -59,7 +59,8 @@ def write_run(folder: Path, clips: Path, *, steps: int = 4, siblings: int = 4, s
         rng = np.random.default_rng(step)
         vocabulary = _Vocabulary()
         scored = [
-            _group(tasks[(step + g) % len(tasks)], siblings, said, vocabulary, rng, degenerate=g == 2) for g in range(3)
+            _group(tasks[(step + g) % len(tasks)], siblings, written, vocabulary, rng, zero_variance=g == 2)
+            for g in range(3)
         ]
         learner = [[_as_learner(trajectory, rng) for trajectory in group.group.trajectories_G] for group in scored]
         credit_PG = [learned_credit(group) for group in scored]
@@ -67,7 +68,7 @@ def write_run(folder: Path, clips: Path, *, steps: int = 4, siblings: int = 4, s
         write_step(folder / "trajectories", step, rows)
         append_step(folder, step, _metrics(scored, step))
     _append(folder, steps, _held_out(0.9))
-    alone = [_group(tasks[0], 1, said, vocabulary, np.random.default_rng(0), degenerate=False)]
+    alone = [_group(tasks[0], 1, written, vocabulary, np.random.default_rng(0), zero_variance=False)]
     write_step(folder / "held_out", steps, records(alone, vocabulary.pieces))
     evaluation = folder / "eval" / "charades_sta"
     evaluation.mkdir(parents=True)
@@ -130,23 +131,23 @@ def _task(row: dict, index: int, folder: Path) -> VideoTask:
     )
 
 
-def _group(task, siblings, said, vocabulary, rng, *, degenerate) -> ScoredGroup:
+def _group(task, siblings, written, vocabulary, rng, *, zero_variance) -> ScoredGroup:
     opening = _frames([float(second) for second in range(8)])
-    trajectories, verdicts = [], []
+    trajectories, rewards = [], []
     for i in range(siblings):
         start_s = round(float(rng.uniform(0, 5)), 2)
         kind = ("look", "clamped", "none", "malformed")[i % 4] if siblings > 1 else "look"
-        trajectories.append(_trajectory(kind, start_s, said, vocabulary, rng))
+        trajectories.append(_trajectory(kind, start_s, written, vocabulary, rng))
         window = 0.0 if kind in ("none", "malformed") else round(float(rng.uniform(0.2, 1)), 3)
         answered = float(rng.integers(2))
         equal = SegmentRewards(0.5, 1.0, {"window": 0.5, "frame_rate": 0.5, "answer": 1.0, "format": 1.0})
         terms = {"window": window, "frame_rate": window, "answer": answered, "format": 1.0}
-        verdicts.append(equal if degenerate else SegmentRewards(window, 0.9 * answered + 0.1, terms))
-    return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), opening, duration_s=8.0), tuple(verdicts))
+        rewards.append(equal if zero_variance else SegmentRewards(window, 0.9 * answered + 0.1, terms))
+    return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), opening, duration_s=8.0), tuple(rewards))
 
 
-def _trajectory(kind: str, start_s: float, said: str, vocabulary: _Vocabulary, rng) -> Trajectory:
-    answer = ["<think>", said, "</think>", "<answer>", "ABCD"[int(rng.integers(4))], "</answer>", "<|im_end|>"]
+def _trajectory(kind: str, start_s: float, written: str, vocabulary: _Vocabulary, rng) -> Trajectory:
+    answer = ["<think>", written, "</think>", "<answer>", "ABCD"[int(rng.integers(4))], "</answer>", "<|im_end|>"]
     if kind == "none":
         last = Turn((1, 2), _say(vocabulary, answer, rng), Segment.REASONING)
         return Trajectory((last,), StopReason.ANSWERED, "".join(answer[:-1]))
@@ -188,7 +189,7 @@ def _as_learner(trajectory: Trajectory, rng) -> np.ndarray:
 
 
 class _Vocabulary:
-    """Numbers for whatever is said."""
+    """Numbers for whatever is written."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []

@@ -11,7 +11,7 @@ import pytest
 
 from rl.config.errors import ConfigError
 from rl.report.build import build_report, by_priority, choose_details
-from rl.report.steps import FrameNeeds, Moment
+from rl.report.steps import FrameNeeds, ReportStep
 from rl.report.thumbnails import FramesUnavailableError
 from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
@@ -45,16 +45,16 @@ def index_of(page):
     return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
-def moment(name, plain=100, full=400):
-    return Moment(name, {}, b"f" * full, b"p" * plain, (), ())
+def step(name, plain=100, full=400):
+    return ReportStep(name, {}, b"f" * full, b"p" * plain, (), ())
 
 
 def test_a_run_becomes_one_page_with_its_curves_groups_and_pictures(recorded, tmp_path):
     written = build_report(recorded, tmp_path / "report.html", GreyClips(), max_bytes=2**20)
-    assert (written.num_moments, written.num_trajectories) == (5, 4 * 3 * 4 + 1) and written.notices == ()
+    assert (written.num_steps, written.num_trajectories) == (5, 4 * 3 * 4 + 1) and written.notices == ()
     assert written.num_bytes == (tmp_path / "report.html").stat().st_size
     index = index_of(tmp_path / "report.html")
-    assert [moment["id"] for moment in index["moments"]] == ["1", "2", "3", "4", "h4"]
+    assert [step["id"] for step in index["report_steps"]] == ["1", "2", "3", "4", "h4"]
     entropy = next(metric for metric in index["metrics"] if metric["name"] == "policy/entropy")
     assert entropy["unit"] == "nat" and entropy["values"] == [None, 0.3, 0.15, pytest.approx(0.1), 0.075]
     assert index["evaluations"][0]["metric"] == "mIoU" and index["broken"]["count"] == 0
@@ -128,19 +128,19 @@ def test_faults_of_hostile_text_keep_the_page_small(recorded, tmp_path):
 
 
 def test_numbers_per_token_give_way_before_texts_do():
-    moments = [moment("1"), moment("2"), moment("3"), moment("4")]  # in the page: 136 bytes without, 536 with numbers
-    details, notices = choose_details(moments, 10_000)
+    steps = [step("1"), step("2"), step("3"), step("4")]  # in the page: 136 bytes without, 536 with numbers
+    details, notices = choose_details(steps, 10_000)
     assert all(detail == b"f" * 400 for detail in details.values()) and notices == ()
-    details, (notice,) = choose_details(moments, 4 * 136 + 2 * 400)
+    details, (notice,) = choose_details(steps, 4 * 136 + 2 * 400)
     assert [name for name, detail in details.items() if detail[:1] == b"f"] == ["1", "3"]  # spread evenly
     assert len(details) == 4 and "2 of 4 steps" in notice
-    details, notices = choose_details(moments, 2 * 136)
+    details, notices = choose_details(steps, 2 * 136)
     assert list(details) == ["1", "3"] and len(notices) == 2
 
 
 def test_any_beginning_of_the_priority_is_spread_over_steps_and_groups():
     needs = [tuple(FrameNeeds(f"{s}", frozenset({g})) for g in range(4)) for s in range(4)]
-    steps = [Moment(str(s), {}, b"", b"", needs[s], ()) for s in range(4)]
+    steps = [ReportStep(str(s), {}, b"", b"", needs[s], ()) for s in range(4)]
     order = [(need.video, *need.times_ms) for need in by_priority(steps)]
     assert order[:4] == [("0", 0), ("2", 0), ("1", 0), ("3", 0)]
     assert order[4:8] == [("0", 2), ("2", 2), ("1", 2), ("3", 2)]  # another group of each

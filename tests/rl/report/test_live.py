@@ -52,8 +52,8 @@ def test_the_page_and_its_data_are_served_under_a_strict_policy(served):
     assert status == 200 and b'data-live="1"' in page
     assert "connect-src 'self'" in headers["Content-Security-Policy"] and headers["X-Content-Type-Options"] == "nosniff"
     index = json.loads(get(port, "/data/run")[2])
-    assert [moment["id"] for moment in index["moments"]] == ["1", "2", "h2"]
-    assert len(json.loads(get(port, "/data/moment/h2")[2])) == 1
+    assert [step["id"] for step in index["report_steps"]] == ["1", "2", "h2"]
+    assert len(json.loads(get(port, "/data/step/h2")[2])) == 1
     clip = json.loads(get(port, "/data/clip/0")[2])
     assert clip["problem"] == "" and clip["images"]
 
@@ -93,9 +93,9 @@ def test_a_request_for_another_host_is_refused(served, host):
         "/metrics.jsonl",
         "/config.yaml",
         "/../run/config.yaml",
-        "/data/moment/../../config.yaml",
-        "/data/moment/%2e%2e%2fconfig.yaml",
-        "/data/moment/99",
+        "/data/step/../../config.yaml",
+        "/data/step/%2e%2e%2fconfig.yaml",
+        "/data/step/99",
         "/data/clip/99",
         "/data/clip/h1",
         "/data/run/1",

@@ -9,13 +9,13 @@ from rl.report.run_files import (
     MOST_FAULT_STEPS,
     MOST_FAULTS,
     MOST_KINDS,
-    moment_files,
     open_run,
     read_config,
     read_evaluations,
     read_fault_log,
     read_metrics,
     read_summary,
+    step_files,
 )
 
 
@@ -99,7 +99,7 @@ def test_records_are_listed_by_step_with_evaluations_after_the_step_they_follow(
     for name in ("trajectories/step_000002.jsonl", "trajectories/step_000010.jsonl", "held_out/step_000002.jsonl"):
         write_lines(tmp_path / name)
     write_lines(tmp_path / "trajectories/notes.txt")
-    assert [file.id for file in moment_files(tmp_path)] == ["2", "h2", "10"]
+    assert [file.id for file in step_files(tmp_path)] == ["2", "h2", "10"]
 
 
 def test_the_configuration_is_flat_and_one_that_cannot_be_read_is_told(tmp_path):

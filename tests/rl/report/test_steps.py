@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rl.report.run_files import Broken, MomentFile
+from rl.report.run_files import Broken, StepFile
 from rl.report.steps import compact
 
-FILE = MomentFile("train", 12, Path("step_000012.jsonl"))
+FILE = StepFile("train", 12, Path("step_000012.jsonl"))
 
 
 def record(sibling=0, task="t:1", **changes):
@@ -61,8 +61,8 @@ def compacted(*records):
     return compact(FILE, ((line, number) for number, line in enumerate(records, start=1)))
 
 
-def details(moment, which="full"):
-    return json.loads(gzip.decompress(getattr(moment, which)))
+def details(step, which="full"):
+    return json.loads(gzip.decompress(getattr(step, which)))
 
 
 def test_the_index_says_what_lists_need():
@@ -137,9 +137,9 @@ def test_a_failed_reward_a_malformed_call_and_an_unreadable_video_are_shown_as_s
     ],
 )
 def test_what_is_not_a_record_is_left_out_and_listed(broken):
-    moment = compacted(record(), broken, Broken("trajectories/step_000012.jsonl:9", "is not JSON"))
-    assert len(moment.needs) == 1 and len(moment.index["groups"]) == 1
-    assert [each.place for each in moment.broken] == [f"trajectories/step_000012.jsonl:{line}" for line in (2, 9)]
+    step = compacted(record(), broken, Broken("trajectories/step_000012.jsonl:9", "is not JSON"))
+    assert len(step.needs) == 1 and len(step.index["groups"]) == 1
+    assert [each.place for each in step.broken] == [f"trajectories/step_000012.jsonl:{line}" for line in (2, 9)]
 
 
 def test_log_probs_that_do_not_match_the_tokens_are_refused():
