@@ -95,7 +95,7 @@ def test_the_run_is_shown_with_headline_curves_tables_and_configuration(report, 
     page = open_page(report.as_uri())
     assert page.locator(".tile", has_text="Answer accuracy").locator(".tile-value").inner_text() == "0.900"
     titles = page.locator(".chart-card h3").all_inner_texts()
-    assert {"Reward by segment", "Advantage, mean size", "Policy entropy", "Seconds per stage"} <= set(titles)
+    assert {"Retrieval and answer reward", "Advantage, mean size", "Policy entropy", "Seconds per stage"} <= set(titles)
     assert "KL to the reference" in page.locator(".missing").inner_text()  # this run has no reference
     assert page.locator("#held-out-table tbody tr").count() == 2
     assert page.locator("#eval-table").inner_text().split()[-4:] == ["0.410", "0.380", "0.440", "3,720"]
@@ -381,7 +381,7 @@ def test_a_live_page_of_a_run_that_has_only_begun_waits_for_its_first_step(tmp_p
                 page.wait_for_selector(f"text={text}")
             page.click("#tab-run")
             append_step(tmp_path, 1, {"reward/sampling": 0.25})
-            page.wait_for_selector("[data-chart='Reward by segment'] >> text=0.250")
+            page.wait_for_selector("[data-chart='Retrieval and answer reward'] >> text=0.250")
         finally:
             server.shutdown()
             thread.join()
@@ -402,7 +402,7 @@ def test_a_live_page_shows_a_new_step_without_being_loaded_again(tmp_path, clips
             page.wait_for_selector("text=live · step 2")
             append_step(run, 3, {"reward/sampling": 0.875, "reward/reasoning": 0.5})
             page.wait_for_selector("text=live · step 3")
-            assert page.locator("[data-chart='Reward by segment'] .reading >> nth=0").inner_text() == "0.875"
+            assert page.locator("[data-chart='Retrieval and answer reward'] .reading >> nth=0").inner_text() == "0.875"
             page.goto(f"{address}#/trajectory/2/0/0")
             page.wait_for_selector("img.frame")
             assert page.evaluate("window.loaded") == 1
