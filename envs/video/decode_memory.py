@@ -10,6 +10,7 @@ import resource
 from pathlib import Path
 
 KIB = 1024
+MIB = 2**20
 
 
 def limit_data(num_bytes: int) -> None:

@@ -17,7 +17,8 @@ import av
 import numpy as np
 
 from envs.video.frames import Scaler, decode, in_order_asked, read_frames
-from envs.video.index import VideoIndex, picture_bytes
+from envs.video.index import VideoIndex
+from envs.video.packets import picture_bytes
 
 WHOLE_CLIP_SHARE = 0.5  # a request spanning more of the clip than this is a coarse pass: decode and keep everything
 

@@ -17,7 +17,8 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from envs.video.file import BREAKS_OFF, CorruptVideoError, demuxer, regular_file
-from envs.video.index import BAD_SHARE, VideoIndex, decode_packet
+from envs.video.index import BAD_SHARE, VideoIndex
+from envs.video.packets import decode_packet
 
 NONREF_IS_SAFE = ("h264", "vp8", "mpeg4", "mpeg2video")  # codecs whose "non-reference" means referred to by nobody
 JUMP_PACKETS = 32  # nearer keyframes are reached by reading on: a seek costs more

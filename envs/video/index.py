@@ -19,14 +19,20 @@ import av
 import numpy as np
 
 from envs.video.file import (
-    BREAKS_OFF,
-    MAX_PICTURE_PIXELS,
     CorruptVideoError,
     FileKey,
     FrameRangeError,
-    NoVideoStreamError,
     demuxer,
     regular_file,
+)
+from envs.video.packets import (
+    MAX_PACKETS,
+    Packet,
+    best_stream,
+    moving_streams,
+    picture_bytes,
+    read_packets,
+    refuse_huge,
 )
 
 BAD_SHARE = 0.1  # of a stream, or of the frames asked for, that may be missing
@@ -34,7 +40,6 @@ UNTRUSTED_CLOCKS = ("avi", "mpeg")  # containers that carry no presentation time
 SAME_TIME_S = 1e-6  # two times closer than this are one: slack for floats
 USUAL_FPS = 25.0  # where a stream does not say, or says something absurd
 MAX_FPS = 10_000.0  # declared
-MAX_PACKETS = 1_000_000  # of a stream: nine hours at 30 fps; a stream without end is refused rather than waited for
 MAX_DURATION_S = 1e6  # eleven days; what claims to be longer has a broken clock
 PAST_END_S = 0.011  # asked times are in centiseconds: this far beyond the end is still the last frame
 
@@ -144,95 +149,17 @@ def _index(path: str, file_key: FileKey, container: av.container.InputContainer)
     stream = best_stream(container, path)
     if stream.codec_context is None:
         raise CorruptVideoError(path, "is in a codec that nobody knows", "re-encode or replace the file")
-    _refuse_huge(path, stream.codec_context)
+    refuse_huge(path, stream.codec_context)
     if not stream.time_base or stream.time_base < 0:
         raise CorruptVideoError(path, "has no clock (its time base is 0)", "re-encode or replace the file")
     stream.codec_context.thread_count = 1
-    packets, picture = _read_packets(path, container, stream)
+    packets, picture = read_packets(path, container, stream)
     if picture is None or not any(packet.is_key for packet in packets):
         raise CorruptVideoError(path, "no picture can be decoded", "re-encode or replace the file")
     return _build(path, file_key, container, stream, packets, picture)
 
 
-def _refuse_huge(path: str, decoder: av.video.codeccontext.VideoCodecContext) -> None:
-    """By what the header declares, before any picture is allocated; the decoder has the same limit for what comes."""
-    if decoder.width * decoder.height > MAX_PICTURE_PIXELS:
-        problem = (
-            f"declares pictures of {decoder.width} x {decoder.height} pixels, at most {MAX_PICTURE_PIXELS} are read"
-        )
-        raise CorruptVideoError(path, problem, "scale the video down, or replace the file if its header is damaged")
-
-
-def best_stream(container: av.container.InputContainer, path: str) -> av.video.stream.VideoStream:
-    """The stream a runner would show; cover art does not count.
-
-    Raises:
-        NoVideoStreamError: there is none.
-    """
-    moving = _moving_streams(container)
-    best = container.streams.best("video")
-    if not moving:
-        raise NoVideoStreamError(path, "has no video stream (audio only?)", "drop the row or replace the file")
-    return next((stream for stream in moving if best is not None and stream.index == best.index), moving[0])
-
-
-def _moving_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
-    cover = av.stream.Disposition.attached_pic
-    return [stream for stream in container.streams.video if not stream.disposition & cover]
-
-
-@dataclass(frozen=True, slots=True)
-class _Packet:
-    pts: int | None
-    dts: int | None
-    duration: int
-    is_key: bool
-    is_discarded: bool
-
-
-def _read_packets(path: str, container, stream) -> tuple[list[_Packet], av.VideoFrame | None]:
-    """All packets up to the end or to where the file breaks off, and the first picture that decodes."""
-    packets, picture, read = [], None, 0
-    try:
-        for packet in container.demux(stream):
-            read += 1
-            if read > MAX_PACKETS:
-                problem = f"has more than {MAX_PACKETS} packets: does its stream never end?"
-                raise CorruptVideoError(path, problem, "cut it into shorter clips, or drop the row")
-            if picture is None:
-                picture = next(iter(decode_packet(stream.codec_context, packet)), None)
-            if packet.size and _is_shown(packet, stream.codec_context.name):
-                packets.append(
-                    _Packet(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
-                )
-    except MemoryError:
-        raise  # FFmpeg's own is one, too
-    except BREAKS_OFF:
-        pass  # the file breaks off here; how much is missing is judged by its declared duration
-    return packets, picture
-
-
-def decode_packet(decoder: av.CodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
-    """Pictures that come out; none if the packet is damaged (its frames then count as missing)."""
-    try:
-        return decoder.decode(packet)
-    except MemoryError:
-        raise  # not the packet's fault; FFmpeg's own is one, too
-    except av.error.FFmpegError:
-        return []
-
-
-def picture_bytes(picture: av.VideoFrame) -> int:
-    """Memory that a decoded picture holds."""
-    return sum(plane.buffer_size for plane in picture.planes)
-
-
-def _is_shown(packet: av.Packet, codec: str) -> bool:
-    """VP8 hides its alternate reference frames in packets of their own, told by a bit of the first byte."""
-    return not (codec == "vp8" and bytes(packet)[0] & 0x10 == 0)
-
-
-def _build(path, file_key, container, stream, packets: list[_Packet], picture: av.VideoFrame) -> VideoIndex:
+def _build(path, file_key, container, stream, packets: list[Packet], picture: av.VideoFrame) -> VideoIndex:
     _refuse_broken_clock(path, [packet.pts for packet in packets if packet.pts is not None], stream)
     counts_frames = container.format.name in UNTRUSTED_CLOCKS or any(packet.pts is None for packet in packets)
     pts_P = _even_clock(packets, stream) if counts_frames else np.array([packet.pts for packet in packets], np.int64)
@@ -264,7 +191,7 @@ def _build(path, file_key, container, stream, packets: list[_Packet], picture: a
         width=width,
         rotation=rotation,
         is_vfr=bool(len(gaps_s)) and float(np.abs(gaps_s - usual_gap_s).max()) > max(0.1 * usual_gap_s, 1.01 * seconds),
-        num_video_streams=len(_moving_streams(container)),
+        num_video_streams=len(moving_streams(container)),
         has_discarded=any(packet.is_discarded for packet in packets),
         counts_frames=counts_frames,
         frame_bytes=picture_bytes(picture),
@@ -277,7 +204,7 @@ def _build(path, file_key, container, stream, packets: list[_Packet], picture: a
     )
 
 
-def _even_clock(packets: list[_Packet], stream: av.video.stream.VideoStream) -> np.ndarray:
+def _even_clock(packets: list[Packet], stream: av.video.stream.VideoStream) -> np.ndarray:
     """Times for frames that have none: one packet after the other, as far apart as decoding times usually are."""
     decoded_at = np.array(sorted(packet.dts for packet in packets if packet.dts is not None), dtype=np.float64)
     gap = float(np.median(np.diff(decoded_at))) if len(decoded_at) > 1 else 0.0

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs.video.decode_process import MIB, DecodeProcess, Decoder, DecoderDiedError
+from envs.video.decode_memory import MIB
+from envs.video.decode_process import DecodeProcess, DecoderDiedError
+from envs.video.decoder import Decoder
 from envs.video.file import (
     CorruptVideoError,
     DecodingFailedError,

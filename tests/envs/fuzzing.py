@@ -17,8 +17,8 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from envs.video.decode_memory import resident_bytes
-from envs.video.decode_process import MIB, DecodeProcess
+from envs.video.decode_memory import MIB, resident_bytes
+from envs.video.decode_process import DecodeProcess
 from envs.video.reader import VideoError
 from tests.envs.video.mutants import Mutant, mutants
 

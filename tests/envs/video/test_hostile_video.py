@@ -19,11 +19,12 @@ import envs.video.index
 from envs.data.clip_status import ClipStatus, ClipStatusFile, check_clip, quarantined
 from envs.data.dataset import load_tasks
 from envs.synthetic.clip import Flash, SyntheticClip, draw, write_mp4
-from envs.video.decode_memory import resident_bytes
-from envs.video.decode_process import MIB, DecodeProcess, receive
+from envs.video.decode_memory import MIB, resident_bytes
+from envs.video.decode_process import DecodeProcess, receive
 from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.frames import Scaler
 from envs.video.index import IndexCache
+from envs.video.packets import read_packets
 from envs.video.reader import (
     CorruptVideoError,
     DecodingFailedError,
@@ -277,7 +278,7 @@ def test_pictures_that_grow_on_the_way_do_not_overfill_the_store(tmp_path):
 
 def test_a_stream_of_too_many_packets_is_refused(tmp_path, monkeypatch):
     path = render(tmp_path / "long.mp4")
-    monkeypatch.setattr(envs.video.index, "MAX_PACKETS", 99)
+    monkeypatch.setattr("envs.video.packets.MAX_PACKETS", 99)
     with pytest.raises(CorruptVideoError, match=r"more than 99 packets: does its stream never end\?.*shorter clips"):
         index_video(path)
 
@@ -306,7 +307,7 @@ def test_streams_that_come_to_light_on_the_way_end_the_reading_where_the_file_en
 
     path = render(tmp_path / "clip.ts", frames=30)
     with av.open(str(path)) as container:
-        packets, first = envs.video.index._read_packets("clip.ts", Container(container), container.streams.video[0])
+        packets, first = read_packets("clip.ts", Container(container), container.streams.video[0])
     assert len(packets) == 30 and first.width == WIDTH
 
 
@@ -490,7 +491,7 @@ def test_a_frame_is_decoded_from_the_last_keyframe_that_precedes_it_in_the_file_
 
 
 def test_an_error_that_nobody_foresaw_names_the_file_and_the_place(clip, monkeypatch):
-    monkeypatch.setattr("envs.video.decode_process.index_video", lambda path: 1 / 0)
+    monkeypatch.setattr("envs.video.decoder.index_video", lambda path: 1 / 0)
     with pytest.raises(
         DecodingFailedError, match=r"clip\.mp4: decoding failed \(ZeroDivisionError: .*\.py:\d+\); re-enc"
     ):

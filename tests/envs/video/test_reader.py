@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from envs.video.decode_process import PROJECT, DecodeProcess, Decoder
+from envs.video.decode_process import PROJECT, DecodeProcess
+from envs.video.decoder import Decoder
 from envs.video.decord_backend import UnsuitableForDecordError, read_frames_decord
 from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.reader import (
