@@ -20,11 +20,10 @@ from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
 from rl.run.prepare import prepare_policy, prepare_tasks
 from rl.run.workers import (
-    START_TIMEOUT_S,
     cluster,
     spawn_rewards,
-    spawn_rollouts,
     start_rollout_runner,
+    starting_rollouts,
 )
 from rl.tracking.records import records, write_records
 from rl.trajectory import RetrievalCall, TrajectoryGroup, VideoTask
@@ -74,9 +73,9 @@ def run_rollout(
     with cluster(config, console) as slots:
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
-        rollouts = spawn_rollouts(config, policy_dir, slots)
-        rollouts.workers.wait_ready(START_TIMEOUT_S)
-        scored = spawn_rewards(config, slots).score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
+        with starting_rollouts(config, policy_dir, slots, console) as rollouts:
+            rewards = spawn_rewards(config, slots)
+        scored = rewards.score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
     played = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
     for record in played:
         _print_record(record, console)

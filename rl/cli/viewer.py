@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rl.report.build import MIB, build_report
 from rl.report.live import serve
 from rl.report.run_files import open_run
 from rl.report.thumbnails import FramesUnavailableError
-from rl.run.console import progress_bar
+from rl.run.console import Stage, counted_stage
 
 HALF_MS = 0.00055  # records round times to milliseconds: the frame that starts then is the one on screen just after
 SAME_FRAME_MS = 1  # a frame that starts elsewhere is another one: the clip is not the one that was rolled out
@@ -64,13 +65,15 @@ def run_report(run: Path, out: Path | None, *, max_mib: float, console: Console)
     out = run / "report.html" if out is None else out
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file, such as {out / 'report.html'}")
-    with VideoReader(workers=1) as reader, progress_bar(console) as bar:
-        jobs: dict[str, int] = {}
+    with VideoReader(workers=1) as reader, ExitStack() as stages:
+        under_way: dict[str, Stage] = {}  # the last job
 
         def progress(job: str, done: int, total: int) -> None:
-            if job not in jobs:
-                jobs[job] = bar.add_task(job, total=total)
-            bar.update(jobs[job], completed=done)
+            if job not in under_way:
+                stages.close()
+                under_way.clear()
+                under_way[job] = stages.enter_context(counted_stage(console, job, total))
+            under_way[job].update(done, total)
 
         written = build_report(run, out, ClipFrames(reader), max_bytes=int(max_mib * MIB), progress=progress)
     for notice in written.notices:

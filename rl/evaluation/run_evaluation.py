@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,11 @@ from rl.config.run import RunConfig
 from rl.evaluation.evaluate import is_done, roll_out_remaining, summarise_outcomes
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
 from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer
-from rl.run.console import counted_stage, stage
+from rl.run.console import counted_stage
 from rl.run.initial_policy import initial_policy
 from rl.run.prepare import ROWS_IN_LOG, fingerprint
 from rl.run.resume import changed_meaning, checkpoint_of
-from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts
+from rl.run.workers import cluster, spawn_rewards, starting_rollouts
 
 log = logging.getLogger(__name__)
 
@@ -175,12 +174,8 @@ def _roll_out_remaining(
     own, tasks = suite.metric is None, [example.task for example in suite.examples]
     demand = Demand(config.rollout.num_workers, config.scoring.num_workers if own else 0, learner=0)
     with cluster(config, console, demand) as slots:
-        starting = ExitStack()
-        starting.enter_context(stage(console, f"starting {config.rollout.num_workers} engines"))
-        rollouts = spawn_rollouts(config, policy_dir, slots)
-        scorer = reward_scorer(suite, spawn_rewards(config, slots), config) if own else benchmark_scorer(suite)
-        rollouts.workers.wait_ready(START_TIMEOUT_S)
-        starting.close()
+        with starting_rollouts(config, policy_dir, slots, console) as rollouts:
+            scorer = reward_scorer(suite, spawn_rewards(config, slots), config) if own else benchmark_scorer(suite)
         with counted_stage(console, f"evaluating {suite.name}", len(tasks), done=done) as evaluating:
             roll_out_remaining(
                 tasks,

@@ -5,6 +5,7 @@ Part of the composition root.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from actors.reward import RewardError, RewardPool
 from envs.benchmarks.benchmark import Example, Prediction, RejectedExample
 from envs.benchmarks.prediction import prediction_of
 from envs.benchmarks.registry import resolve
+from rewards.failures import cause_key, cause_line
 from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
@@ -28,6 +30,8 @@ from rl.evaluation.predictions import EvaluationError, Outcome
 from rl.run.prepare import fingerprint, prepare_tasks
 from rl.run.reporter import answer_terms
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
+
+log = logging.getLogger(__name__)
 
 OWN = "held_out"  # the evaluation of data.held_out by the run's own rewards
 POLICY_KEYS = (  # keys that decide what a policy does
@@ -137,16 +141,16 @@ def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig
     The scorer raises RewardError when more than scoring.max_failed_share of the suite could not be scored.
     """
     failures: list[RewardFailure] = []
+    causes: set[tuple[object, ...]] = set()  # told already
     terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(suite.examples)
 
     def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
         scored = rewards.score_all([group for _, group in finished])
         outcomes = [score(place, one) for (place, _), one in zip(finished, scored, strict=True)]
         if len(failures) > allowed:
-            first = failures[0]
             raise RewardError(
                 f"{len(failures)} of {len(suite.examples)} examples could not be scored (scoring.max_failed_share="
-                f"{config.scoring.max_failed_share:g}); first: reward {first.term!r} {first.cause}: {first.detail}"
+                f"{config.scoring.max_failed_share:g}); first: {cause_line(failures[0])}"
             )
         return outcomes
 
@@ -158,6 +162,9 @@ def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig
             return _outcome(example, place, trajectory, {}, None)
         if isinstance(reward, RewardFailure):
             failures.append(reward)
+            if (key := cause_key(reward)) not in causes:
+                causes.add(key)
+                log.warning("%s", cause_line(reward))
             failed = f"{reward.term} {reward.cause}: {reward.detail}"
             return _outcome(example, place, trajectory, {}, prediction, failed)
         return _outcome(example, place, trajectory, reward_values(reward, prediction, terms), prediction)

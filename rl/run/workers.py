@@ -85,6 +85,17 @@ def spawn_rollouts(
     return RolloutPool(workers, timeout_s=config.rollout.call_timeout_s, check=check)
 
 
+@contextmanager
+def starting_rollouts(
+    config: RunConfig, policy_dir: Path, slots: Slots, console: Console, check: Callable[[], None] = do_nothing
+) -> Iterator[RolloutPool]:
+    """Engines that load while the body runs, and are ready after it; `check` as in spawn_rollouts."""
+    with stage(console, f"starting {config.rollout.num_workers} engines"):
+        rollouts = spawn_rollouts(config, policy_dir, slots, check)
+        yield rollouts
+        rollouts.workers.wait_ready(START_TIMEOUT_S)
+
+
 def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
     """Reward workers."""
     return RewardPool(config.rewards, config.scoring, lambda index: slots.options("reward", index))
