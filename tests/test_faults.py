@@ -120,7 +120,7 @@ def test_a_stopped_run_saves_what_it_has_and_continues_from_there(proof_home, un
     again = Training(proof_home, "stopped", "trainer.save_every=0")
     assert again.ended() == 0, again.output()[-3000:]
     assert fingerprints(again.steps()) == fingerprints(uninterrupted)
-    assert f"resumed at step {done}" in again.output()
+    assert f"resuming at step {done} from" in again.output()
 
 
 def test_a_second_stop_signal_ends_the_run_at_once(proof_home, uninterrupted):

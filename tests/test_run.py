@@ -116,7 +116,7 @@ def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):
     newest = home / "runs" / "resumed" / "checkpoints" / "step_00000003"
     (newest / "manifest.json").unlink()  # torn: the run must go on from the one before
     again = dynframe(home, "train", "name=resumed", "trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0")
-    assert "resumed at step 2" in again
+    assert "resuming at step 2 from" in again and "loading the checkpoint of step 2: done" in again
     assert texts_of(home, "resumed", 3) == texts_of(home, "straight", 3)
     resumed, once = steps_of(home, "resumed")[3], steps_of(home, "straight")[3]
     for name in ("reward/sampling", "reward/reasoning", "rollout/sampled_tokens", "advantage/sampling"):
@@ -230,7 +230,7 @@ def test_a_stopped_job_has_saved_and_goes_on_when_it_is_submitted_again(home, st
     assert [path.name for path in (run / "checkpoints").glob("step_*")] == [f"step_{done:08d}"]
 
     again = submit(f"trainer.steps={done + 1}")
-    assert again.returncode == 0 and f"resumed at step {done}" in again.stdout
+    assert again.returncode == 0 and f"resuming at step {done} from" in again.stdout
     assert list(steps_of(run.parents[1], "stopped")) == list(range(1, done + 2))
 
 
