@@ -7,7 +7,8 @@ import string
 import unicodedata
 from typing import TypeVar
 
-from rl.trajectory import AnswerKind, TimeSpan, Trajectory, VideoTask, interval_iou, read_letter, read_span
+from envs.answers import interval_iou, read_letter, read_span
+from rl.trajectory import AnswerKind, TimeSpan, Trajectory, VideoTask
 
 Reference = TypeVar("Reference", str, TimeSpan)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from rl.trajectory import RetrievalCall, VideoTask, interval_iou
+from envs.answers import interval_iou
+from rl.trajectory import RetrievalCall, VideoTask
 
 DIFFICULTY = (  # evidence shorter than this many seconds -> (alpha, beta); the DynFrame release's table
     (5.0, (0.6, 0.95)),

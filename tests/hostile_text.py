@@ -14,6 +14,7 @@ from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
+from envs.answers import read_letter, read_span
 from envs.benchmarks.benchmark import Benchmark, Example
 from envs.benchmarks.choices import letter_among, letter_of_text, without_labels, written_letters
 from envs.benchmarks.metrics import chosen_letter, stated_window
@@ -40,8 +41,6 @@ from rl.trajectory import (
     SegmentRewards,
     TimeSpan,
     Trajectory,
-    read_letter,
-    read_span,
 )
 
 TAGS = ("<think>", "</think>", "<span>", "</span>", "<fps>", "</fps>", "<answer>", "</answer>", "<video>")

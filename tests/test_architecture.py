@@ -38,7 +38,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/report/": ("rl.report", "rl.tracking", "rl.config"),
     "rl/algorithm/": ("rl.algorithm", "rl.trajectory", "rl.policy", "rl.config.algorithm"),
     "rl/checkpoint/": ("rl.checkpoint", "rl.trajectory"),
-    "rewards/": ("rewards", "rl.trajectory"),
+    "rewards/": ("rewards", "envs.answers", "rl.trajectory"),
     "envs/": ("envs", "rl.trajectory"),
     "rl/algorithm/loss.py": (),
     "rl/config/": ("rl.config",),

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
+from envs.answers import read_letter, read_span
 from envs.benchmarks.choices import without_labels, written_letters
 from envs.benchmarks.prediction import last_answer
 from envs.data.formats import answer_kind, span_of
@@ -26,7 +27,6 @@ from rewards.answer import answer_body, normalised
 from rewards.golden import golden_group
 from rewards.output_format import output_format
 from rl.report.page import script_safe_json
-from rl.trajectory import read_letter, read_span
 from tests.hostile_text import ODD, TARGETS, WORDS, Clip
 
 REPOSITORY = Path(__file__).parents[1]

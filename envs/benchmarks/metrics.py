@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from envs.answers import interval_iou, read_letter, read_span
 from envs.benchmarks.benchmark import Example, Prediction
-from rl.trajectory import TimeSpan, interval_iou, read_letter, read_span
+from rl.trajectory import TimeSpan
 
 GROUP_SEPARATOR = "; "  # between the groups of an example that belongs to several
 

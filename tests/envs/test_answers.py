@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.trajectory import TimeSpan, interval_iou, read_letter, read_span
+from envs.answers import interval_iou, read_letter, read_span
+from rl.trajectory import TimeSpan
 
 SECONDS = st.floats(0, 1e4, allow_nan=False)
 WINDOWS = st.tuples(SECONDS, SECONDS).map(lambda edges: TimeSpan(min(edges), max(edges)))
 
 
 @pytest.mark.parametrize("text", ["B", "b", "(B)", "(b)", "B.", "B. a red ball", "B) red", "(B) red", "B: red", " B\n"])
-def test_a_letter_in_its_usual_clothes(text):
+def test_a_letter_in_its_usual_forms(text):
     assert read_letter(text) == "B"
 
 
@@ -34,7 +35,7 @@ def test_not_a_choice(text):
         ("3.25–4.5 sec.", (3.25, 4.5)),
     ],
 )
-def test_a_span_in_its_usual_clothes(text, window):
+def test_a_span_in_its_usual_forms(text, window):
     assert read_span(text) == TimeSpan(*window)
 
 
