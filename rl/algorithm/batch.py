@@ -43,8 +43,11 @@ class VideoPacker(Protocol):
 
     ids: TokenIds
 
-    def pack(self, frames: Frames) -> PackedVideo: ...
-    def positions(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> np.ndarray: ...
+    def pack(self, frames: Frames) -> PackedVideo:
+        """Patches as the vision tower reads them."""
+
+    def positions(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> np.ndarray:
+        """MRoPE positions, int64 (3, T)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

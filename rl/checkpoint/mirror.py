@@ -22,17 +22,23 @@ class Remote(Protocol):
 
     url: str
 
-    def steps(self) -> list[int]: ...
+    def steps(self) -> list[int]:
+        """Steps whose checkpoint is there, newest first."""
 
-    def best(self) -> int | None: ...
+    def best(self) -> int | None:
+        """Step of the best one, if one is known as that."""
 
-    def upload(self, folder: Path) -> None: ...
+    def upload(self, folder: Path) -> None:
+        """Copy a checkpoint of the disk, unless it is there already."""
 
-    def point_to_best(self, step: int) -> None: ...
+    def point_to_best(self, step: int) -> None:
+        """Let `best` name a checkpoint."""
 
-    def prune(self, kept: Collection[int]) -> None: ...
+    def prune(self, kept: Collection[int]) -> None:
+        """Remove the checkpoints of all other steps."""
 
-    def set_aside_after(self, step: int) -> None: ...
+    def set_aside_after(self, step: int) -> None:
+        """Rename later steps: the run was resumed from before them."""
 
 
 class Mirror:

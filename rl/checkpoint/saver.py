@@ -36,9 +36,10 @@ GRACE_S = 30.0  # for what is under way when a run ends by an error or a signal
 
 
 class Pending(Protocol):
-    """Files that somebody is writing."""
+    """Files that are being written elsewhere."""
 
-    def result(self, timeout_s: float) -> Sequence[WrittenFile]: ...
+    def result(self, timeout_s: float) -> Sequence[WrittenFile]:
+        """All of them, when they are on the disk."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import shutil
 import tempfile
 import threading
@@ -38,6 +37,7 @@ from rl.checkpoint.checkpoint import (
     read_score,
     step_of,
 )
+from rl.checkpoint.listing import best_before, complete, newest_first
 from rl.checkpoint.manifest import (
     MANIFEST,
     CheckpointError,
@@ -150,7 +150,7 @@ class CheckpointStore:
             flush_tree(draft)
             with self._changing:
                 self._publish(draft, home)
-                point(self.folder, LATEST, self._newest_first()[0])
+                point(self.folder, LATEST, newest_first(self.folder)[0])
                 self._point_to_best(step)
         except OSError as error:
             raise CheckpointError(f"{home}: could not be published: {explained(error)}") from error
@@ -164,7 +164,7 @@ class CheckpointStore:
         """Whether a policy of this value at `step` is better than every checkpoint before it."""
         if not self._best_metric or not math.isfinite(value):
             return False
-        best = self._best_before(step)
+        best = best_before(self.folder, self._best_metric, step)
         return best is None or Score(self._best_metric, value).rank > best[1].rank
 
     def better(self, value: float, other: float) -> bool:
@@ -197,7 +197,7 @@ class CheckpointStore:
 
     def published(self) -> dict[int, Path]:
         """Every checkpoint there is by its step, newest first; whole or not."""
-        return {step_of(folder): folder for folder in self._newest_first()}
+        return {step_of(folder): folder for folder in newest_first(self.folder)}
 
     def best_score(self) -> tuple[int, Score] | None:
         """Step and score of the checkpoint that `best` points to, without looking at its other files."""
@@ -207,7 +207,7 @@ class CheckpointStore:
 
     def kept(self) -> list[Path]:
         """The complete checkpoints that are not too old, newest first."""
-        return self._kept_of(self._complete())
+        return self._kept_of(complete(self.folder))
 
     def steps_kept(self, steps: Iterable[int], best: int | None) -> list[int]:
         """Of these steps, those whose checkpoints stay, newest first: the last few, every so many, the best."""
@@ -225,18 +225,9 @@ class CheckpointStore:
                 self._held.remove(folder)
             self._prune()
 
-    def _newest_first(self) -> list[Path]:
-        homes = {path.name: path for path in self.folder.glob("step_*") if path.is_dir()}
-        for replaced in self.folder.glob(".replaced_step_*"):  # a kill between two renames left it without its name
-            homes.setdefault(replaced.name.removeprefix(".replaced_"), replaced)
-        return sorted((path for name, path in homes.items() if re.fullmatch(r"step_\d+", name)), key=step_of)[::-1]
-
-    def _complete(self) -> dict[int, Path]:
-        return {step: folder for step, folder in self.published().items() if (folder / MANIFEST).is_file()}
-
-    def _kept_of(self, complete: Mapping[int, Path]) -> list[Path]:
+    def _kept_of(self, listed: Mapping[int, Path]) -> list[Path]:
         best = pointed_to(self.folder, BEST)
-        return [complete[step] for step in self.steps_kept(complete, None if best is None else step_of(best))]
+        return [listed[step] for step in self.steps_kept(listed, None if best is None else step_of(best))]
 
     def _clear(self) -> None:
         """Finish what a crash interrupted."""
@@ -252,7 +243,7 @@ class CheckpointStore:
 
     def _require_space(self, expected_bytes: int | None) -> None:
         if expected_bytes is None:
-            expected_bytes = next((num_bytes(folder) for folder in self._newest_first()), 0)
+            expected_bytes = next((num_bytes(folder) for folder in newest_first(self.folder)), 0)
         free = shutil.disk_usage(self.folder).free
         if free < expected_bytes + SPARE_BYTES:
             raise CheckpointError(
@@ -272,14 +263,14 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _point_to_best(self, newest_step: int) -> None:
-        if best := self._best_before(newest_step + 1):
+        if best := best_before(self.folder, self._best_metric, newest_step + 1):
             point(self.folder, BEST, best[0])
         elif (pointed := pointed_to(self.folder, BEST)) is not None and not pointed.is_dir():
             (self.folder / BEST).unlink()  # what it named was set aside
 
     def _set_aside_after(self, step: int) -> None:
         """Steps beyond the one just saved belong to a future that this run went back behind."""
-        for folder in (folder for folder in self._newest_first() if step_of(folder) > step):
+        for folder in (folder for folder in newest_first(self.folder) if step_of(folder) > step):
             log.warning("%s: set aside as superseded, the run was resumed from an earlier step", folder)
             aside = self.folder / f"superseded_{checkpoint_name(step_of(folder))}"
             shutil.rmtree(aside, ignore_errors=True)
@@ -289,24 +280,14 @@ class CheckpointStore:
         """Remove what is too old and not held. Failing is no failure of the save: it is there."""
         leaving = []
         with self._changing:
-            complete = self._complete()  # listed once: what is published from here on is not looked at
-            kept = [*self._kept_of(complete), *self._held]
-            for folder in complete.values():
+            listed = complete(self.folder)  # once: what is published from here on is not looked at
+            kept = [*self._kept_of(listed), *self._held]
+            for folder in listed.values():
                 if folder not in kept:
                     leaving.append(self.folder / f".draft_removed_{checkpoint_name(step_of(folder))}")
                     move_away(folder, leaving[-1])
         for away in leaving:
             remove(away)
-
-    def _best_before(self, step: int) -> tuple[Path, Score] | None:
-        """The best of the checkpoints before `step`, by the scores in them."""
-        scores = {folder: read_score(folder) for folder in reversed(self._newest_first())}
-        competing = [
-            (folder, score)
-            for folder, score in scores.items()
-            if score is not None and score.metric == self._best_metric and step_of(folder) < step
-        ]
-        return max(competing, key=lambda pair: pair[1].rank, default=None)  # the first of equals
 
 
 def _mib(size: int) -> str:

@@ -21,7 +21,8 @@ TAIL_SHARE = 0.1  # of the steps: the mean over the last ones is reported as the
 class SftTrainer(Protocol):
     """Takes one optimizer step on a batch and returns its metrics, "loss/nll" (nat per token) among them."""
 
-    def supervise(self, samples: Sequence[TrainingSample]) -> Mapping[str, float]: ...
+    def supervise(self, samples: Sequence[TrainingSample]) -> Mapping[str, float]:
+        """One step towards the samples' own tokens."""
 
 
 SamplesOf = Callable[[Iterable[Sequence[int]]], Iterator[Sequence[TrainingSample]]]  # batches of indices -> samples
