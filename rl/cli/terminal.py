@@ -63,23 +63,15 @@ class TerminalLog(logging.Handler):
             self.handleError(record)
 
 
-def configure_logging(*, debug: bool = False) -> None:
+def configure_logging() -> None:
     """Lines for users go to standard error; all records are kept for the log file of a run (rl.tracking.log_file).
 
     Python's own warnings are records, too. They and libraries' warnings never reach the terminal: a user cannot act
     on them.
-
-    Args:
-        debug: this package's records below INFO, such as tracebacks, reach the terminal, too.
     """
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    terminal = TerminalLog(errors)
-    root.handlers = [terminal, EarlyRecords()]
-    if debug:
-        terminal.setLevel(logging.DEBUG)
-        for package in OURS:
-            logging.getLogger(package).setLevel(logging.DEBUG)
+    root.handlers = [TerminalLog(errors), EarlyRecords()]
     logging.captureWarnings(True)
 
 
