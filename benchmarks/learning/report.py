@@ -9,26 +9,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from scipy import stats
 
 from benchmarks.learning.runs import METHODS, FinishedRun, kind_of
 from rl.algorithm.advantages import credit_group
 from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, SegmentRewards
 
-T_95 = (
-    math.nan,
-    12.71,
-    4.30,
-    3.18,
-    2.78,
-    2.57,
-    2.45,
-    2.36,
-    2.31,
-    2.26,
-)  # Student's two-sided 95 % by degrees of freedom
 LATE = 10  # last steps over which a training number is averaged
 MISSED, HIT = 0.3, 0.7  # IoU of a window that is wrong, and of one that is right
 COLOURS = {"grpo": "#D55E00", "gdpo": "#E69F00", "sd_grpo": "#0072B2"}
@@ -64,10 +54,9 @@ class Interval:
 
 def interval(values_S: Sequence[float]) -> Interval:
     """Of a number that each seed gave once."""
-    count = len(values_S)
-    if count < 2:
+    if len(values_S) < 2:
         return Interval(fmean(values_S), math.nan)
-    return Interval(fmean(values_S), T_95[count - 1] * stdev(values_S) / math.sqrt(count))
+    return Interval(fmean(values_S), float(stats.t.ppf(0.975, len(values_S) - 1) * stats.sem(values_S)))
 
 
 def outcome_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rl.evaluation.intervals import PairedDifference, compare_paired
+from rl.evaluation.intervals import PairedDifference, compare_paired, interval_text
 from rl.evaluation.predictions import (
     EVALUATIONS,
     METRICS,
@@ -193,12 +193,12 @@ def _differences(first: Evaluation, other: Evaluation) -> dict[str, PairedDiffer
 def _cell(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None:
         return "-"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} .. {estimate['high']:.3f})"
+    return f"{estimate['value']:.3f} ({interval_text(estimate)})"
 
 
 def _difference_cell(paired: PairedDifference | None) -> str:
     if paired is None:
         return "no example in common"
     difference = paired.difference
-    interval = f"({difference.low:+.3f} .. {difference.high:+.3f})"
-    return f"{difference.value:+.3f} {interval}\np {paired.p_value:.2g}, n {difference.n}"
+    interval = interval_text(asdict(difference), number="+.3f")
+    return f"{difference.value:+.3f} ({interval})\np {paired.p_value:.2g}, n {difference.n}"

@@ -25,6 +25,7 @@ from rl.config.errors import ConfigError
 from rl.config.file import stored_settings, to_dict
 from rl.config.run import RunConfig
 from rl.evaluation.evaluate import is_done, roll_out_remaining, summarise_outcomes
+from rl.evaluation.intervals import interval_text
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
 from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer
 from rl.run.console import counted_stage
@@ -148,8 +149,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         table.add_column(heading, justify="left" if not heading else "right")
 
     def add(label: str, estimate: Mapping[str, Any]) -> None:
-        interval = f"{estimate['low']:.3f} .. {estimate['high']:.3f}"
-        table.add_row(label, f"{estimate['value']:.3f}", interval, str(estimate["n"]))
+        table.add_row(label, f"{estimate['value']:.3f}", interval_text(estimate), str(estimate["n"]))
 
     if headline in report["metrics"]:
         add(f"[bold]{escape(headline)}[/]", report["metrics"][headline])

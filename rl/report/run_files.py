@@ -95,9 +95,10 @@ class EvaluationRow:
     benchmark: str  # the evaluation's name, and its benchmark's where they differ
     metric: str
     value: float
-    low: float | None  # bootstrap interval, where given
+    low: float | None  # 95 % interval; None: not given, or of too few examples
     high: float | None
-    count: int | None
+    count: int | None  # examples
+    too_few: bool = False  # for an interval
 
 
 def open_run(folder: Path) -> Path:
@@ -294,7 +295,9 @@ def _evaluation_row(benchmark: str, metric: str, entry: Any) -> EvaluationRow:
     value, low, high, count = (_finite(entry.get(key)) for key in ("value", "low", "high", "n"))
     if value is None:
         raise ValueError(f"{metric} has no value")
-    return EvaluationRow(benchmark, str(metric), value, low, high, None if count is None else int(count))
+    too_few = entry.get("too_few") is True
+    interval = (None, None) if too_few else (low, high)
+    return EvaluationRow(benchmark, str(metric), value, *interval, None if count is None else int(count), too_few)
 
 
 def _first_line(error: BaseException) -> str:

@@ -34,9 +34,9 @@ def run(tmp_path, variant="sd_grpo", seed=0, window=(0.5, 0.7), groups=()):
 
 
 def test_an_interval_is_students():
-    # of 1, 2, 3: mean 2, std 1, t at 2 degrees of freedom 4.30, over sqrt(3)
+    # of 1, 2, 3: mean 2, std 1, t at 2 degrees of freedom 4.302653, over sqrt(3)
     found = interval([1.0, 2.0, 3.0])
-    assert (found.mean, found.half) == pytest.approx((2.0, 4.30 / math.sqrt(3)))
+    assert (found.mean, found.half) == pytest.approx((2.0, 4.302653 / math.sqrt(3)))
     assert not found.excludes_zero
     assert math.isnan(interval([1.0]).half)
 

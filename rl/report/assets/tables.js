@@ -60,7 +60,7 @@ function tables(run) {
           "div",
           { class: "section-head" },
           el("h2", { id: "benchmarks" }, "Benchmarks"),
-          el("p", { class: "hint" }, "Bars: bootstrap 95 % intervals"),
+          el("p", { class: "hint" }, "Bars: 95 % intervals"),
         ),
         el(
           "div",
@@ -90,7 +90,7 @@ function tables(run) {
                   el("td", {}, quoted(row.metric)),
                   [row.value, row.low, row.high].map((value) => el("td", { class: "number" }, short(value))),
                   el("td", { class: "number" }, row.count === null ? "–" : count(row.count)),
-                  el("td", {}, interval(row)),
+                  el("td", {}, row.too_few ? el("span", { class: "hint" }, "too few for an interval") : interval(row)),
                 ),
               ),
             ),

@@ -3,13 +3,14 @@
 import itertools
 import math
 import random
+from dataclasses import asdict
 from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.evaluation.intervals import SIGN_PATTERNS, compare_paired, estimate_mean
+from rl.evaluation.intervals import MIN_EXAMPLES, SIGN_PATTERNS, compare_paired, estimate_mean, interval_text
 
 VALUES = st.lists(st.floats(0, 1, allow_nan=False, width=32), min_size=1, max_size=12)
 GROUPED = st.lists(st.tuples(st.floats(0, 1, width=32), st.sampled_from("abc")), min_size=1, max_size=12)
@@ -29,11 +30,29 @@ def test_a_mean_and_a_macro_average_by_hand():
     assert estimate_mean([1.0, 0.0, 1.0], ["a", "a", "b"]).value == 0.75
 
 
-def test_the_interval_of_a_proportion_is_what_the_binomial_says():
-    # 40 of 100 right: the bootstrap draws Binomial(100, 0.4) / 100, of which 2.5 % lie below 0.31 and above 0.50
-    estimate = estimate_mean([1.0] * 40 + [0.0] * 60, resamples=20_000)
-    assert (estimate.value, estimate.n) == (0.4, 100)
+@pytest.mark.parametrize(("right", "n"), [(40, 100), (0, 7), (2, 2), (1, 1)])
+def test_the_interval_of_a_share_is_wilsons(right, n):
+    p, z = right / n, 1.959964  # Wilson 1927: where the score test of a share no longer rejects it at 5 %
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    estimate = estimate_mean([1.0] * right + [0.0] * (n - right))
+    assert (estimate.value, estimate.n) == (p, n)
+    assert estimate.low == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
+    assert estimate.high == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-6)
+
+
+def test_the_bootstrap_of_a_share_draws_what_the_binomial_says():
+    # 40 of 100 right, half of them in each group: Binomial(100, 0.4) / 100, 2.5 % below 0.31 and above 0.50
+    estimate = estimate_mean(([1.0] * 20 + [0.0] * 30) * 2, ["a"] * 50 + ["b"] * 50, resamples=20_000)
     assert estimate.low == pytest.approx(0.31, abs=0.0101) and estimate.high == pytest.approx(0.50, abs=0.0101)
+
+
+def test_few_examples_are_said_to_be_too_few_in_place_of_an_interval():
+    few, enough = estimate_mean([0.5, 1.0]), estimate_mean([0.5, 1.0] * (MIN_EXAMPLES // 2))
+    assert few.too_few and not enough.too_few
+    assert interval_text(asdict(few)) == "2 examples: too few for an interval"
+    assert interval_text(asdict(enough)) == f"{enough.low:.3f} .. {enough.high:.3f}"
+    of_0_3_0 = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 2}  # said nothing of that
+    assert interval_text(of_0_3_0) == "2 examples: too few for an interval"
 
 
 def test_examples_are_drawn_within_their_groups():
@@ -59,13 +78,27 @@ def test_the_interval_agrees_with_a_bootstrap_in_plain_loops():
     assert estimate.low == pytest.approx(low, abs=0.01) and estimate.high == pytest.approx(high, abs=0.01)
 
 
+def test_numbers_of_0_3_0_are_found_again():
+    """Its own bootstrap and sign-flip test drew from the same generator in the same order."""
+    first, second = ([((step * i + start) % 11) / 10 for i in range(40)] for step, start in ((7, 0), (5, 3)))
+    groups = ["ab"[i % 3 == 0] for i in range(40)]
+    plain, macro_mean = estimate_mean(first), estimate_mean(first, groups)
+    assert (plain.low, plain.high) == pytest.approx((0.4075, 0.6025), abs=1e-12)
+    assert (macro_mean.low, macro_mean.high) == pytest.approx((0.39807005494505493, 0.6189629120879121), abs=1e-12)
+    compared = compare_paired(first[:12], second[:12], groups[:12])  # all patterns of signs
+    assert (compared.difference.low, compared.difference.high) == pytest.approx((-0.30640625, 0.18765625), abs=1e-12)
+    assert compared.p_value == 0.7529296875
+    assert compare_paired(first, second, groups).p_value == pytest.approx(0.6829, abs=0.01)  # of 10,000 drawn
+
+
 @given(GROUPED)
 @settings(max_examples=50, deadline=None)
 def test_a_value_lies_in_its_interval_and_within_the_data(pairs):
     values, groups = zip(*pairs, strict=True)
     estimate = estimate_mean(values, groups, resamples=200)
     assert estimate.value == pytest.approx(macro(values, groups), abs=1e-12)
-    assert min(values) - 1e-9 <= estimate.low <= estimate.value <= estimate.high <= max(values) + 1e-9
+    bounds = (0, 1) if set(values) <= {0, 1} else (min(values) - 1e-9, max(values) + 1e-9)  # a share: Wilson's
+    assert bounds[0] <= estimate.low <= estimate.value <= estimate.high <= bounds[1]
     assert estimate == estimate_mean(values, groups, resamples=200)  # the same every time
 
 
@@ -77,7 +110,7 @@ def test_one_group_is_a_plain_mean(values):
 
 def test_many_examples_are_resampled_in_pieces():
     values = [float(i % 2) for i in range(30_000)]
-    estimate = estimate_mean(values, resamples=300)  # 9 million draws; standard error 0.5 / sqrt(30000) = 0.0029
+    estimate = estimate_mean(values, ["ab"[i < 15_000] for i in range(30_000)], resamples=300)  # standard error 0.0029
     assert estimate.low == pytest.approx(0.5 - 1.96 * 0.0029, abs=0.001)
     assert estimate.high == pytest.approx(0.5 + 1.96 * 0.0029, abs=0.001)
 
@@ -123,9 +156,9 @@ def test_drawn_patterns_come_close_to_the_exact_p():
     assert compare_paired(first, second).p_value == pytest.approx(0.0414, abs=0.005)
 
 
-def test_equal_runs_are_no_evidence_and_the_strongest_evidence_is_bounded_by_the_patterns_drawn():
+def test_equal_runs_are_no_evidence_and_the_smallest_p_is_bounded_by_the_patterns_drawn():
     assert compare_paired([0.3, 0.7], [0.3, 0.7]).p_value == 1.0
-    assert compare_paired([0.0] * 200, [1.0] * 200).p_value == pytest.approx(1 / (1 + SIGN_PATTERNS))
+    assert compare_paired([0.0] * 200, [1.0] * 200).p_value == pytest.approx(2 / (1 + SIGN_PATTERNS))
 
 
 def test_swapping_the_runs_turns_the_sign_and_keeps_the_evidence():
