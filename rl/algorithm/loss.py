@@ -100,8 +100,10 @@ def policy_loss(
         old_logp_BT: of the policy the ratio is taken against: the engine's, or recomputed by the learner.
         weights_BT: from `token_weights`.
         ratio: token (PPO, GRPO) | sequence (GSPO) | cispo.
-        behavior_logp_BT, tis_cap: the engine's log-probs; weight min(old / behaviour, cap) on the surrogate; 0 is off.
-        ref_logp_BT, kl_beta: the frozen reference's log-probs; needed where kl_beta > 0.
+        behavior_logp_BT: the engine's log-probs.
+        tis_cap: of the surrogate's importance weight min(old / behaviour, cap); 0 is off.
+        ref_logp_BT: the frozen reference's log-probs; needed where kl_beta > 0.
+        kl_beta: weight of the KL to the reference.
     Raises:
         ValueError: unknown ratio, or kl_beta without reference log-probs.
     """

@@ -73,8 +73,8 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             position_ids: (3, B, T) from `mrope_positions`; never guessed.
             videos: all videos of all rows, in order of appearance, row after row.
             scoring: if given, log-probs (B, T) and entropies (B, T) come back instead of logits, zero where not asked.
-            past_key_values, use_cache, logits_to_keep, return_dict: passed by `generate(input_ids, position_ids=...,
-                videos=...)`, which continues the positions by itself.
+            past_key_values: passed by `generate(input_ids, position_ids=..., videos=...)`, which continues positions
+                by itself; so are `use_cache`, `logits_to_keep` and `return_dict`.
         Raises:
             ValueError: no positions, or placeholders and videos do not match.
         """
