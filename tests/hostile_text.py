@@ -124,7 +124,7 @@ def readers(text: str, clip: Clip = Clip()) -> None:
 
 
 def benchmarks(text: str, clip: Clip = Clip()) -> None:
-    """Every benchmark's judge gives every answer values in 0..1."""
+    """Every benchmark scores every answer with values in 0..1."""
     asked = call(f"{text}</fps>", clip)
     trajectory = golden_group().trajectories_G[0]
     trajectory = replace(
@@ -134,7 +134,7 @@ def benchmarks(text: str, clip: Clip = Clip()) -> None:
     assert prediction.answer is None or prediction.answer in text
     assert (chosen_letter(prediction) is None) or (stated_window(prediction) is None)
     for benchmark, example in _examples():
-        for value in benchmark.judge(example, prediction).values():
+        for value in benchmark.score(example, prediction).values():
             assert 0 <= value <= 1
 
 
