@@ -22,6 +22,7 @@ from rl.tracking.log_file import EarlyRecords
 
 OURS = ("rl", "actors", "envs", "rewards", "cluster", "benchmarks", "__main__")  # packages whose records are for users
 PLAIN_WIDTH = 200  # of a table where there is no terminal
+TRACEBACKS = logging.Formatter()
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
 
@@ -58,6 +59,8 @@ class TerminalLog(logging.Handler):
         try:
             name = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
             line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {name}{record.getMessage()}"
+            if record.exc_info and tracebacks_shown():
+                line = f"{line}\n{TRACEBACKS.formatException(record.exc_info)}"
             self._console.print(Text(line, style=STYLES.get(record.levelno, "")), soft_wrap=True)
         except (OSError, ValueError, TypeError):  # a closed pipe; arguments that do not fit the message
             self.handleError(record)
@@ -73,6 +76,20 @@ def configure_logging() -> None:
     root.setLevel(logging.INFO)
     root.handlers = [TerminalLog(errors), EarlyRecords()]
     logging.captureWarnings(True)
+
+
+def show_tracebacks() -> None:
+    """From here on, lines of level DEBUG of ours and the traceback of every failure are shown."""
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, TerminalLog):
+            handler.setLevel(logging.DEBUG)
+
+
+def tracebacks_shown() -> bool:
+    """Whether `show_tracebacks` was called."""
+    return logging.getLogger(OURS[0]).level == logging.DEBUG
 
 
 def say(text: str) -> None:

@@ -58,7 +58,7 @@ class LossConfig:
 class AlgorithmConfig:
     """From scored groups to a gradient."""
 
-    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)  # credit
-    loss: LossConfig = field(default_factory=LossConfig)  # the surrogate objective
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     # times a group whose rewards are equal in both roles is replaced by another task's; 0: off
     dynamic_sampling: int = 0

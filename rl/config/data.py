@@ -39,7 +39,6 @@ class DataConfig:
     train: SourceConfig = field(default_factory=SourceConfig)  # tasks of training steps
     # tasks of evaluations during training and of `dynframe eval` without a benchmark
     held_out: SourceConfig = field(default_factory=SourceConfig)
-    # the synthetic world, where a format is quickstart
     quickstart: QuickstartWorldConfig = field(default_factory=QuickstartWorldConfig)
     # rows that cannot be used: skip (left out, listed in cache_dir, counted) | refuse (the run does not start)
     bad_rows: str = "skip"
@@ -73,7 +72,7 @@ class VideoConfig:
     """Decoding, within deadlines and memory limits."""
 
     backend: str = "pyav"  # pyav | decord (single-stream files only; others are a typed error)
-    coarse: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)  # the frames the policy sees first
+    coarse: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
     decode_timeout_s: float = 60.0  # for one request; the decoding process is killed beyond it
     # killable decoding processes per rollout worker; 0: decode in the worker itself, without limits
     decode_workers: int = 1

@@ -41,7 +41,7 @@ class LearnerConfig:
     activation_checkpointing: bool = False
     timeout_s: float = 600.0  # for one update; also the timeout of collectives
     max_rebuilds: int = 3  # times lost learners are rebuilt from the newest checkpoint without a step in between
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # AdamW
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
@@ -57,7 +57,7 @@ class ColdStartConfig:
 
     # false: start from the policy as it is; a stock model rarely writes a retrieval call by itself
     enabled: bool = False
-    # dm_cot: a file of traces; any other format: traces are made from its annotated evidence
+    # traces to learn from: dm_cot is a file of them; of any other format they are made from annotated evidence
     traces: SourceConfig = field(default_factory=SourceConfig)
     steps: int = 400  # optimizer steps
     batch_size: int = 32  # traces per optimizer step

@@ -89,7 +89,7 @@ def _sections(declared: type, name: str, meaning: str) -> Iterator[SectionRefere
             below.append((hint, key, reasons[field.name]))
         else:
             keys.append(_key(key, hint, field, reasons[field.name]))
-    yield SectionReference(name, " ".join(filter(None, (_first_paragraph(declared), meaning))), tuple(keys))
+    yield SectionReference(name, _sentence(meaning) + _first_paragraph(declared), tuple(keys))
     for hint, key, reason in below:
         yield from _sections(hint, key, reason)
 
@@ -112,6 +112,10 @@ def _default(field: Field) -> str:
 def _unit(name: str) -> str:
     last = name.rpartition(".")[2]
     return UNITS.get(last) or next((unit for end, unit in UNITS.items() if end[0] == "_" and last.endswith(end)), "")
+
+
+def _sentence(reason: str) -> str:
+    return f"{reason[0].upper()}{reason[1:]}. " if reason else ""
 
 
 def _first_paragraph(declared: type) -> str:

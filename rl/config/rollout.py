@@ -50,7 +50,7 @@ class RolloutConfig:
     # deadline for all groups of a step or held-out evaluation; in `dynframe eval`, for the time in which no example is
     # finished
     call_timeout_s: float = 600.0
-    engine: EngineConfig = field(default_factory=EngineConfig)  # the vLLM engine of every rollout worker
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         require(self.group_size >= 2, f"rollout.group_size must be >= 2 for a group baseline, got {self.group_size}")

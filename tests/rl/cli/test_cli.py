@@ -33,24 +33,12 @@ def dynframe(*arguments, cwd=REPOSITORY, **environment):
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        *("train", "cold-start", "check", "validate-data", "parity", "rollout", "eval", "compare", "submit", "export"),
-        *("report", "encode-stats", "doctor", ""),
-    ],
-)
-def test_help_teaches_and_answers_at_once(command):
-    start = time.perf_counter()
-    answer = dynframe(*filter(None, [command]), "--help")
-    assert answer.returncode == 0 and "Exit codes" in answer.stdout
-    assert time.perf_counter() - start < 5  # heavy libraries would take more
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train", "absent.yaml"], "absent.yaml: no such configuration file"),
         (["train", "trainer.steps=3"], "name at least one YAML file"),
+        (["train", QUICKSTART, "trainer.steps", "3"], "did you mean trainer.steps=3?"),
+        (["train", QUICKSTART, "video.v0.fps=2"], "unknown key 'video.v0.fps'; since 0.4.0 it is 'video.coarse.fps'"),
         (["check", QUICKSTART, "rollout.groupsize=4"], "did you mean 'rollout.group_size'"),
         (["train", QUICKSTART, "policy.path=nowhere"], "policy.path: no folder nowhere"),
         (["train", QUICKSTART, "data.train.format=dm_rl"], "set cold_start.traces: {format: dm_rl, path: ...}"),

@@ -1,0 +1,60 @@
+"""What several commands take, and how they end: configurations, --best, --json, exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl.cli.terminal import console, print_json
+from rl.config.file import load_config
+from rl.config.inputs import split_inputs
+from rl.config.run import RunConfig, anchored
+from rl.run.findings import Finding, as_dict, passed, print_findings
+
+EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
+JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG|KEY=VALUE",
+        help="YAML files, merged left to right, then overrides such as `trainer.steps=10`. "
+        "`dynframe config` lists every key.",
+        show_default=False,
+    ),
+]
+Best = Annotated[
+    bool, typer.Option("--best", metavar="", help="Of the run, the best checkpoint (`trainer.best_metric`).")
+]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object as the last line.")]
+
+
+def load(inputs: Sequence[str]) -> RunConfig:
+    """The configuration that a command's arguments name.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    config = load_config(*split_inputs(inputs))
+    if JOB_COPY not in Path.cwd().parts:
+        return config
+    home = Path.home() / "dynframe-rl"
+    console.print(f"inside a Ray job: relative folders are taken from {home}, since Ray deletes the job's own copy")
+    return anchored(config, home)
+
+
+def conclude(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print findings; exit code 3 if one failed."""
+    print_findings(findings, console)
+    if as_json:
+        print_json(as_dict(findings))
+    end_with_gate(passed(findings))
+
+
+def end_with_gate(holds: bool) -> None:
+    """Exit code 3 unless what was checked holds."""
+    if not holds:
+        raise typer.Exit(EXIT_GATE)

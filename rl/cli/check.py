@@ -1,0 +1,78 @@
+"""`dynframe check`, `doctor`, `validate-data` and `config`: what can be known before anything starts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rl.cli.arguments import AsJson, Inputs, conclude, end_with_gate, load
+from rl.cli.terminal import console, print_json
+
+
+def check(inputs: Inputs, as_json: AsJson = False) -> None:
+    """Check configuration, policy, rewards, data, token budget, memory and disk before anything starts.
+
+    Takes seconds, starts no worker, and reports everything at once. Exits 3 if something failed.
+
+    Example: `dynframe check configs/quickstart.yaml rollout.group_size=16`
+    """
+    config = load(inputs)
+    from rl.run.check import run_checks
+
+    conclude(run_checks(config, console), as_json=as_json)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Report versions, processors, memory, disk, GPUs, and whether the heavy libraries import.
+
+    Takes seconds and needs no configuration. Exits 3 if something failed, and says what to do about it.
+    """
+    from rl.cli.doctor import examine
+
+    conclude(examine(), as_json=as_json)
+
+
+def validate_data(
+    inputs: Inputs,
+    workers: Annotated[int, typer.Option(help="Decoding processes; 0: one per core.", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Decode every clip of the configured data once and give every row a status: ok, repaired or quarantined.
+
+    The status of a clip goes to `data.quarantine`, one line as soon as it is known: training leaves quarantined clips
+    out, and a killed validation goes on where it was. A clip whose file has changed since is decoded again. Exits 3 if
+    a row cannot be used.
+
+    Example: `dynframe validate-data configs/real_clips.yaml --workers 8`
+    """
+    config = load(inputs)
+    from rl.cli.validation import print_report
+    from rl.cli.validation import validate_data as run_validation
+
+    report = run_validation(config, console, workers=workers)
+    print_report(report, console)
+    if as_json:
+        print_json(report.as_dict())
+    end_with_gate(report.passed)
+
+
+def config(
+    section: Annotated[
+        str,
+        typer.Argument(
+            metavar="SECTION", help="A section, such as `rollout` or `rollout.engine`; all of them without it."
+        ),
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", metavar="", help="As Markdown tables.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the configuration keys: type, default, unit, and what each is for.
+
+    Set any of them in a YAML file, or as `key=value` after the files of a command.
+
+    Example: `dynframe config rollout`
+    """
+    from rl.cli.key_reference import print_keys
+
+    print_keys(section, console, markdown=markdown, as_json=as_json)

@@ -1,0 +1,111 @@
+"""`dynframe eval`, `compare`, `export` and `report`: what a run has achieved, and taking it away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl.cli.arguments import AsJson, Best, Inputs, load
+from rl.cli.terminal import console, print_json, say
+from rl.config.errors import ConfigError
+
+
+def evaluate(
+    inputs: Inputs,
+    run: Annotated[
+        Path | None, typer.Option(help="Evaluate this run's newest checkpoint instead of the policy in CONFIG.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Or this checkpoint.")] = None,
+    best: Best = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", metavar="", help="Move an earlier evaluation of that name aside, and begin anew."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Roll out a benchmark greedily and measure it, with bootstrap intervals.
+
+    The benchmark: `evaluation.benchmark=NAME evaluation.path=… evaluation.video_root=…`. Without one: the held-out
+    tasks of CONFIG, scored by its rewards. `retrieval.max_calls=0` is the baseline that may not look again.
+
+    Everything lands in `eval/NAME` of the run (RUN, or `output_dir/name`): predictions.jsonl, line by line, and
+    metrics.json. An evaluation that was interrupted goes on when the command is given again.
+
+    Example: `dynframe eval configs/quickstart.yaml --run runs/quickstart --best`
+    """
+    if run is not None and checkpoint is not None:
+        raise ConfigError("command line: --run takes a run's checkpoint by itself; give one of --run and --checkpoint")
+    if best and run is None:
+        raise ConfigError("command line: --best is of a run; give --run RUN")
+    config = load(inputs)
+    from rl.evaluation.run_evaluation import run_evaluation
+
+    report = run_evaluation(config, console, run=checkpoint if run is None else run, best=best, restart=restart)
+    if as_json:
+        print_json(report)
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Runs, folders such as RUN/eval/NAME, or their metrics.json; the first is compared with.",
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Which evaluation of the runs, if they have several in common.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Put evaluations side by side: values with intervals, differences to the first, paired significance.
+
+    Example: `dynframe compare runs/grpo runs/sd_grpo --name nextgqa`
+    """
+    from rl.evaluation.compare import compare as compare_evaluations
+    from rl.evaluation.compare import load_evaluations, print_comparison
+
+    comparison = compare_evaluations(load_evaluations(runs, name))
+    print_comparison(comparison, console)
+    if as_json:
+        print_json(comparison.as_dict())
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the Hugging Face folder goes; must not exist.")
+    ],
+    best: Best = False,
+) -> None:
+    """Turn a checkpoint into a Hugging Face folder that transformers and vLLM (with this package) load.
+
+    Example: `dynframe export runs/quickstart my_policy --best`
+    """
+    from rl.run.train import run_export
+
+    run_export(run, folder, best=best)
+    say(f"exported to {folder}")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; by default report.html in the run's folder.")] = None,
+    max_mib: Annotated[float, typer.Option(help="Largest size of the file, in MiB.", min=0.1)] = 20.0,
+    serve: Annotated[
+        bool, typer.Option("--serve", metavar="", help="Follow a live run instead of writing a file.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of --serve, on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8267,
+) -> None:
+    """Show a run: curves, every group with the spread of its rewards, every trajectory on the video's time axis.
+
+    Writes one HTML file that opens from disk without network. With `--serve`, follows a live run on 127.0.0.1.
+
+    Example: `dynframe report runs/quickstart`
+    """
+    from rl.cli.viewer import run_report, serve_report
+
+    if serve:
+        serve_report(run, port=port, console=console)
+    else:
+        run_report(run, out, max_mib=max_mib, console=console)

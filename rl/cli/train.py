@@ -1,0 +1,72 @@
+"""`dynframe train`, `cold-start` and `submit`: making a policy, here or on a cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl.cli.arguments import Inputs, load
+from rl.cli.terminal import console, say
+
+
+def train(inputs: Inputs) -> None:
+    """Train a policy: cold start if configured, then reinforcement learning.
+
+    Everything lands in `output_dir/name`: metrics.jsonl, trajectories/, checkpoints/, summary.json. Given again, the
+    same command goes on from the newest valid checkpoint (`resume=auto|never|PATH`); Ctrl-C and SIGTERM save first.
+
+    Example: `dynframe train configs/quickstart.yaml trainer.steps=200 name=longer`
+    """
+    config = load(inputs)
+    from rl.run.train import run_training
+
+    run_training(config, console)
+
+
+def cold_start(inputs: Inputs) -> None:
+    """Only the supervised stage on retrieval traces; prints the folder of the resulting policy.
+
+    The result is cached by a fingerprint of everything it depends on; `dynframe train` finds it there.
+
+    Example: `dynframe cold-start configs/quickstart.yaml cold_start.steps=200`
+    """
+    config = load(inputs)
+    from rl.run.train import run_cold_start_only
+
+    say(str(run_cold_start_only(config, console)))
+
+
+def submit(
+    inputs: Inputs,
+    address: Annotated[str, typer.Option(help="The cluster's job server.")] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option(metavar="", help="Print the job's output until it ends.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Print what would be submitted and stop.")
+    ] = False,
+) -> None:
+    """Submit `dynframe train` as a Ray job, with this folder as its working directory.
+
+    The configuration is checked here first. Ctrl-C ends the printing only and says how to follow or stop the job.
+
+    Example: `dynframe submit configs/sd_grpo_qwen2_5_vl_3b.yaml --address http://head:8265`
+    """
+    config = load(inputs)  # refuse here what the cluster would refuse minutes later
+    if (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
+    from actors.ray_connection import require_auth_mode
+    from cluster.submit import submit_training
+
+    require_auth_mode()
+    code = submit_training(
+        inputs,
+        run=config.name,
+        address=address,
+        follow=follow,
+        dry_run=dry_run,
+        write=say,
+        stop_grace_s=config.trainer.stop_grace_s,
+    )
+    raise typer.Exit(code)
