@@ -103,7 +103,7 @@ class Reporter:
     def _say(self, step: int, numbers: Mapping[str, float]) -> None:
         """A line per step: a bar alone says nothing in a job's log."""
         steps = self._config.trainer.steps
-        eta_s = self._pace.step_done() * (steps - step)
+        eta_s = self._pace.step_done(numbers["seconds/step"]) * (steps - step)
         self._progress.update(self._bar, completed=step)
         line = step_line(step, steps, numbers, answer_terms=answer_terms(self._config), eta_s=eta_s)
         say(self._progress.console, line)

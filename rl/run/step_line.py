@@ -11,6 +11,7 @@ from statistics import fmean
 
 from rl.run.console import Clock, spell_seconds
 
+NOTABLE = 0.1  # share of calls that are malformed, or refused, from which the line says so
 PACE_STEPS = 20  # the last ones, from which the time left is estimated
 
 
@@ -19,10 +20,16 @@ class Pace:
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
         self._clock = clock
-        self._ends_s = deque([clock()], maxlen=PACE_STEPS + 1)
+        self._ends_s: deque[float] = deque(maxlen=PACE_STEPS + 1)
 
-    def step_done(self) -> float:
-        """Seconds per step, over the last PACE_STEPS."""
+    def step_done(self, seconds: float) -> float:
+        """Seconds per step, over the last PACE_STEPS.
+
+        Args:
+            seconds: of the step that is done; what went before the first one does not count.
+        """
+        if not self._ends_s:
+            self._ends_s.append(self._clock() - seconds)
         self._ends_s.append(self._clock())
         return (self._ends_s[-1] - self._ends_s[0]) / (len(self._ends_s) - 1)
 
@@ -32,7 +39,8 @@ def step_line(step: int, steps: int, numbers: Mapping[str, float], *, answer_ter
 
     step 42/100  reward: retrieval .81 answer .90  accuracy .88  granted calls 1.00  1.2 s  5,312 tok/s  ETA 1m10s
 
-    The reward of the sampling segment is shown as retrieval, that of the reasoning segment as answer.
+    The reward of the sampling segment is shown as retrieval, that of the reasoning segment as answer. Malformed and
+    refused calls stand in it where they are more than a few.
 
     Args:
         step: the one that is done, from 1.
@@ -47,6 +55,11 @@ def step_line(step: int, steps: int, numbers: Mapping[str, float], *, answer_ter
         f"reward: retrieval {share(numbers['reward/sampling'])} answer {share(numbers['reward/reasoning'])}",
         f"accuracy {share(fmean(scored))}" if scored else "",
         f"granted calls {share(numbers['rollout/granted_calls'])}",
+        *(
+            f"{kind} calls {share(numbers[f'rollout/{kind}_calls'])}"
+            for kind in ("malformed", "refused")
+            if numbers[f"rollout/{kind}_calls"] >= NOTABLE
+        ),
         f"masked {masked:.0f} of {numbers['rollout/trajectories']:.0f}" if masked else "",
         spell_seconds(numbers["seconds/step"]),
         f"{numbers['rollout/tokens_per_s']:,.0f} tok/s",

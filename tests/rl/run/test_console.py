@@ -109,6 +109,8 @@ NUMBERS = {
     "reward/term/answer": 0.88,
     "reward/failed": 0.0,
     "rollout/granted_calls": 1.0,
+    "rollout/malformed_calls": 0.05,
+    "rollout/refused_calls": float("nan"),  # no call at all
     "rollout/trajectories": 64.0,
     "rollout/tokens_per_s": 5312.4,
     "seconds/step": 1.2,
@@ -129,6 +131,12 @@ def test_a_step_says_how_many_trajectories_were_masked_and_leaves_out_what_it_do
     )
 
 
+def test_calls_that_are_not_granted_are_no_looks_and_named_where_they_are_many():
+    numbers = NUMBERS | {"rollout/granted_calls": 0.0, "rollout/malformed_calls": 1.0, "rollout/refused_calls": 0.0}
+    line = step_line(1, 1, numbers, answer_terms=[], eta_s=0.0)
+    assert "granted calls .00  malformed calls 1.00  1.2 s" in line
+
+
 def test_an_evaluation_is_one_line():
     names = ("reward_sampling", "reward_reasoning", "accuracy", "granted_calls")
     numbers = {f"held_out/{name}": 0.5 for name in names} | {"held_out/frames": 9.398}
@@ -146,7 +154,9 @@ def test_shares_have_two_digits(value, text):
 
 def test_the_pace_is_that_of_the_last_steps(clock):
     pace = Pace(clock)
-    for seconds in (100.0, *[2.0] * 40):  # a slow first step
-        clock.now += seconds
-        latest = pace.step_done()
+    clock.now = 1000.0  # an evaluation before the first step
+    assert pace.step_done(seconds=100.0) == pytest.approx(100.0)
+    for _ in range(40):
+        clock.now += 2.0
+        latest = pace.step_done(seconds=1.0)  # and a save of one second after each
     assert latest == pytest.approx(2.0)
