@@ -11,14 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.placement import Slots
-from actors.reward import RewardPool
+from actors.reward import RewardError, RewardPool
 from actors.rollout_pool import RolloutPool
 from rl.checkpoint.saver import Saver
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.run.console import say
 from rl.tracking.backlog import Backlog
-from rl.tracking.failures import FAILURES, FailureLog
+from rl.tracking.failures import FAILURES, Failure, FailureLog
 from rl.tracking.faults import FAULTS, write_faults
 from rl.trajectory import Fault, ScoredGroup, TrajectoryGroup, VideoTask
 
@@ -58,18 +58,26 @@ class Run:
             UnwrittenError: too many steps in a row could not be written down.
         """
         scored = self.rewards.score_all(groups)
-        for failure in self.failures.add(self.step, scored):
-            where = f"step {self.step}, {self.run_dir / FAILURES} has the trajectory"
-            say(self.console, f"masked {failure.count} trajectories: {failure.cause} ({where})", style="red")
-            if failure.traceback:
-                log.debug("%s", failure.traceback.rstrip())
-        self.rewards.refuse_too_many_failures(scored)
+        new = self.failures.add(self.step, scored)
+        try:
+            self.rewards.refuse_too_many_failures(scored)
+        except RewardError as error:
+            self._say_failures([failure for failure in new if failure.cause not in str(error)])  # it names one itself
+            raise RewardError(f"{error}; {self.run_dir / FAILURES} has traceback and trajectory") from error
+        self._say_failures(new)
         return scored
 
     def say_repeated_failures(self) -> None:
-        """How many trajectories each cause has cost; nothing where nothing failed."""
+        """How many trajectories each cause has cost that was met more than once."""
         for failure, count in self.failures.repeated():
             say(self.console, f"masked {count} trajectories in all: {failure.cause}", style="red")
+
+    def _say_failures(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            where = f"step {self.step}, {self.run_dir / FAILURES} has traceback and trajectory"
+            say(self.console, f"masked {failure.count} trajectories: {failure.cause} ({where})", style="red")
+            if failure.traceback:
+                log.debug("%s", failure.traceback.rstrip())
 
     def take_faults(self, *, unfinished: bool = False) -> list[Fault]:
         """What broke and was recovered since the last call of this method, wherever it was noticed."""

@@ -63,7 +63,7 @@ class FailureLog:
         """
         self._path, self._backlog, self._pieces_of = run_dir / FAILURES, backlog, pieces_of
         self._known = {failure.key: failure for failure in read_failures(run_dir)}
-        self._counts: dict[str, int] = {}  # of this process
+        self._counts: dict[str, list[int]] = {}  # of this process, call by call
 
     def add(self, step: int, scored: Sequence[ScoredGroup]) -> list[Failure]:
         """Count the failures of scored groups; returns those of a cause that is new to this process.
@@ -89,13 +89,13 @@ class FailureLog:
         kept = [failure for failure in found if failure.key in self._known]
         new = [failure for failure in kept if failure.key not in self._counts]
         for failure in kept:
-            self._counts[failure.key] = self._counts.get(failure.key, 0) + failure.count
+            self._counts.setdefault(failure.key, []).append(failure.count)
         return new
 
     def repeated(self) -> list[tuple[Failure, int]]:
-        """Causes that this process has met, with the trajectories masked for each, the most frequent first."""
-        counts = sorted(self._counts.items(), key=lambda item: -item[1])
-        return [(self._known[key], count) for key, count in counts]
+        """Causes that `add` has met more than once, with the trajectories masked for each, the most frequent first."""
+        totals = {key: sum(counts) for key, counts in self._counts.items() if len(counts) > 1}
+        return [(self._known[key], total) for key, total in sorted(totals.items(), key=lambda item: -item[1])]
 
     def _found(self, step: int, scored: Sequence[ScoredGroup]) -> list[Failure]:
         found = []

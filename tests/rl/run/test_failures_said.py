@@ -1,6 +1,7 @@
 """A failure is said at once, once per cause; at the end of the run, how much each cause has cost."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -54,13 +55,14 @@ def test_a_cause_is_said_at_once_and_not_again(run):
     (line,) = said(run)
     assert line.startswith("masked 4 trajectories: reward 'mine' raised KeyError: 'gold' on task ")
     assert f'at {__file__}:{raises.__code__.co_firstlineno + 1} in raises: return {{}}["gold"]' in line
-    assert f"(step 3, {run.run_dir}/failures.jsonl has the trajectory)" in line
+    assert f"(step 3, {run.run_dir}/failures.jsonl has traceback and trajectory)" in line
 
 
 def test_the_end_of_a_run_tells_how_many_trajectories_a_cause_has_cost(run):
+    run.score([golden_group()])
     run.say_repeated_failures()
-    assert said(run) == []  # nothing has failed
-    for _ in range(3):
+    assert len(said(run)) == 1  # all of it has been said
+    for _ in range(2):
         run.score([golden_group()])
     run.say_repeated_failures()
     assert said(run)[-1].startswith("masked 12 trajectories in all: reward 'mine' raised KeyError")
@@ -68,11 +70,21 @@ def test_the_end_of_a_run_tells_how_many_trajectories_a_cause_has_cost(run):
 
 def test_a_run_that_is_refused_for_its_failures_has_written_them_down(run):
     run.rewards.refuses = True
+    with pytest.raises(RewardError, match=f"too many; {run.run_dir}/failures.jsonl has traceback and trajectory"):
+        run.score([golden_group()])
+    (failure,) = read_failures(run.run_dir)
+    assert failure.traceback.endswith("KeyError: 'gold'\n")
+
+
+def test_the_error_that_names_a_cause_is_the_only_line_that_does(run):
+    run.rewards.refuses = True
+    with pytest.raises(RewardError):
+        run.score([golden_group()])
+    assert len(said(run)) == 1  # "too many" does not name it
+    run.failures.add = lambda step, scored: [replace(read_failures(run.run_dir)[0], cause="too many")]
     with pytest.raises(RewardError):
         run.score([golden_group()])
     assert len(said(run)) == 1
-    (failure,) = read_failures(run.run_dir)
-    assert failure.traceback.endswith("KeyError: 'gold'\n")
 
 
 def test_tracebacks_are_for_those_who_ask_for_them(run, caplog):

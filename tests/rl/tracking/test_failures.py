@@ -53,7 +53,7 @@ def test_a_cause_is_told_once_and_counted(run):
     assert first.cause == (
         "reward 'brevity' raised KeyError: 'gold' on task train:12 at my_rewards.py:4 in brevity: return row[\"gold\"]"
     )
-    assert first.count == 3
+    assert first.count == 3 and failures.repeated() == []
     assert failures.add(4, [run.group(RAISED, FINE)]) == []
     assert [(failure.cause, count) for failure, count in failures.repeated()] == [(first.cause, 4)]
 
