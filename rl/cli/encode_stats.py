@@ -42,7 +42,7 @@ def encode_stats(
     Example: `dynframe encode-stats my_clips/ --plot tokens.png`
     """
     from rl.encode_stats.figure import draw, require_drawable
-    from rl.encode_stats.measure import EncodeLimits, parse_rates, require_writable
+    from rl.encode_stats.inputs import EncodeLimits, parse_rates, require_writable
     from rl.encode_stats.measure import encode_stats as run_encode_stats
     from rl.encode_stats.rows import as_dict as report_as_dict
     from rl.encode_stats.rows import write_csv

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.policy import ScenesConfig
-from rl.encode_stats.cost import kpixel_per_tflop
 
 MODES: Mapping[str, ScenesConfig] = {
     "fixed2": ScenesConfig(mode="fixed"),  # stock pairs: what the others are compared with
@@ -153,6 +152,11 @@ def block_times(duration_s: float, native_fps: float, asked_fps: float, max_seco
     fps = min(asked_fps, native_fps) if native_fps > 0 else asked_fps
     num_frames = min(max_frames, max(1, math.floor(min(duration_s, max_seconds) * fps + 1e-6)))
     return tuple(i / fps for i in range(num_frames)), fps
+
+
+def kpixel_per_tflop(num_frames: int, height: int, width: int, flops: int) -> float:
+    """Thousand pixels of encoded frames that 10^12 operations pay for: more is cheaper."""
+    return num_frames * height * width / 1e3 / (flops / 1e12)
 
 
 def histogram_of(scene_lengths: Sequence[int]) -> dict[int, int]:

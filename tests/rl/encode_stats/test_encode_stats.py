@@ -15,7 +15,8 @@ from rl.config.errors import ConfigError
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.encode_stats import measure as encode_clips
 from rl.encode_stats.figure import draw, require_drawable
-from rl.encode_stats.measure import EncodeLimits, encode_stats, find_videos, parse_rates, require_writable
+from rl.encode_stats.inputs import EncodeLimits, find_videos, parse_rates, require_writable
+from rl.encode_stats.measure import encode_stats
 from rl.encode_stats.rows import (
     MODES,
     Block,

@@ -1,0 +1,117 @@
+"""The vision tower of `dynframe encode-stats`: run on clips, or counted on torch's meta device.
+
+On the meta device a tensor has a shape and no numbers: the cost of a 3 B policy's encoder can be told on a machine that
+could not load it. Operations are counted by torch's FlopCounterMode: a multiply with its addition is two, what is done
+element by element (norms, activations, rotary positions, softmax) is not counted.
+
+Legend: K scenes · P patches of one frame · D values of a patch · E hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+from rl.config.policy import ScenesConfig
+from rl.encode_stats.peak_memory import PeakMemory
+from rl.policy.patch_embed import make_patch_embed
+from rl.policy.vision_tower import encode_videos, make_vision_tower
+
+
+class Tower:
+    """A vision tower of random weights and one patch embedding per mode, each of which fits its scenes."""
+
+    def __init__(self, vision: Mapping[str, Any], modes: Mapping[str, ScenesConfig]) -> None:
+        """
+        Args:
+            vision: a `vision_config` section.
+            modes: names and scene parameters.
+        """
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        config = Qwen2_5_VLVisionConfig(**vision)
+        self._visual = make_vision_tower(config, next(iter(modes.values())))
+        self._embeds = _patch_embeds(config, modes)
+        for embed in self._embeds.values():
+            torch.nn.init.normal_(embed.weight, std=config.initializer_range)
+
+    def encode(self, mode: str, packed: Any) -> None:
+        """One pass over a packed block."""
+        self._visual.patch_embed = self._embeds[mode]
+        with torch.inference_mode():
+            encode_videos(self._visual, [packed])
+
+    def peak_bytes(self, mode: str, packed: Any) -> int:
+        """The most bytes of tensors alive during one pass, the block's patches included, weights not."""
+        self._visual.patch_embed = self._embeds[mode]
+        with PeakMemory([*self._visual.parameters(), *self._visual.buffers()]) as memory:
+            self.encode(mode, packed)
+        return memory.peak_bytes
+
+
+class FlopCounter:
+    """Counts what encoding costs in a tower on the meta device, without weights.
+
+    A window never spans scenes, so that a block of K scenes costs K times what one scene does, but for the patch
+    embedding, whose kernels are resampled to the scenes' lengths.
+    """
+
+    def __init__(self, vision: Mapping[str, Any], modes: Mapping[str, ScenesConfig]) -> None:
+        """
+        Args:
+            vision: a `vision_config` section.
+            modes: names and scene parameters.
+        """
+        self._config = Qwen2_5_VLVisionConfig(**vision)
+        with torch.device("meta"):
+            self._visual = make_vision_tower(self._config, ScenesConfig(mode="fixed"))
+            self._embeds = _patch_embeds(self._config, modes)
+        self.parameters = sum(weight.numel() for weight in self._visual.parameters())  # with the stock kernel
+        self._of_one_scene: dict[tuple[int, int], int] = {}  # (grid_h, grid_w) -> operations
+
+    def count(self, mode: str, scene_lengths: Sequence[int], grid_h: int, grid_w: int) -> int:
+        """Floating-point operations of one forward pass over a block.
+
+        Args:
+            scene_lengths: frames of each scene, in order.
+            grid_h, grid_w: patches of a frame; multiples of the merge size.
+        Raises:
+            ValueError: no scene, a scene without frames, or a grid that the merger cannot divide.
+        """
+        merge = self._config.spatial_merge_size
+        if not scene_lengths or min(scene_lengths) < 1:
+            raise ValueError(f"scenes must have frames, got lengths {tuple(scene_lengths)}")
+        if min(grid_h, grid_w) < 1 or grid_h % merge or grid_w % merge:
+            raise ValueError(f"a grid must be of multiples of {merge} patches, got {grid_h} x {grid_w}")
+        if (grid_h, grid_w) not in self._of_one_scene:
+            self._of_one_scene[grid_h, grid_w] = self._count_one_scene(grid_h, grid_w)
+        embedding = self._count_embedding(mode, scene_lengths, grid_h * grid_w)
+        return embedding + len(scene_lengths) * self._of_one_scene[grid_h, grid_w]
+
+    def _count_embedding(self, mode: str, scene_lengths: Sequence[int], patches_per_frame: int) -> int:
+        values = 3 * self._config.patch_size**2
+        patches_ND = torch.empty(
+            sum(scene_lengths) * patches_per_frame, values, dtype=torch.uint8, device="meta"
+        )  # as PackedVideo has them
+        with FlopCounterMode(display=False) as counter:
+            self._embeds[mode](patches_ND, scene_lengths, patches_per_frame)
+        return counter.get_total_flops()
+
+    def _count_one_scene(self, grid_h: int, grid_w: int) -> int:
+        embedded_PE = torch.empty(grid_h * grid_w, self._config.hidden_size, device="meta")
+        grids = torch.tensor([(1, grid_h, grid_w)])  # on the CPU: windows are cut by its numbers
+        positions_P2 = torch.empty(grid_h * grid_w, 2, dtype=torch.long, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            self._visual(embedded_PE, grid_thw=grids, position_ids=positions_P2)
+        return counter.get_total_flops()
+
+
+def _patch_embeds(config: Qwen2_5_VLVisionConfig, modes: Mapping[str, ScenesConfig]) -> dict[str, torch.nn.Module]:
+    return {
+        mode: make_patch_embed(config.hidden_size, config.patch_size, scenes).requires_grad_(False)
+        for mode, scenes in modes.items()
+    }
