@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from rl.checkpoint.manifest import MANIFEST
 from rl.checkpoint.store import CHECKPOINTS, CheckpointStore
@@ -22,7 +21,7 @@ from rl.config.file import to_yaml
 from rl.config.run import RunConfig
 from rl.fault_injection.run_process import kill_process_tree, launched
 from rl.report.run_files import Broken, read_json_lines
-from rl.run.console import progress_bar
+from rl.run.console import Stage, counted_stage
 from rl.tracking.fingerprint import PREFIX
 
 STRAIGHT, INTERRUPTED = "straight", "interrupted"  # names of the two runs
@@ -93,8 +92,8 @@ class Runs:
             self._config, name=name, output_dir=self._home, steps=self._total, save_every=save_every
         )
         settings.write_text(to_yaml(declared), encoding="utf-8")
-        with progress_bar(self._console) as progress, launched(settings, log) as process:
-            yield RunProcess(process, title, self._home / name, log, self._total, progress, self._timeout_s)
+        with counted_stage(self._console, f"run: {title}", self._total) as steps, launched(settings, log) as process:
+            yield RunProcess(process, title, self._home / name, log, self._total, steps, self._timeout_s)
 
 
 class RunProcess:
@@ -107,11 +106,11 @@ class RunProcess:
         folder: Path,
         log: Path,
         total: int,
-        progress: Progress,
+        steps: Stage,
         timeout_s: float,
     ) -> None:
         self._process, self._title, self._folder, self._log, self._total = process, title, folder, log, total
-        self._progress, self._bar = progress, progress.add_task(title, total=total)
+        self._steps = steps
         self._deadline = time.monotonic() + timeout_s
 
     def finish(self) -> None:
@@ -152,11 +151,11 @@ class RunProcess:
     def _watch(self, reached: Callable[[], bool]) -> None:
         """Return when `reached`, or when the run has ended."""
         while self._process.poll() is None and not reached():
-            self._progress.update(self._bar, completed=len(self.lines()))
+            self._steps.update(len(self.lines()))
             if time.monotonic() > self._deadline:
                 raise self._failure("took too long (--timeout)")
             self._sleep(POLL_S)
-        self._progress.update(self._bar, completed=len(self.lines()))
+        self._steps.update(len(self.lines()))
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, but not beyond the end of the run."""

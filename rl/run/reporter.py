@@ -30,6 +30,7 @@ from rl.policy.processor import Processor
 from rl.run.console import say
 from rl.run.step_line import Pace, step_line
 from rl.tracking.backlog import Backlog
+from rl.tracking.failures import FAILURES
 from rl.tracking.faults import FAULTS
 from rl.tracking.fingerprint import step_fingerprints
 from rl.tracking.records import records, step_path, write_step
@@ -131,7 +132,7 @@ class Reporter:
         if unreadable > self._config.scoring.max_failed_share:
             raise GateError(
                 f"step {step + 1}: the videos of {unreadable:.0%} of the trajectories could not be read "
-                f"(scoring.max_failed_share={self._config.scoring.max_failed_share:g}); the log says which and why"
+                f"(scoring.max_failed_share={self._config.scoring.max_failed_share:g}); {FAILURES} says which and why"
             )
 
 

@@ -4,12 +4,12 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 from typer.testing import CliRunner
 
 from rl.checkpoint.store import CheckpointStore
@@ -18,6 +18,7 @@ from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.fault_injection.compared_runs import Kill, Killed, RunProcess, VerificationError, proof_config
 from rl.fault_injection.verify_resume import ComparedStep, Proof, compare, print_proof, verify_resume
+from rl.run.console import counted_stage
 from rl.tracking.fingerprint import STAGES
 from rl.trajectory import RunState
 
@@ -109,10 +110,11 @@ def run_of(tmp_path):
         command = [sys.executable, "-c", STEPS, str(tmp_path), str(steps), then]
         with log.open("wb") as output:
             started.append(subprocess.Popen(command, stdout=output, stderr=output))
-        progress = Progress(console=Console(quiet=True))
-        return RunProcess(started[-1], "a run", tmp_path, log, total, progress, timeout_s)
+        reported = stack.enter_context(counted_stage(Console(quiet=True), "a run", total))
+        return RunProcess(started[-1], "a run", tmp_path, log, total, reported, timeout_s)
 
-    yield start
+    with ExitStack() as stack:
+        yield start
     for process in started:
         process.kill()
         process.wait()
