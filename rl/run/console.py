@@ -22,6 +22,8 @@ from rich.text import Text
 REPORT_S = 30.0  # between two lines of a stage where there is no bar
 SAID = "rl.said"  # logger of what a console has shown already: for log files, not for the terminal
 
+Clock = Callable[[], float]  # seconds
+
 _said = logging.getLogger(SAID)
 
 
@@ -74,9 +76,6 @@ class Stage:
         left = (self._total - done) * (now_s - self._started_s) / max(done - self._first, 1)
         how_far = f"{done:,} of {self._total:,}, {spell_seconds(left)} left"
         say(self._console, f"{self._doing}: {how_far if done > self._first else f'{done:,} of {self._total:,}'}")
-
-
-Clock = Callable[[], float]  # seconds
 
 
 @contextmanager

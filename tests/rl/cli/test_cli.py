@@ -130,6 +130,8 @@ def test_report_writes_a_page_and_follows_a_run_until_interrupted(tmp_path):
     run = write_run(tmp_path / "run", tmp_path / "clips", steps=1)
     answer = dynframe("report", run, "--max-mib", "2")
     assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()  # of what is no terminal: no bars, no escape codes, no blank lines
+    assert all(line.strip() for line in lines) and "\x1b" not in answer.stdout
     assert f"{run}/report.html" in answer.stdout and (run / "report.html").stat().st_size < 2 * 2**20
     command = [sys.executable, "-m", "rl", "report", str(run), "--serve", "--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
