@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.report.live import make_server
+from rl.report.live import ReportServer
 from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
 from tests.rl.report.recorded_run import append_step, write_failures, write_run
@@ -369,7 +369,7 @@ def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
 
 def test_a_live_page_of_a_run_that_has_only_begun_waits_for_its_first_step(tmp_path, open_page):
     (tmp_path / "config.yaml").write_text("name: begun\n")
-    with make_server(tmp_path, source=None, port=0) as server:
+    with ReportServer(tmp_path, source=None, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -392,7 +392,7 @@ def test_a_live_page_shows_a_new_step_without_being_loaded_again(tmp_path, clips
     from rl.cli.viewer import ClipFrames
 
     run = write_run(tmp_path / "run", clips, steps=2)
-    with VideoReader(workers=0) as reader, make_server(run, ClipFrames(reader), port=0) as server:
+    with VideoReader(workers=0) as reader, ReportServer(run, ClipFrames(reader), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}/"

@@ -93,8 +93,20 @@ class LiveRun:
         return tuple((str(path), *file_state(path)) for path in files)
 
 
-class _Server(ThreadingHTTPServer):
-    """A client that disconnects in the middle of an answer is not an error."""
+class ReportServer(ThreadingHTTPServer):
+    """Serves the page and data of one run. A client that disconnects in the middle of an answer is not an error."""
+
+    def __init__(self, run: Path, source: FrameSource, port: int) -> None:
+        """
+        Args:
+            port: on loopback; 0 takes a free one.
+        Raises:
+            OSError: the port is taken.
+        """
+        super().__init__((LOOPBACK, port), _Answer)
+        self.live = LiveRun(run, source)
+        self.page = render(run.name, (), live=True).encode("utf-8")
+        self.policy = content_policy(live=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Called while an exception is handled."""
@@ -102,73 +114,62 @@ class _Server(ThreadingHTTPServer):
             log.exception("a request to the page failed")
 
 
-def make_server(run: Path, source: FrameSource, port: int) -> ThreadingHTTPServer:
-    """A server on loopback; port 0 takes a free one. `serve_forever()` runs it.
+class _Answer(BaseHTTPRequestHandler):
+    """One request."""
 
-    Raises:
-        OSError: the port is taken.
-    """
-    live = LiveRun(run, source)
-    page = render(run.name, (), live=True).encode("utf-8")
-    policy = content_policy(live=True)
+    server: ReportServer
+    server_version, sys_version, timeout = "dynframe", "", REQUEST_S
 
-    class Answer(BaseHTTPRequestHandler):
-        """One request."""
+    def do_GET(self) -> None:
+        if not self._is_for_us():
+            self._send(HTTPStatus.MISDIRECTED_REQUEST, b"this page is served to this machine only\n", "text/plain")
+        elif self.path == "/":
+            self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
+        elif route := ROUTE.fullmatch(self.path):
+            self._data(route[1], route[2])
+        else:
+            self._send(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain")
 
-        server_version, sys_version, timeout = "dynframe", "", REQUEST_S
+    def _is_for_us(self) -> bool:
+        own = self.server.server_address[1]
+        return self.headers.get("Host", "") in (f"127.0.0.1:{own}", f"localhost:{own}")
 
-        def do_GET(self) -> None:
-            if not self._is_for_us():
-                self._send(HTTPStatus.MISDIRECTED_REQUEST, b"this page is served to this machine only\n", "text/plain")
-            elif self.path == "/":
-                self._send(HTTPStatus.OK, page, "text/html; charset=utf-8")
-            elif route := ROUTE.fullmatch(self.path):
-                self._data(route[1], route[2])
+    def _data(self, kind: str, name: str | None) -> None:
+        if kind == "run" and name is None:
+            index, tag = self.server.live.index()
+            if self.headers.get("If-None-Match") == tag:
+                self._send(HTTPStatus.NOT_MODIFIED, b"", None)
             else:
-                self._send(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain")
+                self._send(HTTPStatus.OK, index, "application/json", ETag=tag)
+            return
+        found = None
+        if kind == "step" and name is not None:
+            found = self.server.live.step(name)
+        elif kind == "clip" and name is not None and name.isdigit():
+            found = self.server.live.clip(int(name))
+        if found is None:
+            self._send(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain")
+        else:
+            self._send(HTTPStatus.OK, found, "application/json")
 
-        def _is_for_us(self) -> bool:
-            own = self.server.server_address[1]
-            return self.headers.get("Host", "") in (f"127.0.0.1:{own}", f"localhost:{own}")
+    def _send(self, status: HTTPStatus, body: bytes, kind: str | None, **headers: str) -> None:
+        self.send_response(status)
+        if kind is not None:
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+        if kind == "application/json":
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Security-Policy", f"{self.server.policy}; frame-ancestors 'none'")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
 
-        def _data(self, kind: str, name: str | None) -> None:
-            if kind == "run" and name is None:
-                index, tag = live.index()
-                if self.headers.get("If-None-Match") == tag:
-                    self._send(HTTPStatus.NOT_MODIFIED, b"", None)
-                else:
-                    self._send(HTTPStatus.OK, index, "application/json", ETag=tag)
-                return
-            found = None
-            if kind == "step" and name is not None:
-                found = live.step(name)
-            elif kind == "clip" and name is not None and name.isdigit():
-                found = live.clip(int(name))
-            if found is None:
-                self._send(HTTPStatus.NOT_FOUND, b"not found\n", "text/plain")
-            else:
-                self._send(HTTPStatus.OK, found, "application/json")
-
-        def _send(self, status: HTTPStatus, body: bytes, kind: str | None, **headers: str) -> None:
-            self.send_response(status)
-            if kind is not None:
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-            if kind == "application/json":
-                self.send_header("Content-Encoding", "gzip")
-            self.send_header("Content-Security-Policy", f"{policy}; frame-ancestors 'none'")
-            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Cache-Control", "no-store")
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Requests are not worth a line."""
-
-    return _Server((LOOPBACK, port), Answer)
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Requests are not worth a line."""
 
 
 def serve(run: Path, source: FrameSource, port: int, ready: Callable[[str], None]) -> None:
@@ -179,7 +180,7 @@ def serve(run: Path, source: FrameSource, port: int, ready: Callable[[str], None
     Raises:
         OSError: the port is taken.
     """
-    with make_server(run, source, port) as server:
+    with ReportServer(run, source, port) as server:
         ready(f"http://{LOOPBACK}:{server.server_address[1]}/")
         try:
             server.serve_forever(poll_interval=0.2)

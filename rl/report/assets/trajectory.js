@@ -40,14 +40,14 @@ function trajectoryPage(run, ...path) {
         { class: "crumbs" },
         el("a", { href: `#/steps/${reportStep.id}` }, stepName(reportStep)),
         " / ",
-        `group ${number} of ${reportStep.groups.length}, from 0`,
+        `group ${number} of ${fromZero(reportStep.groups.length)}`,
         " / ",
         el("span", { class: "task-id" }, quoted(group.task)),
       ),
       el(
         "div",
         { class: "stepper" },
-        el("h1", {}, `Sibling ${sibling.sibling}`, el("span", { class: "of" }, ` of ${group.siblings.length}, from 0`)),
+        el("h1", {}, `Sibling ${sibling.sibling}`, el("span", { class: "of" }, ` of ${fromZero(group.siblings.length)}`)),
         el(
           "nav",
           { class: "buttons", "aria-label": "Neighbours" },
@@ -82,6 +82,11 @@ function trajectoryPage(run, ...path) {
       el("aside", { class: "siblings card", "aria-label": "Siblings", id: "siblings" }),
     ),
   ];
+}
+
+// How many there are, and that they are counted from 0, as records and links do.
+function fromZero(number) {
+  return number > 1 ? `${number} (0–${number - 1})` : String(number);
 }
 
 function neighbours(run, { reportStep, group, number, i }) {

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from rl.report.live import make_server
+from rl.report.live import ReportServer
 from rl.tracking.faults import write_faults
 from rl.trajectory import Fault
 from tests.rl.report.recorded_run import append_step, write_run
@@ -26,7 +26,7 @@ class GreyClips:
 def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("live")
     run = write_run(home / "run", home / "clips", steps=2)
-    with make_server(run, GreyClips(), port=0) as server:
+    with ReportServer(run, GreyClips(), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield run, server.server_address[1]
