@@ -181,8 +181,8 @@ def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
         table.add_column(heading, justify="left" if not heading else "right")
     before, after = (summary["held_out"].get(moment, {}) for moment in ("before", "after"))
     for label, name in (
-        ("held-out reward, sampling", "reward_sampling"),
-        ("held-out reward, reasoning", "reward_reasoning"),
+        ("held-out reward, retrieval", "reward_sampling"),
+        ("held-out reward, answer", "reward_reasoning"),
         ("held-out answer accuracy", "accuracy"),
         ("share of trajectories that look again", "granted_calls"),
         ("frames retrieved per trajectory", "frames"),
