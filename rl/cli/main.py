@@ -92,6 +92,7 @@ def main() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not os.environ.get("RAY_ADDRESS"):  # a Ray started here listens on loopback; read once, when ray is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background inherits "ignore"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `ray job stop`: workers are released on the way out
     try:
         app(args=_debug_first(sys.argv[1:]), prog_name="dynframe")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,8 @@ def test_report_writes_a_page_and_follows_a_run_until_interrupted(tmp_path):
     assert f"{run}/report.html" in answer.stdout and (run / "report.html").stat().st_size < 2 * 2**20
     command = [sys.executable, "-m", "rl", "report", str(run), "--serve", "--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=REPOSITORY, text=True, **pipes) as process:
+    ignoring = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # as a shell starts what runs in the background
+    with subprocess.Popen(command, cwd=REPOSITORY, text=True, preexec_fn=ignoring, **pipes) as process:
         address = process.stdout.readline().split()[0]
         with urllib.request.urlopen(address, timeout=60) as page:
             assert b'data-live="1"' in page.read()
