@@ -59,6 +59,11 @@ class RowFormat:
     trace: Callable[[object, Path, str], RetrievalTrace] | None = None
 
 
+def has_traces(format: str) -> bool:
+    """Whether a format's rows are supervised traces, with replies to learn from, and not only tasks."""
+    return format in FORMATS and FORMATS[format].trace is not None
+
+
 def answer_kind(answer: str) -> AnswerKind:
     """How an answer wants to be compared, judged by what it looks like."""
     if _SPAN.fullmatch(answer):

@@ -1,4 +1,4 @@
-"""`dynframe validate-data`: every clip decoded once, a verdict per row, and the list that training honours.
+"""`dynframe validate-data`: every clip decoded once, a status per row, and the list that training honours.
 
 Part of the composition root.
 """
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, check_clip
 from envs.data.dataset import RejectedRow, load_tasks, load_traces, within_clip
+from envs.data.formats import has_traces
 from envs.data.rows import UnusableRow
 from envs.video.reader import VideoReader
 from rl.config.data import SourceConfig
@@ -52,8 +53,8 @@ class DataReport:
     rows: tuple[CheckedRow, ...]
     clips: int
     decoded: int  # of them, in this go: the others were known already
-    quarantine: Path  # the verdicts on clips
-    listing: Path  # the verdicts on rows
+    quarantine: Path  # the status of clips
+    listing: Path  # the status of rows
 
     @property
     def passed(self) -> bool:
@@ -75,12 +76,12 @@ class DataReport:
 
 @as_config_error()
 def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> DataReport:
-    """Decode the clips of all splits that have not been decoded before, and judge every row.
+    """Decode the clips of all splits that have not been decoded before, and find every row's status.
 
     Args:
         workers: decoding processes; 0: one per core.
     Raises:
-        ConfigError: an annotation file cannot be used at all, or the verdicts cannot be written.
+        ConfigError: an annotation file cannot be used at all, or the statuses cannot be written.
     """
     sources = [(split, *_load(split, source)) for split, source in _sources(config, console)]
     clips = sorted({task.video_path for _, tasks, _ in sources for task in tasks})
@@ -88,7 +89,7 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> D
     with ClipStatusFile(home) as file:
         new = [clip for clip in clips if clip not in file.clips]
         _decode(new, file, config, console, workers or os.cpu_count() or 1)
-        rows = tuple(row for source in sources for row in judge_rows(*source, file.clips))
+        rows = tuple(row for source in sources for row in row_statuses(*source, file.clips))
     listing = home.with_name(f"validated_rows-{config.name}.jsonl")
     draft = listing.with_name(f".{listing.name}.{os.getpid()}")
     draft.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
@@ -96,17 +97,17 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> D
     return DataReport(rows, len(clips), len(new), home, listing)
 
 
-def judge_rows(
-    split: str, tasks: Sequence[VideoTask], rejected: Sequence[RejectedRow], verdicts: Mapping[str, CheckedClip]
+def row_statuses(
+    split: str, tasks: Sequence[VideoTask], rejected: Sequence[RejectedRow], clips: Mapping[str, CheckedClip]
 ) -> Iterator[CheckedRow]:
-    """A verdict per row, from those on the clips: what a run would do with it.
+    """A status per row, from those of the clips: what a run would do with it.
 
     Args:
         rejected: rows of which no task could be made.
-        verdicts: by video; there is one for every clip of the tasks.
+        clips: by video; there is one for every clip of the tasks.
     """
     yield from (CheckedRow(split, f"{row.file}:{row.line}", "", "quarantined", row.reason) for row in rejected)
-    yield from (_judge(split, task, verdicts[task.video_path]) for task in tasks)
+    yield from (_checked_row(split, task, clips[task.video_path]) for task in tasks)
 
 
 def count_rows(rows: Sequence[CheckedRow]) -> dict[str, Counter[str]]:
@@ -144,7 +145,7 @@ def _sources(config: RunConfig, console: Console) -> Iterator[tuple[str, Located
 
 def _load(split: str, source: Located) -> tuple[Sequence[VideoTask], Sequence[RejectedRow]]:
     """The tasks a source can be read as, and its other rows."""
-    if split == "cold_start" and source[0] == "dm_cot":
+    if split == "cold_start" and has_traces(source[0]):
         traces = load_traces(*source)
         return [trace.task for trace in traces.traces], traces.rejected
     tasks = load_tasks(*source)
@@ -152,7 +153,7 @@ def _load(split: str, source: Located) -> tuple[Sequence[VideoTask], Sequence[Re
 
 
 def _decode(clips: Sequence[str], file: ClipStatusFile, config: RunConfig, console: Console, workers: int) -> None:
-    """Check clips in parallel, each in a process that can be killed; a verdict is on disk as soon as it is known."""
+    """Check clips in parallel, each in a process that can be killed; a status is on disk as soon as it is known."""
     video, readers = config.video, SimpleQueue()
     doing = f"decoding {len(clips):,} clips"
     with ExitStack() as stack, counted_stage(console, doing, len(clips)) as decoding:
@@ -174,7 +175,7 @@ def _decode(clips: Sequence[str], file: ClipStatusFile, config: RunConfig, conso
             decoding.advance()
 
 
-def _judge(split: str, task: VideoTask, clip: CheckedClip) -> CheckedRow:
+def _checked_row(split: str, task: VideoTask, clip: CheckedClip) -> CheckedRow:
     if clip.status is ClipStatus.QUARANTINED:
         return CheckedRow(split, task.task_id, task.video_path, "quarantined", clip.reason)
     changes = [clip.reason] if clip.reason else []

@@ -96,7 +96,7 @@ def _reward(
         if failures:
             where = f"on a golden trajectory ({kind.value} answers)"
             return Finding(f"rewards.{name}", Level.FAILED, f"{failures[0].cause} {where}: {failures[0].detail}")
-        said = [verdict.breakdown for verdict in scored.rewards_G if not isinstance(verdict, RewardFailure)]
+        said = [reward.breakdown for reward in scored.rewards_G if not isinstance(reward, RewardFailure)]
         values = [round(breakdown[name], 3) for breakdown in said if name in breakdown]
         if values:
             given[kind.value] = values

@@ -43,7 +43,7 @@ def as_dict(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """A table: verdict, subject, detail with the remedy."""
+    """A table: level, subject, detail with the remedy."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
         mark = f"[{COLOURS[finding.level]}]{finding.level.value}[/]"

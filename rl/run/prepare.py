@@ -22,7 +22,7 @@ from rich.console import Console
 
 from envs.data.clip_status import quarantined
 from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
-from envs.data.formats import RetrievalTrace
+from envs.data.formats import RetrievalTrace, has_traces
 from envs.data.rows import DatasetError, UnusableRow
 from envs.data.traces import traces_from_evidence
 from envs.initial_observation import CoarseFrameRules
@@ -126,7 +126,7 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
 
 
 def quarantine_file(config: RunConfig) -> Path:
-    """Where `dynframe validate-data` keeps its verdicts on clips."""
+    """Where `dynframe validate-data` keeps the status of clips."""
     return Path(config.data.quarantine) if config.data.quarantine else Path(config.cache_dir) / "validated_clips.jsonl"
 
 
@@ -183,7 +183,7 @@ def _given_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
     """Traces read from a file, or made from the evidence in one."""
     declared, unusable = config.cold_start, _unusable_clips(config)
     found = located(config, declared.traces, "train", console)
-    if declared.traces.format == "dm_cot":
+    if has_traces(declared.traces.format):
         loaded = load_traces(*found, unusable=unusable)
         traces, rejected = loaded.traces, loaded.rejected
     else:

@@ -1,4 +1,4 @@
-"""A step in eight short strings: what was read, drawn, judged, credited and learned, bit by bit.
+"""A step in eight short strings: what was read, drawn, scored, credited and learned, bit by bit.
 
 Two runs that write the same fingerprints did the same; where they part, the first fingerprint that differs, in the
 order of STAGES, names the stage that parted them. Floats count by their bits, so nothing is rounded away. A step's
@@ -39,7 +39,7 @@ def step_fingerprints(
         "prompts": fingerprint(_prompts(scored)),
         "tokens": fingerprint(id_bytes(turn.completion.token_ids) for turn in _turns(scored)),
         "logprobs": fingerprint(_floats(turn.completion.logprobs) for turn in _turns(scored)),
-        "rewards": fingerprint(_verdict(verdict) for group in scored for verdict in group.rewards_G),
+        "rewards": fingerprint(_outcome(outcome) for group in scored for outcome in group.rewards_G),
         "advantages": fingerprint(
             f"{_exact(own.sampling)} {_exact(own.reasoning)}" for credit_G in credit_PG for own in credit_G
         ),
@@ -81,12 +81,12 @@ def _prompts(scored: Sequence[ScoredGroup]) -> Iterator[Part]:
                 yield turn.frames.digest if turn.frames else ""
 
 
-def _verdict(verdict: SegmentRewards | RewardFailure) -> str:
+def _outcome(outcome: SegmentRewards | RewardFailure) -> str:
     """A failure's detail is left out: it may tell seconds or places in memory."""
-    if isinstance(verdict, RewardFailure):
-        return json.dumps(["failed", verdict.term, verdict.cause])
-    terms = sorted((name, _exact(value)) for name, value in verdict.breakdown.items())
-    return json.dumps([_exact(verdict.sampling), _exact(verdict.reasoning), terms])
+    if isinstance(outcome, RewardFailure):
+        return json.dumps(["failed", outcome.term, outcome.cause])
+    terms = sorted((name, _exact(value)) for name, value in outcome.breakdown.items())
+    return json.dumps([_exact(outcome.sampling), _exact(outcome.reasoning), terms])
 
 
 def _exact(value: float | None) -> str:

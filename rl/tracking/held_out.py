@@ -16,18 +16,18 @@ def held_out_metrics(scored: Sequence[ScoredGroup], *, answer_terms: Sequence[st
     """Means over held-out tasks. Failures count in `failed` and are left out of the means.
 
     Args:
-        answer_terms: names of the reward terms that judge the answer; their mean is reported as accuracy.
+        answer_terms: names of the reward terms that score the answer; their mean is reported as accuracy.
     """
     pairs = [
         (trajectory, reward)
         for group in scored
         for trajectory, reward in zip(group.group.trajectories_G, group.rewards_G, strict=True)
     ]
-    judged = [(trajectory, reward) for trajectory, reward in pairs if not isinstance(reward, RewardFailure)]
-    rewards = [reward for _, reward in judged]
+    scored_pairs = [(trajectory, reward) for trajectory, reward in pairs if not isinstance(reward, RewardFailure)]
+    rewards = [reward for _, reward in scored_pairs]
     terms = sorted({name for reward in rewards for name in reward.breakdown})
-    granted = [call for trajectory, _ in judged for call in trajectory.granted_calls]
-    shares = call_shares([trajectory for trajectory, _ in judged])
+    granted = [call for trajectory, _ in scored_pairs for call in trajectory.granted_calls]
+    shares = call_shares([trajectory for trajectory, _ in scored_pairs])
     means = {
         f"held_out/term/{name}": _mean([r.breakdown[name] for r in rewards if name in r.breakdown]) for name in terms
     }
@@ -36,9 +36,9 @@ def held_out_metrics(scored: Sequence[ScoredGroup], *, answer_terms: Sequence[st
         "held_out/reward_reasoning": _mean([reward.reasoning for reward in rewards]),
         "held_out/accuracy": _mean([means[f"held_out/term/{name}"] for name in answer_terms if name in terms]),
         **{f"held_out/{name}": share for name, share in shares.items()},
-        "held_out/frames": sum(call.num_frames for call in granted) / max(len(judged), 1),
+        "held_out/frames": sum(call.num_frames for call in granted) / max(len(scored_pairs), 1),
         "held_out/tasks": float(len(pairs)),
-        "held_out/failed": float(len(pairs) - len(judged)),
+        "held_out/failed": float(len(pairs) - len(scored_pairs)),
     }
 
 

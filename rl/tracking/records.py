@@ -87,7 +87,7 @@ def records(
     logprobs_PG = _everywhere(None, scored) if logprobs_PG is None else logprobs_PG
     for index, (group, credit_G, logprobs_G) in enumerate(zip(scored, credit_PG, logprobs_PG, strict=True)):
         siblings = zip(group.group.trajectories_G, group.rewards_G, credit_G, logprobs_G, strict=True)
-        for sibling, (trajectory, verdict, credit, logprobs_S) in enumerate(siblings):
+        for sibling, (trajectory, outcome, credit, logprobs_S) in enumerate(siblings):
             yield {
                 "task": _task(group.group.task),
                 "group": index,
@@ -98,7 +98,7 @@ def records(
                 "stop": trajectory.stop_reason.value,
                 "note": trajectory.note,
                 "turns": _turns(trajectory, pieces_of, credit, logprobs_S),
-                "rewards": _verdict(verdict),
+                "rewards": _outcome(outcome),
             }
 
 
@@ -180,13 +180,13 @@ def _span(span: TimeSpan | None) -> list[float] | None:
     return None if span is None else [span.start_s, span.end_s]
 
 
-def _verdict(verdict: SegmentRewards | RewardFailure) -> dict[str, Any]:
-    if isinstance(verdict, RewardFailure):
-        return {"failed": {"term": verdict.term, "cause": verdict.cause, "detail": verdict.detail}}
+def _outcome(outcome: SegmentRewards | RewardFailure) -> dict[str, Any]:
+    if isinstance(outcome, RewardFailure):
+        return {"failed": {"term": outcome.term, "cause": outcome.cause, "detail": outcome.detail}}
     return {
-        "sampling": None if verdict.sampling is None else _finite(verdict.sampling),
-        "reasoning": _finite(verdict.reasoning),
-        "terms": {name: _finite(value) for name, value in verdict.breakdown.items()},
+        "sampling": None if outcome.sampling is None else _finite(outcome.sampling),
+        "reasoning": _finite(outcome.reasoning),
+        "terms": {name: _finite(value) for name, value in outcome.breakdown.items()},
     }
 
 

@@ -63,9 +63,9 @@ def call_shares(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
     """Mean rewards per segment and per term; failures counted by cause, never averaged in."""
-    verdicts = [verdict for group in scored for verdict in group.rewards_G]
-    failures = [verdict for verdict in verdicts if isinstance(verdict, RewardFailure)]
-    rewards = [verdict for verdict in verdicts if not isinstance(verdict, RewardFailure)]
+    outcomes = [outcome for group in scored for outcome in group.rewards_G]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, RewardFailure)]
+    rewards = [outcome for outcome in outcomes if not isinstance(outcome, RewardFailure)]
     terms = sorted({name for reward in rewards for name in reward.breakdown})
     return {
         "reward/sampling": _mean(reward.sampling for reward in rewards if reward.sampling is not None),

@@ -56,11 +56,11 @@ def block():
 
 @pytest.fixture(scope="session")
 def scored_group():
-    """`scored_group([trajectory, ...], [(R_samp, R_reason), ...])`; a verdict that is no pair stands as it is."""
+    """`scored_group([trajectory, ...], [(R_samp, R_reason), ...])`; an outcome that is no pair stands as it is."""
 
     def make(trajectories, rewards, opening=None):
         task = VideoTask("t", "/clip.mp4", "?", "B", AnswerKind.LETTER, TimeSpan(0, 1), 2.0)
-        verdicts = [SegmentRewards(*r, breakdown={}) if isinstance(r, tuple) else r for r in rewards]
-        return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), opening), tuple(verdicts))
+        outcomes = [SegmentRewards(*r, breakdown={}) if isinstance(r, tuple) else r for r in rewards]
+        return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), opening), tuple(outcomes))
 
     return make

@@ -1,4 +1,4 @@
-"""`dynframe validate-data`: a verdict per row, each clip decoded once, and runs that honour it."""
+"""`dynframe validate-data`: a status per row, each clip decoded once, and runs that honour it."""
 
 import json
 from dataclasses import replace
@@ -50,7 +50,7 @@ def config(tmp_path):
     return load_config([tmp_path / "run.yaml"], [*sources, f"cache_dir={tmp_path}/cache", "video.decode_workers=0"])
 
 
-def test_every_row_gets_a_verdict_with_its_reason(config, silent):
+def test_every_row_gets_a_status_with_its_reason(config, silent):
     report = validate_data(config, silent, workers=1)
 
     by_row = {row.row.rpartition("/")[2]: (row.status, row.reason) for row in report.rows if row.split == "train"}
@@ -103,7 +103,7 @@ def test_quarantine_is_what_keeps_a_clip_out_that_an_index_would_let_in(config, 
     with pytest.raises(ConfigError, match="no usable row"):
         prepare_tasks(config, "train", silent)
 
-    with open(sound, "ab") as file:  # the file is replaced: an old verdict keeps nothing out
+    with open(sound, "ab") as file:  # the file is replaced: an old status keeps nothing out
         file.write(b"\0")
     assert [task.task_id for task in prepare_tasks(config, "train", silent).tasks] == ["train:1", "train:2"]
 
@@ -119,7 +119,7 @@ def test_a_deadline_that_was_missed_is_tried_again(config, silent):
     assert prepare_tasks(config, "held_out", silent).tasks
 
 
-def test_rows_that_share_a_line_are_judged_one_by_one(config, silent, tmp_path):
+def test_rows_that_share_a_line_are_checked_one_by_one(config, silent, tmp_path):
     def trace(video):
         looks = "<think>Look.<span>0.0 - 1.0</span><fps>2</fps><video>Seen.</think><answer>B</answer>"
         turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": looks}]
