@@ -47,7 +47,12 @@ function trajectoryPage(run, ...path) {
       el(
         "div",
         { class: "stepper" },
-        el("h1", {}, `Sibling ${sibling.sibling}`, el("span", { class: "of" }, ` of ${fromZero(group.siblings.length)}`)),
+        el(
+          "h1",
+          {},
+          `Sibling ${sibling.sibling}`,
+          el("span", { class: "of" }, ` of ${fromZero(group.siblings.length)}`),
+        ),
         el(
           "nav",
           { class: "buttons", "aria-label": "Neighbours" },
