@@ -5,6 +5,7 @@
         predictions.jsonl   one line per finished example, in the order they finished, written at once
         rejected.jsonl      rows of the annotation file that were left out, if any
         metrics.json        when all are done
+        logs/               all that the process logged, one file per go
 
 A kill can tear the last line only; it is cut off, and its example rolled out again. No Ray, no torch: files only.
 """

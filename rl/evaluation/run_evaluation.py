@@ -28,11 +28,12 @@ from rl.evaluation.evaluate import is_done, roll_out_remaining, summarise_outcom
 from rl.evaluation.intervals import interval_text
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
 from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer
-from rl.run.console import counted_stage
+from rl.run.console import counted_stage, say
 from rl.run.initial_policy import initial_policy
 from rl.run.prepare import ROWS_IN_LOG, fingerprint
 from rl.run.resume import changed_meaning, checkpoint_of
 from rl.run.workers import cluster, spawn_rewards, starting_rollouts
+from rl.tracking.log_file import keep_log
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,12 @@ def run_evaluation(
     identity = identity_of(config, suite, policy_sha256(policy_dir))
     folder = home / EVALUATIONS / (config.evaluation.name or suite.name)
     suite = replace(suite, examples=suite.examples[: config.evaluation.limit or None])
-    with open_folder(folder, identity, restart=restart) as file:
-        console.print(f"evaluation: {folder}", highlight=False)
+    with open_folder(folder, identity, restart=restart) as file, keep_log(folder):
+        say(console, f"evaluation: {folder}")
         _report_rejected(suite, folder / REJECTED, config.data.bad_rows)
         done = sum(is_done(file.outcomes.get(example.task.task_id)) for example in suite.examples)
         if done:
-            console.print(f"{done} of {len(suite.examples)} examples are done already", highlight=False)
+            say(console, f"{done} of {len(suite.examples)} examples are done already")
         if done < len(suite.examples):
             _roll_out_remaining(config, suite, policy_dir, file, done, console)
         outcomes = [file.outcomes[example.task.task_id] for example in suite.examples]
@@ -92,7 +93,7 @@ def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tu
         stored_settings(found.config_yaml, f"{found.folder}/config.yaml"), to_dict(config), meaning=POLICY_KEYS
     )
     if changed:
-        console.print(f"other settings than it was trained with: {'; '.join(changed)}", markup=False, highlight=False)
+        say(console, f"other settings than it was trained with: {'; '.join(changed)}")
     config = replace(
         config,
         policy=replace(config.policy, path=str(found.folder / POLICY_FOLDER)),
