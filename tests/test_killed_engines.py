@@ -81,7 +81,8 @@ def doomed_runner(config, policy_dir, folder):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Configuration, policy and tasks."""
-    from rl.run.prepare import prepare_policy, prepare_tasks
+    from rl.run.policy import prepare_policy
+    from rl.run.prepare import prepare_tasks
 
     home = tmp_path_factory.mktemp("killed")
     config = load_config([REPOSITORY / "configs" / "quickstart.yaml"], [*SMALL, f"cache_dir={home}/cache"])

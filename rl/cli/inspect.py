@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rl.cli.arguments import AsJson, Inputs, end_with_gate, load
+from rl.cli.arguments import AsJson, Inputs, end_with_gate, load_runnable
 from rl.cli.terminal import console, print_json
 
 
@@ -26,7 +26,7 @@ def parity(
 
     Example: `dynframe parity configs/quickstart.yaml --tasks 4`
     """
-    config = load(inputs)
+    config = load_runnable(inputs)
     from rl.policy.vllm_plugin import engine_environment
 
     os.environ.update(engine_environment("cuda" if config.placement.rollout_gpus else "cpu"))  # before torch
@@ -51,7 +51,7 @@ def rollout(
 
     Example: `dynframe rollout configs/quickstart.yaml --tasks 2 --greedy`
     """
-    config = load(inputs)
+    config = load_runnable(inputs)
     from rl.cli.inspection import run_rollout
 
     run_rollout(config, console, num_tasks=tasks, split=split, greedily=greedy, out=out)

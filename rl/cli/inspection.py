@@ -18,7 +18,8 @@ from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityReport, measure_pari
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
-from rl.run.prepare import prepare_policy, prepare_tasks
+from rl.run.policy import prepare_policy
+from rl.run.prepare import prepare_tasks
 from rl.run.workers import (
     cluster,
     spawn_rewards,
@@ -68,8 +69,8 @@ def run_rollout(
     """Play tasks through the same pools as training and show what the policy did."""
     if split not in ("train", "held_out"):
         raise ConfigError(f"--split must be train or held_out, got {split!r}")
+    policy_dir = prepare_policy(config)  # a wrong path is refused before a clip is rendered
     tasks = prepare_tasks(config, split, console).tasks[:num_tasks]
-    policy_dir = prepare_policy(config)
     with cluster(config, console) as slots:
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)

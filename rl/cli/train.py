@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rl.cli.arguments import Inputs, load
+from rl.cli.arguments import Inputs, load, load_runnable
 from rl.cli.terminal import console, say
 
 
@@ -20,7 +20,7 @@ def train(inputs: Inputs) -> None:
 
     Example: `dynframe train configs/quickstart.yaml trainer.steps=200 name=longer`
     """
-    config = load(inputs)
+    config = load_runnable(inputs)
     from rl.run.train import run_training
 
     run_training(config, console)
@@ -33,7 +33,7 @@ def cold_start(inputs: Inputs) -> None:
 
     Example: `dynframe cold-start configs/quickstart.yaml cold_start.steps=200`
     """
-    config = load(inputs)
+    config = load_runnable(inputs)
     from rl.run.train import run_cold_start_only
 
     say(str(run_cold_start_only(config, console)))

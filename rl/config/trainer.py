@@ -25,6 +25,9 @@ class PlacementConfig:
     learner_gpus: float = 0.0  # per learner rank; 0: DeepSpeed on CPU
     dashboard: bool = True  # of a Ray started by the run itself, on loopback
     autoscaling: bool = False  # the cluster starts GPU nodes on demand: wait for them where no node has a GPU yet
+    # memory that a run is taken to need on this machine, where it uses no GPU and no cluster; 0: estimated
+    memory_gib: float = 0.0
+    memory_margin: float = 0.25  # of that memory, wanted free beyond it: a note where it is not, never a refusal
     timeout_s: float = 120.0  # to wait for room on the cluster
 
 

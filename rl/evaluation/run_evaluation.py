@@ -30,6 +30,7 @@ from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, P
 from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer
 from rl.run.console import counted_stage, say
 from rl.run.initial_policy import initial_policy
+from rl.run.policy import require_given_policy
 from rl.run.prepare import ROWS_IN_LOG, fingerprint
 from rl.run.resume import changed_meaning, checkpoint_of
 from rl.run.workers import cluster, spawn_rewards, starting_rollouts
@@ -66,6 +67,7 @@ def run_evaluation(
         found = checkpoint_of(run.absolute(), best=best)
         config, origin = with_policy_of(found, config, console)
         home = found.folder.parents[1] if found.folder.parent.name == CHECKPOINTS else home
+    require_given_policy(config)  # before clips are rendered or indexed
     suite = make_suite(config, console)
     policy_dir = initial_policy(config, console)
     identity = identity_of(config, suite, policy_sha256(policy_dir))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import Qwen2_5_VLConfig
 
 from rl.config.policy import ScenesConfig
+from rl.policy.geometry import padded_vocab
 from rl.policy.model import ARCHITECTURE
 from rl.policy.patch_embed import expand_temporal_kernel
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, flexivideo_section, require_inert, require_scenes
@@ -30,7 +30,6 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 RENAMES = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
 STOCK_KERNEL, OUR_KERNEL = "model.visual.patch_embed.proj.weight", "model.visual.patch_embed.weight"
 ROWS_PER_TOKEN = ("model.language_model.embed_tokens.weight", "lm_head.weight")
-MULTIPLE = 64  # of the vocabulary, for the engine
 NOISE = 0.02  # of the spread of the existing rows
 
 
@@ -64,7 +63,7 @@ def convert_stock_checkpoint(source: str | Path, target: str | Path, scenes: Sce
     config = Qwen2_5_VLConfig.from_pretrained(source)
     tokenizer, new_ids = _tagged_tokenizer(source)
     vocab_size = max(config.text_config.vocab_size, tokenizer.get_vocab_size())
-    config.text_config.vocab_size = math.ceil(vocab_size / MULTIPLE) * MULTIPLE
+    config.text_config.vocab_size = padded_vocab(vocab_size)
     config.vision_config.flexivideo = flexivideo_section(scenes)
     config.architectures = [ARCHITECTURE]
     target.parent.mkdir(parents=True, exist_ok=True)

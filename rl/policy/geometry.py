@@ -17,6 +17,13 @@ from rl.policy.positions import SceneClock
 from rl.policy.token_ids import PolicyFilesError
 from rl.trajectory import Frames
 
+VOCAB_MULTIPLE = 64  # for the engine
+
+
+def padded_vocab(tokens: int) -> int:
+    """Rows of an embedding for so many tokens."""
+    return math.ceil(tokens / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedVideo:

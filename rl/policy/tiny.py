@@ -8,41 +8,28 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
-from rl.policy.convert import MULTIPLE, added_tokens
+from rl.policy.convert import added_tokens
+from rl.policy.geometry import padded_vocab
 from rl.policy.model import FlexiVideoForConditionalGeneration
 from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel
 from rl.policy.policy_folder import flexivideo_section
-from rl.policy.token_ids import TAG_TOKENS
+from rl.policy.tiny_tokenizer import MERGE, PATCH, TOKENS_PER_SECOND, train_tokenizer
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-QWEN_PIECES = (  # how Qwen2.5 splits text: digits one by one
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
     "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'video' %}"
     "<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PATCH, MERGE, WINDOW, TOKENS_PER_SECOND = 14, 2, 112, 2
+WINDOW = 112
 HEAD_DIM, MROPE_SECTION = 32, [4, 6, 6]
 
 
@@ -70,82 +57,6 @@ def build_tiny_policy(
     return folder
 
 
-def train_tokenizer(vocab_size: int, *, tags: bool = True) -> Tokenizer:
-    """A byte-level BPE that splits text as Qwen2.5 does, trained on sentences of the kind the policy reads and writes.
-
-    Args:
-        vocab_size: of the model; the tokenizer, special tokens and tags included, stays within it.
-        tags: add `<span>` and the other tags as single, non-special tokens.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_PIECES), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAG_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
-    if tags:
-        tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in TAG_TOKENS])
-    return tokenizer
-
-
-def _corpus() -> list[str]:
-    colours = [
-        "red",
-        "green",
-        "blue",
-        "yellow",
-        "white",
-        "black",
-        "orange",
-        "purple",
-        "cyan",
-        "magenta",
-        "grey",
-        "pink",
-    ]
-    shapes = ["square", "circle", "triangle", "bar", "dot", "cross", "star", "ring", "ball", "box"]
-    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    lines = [
-        "You are a helpful assistant. You watch videos and answer questions about them.",
-        "system user assistant",
-        "Look at the video, decide which time window to look at again and at which frame rate, then answer.",
-        "If the frames do not show the detail, ask for more frames of the right window at a sufficient frame rate.",
-        "Answer with the letter of the right option. Choose one of the following options.",
-        "Write the start and the end of the moment in seconds. When does it happen? How many times?",
-        "First think, then call for frames between the start and the end of the window, then answer the question.",
-        "The requested window is empty, reversed, malformed or outside of the clip; no frames can be given.",
-        "The call could not be read: the span must be two numbers in seconds, the start before the end.",
-        "No more calls are allowed: answer now with what you have seen. The clip lasts for seconds.",
-        "I look between and the end. It changes in the middle. I see that the event happens near the beginning.",
-        "So the answer is the first, the second, the third, the last. The person opens the door and sits down.",
-        "What is the order of the colours? Which colour is shown? Which shape appears? Where does it move?",
-        "what happens when the frame bar is filled during the event window while the border is shown?",
-    ]
-    lines += [
-        f"Which colour does the {shape} have while the window is marked? It is {c}."
-        for shape in shapes
-        for c in colours
-    ]
-    lines += [
-        f"A. {c} B. {d} C. {e} D. {f}"
-        for c, d, e, f in zip(colours, colours[1:], colours[2:], colours[3:], strict=False)
-    ]
-    lines += [f"(A) {n} (B) {m}. The {shape} flashes {n} times." for n, m in pairwise(numbers) for shape in shapes]
-    lines += [f"<{i / 2:.1f} seconds> {i / 2:.1f} - {i / 2 + 3:.1f}" for i in range(40)]
-    lines += [f"Question: how many flashes? Options:\nA. {n}\nB. {m}\nAnswer:" for n in numbers for m in numbers]
-    return lines
-
-
 def vision_section(config: TinyPolicyConfig) -> dict[str, object]:
     """The tiny policy's `vision_config`, without what says how scenes are cut."""
     return {
@@ -168,7 +79,7 @@ def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: Scenes
     if scenes is not None:
         vision["flexivideo"] = flexivideo_section(scenes)
     text = {
-        "vocab_size": math.ceil(config.vocab_size / MULTIPLE) * MULTIPLE,
+        "vocab_size": padded_vocab(config.vocab_size),
         "hidden_size": config.hidden_size,
         "intermediate_size": 3 * config.hidden_size,
         "num_hidden_layers": config.num_layers,

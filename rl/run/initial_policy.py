@@ -22,7 +22,8 @@ from rl.config.run import RunConfig
 from rl.learner.sft import run_cold_start
 from rl.policy.scenes import fingerprint as scenes_fingerprint
 from rl.run.console import progress_bar, say, stage
-from rl.run.prepare import built_once, fingerprint, make_episode_context, prepare_policy, prepare_traces
+from rl.run.policy import prepare_policy
+from rl.run.prepare import built_once, fingerprint, make_episode_context, prepare_traces
 from rl.run.workers import cluster, spawn_learners
 
 log = logging.getLogger(__name__)

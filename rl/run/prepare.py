@@ -1,4 +1,4 @@
-"""What must lie on disk before a run starts: the policy's folder, the clips, the tasks. Part of the composition root.
+"""What must lie on disk before a run starts: the clips, the tasks, the traces. Part of the composition root.
 
 Everything made here is cached under a fingerprint of what it was made from, and published by one rename.
 """
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,35 +53,6 @@ def as_config_error() -> Iterator[None]:
         yield
     except (DatasetError, UnusableRow, PolicyFilesError, VideoError) as error:
         raise ConfigError(str(error)) from error
-
-
-@as_config_error()
-def prepare_policy(config: RunConfig) -> Path:
-    """The folder of the policy a run starts from: ours as it is, a stock Qwen2.5-VL converted, or the tiny one built.
-
-    Raises:
-        ConfigError: `policy.path` is not a folder, or not a policy's.
-    """
-    from transformers.utils.logging import disable_progress_bar  # torch and transformers: seconds to import
-
-    from rl.policy.convert import prepare_policy as prepare_given
-    from rl.policy.tiny import build_tiny_policy
-
-    disable_progress_bar()  # a bar per weight file says nothing here
-    scenes, cache = config.policy.scenes, Path(config.cache_dir)
-    if not config.policy.path:
-        made_from = {"tiny": to_dict(config.policy.tiny), "scenes": to_dict(scenes), "seed": config.seed}
-        return built_once(
-            cache / f"tiny-{fingerprint(made_from)}",
-            lambda folder: build_tiny_policy(config.policy.tiny, scenes, folder, config.seed),
-            doing="building the tiny policy",
-        )
-    if not Path(config.policy.path).is_dir():
-        raise ConfigError(
-            f"policy.path: no folder {config.policy.path}; give a Hugging Face folder of Qwen2.5-VL or an export of "
-            "ours, or leave it empty to build the tiny policy"
-        )
-    return prepare_given(config.policy.path, scenes, cache, config.seed)
 
 
 def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
@@ -218,14 +190,19 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
 
 @as_config_error()
 def make_episode_context(config: RunConfig, policy_dir: Path) -> EpisodeContext:
-    """The environment's parts, from the configuration's sections.
+    """The environment's parts, from a policy's folder and the configuration's sections.
 
     Raises:
         ConfigError: the policy's files cannot be used.
     """
+    return episode_context(config, Processor.from_pretrained(policy_dir, config.policy.scenes))
+
+
+def episode_context(config: RunConfig, processor: Processor) -> EpisodeContext:
+    """The environment's parts, from the configuration's sections."""
     coarse, looks = config.video.coarse, config.retrieval
     return EpisodeContext(
-        processor=Processor.from_pretrained(policy_dir, config.policy.scenes),
+        processor=processor,
         reader=make_reader(config.video),
         coarse=CoarseFrameRules(
             coarse.fps, coarse.min_frames, coarse.max_frames, coarse.max_pixels, coarse.max_visual_tokens
@@ -302,7 +279,7 @@ def _report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedR
     home.parent.mkdir(parents=True, exist_ok=True)
     home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rejected), encoding="utf-8")
     for row in rejected[:ROWS_IN_LOG]:
-        log.warning("%s:%d: row left out: %s", row.file, row.line, row.reason)
+        _warn_once(f"{row.file}:{row.line}: row left out: {row.reason}")
     log.warning("%d rows left out, each with its reason in %s", len(rejected), home)
     if config.data.bad_rows == "refuse":
         first = rejected[0]
@@ -310,3 +287,9 @@ def _report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedR
             f"{first.file}:{first.line}: {first.reason} ({len(rejected)} bad rows, all in {home}; "
             "data.bad_rows=skip leaves them out)"
         )
+
+
+@cache
+def _warn_once(line: str) -> None:
+    """Splits may be read from one file, and a file more than once."""
+    log.warning("%s", line)

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,12 @@ from rich.console import Console
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.policy.token_ids import PolicyFilesError
-from rl.run import check
-from rl.run.check import available_bytes, count_parameters, preflight, run_checks
+from rl.run import machine as this_machine
+from rl.run.check import preflight, run_checks
+from rl.run.check_rewards import check_rewards
 from rl.run.findings import Level
+from rl.run.machine import available_bytes, check_memory
+from rl.run.policy import count_parameters
 from rl.run.prepare import prepare_tasks
 
 GIB = 2**30
@@ -29,7 +33,7 @@ def small(tmp_path, monkeypatch):
     """A run of one clip or two on a machine of our own choosing."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     machine(monkeypatch, memory_gib=64, disk_gib=64)
-    monkeypatch.setattr(check, "CGROUP", tmp_path / "no_cgroup")
+    monkeypatch.setattr(this_machine, "CGROUP", tmp_path / "no_cgroup")
     smallest = tmp_path / "run.yaml"
     smallest.write_text("rewards: {answer: {fn: answer}}\n")
     where = [
@@ -58,8 +62,8 @@ def user_reward(tmp_path):
 
 
 def machine(monkeypatch, *, memory_gib, disk_gib):
-    monkeypatch.setattr(check.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory_gib * GIB))
-    monkeypatch.setattr(check.psutil, "disk_usage", lambda _: SimpleNamespace(free=disk_gib * GIB))
+    monkeypatch.setattr(this_machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory_gib * GIB))
+    monkeypatch.setattr(this_machine.psutil, "disk_usage", lambda _: SimpleNamespace(free=disk_gib * GIB))
 
 
 def found(config, console=None):
@@ -68,7 +72,7 @@ def found(config, console=None):
 
 def test_a_reward_that_hangs_is_named_within_one_deadline(small, user_reward):
     started = time.perf_counter()
-    with pytest.raises(ConfigError, match=r"rewards\.mine: timeout on a golden trajectory .*within 0\.2 s"):
+    with pytest.raises(ConfigError, match=r"reward 'mine' timed out: no result within 0\.2 s .* in score: time"):
         preflight(small(user_reward("time.sleep(60)"), "scoring.timeout_s=0.2"))
     assert time.perf_counter() - started < 5
 
@@ -86,14 +90,36 @@ def test_a_reward_for_one_kind_of_answer_is_tried_on_that_kind(small, user_rewar
 def test_a_reward_that_never_says_a_number_or_raises_somewhere_is_refused(small, user_reward):
     with pytest.raises(ConfigError, match=r"rewards\.mine: .* returns None on every golden trajectory"):
         preflight(small(user_reward("return None")))
-    with pytest.raises(ConfigError, match=r"rewards\.mine: raised on a golden trajectory \(open answers\)"):
+    with pytest.raises(ConfigError, match=r"'mine' raised ZeroDiv.* task golden/open at .*\.py:5 in score: ret"):
         preflight(small(user_reward("return 1 / (task.answer_kind is not AnswerKind.OPEN)")))
 
 
 def test_too_little_memory_is_refused_with_the_keys_to_lower(small, monkeypatch):
     machine(monkeypatch, memory_gib=1, disk_gib=64)
-    with pytest.raises(ConfigError, match=r"memory: about .* 1\.0 GiB free; close programs, or lower rollout\.num"):
+    with pytest.raises(
+        ConfigError, match=r"memory: .* needed \(estimated\), 1\.0 GiB free; close programs, or lower rollout\.num"
+    ):
         preflight(small())
+
+
+def test_memory_can_be_given_where_the_estimate_is_wrong_and_little_to_spare_is_a_note(small, monkeypatch):
+    machine(monkeypatch, memory_gib=4, disk_gib=64)
+    preflight(small("placement.memory_gib=3.9"))  # estimated, it would be refused
+    finding = check_memory(small("placement.memory_gib=3.9"), 0)
+    assert (finding.level, finding.detail) == (
+        Level.NOTE,
+        "3.9 GiB needed (placement.memory_gib), 4.0 GiB free: less than 25% to spare (placement.memory_margin)",
+    )
+    assert check_memory(small("placement.memory_gib=3.9", "placement.memory_margin=0"), 0).level is Level.OK
+    with pytest.raises(ConfigError, match=r"4\.1 GiB needed \(placement\.memory_gib\), 4\.0 GiB free; close"):
+        preflight(small("placement.memory_gib=4.1"))
+
+
+def test_values_on_golden_trajectories_are_one_short_line_per_reward(small, user_reward):
+    own = "return {AnswerKind.SPAN: 0.123456, AnswerKind.LETTER: 1.0}.get(task.answer_kind)"
+    details = {finding.subject: finding.detail for finding in check_rewards(small(user_reward(own)))}
+    assert details["rewards.answer"] == "answer on golden trajectories: 1, 0, 0, 1 (letter, span, open)"
+    assert details["rewards.mine"].endswith(": 1, 1, 1, 1 (letter); 0.123, 0.123, 0.123, 0.123 (span)")
 
 
 def test_memory_of_a_cluster_is_not_measured_here(small, monkeypatch):
@@ -104,7 +130,7 @@ def test_memory_of_a_cluster_is_not_measured_here(small, monkeypatch):
 
 def test_a_containers_limit_counts_where_it_is_below_the_machines_memory(tmp_path, monkeypatch):
     machine(monkeypatch, memory_gib=64, disk_gib=64)
-    monkeypatch.setattr(check, "CGROUP", tmp_path)
+    monkeypatch.setattr(this_machine, "CGROUP", tmp_path)
     assert available_bytes() == 64 * GIB  # no such files
     (tmp_path / "memory.current").write_text(f"{3 * GIB}\n")
     (tmp_path / "memory.stat").write_text(f"anon {2 * GIB}\ninactive_file {GIB}\n")
@@ -116,6 +142,7 @@ def test_a_containers_limit_counts_where_it_is_below_the_machines_memory(tmp_pat
 
 def write_weights(folder, *shapes):
     folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     header = json.dumps({"__metadata__": {}} | {f"w{i}": {"shape": shape} for i, shape in enumerate(shapes)}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return folder
@@ -209,6 +236,15 @@ def test_every_row_left_out_is_in_a_file_with_its_reason(small, silent, tmp_path
     kept = [json.loads(line) for line in (tmp_path / "cache" / "rejected_rows-train.jsonl").read_text().splitlines()]
     assert [row["line"] for row in kept] == list(range(2, 14)) and all(row["file"] == str(rows) for row in kept)
     assert "12 rows left out, each with its reason in" in caplog.text
+
+
+def test_a_row_that_two_splits_leave_out_is_logged_once(small, silent, tmp_path, caplog):
+    config, rows = with_bad_rows(small, silent, tmp_path)
+    config = replace(config, data=replace(config.data, held_out=config.data.train))
+    with caplog.at_level(logging.WARNING):
+        for split in ("train", "held_out", "train"):
+            prepare_tasks(config, split, silent)
+    assert caplog.text.count(f"{rows}:2: row left out") == 1
 
 
 def test_bad_rows_are_refused_where_the_run_says_so(small, silent, tmp_path):
