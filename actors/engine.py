@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,9 +38,13 @@ from actors.inline_driver import InlineDriver
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
+from rl.policy.batch_invariant import PADDINGS
+from rl.policy.kernels import kernel_identity, processor
 from rl.policy.processor import Processor
 from rl.policy.vllm_plugin import BATCH_INVARIANT, WORKER_EXTENSION
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
+
+log = logging.getLogger(__name__)
 
 BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
 MIN_BATCHED_TOKENS = 8192  # prompts prefilled in one step together
@@ -99,10 +104,11 @@ class VllmEngine:
         self._counters = Counters()
         self._lock = threading.Lock()
         self._driver.exclusively(lambda driver: driver.set_weight_version(str(version)))
-        self._encoded_before = self._encoded_items()
         self.policy_version = version
+        self.row_padding = ""  # of products, in words; empty: rows are as they come
         if deterministic and on_cpu and engine.max_num_seqs > 1:
-            self._require_batch_invariance()
+            self.row_padding = self._require_batch_invariance()
+        self._encoded_before = self._encoded_items()
 
     async def generate(self, request: GenerateRequest) -> Completion:
         """Draw tokens until a stop token (returned, with its log-prob) or the budget.
@@ -177,6 +183,10 @@ class VllmEngine:
         """What the engine holds on its accelerator (rank 0's); 0: it has none."""
         return self._driver.call("device_memory_mib")
 
+    def kernels(self) -> dict[str, str]:
+        """What the bits of this engine's results depend on, besides weights and requests."""
+        return kernel_identity(self.row_padding)
+
     def progress(self) -> int:
         """Grows as long as the engine works on requests; asking never waits."""
         return self._driver.progress()
@@ -189,14 +199,19 @@ class VllmEngine:
         """Stop the engine; requests still running fail."""
         self._driver.close()
 
-    def _require_batch_invariance(self) -> None:
-        if varying := self._driver.exclusively(lambda driver: driver.call("varying_shapes")):
+    def _require_batch_invariance(self) -> str:
+        """Choose how the rows of products are padded; returns it in words."""
+        start_s = time.perf_counter()
+        padding, varying = self._driver.exclusively(lambda driver: driver.call("make_batch_invariant", PADDINGS))
+        if varying:
             self.close()
             raise ConfigError(
-                f"rollout.deterministic: on this machine a product with weights of shape {varying[0]} depends on how "
-                "many rows it has; set rollout.engine.max_num_seqs=1 (slow: one request at a time), or "
-                "rollout.deterministic=false"
+                f"rollout.deterministic: on this machine ({processor()}) bits depend on the batch in "
+                f"{', '.join(varying[:3])}{' …' if len(varying) > 3 else ''}, with products in {padding}; set "
+                "rollout.engine.max_num_seqs=1 (slow: one request at a time), or rollout.deterministic=false"
             )
+        log.info("batch-invariant: products in %s, probed in %.2f s", padding, time.perf_counter() - start_s)
+        return padding
 
     def _submit(
         self, request_id: str, token_ids: Sequence[int], videos: Sequence[Frames], params: SamplingParams

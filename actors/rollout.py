@@ -83,6 +83,10 @@ class RolloutWorker:
         """This process's location; answered once the engine has loaded its policy."""
         return ProcessLocation(ray.get_runtime_context().get_node_id(), os.getpid())
 
+    async def kernels(self) -> dict[str, str]:
+        """What the bits of this worker's results depend on."""
+        return self._runner.engine.kernels()
+
     async def load_weights(self, buckets: list[WeightBucket], version: int) -> None:
         """Load new weights, off the event loop so that heartbeats go on; no request may be running.
 

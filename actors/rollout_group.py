@@ -153,6 +153,16 @@ class RolloutWorkerGroup:
                 self.replace_worker(slot, "push_interrupted", cause_of(error))
         return held
 
+    def kernels(self, *, timeout_s: float) -> dict[str, dict[str, str]]:
+        """What the bits of each worker's results depend on, by the worker's name; a worker that fails is left out."""
+        calls, found = {slot.worker.actor.kernels.remote(): slot for slot in self.ready}, {}
+        for slot, result in as_completed(calls, timeout_s):
+            try:
+                found[slot.name] = result()
+            except (RayError, TimeoutError) as error:
+                self.replace_worker(slot, "worker_died", cause_of(error))
+        return found
+
     def mark_recovered(self, names: Sequence[str]) -> None:
         """Close the faults of workers whose checksums have been verified: they have taken over."""
         for slot in self.slots:

@@ -20,6 +20,14 @@ REPOSITORY = Path(__file__).parents[1]
 pytest_plugins = ("tests.stop_signals",)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--no-determinism",
+        action="store_true",
+        help="test as on a machine where rollout.deterministic is refused: exact tests are skipped, the others run",
+    )
+
+
 @pytest.fixture(scope="session")
 def real_data_dir() -> Path:
     """Real clips and annotations; tests that need them are skipped, with this reason, where they are absent."""
@@ -53,10 +61,25 @@ def proof_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def proof_runs(proof_home):
+def refusal(request):
+    """Why `rollout.deterministic` is refused on this machine; empty where it can be kept. An engine is asked once."""
+    from tests.determinism import ask_engine
+
+    return ask_engine(*(["--unpadded"] if request.config.getoption("--no-determinism") else []))["refusal"]
+
+
+@pytest.fixture
+def exact(refusal):
+    """For tests of bits: skipped, with the engine's reason, where they cannot be kept."""
+    if refusal:
+        pytest.skip(refusal)
+
+
+@pytest.fixture(scope="session")
+def proof_runs(proof_home, refusal):
     from tests.proof_run import runs_in
 
-    return runs_in(proof_home)
+    return runs_in(proof_home, deterministic=not refusal)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A whole run that loses its workers, one after the other, and ends with the same bits as one without faults.
 
-Real processes of a real run are killed and stopped; with `rollout.deterministic` the run's fingerprints, step by step,
-must be those of the uninterrupted run.
+Real processes of a real run are killed and stopped. No step or trajectory may be lost or repeated; where
+`rollout.deterministic` can be kept, the run's fingerprints must be those of the uninterrupted run, step by step.
 """
 
 import json
@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from rl.tracking.faults import read_faults
-from tests.proof_run import QUICKSTART, SMALL, STEPS
+from tests.proof_run import QUICKSTART, SMALL, STEPS, violations
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -26,9 +26,10 @@ REPOSITORY = Path(__file__).parents[1]
 class Training:
     """A run in a process of its own."""
 
-    def __init__(self, home, name, *overrides):
+    def __init__(self, home, name, refusal, *overrides):
         self.folder = home / name
         arguments = [str(QUICKSTART), *SMALL, f"trainer.steps={STEPS}", "trainer.save_every=2"]
+        arguments += [f"rollout.deterministic={not refusal}"]
         arguments += [f"name={name}", f"output_dir={home}", f"cache_dir={home}/cache", "placement.dashboard=false"]
         self._log = (home / f"{name}.log").open("a+")
         self.process = subprocess.Popen(
@@ -88,9 +89,10 @@ def fingerprints(steps):
     return {step: line["state/hash"] for step, line in steps.items()}
 
 
-def test_a_run_that_loses_every_kind_of_worker_equals_the_uninterrupted_run(proof_home, uninterrupted):
-    assert read_faults(proof_home / "straight") == []
-    run = Training(proof_home, "faults")
+@pytest.fixture(scope="module")
+def after_faults(proof_home, uninterrupted, refusal):
+    """A run that lost an engine, a reward worker and a learner, and whose other engine stopped answering."""
+    run = Training(proof_home, "faults", refusal)
     run.reach(1)
     run.worker("RolloutWorker").send_signal(signal.SIGKILL)
     run.reach(2)
@@ -99,16 +101,28 @@ def test_a_run_that_loses_every_kind_of_worker_equals_the_uninterrupted_run(proo
     run.worker("LearnerWorker").send_signal(signal.SIGKILL)
     run.reach(4)
     run.worker("RolloutWorker").send_signal(signal.SIGSTOP)
-
     assert run.ended() == 0, run.output()[-3000:]
-    assert fingerprints(run.steps()) == fingerprints(uninterrupted)
-    kinds = {fault["kind"] for fault in read_faults(run.folder)}
+    return run
+
+
+def test_a_run_that_loses_every_kind_of_worker_loses_and_repeats_nothing(after_faults):
+    kinds = {fault["kind"] for fault in read_faults(after_faults.folder)}
     assert {"worker_died", "learner_lost", "worker_hung"} <= kinds
-    assert "State:\tT (stopped)" in run.output() or "T (stopped)" in run.output()
+    assert "T (stopped)" in after_faults.output()  # the stacks of the one that hung
+    assert violations(after_faults.folder) == []
 
 
-def test_a_stopped_run_saves_what_it_has_and_continues_from_there(proof_home, uninterrupted):
-    run = Training(proof_home, "stopped", "trainer.save_every=0")
+def test_a_run_that_loses_every_kind_of_worker_equals_the_uninterrupted_run(
+    exact, proof_home, after_faults, uninterrupted
+):
+    assert read_faults(proof_home / "straight") == []
+    assert fingerprints(after_faults.steps()) == fingerprints(uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def stopped_and_resumed(proof_home, uninterrupted, refusal):
+    """A run that was stopped by SIGTERM, checked, and started again."""
+    run = Training(proof_home, "stopped", refusal, "trainer.save_every=0")
     run.reach(1)
     run.process.send_signal(signal.SIGTERM)
     assert run.ended(timeout_s=60) == 128 + signal.SIGTERM
@@ -116,15 +130,22 @@ def test_a_stopped_run_saves_what_it_has_and_continues_from_there(proof_home, un
     done = len(run.steps())
     assert 1 <= done <= STEPS
     assert [path.name for path in (run.folder / "checkpoints").glob("step_*")] == [f"step_{done:08d}"]
-
-    again = Training(proof_home, "stopped", "trainer.save_every=0")
+    again = Training(proof_home, "stopped", refusal, "trainer.save_every=0")
     assert again.ended() == 0, again.output()[-3000:]
-    assert fingerprints(again.steps()) == fingerprints(uninterrupted)
     assert f"resuming at step {done} from" in again.output()
+    return again
 
 
-def test_a_second_stop_signal_ends_the_run_at_once(proof_home, uninterrupted):
-    run = Training(proof_home, "stopped-twice")
+def test_a_stopped_run_saves_what_it_has_and_continues_from_there(stopped_and_resumed):
+    assert violations(stopped_and_resumed.folder) == []
+
+
+def test_a_stopped_run_equals_the_uninterrupted_run(exact, stopped_and_resumed, uninterrupted):
+    assert fingerprints(stopped_and_resumed.steps()) == fingerprints(uninterrupted)
+
+
+def test_a_second_stop_signal_ends_the_run_at_once(proof_home, uninterrupted, refusal):
+    run = Training(proof_home, "stopped-twice", refusal)
     run.reach(1)
     os.killpg(run.process.pid, signal.SIGSTOP)  # both signals are pending when it continues
     run.process.send_signal(signal.SIGINT)

@@ -79,8 +79,10 @@ def doomed_runner(config, policy_dir, folder):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, refusal):
     """Configuration, policy and tasks."""
+    if refusal:  # what needs no equal bits is tested in tests/test_faults.py
+        pytest.skip(refusal)
     from rl.run.policy import prepare_policy
     from rl.run.prepare import prepare_tasks
 

@@ -5,6 +5,7 @@
         state.json          RunState
         score.json          the value of trainer.best_metric, if the policy was evaluated at this step
         config.yaml         the resolved configuration
+        kernels.json        what the bits of a deterministic run depend on (rl.policy.kernels); other runs have none
         policy/             the policy as a Hugging Face folder, for use elsewhere
         rank_0.safetensors  what learner rank 0 needs to go on (rl.learner.state); one file per rank
 
@@ -24,7 +25,7 @@ from rl.trajectory import RunState
 
 log = logging.getLogger(__name__)
 
-STATE, CONFIG, SCORE = "state.json", "config.yaml", "score.json"
+STATE, CONFIG, SCORE, KERNELS = "state.json", "config.yaml", "score.json", "kernels.json"
 POLICY_FOLDER = "policy"
 
 
@@ -85,6 +86,23 @@ def read_score(folder: Path) -> Score | None:
     except (OSError, TypeError, ValueError) as error:
         log.warning("%s: passed over: %s", folder / SCORE, error)
         return None
+
+
+def read_kernels(folder: Path) -> dict[str, str]:
+    """What the run that wrote a checkpoint computed with; empty if it was not deterministic.
+
+    Raises:
+        DamagedError: the file is not a mapping of strings.
+    """
+    if not (folder / KERNELS).is_file():
+        return {}
+    try:
+        kernels = json.loads((folder / KERNELS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{folder / KERNELS}: not readable: {error}") from error
+    if not isinstance(kernels, dict) or not all(isinstance(value, str) for value in kernels.values()):
+        raise DamagedError(f"{folder / KERNELS}: expected names and values, got {kernels!r:.80}")
+    return kernels
 
 
 def num_bytes(folder: Path) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ class Contents:
     state: RunState
     config_yaml: str
     value: float | None = None  # of trainer.best_metric, if the policy was evaluated at this step
+    kernels: Mapping[str, str] | None = None  # what the bits of a deterministic run depend on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -197,7 +198,9 @@ class Saver:
         start = time.perf_counter()
         try:
             written = pending.result(self._timeout_s)
-            found = self._store.commit(draft, contents.state, contents.config_yaml, contents.value, written)
+            found = self._store.commit(
+                draft, contents.state, contents.config_yaml, contents.value, written, contents.kernels
+            )
         except BaseException as error:  # raised in the run at its next poll
             try:
                 self._store.discard(draft)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from rl.checkpoint.checkpoint import (
     CONFIG,
+    KERNELS,
     SCORE,
     STATE,
     Checkpoint,
@@ -107,12 +108,14 @@ class CheckpointStore:
         config_yaml: str,
         value: float | None = None,
         written: Iterable[WrittenFile] = (),
+        kernels: Mapping[str, str] | None = None,
     ) -> Checkpoint:
         """Complete a draft, flush it to the disk, publish it with one rename, then remove what is too old.
 
         Args:
             value: of `best_metric`, if the policy was evaluated at this step.
             written: files of the draft that their writers have hashed and flushed; they are not read again.
+            kernels: what the bits of a deterministic run depend on.
         Raises:
             CheckpointError: the disk failed, or a written file is not there; the previous checkpoint is untouched.
         """
@@ -120,6 +123,8 @@ class CheckpointStore:
         try:
             (draft / CONFIG).write_text(config_yaml, encoding="utf-8")
             (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            if kernels:
+                (draft / KERNELS).write_text(json.dumps(dict(kernels)), encoding="utf-8")
             if self._best_metric and value is not None and math.isfinite(value):
                 (draft / SCORE).write_text(json.dumps(asdict(Score(self._best_metric, value))), encoding="utf-8")
             text = manifest_text(complete_records(draft, written))

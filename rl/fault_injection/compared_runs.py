@@ -63,8 +63,16 @@ class Runs:
     """
 
     def __init__(
-        self, config: RunConfig, home: Path, *, total_steps: int, console: Console, timeout_s: float = 3600.0
+        self,
+        config: RunConfig,
+        home: Path,
+        *,
+        total_steps: int,
+        console: Console,
+        timeout_s: float = 3600.0,
+        deterministic: bool = True,
     ) -> None:
+        self._deterministic = deterministic
         self._config, self._home, self._total = config, home.absolute(), total_steps
         self._console, self._timeout_s = console, timeout_s
 
@@ -89,7 +97,12 @@ class Runs:
     def _launched(self, name: str, title: str, *, save_every: int, part: int = 1) -> Iterator[RunProcess]:
         settings, log = self._home / f"{name}-{part}.yaml", self._home / f"{name}-{part}.log"
         declared = proof_config(
-            self._config, name=name, output_dir=self._home, steps=self._total, save_every=save_every
+            self._config,
+            name=name,
+            output_dir=self._home,
+            steps=self._total,
+            save_every=save_every,
+            deterministic=self._deterministic,
         )
         settings.write_text(to_yaml(declared), encoding="utf-8")
         with counted_stage(self._console, f"run: {title}", self._total) as steps, launched(settings, log) as process:
@@ -169,14 +182,16 @@ class RunProcess:
         )
 
 
-def proof_config(config: RunConfig, *, name: str, output_dir: Path, steps: int, save_every: int) -> RunConfig:
-    """The configuration of a compared run: deterministic, so many steps long, saved where it is to be resumed."""
+def proof_config(
+    config: RunConfig, *, name: str, output_dir: Path, steps: int, save_every: int, deterministic: bool = True
+) -> RunConfig:
+    """The configuration of a compared run: so many steps long, saved where it is to be resumed."""
     return replace(
         config,
         name=name,
         output_dir=str(output_dir),
         resume="auto",
-        rollout=replace(config.rollout, deterministic=True),
+        rollout=replace(config.rollout, deterministic=deterministic),
         trainer=replace(
             config.trainer,
             steps=steps,

@@ -20,7 +20,7 @@ from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGenera
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from rl.policy.batch_invariant import batch_invariant_linear
+from rl.policy.batch_invariant import PADDINGS, BatchInvariantLinear
 from rl.policy.patch_embed import make_patch_embed
 from rl.policy.policy_folder import scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
@@ -46,14 +46,14 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.token_ids = processor.ids
         self.tokens_per_second = processor.geometry.tokens_per_second
         self.encoded_items = 0
-        self.batch_invariant = bool(vllm_config.additional_config.get(BATCH_INVARIANT))
+        self.product = BatchInvariantLinear(PADDINGS[0]) if vllm_config.additional_config.get(BATCH_INVARIANT) else None
         keep_weights_plain(self)
-        if self.batch_invariant:
-            make_products_batch_invariant(self)
+        if self.product:
+            make_products_batch_invariant(self, self.product)
 
     def embed_multimodal(self, **fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Visual tokens of each item, in order; one run of the tower for all of them, or one each (BATCH_INVARIANT)."""
-        if self.batch_invariant and len(fields["shapes"]) > 1:
+        if self.product and len(fields["shapes"]) > 1:
             return tuple(tokens for alone in _one_by_one(fields) for tokens in self.embed_multimodal(**alone))
         shapes = fields["shapes"].tolist()
         per_scene = [grid_h * grid_w for _, scenes, grid_h, grid_w in shapes for _ in range(scenes)]
@@ -100,17 +100,25 @@ class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
 class BatchInvariantLinearMethod(UnquantizedLinearMethod):
     """A linear layer whose products do not depend on the batch, on CPU."""
 
+    def __init__(self, product: BatchInvariantLinear) -> None:
+        super().__init__()
+        self._product = product
+
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """As PlainEmbeddingMethod."""
-        layer.cpu_linear = batch_invariant_linear
+        layer.cpu_linear = self._product
 
 
 class BatchInvariantEmbeddingMethod(UnquantizedEmbeddingMethod):
     """Embeddings, and an output head likewise."""
 
+    def __init__(self, product: BatchInvariantLinear) -> None:
+        super().__init__()
+        self._product = product
+
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """As PlainEmbeddingMethod."""
-        layer.cpu_linear = batch_invariant_linear
+        layer.cpu_linear = self._product
 
 
 def keep_weights_plain(model: torch.nn.Module) -> None:
@@ -122,13 +130,13 @@ def keep_weights_plain(model: torch.nn.Module) -> None:
             layer.quant_method = PlainEmbeddingMethod()
 
 
-def make_products_batch_invariant(model: torch.nn.Module) -> None:
-    """Have every layer multiply with `batch_invariant_linear`, on CPU."""
+def make_products_batch_invariant(model: torch.nn.Module, product: BatchInvariantLinear) -> None:
+    """Have every layer multiply with `product`, on CPU."""
     for layer in model.modules():
         if isinstance(layer, LinearBase):
-            layer.quant_method = BatchInvariantLinearMethod()
+            layer.quant_method = BatchInvariantLinearMethod(product)
         elif isinstance(layer, VocabParallelEmbedding):
-            layer.quant_method = BatchInvariantEmbeddingMethod()
+            layer.quant_method = BatchInvariantEmbeddingMethod(product)
 
 
 def _one_by_one(fields: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

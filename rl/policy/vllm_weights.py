@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from vllm.model_executor.layers.linear import LinearBase
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from rl.policy.batch_invariant import varying_shapes
+from rl.policy.batch_invariant import RowPadding
+from rl.policy.vllm_probe import choose_padding, varying_kernels
 
 if TYPE_CHECKING:
     from rl.policy.vllm_model import FlexiVideoForConditionalGeneration
@@ -42,10 +41,17 @@ class LiveWeights:
         """sha256 of the bytes of live parameters, by Hugging Face name."""
         return {name: tensor_digest(live_tensor(self.get_model(), name)) for name in names}
 
-    def varying_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the linear layers whose products depend on the batch even so (see `batch_invariant_linear`)."""
-        layers = (LinearBase, VocabParallelEmbedding)
-        return varying_shapes(layer.weight for layer in self.get_model().modules() if isinstance(layer, layers))
+    def make_batch_invariant(self, paddings: Sequence[RowPadding]) -> tuple[str, list[str]]:
+        """Choose how the rows of products are padded; no request may be running.
+
+        Returns:
+            The first of `paddings` that is enough, in words, and the kernels that depend on the batch even so.
+        """
+        model = self.get_model()
+        varying = choose_padding(model, model.product, paddings)
+        builders = [group.get_metadata_builder() for groups in self.model_runner.attn_groups for group in groups]
+        varying += varying_kernels(model, builders, self.cache_config.block_size)
+        return str(model.product.padding), varying
 
     def count_encoded_items(self) -> int:
         """Video items the vision tower has encoded since the start, the memory measurement's included."""

@@ -109,7 +109,8 @@ class Attempt:
     def _save(self, step: int, version: int) -> None:
         """A checkpoint from which `step` is the next one, written while the run goes on."""
         state = RunState(step, version, self._config.seed)
-        self._run.saver.save(self._learners.save, Contents(state, to_yaml(self._config), self._run.values.get(step)))
+        contents = Contents(state, to_yaml(self._config), self._run.values.get(step), self._run.kernels)
+        self._run.saver.save(self._learners.save, contents)
 
     def _save_reached(self) -> None:
         """What the learners hold is on the disk; if a save of it has failed, there is another one.

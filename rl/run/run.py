@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ class Run:
     processor: Processor
     rollouts: RolloutPool
     rewards: RewardPool
+    kernels: Mapping[str, str] | None = None  # what the bits of a deterministic run depend on
     step: int = 0  # under way, counted from 1 as in metrics.jsonl
     faults: list[Fault] = field(default_factory=list)  # of the learners; workers keep their own
     values: dict[int, float] = field(default_factory=dict)  # of trainer.best_metric, by the step it was evaluated at

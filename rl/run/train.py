@@ -25,6 +25,7 @@ from rl.policy.processor import Processor
 from rl.run.check import preflight
 from rl.run.console import say, stage
 from rl.run.initial_policy import cold_started_policy
+from rl.run.kernels import common_kernels
 from rl.run.policy import prepare_policy
 from rl.run.prepare import prepare_tasks
 from rl.run.rebuilds import train_to_the_end
@@ -86,6 +87,8 @@ def _train_from(
         starting.close()
         with signals, open_saver() as saver:
             run = Run(config, console, run_dir, policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards)
+            if config.rollout.deterministic and not config.placement.rollout_gpus:  # on GPUs no bits are promised
+                run.kernels = common_kernels(rollouts.workers, found, partial(say, console))
             train_to_the_end(run, found)
 
 

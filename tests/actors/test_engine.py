@@ -351,7 +351,7 @@ def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir
 
 
 @pytest.fixture
-def exact_engine(open_engine, policy_dir):
+def exact_engine(exact, open_engine, policy_dir):
     return open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
 
 
@@ -421,14 +421,40 @@ def test_requests_put_off_by_a_full_kv_cache_draw_the_same_bits_in_another_engin
     assert bits(run(other, requests)) == at_once
 
 
-def test_a_machine_that_cannot_be_deterministic_is_refused_with_the_remedy(policy_dir, open_engine, monkeypatch):
-    from rl.policy import vllm_plugin
-
+def refused(policy_dir, open_engine):
+    """What a deterministic engine is refused with here."""
     open_engine(policy_dir, PolicyConfig(scenes=SCENES)).close()
-    vllm_plugin.register()
-    monkeypatch.setattr("rl.policy.vllm_weights.varying_shapes", lambda weights: [(len(list(weights)), 64)])
-    with pytest.raises(ConfigError, match=r"rollout\.deterministic: .* shape \(\d+, 64\) .*max_num_seqs=1"):
+    with pytest.raises(ConfigError) as error:
         open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
+    return str(error.value)
+
+
+def test_a_machine_where_no_padding_is_enough_is_refused_with_processor_and_remedy(
+    policy_dir, open_engine, monkeypatch
+):
+    from rl.policy.batch_invariant import RowPadding
+    from rl.policy.kernels import processor
+
+    monkeypatch.setattr("actors.engine.PADDINGS", (RowPadding(1),))
+    refusal = refused(policy_dir, open_engine)
+    assert refusal.startswith(
+        f"rollout.deterministic: on this machine ({processor()}) bits depend on the batch in linear"
+    )
+    assert "products in multiples of 1 rows" in refusal
+    assert "rollout.engine.max_num_seqs=1" in refusal
+
+
+def test_attention_that_depends_on_the_batch_is_found_and_named(policy_dir, open_engine, monkeypatch):
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl as Attention
+
+    forward = Attention.forward
+
+    def split_differently(self, layer, queries, *rest, **named):
+        output = forward(self, layer, queries, *rest, **named)
+        return output.mul_(1 + 2**-20) if len(queries) > 1 else output
+
+    monkeypatch.setattr(Attention, "forward", split_differently)
+    assert "bits depend on the batch in attention of 2 heads of 32" in refused(policy_dir, open_engine)
 
 
 @pytest.mark.parametrize(
