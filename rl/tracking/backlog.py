@@ -1,8 +1,8 @@
 """What a run writes step by step (metrics, records, faults) when the disk does not take it: it waits for the next time.
 
-A full disk is often mended within the hour, and none of these is worth a run. What waits is in memory, file by file in
-its order, and tried again whenever something is written. Too many steps in a row in which a file could not be written
-stop the run, as do too many failed saves.
+A full disk often has room again within the hour, and none of these is worth a run. What waits is in memory, file by
+file in its order, and tried again whenever something is written. Too many steps in a row in which a file could not be
+written stop the run, as do too many failed saves.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ class Backlog:
         if not self._waiting:
             self._steps.clear()
             return
-        is_told = step in self._steps
+        is_reported = step in self._steps
         self._steps.add(step)
         if len(self._steps) >= self._max_failed:
             raise UnwrittenError(
-                f"{self._said()}; {len(self._steps)} steps in a row could not be written down "
+                f"{self._describe()}; {len(self._steps)} steps in a row could not be written down "
                 f"(trainer.max_failed_saves={self._max_failed}), so the run stops at step {step}"
             )
-        if not is_told:
+        if not is_reported:
             log.warning(
                 "%s (%d of %d steps in a row; the run goes on, what could not be written is kept and tried again)",
-                *(self._said(), len(self._steps), self._max_failed),
+                *(self._describe(), len(self._steps), self._max_failed),
             )
 
     def put(self, path: Path, write: Write) -> None:
@@ -116,10 +116,10 @@ class Backlog:
         if not self._waiting:
             return
         if error is None:
-            raise UnwrittenError(f"{self._said()}; the run ends, and this is lost")
-        log.error("%s; the run ends, and this is lost", self._said())  # the error on its way is not buried
+            raise UnwrittenError(f"{self._describe()}; the run ends, and this is lost")
+        log.error("%s; the run ends, and this is lost", self._describe())  # the error that is being raised goes on
 
-    def _said(self) -> str:
+    def _describe(self) -> str:
         (path, waiting), *others = self._waiting.items()
         more = f" (and {len(others)} more files)" if others else ""
         return f"{path}{more}: could not be written: {waiting.cause}"

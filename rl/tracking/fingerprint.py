@@ -71,9 +71,9 @@ def _turns(scored: Sequence[ScoredGroup]) -> Iterator[Turn]:
 def _prompts(scored: Sequence[ScoredGroup]) -> Iterator[Part]:
     """What every turn was given: token ids and the names of the frames, by task and sibling."""
     for group in scored:
-        opening = group.group.coarse_frames
+        coarse = group.group.coarse_frames
         yield f"task {group.group.task.task_id}"
-        yield opening.digest if opening else ""
+        yield coarse.digest if coarse else ""
         for trajectory in group.group.trajectories_G:
             yield f"{len(trajectory.turns)} turns, {trajectory.stop_reason}"
             for turn in trajectory.turns:

@@ -126,7 +126,7 @@ def describe(name: str) -> tuple[str, str]:
     """(unit, meaning) of a metric; the longest declared prefix ending in / counts.
 
     Raises:
-        KeyError: nobody declared it.
+        KeyError: it is not declared.
     """
     if name in METRICS:
         return METRICS[name]

@@ -108,11 +108,11 @@ def _prompt_tokens(trajectories: Sequence[Trajectory]) -> tuple[int, int]:
     """Prompt tokens of all engine calls, and how many of them came from the prefix cache."""
     prompts = cached = 0
     for trajectory in trajectories:
-        ledger = 0
+        length = 0  # of the trajectory so far
         for turn in trajectory.turns:
-            ledger += len(turn.context_token_ids)
-            prompts += ledger
+            length += len(turn.context_token_ids)
+            prompts += length
             cached += turn.completion.cached_prompt_tokens
-            ledger += len(turn.completion.token_ids)
-        assert ledger == len(trajectory_tokens(trajectory))
+            length += len(turn.completion.token_ids)
+        assert length == len(trajectory_tokens(trajectory))
     return prompts, cached

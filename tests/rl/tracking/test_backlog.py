@@ -107,7 +107,7 @@ def test_a_run_that_ends_without_having_written_everything_says_so(backlog, disk
         write(METRICS, 1, "step 1")
 
 
-def test_a_run_that_ends_by_an_error_is_not_buried_under_a_full_disk(backlog, disk, write, caplog):
+def test_a_full_disk_does_not_replace_the_error_that_ends_a_run(backlog, disk, write, caplog):
     disk.full = {METRICS}
     with pytest.raises(KeyError, match="own"), backlog:
         write(METRICS, 1, "step 1")

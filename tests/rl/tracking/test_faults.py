@@ -1,4 +1,4 @@
-"""What broke and was mended is on record, line by line, and no line costs another."""
+"""What broke and was recovered is on record, line by line, and no line costs another."""
 
 import io
 import json
@@ -127,4 +127,4 @@ def test_a_run_says_at_its_end_which_faults_it_recovered_from(run):
 
 def test_a_run_without_faults_says_nothing_of_them(run):
     summary, said = concluded(run)
-    assert summary["faults"] == {} and "mended" not in said
+    assert summary["faults"] == {} and "recovered" not in said

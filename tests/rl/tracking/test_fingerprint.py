@@ -44,8 +44,8 @@ def edited(scored, sibling, turn=None, completion=None, **changes):
     return [replace(scored[0], group=replace(group, trajectories_G=tuple(trajectories)))]
 
 
-def judged(scored, *verdicts):
-    return [replace(scored[0], rewards_G=verdicts)]
+def scored_as(scored, *rewards):
+    return [replace(scored[0], rewards_G=rewards)]
 
 
 def test_a_fingerprint_is_sixteen_digits_behind_a_mark_that_makes_it_no_number(scored):
@@ -68,9 +68,15 @@ NEXT = float(np.nextafter(0.5, 1))  # the very next number
         ("prompts", lambda scored, block: edited(scored, 0, 1, frames=block("another"))),
         ("tokens", lambda scored, block: edited(scored, 1, 0, completion={"token_ids": (11, 12, 99)})),
         ("logprobs", lambda scored, block: edited(scored, 1, 0, completion={"logprobs": (-0.1, -0.2, -NEXT)})),
-        ("rewards", lambda scored, block: judged(scored, SegmentRewards(1.0, NEXT, {}), scored[0].rewards_G[1])),
-        ("rewards", lambda scored, block: judged(scored, SegmentRewards(1.0, 0.5, {"iou": 1}), scored[0].rewards_G[1])),
-        ("rewards", lambda scored, block: judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", ""))),
+        ("rewards", lambda scored, block: scored_as(scored, SegmentRewards(1.0, NEXT, {}), scored[0].rewards_G[1])),
+        (
+            "rewards",
+            lambda scored, block: scored_as(scored, SegmentRewards(1.0, 0.5, {"iou": 1}), scored[0].rewards_G[1]),
+        ),
+        (
+            "rewards",
+            lambda scored, block: scored_as(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", "")),
+        ),
     ],
 )
 def test_the_stage_that_changed_is_the_first_that_differs(scored, block, stage, change):
@@ -89,9 +95,9 @@ def test_credit_optimizer_and_weights_count_by_themselves(scored):
 
 
 def test_what_a_failed_reward_said_does_not_count_but_that_it_failed_and_why(scored):
-    slow = judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", "after 3.01 s"))
-    slower = judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", "after 3.02 s"))
-    raised = judged(scored, scored[0].rewards_G[0], RewardFailure("iou", "raised", "after 3.02 s"))
+    slow = scored_as(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", "after 3.01 s"))
+    slower = scored_as(scored, scored[0].rewards_G[0], RewardFailure("iou", "timeout", "after 3.02 s"))
+    raised = scored_as(scored, scored[0].rewards_G[0], RewardFailure("iou", "raised", "after 3.02 s"))
     assert prints_of(slow) == prints_of(slower)
     assert first_difference(prints_of(slow), prints_of(raised)) == "rewards"
 

@@ -45,7 +45,7 @@ def completion(tokens, cached=0):
     return Completion((7,) * tokens, (-1.0,) * tokens, "stop", 3, cached)
 
 
-OPENING = frames(8, (2, 2, 2, 2), "v0")
+COARSE = frames(8, (2, 2, 2, 2), "v0")
 CALL = RetrievalCall(TimeSpan(1, 2), 4, TimeSpan(1, 2), 4, 4, ("fps",))
 LOOKED = Trajectory(
     (
@@ -62,7 +62,7 @@ MALFORMED = Trajectory(
     StopReason.TRUNCATED,
 )
 REFUSED = Trajectory((Turn((1,), completion(1), Segment.SAMPLING, RefusedCall("reversed")),), StopReason.TRUNCATED)
-GROUP = TrajectoryGroup(TASK, (LOOKED, MALFORMED), OPENING)
+GROUP = TrajectoryGroup(TASK, (LOOKED, MALFORMED), COARSE)
 
 
 def test_rollout_metrics_by_hand():
@@ -74,7 +74,7 @@ def test_rollout_metrics_by_hand():
     assert metrics["rollout/visual_tokens"] == (4 * 4 + 2 * 4 + 4 * 4) / 2
     assert metrics["rollout/sampled_tokens"] == (8 + 6) / 2
     assert metrics["rollout/cached_prompt_share"] == 24 / (20 + 35 + 20 + 27)
-    assert metrics["scenes/per_frame"] == 6 / 12  # the shared opening counts once
+    assert metrics["scenes/per_frame"] == 6 / 12  # the shared coarse frames count once
     assert metrics["scenes/per_pair"] == 6 / 6
 
 
@@ -85,15 +85,15 @@ def test_malformed_and_refused_calls_are_no_looks():
 
 
 def test_failed_rewards_are_counted_by_cause_and_stay_out_of_the_means():
-    verdicts = (SegmentRewards(0.5, 1.0, {"answer": 1.0}), RewardFailure("answer", "timeout", ""))
-    metrics = reward_metrics([ScoredGroup(GROUP, verdicts)])
+    rewards = (SegmentRewards(0.5, 1.0, {"answer": 1.0}), RewardFailure("answer", "timeout", ""))
+    metrics = reward_metrics([ScoredGroup(GROUP, rewards)])
     assert metrics["reward/sampling"] == 0.5 and metrics["reward/reasoning"] == 1.0
     assert metrics["reward/failed"] == 1.0 and metrics["reward/failed/timeout"] == 1.0
 
 
 def test_unannotated_tasks_have_no_mean_sampling_reward_rather_than_zero():
-    verdicts = (SegmentRewards(None, 1.0, {}), SegmentRewards(None, 0.0, {}))
-    assert math.isnan(reward_metrics([ScoredGroup(GROUP, verdicts)])["reward/sampling"])
+    rewards = (SegmentRewards(None, 1.0, {}), SegmentRewards(None, 0.0, {}))
+    assert math.isnan(reward_metrics([ScoredGroup(GROUP, rewards)])["reward/sampling"])
 
 
 def test_every_metric_has_a_meaning_and_nothing_undeclared_is_logged(tmp_path):

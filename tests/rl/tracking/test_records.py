@@ -29,7 +29,7 @@ def ids(token_ids):
     return [str(token) for token in token_ids]
 
 
-def test_a_record_shows_question_window_asked_and_granted_text_and_verdict():
+def test_a_record_shows_question_window_asked_and_granted_text_and_rewards():
     first, *_ = records([scored_golden()], ids)
     group = golden_group()
     assert first["task"]["question"] == group.task.question and first["text"] == group.trajectories_G[0].answer_text
@@ -47,7 +47,7 @@ def test_a_failed_reward_is_shown_as_failed():
     }
 
 
-def test_siblings_share_the_number_of_their_group_even_where_a_task_is_played_twice():
+def test_siblings_share_the_number_of_their_group_even_where_a_task_is_rolled_out_twice():
     places = [(record["group"], record["sibling"]) for record in records([scored_golden(), scored_golden()], ids)]
     assert places == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
 
@@ -149,8 +149,8 @@ def test_what_was_learned_must_be_of_the_same_siblings(trajectory, scored_group)
 def test_held_out_means_leave_failures_out_and_count_them():
     group = golden_group()
     good, bad = SegmentRewards(0.8, 1.0, {"answer": 1.0}), SegmentRewards(0.4, 0.0, {"answer": 0.0})
-    verdicts = (good, bad, RewardFailure("answer", "raised", ""), bad)
-    metrics = held_out_metrics([ScoredGroup(group, verdicts)], answer_terms=["answer"])
+    rewards = (good, bad, RewardFailure("answer", "raised", ""), bad)
+    metrics = held_out_metrics([ScoredGroup(group, rewards)], answer_terms=["answer"])
     assert metrics["held_out/reward_sampling"] == pytest.approx((0.8 + 0.4 + 0.4) / 3)
     assert metrics["held_out/accuracy"] == pytest.approx(1 / 3)
     assert (metrics["held_out/tasks"], metrics["held_out/failed"]) == (4.0, 1.0)
@@ -158,6 +158,6 @@ def test_held_out_means_leave_failures_out_and_count_them():
 
 def test_accuracy_without_an_answer_reward_is_unknown_not_zero():
     group = golden_group()
-    verdicts = (SegmentRewards(None, 1.0, {}),) * len(group.trajectories_G)
-    metrics = held_out_metrics([ScoredGroup(group, verdicts)], answer_terms=[])
+    rewards = (SegmentRewards(None, 1.0, {}),) * len(group.trajectories_G)
+    metrics = held_out_metrics([ScoredGroup(group, rewards)], answer_terms=[])
     assert math.isnan(metrics["held_out/accuracy"]) and math.isnan(metrics["held_out/reward_sampling"])
