@@ -26,13 +26,41 @@ class Cursor {
 // {title, note, unit, steps, series: [{label, values, color, sparse, help}], stacked, log, floor, cursor, onPick,
 //  faults: {steps: [[step, how many]], newest}}
 function lineChart(spec) {
-  const box = chartBox;
-  const width = spec.width,
-    inner = { x: box.left, w: width - box.left - box.right, h: box.height - box.top - box.bottom };
+  const readings = spec.series.map(() => el("span", { class: "reading" }));
+  const stepLabel = el("span", { class: "at-step" });
+  const plot = plotOf(spec);
+  const point = pointer(spec, plot, readings, stepLabel);
+  spec.cursor.charts.push({ point });
+  point(null);
+  return el(
+    "figure",
+    { class: "card chart-card", data: { chart: spec.title } },
+    el("figcaption", {}, el("h3", {}, spec.title), stepLabel, el("span", { class: "unit" }, spec.unit)),
+    surfaceOf(spec, plot),
+    el(
+      "ul",
+      { class: "legend" },
+      spec.series.map((series, i) =>
+        el(
+          "li",
+          { title: series.help },
+          el("span", { class: `swatch${series.sparse ? " sparse" : ""}`, style: { "--own": `var(${series.color})` } }),
+          el("span", { class: "name" }, visible(series.label)),
+          readings[i],
+        ),
+      ),
+    ),
+    spec.note ? el("p", { class: "note" }, spec.note) : null,
+  );
+}
+
+// The drawing, and what is needed to point into it: {box, inner, low, high, x, y, layers, marks, rule, dots, drawn}.
+function plotOf(spec) {
+  const box = chartBox,
+    inner = { x: box.left, w: spec.width - box.left - box.right, h: box.height - box.top - box.bottom };
   const low = spec.steps[0],
     high = spec.steps[spec.steps.length - 1];
   const x = (step) => inner.x + (high === low ? inner.w / 2 : ((step - low) / (high - low)) * inner.w);
-  const marks = faultMarks(spec.faults.steps, low, high, x, box.top + inner.h);
   const layers = spec.stacked
     ? stack(spec.series)
     : spec.series.map((series) => ({
@@ -43,19 +71,28 @@ function lineChart(spec) {
   const range = extent(layers, spec);
   const scaled = (value) => (spec.log ? Math.log10(value) : value);
   const y = (value) => box.top + inner.h * (1 - (scaled(value) - range.low) / (range.high - range.low || 1));
+  const marks = faultMarks(spec.faults.steps, low, high, x, box.top + inner.h);
+  const rule = svg("line", { y1: box.top, y2: box.top + inner.h, class: "cursor", visibility: "hidden" });
+  const dots = layers.map((layer) =>
+    svg("circle", { r: 3.2, class: "dot", style: { fill: `var(${layer.color})` }, visibility: "hidden" }),
+  );
+  const plot = { box, inner, low, high, x, y, layers, marks, rule, dots };
+  return { ...plot, drawn: drawPlot(spec, plot, range.ticks) };
+}
+
+function drawPlot(spec, { box, inner, low, high, x, y, layers, marks, rule, dots }, levels) {
   const drawn = svg("svg", {
-    width,
+    width: spec.width,
     height: box.height,
-    viewBox: `0 0 ${width} ${box.height}`,
+    viewBox: `0 0 ${spec.width} ${box.height}`,
     class: "chart",
     role: "img",
     "aria-label": describeChart(spec, marks.nodes.length),
   });
-
-  for (const value of range.ticks) {
+  for (const value of levels) {
     const at = y(value);
     drawn.append(
-      svg("line", { x1: inner.x, x2: width - box.right, y1: at, y2: at, class: "grid" }),
+      svg("line", { x1: inner.x, x2: spec.width - box.right, y1: at, y2: at, class: "grid" }),
       svg("text", { x: inner.x - 6, y: at + 3.5, class: "tick", "text-anchor": "end" }, tickText(value)),
     );
   }
@@ -63,19 +100,15 @@ function lineChart(spec) {
     drawn.append(svg("text", { x: x(step), y: box.height - 6, class: "tick", "text-anchor": "middle" }, count(step)));
   for (const layer of [...layers].reverse())
     drawn.append(spec.stacked ? area(layer, spec.steps, x, y) : line(layer, spec, x, y));
-
-  const rule = svg("line", { y1: box.top, y2: box.top + inner.h, class: "cursor", visibility: "hidden" });
-  const dots = layers.map((layer) =>
-    svg("circle", { r: 3.2, class: "dot", style: { fill: `var(${layer.color})` }, visibility: "hidden" }),
-  );
   drawn.append(...marks.nodes, rule, ...dots);
+  return drawn;
+}
 
-  const readings = spec.series.map(() => el("span", { class: "reading" }));
-  const stepLabel = el("span", { class: "at-step" });
+// Shows the values of a step. null: nothing is pointed at; a step this curve does not have leaves its readings open.
+function pointer(spec, { low, high, x, y, layers, rule, dots }, readings, stepLabel) {
   const placeOf = new Map(spec.steps.map((step, i) => [step, i])),
     broken = new Map(spec.faults.steps);
-  const point = (step) => {
-    // null: nothing is pointed at; a step this curve does not have leaves its readings open
+  return (step) => {
     const at = placeOf.get(step),
       isInside = step !== null && step >= low && step <= high;
     rule.setAttribute("visibility", isInside ? "visible" : "hidden");
@@ -93,6 +126,10 @@ function lineChart(spec) {
       }
     });
   };
+}
+
+// What the pointer and the keys move over.
+function surfaceOf(spec, { box, inner, low, high, marks, drawn }) {
   const markAt = (event) => {
     const bounds = drawn.getBoundingClientRect();
     return event.clientY - bounds.top < box.top + inner.h - MARK.gap ? null : marks.near(event.clientX - bounds.left);
@@ -110,57 +147,27 @@ function lineChart(spec) {
     );
   };
   let focused = spec.steps.length - 1;
-  const surface = el(
-    "div",
-    {
-      class: "surface",
-      tabindex: "0",
-      role: "group",
-      "aria-label": `${spec.title}: arrow keys move over the steps`,
-      on: {
-        pointermove: (event) => {
-          spec.cursor.move(spec.steps[(focused = nearest(event))]);
-          popFaults(markAt(event), spec.faults.newest);
-        },
-        pointerleave: leave,
-        blur: leave,
-        click: () => spec.onPick?.(spec.steps[focused]),
-        keydown: (event) => {
-          const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
-          if (event.key === "Enter") spec.onPick?.(spec.steps[focused]);
-          if (by === undefined) return;
-          event.preventDefault();
-          event.stopPropagation();
-          focused = Math.min(spec.steps.length - 1, Math.max(0, focused + by));
-          spec.cursor.move(spec.steps[focused]);
-          popFaults(marks.ofStep(spec.steps[focused]), spec.faults.newest);
-        },
-      },
+  const on = {
+    pointermove: (event) => {
+      spec.cursor.move(spec.steps[(focused = nearest(event))]);
+      popFaults(markAt(event), spec.faults.newest);
     },
-    drawn,
-  );
-  spec.cursor.charts.push({ point });
-  point(null);
-  return el(
-    "figure",
-    { class: "card chart-card", data: { chart: spec.title } },
-    el("figcaption", {}, el("h3", {}, spec.title), stepLabel, el("span", { class: "unit" }, spec.unit)),
-    surface,
-    el(
-      "ul",
-      { class: "legend" },
-      spec.series.map((series, i) =>
-        el(
-          "li",
-          { title: series.help },
-          el("span", { class: `swatch${series.sparse ? " sparse" : ""}`, style: { "--own": `var(${series.color})` } }),
-          el("span", { class: "name" }, visible(series.label)),
-          readings[i],
-        ),
-      ),
-    ),
-    spec.note ? el("p", { class: "note" }, spec.note) : null,
-  );
+    pointerleave: leave,
+    blur: leave,
+    click: () => spec.onPick?.(spec.steps[focused]),
+    keydown: (event) => {
+      const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+      if (event.key === "Enter") spec.onPick?.(spec.steps[focused]);
+      if (by === undefined) return;
+      event.preventDefault();
+      event.stopPropagation();
+      focused = Math.min(spec.steps.length - 1, Math.max(0, focused + by));
+      spec.cursor.move(spec.steps[focused]);
+      popFaults(marks.ofStep(spec.steps[focused]), spec.faults.newest);
+    },
+  };
+  const label = `${spec.title}: arrow keys move over the steps`;
+  return el("div", { class: "surface", tabindex: "0", role: "group", "aria-label": label, on }, drawn);
 }
 
 function tickText(value) {

@@ -1,104 +1,108 @@
 // Tables of page 1: evaluations, every metric, the configuration.
 
 function tables(run) {
+  return [heldOutTable(run), evaluationTable(run)];
+}
+
+function heldOutTable(run) {
   const names = run.under("held_out/"),
     rows = run.steps
       .map((step, i) => [step, i])
       .filter(([, i]) => names.some((name) => isNumber(run.metric.get(name).values[i])));
-  const heldOut = rows.length
-    ? el(
-        "section",
-        { "aria-labelledby": "held-out" },
-        el("div", { class: "section-head" }, el("h2", { id: "held-out" }, "Held-out evaluations")),
+  if (!rows.length) return null;
+  return el(
+    "section",
+    { "aria-labelledby": "held-out" },
+    el("div", { class: "section-head" }, el("h2", { id: "held-out" }, "Held-out evaluations")),
+    el(
+      "div",
+      { class: "card scroll" },
+      el(
+        "table",
+        { id: "held-out-table" },
         el(
-          "div",
-          { class: "card scroll" },
+          "thead",
+          {},
           el(
-            "table",
-            { id: "held-out-table" },
-            el(
-              "thead",
-              {},
+            "tr",
+            {},
+            el("th", { scope: "col", class: "number" }, "step"),
+            names.map((name) =>
               el(
-                "tr",
-                {},
-                el("th", { scope: "col", class: "number" }, "step"),
-                names.map((name) =>
-                  el(
-                    "th",
-                    { scope: "col", class: "number", title: run.metric.get(name).meaning },
-                    quoted(name.slice(9).replaceAll("_", " ")),
-                  ),
-                ),
-              ),
-            ),
-            el(
-              "tbody",
-              {},
-              rows.map(([step, i]) =>
-                el(
-                  "tr",
-                  {},
-                  el(
-                    "th",
-                    { scope: "row", class: "number" },
-                    run.stepById.has(`h${step}`) ? el("a", { href: `#/steps/h${step}` }, count(step)) : count(step),
-                  ),
-                  names.map((name) => el("td", { class: "number" }, short(run.metric.get(name).values[i]))),
-                ),
+                "th",
+                { scope: "col", class: "number", title: run.metric.get(name).meaning },
+                quoted(name.slice(9).replaceAll("_", " ")),
               ),
             ),
           ),
         ),
-      )
-    : null;
-  const evaluations = run.evaluations.length
-    ? el(
-        "section",
-        { "aria-labelledby": "benchmarks" },
         el(
-          "div",
-          { class: "section-head" },
-          el("h2", { id: "benchmarks" }, "Benchmarks"),
-          el("p", { class: "hint" }, "Bars: 95 % intervals"),
-        ),
-        el(
-          "div",
-          { class: "card scroll" },
-          el(
-            "table",
-            { id: "eval-table" },
+          "tbody",
+          {},
+          rows.map(([step, i]) =>
             el(
-              "thead",
+              "tr",
               {},
               el(
-                "tr",
-                {},
-                ["benchmark", "metric"].map((name) => el("th", { scope: "col" }, name)),
-                ["value", "low", "high", "n"].map((name) => el("th", { scope: "col", class: "number" }, name)),
-                el("th", { scope: "col" }, "0 … 1"),
+                "th",
+                { scope: "row", class: "number" },
+                run.stepById.has(`h${step}`) ? el("a", { href: `#/steps/h${step}` }, count(step)) : count(step),
               ),
-            ),
-            el(
-              "tbody",
-              {},
-              run.evaluations.map((row) =>
-                el(
-                  "tr",
-                  {},
-                  el("th", { scope: "row" }, quoted(row.benchmark)),
-                  el("td", {}, quoted(row.metric)),
-                  [row.value, row.low, row.high].map((value) => el("td", { class: "number" }, short(value))),
-                  el("td", { class: "number" }, row.count === null ? "–" : count(row.count)),
-                  el("td", {}, row.too_few ? el("span", { class: "hint" }, "too few for an interval") : interval(row)),
-                ),
-              ),
+              names.map((name) => el("td", { class: "number" }, short(run.metric.get(name).values[i]))),
             ),
           ),
         ),
-      )
-    : null;
-  return [heldOut, evaluations];
+      ),
+    ),
+  );
+}
+
+function evaluationTable(run) {
+  if (!run.evaluations.length) return null;
+  return el(
+    "section",
+    { "aria-labelledby": "benchmarks" },
+    el(
+      "div",
+      { class: "section-head" },
+      el("h2", { id: "benchmarks" }, "Benchmarks"),
+      el("p", { class: "hint" }, "Bars: 95 % intervals"),
+    ),
+    el(
+      "div",
+      { class: "card scroll" },
+      el(
+        "table",
+        { id: "eval-table" },
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            ["benchmark", "metric"].map((name) => el("th", { scope: "col" }, name)),
+            ["value", "low", "high", "n"].map((name) => el("th", { scope: "col", class: "number" }, name)),
+            el("th", { scope: "col" }, "0 … 1"),
+          ),
+        ),
+        el(
+          "tbody",
+          {},
+          run.evaluations.map((row) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row" }, quoted(row.benchmark)),
+              el("td", {}, quoted(row.metric)),
+              [row.value, row.low, row.high].map((value) => el("td", { class: "number" }, short(value))),
+              el("td", { class: "number" }, row.count === null ? "–" : count(row.count)),
+              el("td", {}, row.too_few ? el("span", { class: "hint" }, "too few for an interval") : interval(row)),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function interval(row) {
