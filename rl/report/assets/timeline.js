@@ -70,109 +70,91 @@ function bigTimeline(run, group, detail, own, clip, width) {
   const duration = run.duration(group, detail),
     pad = 14;
   const x = (time) => pad + (Math.min(duration, Math.max(0, time)) / duration) * (width - 2 * pad);
-  const calls = own.turns.map((turn) => turn.call).filter(Boolean);
-  const parts = [
-    el(
-      "div",
-      { class: "timeline-head" },
-      el("h2", {}, "On the video's clock"),
-      el(
-        "p",
-        { class: "hint" },
-        `${seconds(duration)} s`,
-        detail.duration_s
-          ? ""
-          : run.clips[group.video]?.duration_s
-            ? " (read from the clip; the run did not record it)"
-            : " (last recorded time; the run did not record the clip's length)",
-      ),
-    ),
-  ];
-  if (detail.opening)
-    parts.push(
-      filmStrip(detail.opening, clip, { width, from: 0, to: duration, pad, label: "Coarse frames", ends: duration }),
-    );
-  else parts.push(el("p", { class: "empty" }, "No coarse frames: the video could not be read."));
+  const coarse = detail.opening
+    ? filmStrip(detail.opening, clip, { width, from: 0, to: duration, pad, label: "Coarse frames" })
+    : el("p", { class: "empty" }, "No coarse frames: the video could not be read.");
+  return el("section", { class: "card timeline-card", "aria-label": "Time axis" }, [
+    timelineHead(run, group, detail, duration),
+    coarse,
+    drawAxis(group, detail, own, { duration, pad, width, x }),
+    retrievedStrips(own, clip, { pad, width, x }),
+  ]);
+}
 
-  const laneTop = 44,
-    lane = 38,
-    height = laneTop + 26 + Math.max(1, calls.length) * lane;
+function timelineHead(run, group, detail, duration) {
+  const source = detail.duration_s
+    ? ""
+    : run.clips[group.video]?.duration_s
+      ? " (read from the clip; the run did not record it)"
+      : " (last recorded time; the run did not record the clip's length)";
+  return el(
+    "div",
+    { class: "timeline-head" },
+    el("h2", {}, "On the video's clock"),
+    el("p", { class: "hint" }, `${seconds(duration)} s`, source),
+  );
+}
+
+const AXIS = { y: 44, lane: 38 }; // pixels: of the axis, and between two calls below it
+
+// The clip's time axis with evidence and coarse frames, and a lane per call.
+function drawAxis(group, detail, own, { duration, pad, width, x }) {
+  const calls = own.turns.map((turn) => turn.call).filter(Boolean);
+  const height = AXIS.y + 26 + Math.max(1, calls.length) * AXIS.lane;
   const drawn = svg("svg", { width, height, class: "timeline", role: "img", "aria-label": timelineText(group, calls) });
-  if (group.evidence) {
-    const [start, end] = group.evidence.map(x);
-    drawn.append(
-      svg("rect", { x: start, width: Math.max(2, end - start), y: 18, height: height - 18, class: "evidence" }),
-      svg("path", { d: `M${start},18v${height - 18}M${end},18v${height - 18}`, class: "evidence-edge" }),
-      label(
-        `evidence ${span(group.evidence)}${group.evidence_fps === null ? "" : ` at ${rate(group.evidence_fps)}`}`,
-        (start + end) / 2,
-        13,
-        width,
-        "evidence-label",
-      ),
-    );
-  }
-  const axisY = laneTop;
-  drawn.append(svg("line", { x1: x(0), x2: x(duration), y1: axisY, y2: axisY, class: "axis strong" }));
+  if (group.evidence) drawn.append(...evidenceBand(group, x, width, height));
+  drawn.append(svg("line", { x1: x(0), x2: x(duration), y1: AXIS.y, y2: AXIS.y, class: "axis strong" }));
   for (const time of ticks(0, duration, Math.min(10, width / 80)))
     drawn.append(
-      svg("line", { x1: x(time), x2: x(time), y1: axisY, y2: axisY + 5, class: "axis strong" }),
-      svg("text", { x: x(time), y: axisY + 17, class: "tick", "text-anchor": "middle" }, seconds(time)),
+      svg("line", { x1: x(time), x2: x(time), y1: AXIS.y, y2: AXIS.y + 5, class: "axis strong" }),
+      svg("text", { x: x(time), y: AXIS.y + 17, class: "tick", "text-anchor": "middle" }, seconds(time)),
     );
   for (const ms of detail.opening?.t ?? [])
     drawn.append(
       svg(
         "line",
-        { x1: x(ms / 1000), x2: x(ms / 1000), y1: axisY - 12, y2: axisY, class: "coarse-tick" },
+        { x1: x(ms / 1000), x2: x(ms / 1000), y1: AXIS.y - 12, y2: AXIS.y, class: "coarse-tick" },
         svg("title", {}, `coarse frame at ${fixed(ms / 1000, 3)} s`),
       ),
     );
-  const strips = [];
-  let row = 0,
-    asked = 0;
-  for (const turn of own.turns) {
-    const call = turn.call,
-      shown = turn.frames;
-    if (call) {
-      asked += 1;
-      const y = axisY + 26 + row * lane;
-      row += 1;
-      const refusal = notGranted(call);
-      if (refusal) {
-        drawn.append(
-          label(
-            `look ${asked}: ${refusal.kind}, nothing granted (${clipText(refusal.reason, 90)})`,
-            pad + 4,
-            y + 16,
-            width,
-            "lane-label malformed-text",
-            "start",
-          ),
-        );
-      } else drawCall(drawn, call, asked, blockOf(own, turn), x, y, width);
-    }
-    if (shown) {
-      const from = own.turns
-        .slice(0, own.turns.indexOf(turn))
-        .reverse()
-        .find((before) => before.call && before.call.granted)?.call;
-      strips.push([from, shown]);
-    }
-  }
+  own.turns
+    .filter((turn) => turn.call)
+    .forEach((turn, i) => drawLane(drawn, own, turn, i + 1, AXIS.y + 26 + i * AXIS.lane, { pad, width, x }));
   if (!calls.length)
-    drawn.append(label("This trajectory did not look again.", pad + 4, axisY + 42, width, "lane-label", "start"));
-  parts.push(drawn);
-  strips.forEach(([call, shown], i) => {
-    const times = shown.t.map((ms) => ms / 1000);
+    drawn.append(label("This trajectory did not look again.", pad + 4, AXIS.y + 42, width, "lane-label", "start"));
+  return drawn;
+}
+
+function evidenceBand(group, x, width, height) {
+  const [start, end] = group.evidence.map(x);
+  const text = `evidence ${span(group.evidence)}${group.evidence_fps === null ? "" : ` at ${rate(group.evidence_fps)}`}`;
+  return [
+    svg("rect", { x: start, width: Math.max(2, end - start), y: 18, height: height - 18, class: "evidence" }),
+    svg("path", { d: `M${start},18v${height - 18}M${end},18v${height - 18}`, class: "evidence-edge" }),
+    label(text, (start + end) / 2, 13, width, "evidence-label"),
+  ];
+}
+
+function drawLane(drawn, own, turn, number, y, { pad, width, x }) {
+  const refusal = notGranted(turn.call);
+  if (!refusal) return drawCall(drawn, turn.call, number, blockOf(own, turn), x, y, width);
+  const text = `look ${number}: ${refusal.kind}, nothing granted (${clipText(refusal.reason, 90)})`;
+  drawn.append(label(text, pad + 4, y + 16, width, "lane-label malformed-text", "start"));
+}
+
+// The frames of each granted call, below the window on the axis that they come from.
+function retrievedStrips(own, clip, { pad, width, x }) {
+  const shown = own.turns
+    .map((turn, i) => [own.turns.slice(0, i).findLast((before) => before.call?.granted)?.call, turn.frames])
+    .filter(([, frames]) => frames);
+  return shown.map(([call, frames], i) => {
+    const times = frames.t.map((ms) => ms / 1000);
     const step = times.length > 1 ? (times[times.length - 1] - times[0]) / (times.length - 1) : 0;
     const from = Math.min(call?.granted?.[0] ?? times[0], times[0]); // shown first: what was on screen already
     const to = Math.max(call?.granted?.[1] ?? 0, times[times.length - 1] + step, from + 1e-3);
-    parts.push(
-      zoom(x(from), x(to), width, pad),
-      filmStrip(shown, clip, { width, from, to, pad, label: `Look ${i + 1}: retrieved frames`, call }),
-    );
+    const strip = { width, from, to, pad, label: `Look ${i + 1}: retrieved frames`, call };
+    return [zoom(x(from), x(to), width, pad), filmStrip(frames, clip, strip)];
   });
-  return el("section", { class: "card timeline-card", "aria-label": "Time axis" }, parts);
 }
 
 // The frames that answered a call lie in the turn after it.
@@ -260,38 +242,70 @@ function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
         : Math.min(to, time + (times.length > 1 ? (time - times[0]) / i : to - from))) - time,
   );
   const tall = Math.min(88, Math.max(44, (least(gaps.filter((gap) => gap > 0)) * scale) / aspect));
-  const x = (time) => pad + (time - from) * scale;
-  const scenes = [];
-  let first = 0;
-  for (const length of block.scenes) {
-    scenes.push([first, first + length]);
-    first += length;
-  }
-  const sceneOf = (i) => scenes.findIndex(([low, high]) => i >= low && i < high);
-  const lefts = times.map(x),
+  const lefts = times.map((time) => pad + (time - from) * scale),
     widths = gaps.map((gap, i) => Math.max(2, Math.min(gap * scale - 2, tall * aspect, width - pad - lefts[i])));
-  const frames = block.t.map((ms, i) => {
+  const scenes = scenesOf(block);
+  return el(
+    "div",
+    { class: "film" },
+    filmHead(block, clip, scenes, title, call),
+    el(
+      "div",
+      { class: "frames", style: { height: `${tall}px` } },
+      filmFrames(block, clip, scenes, lefts, widths, tall),
+    ),
+    filmBrackets(block, scenes, lefts, widths, width),
+  );
+}
+
+// [first, end) of each scene, in frames of the block.
+function scenesOf(block) {
+  let first = 0;
+  return block.scenes.map((length) => [first, (first += length)]);
+}
+
+function filmHead(block, clip, scenes, title, call) {
+  const problem = clip?.problem
+    ? `no pictures: ${clip.problem}`
+    : clip && block.t.some((ms) => clip.images?.[ms])
+      ? ""
+      : "pictures were left out to keep this page small";
+  return el(
+    "div",
+    { class: "film-head" },
+    el("h3", {}, title),
+    el(
+      "p",
+      { class: "hint" },
+      `${block.t.length} frames, ${scenes.length} FlexiVideo scenes`,
+      call ? `, ${span(call.granted)} at ${rate(call.granted_fps)}` : "",
+      block.w ? `, encoded at ${block.w} × ${block.h}` : "",
+      problem ? el("span", { class: "warn" }, " · ", quoted(problem)) : null,
+    ),
+  );
+}
+
+function filmFrames(block, clip, scenes, lefts, widths, tall) {
+  const sceneOf = (i) => scenes.findIndex(([low, high]) => i >= low && i < high);
+  return block.t.map((ms, i) => {
     const image = clip?.images?.[ms],
-      at = { left: `${lefts[i].toFixed(1)}px`, width: `${widths[i].toFixed(1)}px`, height: `${tall}px` };
+      style = { left: `${lefts[i].toFixed(1)}px`, width: `${widths[i].toFixed(1)}px`, height: `${tall}px` };
     const name = `${fixed(ms / 1000, 3)} s${scenes.length ? `, scene ${sceneOf(i) + 1} of ${scenes.length}` : ""}`;
-    const hover = { pointerenter: (event) => showFrame(event.currentTarget, image, name), pointerleave: hidePop };
-    return image
-      ? el("img", {
-          src: `data:image/webp;base64,${image}`,
-          alt: `frame at ${name}`,
-          class: "frame",
-          style: at,
-          loading: "lazy",
-          on: hover,
-        })
-      : el("div", {
-          class: "frame missing",
-          style: at,
-          role: "img",
-          "aria-label": `no picture of the frame at ${name}`,
-          on: hover,
-        });
+    const on = { pointerenter: (event) => showFrame(event.currentTarget, image, name), pointerleave: hidePop };
+    if (!image)
+      return el("div", {
+        class: "frame missing",
+        style,
+        role: "img",
+        "aria-label": `no picture of the frame at ${name}`,
+        on,
+      });
+    const src = `data:image/webp;base64,${image}`;
+    return el("img", { src, alt: `frame at ${name}`, class: "frame", style, loading: "lazy", on });
   });
+}
+
+function filmBrackets(block, scenes, lefts, widths, width) {
   const brackets = svg("svg", {
     width,
     height: 26,
@@ -305,39 +319,11 @@ function filmStrip(block, clip, { width, from, to, pad, label: title, call }) {
     const start = lefts[low] + 0.5,
       end = Math.max(start + 2, lefts[high - 1] + widths[high - 1] - 0.5);
     brackets.append(svg("path", { d: `M${start},2v5H${end}v-5`, class: "bracket" }));
+    const text = end - start > 56 && high - low > 1 ? `scene ${i + 1} · ${high - low}` : String(high - low);
     if (end - start > 15)
-      brackets.append(
-        svg(
-          "text",
-          { x: (start + end) / 2, y: 19, class: "tick", "text-anchor": "middle" },
-          end - start > 56 && high - low > 1 ? `scene ${i + 1} · ${high - low}` : String(high - low),
-        ),
-      );
+      brackets.append(svg("text", { x: (start + end) / 2, y: 19, class: "tick", "text-anchor": "middle" }, text));
   });
-  const problem = clip?.problem
-    ? `no pictures: ${clip.problem}`
-    : clip && block.t.some((ms) => clip.images?.[ms])
-      ? ""
-      : "pictures were left out to keep this page small";
-  return el(
-    "div",
-    { class: "film" },
-    el(
-      "div",
-      { class: "film-head" },
-      el("h3", {}, title),
-      el(
-        "p",
-        { class: "hint" },
-        `${block.t.length} frames, ${scenes.length} FlexiVideo scenes`,
-        call ? `, ${span(call.granted)} at ${rate(call.granted_fps)}` : "",
-        block.w ? `, encoded at ${block.w} × ${block.h}` : "",
-        problem ? el("span", { class: "warn" }, " · ", quoted(problem)) : null,
-      ),
-    ),
-    el("div", { class: "frames", style: { height: `${tall}px` } }, frames),
-    brackets,
-  );
+  return brackets;
 }
 
 function showFrame(target, image, name) {
