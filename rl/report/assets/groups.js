@@ -114,20 +114,12 @@ function stripPlot(entry, name, width, open) {
     if (!isNumber(sibling[name])) return;
     const level = piles.get(pileOf(sibling)) ?? 0;
     piles.set(pileOf(sibling), level + 1);
-    drawn.append(
-      svg(
-        "circle",
-        {
-          cx: x(sibling[name]),
-          cy: base - 5 - level * step,
-          r: 3.4,
-          class: `sibling-dot${entry.matching[i] ? "" : " faint"}`,
-          style: { fill: `var(${color})` },
-          on: { click: () => open(i) },
-        },
-        svg("title", {}, `sibling ${sibling.sibling}: ${REWARD_NAMES[name]} reward ${short(sibling[name])}`),
-      ),
-    );
+    const style = { fill: `var(${color})` },
+      faint = entry.matching[i] ? "" : " faint",
+      title = `sibling ${sibling.sibling}: ${REWARD_NAMES[name]} reward ${short(sibling[name])}`;
+    const at = { cx: x(sibling[name]), cy: base - 5 - level * step, r: 3.4 };
+    const on = { click: () => open(i) };
+    drawn.append(svg("circle", { ...at, class: `sibling-dot${faint}`, style, on }, svg("title", {}, title)));
   });
   if (known.length)
     drawn.append(

@@ -19,6 +19,38 @@ function rewardPanel(run, at, own) {
     weight: Number(run.settings.get(`rewards.${name}.weight`)),
     fn: run.settings.get(`rewards.${name}.fn`) ?? "",
   }));
+  const rows = rewardRows(at, own, terms);
+  return el(
+    "section",
+    { class: "card", "aria-labelledby": "rewards-title" },
+    el("h2", { id: "rewards-title" }, "Rewards"),
+    el(
+      "div",
+      { class: "scroll" },
+      el(
+        "table",
+        { class: "rewards", id: "rewards" },
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("th", { scope: "col" }, "term"),
+            ["weight", "value"].map((name) => el("th", { scope: "col", class: "number" }, name)),
+            el("th", { scope: "col" }, "0 … 1, group mean marked"),
+            el("th", { scope: "col", class: "number" }, "group mean"),
+            el("th", { scope: "col", class: "number" }, "advantage"),
+          ),
+        ),
+        el("tbody", {}, rows),
+      ),
+    ),
+    own.note ? el("p", { class: "note" }, quoted(own.note)) : null,
+  );
+}
+
+function rewardRows(at, own, terms) {
   const rows = [];
   for (const [role, color] of [
     ["sampling", "--c1"],
@@ -59,34 +91,7 @@ function rewardPanel(run, at, own) {
   }
   for (const term of terms.filter((each) => each.segment !== "sampling" && each.segment !== "reasoning"))
     rows.push(termRow(term, "--context", 0));
-  return el(
-    "section",
-    { class: "card", "aria-labelledby": "rewards-title" },
-    el("h2", { id: "rewards-title" }, "Rewards"),
-    el(
-      "div",
-      { class: "scroll" },
-      el(
-        "table",
-        { class: "rewards", id: "rewards" },
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { scope: "col" }, "term"),
-            ["weight", "value"].map((name) => el("th", { scope: "col", class: "number" }, name)),
-            el("th", { scope: "col" }, "0 … 1, group mean marked"),
-            el("th", { scope: "col", class: "number" }, "group mean"),
-            el("th", { scope: "col", class: "number" }, "advantage"),
-          ),
-        ),
-        el("tbody", {}, rows),
-      ),
-    ),
-    own.note ? el("p", { class: "note" }, quoted(own.note)) : null,
-  );
+  return rows;
 }
 
 function termRow(term, color, weights) {

@@ -56,12 +56,6 @@ const SMOOTHING = [
 const runView = { smoothing: 1, configFilter: "", metricFilter: "" };
 
 function runPage(run) {
-  const settings = run.settings;
-  const trained = run.report_steps.filter((reportStep) => reportStep.kind === "train");
-  const trajectories = run.report_steps.reduce(
-    (sum, reportStep) => sum + reportStep.groups.reduce((all, group) => all + group.siblings.length, 0),
-    0,
-  );
   return [
     el(
       "section",
@@ -75,77 +69,94 @@ function runPage(run) {
     ),
     noticesOf(run),
     headline(run),
-    el(
-      "section",
-      { "aria-labelledby": "curves" },
-      el(
-        "div",
-        { class: "section-head" },
-        el("h2", { id: "curves" }, "Curves"),
-        el(
-          "label",
-          { class: "field inline" },
-          "Curves show ",
-          el(
-            "select",
-            {
-              id: "smoothing",
-              on: {
-                change: (event) => {
-                  runView.smoothing = Number(event.target.value);
-                  redraw();
-                },
-              },
-            },
-            SMOOTHING.map(([width, label]) =>
-              el("option", { value: width, selected: width === runView.smoothing }, label),
-            ),
-          ),
-        ),
-        el(
-          "p",
-          { class: "hint" },
-          "Point at a step to read every curve there; click to open its groups.",
-          run.faults.count ? [" ", el("span", { class: "fault-key", "aria-hidden": "true" }, "▲"), " faults"] : null,
-        ),
-      ),
-      el("div", { class: "charts", id: "charts" }),
-    ),
+    curvesSection(run),
     failureSection(run),
     faultTable(run),
     tables(run),
     allMetrics(run),
+    configSection(run),
+    colophon(run),
+  ];
+}
+
+function curvesSection(run) {
+  return el(
+    "section",
+    { "aria-labelledby": "curves" },
     el(
-      "section",
-      { "aria-labelledby": "config" },
+      "div",
+      { class: "section-head" },
+      el("h2", { id: "curves" }, "Curves"),
       el(
-        "div",
-        { class: "section-head" },
-        el("h2", { id: "config" }, "Configuration"),
-        searchField("Find a key or value", "config-search", runView.configFilter, (text) => {
-          runView.configFilter = text;
-          fillConfig(run);
-        }),
-        el("p", { class: "hint", id: "config-count", role: "status" }),
+        "label",
+        { class: "field inline" },
+        "Curves show ",
+        el(
+          "select",
+          {
+            id: "smoothing",
+            on: {
+              change: (event) => {
+                runView.smoothing = Number(event.target.value);
+                redraw();
+              },
+            },
+          },
+          SMOOTHING.map(([width, label]) =>
+            el("option", { value: width, selected: width === runView.smoothing }, label),
+          ),
+        ),
       ),
-      settings.size
-        ? el("div", { class: "card config", id: "config-table" })
-        : el("p", { class: "empty" }, "This run has no readable config.yaml."),
-    ),
-    el(
-      "footer",
-      { class: "colophon" },
       el(
         "p",
-        {},
-        "Written ",
-        run.written,
-        " from ",
-        quoted(run.folder, { class: "path" }),
-        ` · ${count(trajectories)} recorded trajectories of ${count(trained.length)} steps`,
+        { class: "hint" },
+        "Point at a step to read every curve there; click to open its groups.",
+        run.faults.count ? [" ", el("span", { class: "fault-key", "aria-hidden": "true" }, "▲"), " faults"] : null,
       ),
     ),
-  ];
+    el("div", { class: "charts", id: "charts" }),
+  );
+}
+
+function configSection(run) {
+  return el(
+    "section",
+    { "aria-labelledby": "config" },
+    el(
+      "div",
+      { class: "section-head" },
+      el("h2", { id: "config" }, "Configuration"),
+      searchField("Find a key or value", "config-search", runView.configFilter, (text) => {
+        runView.configFilter = text;
+        fillConfig(run);
+      }),
+      el("p", { class: "hint", id: "config-count", role: "status" }),
+    ),
+    run.settings.size
+      ? el("div", { class: "card config", id: "config-table" })
+      : el("p", { class: "empty" }, "This run has no readable config.yaml."),
+  );
+}
+
+function colophon(run) {
+  const trained = run.report_steps.filter((reportStep) => reportStep.kind === "train");
+  const trajectories = run.report_steps.reduce(
+    (sum, reportStep) => sum + reportStep.groups.reduce((all, group) => all + group.siblings.length, 0),
+    0,
+  );
+  return el(
+    "footer",
+    { class: "colophon" },
+    el(
+      "p",
+      {},
+      "Written ",
+      run.written,
+      " from ",
+      quoted(run.folder, { class: "path" }),
+      ` · ${count(trajectories)} recorded trajectories of ${count(trained.length)} steps`,
+    ),
+  );
 }
 
 function afterRunPage(run) {

@@ -49,65 +49,77 @@ function stepsPage(run, id) {
     el(
       "section",
       { class: "title-block" },
-      el(
-        "div",
-        { class: "stepper" },
-        el("h1", { id: "step-name" }, stepName(reportStep)),
-        el(
-          "div",
-          { class: "buttons" },
-          el(
-            "button",
-            { type: "button", "aria-label": "Step before", disabled: at === 0, on: { click: () => go(at - 1) } },
-            "←",
-          ),
-          el(
-            "button",
-            {
-              type: "button",
-              "aria-label": "Next step",
-              disabled: at === run.report_steps.length - 1,
-              on: { click: () => go(at + 1) },
-            },
-            "→",
-          ),
-        ),
-      ),
+      stepButtons(run, reportStep, at, go),
       el("div", { class: "scrubber", id: "scrubber" }),
-      el("input", {
-        type: "range",
-        id: "step-slider",
-        class: "slider",
-        min: 0,
-        max: run.report_steps.length - 1,
-        value: at,
-        "aria-label": "Step",
-        "aria-valuetext": stepName(reportStep),
-        on: {
-          change: (event) => go(Number(event.target.value)),
-          input: (event) => {
-            document.getElementById("step-name").textContent = stepName(run.report_steps[Number(event.target.value)]);
-          },
-        },
-      }),
+      stepSlider(run, reportStep, at, go),
     ),
     filterForm(run, change),
-    el(
-      "div",
-      { class: "list-head" },
-      el("p", { id: "group-count", role: "status" }),
-      el(
-        "ul",
-        { class: "legend keys", "aria-label": "Legend" },
-        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "retrieval reward"),
-        el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "answer reward"),
-        el("li", {}, el("span", { class: "swatch band" }), "evidence"),
-        el("li", {}, el("span", { class: "swatch thin" }), "window granted"),
-      ),
-    ),
+    listHead(),
     el("ol", { class: "groups", id: "groups" }),
     el("div", { id: "more" }),
   ];
+}
+
+function stepButtons(run, reportStep, at, go) {
+  return el(
+    "div",
+    { class: "stepper" },
+    el("h1", { id: "step-name" }, stepName(reportStep)),
+    el(
+      "div",
+      { class: "buttons" },
+      el(
+        "button",
+        { type: "button", "aria-label": "Step before", disabled: at === 0, on: { click: () => go(at - 1) } },
+        "←",
+      ),
+      el(
+        "button",
+        {
+          type: "button",
+          "aria-label": "Next step",
+          disabled: at === run.report_steps.length - 1,
+          on: { click: () => go(at + 1) },
+        },
+        "→",
+      ),
+    ),
+  );
+}
+
+function stepSlider(run, reportStep, at, go) {
+  return el("input", {
+    type: "range",
+    id: "step-slider",
+    class: "slider",
+    min: 0,
+    max: run.report_steps.length - 1,
+    value: at,
+    "aria-label": "Step",
+    "aria-valuetext": stepName(reportStep),
+    on: {
+      change: (event) => go(Number(event.target.value)),
+      input: (event) => {
+        document.getElementById("step-name").textContent = stepName(run.report_steps[Number(event.target.value)]);
+      },
+    },
+  });
+}
+
+function listHead() {
+  return el(
+    "div",
+    { class: "list-head" },
+    el("p", { id: "group-count", role: "status" }),
+    el(
+      "ul",
+      { class: "legend keys", "aria-label": "Legend" },
+      el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "retrieval reward"),
+      el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "answer reward"),
+      el("li", {}, el("span", { class: "swatch band" }), "evidence"),
+      el("li", {}, el("span", { class: "swatch thin" }), "window granted"),
+    ),
+  );
 }
 
 function afterStepsPage(run, id) {

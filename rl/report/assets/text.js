@@ -10,26 +10,59 @@ const trajectoryView = { tint: "advantage" };
 const NAT = 100000; // log-probs come in whole hundred-thousandths of a nat
 
 function textPanel(run, at, own, group, clip) {
-  const recorded = own.turns.some((turn) => turn.tokens),
-    credited = own.turns.some((turn) => "advantage" in turn),
-    compared = own.turns.some((turn) => turn.gap);
+  const has = {
+    tokens: own.turns.some((turn) => turn.tokens),
+    advantages: own.turns.some((turn) => "advantage" in turn),
+    gaps: own.turns.some((turn) => turn.gap),
+  };
   const reading = el("p", { class: "token-reading", id: "token-reading", role: "status", "aria-live": "polite" });
-  const resting = recorded
-    ? "Point at a token, or focus the text and use ← → to read its numbers."
-    : own.turns.some((turn) => turn.written !== undefined)
-      ? "Per-token numbers of this step were left out to keep the page small."
-      : "This run did not record tokens and log-probs.";
-  reading.textContent = resting;
+  const range = tintRange(own);
+  const { flow, tokens } = textFlow(own, group, clip, range, has);
+  readTokens(flow, tokens, reading, restingText(own, has));
+  return el(
+    "section",
+    { class: "card text-card", "aria-labelledby": "text-title" },
+    el(
+      "div",
+      { class: "section-head" },
+      el("h2", { id: "text-title" }, "What it wrote"),
+      tintChoice(flow, tokens, range, has),
+    ),
+    segmentLegend(has),
+    flow,
+    reading,
+    has.tokens && !has.advantages ? el("p", { class: "note" }, "This run did not record advantages.") : null,
+    has.tokens && !has.gaps
+      ? el(
+          "p",
+          { class: "note" },
+          at.reportStep.kind === "held_out"
+            ? "Held-out trajectories are not learned from: there are no learner log-probs and no advantages."
+            : "No learner log-probs: not recorded, or the trajectory was not learned from.",
+        )
+      : null,
+  );
+}
+
+// What is said while no token is pointed at.
+function restingText(own, has) {
+  if (has.tokens) return "Point at a token, or focus the text and use ← → to read its numbers.";
+  return own.turns.some((turn) => turn.written !== undefined)
+    ? "Per-token numbers of this step were left out to keep the page small."
+    : "This run did not record tokens and log-probs.";
+}
+
+// Context and turns in order; {flow, tokens: [{node, turn, number, i}]}.
+function textFlow(own, group, clip, range, has) {
   const flow = el("div", {
     class: "text-flow",
     id: "text-flow",
     data: { tint: trajectoryView.tint },
-    tabindex: recorded ? "0" : null,
+    tabindex: has.tokens ? "0" : null,
     role: "group",
     "aria-label": "What the policy wrote, token by token",
   });
   const tokens = [];
-  const range = tintRange(own);
   const pieces = piecesOf(own);
   own.turns.forEach((turn, number) => {
     flow.append(
@@ -39,7 +72,13 @@ function textPanel(run, at, own, group, clip) {
   });
   if (!own.turns.length)
     flow.append(el("p", { class: "empty" }, own.note ? quoted(own.note) : "The policy wrote nothing."));
-  else if (!recorded && !pieces) flow.append(el("div", { class: "turn-text", dir: "auto" }, longText(own.text)));
+  else if (!has.tokens && !pieces) flow.append(el("div", { class: "turn-text", dir: "auto" }, longText(own.text)));
+  return { flow, tokens };
+}
+
+// Pointer and keys over the text show a token's numbers in `reading`.
+function readTokens(flow, tokens, reading, resting) {
+  reading.textContent = resting;
   let current = -1;
   const read = (index) => {
     if (current >= 0) tokens[current]?.node.classList.remove("focused");
@@ -70,70 +109,52 @@ function textPanel(run, at, own, group, clip) {
     read(Math.min(tokens.length - 1, Math.max(0, current + by)));
     tokens[current].node.scrollIntoView({ block: "nearest" });
   });
-  const available = TINTS.filter(([name]) =>
-    name === "advantage" ? credited : name === "gap" ? compared : name === "surprise" ? recorded : true,
-  );
+}
+
+function tintChoice(flow, tokens, range, has) {
+  const needs = { advantage: has.advantages, gap: has.gaps, surprise: has.tokens, none: true };
+  const available = TINTS.filter(([name]) => needs[name]);
+  if (available.length < 2) return null;
+  const chosen = available.some(([each]) => each === trajectoryView.tint) ? trajectoryView.tint : "none";
+  const choose = (name) => {
+    trajectoryView.tint = name;
+    flow.dataset.tint = name;
+    retint(tokens, range);
+  };
   return el(
-    "section",
-    { class: "card text-card", "aria-labelledby": "text-title" },
-    el(
-      "div",
-      { class: "section-head" },
-      el("h2", { id: "text-title" }, "What it wrote"),
-      available.length < 2
-        ? null
-        : el(
-            "div",
-            { class: "segmented", role: "radiogroup", "aria-label": "Tint of tokens" },
-            el("span", { class: "hint" }, "tint"),
-            available.map(([name, text]) =>
-              el(
-                "label",
-                {},
-                el("input", {
-                  type: "radio",
-                  name: "tint",
-                  value: name,
-                  checked:
-                    name === (available.some(([each]) => each === trajectoryView.tint) ? trajectoryView.tint : "none"),
-                  on: {
-                    change: () => {
-                      trajectoryView.tint = name;
-                      flow.dataset.tint = name;
-                      retint(tokens, range);
-                    },
-                  },
-                }),
-                el("span", {}, text),
-              ),
-            ),
-          ),
-    ),
-    el(
-      "ul",
-      { class: "legend" },
-      el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "sampling"),
-      el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "reasoning"),
+    "div",
+    { class: "segmented", role: "radiogroup", "aria-label": "Tint of tokens" },
+    el("span", { class: "hint" }, "tint"),
+    available.map(([name, text]) =>
       el(
-        "li",
+        "label",
         {},
-        el("span", { class: "swatch", style: { "--own": "var(--context)" } }),
-        "context: given, never trained on",
+        el("input", {
+          type: "radio",
+          name: "tint",
+          value: name,
+          checked: name === chosen,
+          on: { change: () => choose(name) },
+        }),
+        el("span", {}, text),
       ),
-      credited ? el("li", {}, el("span", { class: "ramp" }), "advantage − … +") : null,
     ),
-    flow,
-    reading,
-    recorded && !credited ? el("p", { class: "note" }, "This run did not record advantages.") : null,
-    recorded && !compared
-      ? el(
-          "p",
-          { class: "note" },
-          at.reportStep.kind === "held_out"
-            ? "Held-out trajectories are not learned from: there are no learner log-probs and no advantages."
-            : "No learner log-probs: not recorded, or the trajectory was not learned from.",
-        )
-      : null,
+  );
+}
+
+function segmentLegend(has) {
+  return el(
+    "ul",
+    { class: "legend" },
+    el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c1)" } }), "sampling"),
+    el("li", {}, el("span", { class: "swatch", style: { "--own": "var(--c2)" } }), "reasoning"),
+    el(
+      "li",
+      {},
+      el("span", { class: "swatch", style: { "--own": "var(--context)" } }),
+      "context: given, never trained on",
+    ),
+    has.advantages ? el("li", {}, el("span", { class: "ramp" }), "advantage − … +") : null,
   );
 }
 

@@ -28,9 +28,7 @@ function trajectoryPage(run, ...path) {
         el("a", { href: "#/steps" }, "Choose one from the steps."),
       ),
     ];
-  const { reportStep, group, number, sibling, i } = at;
-  const near = neighbours(run, at);
-  const to = (target) => (target ? { href: target } : { "aria-disabled": "true" });
+  const { reportStep, group, number, sibling } = at;
   return [
     el(
       "section",
@@ -53,28 +51,10 @@ function trajectoryPage(run, ...path) {
           `Sibling ${sibling.sibling}`,
           el("span", { class: "of" }, ` of ${fromZero(group.siblings.length)}`),
         ),
-        el(
-          "nav",
-          { class: "buttons", "aria-label": "Neighbours" },
-          el("a", { ...to(near.groupBefore), class: "button", title: "Shift + ←" }, "⇤ group"),
-          el("a", { ...to(near.before), class: "button", title: "←" }, "← sibling"),
-          el("a", { ...to(near.after), class: "button", title: "→" }, "sibling →"),
-          el("a", { ...to(near.groupAfter), class: "button", title: "Shift + →" }, "group ⇥"),
-        ),
+        neighbourLinks(neighbours(run, at)),
       ),
       el("p", { class: "question large" }, longText(asking(group.question))),
-      el(
-        "p",
-        { class: "group-facts" },
-        el("span", {}, "reference ", el("b", {}, quoted(clipText(group.answer, 200)))),
-        el("span", {}, "answer ", el("b", {}, sibling.answer === null ? "no answer" : quoted(sibling.answer))),
-        el("span", { class: sibling.stop === "answered" ? "" : "warn" }, `ended: ${sibling.stop.replaceAll("_", " ")}`),
-        el(
-          "span",
-          {},
-          quoted(group.video.split("/").slice(-2).join("/"), { class: "path", title: visible(group.video) }),
-        ),
-      ),
+      trajectoryFacts(group, sibling),
     ),
     el(
       "div",
@@ -87,6 +67,29 @@ function trajectoryPage(run, ...path) {
       el("aside", { class: "siblings card", "aria-label": "Siblings", id: "siblings" }),
     ),
   ];
+}
+
+function trajectoryFacts(group, sibling) {
+  return el(
+    "p",
+    { class: "group-facts" },
+    el("span", {}, "reference ", el("b", {}, quoted(clipText(group.answer, 200)))),
+    el("span", {}, "answer ", el("b", {}, sibling.answer === null ? "no answer" : quoted(sibling.answer))),
+    el("span", { class: sibling.stop === "answered" ? "" : "warn" }, `ended: ${sibling.stop.replaceAll("_", " ")}`),
+    el("span", {}, quoted(group.video.split("/").slice(-2).join("/"), { class: "path", title: visible(group.video) })),
+  );
+}
+
+function neighbourLinks(near) {
+  const to = (target) => (target ? { href: target } : { "aria-disabled": "true" });
+  return el(
+    "nav",
+    { class: "buttons", "aria-label": "Neighbours" },
+    el("a", { ...to(near.groupBefore), class: "button", title: "Shift + ←" }, "⇤ group"),
+    el("a", { ...to(near.before), class: "button", title: "←" }, "← sibling"),
+    el("a", { ...to(near.after), class: "button", title: "→" }, "sibling →"),
+    el("a", { ...to(near.groupAfter), class: "button", title: "Shift + →" }, "group ⇥"),
+  );
 }
 
 // How many there are, and that they are counted from 0, as records and links do.
