@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psutil
@@ -13,6 +15,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from actors.placement import Demand, bundles_of
+from actors.ray_session import RaySession
 from actors.waiting import first_line
 from rl.config.errors import ConfigError
 from rl.config.trainer import PlacementConfig
@@ -25,40 +28,36 @@ class RayConnectionError(RuntimeError):
     """Ray did not start on this machine, or no cluster answered."""
 
 
-def connect(placement: PlacementConfig, demand: Demand, *, log_level: int = logging.WARNING) -> str:
-    """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one here.
+@contextmanager
+def connected(placement: PlacementConfig, demand: Demand, *, log_level: int = logging.WARNING) -> Iterator[str]:
+    """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one here; left, or ended, afterwards.
 
     A cluster started here asks for a token (Ray's default), and has as many logical CPUs as the run needs: workers take
     turns (rollout, then learning), so two real cores can carry more than two workers. Its dashboard listens on
-    loopback; so does the rest where the command line started it (`rl.cli.main`: Ray reads that when it is imported).
+    loopback; so does the rest where the command line started it (`rl.cli.main`: Ray reads that when it is imported, and
+    RAY_AUTH_MODE, too). Where that is set, signals to this process's group do not reach Ray (actors.ray_session).
 
-    Returns:
+    Yields:
         The dashboard's address; empty if there is none, or this process was connected already.
     Raises:
         ConfigError: RAY_AUTH_MODE or the token are not the cluster's.
         RayConnectionError: no cluster answered, or Ray did not start, as on a machine that is too busy.
     """
     if ray.is_initialized():
-        return ""  # the caller that connected knows the dashboard
+        yield ""  # the caller that connected knows the dashboard
+        return
     require_auth_mode()
-    if address := os.environ.get("RAY_ADDRESS"):
-        return _join(address, log_level)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    needed = sum(bundle.get("CPU", 0.0) for bundle in bundles_of(placement, demand))
-    try:
-        started = _init(
-            address="local",  # never join another run's Ray on this machine
-            num_cpus=max(os.cpu_count() or 1, int(needed + 1)),
-            object_store_memory=object_store_bytes(placement, psutil.virtual_memory().available),
-            include_dashboard=placement.dashboard,
-            dashboard_host="127.0.0.1",
-            logging_level=log_level,
-            log_to_driver=False,
-            _node_ip_address="127.0.0.1",
-        )
-    except Exception as error:  # what Ray itself raises when its processes do not start in time
-        raise RayConnectionError(f"Ray did not start on this machine: {first_line(error)}") from error
-    return started.dashboard_url or ""
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        quietly = {"logging_level": log_level, "log_to_driver": False}
+        if address := os.environ.get("RAY_ADDRESS"):
+            yield _join(address, quietly).dashboard_url or ""
+            return
+        try:
+            started = _start_here(_options(placement, demand), quietly, stack)
+        except Exception as error:  # what Ray itself raises when its processes do not start in time
+            raise RayConnectionError(f"Ray did not start on this machine: {first_line(error)}") from error
+        yield started.dashboard_url or ""
 
 
 def require_auth_mode() -> None:
@@ -72,9 +71,33 @@ def require_auth_mode() -> None:
         raise ConfigError(f"RAY_AUTH_MODE is {mode!r}: it must be one of {', '.join(AUTH_MODES)}, or unset")
 
 
-def _join(address: str, log_level: int) -> str:
+def _options(placement: PlacementConfig, demand: Demand) -> dict[str, Any]:
+    """Of ray.init, for a cluster of this run alone on this machine."""
+    needed = sum(bundle.get("CPU", 0.0) for bundle in bundles_of(placement, demand))
+    return {
+        "address": "local",  # never join another run's Ray on this machine
+        "num_cpus": max(os.cpu_count() or 1, int(needed + 1)),
+        "object_store_memory": object_store_bytes(placement, psutil.virtual_memory().available),
+        "include_dashboard": placement.dashboard,
+        "dashboard_host": "127.0.0.1",
+        "_node_ip_address": "127.0.0.1",
+    }
+
+
+def _start_here(options: dict[str, Any], quietly: dict[str, Any], stack: ExitStack) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:  # when Ray was imported, so that this process could not join with a token
+        return _init(**options, **quietly)
+    session = RaySession(options | quietly)
+    stack.pop_all()  # this process leaves first
+    stack.callback(session.stop)
+    stack.callback(ray.shutdown)
+    return _init(address=session.address, _node_ip_address="127.0.0.1", **quietly)
+
+
+def _join(address: str, quietly: dict[str, Any]) -> Any:
     try:
-        return _init(logging_level=log_level, log_to_driver=False).dashboard_url or ""
+        return _init(**quietly)
     except AuthenticationError as error:
         reason = first_line(error).split(". ")[0]
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -32,12 +33,16 @@ Best = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print one JSON object as the last line.")]
 
 
-def load(inputs: Sequence[str]) -> RunConfig:
+def load(inputs: Sequence[str], *, starts_ray: bool = True) -> RunConfig:
     """The configuration that a command's arguments name.
 
+    Args:
+        starts_ray: the command may start a Ray of its own, which will ask for a token, as Ray's do by default.
     Raises:
         ConfigError: it cannot be used.
     """
+    if starts_ray and not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # decided here, since Ray reads it when it is imported
     config = load_config(*split_inputs(inputs))
     if JOB_COPY not in Path.cwd().parts:
         return config

@@ -6,7 +6,6 @@ Heavy libraries are imported by the commands that need them, so that `--help` an
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from rl.cli.inspect import parity, rollout
 from rl.cli.terminal import configure_logging, errors, say, show_tracebacks, tracebacks_shown
 from rl.cli.train import cold_start, submit, train
 from rl.config.errors import ConfigError
-from rl.run.stop_signals import StopRequested
+from rl.run.stop_signals import StopRequested, exit_on_signals
 
 DEBUG, DEBUG_VARIABLE = "--debug", "DYNFRAME_DEBUG"
 EPILOG = (
@@ -92,8 +91,7 @@ def main() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not os.environ.get("RAY_ADDRESS"):  # a Ray started here listens on loopback; read once, when ray is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background inherits "ignore"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `ray job stop`: workers are released on the way out
+    exit_on_signals()
     try:
         app(args=_debug_first(sys.argv[1:]), prog_name="dynframe")
     except (ConfigError, FileNotFoundError) as error:

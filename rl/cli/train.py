@@ -53,7 +53,7 @@ def submit(
 
     Example: `dynframe submit configs/sd_grpo_qwen2_5_vl_3b.yaml --address http://head:8265`
     """
-    config = load(inputs)  # refuse here what the cluster would refuse minutes later
+    config = load(inputs, starts_ray=False)  # refuse here what the cluster would refuse minutes later
     if (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
     from actors.ray_connection import require_auth_mode

@@ -9,17 +9,16 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from actors.learner import LearnerGroup, Restore
 from actors.placement import Demand, Slots, incarnation_name
-from actors.ray_connection import connect
+from actors.ray_connection import connected
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
@@ -49,18 +48,15 @@ def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -
     """
     if demand is None:
         demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
-    was_running, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
-    with stage(console, f"connecting to Ray at {address}" if address else "starting Ray"):
-        dashboard = connect(config.placement, demand)
-    if dashboard:
-        say(console, f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
-    slots = Slots(config.placement, demand, config.name)
-    try:
+    address = os.environ.get("RAY_ADDRESS")
+    with ExitStack() as stack:
+        with stage(console, f"connecting to Ray at {address}" if address else "starting Ray"):
+            dashboard = stack.enter_context(connected(config.placement, demand))
+        if dashboard:
+            say(console, f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
+        slots = Slots(config.placement, demand, config.name)
+        stack.callback(slots.release)
         yield slots
-    finally:
-        slots.release()
-        if not was_running:
-            ray.shutdown()
 
 
 def spawn_rollouts(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -129,9 +130,11 @@ def test_an_auth_mode_that_ray_knows_is_left_alone(monkeypatch, mode):
 
 def test_a_process_connected_already_has_no_dashboard_to_show(ray_cluster):
     from actors.placement import Demand
-    from actors.ray_connection import connect
+    from actors.ray_connection import connected
 
-    assert connect(PLACEMENT, Demand(1, 1, 1)) == ""
+    with connected(PLACEMENT, Demand(1, 1, 1)) as dashboard:
+        assert dashboard == ""
+    assert ray_cluster.is_initialized()  # it stays the cluster of the caller that connected
 
 
 @pytest.mark.parametrize(
@@ -177,32 +180,75 @@ def _exported(port, tag, *, of):
 
 
 ASKED_TO_STOP = """
-import signal, sys, time
+import signal, sys, time, ray
 from actors.placement import Demand
-from actors.ray_connection import connect
-from rl.config.errors import ConfigError
+from actors.ray_connection import connected
 from rl.config.trainer import PlacementConfig
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-connect(PlacementConfig(dashboard=False), Demand(rollout=1, reward=1, learner=1))
-sys.stdout.write("connected\\n")
-sys.stdout.flush()
-time.sleep(600)
+say = lambda line: (sys.stdout.write(line), sys.stdout.flush())
+with connected(PlacementConfig(dashboard=False), Demand(rollout=1, reward=1, learner=1)):
+    square = ray.remote(lambda x: x * x)
+    say(f"connected {ray.get(square.remote(2))}\\n")
+    try:
+        time.sleep(600)
+    finally:
+        say(f"stopping {ray.get(square.remote(3), timeout=60)}\\n")
 """
 
 
-def test_a_process_that_starts_ray_keeps_its_own_handler_of_sigterm():
-    """Ray's handler takes SIGTERM for a crash: the process would end without a message, and with another exit code."""
+@pytest.fixture
+def ray_user():
+    """A program of one's own that starts Ray, and all its processes."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: paths of Unix sockets end at 107 bytes
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
-    command = [sys.executable, "-c", ASKED_TO_STOP]
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    tree = ProcessTree(run)
-    try:
-        assert run.stdout.readline() == "connected\n"
-        tree.refresh()
-        run.terminate()
-        assert run.wait(timeout=120) == 143
-        assert tree.wait_gone(60.0) == []
-    finally:
-        tree.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    trees = []
+
+    def start(**variables):
+        ours = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+        run = subprocess.Popen(
+            [sys.executable, "-c", ASKED_TO_STOP],
+            env=ours | {"RAY_TMPDIR": folder} | variables,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        trees.append(ProcessTree(run))
+        assert run.stdout.readline() == "connected 4\n"
+        trees[0].refresh()
+        return run, trees[0]
+
+    yield start
+    trees[0].kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_MODE": "token"}], ids=["in this process", "in its own session"])
+def test_a_program_that_starts_ray_keeps_its_own_answer_to_sigterm(ray_user, variables):
+    """Ray takes SIGTERM for a crash: the process would end without a word of its own, and with another exit code."""
+    run, tree = ray_user(**variables)
+    run.terminate()
+    assert run.wait(timeout=120) == 143
+    assert run.stdout.readline() == "stopping 9\n"
+    assert tree.wait_gone(60.0) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_leaves_ray_working_until_the_program_has_stopped(ray_user, signum):
+    run, tree = ray_user(RAY_AUTH_MODE="token")
+    os.killpg(run.pid, signum)
+    run.wait(timeout=120)
+    assert run.stdout.readline() == "stopping 9\n"
+    assert tree.wait_gone(60.0) == []
+
+
+def test_ray_ends_with_a_program_that_is_killed(ray_user):
+    run, tree = ray_user(RAY_AUTH_MODE="token")
+    run.kill()
+    run.wait(timeout=60)
+    assert tree.wait_gone(60.0) == []
+
+
+def test_a_ray_that_does_not_start_says_why_in_one_line():
+    from actors.ray_session import RaySession, RaySessionError
+
+    with pytest.raises(RaySessionError, match="no_such_option"):
+        RaySession({"address": "local", "no_such_option": 1})
