@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from rl.fault_injection.run_process import ProcessTree
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -123,6 +126,59 @@ def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):
         assert resumed[name] == once[name]
     assert resumed["grad/norm"] == pytest.approx(once["grad/norm"], rel=1e-4)
     assert list(steps_of(home, "resumed")) == [1, 2, 3]
+
+
+def started(home, name, *overrides):
+    """A run in a session, and so a process group, of its own; and all its processes."""
+    places = [f"output_dir={home}/runs", f"cache_dir={home}/cache", f"name={name}", "trainer.eval_tasks=0"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "rl", "train", *SMALL, *places, *overrides],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    return run, ProcessTree(run)
+
+
+def test_of_one_run_started_twice_one_trains_and_the_other_is_refused_with_one_line(home, straight):
+    runs = [started(home, "twice", "trainer.steps=2") for _ in range(2)]
+    outputs = {run.pid: run.communicate(timeout=420)[0] for run, _ in runs}
+    trained, refused = sorted((run for run, _ in runs), key=lambda run: run.returncode)
+    assert (trained.returncode, refused.returncode) == (0, 2), outputs
+    (line,) = (line for line in outputs[refused.pid].splitlines() if "error:" in line)
+    assert f"this run is being written by process {trained.pid} on " in line and f"`kill {trained.pid}`" in line
+    lines = [json.loads(line) for line in (home / "runs" / "twice" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "seconds/step" in line] == [1, 2]
+    assert len(list((home / "runs" / "twice" / "configs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_saves_the_run_within_its_grace(home, straight, signum):
+    """As Slurm, `timeout`, `docker stop` and a terminal's Ctrl-C send it: to the process, and to its group."""
+    name, grace_s = f"group-{signum.name}", 100.0
+    endless = ("trainer.steps=500", "trainer.save_every=0", f"trainer.stop_grace_s={grace_s:g}")
+    run, tree = started(home, name, *endless)
+    folder = home / "runs" / name
+    try:
+        until(lambda: (folder / "metrics.jsonl").exists() and steps_of(home, name))
+        tree.refresh()
+        asked = time.monotonic()
+        run.send_signal(signum)
+        os.killpg(run.pid, signum)
+        output = run.communicate(timeout=2 * grace_s)[0]
+        assert time.monotonic() - asked < grace_s and run.returncode == 128 + signum, output[-3000:]
+        assert f"stopped by {signum.name}; saved: the same command goes on from there" in output
+        assert tree.wait_gone(60.0) == []
+    finally:
+        tree.kill()
+    done = len(steps_of(home, name))
+    assert [path.name for path in (folder / "checkpoints").glob("step_*")] == [f"step_{done:08d}"]
+    assert not (folder / "lease.json").exists()
+    again = dynframe(home, "train", f"name={name}", f"trainer.steps={done + 1}", "trainer.eval_tasks=0")
+    assert f"resuming at step {done}" in again
+    assert list(steps_of(home, name)) == list(range(1, done + 2))
 
 
 def test_an_exported_policy_loads_in_transformers_and_plays_in_the_engine(home, straight):

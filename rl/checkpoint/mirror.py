@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
 from rl.checkpoint.checkpoint import step_of
+from rl.checkpoint.lease import LeaseLostError, may_always_write
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import Fault
@@ -45,10 +46,15 @@ class Mirror:
     """Copies what the disk keeps and the remote lacks, newest first; then removes there what is too old.
 
     Everything is looked at anew each time, so what failed is tried again with the next checkpoint.
+
+    Args:
+        may_write: raises LeaseLostError where another process writes the run by now.
     """
 
-    def __init__(self, remote: Remote, store: CheckpointStore) -> None:
-        self._remote, self._store = remote, store
+    def __init__(
+        self, remote: Remote, store: CheckpointStore, may_write: Callable[[], None] = may_always_write
+    ) -> None:
+        self._remote, self._store, self._may_write = remote, store, may_write
         self._state = threading.Condition()
         self._wanted = self._working = False
         self._in_line = True
@@ -90,6 +96,8 @@ class Mirror:
             start, failure = time.perf_counter(), ""
             try:
                 self._bring_in_line()
+            except LeaseLostError as error:  # the run ends by it, and says so
+                failure = str(error)
             except (CheckpointError, OSError) as error:
                 failure = str(error)
                 log.warning("not copied (the run goes on; tried again after the next save): %s", failure)
@@ -118,11 +126,14 @@ class Mirror:
         kept = self._store.kept()
         if not kept:
             return
+        self._may_write()
         self._remote.set_aside_after(step_of(kept[0]))
         for folder in kept:
+            self._may_write()
             with self._store.hold(folder):
                 if folder.is_dir():  # else it has become too old in the meantime
                     self._remote.upload(folder)
+        self._may_write()
         best = self._store.best_score()
         if best is not None:
             self._remote.point_to_best(best[0])

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -55,8 +56,7 @@ class RemoteCheckpoints:
     """
 
     def __init__(self, url: str, run: str) -> None:
-        with _as_remote_error(url):
-            self._fs, root = url_to_fs(url)
+        self._fs, root = open_storage(url)
         self._run_folder = f"{root.rstrip('/')}/{run}"
         self._root = f"{self._run_folder}/{CHECKPOINTS}"
         self.url = f"{url.rstrip('/')}/{run}/{CHECKPOINTS}"
@@ -71,7 +71,7 @@ class RemoteCheckpoints:
 
     def best(self) -> int | None:
         """Step of the best one; None if none is known as that."""
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             path = f"{self._root}/{BEST}"
             if not self._fs.exists(path):
                 return None
@@ -87,7 +87,7 @@ class RemoteCheckpoints:
         """
         target, files = f"{self._root}/{checkpoint_name(step_of(folder))}", read_manifest(folder)
         manifest = (folder / MANIFEST).read_bytes()
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             if self._text_of(f"{target}/{MANIFEST}") == manifest:
                 return
             self._remove(target)
@@ -105,7 +105,7 @@ class RemoteCheckpoints:
             CheckpointError: the remote does not answer, or the disk is full.
         """
         source = f"{self._root}/{checkpoint_name(step)}"
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             text = self._text_of(f"{source}/{MANIFEST}")
             if text is None:
                 raise DamagedError(f"{self.url}/{checkpoint_name(step)}: no {MANIFEST}, so it is not there")
@@ -131,7 +131,7 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             self._fs.pipe_file(f"{self._root}/{BEST}", f"{checkpoint_name(step)}\n".encode())
 
     def prune(self, kept: Collection[int]) -> None:
@@ -140,7 +140,7 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             for step, names in self._listed().items():
                 if step not in kept or MANIFEST not in names:
                     self._remove(f"{self._root}/{checkpoint_name(step)}")
@@ -151,7 +151,7 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             for later in (later for later in self._listed() if later > step):
                 name = checkpoint_name(later)
                 self._move(f"{self._root}/{name}", f"{self._root}/superseded_{name}")
@@ -162,7 +162,7 @@ class RemoteCheckpoints:
         Raises:
             RemoteError: the remote does not answer.
         """
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             self._fs.invalidate_cache()
             if not self._fs.exists(self._root):
                 return ""
@@ -172,7 +172,7 @@ class RemoteCheckpoints:
 
     def _listed(self) -> dict[int, set[str]]:
         """Names of the files of every step's folder."""
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             self._fs.invalidate_cache()
             found: dict[int, set[str]] = {}
             for path in self._fs.find(self._root):
@@ -203,14 +203,14 @@ class RemoteCheckpoints:
 
     def _leads_out(self, folder: str, path: str) -> bool:
         """Only folders of this machine have links."""
-        if not isinstance(self._fs, LocalFileSystem):
+        if not is_local(self._fs):
             return False
         return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
     def _put(self, source: Path, path: str) -> None:
         """A file is there in full or not at all: storages see to it themselves, folders of this machine do not."""
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        if not isinstance(self._fs, LocalFileSystem):
+        if not is_local(self._fs):
             self._fs.put_file(str(source), path)
             return
         self._fs.put_file(str(source), f"{path}.part")
@@ -219,7 +219,7 @@ class RemoteCheckpoints:
 
     def _get(self, path: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             self._fs.get_file(path, str(target))
 
     def _remove(self, folder: str) -> None:
@@ -241,8 +241,23 @@ class RemoteCheckpoints:
             self._fs.rm(source, recursive=True)
 
 
+def open_storage(url: str) -> tuple[AbstractFileSystem, str]:
+    """The storage of a URL, and the path in it.
+
+    Raises:
+        RemoteError: no such kind of storage, or the package for it is not installed.
+    """
+    with as_remote_error(url):
+        return url_to_fs(url)
+
+
+def is_local(storage: AbstractFileSystem) -> bool:
+    """Whether it is a folder of this machine: with links, with empty folders, and without atomic writes."""
+    return isinstance(storage, LocalFileSystem)
+
+
 @contextmanager
-def _as_remote_error(url: str) -> Iterator[None]:
+def as_remote_error(url: str) -> Iterator[None]:
     """Turn what a storage raises into a RemoteError: each kind has errors of its own, so they cannot be listed."""
     try:
         yield

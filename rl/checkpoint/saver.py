@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rl.checkpoint.checkpoint import Checkpoint
+from rl.checkpoint.lease import LeaseLostError, may_always_write
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.store import CheckpointStore
@@ -74,6 +75,7 @@ class Saver:
         max_failed: failures in a row that stop the run.
         mirror: keeps the remote in line.
         mirror_timeout_s: how long the end of the run waits for it.
+        may_write: raises LeaseLostError where another process writes the run by now; nothing is published then.
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class Saver:
         max_failed: int,
         mirror: Mirror | None = None,
         mirror_timeout_s: float = 0.0,
+        may_write: Callable[[], None] = may_always_write,
     ) -> None:
         self._store, self._timeout_s, self._max_failed = store, timeout_s, max_failed
         self._mirror, self._mirror_timeout_s = mirror, mirror_timeout_s
+        self._may_write = may_write
         self._under_way: Save | None = None
         self._failures: list[str] = []  # in a row
         self._published: set[int] = set()  # steps, by this process
@@ -100,7 +104,9 @@ class Saver:
             copy: has the learners copy themselves and write into a folder in the background.
         Raises:
             CheckpointError: too many saves in a row have failed.
+            LeaseLostError: another process writes the run.
         """
+        self._may_write()
         step, start = contents.state.step, time.perf_counter()
         waited_out = self._settle(self._timeout_s + PUBLISHING_S)
         self._add("save/wait_seconds", time.perf_counter() - start)
@@ -178,9 +184,12 @@ class Saver:
         coming = self._under_way.value if self._under_way and self._under_way.step < step else None
         return self._store.is_best(step, value) and (coming is None or self._store.better(value, coming))
 
-    def __enter__(self) -> Self:
+    def copy_earlier(self) -> None:
+        """Copy what the run has to the remote: an earlier start may have ended before everything was there."""
         if self._mirror:
-            self._mirror.wake()  # an earlier run may have ended before everything was copied
+            self._mirror.wake()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -198,6 +207,7 @@ class Saver:
         start = time.perf_counter()
         try:
             written = pending.result(self._timeout_s)
+            self._may_write()
             found = self._store.commit(
                 draft, contents.state, contents.config_yaml, contents.value, written, contents.kernels
             )
@@ -222,10 +232,10 @@ class Saver:
             return False
         self._under_way = None
         error = save.done.exception()
-        if isinstance(error, RuntimeError | OSError):
+        if isinstance(error, RuntimeError | OSError) and not isinstance(error, LeaseLostError):
             self._failed(save.step, str(error))
         elif error is not None:
-            raise error  # a mistake of ours is no failure of a disk
+            raise error  # neither a run of another process nor a mistake of ours is a failure of the disk
         else:
             self._failures = []
             self._published.add(save.step)

@@ -31,23 +31,26 @@ def train_to_the_end(run: Run, found: Checkpoint | None) -> None:
         LearnerError: learners were lost more than learner.max_rebuilds times without getting any further, or never
             came up.
         StopRequested: a signal came; the run is saved at the step it had reached.
+        LeaseLostError: another process has taken over.
         UnwrittenError: metrics, records or faults could not be written for too many steps in a row, or at the end.
     """
     with run.backlog:
         try:
             _attempts(run, found)
         finally:
-            run.backlog.retry()  # a file that can be written again is among the faults
-            run.put_faults(run.step, run.take_faults(unfinished=True))
-            run.say_repeated_failures()
+            if run.has_begun:
+                run.backlog.retry()  # a file that can be written again is among the faults
+                run.put_faults(run.step, run.take_faults(unfinished=True))
+                run.say_repeated_failures()
 
 
 def _attempts(run: Run, found: Checkpoint | None) -> None:
-    lost, came_up, furthest, rebuilds = None, False, 0, 0
+    lost, furthest, rebuilds = None, 0, 0
     while True:
         try:
             with _learners(run, found) as learners:
-                came_up = True
+                if not run.has_begun:
+                    run.begin()
                 if lost is not None:
                     run.faults.append(_recovered(lost, found))
                     lost = None
@@ -55,7 +58,7 @@ def _attempts(run: Run, found: Checkpoint | None) -> None:
             return
         except (LearnerError, WeightsLostError) as error:
             furthest, rebuilds = max(furthest, run.step), rebuilds + 1 if run.step <= furthest else 1
-            if not came_up or rebuilds > run.config.learner.max_rebuilds:
+            if not run.has_begun or rebuilds > run.config.learner.max_rebuilds:
                 raise
             log.warning("learners are lost and rebuilt from the newest checkpoint: %s", error)
             lost = lost or Fault("learner_lost", "learner", str(error), "", time.time(), 0.0)

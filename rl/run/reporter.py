@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -176,19 +175,11 @@ def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
     if best is not None:
         summary["best"] = {"step": best[0], **asdict(best[1])}
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    table = Table(title=f"{summary['steps']} steps in {summary['seconds']:.0f} s", box=None, pad_edge=False)
-    for heading in ("", "before", "after"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    before, after = (summary["held_out"].get(moment, {}) for moment in ("before", "after"))
-    for label, name in (
-        ("held-out reward, retrieval", "reward_sampling"),
-        ("held-out reward, answer", "reward_reasoning"),
-        ("held-out answer accuracy", "accuracy"),
-        ("share of trajectories that look again", "granted_calls"),
-        ("frames retrieved per trajectory", "frames"),
-    ):
-        table.add_row(label, *(f"{moment.get(name, math.nan):.3f}" for moment in (before, after)))
-    console.print(table)
+    took = f"{summary['steps']} steps in {summary['seconds']:.0f} s"
+    if summary["held_out"]:
+        console.print(_held_out_table(summary["held_out"], title=took))
+    else:
+        console.print(f"{took}; no held-out tasks were evaluated (trainer.eval_tasks=0)", highlight=False)
     if best is not None:
         console.print(f"best checkpoint: step {best[0]}, {best[1].metric} {best[1].value:.3f}", highlight=False)
     if faults := summary["faults"]:
@@ -196,3 +187,21 @@ def conclude(run_dir: Path, console: Console) -> dict[str, Any]:
         console.print(f"faults recovered: {counted} ({FAULTS})", markup=False, highlight=False)
     console.print(f"metrics, trajectories and checkpoints: {run_dir}", highlight=False)
     return summary
+
+
+def _held_out_table(held_out: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """What the policy was worth before and after, where it was evaluated."""
+    table = Table(title=title, box=None, pad_edge=False)
+    for heading in ("", *held_out):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for label, name in (
+        ("held-out reward, retrieval", "reward_sampling"),
+        ("held-out reward, answer", "reward_reasoning"),
+        ("held-out answer accuracy", "accuracy"),
+        ("share of trajectories that look again", "granted_calls"),
+        ("frames retrieved per trajectory", "frames"),
+    ):
+        values = [evaluation.get(name) for evaluation in held_out.values()]
+        if any(value is not None for value in values):  # a reward without the one role or the other
+            table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
+    return table

@@ -122,8 +122,6 @@ def _fetch_best(store: CheckpointStore, remote: RemoteCheckpoints, before: int, 
 def remote_of(config: RunConfig) -> RemoteCheckpoints | None:
     """Where the run's checkpoints are copied to, if anywhere; it must answer before a run starts.
 
-    A run that starts afresh sets aside what lies there, as it does on the disk: nothing may take it for its own.
-
     Raises:
         ConfigError: it does not answer.
     """
@@ -131,8 +129,6 @@ def remote_of(config: RunConfig) -> RemoteCheckpoints | None:
         return None
     try:
         remote = RemoteCheckpoints(config.trainer.remote, config.name)
-        if config.resume == "never" and (aside := remote.set_aside_all()):
-            log.warning("%s: set aside as %s, for this run starts afresh", remote.url, aside)
         remote.steps()
     except RemoteError as error:
         raise ConfigError(f"trainer.remote: {error}; mend that, or go on without (trainer.remote=)") from error

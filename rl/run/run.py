@@ -17,6 +17,7 @@ from rl.checkpoint.saver import Saver
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.run.console import say
+from rl.run.writer import Writer, keep_config
 from rl.tracking.backlog import Backlog
 from rl.tracking.failures import FAILURES, Failure, FailureLog
 from rl.tracking.faults import FAULTS, write_faults
@@ -31,7 +32,7 @@ class Run:
 
     config: RunConfig
     console: Console
-    run_dir: Path
+    writer: Writer
     policy_dir: Path  # that reinforcement learning starts from
     slots: Slots
     saver: Saver
@@ -40,7 +41,9 @@ class Run:
     processor: Processor
     rollouts: RolloutPool
     rewards: RewardPool
+    log_file: Path  # of this start, in the run's folder
     kernels: Mapping[str, str] | None = None  # what the bits of a deterministic run depend on
+    has_begun: bool = False  # from then on the run's folder changes
     step: int = 0  # under way, counted from 1 as in metrics.jsonl
     faults: list[Fault] = field(default_factory=list)  # of the learners; workers keep their own
     values: dict[int, float] = field(default_factory=dict)  # of trainer.best_metric, by the step it was evaluated at
@@ -48,8 +51,27 @@ class Run:
     failures: FailureLog = field(init=False)
 
     def __post_init__(self) -> None:
-        self.backlog = Backlog(self.config.trainer.max_failed_saves)
+        self.backlog = Backlog(self.config.trainer.max_failed_saves, self.writer.check)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.writer.run_dir
+
+    def begin(self) -> None:
+        """Every worker has started and the checkpoint is loaded: the run's folder may change.
+
+        Raises:
+            ConfigError: it cannot be written.
+            LeaseLostError: another process writes the run.
+        """
+        self.writer.check()
+        if self.config.resume == "never":
+            self.writer.set_aside(kept=self.log_file)
+        keep_config(self.config, self.run_dir)
         self.failures = FailureLog(self.run_dir, self.backlog, self.processor.pieces)
+        self.saver.copy_earlier()
+        self.has_begun = True
 
     def score(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
         """Score groups; every new cause of a failure is said at once, and all of them are in failures.jsonl.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -15,11 +14,9 @@ from rich.console import Console
 
 from rl.checkpoint.checkpoint import POLICY_FOLDER, Checkpoint
 from rl.checkpoint.mirror import Mirror
-from rl.checkpoint.remote import RemoteCheckpoints
 from rl.checkpoint.saver import Saver
 from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
-from rl.config.file import to_yaml
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
 from rl.run.check import preflight
@@ -39,7 +36,9 @@ from rl.run.workers import (
     spawn_rewards,
     spawn_rollouts,
 )
+from rl.run.writer import Writer, only_writer
 from rl.tracking.log_file import keep_log
+from rl.tracking.summary import is_evaluated
 
 log = logging.getLogger(__name__)
 
@@ -52,23 +51,34 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         StopRequested: a signal came; the run is saved, and goes on when it is started again.
     """
     preflight(config)
-    home, trainer = Path(config.output_dir).absolute() / config.name, config.trainer
-    store = CheckpointStore(home, trainer.keep_checkpoints, trainer.best_metric, trainer.keep_every)
-    remote = remote_of(config)
-    found = find_checkpoint(config, store, remote, partial(say, console))
-    run_dir = open_run(config)
-    with keep_log(run_dir) as log_file:
-        say(console, f"run {config.name}: {run_dir} (all that is logged: {log_file})")
+    remote, trainer = remote_of(config), config.trainer
+    with only_writer(config, remote) as writer:
+        store = CheckpointStore(writer.run_dir, trainer.keep_checkpoints, trainer.best_metric, trainer.keep_every)
+        found = find_checkpoint(config, store, remote, partial(say, console))
+        say(console, f"run {config.name}: {writer.run_dir}")
+        open_saver = partial(make_saver, config, store, writer)
         if found and (done := found.state.step) >= trainer.steps:
             say(console, f"{done} steps are done; for more: trainer.steps={2 * done}, for a new run: name=…")
         elif found:
             say(console, f"resuming at step {done} from {found.folder}")
-        _train_from(found, config, console, run_dir, partial(make_saver, config, store, remote))
-    return conclude(run_dir, console)
+        if found and is_complete(found, config, writer.run_dir):
+            with open_saver() as saver:
+                saver.copy_earlier()
+        else:
+            _train_from(found, config, console, writer, open_saver)
+        writer.check()
+        return conclude(writer.run_dir, console)
+
+
+def is_complete(found: Checkpoint, config: RunConfig, run_dir: Path) -> bool:
+    """Whether no step and no evaluation is left to do after a checkpoint."""
+    step, is_reported = found.state.step, (run_dir / "metrics.jsonl").is_file()
+    is_judged = not config.trainer.eval_tasks or is_evaluated(run_dir, step)
+    return step >= config.trainer.steps and is_reported and is_judged
 
 
 def _train_from(
-    found: Checkpoint | None, config: RunConfig, console: Console, run_dir: Path, open_saver: Callable[[], Saver]
+    found: Checkpoint | None, config: RunConfig, console: Console, writer: Writer, open_saver: Callable[[], Saver]
 ) -> None:
     """Data, policy, workers; then the steps from a checkpoint, or from the start."""
     tasks = prepare_tasks(config, "train", console).tasks
@@ -76,49 +86,40 @@ def _train_from(
     with stage(console, "preparing the policy"):
         policy_dir = prepare_policy(config)
     signals = StopSignals(config.trainer.stop_grace_s)
-    with cluster(config, console) as slots:
+
+    def check() -> None:
+        signals.check()
+        writer.check()
+
+    with keep_log(writer.run_dir) as log_file, cluster(config, console) as slots:
+        say(console, f"all that is logged: {log_file}")
         starting = ExitStack()  # engines load while the cold start runs
         starting.enter_context(stage(console, f"starting {config.rollout.num_workers} engines"))
-        rollouts = spawn_rollouts(config, policy_dir, slots, signals.check)
+        rollouts = spawn_rollouts(config, policy_dir, slots, check)
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         rewards, processor = spawn_rewards(config, slots), Processor.from_pretrained(policy_dir, config.policy.scenes)
         rollouts.workers.wait_ready(START_TIMEOUT_S)
         starting.close()
         with signals, open_saver() as saver:
-            run = Run(config, console, run_dir, policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards)
+            parts = (policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards, log_file)
+            run = Run(config, console, writer, *parts)
             if config.rollout.deterministic and not config.placement.rollout_gpus:  # on GPUs no bits are promised
                 run.kernels = common_kernels(rollouts.workers, found, partial(say, console))
             train_to_the_end(run, found)
 
 
-def make_saver(config: RunConfig, store: CheckpointStore, remote: RemoteCheckpoints | None) -> Saver:
+def make_saver(config: RunConfig, store: CheckpointStore, writer: Writer) -> Saver:
     """What saves the run's checkpoints, and copies them to the remote if there is one."""
     trainer = config.trainer
     return Saver(
         store,
         timeout_s=trainer.save_timeout_s,
         max_failed=trainer.max_failed_saves,
-        mirror=Mirror(remote, store) if remote else None,
+        mirror=Mirror(writer.remote, store, writer.check_remote) if writer.remote else None,
         mirror_timeout_s=trainer.remote_timeout_s,
+        may_write=writer.check,
     )
-
-
-def open_run(config: RunConfig) -> Path:
-    """The run's folder, with its resolved configuration; a fresh start moves what lay there aside.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-    """
-    run_dir = Path(config.output_dir) / config.name
-    try:
-        if config.resume == "never" and run_dir.exists():
-            run_dir.rename(run_dir.with_name(f"{run_dir.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"output_dir: cannot write {run_dir}: {error.strerror}") from error
-    return run_dir.absolute()
 
 
 def run_cold_start_only(config: RunConfig, console: Console) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rl.checkpoint.lease import may_always_write
 from rl.checkpoint.manifest import explained
 from rl.trajectory import Fault
 
@@ -46,10 +47,11 @@ class Backlog:
 
     Args:
         max_failed: steps in a row with a failure that stop the run.
+        may_write: raises LeaseLostError where another process writes the run by now; nothing is written then.
     """
 
-    def __init__(self, max_failed: int) -> None:
-        self._max_failed = max_failed
+    def __init__(self, max_failed: int, may_write: Callable[[], None] = may_always_write) -> None:
+        self._max_failed, self._may_write = max_failed, may_write
         self._waiting: dict[Path, Waiting] = {}
         self._steps: set[int] = set()  # in a row in which something could not be written
         self._faults: list[Fault] = []
@@ -84,6 +86,8 @@ class Backlog:
 
     def retry(self) -> None:
         """Write what waits, as far as the disk takes it."""
+        if self._waiting:
+            self._may_write()
         for path, waiting in list(self._waiting.items()):
             while waiting.writes:
                 write = waiting.writes.popleft()

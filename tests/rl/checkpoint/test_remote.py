@@ -13,11 +13,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from rl.checkpoint.manifest import CheckpointError, DamagedError, read_manifest
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.remote import RemoteCheckpoints, RemoteError
+from rl.checkpoint.remote_lease import RemoteLease
 from rl.checkpoint.saver import Saver
 from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
 from rl.run.resume import find_checkpoint, newest_valid, remote_of
+from rl.run.writer import only_writer
 from rl.trajectory import RunState
 from tests.rl.learner.learner_files import save_learner
 
@@ -255,8 +257,9 @@ def test_what_could_not_be_copied_is_counted_and_tried_again_with_the_next_save(
 def test_a_run_that_goes_on_copies_what_the_one_before_could_not(remote, store):
     """Even if it has nothing left to do and saves nothing."""
     save(store, 10)
-    with Saver(store, timeout_s=1, max_failed=1, mirror=Mirror(remote, store), mirror_timeout_s=PATIENCE_S):
-        pass
+    with Saver(store, timeout_s=1, max_failed=1, mirror=Mirror(remote, store), mirror_timeout_s=PATIENCE_S) as saver:
+        assert remote.steps() == []  # nothing changes before the run begins
+        saver.copy_earlier()
     assert remote.steps() == [10]
 
 
@@ -295,11 +298,20 @@ def test_a_run_finds_its_checkpoint_on_the_remote(config, remote, store, elsewhe
     assert remote_of(CONFIG) is None  # no remote is configured by default
 
 
-def test_a_run_that_starts_afresh_does_not_meet_its_former_self_on_the_remote(config, remote, store, elsewhere):
+def test_a_run_that_starts_afresh_does_not_meet_its_former_self_on_the_remote(
+    config, remote, store, elsewhere, monkeypatch, tmp_path
+):
     """Otherwise: start afresh, die before the first save, resume: and the old run would go on."""
     remote.upload(save(store, 20))
-    afresh = replace(config, resume="never")
+    monkeypatch.setattr(RemoteLease, "settle_s", 0.0)
+    afresh = replace(config, resume="never", output_dir=str(tmp_path / "runs"))
     assert find_checkpoint(afresh, elsewhere, remote_of(afresh)) is None
+    assert remote.steps() == [20]  # it may still fail
+    with only_writer(afresh, remote_of(afresh)) as writer:
+        log = writer.run_dir / "logs" / "driver.log"
+        log.parent.mkdir()
+        log.touch()
+        writer.set_aside(kept=log)
     assert find_checkpoint(config, elsewhere, remote_of(config)) is None
     runs = remote._fs.ls(remote._run_folder.rpartition("/")[0], detail=False)
     (aside,) = (path for path in runs if path.rpartition("/")[2].startswith(f"run.{time.strftime('%Y')}"))

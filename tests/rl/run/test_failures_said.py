@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -39,8 +40,11 @@ class Pool:
 def run(tmp_path):
     config = load_config([ROOT / "configs" / "quickstart.yaml"])
     console = Console(file=io.StringIO(), soft_wrap=True, width=80)
-    parts = {"policy_dir": tmp_path, "slots": None, "saver": None, "tasks": (), "held_out": (), "rollouts": None}
-    run = Run(config, console, tmp_path, processor=make_processor(tmp_path), rewards=Pool(), **parts)
+    parts = {"policy_dir": tmp_path, "slots": None, "tasks": (), "held_out": (), "rollouts": None}
+    parts |= {"writer": SimpleNamespace(run_dir=tmp_path, check=lambda: None), "log_file": tmp_path / "driver.log"}
+    parts |= {"saver": SimpleNamespace(copy_earlier=lambda: None), "rewards": Pool()}
+    run = Run(config, console, processor=make_processor(tmp_path), **parts)
+    run.begin()
     run.step = 3
     return run
 

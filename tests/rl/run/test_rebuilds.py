@@ -1,6 +1,7 @@
 """Attempts at a run: lost learners are rebuilt as long as that gets it further, and no longer."""
 
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -55,10 +56,14 @@ def run_of(monkeypatch, tmp_path):
 
     def make(*reached, saver=None):
         quiet = SimpleNamespace(take_faults=lambda **_: [], poll=None, set_weight_sync=lambda supply: None)
-        saver = saver or SimpleNamespace(drain=lambda: None, newest=lambda: None, take_faults=lambda: [])
+        saver = saver or SimpleNamespace(
+            drain=lambda: None, newest=lambda: None, take_faults=lambda: [], copy_earlier=lambda: None
+        )
         rollouts = SimpleNamespace(workers=quiet, restore=None)
         config, console = RunConfig(rewards={"answer": RewardTermConfig(fn="answer")}), Console(quiet=True)
-        run = Run(config, console, tmp_path, tmp_path, None, saver, (), (), None, rollouts, quiet)
+        words = SimpleNamespace(pieces=None)
+        writer = SimpleNamespace(run_dir=tmp_path, check=lambda: None)
+        run = Run(config, console, writer, tmp_path, None, saver, (), (), words, rollouts, quiet, tmp_path / "a.log")
         return run, Learners(run, reached, monkeypatch, rebuilds)
 
     return make
@@ -77,6 +82,42 @@ def test_learners_that_are_lost_again_and_again_are_rebuilt_as_long_as_the_run_g
     run_to_the_end(run)
     assert learners.spawned == learners.stopped == 20
     assert fault_counts(tmp_path) == {"learner_lost": 19}
+
+
+def test_learners_that_never_come_up_end_the_run_which_has_changed_nothing(run_of, monkeypatch, tmp_path):
+    from actors.learner import LearnerError
+    from rl.run import rebuilds
+
+    def never(*_, **__):
+        raise LearnerError("no room")
+
+    run, _ = run_of()
+    run.faults.append(Fault("worker_died", "rollout/0", "signal 9", "", 1.0, 2.0))
+    monkeypatch.setattr(rebuilds, "spawn_learners", never)
+    with pytest.raises(LearnerError, match="no room"):
+        run_to_the_end(run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configuration_is_written_once_however_often_learners_are_rebuilt(run_of, tmp_path):
+    run, _ = run_of(1, 2, None)
+    run_to_the_end(run)
+    assert (tmp_path / "config.yaml").is_file() and len(list((tmp_path / "configs").iterdir())) == 1
+
+
+def test_a_run_that_another_process_has_taken_over_writes_nothing_more(run_of, tmp_path, saver):
+    from rl.checkpoint.lease import LeaseLostError
+
+    def lost():
+        raise LeaseLostError("lease.json: another process has taken over this run")
+
+    run, _ = run_of(None, saver=saver)
+    run.faults.append(Fault("worker_died", "rollout/0", "signal 9", "", 1.0, 2.0))
+    writer = SimpleNamespace(run_dir=tmp_path, check=lost)
+    overtaken = replace(run, writer=writer, has_begun=True)
+    with pytest.raises(LeaseLostError):
+        run_to_the_end(overtaken)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_learners_that_are_lost_over_the_same_step_end_the_run(run_of):
