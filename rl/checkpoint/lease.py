@@ -13,19 +13,14 @@ it was watched. A writer that finds another one's lease in the place of its own 
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol, Self
+from dataclasses import replace
+from typing import Protocol, Self
 
-import psutil
+from rl.checkpoint.lease_holder import Holder, holder_text, process_start, read_holder
 
 log = logging.getLogger(__name__)
 
@@ -39,26 +34,6 @@ class LeaseHeldError(RuntimeError):
 
 class LeaseLostError(RuntimeError):
     """Another process has taken over, since this one gave no sign of life: it may not write any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """What lease.json says of the process that writes."""
-
-    owner: str  # a new one for each start
-    host: str
-    machine: str  # boot and process namespace: where `process_id` means something; "" if that cannot be known
-    process_id: int
-    process_started: str  # tells it from a later process with that number
-    job: str  # such as "Ray job raysubmit_…"; "" outside a job
-    stop: str  # the command that stops it
-    started_s: float  # seconds since the epoch, by the holder's clock
-    heartbeat_s: float  # likewise
-    beats: int = 0  # so that every heartbeat changes the text
-
-    def __str__(self) -> str:
-        job = f" ({self.job})" if self.job else ""
-        return f"process {self.process_id} on {self.host}{job}"
 
 
 class LeaseFile(Protocol):
@@ -124,14 +99,14 @@ class Lease:
             if found is not None:
                 self._require_abandoned(found)
             now = self._clock()
-            text = _written(replace(self._me, started_s=now, heartbeat_s=now))
+            text = holder_text(replace(self._me, started_s=now, heartbeat_s=now))
             if not self._file.swap(found, text):
                 continue  # another start was faster: look who
             if self._file.settle_s:
                 self._sleep(self._file.settle_s)
                 if self._file.read() != text:
                     continue
-            self._me, self._text, self._seen_s = _read(text), text, now
+            self._me, self._text, self._seen_s = read_holder(text), text, now
             return
         raise LeaseHeldError(f"{self._file}: other processes take it again and again")
 
@@ -212,10 +187,10 @@ class Lease:
 
     def _next(self) -> bytes:
         self._me = replace(self._me, heartbeat_s=self._clock(), beats=self._me.beats + 1)
-        return _written(self._me)
+        return holder_text(self._me)
 
     def _lose(self, found: bytes | None) -> None:
-        other = _read(found)
+        other = read_holder(found)
         self._lost = LeaseLostError(
             f"{self._file}: {other or 'another process'} has taken over this run, since {self._me} gave no sign of "
             f"life for {self._stale_after_s:g} s; nothing more is written here, the newest checkpoint stays"
@@ -224,7 +199,7 @@ class Lease:
 
     def _require_abandoned(self, found: bytes) -> None:
         """Return when the lease may be taken over."""
-        holder, age_s = _read(found), 0.0
+        holder, age_s = read_holder(found), 0.0
         if holder is not None and holder.owner == self._me.owner:
             raise LeaseHeldError(f"{self._file}: this start holds it already; trainer.remote is the run's own folder")
         if holder is not None:
@@ -248,7 +223,7 @@ class Lease:
             if now is None:
                 return
             if now != found:
-                raise LeaseHeldError(self._refusal(_read(now), 0.0))
+                raise LeaseHeldError(self._refusal(read_holder(now), 0.0))
         log.warning("%s: taken over from %s, without a heartbeat for %.0f s", self._file, who, seconds)
 
     def _refusal(self, holder: Holder | None, age_s: float) -> str:
@@ -265,61 +240,3 @@ class Lease:
 
 def may_always_write() -> None:
     """Where nobody else could write: what `Lease.check` is elsewhere."""
-
-
-def this_process(job: str = "", stop: str = "") -> Holder:
-    """This process as the holder of a lease.
-
-    Args:
-        job: that it is the driver of.
-        stop: the command that stops the job; empty: `kill` with the process's number.
-    """
-    process_id = os.getpid()
-    return Holder(
-        owner=uuid.uuid4().hex,
-        host=socket.gethostname(),
-        machine=_machine(),
-        process_id=process_id,
-        process_started=process_start(process_id) or "",
-        job=job,
-        stop=stop or f"kill {process_id}",
-        started_s=0.0,
-        heartbeat_s=0.0,
-    )
-
-
-def process_start(process_id: int) -> str | None:
-    """When a process of this machine started, as a text to compare; None: it has ended."""
-    try:
-        process = psutil.Process(process_id)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        statistics = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8", errors="replace")
-        return statistics.rpartition(")")[2].split()[19]  # ticks since boot: no clock that is set changes them
-    except psutil.NoSuchProcess:
-        return None
-    except OSError:  # not Linux
-        return f"{process.create_time():.0f}"
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _written(holder: Holder) -> bytes:
-    return (json.dumps(asdict(holder), indent=1) + "\n").encode()
-
-
-def _read(text: bytes | None) -> Holder | None:
-    """None: nothing, or nothing that could be a lease, such as half of one."""
-    try:
-        fields: dict[str, Any] = json.loads(text or b"")
-        holder = Holder(**fields)
-        numbers = (holder.process_id, holder.started_s, holder.heartbeat_s)
-        return holder if all(isinstance(number, int | float) for number in numbers) else None
-    except (TypeError, ValueError):
-        return None

@@ -72,7 +72,7 @@ def find_checkpoint(
         raise ConfigError(f"resume: {error}") from error
     if found:
         settings = stored_settings(found.config_yaml, f"resume: {found.folder}/config.yaml")
-        _judge(config_changes(settings, to_dict(config)), found, config, say)
+        _refuse_changed(config_changes(settings, to_dict(config)), found, config, say)
         try:
             require_loadable(found.folder, config.learner.zero_stage, config.learner.num_ranks)
         except LearnerStateError as error:
@@ -178,7 +178,7 @@ def changed_meaning(old: Mapping[str, Any], new: Mapping[str, Any], meaning: tup
     return [str(change) for change in config_changes(old, new, meaning) if change.changes_meaning]
 
 
-def _judge(changes: list[Change], found: Checkpoint, config: RunConfig, say: Callable[[str], None]) -> None:
+def _refuse_changed(changes: list[Change], found: Checkpoint, config: RunConfig, say: Callable[[str], None]) -> None:
     """Say what differs; refuse what changes the meaning, unless told."""
     changed = [change for change in changes if change.changes_meaning]
     if changes:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.checkpoint.lease import Holder, Lease, LeaseHeldError, LeaseLostError, process_start, this_process
+from rl.checkpoint.lease import Lease, LeaseHeldError, LeaseLostError
 from rl.checkpoint.lease_file import LEASE, FolderLease
+from rl.checkpoint.lease_holder import Holder, process_start, this_process
 
 EVERY_S, STALE_S, LATENCY_S = 5.0, 60.0, 2.0
 
@@ -259,8 +260,9 @@ def test_of_many_starts_at_the_same_moment_one_wins(tmp_path, abandoned):
 
 WRITER = """
 import pathlib, sys, time
-from rl.checkpoint.lease import Lease, LeaseHeldError, LeaseLostError, this_process
+from rl.checkpoint.lease import Lease, LeaseHeldError, LeaseLostError
 from rl.checkpoint.lease_file import FolderLease
+from rl.checkpoint.lease_holder import this_process
 folder = pathlib.Path(sys.argv[1])
 try:
     with Lease(FolderLease(folder), this_process(), every_s=0.2, stale_after_s=1.0) as lease:
