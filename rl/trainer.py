@@ -19,7 +19,7 @@ from rl.trajectory import LearnerUpdate, RewardFailure, ScoredGroup, TrajectoryG
 
 
 class Rollouts(Protocol):
-    """Makes trajectories. Order in = order out; a task played again in a step or attempt is played anew."""
+    """Makes trajectories. Order in = order out; a task repeated in a step or attempt is sampled again, with other seeds."""
 
     def generate(self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0) -> list[TrajectoryGroup]: ...
 
@@ -74,7 +74,7 @@ def train(
 
     Args:
         tasks_for: the tasks of a step, and replacements for zero-variance groups at attempt 1, 2, ...
-        report: called after each step with what was played, what came of learning it, and the loop's own numbers.
+        report: called after each step with the scored groups, the update and the numbers of the loop itself.
         save: called with (next step, policy version) when a checkpoint is due; the last step is always saved.
         evaluate: called with the step reached when an evaluation is due; a policy it finds the best so far is saved.
     """

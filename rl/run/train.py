@@ -72,9 +72,9 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def is_complete(found: Checkpoint, config: RunConfig, run_dir: Path) -> bool:
     """Whether no step and no evaluation is left to do after a checkpoint."""
-    step, is_reported = found.state.step, (run_dir / "metrics.jsonl").is_file()
-    is_judged = not config.trainer.eval_tasks or is_evaluated(run_dir, step)
-    return step >= config.trainer.steps and is_reported and is_judged
+    step, reported = found.state.step, (run_dir / "metrics.jsonl").is_file()
+    evaluated = not config.trainer.eval_tasks or is_evaluated(run_dir, step)
+    return step >= config.trainer.steps and reported and evaluated
 
 
 def _train_from(
