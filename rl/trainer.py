@@ -19,7 +19,7 @@ from rl.trajectory import LearnerUpdate, RewardFailure, ScoredGroup, TrajectoryG
 
 
 class Rollouts(Protocol):
-    """Makes trajectories. Order in = order out; a task repeated in a step or attempt is sampled again, with other seeds."""
+    """Makes trajectories. Order in = order out; a task that repeats in a step gets other seeds."""
 
     def generate(self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0) -> list[TrajectoryGroup]: ...
 
