@@ -1,5 +1,6 @@
 """The gates: a run stops before it learns from what cannot be trusted."""
 
+import io
 import json
 import math
 
@@ -12,7 +13,7 @@ from rewards.golden import golden_group
 from rewards.scoring import WeightedReward, score_group
 from rewards.temporal_iou import temporal_iou
 from rl.config.file import load_config
-from rl.run.reporter import GateError, Reporter
+from rl.run.reporter import GateError, Reporter, conclude
 from rl.tracking.backlog import Backlog
 from rl.tracking.fingerprint import STAGES
 from rl.tracking.sinks import JsonlSink, MetricLog
@@ -76,3 +77,26 @@ def test_videos_that_cannot_be_read_stop_the_run_when_they_are_many(step):
     group = TrajectoryGroup(golden_group().task, (lost,) * 4, None)
     with pytest.raises(GateError, match="100% of the trajectories could not be read"):
         step([score_group(group, [WeightedReward("window", temporal_iou, Segment.SAMPLING)])])
+
+
+def concluded(run_dir, *evaluations):
+    numbers = {"seconds/step": 1.0, "policy/version": 1.0, "reward/failed": 0.0, "rollout/video_errors": 0.0}
+    lines = [{"step": 0, **evaluation} for evaluation in evaluations[:1]] + [{"step": 1, **numbers}]
+    lines += [{"step": 1, **evaluation} for evaluation in evaluations[1:]]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    console = Console(file=io.StringIO(), width=100)
+    conclude(run_dir, console)
+    return console.file.getvalue()
+
+
+def test_a_run_without_evaluations_ends_without_a_table_of_nothing(tmp_path):
+    said = concluded(tmp_path)
+    assert "1 steps in 1 s; no held-out tasks were evaluated (trainer.eval_tasks=0)" in said and "nan" not in said
+
+
+def test_what_was_evaluated_before_and_after_stands_side_by_side(tmp_path):
+    before, after = ({"held_out/tasks": 4.0, "held_out/accuracy": value} for value in (0.25, 0.75))
+    said = concluded(tmp_path, before, after)
+    (row,) = (line for line in said.splitlines() if "accuracy" in line)
+    assert row.split() == ["held-out", "answer", "accuracy", "0.250", "0.750"]
+    assert "nan" not in said and "frames retrieved" not in said
