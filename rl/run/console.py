@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,9 +28,13 @@ _said = logging.getLogger(SAID)
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print one line with its wall-clock time, as it is: no markup, no line broken; log files get it, too."""
+    """Print one line with its wall-clock time, as it is: no markup, no line broken; log files get it, too.
+
+    Output that goes to a full disk costs lines, and no run.
+    """
     _said.info("%s", text)
-    console.print(Text(f"{time.strftime('%H:%M:%S')} {text}", style=style), soft_wrap=True)
+    with suppress(OSError):
+        console.print(Text(f"{time.strftime('%H:%M:%S')} {text}", style=style), soft_wrap=True)
 
 
 def spell_seconds(seconds: float) -> str:

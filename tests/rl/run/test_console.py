@@ -1,5 +1,6 @@
 """What a command says while it works: without a terminal plain lines with a time, with one bars."""
 
+import errno
 import io
 import logging
 import re
@@ -85,6 +86,17 @@ def test_lines_are_not_wrapped_and_nothing_in_them_is_markup(plain, caplog):
         say(plain, text)
     assert lines(plain)[0].endswith(text) and len(lines(plain)) == 1
     assert caplog.messages == [text]  # log files have it, too
+
+
+class FullDisk(io.StringIO):
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_output_on_a_full_disk_costs_lines_and_nothing_else(caplog):
+    with caplog.at_level(logging.INFO), stage(Console(file=FullDisk(), soft_wrap=True), "starting Ray"):
+        pass
+    assert len(caplog.messages) == 2  # log files have them
 
 
 @pytest.mark.parametrize(
