@@ -69,7 +69,7 @@ def load_tasks(
     Raises:
         DatasetError: unknown format, or no such file or folder.
     """
-    row_format, path, root = _located(format, path, video_root)
+    row_format, path, root = locate_source(format, path, video_root)
     tasks, rejected = _read(path, root, row_format, row_format.task, unusable)
     if duration_of is None:
         return LoadedTasks(tuple(task for _, task in tasks), tuple(rejected))
@@ -94,7 +94,7 @@ def load_traces(
     Raises:
         DatasetError: also if the format holds no traces.
     """
-    row_format, path, root = _located(format, path, video_root)
+    row_format, path, root = locate_source(format, path, video_root)
     if row_format.trace is None:
         raise DatasetError(f"{path}: format {format!r} holds no traces; use dm_cot")
     traces, rejected = _read(path, root, row_format, row_format.trace, unusable)
@@ -138,7 +138,12 @@ def _epoch_order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(sorted(range(n), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()))
 
 
-def _located(format: str, path: str | Path, video_root: str | Path) -> tuple[RowFormat, Path, Path]:
+def locate_source(format: str, path: str | Path, video_root: str | Path) -> tuple[RowFormat, Path, Path]:
+    """How rows are read, from which file, and the folder their videos must lie under.
+
+    Raises:
+        DatasetError: there is no such format, file or folder.
+    """
     if format not in FORMATS:
         raise DatasetError(f"unknown data format {format!r}; known: {', '.join(sorted(FORMATS))}")
     path = Path(path)

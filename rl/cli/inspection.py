@@ -35,7 +35,7 @@ INSPECTION_STEP = -2  # its seeds never meet those of training or evaluation
 
 
 def run_parity(config: RunConfig, console: Console, *, num_tasks: int) -> ParityReport:
-    """Play tasks with the engine in this process, score the same tokens with the learner's model, compare.
+    """Roll out tasks with the engine in this process, score the same tokens with the learner's model, compare.
 
     Raises:
         ConfigError: the policy never looks again, so that there is nothing to compare after an injection.
@@ -66,7 +66,7 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int) -> Parity
 def run_rollout(
     config: RunConfig, console: Console, *, num_tasks: int, split: str, greedily: bool, out: Path | None
 ) -> None:
-    """Play tasks through the same pools as training and show what the policy did."""
+    """Roll out tasks through the same pools as training and show what the policy did."""
     if split not in ("train", "held_out"):
         raise ConfigError(f"--split must be train or held_out, got {split!r}")
     policy_dir = prepare_policy(config)  # a wrong path is refused before a clip is rendered
@@ -77,12 +77,12 @@ def run_rollout(
         with starting_rollouts(config, policy_dir, slots, console) as rollouts:
             rewards = spawn_rewards(config, slots)
         scored = rewards.score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
-    played = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
-    for record in played:
+    rolled_out = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
+    for record in rolled_out:
         _print_record(record, console)
     if out is not None:
-        write_records(out, played)
-        console.print(f"{len(played)} records in {out}", highlight=False)
+        write_records(out, rolled_out)
+        console.print(f"{len(rolled_out)} records in {out}", highlight=False)
 
 
 def _learner_device(config: RunConfig) -> str:
@@ -91,7 +91,7 @@ def _learner_device(config: RunConfig) -> str:
 
 
 def print_parity(report: ParityReport, config: RunConfig, console: Console) -> None:
-    """The table: each segment's differences, each control's, and the verdict."""
+    """The table: each segment's differences, each control's, and whether they pass."""
     table = Table(title=f"|engine - learner| log-prob, nat, {config.policy.dtype}", box=None, pad_edge=False)
     for heading in ("", "max", "mean", "tokens"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -179,7 +179,7 @@ def _checked_row(split: str, task: VideoTask, clip: CheckedClip) -> CheckedRow:
     if clip.status is ClipStatus.QUARANTINED:
         return CheckedRow(split, task.task_id, task.video_path, "quarantined", clip.reason)
     changes = [clip.reason] if clip.reason else []
-    if split != "cold_start":  # a trace is played as it is written
+    if split != "cold_start":  # a trace is replayed as it is written
         try:
             clamped = within_clip(task, clip.duration_s) is not task
         except UnusableRow as error:

@@ -18,7 +18,7 @@ from rl.run.check_rewards import check_rewards
 from rl.run.findings import Finding, Level, passed
 from rl.run.machine import check_memory, check_output, check_resources
 from rl.run.policy import count_parameters, prepare_processor, require_given_policy, tiny_folder
-from rl.run.prepare import episode_context, prepare_tasks
+from rl.run.prepare import episode_context, prepare_tasks, require_sources
 from rl.run.token_budget import check_token_budget
 from rl.trajectory import VideoTask
 
@@ -45,12 +45,13 @@ def preflight(config: RunConfig) -> None:
     """What a run looks at before any work: seconds, no torch, and no video rendered or decoded.
 
     Raises:
-        ConfigError: a reward does not work, the machine is too small, the policy is none, or the output cannot be
-            written.
+        ConfigError: the policy, an annotation file or a reward cannot be used, the machine is too small, or the output
+            cannot be written.
     """
     policy, parameters = _policy(config)
     if policy.level is Level.FAILED:
         raise ConfigError(policy.detail)
+    require_sources(config)
     findings = [check_output(config, parameters), check_memory(config, parameters), *check_rewards(config)]
     if not passed(findings):
         failed = [finding for finding in findings if finding.level is Level.FAILED]

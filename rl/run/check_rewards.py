@@ -45,7 +45,7 @@ def _reward(
         failures = [v for v in scored.rewards_G if isinstance(v, RewardFailure) and v.term == name]
         if failures:
             return Finding(f"rewards.{name}", Level.FAILED, cause_line(failures[0]))
-        breakdowns = [reward.breakdown for reward in scored.rewards_G if not isinstance(reward, RewardFailure)]
+        breakdowns = [own.breakdown for own in scored.rewards_G if not isinstance(own, RewardFailure)]
         values = [f"{breakdown[name]:.3g}" for breakdown in breakdowns if name in breakdown]
         if values:
             kinds_of.setdefault(", ".join(values), []).append(kind.value)

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from envs.data.clip_status import quarantined
-from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
+from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces, locate_source
 from envs.data.formats import RetrievalTrace, has_traces
 from envs.data.rows import DatasetError, UnusableRow
 from envs.data.traces import traces_from_evidence
@@ -48,7 +48,7 @@ ROWS_IN_LOG = 10  # of those left out; the file has all
 
 @contextmanager
 def as_config_error() -> Iterator[None]:
-    """What is wrong with data or a policy's files is for the user to mend, like a wrong key, and ends alike."""
+    """What is wrong with data or a policy's files is for the user to repair, like a wrong key, and ends alike."""
     try:
         yield
     except (DatasetError, UnusableRow, PolicyFilesError, VideoError) as error:
@@ -75,6 +75,27 @@ def _declared_world(config: RunConfig) -> QuickstartWorld:
         return QuickstartWorld(**declared, coarse_fps=config.video.coarse.fps)
     except ValueError as error:
         raise ConfigError(f"data.quickstart: {error}") from error
+
+
+def require_sources(config: RunConfig) -> None:
+    """Look for every annotation file and folder of videos that training reads, before a clip is rendered or indexed.
+
+    Raises:
+        ConfigError: one is missing, or the synthetic world cannot be made; names the section.
+    """
+    sources = {"data.train": config.data.train}
+    if config.trainer.eval_tasks:
+        sources["data.held_out"] = config.data.held_out
+    if config.cold_start.enabled:
+        sources["cold_start.traces"] = config.cold_start.traces
+    for section, source in sources.items():
+        if source.format == "quickstart":
+            _declared_world(config)
+            continue
+        try:
+            locate_source(source.format, source.path, source.video_root)
+        except DatasetError as error:
+            raise ConfigError(f"{section}: {error}") from error
 
 
 @as_config_error()
@@ -144,7 +165,7 @@ def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace,
     traces = _world_traces(config, console) if quickstart else _given_traces(config, console)
     if not config.retrieval.max_calls and all(len(trace.replies) > 1 for trace in traces):
         raise ConfigError(
-            "retrieval.max_calls=0 refuses the looks that all traces of the cold start teach: play a policy that has "
+            "retrieval.max_calls=0 refuses the looks that all traces of the cold start teach: take a policy that has "
             "learned to look (--run RUN, or cold_start.enabled=false and the folder that `dynframe cold-start` prints "
             "as policy.path)"
         )

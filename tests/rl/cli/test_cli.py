@@ -153,7 +153,7 @@ def test_a_killed_validation_goes_on_and_says_what_cannot_be_used(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = [f"data.{split}={{format: dm_rl, path: {tmp_path}/rows.jsonl}}" for split in ("train", "held_out")]
     command = ("validate-data", QUICKSTART, *sources, "cold_start.enabled=false", f"cache_dir={tmp_path}/cache")
-    verdicts = tmp_path / "cache" / "validated_clips.jsonl"
+    statuses = tmp_path / "cache" / "validated_clips.jsonl"
 
     running = subprocess.Popen(
         [sys.executable, "-m", "rl", *command, "--workers", "1"],
@@ -162,8 +162,8 @@ def test_a_killed_validation_goes_on_and_says_what_cannot_be_used(tmp_path):
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
-    while not (verdicts.exists() and b"\n" in verdicts.read_bytes()):
-        assert running.poll() is None, "it ended without a verdict"
+    while not (statuses.exists() and b"\n" in statuses.read_bytes()):
+        assert running.poll() is None, "it ended without the status of a clip"
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
@@ -173,7 +173,7 @@ def test_a_killed_validation_goes_on_and_says_what_cannot_be_used(tmp_path):
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["clips"] == 12 and report["decoded"] < 12
     assert report["splits"] == {split: {"ok": 11, "quarantined": 1} for split in ("train", "held_out")}
-    assert len({json.loads(line)["video"] for line in verdicts.read_text().splitlines()}) == 12
+    assert len({json.loads(line)["video"] for line in statuses.read_text().splitlines()}) == 12
     assert dynframe("validate-data", QUICKSTART, *sources[:1], "data.held_out.format=nope").returncode == 2
 
 

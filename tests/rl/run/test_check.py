@@ -247,6 +247,24 @@ def test_a_row_that_two_splits_leave_out_is_logged_once(small, silent, tmp_path,
     assert caplog.text.count(f"{rows}:2: row left out") == 1
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train={format: dm_rl, path: absent.jsonl}"], r"^data\.train: absent\.jsonl: no such annotation file"),
+        (["data.held_out={format: csv}"], r"^data\.held_out: unknown data format 'csv'"),
+        (
+            ["cold_start.enabled=true", "cold_start.traces={format: dm_cot}"],
+            r"^cold_start\.traces: .*no such annotation",
+        ),
+        (["data.quickstart.native_fps=7"], r"^data\.quickstart: native_fps must be"),
+    ],
+)
+def test_missing_data_are_refused_before_anything_is_rendered_or_written(small, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        preflight(small(*overrides))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
 def test_bad_rows_are_refused_where_the_run_says_so(small, silent, tmp_path):
     config, rows = with_bad_rows(small, silent, tmp_path, "data.bad_rows=refuse")
     with pytest.raises(ConfigError, match=rf"{rows}:2: .*12 bad rows.*data\.bad_rows=skip"):
