@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,9 @@ from rl.run.resume import checkpoint_of, find_checkpoint, remote_of
 from rl.run.run import Run
 from rl.run.stop_signals import StopSignals
 from rl.run.workers import (
-    START_TIMEOUT_S,
     cluster,
     spawn_rewards,
-    spawn_rollouts,
+    starting_rollouts,
 )
 from rl.run.writer import Writer, only_writer
 from rl.tracking.log_file import keep_log
@@ -93,14 +91,11 @@ def _train_from(
 
     with keep_log(writer.run_dir) as log_file, cluster(config, console) as slots:
         say(console, f"all that is logged: {log_file}")
-        starting = ExitStack()  # engines load while the cold start runs
-        starting.enter_context(stage(console, f"starting {config.rollout.num_workers} engines"))
-        rollouts = spawn_rollouts(config, policy_dir, slots, check)
-        if config.cold_start.enabled:
-            policy_dir = cold_started_policy(config, policy_dir, slots, console)
-        rewards, processor = spawn_rewards(config, slots), Processor.from_pretrained(policy_dir, config.policy.scenes)
-        rollouts.workers.wait_ready(START_TIMEOUT_S)
-        starting.close()
+        with starting_rollouts(config, policy_dir, slots, console, check) as rollouts:  # during the cold start
+            if config.cold_start.enabled:
+                policy_dir = cold_started_policy(config, policy_dir, slots, console)
+            rewards = spawn_rewards(config, slots)
+            processor = Processor.from_pretrained(policy_dir, config.policy.scenes)
         with signals, open_saver() as saver:
             parts = (policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards, log_file)
             run = Run(config, console, writer, *parts)

@@ -125,13 +125,14 @@ class Workers:
 def start(config_of, monkeypatch, tmp_path):
     from rl.run import rebuilds
     from rl.run import train as module
+    from rl.run import workers as engines
 
     def run(*overrides, fails=""):
         workers = Workers(fails)
         workers.run_dir = tmp_path / "runs" / "run"
         workers.load, workers.stop = lambda folder: None, lambda: None
-        for name in ("prepare_policy", "spawn_rollouts", "spawn_rewards"):
-            monkeypatch.setattr(module, name, lambda *_: workers)
+        for room, name in ((module, "prepare_policy"), (module, "spawn_rewards"), (engines, "spawn_rollouts")):
+            monkeypatch.setattr(room, name, lambda *_: workers)
         monkeypatch.setattr(module, "prepare_tasks", lambda *_: SimpleNamespace(tasks=()))
         monkeypatch.setattr(module, "cluster", lambda *_: nullcontext())
         monkeypatch.setattr(module, "Processor", SimpleNamespace(from_pretrained=lambda *_: workers))
