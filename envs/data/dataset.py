@@ -146,6 +146,8 @@ def locate_source(format: str, path: str | Path, video_root: str | Path) -> tupl
     """
     if format not in FORMATS:
         raise DatasetError(f"unknown data format {format!r}; known: {', '.join(sorted(FORMATS))}")
+    if str(path) in ("", "."):
+        raise DatasetError("path is empty; name the annotation file")
     path = Path(path)
     if not path.is_file():
         raise DatasetError(f"{path}: no such annotation file")

@@ -95,3 +95,11 @@ def test_the_policy_of_a_run_takes_the_place_of_the_configured_one_and_other_set
     assert config.policy.path == str(found.folder / "policy") and not config.cold_start.enabled
     assert origin == {"checkpoint": str(found.folder), "step": 5, "version": 6}
     assert "other settings than it was trained with: retrieval.max_calls: 1 -> 0" in console.export_text()
+
+
+def test_a_checkpoint_of_0_3_0_has_no_other_settings_because_its_keys_were_called_otherwise(tmp_path):
+    store, old = CheckpointStore(tmp_path), to_yaml(CONFIG).replace("  coarse:\n", "  v0:\n")
+    found = store.commit(store.begin(5), RunState(5, 5, seed=0), old)
+    console = Console(record=True, file=io.StringIO())
+    with_policy_of(found, CONFIG, console)
+    assert "v0:" in old and console.export_text() == ""

@@ -254,7 +254,7 @@ def test_a_row_that_two_splits_leave_out_is_logged_once(small, silent, tmp_path,
         (["data.held_out={format: csv}"], r"^data\.held_out: unknown data format 'csv'"),
         (
             ["cold_start.enabled=true", "cold_start.traces={format: dm_cot}"],
-            r"^cold_start\.traces: .*no such annotation",
+            r"^cold_start\.traces: path is empty; name",
         ),
         (["data.quickstart.native_fps=7"], r"^data\.quickstart: native_fps must be"),
     ],
