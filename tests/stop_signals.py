@@ -7,7 +7,17 @@ import pytest
 
 
 def pytest_configure():
-    """Both signals, whatever was inherited: what is started in the background ignores SIGINT."""
+    """From the start, whatever was inherited: what is started in the background ignores SIGINT."""
+    _listen()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    """And after the fixtures of each test: `ray.init` puts a handler of its own in place, which fails one test only."""
+    _listen()
+
+
+def _listen():
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, _stop)

@@ -12,12 +12,15 @@ from tests.calibration import slowness, within
 
 REPOSITORY = Path(__file__).parents[1]
 WAITING = """
+import signal
+import sys
 import threading
 from pathlib import Path
 import pytest
 
 @pytest.fixture
 def engine():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as ray.init does
     yield
     Path("torn_down").touch()
 
