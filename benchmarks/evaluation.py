@@ -125,7 +125,7 @@ def part(suite: EvaluationSuite, first: int, count: int) -> EvaluationSuite:
 
 
 def measure(contestant: Contestant, asked: EvaluationSuite, scorer: Scorer) -> RolledOut:
-    contestant.rollouts.load_weights([], 0, timeout_s=START_TIMEOUT_S)  # of which there are none: caches go
+    contestant.rollouts.workers.load_weights([], 0, timeout_s=START_TIMEOUT_S)  # none: what engines cached is dropped
     with tempfile.TemporaryDirectory() as folder, PredictionFile(Path(folder) / "predictions.jsonl") as file:
         started = time.perf_counter()
         roll_out_remaining(

@@ -167,10 +167,8 @@ def training_step(setting: Setting) -> Contestant:
     slots = setting.stack.enter_context(cluster(setting.config, Console(stderr=True)))
     rollouts = spawn_rollouts(setting.config, setting.policy_dir, slots)
     rollouts.workers.wait_ready(START_TIMEOUT_S)
-    return Contestant(
-        empty_caches=lambda: rollouts.load_weights(
-            [], 0, timeout_s=START_TIMEOUT_S
-        ),  # of which there are none: caches go
+    return Contestant(  # loading no weights drops what an engine has cached
+        empty_caches=lambda: rollouts.workers.load_weights([], 0, timeout_s=START_TIMEOUT_S),
         roll_out=lambda tasks, repeat: rollouts.generate(tasks, step=repeat),
     )
 
