@@ -92,22 +92,18 @@ def sections(
         ("variant", *report.MEASURES),
         report.outcome_table(methods),
     )
-    yield (
-        "Differences from GRPO, seed by seed (bold: the sign is certain at 95 %)",
-        ("", "seeds", *curves),
-        report.difference_table(methods, "grpo"),
-    )
-    yield (
-        "Differences from GDPO, seed by seed",
-        ("", "seeds", *curves),
-        report.difference_table([run for run in methods if run.variant != "grpo"], "gdpo"),
-    )
-    if options:
-        yield (
+    differences = (
+        ("Differences from GRPO, seed by seed (bold: the sign is certain at 95 %)", "grpo", methods),
+        ("Differences from GDPO, seed by seed", "gdpo", [run for run in methods if run.variant != "grpo"]),
+        (
             "Options of SD-GRPO: differences from its defaults, seed by seed",
-            ("", "seeds", *curves),
-            report.difference_table([*(run for run in methods if run.variant == "sd_grpo"), *options], "sd_grpo"),
-        )
+            "sd_grpo",
+            [*(run for run in methods if run.variant == "sd_grpo"), *options],
+        ),
+    )
+    for title, reference, compared in differences:
+        if rows := list(report.difference_table(compared, reference)):
+            yield title, ("", "seeds", *curves), rows
     yield (
         f"By kind of question, after {steps} steps ({of})",
         ("variant", "kind", "IoU of the window", "frame-rate match", "answer accuracy"),

@@ -76,7 +76,7 @@ def outcome_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
 def difference_table(runs: Sequence[FinishedRun], reference: str = "sd_grpo") -> Iterable[Sequence[str]]:
     """A row per variant: it minus the reference, seed by seed, at the end and on average over the curve."""
     variants = by_variant(runs)
-    of_seed = {run.seed: run for run in variants[reference]}
+    of_seed = {run.seed: run for run in variants.get(reference, [])}
     for variant, own in variants.items():
         pairs = [(run, of_seed[run.seed]) for run in own if run.seed in of_seed]
         if variant == reference or not pairs:
@@ -131,7 +131,7 @@ def plot_curves(runs: Sequence[FinishedRun], path: Path, reference: str = "grpo"
     figure = Figure(figsize=(11, 6), layout="constrained")
     above, below = figure.subplots(2, len(CURVES), sharex=True)
     variants = by_variant(runs)
-    of_seed = {run.seed: run for run in variants[reference]}
+    of_seed = {run.seed: run for run in variants.get(reference, [])}
     for measure, axes, difference_axes in zip(CURVES, above, below, strict=True):
         metric = MEASURES[measure][1]
         for variant, own in variants.items():

@@ -1,0 +1,195 @@
+"""Every program under benchmarks/ runs to its end on a few items, and prints a table of numbers that can be true.
+
+What the numbers are is measured by hand (benchmarks/RESULTS.md); here the code that measures them is kept running.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.envs.setting import write_clip
+from tests.rl.report.recorded_run import write_run
+
+pytestmark = pytest.mark.cli
+ROOT = Path(__file__).parents[2]
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+MEDIAN_AND_RANGE = re.compile(rf"({NUMBER.pattern})%? \(({NUMBER.pattern})%?\.\.({NUMBER.pattern})%?\)")
+WORLD = ("data.quickstart.train_clips=6", "data.quickstart.held_out_clips=3", "cold_start.enabled=false")
+ROLLOUTS = ("rollout.num_workers=1", "rollout.group_size=2", "rollout.tasks_per_step=1", "rollout.max_new_tokens=16")
+SMALL = (*WORLD, *ROLLOUTS, "learner.num_ranks=1", "trainer.eval_tasks=3", "placement.dashboard=false")
+CONFLICT = "data.quickstart.question_kinds=[warmth,count,mislabelled]"  # the world of benchmarks/learning
+ENGINES = [pytest.mark.ray, pytest.mark.vllm]
+TRAINING = [*ENGINES, pytest.mark.deepspeed]
+
+
+def run(*command):
+    """A program of benchmarks/ as a user starts it; its tables, each a list of rows by heading."""
+    program = ["-m", command[0]] if command[0].startswith("benchmarks.") else [ROOT / "benchmarks" / command[0]]
+    ended = subprocess.run(
+        list(map(str, (sys.executable, *program, *command[1:]))),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-6000:]
+    return tables_in(ended.stdout)
+
+
+def tables_in(text):
+    tables, headings, rows = [], None, []
+    for line in [*text.splitlines(), ""]:
+        cells = [cell.strip() for cell in line.strip()[1:-1].split("|")] if line.startswith("|") else None
+        if cells is None:
+            if headings:
+                tables.append(rows)
+            headings, rows = None, []
+        elif headings is None:
+            headings = cells
+        elif not set(line) <= set("|- "):
+            assert len(cells) == len(headings), line
+            rows.append(dict(zip(headings, cells, strict=True)))
+    return tables
+
+
+def numbers(row, *headings):
+    """Numbers of a row's cells; of `median (min..max)` the median, which must lie within."""
+    found = []
+    for heading in headings:
+        if spread := MEDIAN_AND_RANGE.fullmatch(row[heading]):
+            middle, low, high = map(float, spread.groups())
+            assert low <= middle <= high, row
+            found.append(middle)
+        else:
+            assert NUMBER.fullmatch(row[heading].removesuffix("%")), f"{heading}: {row[heading]!r}"
+            found.append(float(row[heading].removesuffix("%")))
+    return found
+
+
+def assert_positive(row, *headings):
+    assert all(number > 0 for number in numbers(row, *headings)), row
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory, cache_dir):
+    """The folder of a run of two steps, trained by benchmarks/quickstart_seeds.py, and the tables it printed."""
+    home = tmp_path_factory.mktemp("seeds")
+    overrides = (*SMALL, CONFLICT, "trainer.steps=2", f"cache_dir={cache_dir}")
+    return home, run("quickstart_seeds.py", "--seeds", 0, "--output-dir", home, *overrides)
+
+
+def test_checkpoints():
+    ((row,),) = run("checkpoints.py", "--mib", 1, "--repeats", 1, "--alone-s", 0.1)
+    assert row["MiB"] == "1"
+    assert_positive(row, "blocked s", "at once s", "published s", "beside")
+
+
+def test_decode(tmp_path):
+    write_clip(tmp_path / "a.mp4", seconds=2.0)
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    (rows,) = run("decode.py", tmp_path, "--repeats", 1, "--windows", 2)
+    assert [row["clip"] for row in rows] == ["a.mp4", "all clips"]
+    for row in rows:
+        assert_positive(row, "decord / ours")
+        assert all(number >= 0 for number in numbers(row, "ours ms", "no cache ms", "decord ms", "segmentation share"))
+
+
+def test_report(tmp_path):
+    recorded = write_run(tmp_path / "run", tmp_path / "clips", steps=2)
+    ((row,),) = run("report.py", recorded, "--steps", 3, "--repeats", 1)
+    assert (row["run"], row["steps"]) == ("run", "3 (2 trained)")
+    assert_positive(row, "trajectories", "page MiB", "build s", "build CPU s")
+    if row["ready ms"] != "no browser":
+        assert_positive(row, "ready ms", "open ms")
+
+
+@pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_no_program_is_forgotten(program):
+    parts = ("tables.py", "trainings.py", "cache_reuse.py", "transformers_rollouts.py")  # of programs, tested with them
+    assert program in parts or f'run("{program}"' in Path(__file__).read_text()
+
+
+class TestTrained:
+    """Programs that train, or read what was trained."""
+
+    pytestmark = TRAINING
+
+    def test_quickstart_seeds(self, seeds):
+        _, (rows,) = seeds
+        assert [row["measure"] for row in rows] == ["reward_sampling", "accuracy", "reward_reasoning"]
+        for row in rows:
+            before, after = map(float, row["seed 0"].split(" -> "))
+            assert 0 <= before <= 1 and 0 <= after <= 1
+            assert float(row["gain"].split()[0]) == pytest.approx(after - before, abs=2e-3)
+
+    def test_memory(self, seeds):
+        (rows,) = run("memory.py", seeds[0] / "seed0")
+        assert [row["seed0, MiB"] for row in rows] == ["driver", "rollout", "learner"]
+        for row in rows:
+            assert_positive(row, "step 1", "step 2")
+            assert all(number > 50 for number in numbers(row, "step 1", "step 2"))
+
+    def test_learning(self, seeds, tmp_path):
+        for variant in ("grpo", "sd_grpo"):  # finished runs are not trained again
+            shutil.copytree(seeds[0] / "seed0", tmp_path / f"{variant}-0")
+        options = ("--seeds", 0, "--variants", "grpo", "sd_grpo", "--home", tmp_path, "--out", tmp_path / "out")
+        assert run("benchmarks.learning", *options) == []  # the tables are in a file
+        outcome, differences, *_, bandit = tables_in((tmp_path / "out" / "RESULTS.md").read_text())
+        assert [row["variant"] for row in outcome] == ["no RL", "grpo", "sd_grpo"]
+        assert differences[0]["IoU of the window, end"] == "+0.000 ± nan"  # the same run twice, one seed
+        assert len(bandit) > 6
+        assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"curves.png", "bandit.png"}
+
+    def test_step_time(self, cache_dir):
+        overrides = (*SMALL, "rollout.max_new_tokens=8")
+        steps, stages = run("step_time.py", ROOT, *overrides, "--steps", 3, "--warm-up", 1, "--repeats", 1)
+        assert [row["checkout"] for row in steps] == ["here", "other", "here / other"]
+        for row in steps:
+            assert_positive(row, "s per step")
+        assert {"seconds/rollout", "seconds/update", "seconds/sync"} <= {row["seconds per step"] for row in stages}
+
+    def test_weight_push(self, cache_dir):
+        ((row,),) = run("weight_push.py", "--sizes", "tiny", "--repeats", 1, "--cache-dir", cache_dir)
+        assert row["policy"] == "tiny"
+        assert_positive(row, "MiB", "first push s", "push s", "export s", "load s", "verify s", "GB/s", "memcpy GB/s")
+        assert sum(numbers(row, "export s", "load s", "verify s")) <= numbers(row, "push s")[0] * 1.1
+
+
+class TestRolledOut:
+    """Programs with engines and no learner."""
+
+    pytestmark = ENGINES
+
+    def test_rollout(self, cache_dir):
+        rates, caches = run("rollout.py", "--tasks", 1, "--repeats", 1, *SMALL, f"cache_dir={cache_dir}")
+        assert [row["contestant"] for row in rates] == [
+            "training step",
+            "one worker",
+            "one request",
+            "transformers batched",
+            "transformers",
+        ]
+        for row in rates:
+            assert row["trajectories"] == "2"
+            assert_positive(row, "trajectories/s", "x transformers", "x transformers batched", "CPU ms each")
+            assert 0 < numbers(row, "sampled tokens each")[0] <= 16
+        assert numbers(rates[-1], "x transformers") == numbers(rates[-2], "x transformers batched") == [1.0]
+        counted = {row["of `one worker`"]: numbers(row, "median (min..max)")[0] for row in caches}
+        assert counted["encoder runs per group"] == counted["least possible: 1 + distinct granted windows"]
+
+    def test_evaluation(self, cache_dir):
+        (rows,) = run("evaluation.py", "--tasks", 1, "--repeats", 1, *SMALL, f"cache_dir={cache_dir}")
+        assert [row["contestant"] for row in rows] == ["dynframe eval", "one by one"]
+        for row in rows:
+            assert row["examples"] == "1"
+            assert_positive(row, "examples/s", "x one by one", "sampled tokens each")
