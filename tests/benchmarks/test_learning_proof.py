@@ -77,7 +77,7 @@ def test_unfinished_runs_are_not_read(tmp_path):
     assert read(tmp_path, ["grpo"], [0]) == []
 
 
-def test_kinds_are_told_by_their_questions():
+def test_a_kind_is_known_by_its_question():
     asked = {"task": {"question": "<video>\nIs the flash warm or cold? A warm B cold"}}
 
     assert kind_of(asked, ["count", "warmth", "mislabelled"]) == "warmth"

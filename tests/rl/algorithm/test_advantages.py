@@ -77,7 +77,7 @@ def test_failures_are_masked_and_stay_out_of_the_baseline():
     assert values(group) == [(0.5, 0.5), (None, None), (-0.5, -0.5)]
 
 
-def test_a_group_left_with_one_verdict_is_masked():
+def test_a_group_left_with_one_score_is_masked():
     group = credit((1.0, 1.0), FAILED, FAILED)
 
     assert values(group) == [(None, None)] * 3
@@ -96,14 +96,14 @@ def test_a_sampling_reward_for_some_siblings_only_is_refused():
 
 
 @given(st.tuples(REWARD, REWARD), st.integers(2, 9), st.lists(st.booleans(), min_size=9, max_size=9), RULES)
-def test_equal_rewards_teach_nothing(pair, siblings, called, rules):
+def test_equal_rewards_give_no_advantage(pair, siblings, called, rules):
     group = credit_group(rewards(*[pair] * siblings), called[:siblings], rules)
 
     assert all(own == Credit(0.0, 0.0) for own in group.credit_G)  # exactly
     assert group.is_zero_variance
 
 
-def test_zero_variance_roles_are_told_apart():
+def test_zero_variance_is_known_by_role():
     answers_differ = credit((0.3, 1.0), (0.3, 0.0))
     assert (answers_differ.zero_variance_sampling, answers_differ.zero_variance_reasoning) == (True, False)
     assert not answers_differ.is_zero_variance

@@ -78,11 +78,11 @@ def test_a_group_of_one_is_refused(trajectory, scored_group):
 
 
 def test_samples_follow_their_siblings(trajectory, scored_group):
-    siblings, verdicts = [trajectory(1, 2), trajectory(0, 3), trajectory(2, 2)], [(0.9, 0.1), (0.0, 1.0), (0.2, 0.4)]
+    siblings, rewards = [trajectory(1, 2), trajectory(0, 3), trajectory(2, 2)], [(0.9, 0.1), (0.0, 1.0), (0.2, 0.4)]
     order = [2, 0, 1]
 
-    straight = build_training_samples(scored_group(siblings, verdicts))
-    permuted = build_training_samples(scored_group([siblings[i] for i in order], [verdicts[i] for i in order]))
+    straight = build_training_samples(scored_group(siblings, rewards))
+    permuted = build_training_samples(scored_group([siblings[i] for i in order], [rewards[i] for i in order]))
 
     assert permuted == tuple(straight[i] for i in order)
 

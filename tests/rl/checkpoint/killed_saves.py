@@ -30,7 +30,7 @@ from rl.trajectory import RunState
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate")
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 class Axe:
@@ -154,9 +154,9 @@ class Run:
 
     def save(self, step: int) -> None:
         mirror = Mirror(self.remote, self.store)
-        with Saver(self.store, timeout_s=PATIENCE_S, max_failed=1, mirror=mirror, mirror_timeout_s=PATIENCE_S) as saver:
+        with Saver(self.store, timeout_s=TIMEOUT_S, max_failed=1, mirror=mirror, mirror_timeout_s=TIMEOUT_S) as saver:
             saver.save(Rank(step).save, Contents(RunState(step, step, seed=7), f"step: {step}\n", value=step / 100))
-        assert mirror.finish(PATIENCE_S), "not copied"
+        assert mirror.finish(TIMEOUT_S), "not copied"
 
     def found(self) -> int:
         """The step a resumed run would go on from, after a look at its content."""

@@ -20,7 +20,7 @@ from rl.trajectory import Fault, RunState
 
 DISK_MIB = 32
 MAKE_ROOM = "make room, lower trainer.keep_checkpoints, or set output_dir to another disk"
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 ITS_THREAD_DIES = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # tensorboard's
 
 
@@ -45,7 +45,7 @@ def store(disk):
 
 @pytest.fixture
 def saver(store):
-    return Saver(store, timeout_s=PATIENCE_S, max_failed=3)
+    return Saver(store, timeout_s=TIMEOUT_S, max_failed=3)
 
 
 class Rank:

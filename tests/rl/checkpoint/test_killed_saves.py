@@ -39,14 +39,14 @@ SCENARIOS = {  # what is done -> operations it has at least, whether it can be t
 )
 def test_a_kill_at_any_operation_of_a_save_loses_nothing(folder, scenario):
     """The rank's files, the policy, the manifest, the pointers, the removal of old ones, and the remote's copy."""
-    told = subprocess.run(
+    found = subprocess.run(
         [sys.executable, ROOT / "tests" / "rl" / "checkpoint" / "killed_saves.py", folder, scenario],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert told.returncode == 0, told.stderr[-3000:]
-    outcomes, (operations, either) = json.loads(told.stdout), SCENARIOS[scenario]
+    assert found.returncode == 0, found.stderr[-3000:]
+    outcomes, (operations, either) = json.loads(found.stdout), SCENARIOS[scenario]
     assert sum(outcomes.values()) >= operations
     assert outcomes["new"] > 0 and (outcomes.get("previous", 0) > 0) == either

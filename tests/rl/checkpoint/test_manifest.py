@@ -42,8 +42,8 @@ def test_a_file_is_known_by_its_place_size_and_content(tmp_path):
 def test_what_is_known_already_is_not_read_again(tmp_path):
     (tmp_path / "big").write_bytes(b"1234")
     (tmp_path / "small").write_bytes(b"")
-    told = WrittenFile("big", 4, "0" * 64)  # not its SHA-256, so that reading it would show
-    assert complete_records(tmp_path, [told]) == [told, WrittenFile("small", 0, NOTHING)]
+    found = WrittenFile("big", 4, "0" * 64)  # not its SHA-256, so that reading it would show
+    assert complete_records(tmp_path, [found]) == [found, WrittenFile("small", 0, NOTHING)]
 
 
 @given(st.lists(st.text("ab/.", min_size=1), unique=True))

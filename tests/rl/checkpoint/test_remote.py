@@ -27,7 +27,7 @@ pytestmark = pytest.mark.thorough
 
 CONFIG = load_config([Path(__file__).parents[3] / "configs" / "quickstart.yaml"])
 METRIC = "held_out/accuracy"
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 BUCKETS = itertools.count()
 
 
@@ -63,7 +63,7 @@ def save(store, step, content=b"weights", value=None):
 def brought_in_line(remote, store):
     mirror = Mirror(remote, store)
     mirror.wake()
-    assert mirror.finish(PATIENCE_S)
+    assert mirror.finish(TIMEOUT_S)
     return mirror.poll()
 
 
@@ -241,7 +241,7 @@ def test_what_could_not_be_copied_is_counted_and_tried_again_with_the_next_save(
     monkeypatch.setattr(remote._fs, "put_file", refused)
     save(store, 10)
     mirror.wake()
-    assert not mirror.finish(PATIENCE_S)  # it ended, but did not do it
+    assert not mirror.finish(TIMEOUT_S)  # it ended, but did not do it
     assert mirror.poll()["save/remote_failed"] == 1.0
     (fault,) = mirror.take_faults()
     assert fault.kind == "remote_failed" and fault.cause.startswith(remote.url)
@@ -250,14 +250,14 @@ def test_what_could_not_be_copied_is_counted_and_tried_again_with_the_next_save(
     monkeypatch.setattr(remote._fs, "put_file", put)
     save(store, 20)
     mirror.wake()
-    assert mirror.finish(PATIENCE_S) and mirror.poll()["save/remote_failed"] == 0.0
+    assert mirror.finish(TIMEOUT_S) and mirror.poll()["save/remote_failed"] == 0.0
     assert remote.steps() == [20, 10]
 
 
 def test_a_run_that_goes_on_copies_what_the_one_before_could_not(remote, store):
     """Even if it has nothing left to do and saves nothing."""
     save(store, 10)
-    with Saver(store, timeout_s=1, max_failed=1, mirror=Mirror(remote, store), mirror_timeout_s=PATIENCE_S) as saver:
+    with Saver(store, timeout_s=1, max_failed=1, mirror=Mirror(remote, store), mirror_timeout_s=TIMEOUT_S) as saver:
         assert remote.steps() == []  # nothing changes before the run begins
         saver.copy_earlier()
     assert remote.steps() == [10]
@@ -268,20 +268,20 @@ def test_a_slow_remote_holds_nobody_up_and_what_it_reads_is_not_removed_meanwhil
 
     def slow(here, path, **options):
         started.set()
-        assert let_go.wait(PATIENCE_S)
+        assert let_go.wait(TIMEOUT_S)
         put(here, path, **options)
 
     monkeypatch.setattr(remote._fs, "put_file", slow)
     mirror = Mirror(remote, store)
     save(store, 10)
     mirror.wake()
-    assert started.wait(PATIENCE_S)
+    assert started.wait(TIMEOUT_S)
     for step in (20, 30, 40):  # keep=2: step 10 has long been too old
         save(store, step)
         mirror.wake()  # returns at once
     assert list(store.published()) == [40, 30, 10] and not mirror.finish(0.01)
     let_go.set()
-    assert mirror.finish(PATIENCE_S)
+    assert mirror.finish(TIMEOUT_S)
     assert remote.steps() == [40, 30] == list(store.published())
 
 

@@ -14,7 +14,7 @@ from rl.checkpoint.saver import Contents, Saver
 from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import RunState, WrittenFile
 
-PATIENCE_S = 30.0  # of a test; nothing here takes a second
+TIMEOUT_S = 30.0  # of a test; nothing here takes a second
 
 
 class Learners:
@@ -30,7 +30,7 @@ class Learners:
         return Written(self._writing.submit(self._write, draft, bytes(self.weights)))
 
     def _write(self, draft, copied):
-        assert self.let_go.wait(PATIENCE_S)
+        assert self.let_go.wait(TIMEOUT_S)
         if self.fails:
             raise self.fails
         path = draft / "rank_0.safetensors"
@@ -66,7 +66,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def saver(store):
-    return Saver(store, timeout_s=PATIENCE_S, max_failed=3)
+    return Saver(store, timeout_s=TIMEOUT_S, max_failed=3)
 
 
 def test_a_save_returns_after_the_copy_and_what_the_run_does_next_does_not_leak_into_it(saver, store, learners):
@@ -101,7 +101,7 @@ def test_a_file_that_a_rank_wrote_where_the_driver_does_not_see_it_is_no_checkpo
     assert store.latest_valid() is None and not list(store.folder.glob(".draft_*"))
 
 
-def test_numbers_of_a_save_are_told_once_when_it_is_published(saver, learners):
+def test_numbers_of_a_save_are_reported_once_when_it_is_published(saver, learners):
     saver.save(learners.save, contents(10))
     held_up = saver.poll()
     assert sorted(held_up) == ["save/copy_seconds", "save/wait_seconds"] and held_up["save/copy_seconds"] > 0
@@ -136,7 +136,7 @@ def test_a_disk_that_never_answers_is_not_given_a_second_save_and_stops_the_run(
 
     class Hung:
         def result(self, timeout_s):
-            learners.let_go.wait(PATIENCE_S)  # deaf to its deadline
+            learners.let_go.wait(TIMEOUT_S)  # ignores its deadline
             return []
 
     saver = Saver(store, timeout_s=0.01, max_failed=3)
@@ -191,7 +191,7 @@ def test_the_last_save_of_a_run_must_not_fail(store, learners):
     learners.fails = OSError("the disk is gone")
     with (
         pytest.raises(CheckpointError, match="the last checkpoint could not be saved: the disk is gone"),
-        Saver(store, timeout_s=PATIENCE_S, max_failed=3) as saver,
+        Saver(store, timeout_s=TIMEOUT_S, max_failed=3) as saver,
     ):
         saver.save(learners.save, contents(10))
 
@@ -199,7 +199,7 @@ def test_the_last_save_of_a_run_must_not_fail(store, learners):
 def test_a_run_that_ends_by_an_error_still_publishes_what_is_under_way_and_keeps_its_own_error(store, learners):
     with (
         pytest.raises(KeyError, match="the run's own"),
-        Saver(store, timeout_s=PATIENCE_S, max_failed=3) as saver,
+        Saver(store, timeout_s=TIMEOUT_S, max_failed=3) as saver,
     ):
         saver.save(learners.save, contents(10))
         learners.let_go.set()
@@ -210,7 +210,7 @@ def test_a_run_that_ends_by_an_error_still_publishes_what_is_under_way_and_keeps
 def test_a_run_that_ends_by_an_error_is_not_buried_under_a_failed_save(store, learners, caplog):
     learners.let_go.set()
     learners.fails = OSError("the disk is gone")
-    with pytest.raises(KeyError, match="own"), Saver(store, timeout_s=PATIENCE_S, max_failed=3) as saver:
+    with pytest.raises(KeyError, match="own"), Saver(store, timeout_s=TIMEOUT_S, max_failed=3) as saver:
         saver.save(learners.save, contents(10))
         raise KeyError("the run's own")
     assert "the disk is gone" in caplog.text

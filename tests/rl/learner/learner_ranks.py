@@ -275,10 +275,10 @@ class Rank:
         for _ in range(2):
             learner.update(self.mine)
         (folder / "later").mkdir(exist_ok=True)
-        told = [None] * self.world
-        dist.all_gather_object(told, snapshot.write(folder / "later"))
+        result = [None] * self.world
+        dist.all_gather_object(result, snapshot.write(folder / "later"))
         self._end(learner)
-        return [record for records in told for record in records]
+        return [record for records in result for record in records]
 
     def refused(self, folder, **options):
         """What loading says."""
@@ -297,27 +297,27 @@ class Rank:
             learner.update(self.mine)
         drawn = torch.get_rng_state()
         learner.save(folder)
-        told = {"whole": whole_state(learner), "weights": weights_of(learner), **self._one_more(learner)}
+        result = {"whole": whole_state(learner), "weights": weights_of(learner), **self._one_more(learner)}
         self._end(learner)
-        return told | {"drew": not torch.equal(drawn, torch.get_rng_state())}
+        return result | {"drew": not torch.equal(drawn, torch.get_rng_state())}
 
     def taken_over(self, folders, **options):
         """One learner loads states one after the other, each over what the one before left, and takes a step."""
-        learner, told = self.learner(**options), {}
+        learner, result = self.learner(**options), {}
         for name, folder in folders.items():
             learner.load(folder)
             drawn = torch.get_rng_state()
             weights = weights_of(learner)
-            told[name] = {"steps": learner.steps, "whole": whole_state(learner), "weights": weights}
-            told[name] |= {"seeded": drawn.numpy().copy(), "then": self._one_more(learner)}
+            result[name] = {"steps": learner.steps, "whole": whole_state(learner), "weights": weights}
+            result[name] |= {"seeded": drawn.numpy().copy(), "then": self._one_more(learner)}
         self._end(learner)
-        return told
+        return result
 
     def _one_more(self, learner):
         metrics, _ = learner.update(self.mine)
         return {"loss": metrics["loss/surrogate"], "moved": weights_of(learner)}
 
-    def taught(self, *, steps, **options):
+    def supervised(self, *, steps, **options):
         """Supervised steps on the batch; the loss of each."""
         learner = self.learner(optimizer={"lr": 3e-3, "max_grad_norm": 1.0}, **options)
         losses = [learner.supervise(self.mine)["loss/nll"] for _ in range(steps)]

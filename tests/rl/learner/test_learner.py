@@ -21,7 +21,7 @@ from rl.policy.tiny import build_tiny_policy
 
 pytestmark = pytest.mark.deepspeed
 TINY = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=600)
-PATIENCE_S = 240
+TIMEOUT_S = 240
 
 
 class Ranks:
@@ -50,7 +50,7 @@ class Ranks:
             connection.send((scenario, arguments))
         answers = []
         for connection in self._connections:
-            assert connection.poll(PATIENCE_S), f"{scenario} did not end within {PATIENCE_S} s"
+            assert connection.poll(TIMEOUT_S), f"{scenario} did not end within {TIMEOUT_S} s"
             answers.append(connection.recv())
         for fine, answer in answers:
             assert fine, answer
@@ -178,25 +178,25 @@ def test_parity_is_measured_before_the_policy_moves(world_of):
 @pytest.mark.parametrize("stage", [1, 3])
 def test_every_sampled_token_comes_back_with_the_log_prob_it_had_before_the_step(world_of, stage, world, dealt):
     """In the order of groups and siblings, whoever learned from them; None where nothing was learned."""
-    told = world_of(world)("learned", stage=stage)
-    assert told["dealt"] == dealt
-    left_out = [[logprobs_S is None for logprobs_S in logprobs_G] for logprobs_G in told["logprobs_PG"]]
+    found = world_of(world)("learned", stage=stage)
+    assert found["dealt"] == dealt
+    left_out = [[logprobs_S is None for logprobs_S in logprobs_G] for logprobs_G in found["logprobs_PG"]]
     assert left_out == [[False, False, True], [False, True, False], [True, False, False]]
-    assert_seen_are_those_alone(told)
+    assert_seen_are_those_alone(found)
 
 
-def assert_seen_are_those_alone(told):
+def assert_seen_are_those_alone(found):
     """What came back are the log-probs a fresh policy gives to each trajectory by itself."""
-    for logprobs_G, alone_G in zip(told["logprobs_PG"], told["alone_PG"], strict=True):
+    for logprobs_G, alone_G in zip(found["logprobs_PG"], found["alone_PG"], strict=True):
         for logprobs_S, alone_S in zip(logprobs_G, alone_G, strict=True):
             assert logprobs_S is None or logprobs_S == pytest.approx(alone_S, abs=1e-5)
 
 
-def recorded_gap(told, segment):
+def recorded_gap(found, segment):
     """Largest |engine - learner| in the records, nat."""
     return max(
         abs(engine - learner)
-        for record in told["records"]
+        for record in found["records"]
         for turn in record["turns"]
         if turn["segment"] == segment and turn["learner_logprobs"] is not None
         for engine, learner in zip(turn["logprobs"], turn["learner_logprobs"], strict=True)
@@ -207,19 +207,19 @@ def recorded_gap(told, segment):
 @pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("old_logprobs", ["engine", "recompute"])
 def test_the_largest_gap_in_the_records_is_the_parity_of_the_step(world_of, world, updates, old_logprobs):
-    told = world_of(world)("learned", updates_per_step=updates, loss={"old_logprobs": old_logprobs})
+    found = world_of(world)("learned", updates_per_step=updates, loss={"old_logprobs": old_logprobs})
     for segment in ("sampling", "reasoning"):
-        assert told["metrics"][f"parity/max/{segment}"] > 0.1  # the behaviour log-probs are made up
-        assert recorded_gap(told, segment) == pytest.approx(told["metrics"][f"parity/max/{segment}"], abs=1.1e-5)
+        assert found["metrics"][f"parity/max/{segment}"] > 0.1  # the behaviour log-probs are made up
+        assert recorded_gap(found, segment) == pytest.approx(found["metrics"][f"parity/max/{segment}"], abs=1.1e-5)
 
 
 def test_log_probs_are_of_the_policy_that_sampled_not_of_a_later_step(world_of):
     """Two optimizer steps: rank 0 has two samples and rank 1 four; each learns the first half in the first step."""
-    told = world_of(2)("learned", updates_per_step=2)
-    known = [[logprobs_S is not None for logprobs_S in logprobs_G] for logprobs_G in told["logprobs_PG"]]
+    found = world_of(2)("learned", updates_per_step=2)
+    known = [[logprobs_S is not None for logprobs_S in logprobs_G] for logprobs_G in found["logprobs_PG"]]
     assert known == [[True, True, False], [True, False, False], [False, False, False]]
-    assert_seen_are_those_alone(told)
-    turns = [turn for record in told["records"] for turn in record["turns"]]
+    assert_seen_are_those_alone(found)
+    turns = [turn for record in found["records"] for turn in record["turns"]]
     assert sum(turn["advantage"] is not None for turn in turns) > sum(
         turn["learner_logprobs"] is not None for turn in turns
     )
@@ -248,28 +248,28 @@ def test_the_reference_is_where_the_run_started(world_of):
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(world_of, stage, world):
-    told = world_of(world)("poisoned", stage=stage)
-    before, after_poison, after_clean = told["digests"]
+    found = world_of(world)("poisoned", stage=stage)
+    before, after_poison, after_clean = found["digests"]
     assert before == after_poison != after_clean
-    assert [metrics["update/skipped_steps"] for metrics in told["metrics"]] == [1.0, 0.0]
-    assert np.isfinite(told["metrics"][1]["grad/norm"])
+    assert [metrics["update/skipped_steps"] for metrics in found["metrics"]] == [1.0, 0.0]
+    assert np.isfinite(found["metrics"][1]["grad/norm"])
 
 
 def test_a_step_with_nothing_to_learn_from_is_not_taken(world_of):
-    told = world_of(2)("nothing", optimizer={"weight_decay": 0.5})
-    assert told["unchanged"]
-    assert told["metrics"]["update/trajectories"] == 0.0
+    found = world_of(2)("nothing", optimizer={"weight_decay": 0.5})
+    assert found["unchanged"]
+    assert found["metrics"]["update/trajectories"] == 0.0
 
 
 @pytest.mark.parametrize(
     ("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16")]
 )
 def test_a_saved_run_goes_on_bit_for_bit(world_of, tmp_path, stage, dtype):
-    told = world_of(2)("resumed", folder=tmp_path, stage=stage, dtype=dtype)
-    assert told["resumed"] == told["straight"]  # the weights, and the optimizer's state
-    for fresh, loaded, straight in zip(told["fresh"], told["loaded"], told["straight"], strict=True):
+    found = world_of(2)("resumed", folder=tmp_path, stage=stage, dtype=dtype)
+    assert found["resumed"] == found["straight"]  # the weights, and the optimizer's state
+    for fresh, loaded, straight in zip(found["fresh"], found["loaded"], found["straight"], strict=True):
         assert len({fresh, loaded, straight}) == 3
-    assert told["steps"] == 1
+    assert found["steps"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank_0.safetensors", "rank_1.safetensors"]
 
 
@@ -311,23 +311,23 @@ def kept(world_of, tmp_path_factory):
     return get
 
 
-def assert_taken_over(told, kept):
+def assert_taken_over(found, kept):
     """Element for element what was saved, as DeepSpeed puts it together. The same weights give the very same loss; the
     step is that of the run that stayed, but for the order of sums over ranks and in the norm of the gradient."""
-    assert told["steps"] == 2 and told["whole"].keys() == kept["whole"].keys()
-    assert told["whole"]["steps"] == kept["whole"]["steps"] == [2.0]
+    assert found["steps"] == 2 and found["whole"].keys() == kept["whole"].keys()
+    assert found["whole"]["steps"] == kept["whole"]["steps"] == [2.0]
     for of, tensor in kept["whole"].items():
-        assert np.array_equal(told["whole"][of], tensor), of
-    assert_goes_on(told, kept)
+        assert np.array_equal(found["whole"][of], tensor), of
+    assert_goes_on(found, kept)
 
 
-def assert_goes_on(told, kept):
-    assert all(np.array_equal(told["weights"][name], weights) for name, weights in kept["weights"].items())
-    assert told["then"]["loss"] == kept["loss"]
-    assert told["then"]["moved"].keys() == kept["moved"].keys()
+def assert_goes_on(found, kept):
+    assert all(np.array_equal(found["weights"][name], weights) for name, weights in kept["weights"].items())
+    assert found["then"]["loss"] == kept["loss"]
+    assert found["then"]["moved"].keys() == kept["moved"].keys()
     scale = max(np.abs(weights).max() for weights in kept["moved"].values())
     for name, weights in kept["moved"].items():
-        assert np.abs(told["then"]["moved"][name] - weights).max() < 1e-6 * scale, name
+        assert np.abs(found["then"]["moved"][name] - weights).max() < 1e-6 * scale, name
 
 
 @pytest.mark.parametrize(("stage", "world"), LAYOUTS)
@@ -336,11 +336,11 @@ def test_every_layout_goes_on_from_every_other(world_of, kept, stage, world):
     saved = {layout: kept(*layout) for layout in LAYOUTS}
     folders = {layout: folder for layout, (folder, _) in saved.items()}
 
-    told = world_of(world)("taken_over", folders=folders, stage=stage)
+    found = world_of(world)("taken_over", folders=folders, stage=stage)
 
     for layout, (_, before) in saved.items():
-        assert_taken_over(told[layout], before)
-    own, (_, before) = told[stage, world], saved[stage, world]
+        assert_taken_over(found[layout], before)
+    own, (_, before) = found[stage, world], saved[stage, world]
     assert all(np.array_equal(own["then"]["moved"][name], weights) for name, weights in before["moved"].items())
 
 
@@ -348,24 +348,24 @@ def test_three_ranks_go_on_from_two_and_one_and_back(world_of, kept):
     """Uneven parts with padding in them, and a rank that has no samples."""
     saved = {layout: kept(*layout) for layout in ((1, 2), (3, 1))}
     for stage in (2, 3):
-        told = world_of(3)("taken_over", folders={of: folder for of, (folder, _) in saved.items()}, stage=stage)
+        found = world_of(3)("taken_over", folders={of: folder for of, (folder, _) in saved.items()}, stage=stage)
         for layout, (_, before) in saved.items():
-            assert_taken_over(told[layout], before)
+            assert_taken_over(found[layout], before)
     folder, before = kept(3, 3)
-    (told,) = world_of(2)("taken_over", folders={"": folder}, stage=1).values()
-    assert_taken_over(told, before)
+    (found,) = world_of(2)("taken_over", folders={"": folder}, stage=1).values()
+    assert_taken_over(found, before)
 
 
 def test_bfloat16_goes_on_in_another_layout_from_the_float32_masters(world_of, kept):
     """The weights are the masters, rounded."""
     folder, before = kept(1, 2, "bfloat16", dtype="bfloat16")
     for stage, world in ((3, 1), (2, 1), (3, 2)):
-        (told,) = world_of(world)("taken_over", folders={"": folder}, stage=stage, dtype="bfloat16").values()
-        assert told["whole"].keys() == before["whole"].keys()
-        assert all(np.array_equal(told["whole"][of], tensor) for of, tensor in before["whole"].items())
-        for name, weights in told["weights"].items():
+        (found,) = world_of(world)("taken_over", folders={"": folder}, stage=stage, dtype="bfloat16").values()
+        assert found["whole"].keys() == before["whole"].keys()
+        assert all(np.array_equal(found["whole"][of], tensor) for of, tensor in before["whole"].items())
+        for name, weights in found["weights"].items():
             assert np.array_equal(weights, rounded_to_bfloat16(before["whole"][name, "master"])), name
-        assert told["then"]["loss"] == before["loss"]
+        assert found["then"]["loss"] == before["loss"]
 
 
 def rounded_to_bfloat16(weights):
@@ -377,8 +377,8 @@ def rounded_to_bfloat16(weights):
 def test_a_frozen_vision_tower_goes_on_in_another_layout(world_of, kept):
     folder, before = kept(2, 2, "frozen", freeze_vision=True)
     for stage, world in ((3, 1), (0, 2)):
-        (told,) = world_of(world)("taken_over", folders={"": folder}, stage=stage, freeze_vision=True).values()
-        assert_taken_over(told, before)
+        (found,) = world_of(world)("taken_over", folders={"": folder}, stage=stage, freeze_vision=True).values()
+        assert_taken_over(found, before)
 
 
 def test_deepspeeds_own_settings_change_the_layout_too(world_of, kept, tmp_path):
@@ -395,17 +395,17 @@ def test_deepspeeds_own_settings_change_the_layout_too(world_of, kept, tmp_path)
     assert {f.parameter for f in plain} != {f.parameter for f in ordered}
     assert len(read_rank_files(folders[3])[0].kept) > 10  # groups
     for stage in (2, 3):
-        told = world_of(2)("taken_over", folders=folders, stage=stage)
+        found = world_of(2)("taken_over", folders=folders, stage=stage)
         for source in (2, 3):
-            assert_goes_on(told[source], kept(source, 2, "settings")[1])
+            assert_goes_on(found[source], kept(source, 2, "settings")[1])
 
 
 def test_a_state_from_before_the_first_step_has_no_moments_to_take_over(world_of, kept):
     folder, before = kept(0, 2, "fresh", steps=0)
-    (told,) = world_of(1)("taken_over", folders={"": folder}, stage=1).values()
-    assert told["whole"]["steps"] == before["whole"]["steps"] == []
-    assert told["whole"].keys() == before["whole"].keys()
-    assert told["then"]["loss"] == before["loss"]
+    (found,) = world_of(1)("taken_over", folders={"": folder}, stage=1).values()
+    assert found["whole"]["steps"] == before["whole"]["steps"] == []
+    assert found["whole"].keys() == before["whole"].keys()
+    assert found["then"]["loss"] == before["loss"]
 
 
 def test_training_draws_nothing_so_another_layout_loses_nothing_with_its_random_states(world_of, kept):
@@ -425,28 +425,28 @@ def test_a_state_older_than_its_description_goes_on_in_its_own_layout_only(world
         with safe_open(path, framework="numpy") as file:
             said = {key: value for key, value in file.metadata().items() if key in ("layout", "steps")}
         save_file(load_file(path), tmp_path / path.name, metadata=said)
-    (told,) = world_of(2)("taken_over", folders={"": tmp_path}, stage=1).values()
-    assert all(np.array_equal(told["whole"][of], tensor) for of, tensor in before["whole"].items())
+    (found,) = world_of(2)("taken_over", folders={"": tmp_path}, stage=1).values()
+    assert all(np.array_equal(found["whole"][of], tensor) for of, tensor in before["whole"].items())
     assert "learner.zero_stage=1 (now 2)" in world_of(2)("refused", folder=tmp_path, stage=2)
 
 
 def test_what_cannot_be_taken_over_is_refused_with_the_difference(world_of, kept, tmp_path):
     folder, _ = kept(1, 1)
-    told = world_of(2)("refused", folder=folder, stage=3, freeze_vision=True)
-    assert told.startswith("LearnerStateError: ") and "rank_0.safetensors: " in told
-    assert "are not trained here (" in told and "0 trained here are not in it (none)" in told
-    assert "learner.freeze_vision" in told
+    found = world_of(2)("refused", folder=folder, stage=3, freeze_vision=True)
+    assert found.startswith("LearnerStateError: ") and "rank_0.safetensors: " in found
+    assert "are not trained here (" in found and "0 trained here are not in it (none)" in found
+    assert "learner.freeze_vision" in found
     (tmp_path / "rank_0.safetensors").write_bytes(b"not a state")
     assert "rank_0.safetensors: not readable" in world_of(1)("refused", folder=tmp_path, stage=1)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_the_exported_policy_is_the_policy_in_training(world_of, tmp_path, stage):
-    told = world_of(2)("exported", folder=tmp_path / "policy", stage=stage)
-    assert furthest(told["inside"], told["outside"]) < 1e-5
+    found = world_of(2)("exported", folder=tmp_path / "policy", stage=stage)
+    assert furthest(found["inside"], found["outside"]) < 1e-5
 
 
 def test_supervision_lowers_the_loss_of_what_it_shows(world_of):
-    losses = world_of(1)("taught", steps=25)
+    losses = world_of(1)("supervised", steps=25)
     assert losses[0] == pytest.approx(np.log(600), abs=0.3)  # knows nothing yet
     assert losses[-1] < 0.5 * losses[0]

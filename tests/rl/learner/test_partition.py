@@ -83,16 +83,16 @@ def test_a_state_without_a_description_is_read_only_in_its_own_layout(saved):
         saved.write(rank, drop=("parameters", "fragments"))
     require_loadable(saved.folder, 3, 2)
     assert "learner.num_ranks=2 (now 1)" in refusal(saved.folder, 3, 1)
-    told = refusal(saved.folder, 1, 4)
-    assert "rank_0.safetensors: written with learner.zero_stage=3 (now 1), learner.num_ranks=2 (now 4)" in told
-    assert "policy.path" in told
+    found = refusal(saved.folder, 1, 4)
+    assert "rank_0.safetensors: written with learner.zero_stage=3 (now 1), learner.num_ranks=2 (now 4)" in found
+    assert "policy.path" in found
 
 
 def test_a_missing_file_is_named(saved):
     (saved.folder / "rank_1.safetensors").unlink()
-    told = refusal(saved.folder)
-    assert "rank_0.safetensors: written by 2 ranks, but 1 files lie here (rank_0.safetensors)" in told
-    assert "resume=PATH" in told
+    found = refusal(saved.folder)
+    assert "rank_0.safetensors: written by 2 ranks, but 1 files lie here (rank_0.safetensors)" in found
+    assert "resume=PATH" in found
     (saved.folder / "rank_0.safetensors").unlink()
     assert "rank_0.safetensors: there is no such file" in refusal(saved.folder)
 
@@ -119,16 +119,16 @@ def test_files_of_different_saves_are_refused(saved):
 
 
 @pytest.mark.parametrize(
-    ("fragments", "told"),
+    ("fragments", "message"),
     [
         ([["a", 3, 3, "group_0", 0]], "2 of 4 elements of b"),
         ([["a", 4, 2, "group_0", 0], ["b", 2, 2, "group_0", 3]], "a goes on at element 4, 3 was expected"),
         ([["a", 2, 3, "group_0", 0], ["b", 2, 2, "group_0", 3]], "a goes on at element 2, 3 was expected"),
     ],
 )
-def test_elements_that_are_missing_or_there_twice_are_refused(saved, fragments, told):
+def test_elements_that_are_missing_or_there_twice_are_refused(saved, fragments, message):
     saved.write(1, fragments=json.dumps(fragments))
-    assert told in refusal(saved.folder, 1, 1)
+    assert message in refusal(saved.folder, 1, 1)
 
 
 HOSTILE = {
@@ -174,9 +174,9 @@ HOSTILE = {
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_metadata_is_refused_with_the_name_of_the_file(saved, hostile):
     saved.write(1, **hostile)
-    told = refusal(saved.folder)
-    assert told.startswith(f"{saved.folder}/rank_1.safetensors: ")
-    assert len(told) < 600  # not the metadata itself
+    found = refusal(saved.folder)
+    assert found.startswith(f"{saved.folder}/rank_1.safetensors: ")
+    assert len(found) < 600  # not the metadata itself
 
 
 @pytest.mark.parametrize(

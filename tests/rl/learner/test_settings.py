@@ -56,7 +56,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, content):
 @pytest.mark.parametrize(
     ("present", "accelerator", "used"), [(True, "", True), (True, "cpu", False), (False, "", False)]
 )
-def test_a_gpu_is_left_alone_where_deepspeed_is_told_to(monkeypatch, present, accelerator, used):
+def test_a_gpu_is_left_alone_where_ds_accelerator_says_cpu(monkeypatch, present, accelerator, used):
     monkeypatch.setattr("torch.cuda.is_available", lambda: present)
     monkeypatch.setenv("DS_ACCELERATOR", accelerator)
     assert uses_cuda() is used
