@@ -114,7 +114,8 @@ def table(only: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         for emulation in (emulation for emulation in EMULATIONS if only in str(emulation)):
             found = emulate(emulation, Path(folder))
-            cells = ("needs a C compiler",) if found is None else found.values()
+            absent = ("needs a C compiler", *[""] * (len(PADDINGS) + len(KERNELS) - 1))
+            cells = absent if found is None else found.values()
             yield f"| {emulation} | {' | '.join(cells)} |"
 
 

@@ -113,6 +113,15 @@ def test_report(tmp_path):
         assert_positive(row, "ready ms", "open ms")
 
 
+def test_batch_invariance():
+    (rows,) = run("batch_invariance.py", "--only", "no settings")
+    assert [row["settings"] for row in rows] == ["no settings", "as Intel, no settings"]
+    for row in rows:
+        cells = [cell for heading, cell in row.items() if heading != "settings"]
+        assert all(re.fullmatch(r"holds|\d+ of \d+", cell) for cell in cells) or cells[0] == "needs a C compiler"
+    assert rows[0]["64"] == "holds"
+
+
 @pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
 def test_no_program_is_forgotten(program):
     parts = ("tables.py", "trainings.py", "cache_reuse.py", "transformers_rollouts.py")  # of programs, tested with them
