@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from actors.placement import Demand
 from rl.checkpoint.checkpoint import POLICY_FOLDER, Checkpoint
@@ -24,14 +21,15 @@ from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError
 from rl.config.file import stored_settings, to_dict
 from rl.config.run import RunConfig
-from rl.evaluation.evaluate import is_done, roll_out_remaining, summarise_outcomes
-from rl.evaluation.intervals import interval_text
-from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Outcome, PredictionFile, open_folder, write_json
-from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer
+from rl.evaluation.evaluate import is_done, roll_out_remaining
+from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, PredictionFile, open_folder, write_json
+from rl.evaluation.scorers import benchmark_scorer, reward_scorer
+from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, identity_of, make_suite
+from rl.evaluation.summary import make_report, print_report
 from rl.run.console import counted_stage, say
 from rl.run.initial_policy import initial_policy
 from rl.run.policy import require_given_policy
-from rl.run.prepare import ROWS_IN_LOG, fingerprint
+from rl.run.prepare import ROWS_IN_LOG
 from rl.run.resume import changed_meaning, checkpoint_of
 from rl.run.workers import cluster, spawn_rewards, starting_rollouts
 from rl.tracking.log_file import keep_log
@@ -39,13 +37,6 @@ from rl.tracking.log_file import keep_log
 log = logging.getLogger(__name__)
 
 POLICY_FILES = {".safetensors", ".json", ".txt", ".jinja"}  # that decide what a policy writes
-WARNINGS = {  # counts to warn of
-    "rejected": "rows of the annotations left out (rejected.jsonl)",
-    "missing": "without a prediction: the video could not be read, or left no room to answer",
-    "truncated": "ran out of tokens",
-    "unparsed": "whose answer or window could not be read",
-    "failed": "whose reward could not be computed",
-}
 
 
 def run_evaluation(
@@ -112,62 +103,6 @@ def policy_sha256(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def make_report(
-    config: RunConfig,
-    suite: EvaluationSuite,
-    outcomes: Sequence[Outcome],
-    identity: Mapping[str, Any],
-    policy: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What metrics.json holds."""
-    summary = summarise_outcomes(outcomes, over_groups=suite.over_groups)
-    return {
-        "fingerprint": fingerprint(identity),
-        "benchmark": suite.name,
-        "source": suite.source,
-        "headline": suite.headline,
-        "over_groups": list(suite.over_groups),
-        "retrieval": config.retrieval.max_calls > 0,
-        "limit": config.evaluation.limit,
-        **summary,
-        "counts": {**summary["counts"], "rejected": len(suite.rejected)},
-        "policy": dict(policy),
-        "identity": dict(identity),
-    }
-
-
-def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """The table: metrics with their intervals, the headline first; then what the policy did; then warnings."""
-    counts, headline = report["counts"], report["headline"]
-    speed = f", {report['tasks_per_s']:.1f} per second" if report["tasks_per_s"] else ""
-    off = "" if report["retrieval"] else ", retrieval off"
-    table = Table(
-        title=f"{escape(report['benchmark'])}: {counts['examples']} examples{speed}{off}",
-        box=None,
-        pad_edge=False,
-    )
-    for heading in ("", "value", "95 % interval", "n"):
-        table.add_column(heading, justify="left" if not heading else "right")
-
-    def add(label: str, estimate: Mapping[str, Any]) -> None:
-        table.add_row(label, f"{estimate['value']:.3f}", interval_text(estimate), str(estimate["n"]))
-
-    if headline in report["metrics"]:
-        add(f"[bold]{escape(headline)}[/]", report["metrics"][headline])
-    for group, metrics in report["groups"].items():
-        if headline in metrics:
-            add(f"  {escape(group)}", metrics[headline])
-    for name, estimate in report["metrics"].items():
-        if name != headline:
-            add(escape(name), estimate)
-    for name, estimate in report["behaviour"].items():
-        add(f"[dim]{name}[/]", estimate)
-    console.print(table)
-    warnings = [f"{counts[name]} {meaning}" for name, meaning in WARNINGS.items() if counts[name]]
-    if warnings:
-        console.print(f"[yellow]note:[/] {'; '.join(warnings)}", highlight=False)
 
 
 def _roll_out_remaining(

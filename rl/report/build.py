@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.errors import ConfigError
+from rl.report.evaluations import read_evaluations
 from rl.report.failures import FailureRow, read_failure_rows
+from rl.report.fault_log import FaultLog, read_fault_log
 from rl.report.page import json_part, packed_part, page_bytes, write_page
 from rl.report.run_files import (
     Broken,
-    FaultLog,
     MetricTable,
     StepFile,
     read_config,
-    read_evaluations,
-    read_fault_log,
     read_json_lines,
     read_metrics,
     read_summary,

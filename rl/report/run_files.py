@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +18,12 @@ from typing import Any
 import yaml
 
 from rl.config.errors import ConfigError
-from rl.tracking.faults import FAULTS
 from rl.tracking.metrics import current_names
 
 Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported
 RECORDS = re.compile(r"step_(\d+)\.jsonl")
 MOST_CONFIG_KEYS = 5000  # of a configuration that is shown
 NOT_FINITE = ("nan", "inf", "-inf")
-MOST_FAULTS = 500  # listed, the newest ones; all are counted
-MOST_FAULT_STEPS = 10_000  # marked on the curves, the newest ones
-MOST_KINDS = 40  # of faults that are named, the most frequent ones
-FAULT_TEXT = {"kind": 40, "worker": 60, "cause": 300, "action": 200}  # characters of each that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +45,6 @@ class MetricTable:
 
 
 @dataclass(frozen=True, slots=True)
-class FaultRow:
-    """One line of faults.jsonl."""
-
-    step: int
-    kind: str
-    worker: str
-    cause: str
-    action: str
-    detected_s: float | None  # since the epoch
-    recovery_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class FaultLog:
-    """faults.jsonl: all faults counted, the newest ones listed."""
-
-    count: int = 0
-    kinds: Mapping[str, int] = field(default_factory=dict)  # kind -> faults, the most frequent first
-    steps: Mapping[int, int] = field(default_factory=dict)  # step -> faults, by step
-    newest: tuple[FaultRow, ...] = ()  # first
-    broken: tuple[Broken, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class StepFile:
     """The records of one training step, or of one evaluation on held-out tasks."""
 
@@ -86,19 +56,6 @@ class StepFile:
     def id(self) -> str:
         """Short name used in links: "12", or "h12" for held-out tasks."""
         return f"{'h' if self.kind == 'held_out' else ''}{self.step}"
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRow:
-    """One metric of one benchmark."""
-
-    benchmark: str  # the evaluation's name, and its benchmark's where they differ
-    metric: str
-    value: float
-    low: float | None  # 95 % interval; None: not given, or of too few examples
-    high: float | None
-    count: int | None  # examples
-    too_few: bool = False  # for an interval
 
 
 def open_run(folder: Path) -> Path:
@@ -148,32 +105,6 @@ def read_metrics(run: Path) -> MetricTable:
     return MetricTable(steps_S, numbers, texts, tuple(broken))
 
 
-def read_fault_log(run: Path) -> FaultLog:
-    """faults.jsonl, however long: the newest faults, and how many there were of each kind and in each step."""
-    path = run / FAULTS
-    kinds: Counter[str] = Counter()
-    steps: Counter[int] = Counter()
-    newest: deque[FaultRow] = deque(maxlen=MOST_FAULTS)
-    broken = []
-    for line, number in read_json_lines(path, run) if path.exists() else ():
-        if isinstance(line, Broken):
-            broken.append(line)
-        elif not is_step(line.get("step")) or not (isinstance(kind := line.get("kind"), str) and kind):
-            broken.append(Broken(f"{FAULTS}:{number}", "has no step or no kind"))
-        else:
-            row = _fault_row(line)
-            kinds[row.kind] += 1
-            steps[row.step] += 1
-            newest.append(row)
-    return FaultLog(
-        count=kinds.total(),
-        kinds=dict(kinds.most_common(MOST_KINDS)),
-        steps=dict(sorted(steps.items())[-MOST_FAULT_STEPS:]),
-        newest=tuple(sorted(newest, key=lambda row: row.detected_s or 0.0)[::-1]),
-        broken=tuple(broken),
-    )
-
-
 def step_files(run: Path) -> list[StepFile]:
     """The files of records, by step; held-out ones after the training step they follow."""
     found = []
@@ -198,7 +129,7 @@ def read_config(run: Path) -> tuple[list[tuple[str, str]], list[Broken]]:
                 return flat, [Broken("config.yaml", f"only its first {MOST_CONFIG_KEYS} keys are shown")]
         return flat, []
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: 5,000 digits
-        return [], [Broken("config.yaml", f"cannot be read ({_first_line(error)})")]
+        return [], [Broken("config.yaml", f"cannot be read ({first_line(error)})")]
 
 
 def read_summary(run: Path) -> tuple[dict[str, Any], list[Broken]]:
@@ -206,28 +137,8 @@ def read_summary(run: Path) -> tuple[dict[str, Any], list[Broken]]:
     path = run / "summary.json"
     if not path.exists():
         return {}, []
-    parsed = _read_object(path, path.name)
+    parsed = read_object(path, path.name)
     return ({}, [parsed]) if isinstance(parsed, Broken) else (parsed, [])
-
-
-def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
-    """eval/*/metrics.json: {benchmark, metrics: {name: {value, low, high, n}}}."""
-    rows, broken = [], []
-    for path in sorted((run / "eval").glob("*/metrics.json")):
-        place = path.relative_to(run).as_posix()
-        try:
-            report = _read_object(path, place)
-            if isinstance(report, Broken):
-                broken.append(report)
-                continue
-            benchmark, name = str(report.get("benchmark", path.parent.name)), path.parent.name
-            name = (
-                name if name == benchmark else f"{name} ({benchmark})"
-            )  # one benchmark may be evaluated in several ways
-            rows += [_evaluation_row(name, metric, entry) for metric, entry in report["metrics"].items()]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            broken.append(Broken(place, f"is not the report of an evaluation ({_first_line(error)})"))
-    return rows, broken
 
 
 def as_number(value: Any) -> Number:
@@ -246,7 +157,16 @@ def is_step(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
-def _read_object(path: Path, place: str) -> dict[str, Any] | Broken:
+def finite(value: Any) -> float | None:
+    number = as_number(value)
+    return None if isinstance(number, str) else number
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_object(path: Path, place: str) -> dict[str, Any] | Broken:
     try:
         return _parse(path.read_text(encoding="utf-8", errors="replace"), place)
     except OSError as error:
@@ -257,7 +177,7 @@ def _parse(text: str, place: str) -> dict[str, Any] | Broken:
     try:
         parsed = json.loads(text, parse_constant=str)
     except (ValueError, RecursionError) as error:
-        return Broken(place, f"is not JSON ({_first_line(error)})")
+        return Broken(place, f"is not JSON ({first_line(error)})")
     return parsed if isinstance(parsed, dict) else Broken(place, "is not a JSON object")
 
 
@@ -274,31 +194,3 @@ def _last_text(values: Sequence[Number]) -> str | None:
     known = [value for value in values if value is not None]
     is_text = known and all(isinstance(value, str) and value not in NOT_FINITE for value in known)
     return str(known[-1]) if is_text else None
-
-
-def _fault_row(line: Mapping[str, Any]) -> FaultRow:
-    texts = {name: line.get(name) for name in FAULT_TEXT}
-    kind, worker, cause, action = (
-        text[: FAULT_TEXT[name]] if isinstance(text, str) else "" for name, text in texts.items()
-    )
-    detected_s, recovery_s = (_finite(line.get(name)) for name in ("detected_s", "recovery_s"))
-    return FaultRow(line["step"], kind, worker, cause, action, detected_s, recovery_s)
-
-
-def _finite(value: Any) -> float | None:
-    number = as_number(value)
-    return None if isinstance(number, str) else number
-
-
-def _evaluation_row(benchmark: str, metric: str, entry: Any) -> EvaluationRow:
-    entry = entry if isinstance(entry, dict) else {"value": entry}
-    value, low, high, count = (_finite(entry.get(key)) for key in ("value", "low", "high", "n"))
-    if value is None:
-        raise ValueError(f"{metric} has no value")
-    too_few = entry.get("too_few") is True
-    interval = (None, None) if too_few else (low, high)
-    return EvaluationRow(benchmark, str(metric), value, *interval, None if count is None else int(count), too_few)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl.report.run_files import Broken, StepFile, as_number
+from rl.report.run_files import Broken, StepFile, as_number, finite
 
 NAT = 100_000  # log-probs travel as whole hundred-thousandths of a nat
 MS = 1000  # times as whole milliseconds
@@ -95,7 +95,7 @@ class _Record:
         self.task_id = str(task["id"])
         self.opening = _frames(record.get("opening"))
         self.turns = [_turn(turn) for turn in record["turns"]]
-        self.duration_s = _finite(record.get("duration_s"))
+        self.duration_s = finite(record.get("duration_s"))
         text = str(record.get("text", ""))
         self.shared = {"opening": self.opening, "duration_s": self.duration_s}
         self.own = {"text": text, "note": str(record.get("note", "")), **_rewards(rewards)}
@@ -105,7 +105,7 @@ class _Record:
             "question": str(task.get("question", "")),
             "answer": str(task.get("answer", "")),
             "evidence": _span(task.get("evidence_s")),
-            "evidence_fps": _finite(task.get("evidence_fps")),
+            "evidence_fps": finite(task.get("evidence_fps")),
             "duration_s": self.duration_s,
         }
         calls = [turn["call"] for turn in self.turns if turn["call"] is not None]
@@ -153,13 +153,13 @@ def _turn(turn: dict[str, Any]) -> dict[str, Any]:
         "segment": str(turn["segment"]),
         "context_tokens": int(turn.get("context_tokens", 0)),
         "sampled_tokens": int(turn.get("sampled_tokens", 0)),
-        "mean_logprob": _finite(turn.get("mean_logprob")),
-        "version": _finite(turn.get("policy_version")),
+        "mean_logprob": finite(turn.get("mean_logprob")),
+        "version": finite(turn.get("policy_version")),
         "call": _call(turn.get("call")),
         "frames": _frames(turn.get("frames")),
     }
     if "advantage" in turn:  # absent: the run did not record it; null: not learned from
-        compacted["advantage"] = _finite(turn["advantage"])
+        compacted["advantage"] = finite(turn["advantage"])
     if "tokens" in turn:
         compacted["tokens"] = [str(token) for token in turn["tokens"]]
     if "logprobs" in turn:
@@ -193,9 +193,9 @@ def _call(call: dict[str, Any] | None) -> dict[str, Any] | None:
             return {kind: str(call[kind])}
     return {
         "asked": _span(call["asked_s"]),
-        "asked_fps": _finite(call.get("asked_fps")),
+        "asked_fps": finite(call.get("asked_fps")),
         "granted": _span(call["granted_s"]),
-        "granted_fps": _finite(call.get("granted_fps")),
+        "granted_fps": finite(call.get("granted_fps")),
         "frames": int(call.get("frames", 0)),
         "clamped": [str(name) for name in call.get("clamped", ())],
     }
@@ -215,7 +215,7 @@ def _rewards(rewards: dict[str, Any]) -> dict[str, Any]:
     if "failed" in rewards:
         return {"failed": {name: str(rewards["failed"].get(name, "")) for name in ("term", "cause", "detail")}}
     terms = {str(name): as_number(value) for name, value in rewards.get("terms", {}).items()}
-    return {"sampling": _finite(rewards["sampling"]), "reasoning": _finite(rewards["reasoning"]), "terms": terms}
+    return {"sampling": finite(rewards["sampling"]), "reasoning": finite(rewards["reasoning"]), "terms": terms}
 
 
 def _span(span: Sequence[float] | None) -> list[float] | None:
@@ -227,12 +227,6 @@ def _span(span: Sequence[float] | None) -> list[float] | None:
     return [start_s, end_s]
 
 
-def _finite(value: Any) -> float | None:
-    """The number where there is a finite one."""
-    number = as_number(value)
-    return number if isinstance(number, float) else None
-
-
 def _nats(turn: dict[str, Any], name: str) -> list[int | None] | None:
     """Log-probs of a turn's tokens in whole hundred-thousandths of a nat.
 
@@ -241,7 +235,7 @@ def _nats(turn: dict[str, Any], name: str) -> list[int | None] | None:
     """
     if turn.get(name) is None:
         return None
-    numbers_T = [_finite(value) for value in turn[name]]
+    numbers_T = [finite(value) for value in turn[name]]
     if len(numbers_T) != len(turn.get("tokens", numbers_T)):
         raise ValueError(f"{len(numbers_T)} {name} for {len(turn['tokens'])} tokens")
     return [None if number is None else round(number * NAT) for number in numbers_T]

@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
-from rl.evaluation.parity import (
+from rl.evaluation.parity import Deviation, ParityReport, compare, learner_logprobs, measure_parity
+from rl.evaluation.parity_cases import (
     CONTROLS,
-    Deviation,
     ParityCase,
-    ParityReport,
-    compare,
-    learner_logprobs,
-    measure_parity,
     with_permuted_scenes,
     with_shifted_pixels,
     with_wrong_durations,

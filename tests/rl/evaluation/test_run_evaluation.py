@@ -14,8 +14,9 @@ from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
 from rl.evaluation.predictions import Outcome
-from rl.evaluation.run_evaluation import _report_rejected, make_report, policy_sha256, print_report, with_policy_of
+from rl.evaluation.run_evaluation import _report_rejected, policy_sha256, with_policy_of
 from rl.evaluation.suite import EvaluationSuite, identity_of
+from rl.evaluation.summary import make_report, print_report
 from rl.trajectory import AnswerKind, RunState, VideoTask
 
 pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed

@@ -16,7 +16,8 @@ from rewards.scoring import WeightedReward, score_group
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.evaluation.predictions import EvaluationError
-from rl.evaluation.suite import EvaluationSuite, benchmark_scorer, identity_of, make_suite, reward_scorer, reward_values
+from rl.evaluation.scorers import benchmark_scorer, reward_scorer, reward_values
+from rl.evaluation.suite import EvaluationSuite, identity_of, make_suite
 from rl.trajectory import (
     AnswerKind,
     Completion,

@@ -5,18 +5,9 @@ import json
 import pytest
 
 from rl.config.errors import ConfigError
-from rl.report.run_files import (
-    MOST_FAULT_STEPS,
-    MOST_FAULTS,
-    MOST_KINDS,
-    open_run,
-    read_config,
-    read_evaluations,
-    read_fault_log,
-    read_metrics,
-    read_summary,
-    step_files,
-)
+from rl.report.evaluations import read_evaluations
+from rl.report.fault_log import MOST_FAULT_STEPS, MOST_FAULTS, MOST_KINDS, read_fault_log
+from rl.report.run_files import open_run, read_config, read_metrics, read_summary, step_files
 
 
 def write_lines(path, *lines):

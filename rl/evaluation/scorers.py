@@ -1,0 +1,111 @@
+"""What scores an evaluation's examples: a benchmark's metric, or the run's rewards. Part of the composition root."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from actors.reward import RewardError, RewardPool
+from envs.benchmarks.benchmark import Example, Prediction
+from envs.benchmarks.prediction import prediction_of
+from rewards.failures import cause_key, cause_line
+from rl.config.run import RunConfig
+from rl.evaluation.evaluate import ExampleScore, Scorer, missing_prediction, outcome_of
+from rl.evaluation.predictions import EvaluationError, Outcome
+from rl.evaluation.suite import EvaluationSuite
+from rl.run.reporter import answer_terms
+from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
+
+log = logging.getLogger(__name__)
+
+
+def benchmark_scorer(suite: EvaluationSuite) -> Scorer:
+    """The benchmark's metric on what could be parsed from each trajectory."""
+
+    def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
+        return [score(place, group.trajectories_G[0]) for place, group in finished]
+
+    def score(place: int, trajectory: Trajectory) -> Outcome:
+        example = suite.examples[place]
+        prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
+        try:
+            values = {name: float(value) for name, value in suite.metric(example, prediction).items()}
+        except Exception as error:  # of a benchmark's own code, which may be a user's
+            raise EvaluationError(
+                f"{suite.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
+            ) from error
+        return _outcome(example, place, trajectory, values, prediction)
+
+    return score_all
+
+
+def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig) -> Scorer:
+    """The run's rewards, under the names they have as held-out metrics of a training run.
+
+    The scorer raises RewardError when more than scoring.max_failed_share of the suite could not be scored.
+    """
+    failures: list[RewardFailure] = []
+    causes: set[tuple[object, ...]] = set()  # told already
+    terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(suite.examples)
+
+    def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
+        scored = rewards.score_all([group for _, group in finished])
+        outcomes = [score(place, one) for (place, _), one in zip(finished, scored, strict=True)]
+        if len(failures) > allowed:
+            raise RewardError(
+                f"{len(failures)} of {len(suite.examples)} examples could not be scored (scoring.max_failed_share="
+                f"{config.scoring.max_failed_share:g}); first: {cause_line(failures[0])}"
+            )
+        return outcomes
+
+    def score(place: int, scored: ScoredGroup) -> Outcome:
+        (trajectory,), (reward,) = scored.group.trajectories_G, scored.rewards_G
+        example = suite.examples[place]
+        prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
+        if prediction is None:  # no rewards, but not because one failed
+            return _outcome(example, place, trajectory, {}, None)
+        if isinstance(reward, RewardFailure):
+            failures.append(reward)
+            if (key := cause_key(reward)) not in causes:
+                causes.add(key)
+                log.warning("%s", cause_line(reward))
+            failed = f"{reward.term} {reward.cause}: {reward.detail}"
+            return _outcome(example, place, trajectory, {}, prediction, failed)
+        return _outcome(example, place, trajectory, reward_values(reward, prediction, terms), prediction)
+
+    return score_all
+
+
+def reward_values(rewards: SegmentRewards, prediction: Prediction, terms: Sequence[str]) -> dict[str, float]:
+    """The rewards of a trajectory as values of metrics.
+
+    Args:
+        terms: names of the reward terms that score the answer; their mean is the accuracy.
+    """
+    answers = [rewards.breakdown[name] for name in terms if name in rewards.breakdown]
+    return {
+        "reward_reasoning": rewards.reasoning,
+        **({} if rewards.sampling is None else {"reward_sampling": rewards.sampling}),
+        **({"accuracy": fmean(answers)} if answers else {}),
+        **{f"term/{name}": value for name, value in rewards.breakdown.items()},
+        "unparsed": float(prediction.answer is None),
+    }
+
+
+def _outcome(
+    example: Example,
+    place: int,
+    trajectory: Trajectory,
+    values: Mapping[str, float],
+    prediction: Prediction | None,
+    failed: str | None = None,
+) -> Outcome:
+    windows = () if prediction is None else prediction.windows
+    score = ExampleScore(
+        values,
+        None if prediction is None else prediction.answer,
+        tuple((window.start_s, window.end_s) for window in windows),
+        failed,
+    )
+    return outcome_of(example.task.task_id, place, example.group, trajectory, score)

@@ -1,0 +1,52 @@
+"""The evaluations of a run for its report: one row per metric of eval/*/metrics.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.report.run_files import Broken, finite, first_line, read_object
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One metric of one benchmark."""
+
+    benchmark: str  # the evaluation's name, and its benchmark's where they differ
+    metric: str
+    value: float
+    low: float | None  # 95 % interval; None: not given, or of too few examples
+    high: float | None
+    count: int | None  # examples
+    too_few: bool = False  # for an interval
+
+
+def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
+    """eval/*/metrics.json: {benchmark, metrics: {name: {value, low, high, n}}}."""
+    rows, broken = [], []
+    for path in sorted((run / "eval").glob("*/metrics.json")):
+        place = path.relative_to(run).as_posix()
+        try:
+            report = read_object(path, place)
+            if isinstance(report, Broken):
+                broken.append(report)
+                continue
+            benchmark, name = str(report.get("benchmark", path.parent.name)), path.parent.name
+            name = (
+                name if name == benchmark else f"{name} ({benchmark})"
+            )  # one benchmark may be evaluated in several ways
+            rows += [_evaluation_row(name, metric, entry) for metric, entry in report["metrics"].items()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            broken.append(Broken(place, f"is not the report of an evaluation ({first_line(error)})"))
+    return rows, broken
+
+
+def _evaluation_row(benchmark: str, metric: str, entry: Any) -> EvaluationRow:
+    entry = entry if isinstance(entry, dict) else {"value": entry}
+    value, low, high, count = (finite(entry.get(key)) for key in ("value", "low", "high", "n"))
+    if value is None:
+        raise ValueError(f"{metric} has no value")
+    too_few = entry.get("too_few") is True
+    interval = (None, None) if too_few else (low, high)
+    return EvaluationRow(benchmark, str(metric), value, *interval, None if count is None else int(count), too_few)
