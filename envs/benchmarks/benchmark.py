@@ -52,7 +52,7 @@ class Benchmark:
     `score` gives each metric's value for one example; a metric that is absent from its mapping does not apply to that
     example and stays out of the metric's mean. A prediction of None is missing (the video could not be read, say): it
     is worth 0 and has no "unparsed". "unparsed" is 1 where the answer, or the window that the metric needs, could not
-    be read: a rate that is reported beside the scores, never mended by guessing.
+    be read: a rate that is reported beside the scores, never repaired by guessing.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the environment's tests play in: a real processor of the tiny policy, and clips rendered on the spot."""
+"""What the environment's tests run in: a real processor of the tiny policy, and clips rendered on the spot."""
 
 from __future__ import annotations
 

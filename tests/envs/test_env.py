@@ -72,7 +72,7 @@ def say(processor):
     return complete
 
 
-def play(env, *completions):
+def roll_out(env, *completions):
     """All steps; what each gave."""
     return [env.reset(), *(env.step(completion) for completion in completions)]
 
@@ -84,7 +84,7 @@ def test_an_episode_begins_with_the_opening_prompt_and_its_video(make_env, initi
 
 
 def test_an_answer_without_a_look_is_one_reasoning_turn(make_env, say, initial):
-    _, trajectory = play(make_env(), say("<think>Red.</think><answer>B</answer><|im_end|>"))
+    _, trajectory = roll_out(make_env(), say("<think>Red.</think><answer>B</answer><|im_end|>"))
     (turn,) = trajectory.turns
     assert (trajectory.stop_reason, turn.segment, turn.call) == (StopReason.ANSWERED, Segment.REASONING, None)
     assert (turn.context_token_ids, turn.frames) == (initial.token_ids, None)
@@ -92,7 +92,7 @@ def test_an_answer_without_a_look_is_one_reasoning_turn(make_env, say, initial):
 
 
 def test_a_call_is_answered_with_the_frames_of_its_window(make_env, say, processor):
-    _, look, trajectory = play(make_env(), say(LOOK), say(ANSWER))
+    _, look, trajectory = roll_out(make_env(), say(LOOK), say(ANSWER))
     assert look.frames.timestamps_s_T == pytest.approx([2.0, 2.2, 2.5, 2.7, 3.0, 3.2, 3.5, 3.7])
     assert look.token_ids == tuple(processor.video_block(look.frames))
     grey_levels = np.asarray(look.frames.pixels_THWC).mean((1, 2, 3))
@@ -119,21 +119,21 @@ def test_tokens_in_are_tokens_out(make_env, say, initial):
 
 def test_every_placeholder_belongs_to_a_video_of_the_ledger(make_env, say, processor):
     env = make_env()
-    play(env, say(LOOK), say(ANSWER))
+    roll_out(env, say(LOOK), say(ANSWER))
     assert env.token_ids.count(processor.ids.video_pad) == sum(map(processor.visual_tokens, env.videos))
     assert env.token_ids.count(processor.ids.vision_start) == len(env.videos)
 
 
 def test_several_calls_where_the_rules_allow_them(make_env, say):
     env = make_env(RetrievalRules(max_calls=2, max_pixels=3136))
-    *_, trajectory = play(env, say(LOOK), say("More.<span>5 - 6</span><fps>2</fps>"), say(ANSWER))
+    *_, trajectory = roll_out(env, say(LOOK), say("More.<span>5 - 6</span><fps>2</fps>"), say(ANSWER))
     assert [turn.segment for turn in trajectory.turns] == [Segment.SAMPLING, Segment.SAMPLING, Segment.REASONING]
     assert [call.num_frames for call in trajectory.calls] == [8, 2]
     assert len(env.videos) == 3
 
 
 def test_a_call_beyond_the_limit_is_answered_with_a_note(make_env, say, processor):
-    _, _, note, trajectory = play(make_env(), say(LOOK), say("More.<span>5 - 6</span><fps>2</fps>"), say(ANSWER))
+    _, _, note, trajectory = roll_out(make_env(), say(LOOK), say("More.<span>5 - 6</span><fps>2</fps>"), say(ANSWER))
     assert processor.decode(note.token_ids) == "\n[no frames: the limit of 1 per answer is reached]\n"
     assert note.frames is None
     assert trajectory.turns[1].segment == Segment.SAMPLING
@@ -142,7 +142,7 @@ def test_a_call_beyond_the_limit_is_answered_with_a_note(make_env, say, processo
 
 
 def test_with_no_calls_allowed_retrieval_is_off(make_env, say):
-    _, note, trajectory = play(make_env(RetrievalRules(max_calls=0)), say(LOOK), say(ANSWER))
+    _, note, trajectory = roll_out(make_env(RetrievalRules(max_calls=0)), say(LOOK), say(ANSWER))
     assert note.frames is None
     assert trajectory.calls == (RefusedCall("retrieval is turned off"),)
 
@@ -161,7 +161,7 @@ def test_with_no_calls_allowed_retrieval_is_off(make_env, say):
 )
 def test_a_call_that_is_not_granted_is_told_why_and_the_episode_goes_on(make_env, say, processor, request_text):
     env = make_env()
-    _, note, trajectory = play(env, say(f"<think>Look.{request_text}"), say(ANSWER))
+    _, note, trajectory = roll_out(env, say(f"<think>Look.{request_text}"), say(ANSWER))
     call = trajectory.turns[0].call
     assert isinstance(call, MalformedCall | RefusedCall)
     assert processor.decode(note.token_ids) == f"\n[no frames: {call.reason}]\n"
@@ -171,33 +171,33 @@ def test_a_call_that_is_not_granted_is_told_why_and_the_episode_goes_on(make_env
 
 
 def test_a_refused_call_leaves_the_allowance_for_a_good_one(make_env, say):
-    *_, look, trajectory = play(make_env(), say("<span>4 - 2</span><fps>2</fps>"), say(LOOK), say(ANSWER))
+    *_, look, trajectory = roll_out(make_env(), say("<span>4 - 2</span><fps>2</fps>"), say(LOOK), say(ANSWER))
     assert look.frames.num_frames == 8
     assert [type(call) for call in trajectory.calls] == [RefusedCall, RetrievalCall]
 
 
 def test_a_clamped_call_says_so(make_env, say):
-    *_, trajectory = play(make_env(), say("<span>6 - 99</span><fps>60</fps>"), say(ANSWER))
+    *_, trajectory = roll_out(make_env(), say("<span>6 - 99</span><fps>60</fps>"), say(ANSWER))
     (call,) = trajectory.calls
     assert (call.clamped, call.span.end_s, call.fps, call.num_frames) == (("end", "fps"), 8.0, 10.0, 20)
 
 
 def test_the_allowance_of_new_tokens_ends_the_episode(make_env, say):
     completion = say("<think>On and on", finish_reason="length")
-    _, trajectory = play(make_env(max_new_tokens=len(completion.token_ids)), completion)
+    _, trajectory = roll_out(make_env(max_new_tokens=len(completion.token_ids)), completion)
     assert (trajectory.stop_reason, trajectory.turns[0].segment) == (StopReason.TRUNCATED, Segment.REASONING)
 
 
 def test_a_call_with_the_last_allowed_token_is_a_call_cut_short(make_env, say):
     completion = say(LOOK, finish_reason="length")
-    _, trajectory = play(make_env(max_new_tokens=len(completion.token_ids)), completion)
+    _, trajectory = roll_out(make_env(max_new_tokens=len(completion.token_ids)), completion)
     (turn,) = trajectory.turns
     assert (trajectory.stop_reason, turn.segment, turn.call.num_frames) == (StopReason.TRUNCATED, Segment.SAMPLING, 8)
 
 
 def test_an_end_token_is_an_end_even_as_the_last_allowed_one(make_env, say):
     completion = say(ANSWER, finish_reason="length")
-    _, trajectory = play(make_env(max_new_tokens=len(completion.token_ids)), completion)
+    _, trajectory = roll_out(make_env(max_new_tokens=len(completion.token_ids)), completion)
     assert trajectory.stop_reason == StopReason.ANSWERED
 
 
@@ -226,7 +226,7 @@ def test_frames_are_fewer_where_the_context_holds_no_more_and_the_window_stays_w
     frame_tokens = {n: len(processor.video_block(unseen_frames([2.0] * n, (56, 56)))) for n in range(1, 8)}
     for num_frames, spare in frame_tokens.items():
         env = make_env(max_new_tokens=allowance, max_model_len=len(initial.token_ids) + allowance + spare + 2)
-        _, look, trajectory = play(env, say(LOOK), say(ANSWER))
+        _, look, trajectory = roll_out(env, say(LOOK), say(ANSWER))
         (call,) = trajectory.calls
         assert (call.num_frames, call.clamped) == (num_frames, ("frames",))
         assert (call.span.start_s, call.span.end_s) == (2.0, 4.0)
@@ -237,20 +237,20 @@ def test_frames_are_fewer_where_the_context_holds_no_more_and_the_window_stays_w
 
 def test_without_room_for_one_frame_the_call_is_refused(make_env, say, initial, processor):
     env = make_env(max_new_tokens=128, max_model_len=len(initial.token_ids) + 128 + 3)
-    _, note = play(env, say(LOOK))
+    _, note = roll_out(env, say(LOOK))
     assert processor.decode(note.token_ids) == "\n[no frames: no room is left for frames]\n"
 
 
 def test_a_note_that_does_not_fit_ends_the_episode(make_env, say, initial):
     completion = say("<fps>2</fps>")
     env = make_env(max_model_len=len(initial.token_ids) + len(completion.token_ids) + 2)
-    _, trajectory = play(env, completion)
+    _, trajectory = roll_out(env, completion)
     assert (trajectory.stop_reason, len(trajectory.turns)) == (StopReason.TRUNCATED, 1)
 
 
 def test_a_video_that_cannot_be_read_any_more_ends_the_episode_with_its_cause(make_env, say, tmp_path):
     env = make_env(clip=tmp_path / "gone.mp4")
-    _, trajectory = play(env, say(LOOK))
+    _, trajectory = roll_out(env, say(LOOK))
     assert trajectory.stop_reason == StopReason.VIDEO_ERROR
     assert "gone.mp4" in trajectory.note and "\n" not in trajectory.note
     failure = trajectory.clip_failure
@@ -260,7 +260,7 @@ def test_a_video_that_cannot_be_read_any_more_ends_the_episode_with_its_cause(ma
 
 
 def test_every_token_keeps_its_log_prob_and_its_version(make_env, say):
-    *_, trajectory = play(make_env(), say(LOOK), say(ANSWER))
+    *_, trajectory = roll_out(make_env(), say(LOOK), say(ANSWER))
     for turn in trajectory.turns:
         assert len(turn.completion.logprobs) == len(turn.completion.token_ids)
         assert turn.completion.policy_version == 3
@@ -268,7 +268,7 @@ def test_every_token_keeps_its_log_prob_and_its_version(make_env, say):
 
 def test_an_environment_runs_one_episode(make_env, say):
     env = make_env()
-    play(env, say(ANSWER))
+    roll_out(env, say(ANSWER))
     with pytest.raises(RuntimeError, match="one episode"):
         env.reset()
     with pytest.raises(EngineContractError, match="not requested"):

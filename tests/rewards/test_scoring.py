@@ -79,27 +79,29 @@ def test_no_call_and_a_malformed_call_score_0(task, trajectory_of, malformed):
     def never_asked(task, call):
         raise AssertionError("sampling rewards score well-formed calls only")
 
-    silent, malformed_call = score(task(), [sampling(never_asked)], trajectory_of(), trajectory_of(calls=[malformed]))
+    without_call, refused = score(
+        task(), [sampling(never_asked)], trajectory_of(), trajectory_of(calls=[malformed])
+    )
 
-    assert silent.sampling == malformed_call.sampling == 0.0
+    assert without_call.sampling == refused.sampling == 0.0
 
 
 def test_a_task_without_evidence_has_no_sampling_reward(task, trajectory_of, call):
     terms = [sampling(temporal_iou), reasoning(one)]
 
-    looked, silent = score(task(evidence=None), terms, trajectory_of(calls=[call(0, 1)]), trajectory_of())
+    looked, without_call = score(task(evidence=None), terms, trajectory_of(calls=[call(0, 1)]), trajectory_of())
 
-    assert looked.sampling is silent.sampling is None
+    assert looked.sampling is without_call.sampling is None
     assert looked.breakdown == {"one": 1.0}
 
 
 def test_a_term_that_does_not_apply_leaves_its_weight_to_the_others(task, trajectory_of, call):
     terms = [sampling(temporal_iou), sampling(frame_rate), reasoning(one)]
 
-    looked, silent = score(task(fps=None), terms, trajectory_of(calls=[call(2, 5)]), trajectory_of())
+    looked, without_call = score(task(fps=None), terms, trajectory_of(calls=[call(2, 5)]), trajectory_of())
 
     assert looked.sampling == pytest.approx(0.5)
-    assert looked.breakdown.keys() == silent.breakdown.keys() == {"temporal_iou", "one"}
+    assert looked.breakdown.keys() == without_call.breakdown.keys() == {"temporal_iou", "one"}
 
 
 def test_none_for_some_siblings_only_is_a_bug_of_the_term(task, trajectory_of):
@@ -183,7 +185,7 @@ def test_an_unreadable_video_is_masked_not_scored(task, trajectory_of):
     assert fine.reasoning == 1.0
 
 
-def test_a_term_of_weight_0_is_watched_but_not_counted(task, trajectory_of, call):
+def test_a_term_of_weight_0_is_logged_but_not_counted(task, trajectory_of, call):
     terms = [sampling(temporal_iou), sampling(frame_rate, 0.0), reasoning(one, 0.0)]
 
     (scores,) = score(task(), terms, trajectory_of(calls=[call(2, 5, fps=9)]))

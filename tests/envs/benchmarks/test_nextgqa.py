@@ -51,7 +51,7 @@ def test_of_options_with_the_same_text_the_first_letter_is_right(read, says):
     [  # right is B, evidence 0 - 4 and 10 - 20
         ("B", [(10, 20)], 1, 1, 1.0, 1.0),
         ("(B) to dance", [(0, 4)], 1, 1, 1.0, 1.0),
-        ("A", [(10, 20)], 0, 0, 1.0, 1.0),  # a right window does not mend an answer
+        ("A", [(10, 20)], 0, 0, 1.0, 1.0),  # a right window does not correct an answer
         ("B", [(12, 14)], 1, 1, 0.2, 1.0),  # a small part of the evidence, but nothing else
         ("B", [(0, 20)], 1, 1, 0.5, 0.5),  # exactly half
         ("B", [(0, 21)], 1, 0, 10 / 21, 10 / 21),
