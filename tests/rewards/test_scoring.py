@@ -79,9 +79,7 @@ def test_no_call_and_a_malformed_call_score_0(task, trajectory_of, malformed):
     def never_asked(task, call):
         raise AssertionError("sampling rewards score well-formed calls only")
 
-    without_call, refused = score(
-        task(), [sampling(never_asked)], trajectory_of(), trajectory_of(calls=[malformed])
-    )
+    without_call, refused = score(task(), [sampling(never_asked)], trajectory_of(), trajectory_of(calls=[malformed]))
 
     assert without_call.sampling == refused.sampling == 0.0
 
