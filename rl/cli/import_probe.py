@@ -27,6 +27,7 @@ for subject, statement in json.loads(sys.argv[1]).items():
     print(json.dumps([subject, detail]), file=answers, flush=True)
 os._exit(0)  # no library's clean-up
 """
+GONE_S = 30.0  # for a killed process to be gone
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
@@ -77,7 +78,7 @@ def _answers(statements: Mapping[str, str], timeout_s: float) -> Iterator[tuple[
             lines, ended = process.communicate(timeout=max(timeout_s, 0.0))[0], True
         except subprocess.TimeoutExpired:
             process.kill()
-            lines, ended = process.communicate()[0], False
+            lines, ended = process.communicate(timeout=GONE_S)[0], False
         left = list(statements)
         for line in lines.splitlines():
             subject, detail = json.loads(line)
