@@ -123,7 +123,7 @@ def _looked(calls: tuple) -> bool:
 
 def _print_record(record: dict[str, Any], console: Console) -> None:
     task = record["task"]
-    console.rule(f"{escape(task['id'])} · sibling {record['sibling']}", align="left")
+    console.print(f"[bold]{escape(task['id'])} · sibling {record['sibling']}[/]")
     console.print(f"question: {escape(task['question'])}")
     console.print(
         f"reference: {escape(task['answer'])}  evidence: {task['evidence_s']} s at {task['evidence_fps']} fps"

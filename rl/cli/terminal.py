@@ -21,7 +21,7 @@ from rl.run.console import SAID
 from rl.tracking.log_file import EarlyRecords
 
 OURS = ("rl", "actors", "envs", "rewards", "cluster", "benchmarks", "__main__")  # packages whose records are for users
-PLAIN_WIDTH = 200  # of a table where there is no terminal
+PLAIN_WIDTH = 1000  # of a table at most, where there is no terminal: no cell is broken into lines
 TRACEBACKS = logging.Formatter()
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
