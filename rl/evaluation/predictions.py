@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rl.config.errors import ConfigError
+from rl.config.renamed import new_name
 
 EVALUATIONS = "eval"  # folder of a run
 IDENTITY, PREDICTIONS, REJECTED, METRICS = "identity.json", "predictions.jsonl", "rejected.jsonl", "metrics.json"
@@ -123,7 +124,8 @@ def open_folder(folder: Path, identity: Mapping[str, Any], *, restart: bool = Fa
             write_json(home, identity)
     except OSError as error:
         raise EvaluationError(f"{folder}: cannot be written: {error.strerror}") from error
-    _refuse_another(read_json(home), identity, folder)
+    begun = {new_name(key) or key: value for key, value in read_json(home).items()}  # of an earlier version
+    _refuse_another(begun, identity, folder)
     return PredictionFile(folder / PREDICTIONS)
 
 

@@ -77,7 +77,7 @@ def test_a_macro_average_differs_by_its_macro_average(tmp_path):
     "other",
     [{"benchmark": "numbers"}, {"examples": "dcba"}, {"rewards.answer.weight": 0.5}],
 )
-def test_different_exams_are_not_compared(two, tmp_path, other):
+def test_evaluations_of_other_examples_or_rewards_are_not_comparable(two, tmp_path, other):
     third = evaluation(tmp_path / "three", {"a": 1}, identity=SUITE | other)
     with pytest.raises(EvaluationError, match=f"not comparable .*{next(iter(other))}"):
         compare(load_evaluations([two[0], third]))
@@ -88,7 +88,21 @@ def test_a_baseline_without_retrieval_is_compared(two, tmp_path):
     assert compare(load_evaluations([two[0], baseline])).differences[0]["accuracy"].difference.n == 2
 
 
-def test_two_evaluations_of_one_run_are_told_apart(tmp_path):
+def test_an_evaluation_of_0_3_0_is_compared(two, tmp_path):
+    older = evaluation(tmp_path / "older", {"a": 0, "b": 0})
+    report = json.loads((older / "metrics.json").read_text())
+    del report["metrics"]["accuracy"]["too_few"]
+    report["identity"] |= {"video.v0.fps": 1.0}
+    report["behaviour"] = {"looks": report["behaviour"].pop("granted_calls")}
+    write_json(older / "metrics.json", report)
+    comparison = compare(load_evaluations([older, two[0]]))
+    assert comparison.differences[0]["accuracy"].difference.value == 0.0
+    console = Console(file=io.StringIO(), width=200)
+    print_comparison(comparison, console)
+    assert "2 examples: too few for an interval" in console.file.getvalue()
+
+
+def test_two_evaluations_of_one_run_have_labels_of_their_own(tmp_path):
     folders = [evaluation(tmp_path / "run" / "eval" / name, {"a": 1}) for name in ("letters", "no_looks")]
     assert [one.label for one in load_evaluations(folders)] == ["run/letters", "run/no_looks"]
 

@@ -56,7 +56,7 @@ def test_half_a_unicode_pair_is_no_reason_to_lose_a_line(tmp_path):
     assert read_outcomes(tmp_path / "predictions.jsonl")[0].text == "\ud800"
 
 
-def test_an_example_played_again_counts_once_with_its_last_outcome(folder):
+def test_an_example_rolled_out_again_counts_once_with_its_last_outcome(folder):
     with open_folder(folder, IDENTITY) as file:
         file.append(replace(OUTCOME, missing="the disk was away"))
         file.append(OUTCOME)
@@ -112,6 +112,16 @@ def test_results_of_other_settings_are_refused_with_what_differs_and_the_remedy(
     assert "evaluation.name=" in str(refused.value) and "--restart" in str(refused.value)
 
 
+def test_an_evaluation_of_0_3_0_goes_on_under_the_keys_of_today(folder):
+    with open_folder(folder, IDENTITY) as file:
+        file.append(OUTCOME)
+    (folder / "identity.json").write_text(json.dumps(IDENTITY | {"video.v0.fps": 1.0}))
+    with open_folder(folder, IDENTITY | {"video.coarse.fps": 1.0}) as file:
+        assert file.outcomes.keys() == {OUTCOME.task_id}
+    with pytest.raises(EvaluationError, match=r"video\.coarse\.fps: 1\.0 -> 2\.0"):
+        open_folder(folder, IDENTITY | {"video.coarse.fps": 2.0})
+
+
 def test_a_restart_moves_the_old_results_aside(folder):
     with open_folder(folder, IDENTITY) as file:
         file.append(OUTCOME)
@@ -121,7 +131,7 @@ def test_a_restart_moves_the_old_results_aside(folder):
     assert read_outcomes(aside / "predictions.jsonl") == [OUTCOME]
 
 
-def test_predictions_of_nobody_knows_what_are_refused(folder):
+def test_predictions_without_an_identity_are_refused(folder):
     with open_folder(folder, IDENTITY) as file:
         file.append(OUTCOME)
     (folder / "identity.json").unlink()
