@@ -5,7 +5,7 @@
 | a reward raises, returns NaN or no number | the worker, at once | its trajectory is masked and counted by cause |
 | a reward hangs | SIGALRM in the worker, after `scoring.timeout_s` | as above, cause "timeout" |
 | a worker does not react to SIGALRM | the pool, `GRACE_S` after all alarms | killed, replaced; the group is masked |
-| a worker dies | the pool, at once | replaced; another scores the group, which is masked if that one dies too |
+| a worker dies | the pool, at once | replaced; another tries each term, then scores; the term it dies of is masked |
 | a worker leaks memory | the pool, after each group | replaced from half of `scoring.memory_mib` on |
 | a call needs too much memory | the kernel, at `scoring.memory_mib` | MemoryError: masked, if in a new worker too |
 """
@@ -55,6 +55,11 @@ class RewardWorker:
     def ready(self) -> None:
         """Return once the rewards are loaded."""
 
+    def probe(self, name: str, group: TrajectoryGroup) -> None:
+        """Compute one term alone: if that ends this process, its caller knows which term did."""
+        terms = [term for term in self._terms if term.name == name]
+        score_group(group, terms, calls=self._calls, guard=self._guard)
+
     def score(self, group: TrajectoryGroup) -> tuple[ScoredGroup, float]:
         """The scored group, and the MiB by which this process has grown since its start."""
         scored = score_group(group, self._terms, calls=self._calls, guard=self._guard)
@@ -82,6 +87,7 @@ class InFlight:
     timeout_s: float
     deadline: float  # time.monotonic(); moves to timeout_s after its start if the worker is still starting
     has_started: bool = False
+    probes: tuple[tuple[str, ray.ObjectRef], ...] = ()  # per term, before the group: of one that has lost a worker
 
 
 class RewardPool:
@@ -116,8 +122,9 @@ class RewardPool:
             busy = {id(request.slot) for request in in_flight.values()}
             for slot in self._slots:
                 if waiting and id(slot) not in busy:
-                    request = self._request(waiting.popleft(), slot, groups)
-                    in_flight[slot.worker.score.remote(groups[request.index])] = request
+                    index = waiting.popleft()
+                    request = self._request(index, slot, groups[index], probed=index in retried)
+                    in_flight[slot.worker.score.remote(groups[index])] = request
             for reference in self._finished(in_flight):
                 request = in_flight.pop(reference)
                 result = self._collect(reference, request, groups[request.index], is_last=request.index in retried)
@@ -135,9 +142,14 @@ class RewardPool:
         faults, self._faults = self._faults, []
         return faults
 
-    def _request(self, index: int, slot: RewardSlot, groups: Sequence[TrajectoryGroup]) -> InFlight:
-        timeout_s = self._scoring.timeout_s * max(len(groups[index].trajectories_G), 1) + GRACE_S
-        return InFlight(index, slot, timeout_s, time.monotonic() + START_S + timeout_s)
+    def _request(self, index: int, slot: RewardSlot, group: TrajectoryGroup, *, probed: bool) -> InFlight:
+        probes: tuple[tuple[str, ray.ObjectRef], ...] = ()
+        if probed and len(self._terms) > 1:
+            sent = ray.put(group)
+            probes = tuple((name, slot.worker.probe.remote(name, sent)) for name in self._terms)
+        calls = max(len(group.trajectories_G), 1) * (2 if probes else 1)
+        timeout_s = self._scoring.timeout_s * calls + GRACE_S
+        return InFlight(index, slot, timeout_s, time.monotonic() + START_S + timeout_s, probes=probes)
 
     @staticmethod
     def _finished(in_flight: Mapping[ray.ObjectRef, InFlight]) -> list[ray.ObjectRef]:
@@ -158,14 +170,13 @@ class RewardPool:
         try:
             scored, grown_mib = ray.get(reference, timeout=0 if overdue else COLLECT_S)
         except GetTimeoutError:
-            failure = RewardFailure(
-                "*", "timeout", f"no result within {request.timeout_s:.0f} s; worker killed", group.task.task_id
-            )
-            self._replace(slot, "worker_hung", f"{failure.detail}, on task {group.task.task_id}", "the group is masked")
+            detail = f"no result within {request.timeout_s:.0f} s of {', '.join(self._terms)}; worker killed"
+            failure = RewardFailure(self._lost_term(request), "timeout", detail, group.task.task_id)
+            self._replace(slot, "worker_hung", cause_line(failure), "the group is masked")
         except WORKER_IS_GONE as error:
-            failure = RewardFailure("*", "worker_died", first_line(error), group.task.task_id)
+            failure = RewardFailure(self._lost_term(request), "worker_died", first_line(error), group.task.task_id)
             action = "the group is masked" if is_last else "its group is scored by another worker"
-            self._replace(slot, "worker_died", f"{failure.detail}, on task {group.task.task_id}", action)
+            self._replace(slot, "worker_died", cause_line(failure), action)
             if not is_last:
                 return None
         except RayError as error:
@@ -174,6 +185,17 @@ class RewardPool:
         else:
             return self._accept(slot, scored, grown_mib, is_last=is_last)
         return ScoredGroup(group, (failure,) * len(group.trajectories_G))
+
+    def _lost_term(self, request: InFlight) -> str:
+        """The term during which a worker was lost: the only one, or the first whose probe did not return; else "*"."""
+        if len(self._terms) == 1:
+            return next(iter(self._terms))
+        for name, probe in request.probes:
+            try:
+                ray.get(probe, timeout=0)
+            except RayError:  # GetTimeoutError is one
+                return name
+        return "*"
 
     def _accept(self, slot: RewardSlot, scored: ScoredGroup, grown_mib: float, *, is_last: bool) -> ScoredGroup | None:
         """The result; None if memory ran out because of what earlier groups had left behind."""

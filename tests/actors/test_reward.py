@@ -1,4 +1,4 @@
-"""Reward workers: verdicts in order; a reward that hangs, dies or fails costs its own trajectories and nothing else."""
+"""Reward workers: scores in order; a reward that hangs, dies or fails costs its own trajectories and nothing else."""
 
 import os
 import signal
@@ -22,6 +22,9 @@ def hangs_on_the_second(task, trajectory):
     if "second" in trajectory.answer_text:
         while True:
             time.sleep(0.01)
+    return 1.0
+
+def gives_1(task, trajectory):
     return 1.0
 
 def dies_on_bad_tasks(task, trajectory):
@@ -87,7 +90,7 @@ def group(task_id="good", texts=("first", "second")):
     return replace(golden, task=replace(golden.task, task_id=task_id), trajectories_G=siblings)
 
 
-def test_verdicts_come_back_in_the_order_of_the_groups(pool_of):
+def test_scores_come_back_in_the_order_of_the_groups(pool_of):
     groups = [group(task_id=f"task-{i}") for i in range(5)]
     scored = pool_of(ANSWER, num_workers=2).score(groups)
     assert [one.group.task.task_id for one in scored] == [f"task-{i}" for i in range(5)]
@@ -112,11 +115,12 @@ def test_a_reward_that_exits_costs_its_trajectory_and_no_worker(pool_of, user_fi
 
 
 def test_a_worker_that_dies_twice_over_a_group_masks_it_and_the_groups_behind_it_are_scored(pool_of, user_file):
-    terms = {"fatal": RewardTermConfig(fn=f"{user_file}:dies_on_bad_tasks")}
+    names = {"steady": "gives_1", "fatal": "dies_on_bad_tasks", "late": "gives_1"}
+    terms = {name: RewardTermConfig(fn=f"{user_file}:{function}") for name, function in names.items()}
     groups = [group("bad"), group("good-1"), group("good-2")]
     pool = pool_of(terms, num_workers=1, max_failed_share=0.5)
     scored = pool.score(groups)
-    assert {reward.cause for reward in scored[0].rewards_G} == {"worker_died"}
+    assert {(one.term, one.cause, one.task_id) for one in scored[0].rewards_G} == {("fatal", "worker_died", "bad")}
     assert all(reward.reasoning == 1.0 for one in scored[1:] for reward in one.rewards_G)
     first, second = pool.take_faults()
     assert [first.kind, second.kind] == ["worker_died", "worker_died"] and "task bad" in first.cause
@@ -124,7 +128,7 @@ def test_a_worker_that_dies_twice_over_a_group_masks_it_and_the_groups_behind_it
     assert pool.take_faults() == []
 
 
-def test_a_worker_that_dies_once_costs_no_verdict(pool_of, user_file, tmp_path):
+def test_a_worker_that_dies_once_costs_no_reward(pool_of, user_file, tmp_path):
     args = {"mark": str(tmp_path / "died")}
     pool = pool_of({"frail": RewardTermConfig(fn=f"{user_file}:dies_once", args=args)})
     groups = [group(f"task-{i}") for i in range(3)]
@@ -173,7 +177,7 @@ def test_a_worker_deaf_to_its_alarm_is_killed_at_the_pools_deadline(pool_of, use
     monkeypatch.setattr("actors.reward.GRACE_S", 0.5)
     terms = {"deaf": RewardTermConfig(fn=f"{user_file}:deaf")}
     (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=1.0).score([group()])
-    assert {reward.cause for reward in scored.rewards_G} == {"timeout"}
+    assert {(reward.term, reward.cause) for reward in scored.rewards_G} == {("deaf", "timeout")}
 
 
 def test_too_many_failures_stop_the_run_with_the_cause(pool_of, user_file):
@@ -187,7 +191,7 @@ def test_too_many_failures_stop_the_run_with_the_cause(pool_of, user_file):
         pool_of(terms).score([group()])
 
 
-def test_a_worker_killed_between_two_steps_is_replaced_and_no_verdict_is_lost(pool_of, ray_cluster):
+def test_a_worker_killed_between_two_steps_is_replaced_and_no_reward_is_lost(pool_of, ray_cluster):
     pool = pool_of(ANSWER)
     before = pool.score([group("first"), group("second")])
     os.kill(pid_of(pool, ray_cluster), signal.SIGKILL)
