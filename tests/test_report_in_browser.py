@@ -121,7 +121,7 @@ def fault(kind, worker="rollout/0", *, cause="killed by signal 9", after_s=0.0):
     return Fault(kind, worker, cause, "replaced, 3 groups went on elsewhere", 1.76e9 + after_s, recovery_s=21.4)
 
 
-def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path, clips, open_page):
+def test_faults_are_marked_under_the_curves_shown_at_the_mark_and_listed(tmp_path, clips, open_page):
     run = write_run(tmp_path / "run", clips, steps=6)
     write_faults(run, 2, [fault("worker_died"), fault("worker_hung", "rollout/1", after_s=5)])
     write_faults(run, 5, [fault("learner_lost", "learner", cause="rank 1: exit code 9", after_s=90)])
@@ -135,8 +135,8 @@ def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path
     assert "3 faults recovered" in page.locator(".facts").inner_text()
 
     entropy.locator(".fault-mark").first.hover()
-    told = page.locator(".fault-pop")
-    assert told.locator("p").all_inner_texts() == [
+    popped = page.locator(".fault-pop")
+    assert popped.locator("p").all_inner_texts() == [
         "step 2: 2 faults",
         "worker_hung rollout/1: killed by signal 9 → replaced, 3 groups went on elsewhere (21.40 s)",
         "worker_died rollout/0: killed by signal 9 → replaced, 3 groups went on elsewhere (21.40 s)",
@@ -146,12 +146,12 @@ def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path
     surface = entropy.locator(".surface")
     surface.focus()
     page.keyboard.press("Home")  # step 1 had none
-    assert told.count() == 0 and entropy.locator(".at-step").inner_text() == "step 1"
+    assert popped.count() == 0 and entropy.locator(".at-step").inner_text() == "step 1"
     for _ in range(4):
         page.keyboard.press("ArrowRight")
-    assert told.locator("b").all_inner_texts() == ["learner_lost"]
+    assert popped.locator("b").all_inner_texts() == ["learner_lost"]
     surface.blur()
-    assert told.count() == 0
+    assert popped.count() == 0
 
     rows = page.locator("#fault-table tbody tr")
     assert [row.split("\t")[:3] for row in rows.all_inner_texts()] == [
@@ -184,7 +184,7 @@ def test_faults_are_marked_under_the_curves_told_at_the_mark_and_listed(tmp_path
     assert page.locator("#metric-rows .curve").count() == 0
 
 
-def test_a_failure_is_told_once_with_its_traceback_folded(tmp_path, clips, open_page):
+def test_a_failure_is_listed_once_with_its_traceback_folded(tmp_path, clips, open_page):
     run = write_run(tmp_path / "run", clips, steps=2)
     write_failures(run, {})
     page = open_page(written(run).as_uri())

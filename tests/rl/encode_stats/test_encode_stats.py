@@ -132,7 +132,7 @@ def test_json_and_csv_say_the_same(tmp_path):
     assert written["totals"][1]["histogram"] == {"5": 1}
 
 
-def test_clips_of_one_name_are_told_apart_by_their_folders():
+def test_clips_of_one_name_are_labelled_by_their_folders():
     assert labels(["/a/x/c.mp4", "/a/y/c.mp4", "/a/y/d.mp4"]) == {
         "/a/x/c.mp4": "x/c.mp4",
         "/a/y/c.mp4": "y/c.mp4",

@@ -41,7 +41,7 @@ GROUPS = ["short", "short", "short", "short", "long", "long"]
 
 
 class ScriptedPool:
-    """Plays tasks with answers from a script and hands over two at a time, the later one first; dies when told to."""
+    """Rolls tasks out with answers from a script and hands over two at a time, the later one first; can die midway."""
 
     def __init__(self, dies_after=None):
         self.rolled_out, self.dies_after = [], dies_after
@@ -111,7 +111,7 @@ def test_wherever_it_is_killed_the_same_metrics_come_out(tmp_path):
         check_continued(tmp_path / f"cut{end}", content[:end], whole)
 
 
-def test_killed_after_any_line_only_what_is_missing_is_played(tmp_path):
+def test_killed_after_any_line_only_what_is_missing_is_rolled_out(tmp_path):
     whole = evaluate(tmp_path / "whole")
     lines = (tmp_path / "whole" / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     for kept in range(7):

@@ -87,7 +87,7 @@ def test_a_policy_is_known_by_its_content_wherever_it_lies(tmp_path):
     assert policy_sha256(policy) != before
 
 
-def test_the_policy_of_a_run_takes_the_place_of_the_configured_one_and_other_settings_are_told(tmp_path):
+def test_the_policy_of_a_run_takes_the_place_of_the_configured_one_and_other_settings_are_printed(tmp_path):
     store = CheckpointStore(tmp_path)
     found = store.commit(store.begin(5), RunState(5, 6, seed=0), to_yaml(CONFIG))
     console = Console(width=200, record=True, file=io.StringIO())

@@ -63,8 +63,8 @@ def fault(detected_s=114.0, worker="rollout/0", kind="worker_died", recovery_s=2
 
 
 def launch(started_s=90.0, ended_s=1000.0, ended=BY_ITSELF, exit_code=0, **more):
-    told = {"first_step_s": 110.0, "stop_s": 0.0, "reported": 3, "saved": 3, "left": []}
-    return Launch(started_s=started_s, ended_s=ended_s, ended=ended, exit_code=exit_code, **{**told, **more})
+    launched = {"first_step_s": 110.0, "stop_s": 0.0, "reported": 3, "saved": 3, "left": []}
+    return Launch(started_s=started_s, ended_s=ended_s, ended=ended, exit_code=exit_code, **{**launched, **more})
 
 
 FINISHED = launch()
@@ -162,9 +162,9 @@ def test_an_injected_fault_is_matched_with_the_line_of_its_own_worker():
 
 
 def test_a_lost_decoder_is_reported_under_its_worker_if_it_was_needed_again_and_has_no_effect_if_not():
-    killed, told = injection("decoder_killed", worker=""), fault(130.0, "rollout/0/decoder", "decoder_death", 0.2)
-    assert outcome((killed,), (told,)) == [RECOVERED] and outcome((killed,), ()) == [NO_EFFECT]
-    assert outcome((injection(worker=""),), (told,)) == [UNDETECTED]  # an engine that died is another thing
+    killed, detected = injection("decoder_killed", worker=""), fault(130.0, "rollout/0/decoder", "decoder_death", 0.2)
+    assert outcome((killed,), (detected,)) == [RECOVERED] and outcome((killed,), ()) == [NO_EFFECT]
+    assert outcome((injection(worker=""),), (detected,)) == [UNDETECTED]  # an engine that died is another thing
 
 
 def test_of_two_lines_a_fault_takes_the_one_of_its_kind():

@@ -30,8 +30,8 @@ def page_of(tmp_path_factory, monkeypatch):
 
     def built(text):
         folder = tmp_path_factory.mktemp("runs") / "run"
-        told = {"task_id": text, "question": text, "answer": text, "video_path": f"/{text}.mp4"}
-        monkeypatch.setattr(recorded_run, "_task", lambda *given: replace(ordinary(*given), **told))
+        texts = {"task_id": text, "question": text, "answer": text, "video_path": f"/{text}.mp4"}
+        monkeypatch.setattr(recorded_run, "_task", lambda *given: replace(ordinary(*given), **texts))
         recorded_run.write_run(folder, clips, steps=1, written=text)
         (folder / "config.yaml").write_text(yaml.safe_dump({"name": text, text: {text: [text]}}))
         build_report(folder, folder / "report.html", NoClip(), max_bytes=2**24)

@@ -93,7 +93,7 @@ def test_records_are_listed_by_step_with_evaluations_after_the_step_they_follow(
     assert [file.id for file in step_files(tmp_path)] == ["2", "h2", "10"]
 
 
-def test_the_configuration_is_flat_and_one_that_cannot_be_read_is_told(tmp_path):
+def test_the_configuration_is_flat_and_one_that_cannot_be_read_is_listed_as_broken(tmp_path):
     write_lines(tmp_path / "config.yaml", "rollout:\n  group_size: 8\n  stop: []\nname: a\n")
     assert read_config(tmp_path) == ([("rollout.group_size", "8"), ("rollout.stop", "[]"), ("name", "a")], [])
     write_lines(tmp_path / "config.yaml", "a: [unclosed\n")
@@ -101,7 +101,7 @@ def test_the_configuration_is_flat_and_one_that_cannot_be_read_is_told(tmp_path)
     assert flat == [] and broken.place == "config.yaml"
 
 
-def test_evaluations_are_rows_with_intervals_and_foreign_files_are_told(tmp_path):
+def test_evaluations_are_rows_with_intervals_and_foreign_files_are_listed_as_broken(tmp_path):
     metrics = {"mIoU": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}, "R1@0.5": {"value": 0.25}}
     write_lines(tmp_path / "eval/charades/metrics.json", {"benchmark": "charades_sta", "metrics": metrics})
     write_lines(tmp_path / "eval/other/metrics.json", {"scores": 1})
@@ -118,7 +118,7 @@ def test_a_run_that_has_only_begun_has_no_summary_and_no_metrics(tmp_path):
     assert read_summary(tmp_path) == ({}, []) and read_metrics(tmp_path).steps_S == ()
 
 
-def test_a_summary_that_is_torn_is_told(tmp_path):
+def test_a_torn_summary_is_listed_as_broken(tmp_path):
     (tmp_path / "summary.json").write_text('{"steps": 1')
     summary, (broken,) = read_summary(tmp_path)
     assert summary == {} and broken.place == "summary.json"
@@ -130,9 +130,9 @@ def test_what_is_no_run_is_refused_with_what_to_give(tmp_path, folder, message):
         open_run(tmp_path / folder)
 
 
-def fault(step, kind="worker_died", **told):
+def fault(step, kind="worker_died", **more):
     line = {"worker": "rollout/0", "cause": "signal 9", "action": "replaced", "detected_s": 1e9, "recovery_s": 2.5}
-    return {"step": step, "kind": kind} | line | told
+    return {"step": step, "kind": kind} | line | more
 
 
 def test_faults_are_counted_by_kind_and_step_and_listed_newest_first(tmp_path):

@@ -103,16 +103,16 @@ def test_the_frames_a_trajectory_needs_are_its_coarse_and_retrieved_ones():
     assert need.video == "/v.mp4" and need.times_ms == {0, 4000, 1083, 4500}
 
 
-def test_siblings_are_grouped_by_their_group_even_where_a_task_is_played_twice():
-    played = [record(0, group=0), record(1, group=0), record(0, group=1), record(1, group=1)]
-    assert [len(group["siblings"]) for group in compacted(*played).index["groups"]] == [2, 2]
+def test_siblings_are_grouped_by_their_group_even_where_a_task_is_rolled_out_twice():
+    lines = [record(0, group=0), record(1, group=0), record(0, group=1), record(1, group=1)]
+    assert [len(group["siblings"]) for group in compacted(*lines).index["groups"]] == [2, 2]
 
 
 def test_in_records_without_groups_a_new_one_starts_where_siblings_start_again():
-    played = [record(0), record(1), record(0), record(0, task="t:2")]
-    for each in played:
+    lines = [record(0), record(1), record(0), record(0, task="t:2")]
+    for each in lines:
         del each["group"]
-    assert [len(group["siblings"]) for group in compacted(*played).index["groups"]] == [2, 1, 1]
+    assert [len(group["siblings"]) for group in compacted(*lines).index["groups"]] == [2, 1, 1]
 
 
 def test_a_failed_reward_a_malformed_call_and_an_unreadable_video_are_shown_as_such():
