@@ -244,7 +244,7 @@ def test_a_signal_to_the_whole_process_group_leaves_ray_working_until_the_progra
 def test_ray_ends_with_a_program_that_is_killed(ray_user):
     """But for Ray's agents, which try for a minute more to tell the cluster that it is gone."""
     run, tree = ray_user(RAY_AUTH_MODE="token")
-    agents = [process for process in tree.refresh() if "agent" in " ".join(process.cmdline())]
+    agents = [process for process in tree.refresh() if "agent" in " ".join(process.cmdline()).lower()]
     others = [process for process in tree.alive() if process not in agents]
     assert len(others) >= 4  # the program, its session, raylet and GCS
     run.kill()
