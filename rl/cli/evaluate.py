@@ -25,7 +25,7 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Roll out a benchmark greedily and measure it, with bootstrap intervals.
+    """Roll out a benchmark greedily and measure it, with 95 % intervals.
 
     The benchmark: `evaluation.benchmark=NAME evaluation.path=… evaluation.video_root=…`. Without one: the held-out
     tasks of CONFIG, scored by its rewards. `retrieval.max_calls=0` is the baseline that may not look again.
