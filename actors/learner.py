@@ -12,8 +12,10 @@ import ray
 
 from actors.frames import FramesLostError, fetch, fetch_samples
 from actors.memory import own_memory_mib
-from actors.waiting import do_nothing, gather
+from actors.waiting import WorkerError, do_nothing, gather
 from actors.weight_buckets import WeightBucket, pack
+from actors.worker_label import WorkerLabel, label
+from actors.worker_process import ProcessLocation, WorkerProcess, own_location
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WrittenFile
@@ -28,7 +30,7 @@ WRITING_GRACE_S = 30.0  # for a checkpoint being written, before its ranks are k
 Restore = Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]]  # decodes lost pixels again
 
 
-class LearnerError(RuntimeError):
+class LearnerError(WorkerError):
     """A learner rank failed or did not answer in time."""
 
 
@@ -36,11 +38,18 @@ class LearnerWorker:
     """One rank of the learner group. Every method is collective with the other ranks."""
 
     def __init__(self, rank: int) -> None:
-        self._rank = rank
+        self._rank, self._label = rank, WorkerLabel()
         self._learner: Any = None
         self._port: socket.socket | None = None
         self._received: list[ScoredGroup] = []
         self._captured: dict[str, Snapshot] = {}
+
+    def __repr__(self) -> str:
+        return str(self._label)
+
+    def location(self) -> ProcessLocation:
+        """Of this process; before `start`, so that a rank that fails in it is known."""
+        return own_location()
 
     def address(self) -> tuple[str, int]:
         """The rendezvous address: this node and a port that stays bound until `start` listens on it."""
@@ -84,8 +93,9 @@ class LearnerWorker:
                 lost.append(index)
         return lost
 
-    def update(self) -> LearnerUpdate:
+    def update(self, step: int) -> LearnerUpdate:
         """Take the optimizer steps of one update on the groups received."""
+        self._label.at(step)
         received, self._received = self._received, []
         return self._learner.learn(received)
 
@@ -134,8 +144,8 @@ def reserve_port() -> socket.socket:
 class PendingWrite:
     """The ranks' part of a checkpoint while it is being written."""
 
-    def __init__(self, calls: list[ray.ObjectRef]) -> None:
-        self._calls = calls
+    def __init__(self, calls: list[ray.ObjectRef], processes: Sequence[WorkerProcess]) -> None:
+        self._calls, self._processes = calls, processes
 
     def result(self, timeout_s: float) -> list[WrittenFile]:
         """The files of all ranks once they are on disk. May be called from any thread.
@@ -143,7 +153,13 @@ class PendingWrite:
         Raises:
             LearnerError: a rank could not write, died, or is not done in time.
         """
-        parts = gather(self._calls, timeout_s=timeout_s, doing="write a checkpoint", failure=LearnerError)
+        parts = gather(
+            self._calls,
+            timeout_s=timeout_s,
+            doing="write a checkpoint",
+            failure=LearnerError,
+            processes=self._processes,
+        )
         return [file for part in parts for file in part]
 
     def wait(self, timeout_s: float) -> None:
@@ -172,7 +188,12 @@ class LearnerGroup:
         """
         self._timeout_s, self._poll, self._restore = start_timeout_s, poll, restore
         remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
-        self._ranks = [remote.options(**options(rank)).remote(rank) for rank in range(world_size)]
+        named = [dict(options(rank)) for rank in range(world_size)]
+        self._ranks = [remote.options(**given).remote(rank) for rank, given in enumerate(named)]
+        self._processes = [
+            WorkerProcess(given.get("name", f"learner/{rank}"), actor.location.remote())
+            for rank, (given, actor) in enumerate(zip(named, self._ranks, strict=True))
+        ]
         self._writing: PendingWrite | None = None
         try:
             self._start(make_learner)
@@ -181,15 +202,19 @@ class LearnerGroup:
             raise
         self._timeout_s = timeout_s
 
-    def update(self, scored: Sequence[ScoredGroup]) -> LearnerUpdate:
-        """Learn from scored groups; whole groups go to ranks, balanced by tokens.
+    def update(self, scored: Sequence[ScoredGroup], *, step: int) -> LearnerUpdate:
+        """Learn from the scored groups of a step; whole groups go to ranks, balanced by tokens.
 
         Raises:
             LearnerError: a rank died, failed or did not answer: the ranks must be replaced.
         """
         assignment = assign_ranks(scored, len(self._ranks))
         self._deliver(scored, assignment)
-        updates = self._wait([rank.update.remote() for rank in self._ranks], "update the policy")
+        calls = [
+            rank.update.options(name=label(process.name, step)).remote(step)
+            for rank, process in zip(self._ranks, self._processes, strict=True)
+        ]
+        updates = self._wait(calls, "update the policy")
         logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates])
         return LearnerUpdate(updates[0].metrics, logprobs_PG, " ".join(update.optimizer for update in updates))
 
@@ -226,7 +251,8 @@ class LearnerGroup:
         """Capture the learners' part of a checkpoint; it is written into `folder` in the background."""
         self._wait([rank.capture.remote(str(folder)) for rank in self._ranks], "copy the state for a checkpoint")
         in_writing = {"concurrency_group": WRITING}
-        self._writing = PendingWrite([rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks])
+        calls = [rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks]
+        self._writing = PendingWrite(calls, self._processes)
         return self._writing
 
     def load(self, folder: Path) -> None:
@@ -240,6 +266,11 @@ class LearnerGroup:
     def memory_mib(self) -> float:
         """Memory of the largest rank."""
         return max(self._wait([rank.memory_mib.remote() for rank in self._ranks], "report"))
+
+    @property
+    def processes(self) -> Sequence[WorkerProcess]:
+        """Of the ranks, in order."""
+        return self._processes
 
     def stop(self) -> None:
         """Kill the ranks; a learner group cannot be initialised twice in one process.
@@ -259,4 +290,11 @@ class LearnerGroup:
         )
 
     def _wait(self, calls: list[ray.ObjectRef], doing: str) -> list[Any]:
-        return gather(calls, timeout_s=self._timeout_s, doing=doing, failure=LearnerError, poll=self._poll)
+        return gather(
+            calls,
+            timeout_s=self._timeout_s,
+            doing=doing,
+            failure=LearnerError,
+            processes=self._processes[: len(calls)],  # one call asks rank 0
+            poll=self._poll,
+        )

@@ -24,7 +24,9 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.memory import own_memory_mib
 from actors.placement import incarnation_name
-from actors.waiting import COLLECT_S, WORKER_IS_GONE, first_line
+from actors.waiting import COLLECT_S, WORKER_IS_GONE, cause_of, first_line
+from actors.worker_label import WorkerLabel, label
+from actors.worker_process import ProcessLocation, WorkerProcess, on_next_line, own_location
 from rewards.failures import cause_line
 from rewards.limits import limits
 from rewards.registry import resolve
@@ -47,21 +49,27 @@ class RewardWorker:
     """Scores groups in its own process. Holds the resolved reward terms and nothing else."""
 
     def __init__(self, terms: Mapping[str, RewardTermConfig], scoring: ScoringConfig) -> None:
+        self._label = WorkerLabel()
         self._terms = weighted_rewards(terms)
         self._calls = scoring.calls
         self._guard = limits(scoring.timeout_s, scoring.memory_mib)
         self._baseline_mib = own_memory_mib()  # with its rewards loaded: a judge model is no leak
 
-    def ready(self) -> None:
-        """Return once the rewards are loaded."""
+    def __repr__(self) -> str:
+        return str(self._label)
+
+    def location(self) -> ProcessLocation:
+        """Of this process; answered once the rewards are loaded."""
+        return own_location()
 
     def probe(self, name: str, group: TrajectoryGroup) -> None:
         """Compute one term alone: if that ends this process, its caller knows which term did."""
         terms = [term for term in self._terms if term.name == name]
         score_group(group, terms, calls=self._calls, guard=self._guard)
 
-    def score(self, group: TrajectoryGroup) -> tuple[ScoredGroup, float]:
+    def score(self, group: TrajectoryGroup, step: int) -> tuple[ScoredGroup, float]:
         """The scored group, and the MiB by which this process has grown since its start."""
+        self._label.at(step)
         scored = score_group(group, self._terms, calls=self._calls, guard=self._guard)
         return scored, own_memory_mib() - self._baseline_mib
 
@@ -72,7 +80,7 @@ class RewardSlot:
 
     name: str
     worker: Any
-    started: ray.ObjectRef  # resolves once the rewards are loaded
+    process: WorkerProcess  # started once the rewards are loaded
     replaced: int = 0
     groups: int = 0  # scored by this worker
     open_fault: Fault | None = None  # how the last worker was lost, until this one has answered
@@ -103,18 +111,8 @@ class RewardPool:
         self._faults: list[Fault] = []
         self._slots = [self._launch(index) for index in range(scoring.num_workers)]
 
-    def score(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
-        """Score all groups.
-
-        Raises:
-            RewardError: more than scoring.max_failed_share of the trajectories could not be scored.
-        """
-        scored = self.score_all(groups)
-        self.refuse_too_many_failures(scored)
-        return scored
-
-    def score_all(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
-        """As `score`, with any number of failures: for groups that come a few at a time."""
+    def score_all(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]:
+        """Score groups; those that cannot be scored come back with failures in place of rewards, however many."""
         scored: list[ScoredGroup | None] = [None] * len(groups)
         waiting, retried = deque(range(len(groups))), set()  # indices; of groups that have lost a worker already
         in_flight: dict[ray.ObjectRef, InFlight] = {}
@@ -124,7 +122,8 @@ class RewardPool:
                 if waiting and id(slot) not in busy:
                     index = waiting.popleft()
                     request = self._request(index, slot, groups[index], probed=index in retried)
-                    in_flight[slot.worker.score.remote(groups[index])] = request
+                    sent = slot.worker.score.options(name=label(slot.process.name, step))
+                    in_flight[sent.remote(groups[index], step)] = request
             for reference in self._finished(in_flight):
                 request = in_flight.pop(reference)
                 result = self._collect(reference, request, groups[request.index], is_last=request.index in retried)
@@ -155,7 +154,7 @@ class RewardPool:
     def _finished(in_flight: Mapping[ray.ObjectRef, InFlight]) -> list[ray.ObjectRef]:
         """Calls that have returned, or else those past their deadline; possibly none."""
         for request in in_flight.values():
-            if not request.has_started and ray.wait([request.slot.started], timeout=0)[0]:
+            if not request.has_started and ray.wait([request.slot.process.started], timeout=0)[0]:
                 request.has_started, request.deadline = True, time.monotonic() + request.timeout_s
         left_s = min(request.deadline for request in in_flight.values()) - time.monotonic()
         answered, _ = ray.wait(list(in_flight), timeout=min(max(left_s, 0.0), POLL_S))
@@ -176,12 +175,12 @@ class RewardPool:
         except WORKER_IS_GONE as error:
             failure = RewardFailure(self._lost_term(request), "worker_died", first_line(error), group.task.task_id)
             action = "the group is masked" if is_last else "its group is scored by another worker"
-            self._replace(slot, "worker_died", cause_line(failure), action)
+            self._replace(slot, "worker_died", cause_line(failure), action, error)
             if not is_last:
                 return None
         except RayError as error:
-            failure = RewardFailure("*", "raised", first_line(error), group.task.task_id)
-            self._replace(slot, "worker_failed", failure.detail, "the group is masked")
+            failure = RewardFailure("*", "raised", cause_of(error), group.task.task_id)
+            self._replace(slot, "worker_failed", failure.detail, "the group is masked", error)
         else:
             return self._accept(slot, scored, grown_mib, is_last=is_last)
         return ScoredGroup(group, (failure,) * len(group.trajectories_G))
@@ -213,23 +212,27 @@ class RewardPool:
         options = dict(self._options(index))
         options["name"] = incarnation_name(options["name"], replaced)
         worker = ray.remote(RewardWorker).options(**options).remote(self._terms, self._scoring)
-        return RewardSlot(f"reward/{index}", worker, worker.ready.remote(), replaced)
+        process = WorkerProcess(options["name"], worker.location.remote())
+        return RewardSlot(f"reward/{index}", worker, process, replaced)
 
-    def _replace(self, slot: RewardSlot, kind: str, cause: str, action: str) -> None:
-        log.warning("%s: %s: %s; %s", slot.name, kind, cause, action)
+    def _replace(self, slot: RewardSlot, kind: str, cause: str, action: str, error: Exception | None = None) -> None:
+        failure = None if kind == "recycled" else slot.process.failure(error)
+        where = on_next_line(failure)
+        log.warning("%s is replaced (%s): %s; %s%s", slot.name, kind.replace("_", " "), cause, action, where)
         if slot.open_fault is not None:  # the lost worker was a replacement that never answered
             self._recovered(slot)
         ray.kill(slot.worker, no_restart=True)  # SIGKILL after 5 s even if the process is stopped
         index = self._slots.index(slot)
         self._slots[index] = replacement = self._launch(index, slot.replaced + 1)
-        replacement.open_fault = Fault(kind, slot.name, cause, action, time.time(), 0.0)
+        replacement.open_fault = Fault(kind, slot.name, cause, action, time.time(), 0.0, failure)
 
     def _recovered(self, slot: RewardSlot) -> None:
         self._faults.append(replace(slot.open_fault, recovery_s=time.time() - slot.open_fault.detected_s))
         slot.open_fault = None
 
     def refuse_too_many_failures(self, scored: Sequence[ScoredGroup]) -> None:
-        """
+        """Stop a run whose rewards are broken.
+
         Raises:
             RewardError: more than scoring.max_failed_share of the trajectories could not be scored.
         """

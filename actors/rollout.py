@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import ray
 
 from actors.frames import park
 from actors.memory import own_memory_mib
 from actors.rollout_runner import RolloutRunner
-from actors.stall_detector import ProcessLocation
 from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
+from actors.worker_label import WorkerLabel
+from actors.worker_process import ProcessLocation, own_location
 from envs.rollout import SampledTurns, TokenHistory
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
@@ -47,9 +45,13 @@ class RolloutWorker:
     """Rolls out whole groups with its engine and environment; async, so that groups share the engine's batch."""
 
     def __init__(self, make_rollout_runner: Callable[[], RolloutRunner]) -> None:
+        self._label = WorkerLabel()
         self._runner = make_rollout_runner()
         self._histories: dict[int, TokenHistory] = {}  # of the groups in flight
         self._done = 0  # progress of the groups that are done
+
+    def __repr__(self) -> str:
+        return str(self._label)
 
     async def generate(
         self, call: int, task: VideoTask, step: int, occurrence: int, greedily: bool, completions: SampledTurns
@@ -59,6 +61,7 @@ class RolloutWorker:
         Raises:
             EngineGoneError: the engine died; another worker can roll the group out.
         """
+        self._label.at(step)
         history = self._histories[call] = TokenHistory(completions)
         try:
             rolled_out = self._runner.roll_out(
@@ -81,7 +84,7 @@ class RolloutWorker:
 
     async def location(self) -> ProcessLocation:
         """This process's location; answered once the engine has loaded its policy."""
-        return ProcessLocation(ray.get_runtime_context().get_node_id(), os.getpid())
+        return own_location()
 
     async def kernels(self) -> dict[str, str]:
         """What the bits of this worker's results depend on."""

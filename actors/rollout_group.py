@@ -18,9 +18,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.rollout import Heartbeat, WorkerHealth
 from actors.rollout_runner import RolloutRunner
-from actors.stall_detector import ProcessLocation, dump_stacks
-from actors.waiting import COLLECT_S, POLL_S, as_completed, cause_of, do_nothing
+from actors.stall_detector import dump_stacks
+from actors.waiting import COLLECT_S, POLL_S, WorkerError, as_completed, cause_of, do_nothing
 from actors.weight_buckets import WeightBucket, WeightsLostError
+from actors.worker_process import ProcessLocation, on_next_line
 from actors.worker_slot import WorkerHandle, WorkerLimits, WorkerSlot, launch
 from rl.trajectory import Completion, Fault
 
@@ -32,7 +33,7 @@ POLL_GAP_S = 2 * POLL_S  # between two polls; beyond it the driver itself was bl
 MAX_LOSSES = 4  # workers lost in a row in one slot, or over one group: beyond it the fault is elsewhere
 
 
-class RolloutError(RuntimeError):
+class RolloutError(WorkerError):
     """A task cannot be rolled out, or no worker is left for it."""
 
 
@@ -134,9 +135,9 @@ class RolloutWorkerGroup:
                 if isinstance(error.cause, WeightsLostError):
                     lost = error.cause
                 else:
-                    self.replace_worker(slot, "push_interrupted", cause_of(error))
+                    self.replace_worker(slot, "push_interrupted", cause_of(error), error)
             except (RayError, TimeoutError) as error:
-                self.replace_worker(slot, "push_interrupted", cause_of(error))
+                self.replace_worker(slot, "push_interrupted", cause_of(error), error)
         if lost is not None:
             raise lost
 
@@ -150,7 +151,7 @@ class RolloutWorkerGroup:
             try:
                 held[slot.name] = result()
             except (RayError, TimeoutError) as error:
-                self.replace_worker(slot, "push_interrupted", cause_of(error))
+                self.replace_worker(slot, "push_interrupted", cause_of(error), error)
         return held
 
     def kernels(self, *, timeout_s: float) -> dict[str, dict[str, str]]:
@@ -178,7 +179,7 @@ class RolloutWorkerGroup:
             try:
                 health = result()
             except (RayError, TimeoutError) as error:
-                self.replace_worker(slot, "worker_died", cause_of(error))
+                self.replace_worker(slot, "worker_died", cause_of(error), error)
                 continue
             reports.append(health)
             self._faults += [replace(fault, worker=f"{slot.name}/{fault.worker}") for fault in health.faults]
@@ -215,22 +216,26 @@ class RolloutWorkerGroup:
         """Set the callback for every turn that a heartbeat reports, whoever polls."""
         self._on_turn = on_turn
 
-    def replace_worker(self, slot: WorkerSlot, kind: str, cause: str) -> None:
+    def replace_worker(self, slot: WorkerSlot, kind: str, cause: str, error: Exception | None = None) -> None:
         """Kill the worker of a slot and start another.
 
+        Args:
+            error: what its call raised, if one did.
         Raises:
             RolloutError: too many in a row.
         """
-        log.warning("%s is replaced (%s): %s", slot.name, kind.replace("_", " "), cause)
         lost = slot.worker
         ray.kill(lost.actor, no_restart=True)
+        failure = None if kind == "recycled" else lost.process.failure(error)
+        log.warning("%s is replaced (%s): %s%s", slot.name, kind.replace("_", " "), cause, on_next_line(failure))
         slot.consecutive_losses += kind != "recycled"
         if slot.consecutive_losses >= MAX_LOSSES:
-            raise RolloutError(f"{slot.name}: {slot.consecutive_losses} workers in a row were lost; the last: {cause}")
+            message = f"{slot.name}: {slot.consecutive_losses} workers in a row were lost; the last: {cause}"
+            raise RolloutError(message, failure)
         if slot.open_fault is not None:  # the lost worker was a replacement that never took over
             self._close_fault(slot)
         continued = f"; {lost.in_flight} groups went on from their token histories" if lost.in_flight else ""
-        slot.open_fault = Fault(kind, slot.name, cause, f"replaced{continued}", time.time(), 0.0)
+        slot.open_fault = Fault(kind, slot.name, cause, f"replaced{continued}", time.time(), 0.0, failure)
         slot.replaced += 1
         slot.worker = self._launch(slot.index, slot.replaced)
 
@@ -272,7 +277,7 @@ class RolloutWorkerGroup:
         try:
             heartbeat: Heartbeat = ray.get(reference, timeout=COLLECT_S)
         except RayError as error:
-            self.replace_worker(slot, "worker_died", cause_of(error))
+            self.replace_worker(slot, "worker_died", cause_of(error), error)
             return
         worker.stall_detector.update(heartbeat.progress)
         for call, turns in heartbeat.new_turns.items():
@@ -287,7 +292,7 @@ class RolloutWorkerGroup:
             try:
                 worker.location = ray.get(worker.started, timeout=COLLECT_S)
             except RayError as error:
-                self.replace_worker(slot, "worker_died", f"while starting: {cause_of(error)}")
+                self.replace_worker(slot, "worker_died", f"while starting: {cause_of(error)}", error)
             else:
                 if self._version is None:
                     self._mark_recovered(slot)
@@ -310,7 +315,9 @@ def _location(worker: WorkerHandle) -> ProcessLocation:
     try:
         return ray.get(worker.started, timeout=COLLECT_S)
     except RayError as error:
-        raise RolloutError(f"could not start: a worker died: {cause_of(error)}") from error
+        failure = worker.process.failure(error)
+        log.error("%s", failure)
+        raise RolloutError(f"could not start: a worker died: {cause_of(error)}", failure) from error
 
 
 def _summed(reports: Sequence[WorkerHealth]) -> dict[str, float]:

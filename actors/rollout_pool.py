@@ -20,6 +20,7 @@ from actors.frames import blocks_of, exchange
 from actors.rollout import EngineGoneError
 from actors.rollout_group import MAX_LOSSES, OnTurn, RolloutError, RolloutWorkerGroup, ignore_turn
 from actors.waiting import COLLECT_S, POLL_S, WORKER_IS_GONE, cause_of, do_nothing
+from actors.worker_label import label
 from actors.worker_slot import WorkerHandle, WorkerSlot
 from envs.rollout import occurrences
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
@@ -194,7 +195,8 @@ class RolloutPool:
                 worker.stall_detector.reset()
             worker.in_flight += 1
             completions = {sibling: tuple(turns) for sibling, turns in request.completions.items()}
-            sent = worker.actor.generate.remote(
+            shown = {"name": label(worker.process.name, options.step)}
+            sent = worker.actor.generate.options(**shown).remote(
                 call, request.task, options.step, request.occurrence, options.greedily, completions
             )
             in_flight[sent] = InFlight(call, request, slot, worker)
@@ -221,7 +223,7 @@ class RolloutPool:
                 loss = _loss_kind(error)
                 if loss and not sent.is_lost:
                     sent.worker.in_flight += 1  # as it was when it died, for the record
-                    self.workers.replace_worker(sent.slot, loss, cause_of(error))
+                    self.workers.replace_worker(sent.slot, loss, cause_of(error), error)
                 failure = failure or _retry(waiting, sent.request, cause_of(error), is_loss=bool(loss))
         return finished, failure
 

@@ -8,24 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.worker_process import ProcessLocation
+
 log = logging.getLogger(__name__)
 
 DUMP_TIMEOUT_S = 20.0  # to inspect a process on its node, the scheduling of the Ray task included
 MAX_DUMP_CHARS = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessLocation:
-    """The node and process id of a worker."""
-
-    node_id: str
-    pid: int
 
 
 class StallDetector:

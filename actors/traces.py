@@ -12,7 +12,8 @@ from typing import Any
 import ray
 
 from actors.frames import park
-from actors.waiting import gather
+from actors.waiting import WorkerError, gather
+from actors.worker_process import ProcessLocation, WorkerProcess, own_location
 from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
 from envs.data.traces import trace_to_trajectory
@@ -27,7 +28,7 @@ KEPT_BYTES = 256 * 2**20  # of pixels kept in the object store for the next epoc
 MAX_UNUSABLE = 64  # traces in a row; beyond it the data set is at fault
 
 
-class TraceError(RuntimeError):
+class TraceError(WorkerError):
     """No trace is usable, or a worker failed or did not answer in time."""
 
 
@@ -36,6 +37,10 @@ class TraceWorker:
 
     def __init__(self, make_episode_context: Callable[[], EpisodeContext]) -> None:
         self._episode_context = make_episode_context()
+
+    def location(self) -> ProcessLocation:
+        """Of this process."""
+        return own_location()
 
     def replay(self, traces: list[RetrievalTrace]) -> list[TrajectoryGroup | str]:
         """One group of one trajectory per trace, or why it cannot be used."""
@@ -61,15 +66,24 @@ class TracePool:
         timeout_s: float,
     ) -> None:
         self._timeout_s = timeout_s
-        remote = ray.remote(TraceWorker)
-        self._workers = [remote.options(**options(index)).remote(make_episode_context) for index in range(num_workers)]
-        self._turn = itertools.cycle(self._workers)
+        remote, named = ray.remote(TraceWorker), [options(index) for index in range(num_workers)]
+        self._workers = [remote.options(**given).remote(make_episode_context) for given in named]
+        self._processes = [
+            WorkerProcess(given["name"], worker.location.remote())
+            for given, worker in zip(named, self._workers, strict=True)
+        ]
+        self._turn = itertools.cycle(zip(self._workers, self._processes, strict=True))
+        self._asked: dict[ray.ObjectRef, WorkerProcess] = {}  # by call, until it is collected
 
     def start(self, traces: Sequence[RetrievalTrace]) -> list[ray.ObjectRef]:
         """Start to replay traces, spread over the workers; returns at once, with calls for `collect`."""
         size = max(1, min(CHUNK, math.ceil(len(traces) / len(self._workers))))
         chunks = [list(traces[i : i + size]) for i in range(0, len(traces), size)]
-        return [next(self._turn).replay.remote(chunk) for chunk in chunks]
+        calls = []
+        for chunk, (worker, process) in zip(chunks, self._turn, strict=False):
+            calls.append(worker.replay.remote(chunk))
+            self._asked[calls[-1]] = process
+        return calls
 
     def collect(self, calls: Sequence[ray.ObjectRef]) -> list[TrajectoryGroup | str]:
         """Results of started traces, in order: a group of one trajectory, or why the trace cannot be used.
@@ -77,16 +91,22 @@ class TracePool:
         Raises:
             TraceError: a worker died, or a chunk took longer than the timeouts of its traces together.
         """
-        chunks = [
-            gather([call], timeout_s=self._timeout_s * CHUNK, doing="replay traces", failure=TraceError)[0]
-            for call in calls
-        ]
-        return [outcome for chunk in chunks for outcome in chunk]
+        return [outcome for call in calls for outcome in self._collect(call)]
 
     def stop(self) -> None:
         """End the workers; the pixels go with them."""
         for worker in self._workers:
             ray.kill(worker, no_restart=True)
+
+    def _collect(self, call: ray.ObjectRef) -> list[TrajectoryGroup | str]:
+        (outcomes,) = gather(
+            [call],
+            timeout_s=self._timeout_s * CHUNK,
+            doing="replay traces",
+            failure=TraceError,
+            processes=[self._asked.pop(call)],
+        )
+        return outcomes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -9,7 +10,6 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import (
-    GetTimeoutError,
     LocalRayletDiedError,
     NodeDiedError,
     OutOfMemoryError,
@@ -18,6 +18,11 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
+
+from actors.worker_process import WorkerProcess
+from rl.trajectory import WorkerFailure
+
+log = logging.getLogger(__name__)
 
 DIED_IN_INIT = "error raised in its creation task"  # Ray's words
 MAX_CHARS = 1000  # of a message
@@ -30,8 +35,17 @@ WORKER_IS_GONE = (  # raised by a call whose worker died; killed by Ray's memory
     LocalRayletDiedError,
 )
 COLLECT_S = 60.0  # to get a result that is ready
+CASCADE_S = 2.0  # to hear of the death that made other workers' calls fail
 
 Asked = TypeVar("Asked")
+
+
+class WorkerError(RuntimeError):
+    """A worker failed or did not answer in time; `failure` says which and where, if that is known."""
+
+    def __init__(self, message: str, failure: WorkerFailure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 def do_nothing() -> None:
@@ -43,7 +57,8 @@ def gather(
     *,
     timeout_s: float,
     doing: str,
-    failure: type[Exception],
+    failure: type[WorkerError],
+    processes: Sequence[WorkerProcess] = (),
     poll: Callable[[], None] = do_nothing,
 ) -> list[Any]:
     """Results of all calls, in order.
@@ -51,27 +66,24 @@ def gather(
     Args:
         doing: what the workers were asked, for the message: "play 8 tasks".
         failure: raised, with the cause, as soon as a call fails or its worker dies, or when the deadline passes.
+        processes: of the calls' workers, in the same order: the one that fails is logged with the end of its log.
         poll: called about once a second while no call has finished, to check other workers; must not block.
     """
     waiting, results, deadline = list(calls), {}, time.monotonic() + timeout_s
-    try:
-        while waiting:
-            ready, waiting = ray.wait(waiting, timeout=min(POLL_S, max(deadline - time.monotonic(), 0.0)))
-            if ready:
-                results |= zip(ready, ray.get(ready, timeout=COLLECT_S), strict=True)  # one failure fails all
-            elif time.monotonic() >= deadline:
-                raise GetTimeoutError
-            else:
-                poll()
-        return [results[call] for call in calls]
-    except GetTimeoutError as error:
-        raise failure(f"could not {doing}: no answer within {timeout_s:.0f} s") from error
-    except RayTaskError as error:
-        raise failure(f"could not {doing}: {cause_of(error)}") from error
-    except WORKER_IS_GONE as error:
-        raise failure(f"could not {doing}: a worker died: {first_line(error)}") from error
-    except RayError as error:
-        raise failure(f"could not {doing}: {first_line(error)}") from error
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=min(POLL_S, max(deadline - time.monotonic(), 0.0)))
+        for call in ready:
+            try:
+                results[call] = ray.get(call, timeout=COLLECT_S)
+            except RayError as error:  # one failure fails all
+                failed, cause = _first_cause(call, error, waiting)
+                raise _failed(calls, failed, f"could not {doing}: {cause}", failure, processes, error) from error
+        if not ready and time.monotonic() >= deadline:
+            message = f"could not {doing}: no answer within {timeout_s:.0f} s"
+            raise _failed(calls, waiting[0], message, failure, processes, None)
+        if not ready:
+            poll()
+    return [results[call] for call in calls]
 
 
 def as_completed(calls: Mapping[ray.ObjectRef, Asked], timeout_s: float) -> Iterator[tuple[Asked, Callable[[], Any]]]:
@@ -98,6 +110,10 @@ def cause_of(error: Exception) -> str:
     return first_line(error)
 
 
+def _cause(error: RayError) -> str:
+    return f"a worker died: {first_line(error)}" if isinstance(error, WORKER_IS_GONE) else cause_of(error)
+
+
 def first_line(error: Exception) -> str:
     """The line of an error's text that says what happened; Ray's texts go on for pages.
 
@@ -114,6 +130,36 @@ def first_line(error: Exception) -> str:
     while len(raised) > 1 and raised[0][0].isspace():  # the frame's source
         raised = raised[1:]
     return " ".join(line.strip() for line in raised)[:MAX_CHARS]
+
+
+def _first_cause(call: ray.ObjectRef, error: RayError, waiting: Sequence[ray.ObjectRef]) -> tuple[ray.ObjectRef, str]:
+    """The call to blame, and why it failed: a worker that died, if the others fail for its sake."""
+    if isinstance(error, WORKER_IS_GONE) or not waiting:
+        return call, _cause(error)
+    ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=CASCADE_S)
+    for other in ready:
+        try:
+            ray.get(other, timeout=COLLECT_S)
+        except WORKER_IS_GONE as death:
+            return other, _cause(death)
+        except RayError:
+            continue
+    return call, _cause(error)
+
+
+def _failed(
+    calls: Sequence[ray.ObjectRef],
+    call: ray.ObjectRef,
+    message: str,
+    failure: type[WorkerError],
+    processes: Sequence[WorkerProcess],
+    error: RayError | None,
+) -> WorkerError:
+    if not processes:
+        return failure(message)
+    where = processes[list(calls).index(call)].failure(error)
+    log.error("%s", where)
+    return failure(message, where)
 
 
 def _raise_timeout() -> None:

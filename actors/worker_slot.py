@@ -13,7 +13,8 @@ from actors.memory import GrowthGuard
 from actors.placement import incarnation_name
 from actors.rollout import RolloutWorker
 from actors.rollout_runner import RolloutRunner
-from actors.stall_detector import ProcessLocation, StallDetector
+from actors.stall_detector import StallDetector
+from actors.worker_process import ProcessLocation, WorkerProcess
 from rl.trajectory import Fault
 
 MAX_CALLS = 1024  # of a worker at a time: groups in flight, heartbeats, weights
@@ -34,7 +35,7 @@ class WorkerHandle:
     """One rollout worker."""
 
     actor: Any
-    started: ray.ObjectRef  # resolves to its location once the engine has loaded
+    process: WorkerProcess  # started once the engine has loaded
     stall_detector: StallDetector
     memory: GrowthGuard
     device_memory: GrowthGuard
@@ -44,6 +45,11 @@ class WorkerHandle:
     heartbeat: ray.ObjectRef | None = None  # requested, not received
     last_heartbeat_s: float = 0.0  # time.monotonic() at the last request
     in_flight: int = 0  # groups
+
+    @property
+    def started(self) -> ray.ObjectRef:
+        """Resolves to its location once the engine has loaded."""
+        return self.process.started
 
 
 @dataclass(slots=True)
@@ -70,7 +76,7 @@ def launch(
     actor = ray.remote(RolloutWorker).options(**unique).remote(make_rollout_runner)
     return WorkerHandle(
         actor,
-        actor.location.remote(),
+        WorkerProcess(unique["name"], actor.location.remote()),
         StallDetector(limits.stall_timeout_s),
         GrowthGuard(limits.memory_growth_mib),
         GrowthGuard(limits.device_memory_growth_mib),

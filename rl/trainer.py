@@ -27,13 +27,13 @@ class Rollouts(Protocol):
 class Rewards(Protocol):
     """Judges trajectories. Order in = order out."""
 
-    def score(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]: ...
+    def score(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]: ...
 
 
 class Learners(Protocol):
     """Splits, credits, and takes the optimizer steps."""
 
-    def update(self, scored: Sequence[ScoredGroup]) -> LearnerUpdate: ...
+    def update(self, scored: Sequence[ScoredGroup], *, step: int) -> LearnerUpdate: ...
 
 
 class Weights(Protocol):
@@ -85,7 +85,7 @@ def train(
         clock = StageClock()
         scored, resampled = _sample(schedule, step, tasks_for, rollouts, rewards, clock)
         with clock("update"):
-            learned = learners.update(scored)
+            learned = learners.update(scored, step=step)
         with clock("sync"):
             version = weights.push()
         counters = {"policy/version": version, "rollout/resampled_groups": resampled}
@@ -125,7 +125,7 @@ def _sample(
         with clock("rollout"):
             groups = rollouts.generate(tasks, step=step, attempt=attempt)
         with clock("reward"):
-            drawn = rewards.score(groups)
+            drawn = rewards.score(groups, step=step)
         last = attempt == schedule.resample_attempts
         kept += [group for group in drawn if last or not is_zero_variance(group)]
         missing = wanted - len(kept)

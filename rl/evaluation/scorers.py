@@ -15,6 +15,7 @@ from rl.evaluation.evaluate import ExampleScore, Scorer, missing_prediction, out
 from rl.evaluation.predictions import EvaluationError, Outcome
 from rl.evaluation.suite import EvaluationSuite
 from rl.run.reporter import answer_terms
+from rl.tracking.held_out import EVALUATION_STEP
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig
     terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(suite.examples)
 
     def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
-        scored = rewards.score_all([group for _, group in finished])
+        scored = rewards.score_all([group for _, group in finished], step=EVALUATION_STEP)
         outcomes = [score(place, one) for (place, _), one in zip(finished, scored, strict=True)]
         if len(failures) > allowed:
             raise RewardError(

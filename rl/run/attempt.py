@@ -137,7 +137,8 @@ class Attempt:
         if not chosen:
             return False
         with stage(run.console, f"evaluating on {len(chosen):,} held-out tasks after step {step}"):
-            scored = run.score(run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True))
+            groups = run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True)
+            scored = run.score(groups, step=EVALUATION_STEP)
         run.rollouts.workers.stats()  # the next step's counters start here
         keep_step(run.backlog, run.run_dir / "held_out", step, list(records(scored, run.processor.pieces)))
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich.progress import Progress, TaskID
 
 from actors.learner import LearnerError
 from actors.placement import Slots
-from actors.traces import TraceError, TraceFeed, TracePool
+from actors.traces import TraceError, TraceFeed
 from envs.data.formats import RetrievalTrace
 from rl.config.file import to_dict
 from rl.config.learner import OptimizerConfig
@@ -23,8 +22,8 @@ from rl.learner.sft import run_cold_start
 from rl.policy.scenes import fingerprint as scenes_fingerprint
 from rl.run.console import progress_bar, say, stage
 from rl.run.policy import prepare_policy
-from rl.run.prepare import built_once, fingerprint, make_episode_context, prepare_traces
-from rl.run.workers import cluster, spawn_learners
+from rl.run.prepare import built_once, fingerprint, prepare_traces
+from rl.run.workers import cluster, spawn_learners, spawn_traces
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +103,7 @@ def _cold_start(
     declared = config.cold_start
     optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
     with ExitStack() as workers, progress_bar(console) as progress:
-        pool = TracePool(
-            partial(make_episode_context, config, policy_dir.absolute()),
-            config.rollout.num_workers,
-            lambda index: {"num_cpus": 0},  # no name: a second attempt needs others. They work while the engines load
-            timeout_s=config.video.decode_timeout_s,
-        )
+        pool = spawn_traces(config, policy_dir)
         workers.callback(pool.stop)
         with stage(console, f"starting {config.learner.num_ranks} learners for the cold start"):
             learners = spawn_learners(

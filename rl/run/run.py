@@ -73,14 +73,16 @@ class Run:
         self.saver.copy_earlier()
         self.has_begun = True
 
-    def score(self, groups: Sequence[TrajectoryGroup]) -> list[ScoredGroup]:
+    def score(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]:
         """Score groups; every new cause of a failure is said at once, and all of them are in failures.jsonl.
 
+        Args:
+            step: as in rl.trainer, or EVALUATION_STEP; for Ray's dashboard.
         Raises:
-            RewardError: as RewardPool.score.
+            RewardError: as RewardPool.refuse_too_many_failures.
             UnwrittenError: too many steps in a row could not be written down.
         """
-        scored = self.rewards.score_all(groups)
+        scored = self.rewards.score_all(groups, step=step)
         new = self.failures.add(self.step, scored)
         try:
             self.rewards.refuse_too_many_failures(scored)

@@ -23,6 +23,7 @@ from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from actors.rollout_runner import RolloutRunner
+from actors.traces import TracePool
 from actors.waiting import do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # an engine or learner that has not started by then never will
 LEARNER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-_GROUPS = itertools.count()  # of learners that this process has spawned
+_GROUPS = itertools.count()  # of learners and trace workers that this process has spawned
 NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # of a learner that computes on the CPU beside a GPU
 
 
@@ -95,6 +96,17 @@ def starting_rollouts(
 def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
     """Reward workers."""
     return RewardPool(config.rewards, config.scoring, lambda index: slots.options("reward", index))
+
+
+def spawn_traces(config: RunConfig, policy_dir: Path) -> TracePool:
+    """Trace workers, as many as rollout workers; they reserve no CPU, for they work while the engines load."""
+    spawned = next(_GROUPS)
+    return TracePool(
+        partial(make_episode_context, config, policy_dir.absolute()),
+        config.rollout.num_workers,
+        lambda index: {"num_cpus": 0, "name": incarnation_name(f"{config.name}/trace/{index}", spawned)},
+        timeout_s=config.video.decode_timeout_s,
+    )
 
 
 def spawn_learners(

@@ -92,14 +92,14 @@ def group(task_id="good", texts=("first", "second")):
 
 def test_scores_come_back_in_the_order_of_the_groups(pool_of):
     groups = [group(task_id=f"task-{i}") for i in range(5)]
-    scored = pool_of(ANSWER, num_workers=2).score(groups)
+    scored = pool_of(ANSWER, num_workers=2).score_all(groups, step=0)
     assert [one.group.task.task_id for one in scored] == [f"task-{i}" for i in range(5)]
     assert all(isinstance(reward, SegmentRewards) for one in scored for reward in one.rewards_G)
 
 
 def test_a_reward_that_hangs_is_named_and_masks_only_its_trajectory(pool_of, user_file):
     terms = {"slow": RewardTermConfig(fn=f"{user_file}:hangs_on_the_second")}
-    (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=0.5).score([group()])
+    (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=0.5).score_all([group()], step=0)
     fine, hung = scored.rewards_G
     assert fine.reasoning == 1.0
     assert isinstance(hung, RewardFailure) and (hung.term, hung.cause) == ("slow", "timeout")
@@ -107,7 +107,7 @@ def test_a_reward_that_hangs_is_named_and_masks_only_its_trajectory(pool_of, use
 
 def test_a_reward_that_exits_costs_its_trajectory_and_no_worker(pool_of, user_file):
     pool = pool_of({"mine": RewardTermConfig(fn=f"{user_file}:exits_on_the_second")}, max_failed_share=0.5)
-    (scored,) = pool.score([group()])
+    (scored,) = pool.score_all([group()], step=0)
     fine, exited = scored.rewards_G
     assert fine.reasoning == 1.0
     assert (exited.term, exited.detail, exited.location.source) == ("mine", "SystemExit: 1", "sys.exit(1)")
@@ -119,7 +119,7 @@ def test_a_worker_that_dies_twice_over_a_group_masks_it_and_the_groups_behind_it
     terms = {name: RewardTermConfig(fn=f"{user_file}:{function}") for name, function in names.items()}
     groups = [group("bad"), group("good-1"), group("good-2")]
     pool = pool_of(terms, num_workers=1, max_failed_share=0.5)
-    scored = pool.score(groups)
+    scored = pool.score_all(groups, step=0)
     assert {(one.term, one.cause, one.task_id) for one in scored[0].rewards_G} == {("fatal", "worker_died", "bad")}
     assert all(reward.reasoning == 1.0 for one in scored[1:] for reward in one.rewards_G)
     first, second = pool.take_faults()
@@ -132,7 +132,7 @@ def test_a_worker_that_dies_once_costs_no_reward(pool_of, user_file, tmp_path):
     args = {"mark": str(tmp_path / "died")}
     pool = pool_of({"frail": RewardTermConfig(fn=f"{user_file}:dies_once", args=args)})
     groups = [group(f"task-{i}") for i in range(3)]
-    scored = pool.score(groups)
+    scored = pool.score_all(groups, step=0)
     assert [one.group.task.task_id for one in scored] == ["task-0", "task-1", "task-2"]
     assert all(reward.reasoning == 1.0 for one in scored for reward in one.rewards_G)
     (fault,) = pool.take_faults()
@@ -142,7 +142,7 @@ def test_a_worker_that_dies_once_costs_no_reward(pool_of, user_file, tmp_path):
 def test_a_call_that_takes_too_much_memory_fails_by_name_and_harms_no_other(pool_of, user_file):
     terms = {"greedy": RewardTermConfig(fn=f"{user_file}:greedy")}
     pool = pool_of(terms, memory_mib=256, max_failed_share=0.5)
-    for scored in pool.score([group("first-task"), group("second-task")]):
+    for scored in pool.score_all([group("first-task"), group("second-task")], step=0):
         fine, failed = scored.rewards_G
         assert fine.reasoning == 1.0
         assert (failed.term, failed.cause, failed.detail) == ("greedy", "memory", "MemoryError: ")
@@ -151,7 +151,7 @@ def test_a_call_that_takes_too_much_memory_fails_by_name_and_harms_no_other(pool
 
 def test_a_worker_that_leaks_is_replaced_before_it_fails(pool_of, user_file, ray_cluster):
     pool = pool_of({"leaky": RewardTermConfig(fn=f"{user_file}:leaks")}, memory_mib=256)
-    scored = pool.score([group(f"task-{i}") for i in range(4)])  # 80 MiB each: beyond 128 after two
+    scored = pool.score_all([group(f"task-{i}") for i in range(4)], step=0)  # 80 MiB each: beyond 128 after two
     assert all(reward.reasoning == 1.0 for one in scored for reward in one.rewards_G)
     faults = pool.take_faults()
     assert [fault.kind for fault in faults] == ["recycled", "recycled"]
@@ -161,10 +161,10 @@ def test_a_worker_that_leaks_is_replaced_before_it_fails(pool_of, user_file, ray
 def test_a_worker_that_is_stopped_is_killed_and_replaced(pool_of, user_file, ray_cluster, monkeypatch):
     monkeypatch.setattr("actors.reward.GRACE_S", 0.5)
     pool = pool_of(ANSWER, timeout_s=0.5, max_failed_share=1.0)
-    pool.score([group()])
+    pool.score_all([group()], step=0)
     pid = pid_of(pool, ray_cluster)
     os.kill(pid, signal.SIGSTOP)
-    hung, fine = pool.score([group("first"), group("second")])
+    hung, fine = pool.score_all([group("first"), group("second")], step=0)
     assert {reward.cause for reward in hung.rewards_G} == {"timeout"}
     assert all(isinstance(reward, SegmentRewards) for reward in fine.rewards_G)
     (fault,) = pool.take_faults()
@@ -176,25 +176,26 @@ def test_a_worker_that_is_stopped_is_killed_and_replaced(pool_of, user_file, ray
 def test_a_worker_deaf_to_its_alarm_is_killed_at_the_pools_deadline(pool_of, user_file, monkeypatch):
     monkeypatch.setattr("actors.reward.GRACE_S", 0.5)
     terms = {"deaf": RewardTermConfig(fn=f"{user_file}:deaf")}
-    (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=1.0).score([group()])
+    (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=1.0).score_all([group()], step=0)
     assert {(reward.term, reward.cause) for reward in scored.rewards_G} == {("deaf", "timeout")}
 
 
 def test_too_many_failures_stop_the_run_with_the_cause(pool_of, user_file):
     from actors.reward import RewardError
 
-    terms = {"broken": RewardTermConfig(fn=f"{user_file}:shrugs")}
+    pool = pool_of({"broken": RewardTermConfig(fn=f"{user_file}:shrugs")})
+    scored = pool.score_all([group()], step=0)
     with pytest.raises(
         RewardError,
         match=r"2 of 2 .*'broken' gave no finite number: returned nan on task good at .*user_rewards\.py:\d+ in shrugs",
     ):
-        pool_of(terms).score([group()])
+        pool.refuse_too_many_failures(scored)
 
 
 def test_a_worker_killed_between_two_steps_is_replaced_and_no_reward_is_lost(pool_of, ray_cluster):
     pool = pool_of(ANSWER)
-    before = pool.score([group("first"), group("second")])
+    before = pool.score_all([group("first"), group("second")], step=0)
     os.kill(pid_of(pool, ray_cluster), signal.SIGKILL)
-    after = pool.score([group("first"), group("second")])
+    after = pool.score_all([group("first"), group("second")], step=0)
     assert [one.rewards_G for one in after] == [one.rewards_G for one in before]
     assert [fault.kind for fault in pool.take_faults()] == ["worker_died"]

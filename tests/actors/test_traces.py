@@ -1,4 +1,4 @@
-"""Traces as samples: played one batch ahead, kept while there is room, replaced where they cannot be used."""
+"""Traces as samples: replayed one batch ahead, kept while there is room, replaced where they cannot be used."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ TRACES = [RetrievalTrace(VideoTask(str(n), "clip.mp4", "?", "A", AnswerKind.LETT
 
 
 class Pool:
-    """Plays a trace into a sample whose second token is its number; writes down what is started and collected."""
+    """Turns a trace into a sample whose second token is its number; records what is started and collected."""
 
     def __init__(self, unusable=()):
         self.unusable, self.diary = set(unusable), []
@@ -96,12 +96,12 @@ def test_traces_are_spread_over_workers_and_come_back_in_order(ray_cluster, monk
     from actors import traces
 
     monkeypatch.setattr(traces, "TraceWorker", Echo)
-    pool = traces.TracePool(lambda: None, 2, lambda index: {"num_cpus": 0}, timeout_s=60)
+    pool = traces.TracePool(lambda: None, 2, lambda index: {"num_cpus": 0, "name": f"t/trace/{index}"}, timeout_s=60)
     many = [replace(TRACES[0], replies=(str(n),)) for n in range(50)]
     calls = pool.start(many)
-    played = pool.collect(calls)
-    assert [text for text, _ in played] == [str(n) for n in range(50)]
-    assert len({worker for _, worker in played}) == 2 and len(calls) == 4
+    replayed = pool.collect(calls)
+    assert [text for text, _ in replayed] == [str(n) for n in range(50)]
+    assert len({worker for _, worker in replayed}) == 2 and len(calls) == 4
     assert pool.collect(pool.start([])) == []
     pool.stop()
 
@@ -112,7 +112,10 @@ class Echo:
     def __init__(self, make_episode_context):
         self._made = make_episode_context
 
-    def play(self, traces):
+    def location(self):
+        return None
+
+    def replay(self, traces):
         import os
 
         return [(trace.replies[0], os.getpid()) for trace in traces]

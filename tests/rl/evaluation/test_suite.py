@@ -129,7 +129,7 @@ def test_a_metric_that_raises_is_an_error_that_names_benchmark_and_task(ask):
 class Rewards:
     """A reward pool in this process: the built-in answer reward, and one that fails on demand."""
 
-    def score_all(self, groups):
+    def score_all(self, groups, *, step):
         return [score_group(group, [self.answer]) for group in groups]
 
     answer = WeightedReward("answer", answer, Segment.REASONING)

@@ -28,7 +28,7 @@ class Pool:
     def __init__(self):
         self.refuses = False
 
-    def score_all(self, groups):
+    def score_all(self, groups, *, step):
         return [score_group(group, [WeightedReward("mine", raises, Segment.REASONING)]) for group in groups]
 
     def refuse_too_many_failures(self, scored):
@@ -54,8 +54,8 @@ def said(run):
 
 
 def test_a_cause_is_said_at_once_and_not_again(run):
-    run.score([golden_group()])
-    run.score([golden_group(), golden_group()])
+    run.score([golden_group()], step=0)
+    run.score([golden_group(), golden_group()], step=0)
     (line,) = said(run)
     assert line.startswith("masked 4 trajectories: reward 'mine' raised KeyError: 'gold' on task ")
     assert f'at {__file__}:{raises.__code__.co_firstlineno + 1} in raises: return {{}}["gold"]' in line
@@ -63,11 +63,11 @@ def test_a_cause_is_said_at_once_and_not_again(run):
 
 
 def test_the_end_of_a_run_tells_how_many_trajectories_a_cause_has_cost(run):
-    run.score([golden_group()])
+    run.score([golden_group()], step=0)
     run.say_repeated_failures()
     assert len(said(run)) == 1  # all of it has been said
     for _ in range(2):
-        run.score([golden_group()])
+        run.score([golden_group()], step=0)
     run.say_repeated_failures()
     assert said(run)[-1].startswith("masked 12 trajectories in all: reward 'mine' raised KeyError")
 
@@ -75,7 +75,7 @@ def test_the_end_of_a_run_tells_how_many_trajectories_a_cause_has_cost(run):
 def test_a_run_that_is_refused_for_its_failures_has_written_them_down(run):
     run.rewards.refuses = True
     with pytest.raises(RewardError, match=f"too many; {run.run_dir}/failures.jsonl has traceback and trajectory"):
-        run.score([golden_group()])
+        run.score([golden_group()], step=0)
     (failure,) = read_failures(run.run_dir)
     assert failure.traceback.endswith("KeyError: 'gold'\n")
 
@@ -83,15 +83,15 @@ def test_a_run_that_is_refused_for_its_failures_has_written_them_down(run):
 def test_the_error_that_names_a_cause_is_the_only_line_that_does(run):
     run.rewards.refuses = True
     with pytest.raises(RewardError):
-        run.score([golden_group()])
+        run.score([golden_group()], step=0)
     assert len(said(run)) == 1  # "too many" does not name it
     run.failures.add = lambda step, scored: [replace(read_failures(run.run_dir)[0], cause="too many")]
     with pytest.raises(RewardError):
-        run.score([golden_group()])
+        run.score([golden_group()], step=0)
     assert len(said(run)) == 1
 
 
 def test_tracebacks_are_for_those_who_ask_for_them(run, caplog):
     with caplog.at_level("DEBUG", logger="rl"):
-        run.score([golden_group()])
+        run.score([golden_group()], step=0)
     assert any("Traceback" in record.getMessage() and record.levelname == "DEBUG" for record in caplog.records)

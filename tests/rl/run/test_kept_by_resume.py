@@ -63,7 +63,7 @@ class Stages:
             self.played.append((step, attempt, task.task_id, seeds))
         return list(tasks)
 
-    def score(self, groups):
+    def score(self, groups, *, step):
         self._live()
         siblings = (Trajectory((), StopReason.ANSWERED),) * GROUP
         verdicts = [tuple(SegmentRewards(None, self._luck.choice((0.0, 1.0)), {}) for _ in siblings) for _ in groups]
@@ -72,7 +72,7 @@ class Stages:
             for task, rewards_G in zip(groups, verdicts, strict=True)
         ]
 
-    def update(self, scored):
+    def update(self, scored, *, step):
         self._live()
         return LearnerUpdate({}, ())
 
