@@ -283,6 +283,7 @@ class LearnerGroup:
             ray.kill(rank, no_restart=True)
 
     def _start(self, make_learner: Callable[..., Any]) -> None:
+        self._wait([process.started for process in self._processes], "start the learner ranks")
         address = self._wait([self._ranks[0].address.remote()], "start a learner rank")[0]
         self._wait(
             [rank.start.remote(make_learner, len(self._ranks), address) for rank in self._ranks],

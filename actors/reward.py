@@ -154,7 +154,7 @@ class RewardPool:
     def _finished(in_flight: Mapping[ray.ObjectRef, InFlight]) -> list[ray.ObjectRef]:
         """Calls that have returned, or else those past their deadline; possibly none."""
         for request in in_flight.values():
-            if not request.has_started and ray.wait([request.slot.process.started], timeout=0)[0]:
+            if not request.has_started and request.slot.process.has_answered:
                 request.has_started, request.deadline = True, time.monotonic() + request.timeout_s
         left_s = min(request.deadline for request in in_flight.values()) - time.monotonic()
         answered, _ = ray.wait(list(in_flight), timeout=min(max(left_s, 0.0), POLL_S))

@@ -290,7 +290,7 @@ class RolloutWorkerGroup:
         worker = slot.worker
         if ray.wait([worker.started], timeout=0)[0]:
             try:
-                worker.location = ray.get(worker.started, timeout=COLLECT_S)
+                worker.location = worker.process.location or ray.get(worker.started, timeout=COLLECT_S)
             except RayError as error:
                 self.replace_worker(slot, "worker_died", f"while starting: {cause_of(error)}", error)
             else:
@@ -313,7 +313,7 @@ class RolloutWorkerGroup:
 
 def _location(worker: WorkerHandle) -> ProcessLocation:
     try:
-        return ray.get(worker.started, timeout=COLLECT_S)
+        return worker.process.location or ray.get(worker.started, timeout=COLLECT_S)
     except RayError as error:
         failure = worker.process.failure(error)
         log.error("%s", failure)

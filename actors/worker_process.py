@@ -1,11 +1,13 @@
 """The process of a worker: its name in Ray, where it runs, and the end of its log when it fails.
 
 Ray writes what a worker prints, and what libraries and a user's own functions print in it, to a file on the worker's
-node: worker-ID-JOB-PID.out in the session's logs folder, standard error to .err beside it.
+node: worker-ID-JOB-PID.out in the session's logs folder, standard error to .err beside it. The driver's log in RUN/logs
+names the file of every worker.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.trajectory import WorkerFailure
+
+log = logging.getLogger(__name__)
 
 LAST_LINES = 20
 READ_TIMEOUT_S = 10.0  # to read a log on another node, the scheduling of the Ray task included
@@ -45,13 +49,20 @@ class WorkerProcess:
 
     @property
     def location(self) -> ProcessLocation | None:
-        """None before it has started, and if it failed to. Never blocks."""
+        """None before it has started, and if it failed to. Never blocks; logged when it is first known."""
         if self._location is None and ray.wait([self.started], timeout=0)[0]:
             try:
                 self._location = ray.get(self.started, timeout=READ_TIMEOUT_S)
             except RayError:
                 return None
+            where = self._location
+            log.debug("%s: process %d on node %s; its output: %s", self.name, where.pid, where.address, where.log)
         return self._location
+
+    @property
+    def has_answered(self) -> bool:
+        """It has started, or failed to. Never blocks."""
+        return self.location is not None or bool(ray.wait([self.started], timeout=0)[0])
 
     def failure(self, error: Exception | None = None) -> WorkerFailure:
         """Where it failed and the end of its log. Never raises, and takes READ_TIMEOUT_S at most.

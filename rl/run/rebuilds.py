@@ -61,7 +61,8 @@ def _attempts(run: Run, found: Checkpoint | None) -> None:
             if not run.has_begun or rebuilds > run.config.learner.max_rebuilds:
                 raise
             log.warning("learners are lost and rebuilt from the newest checkpoint: %s", error)
-            lost = lost or Fault("learner_lost", "learner", str(error), "", time.time(), 0.0)
+            failure = error.failure if isinstance(error, LearnerError) else None
+            lost = lost or Fault("learner_lost", "learner", str(error), "", time.time(), 0.0, failure)
             run.saver.drain()
             found = run.saver.newest() or found
 
