@@ -87,7 +87,7 @@ def gather(
 
 
 def as_completed(calls: Mapping[ray.ObjectRef, Asked], timeout_s: float) -> Iterator[tuple[Asked, Callable[[], Any]]]:
-    """Calls in the order in which they finish: whom each was sent to, and a function that returns its result or raises.
+    """Calls in the order in which they finish: the worker asked, and a function that returns the result or raises.
 
     A death is seen at once, however long the others take. The function of a call that is not done within `timeout_s`
     raises TimeoutError.

@@ -1,6 +1,6 @@
-"""An engine is killed at each thing it does, a real vLLM each time: somebody else finishes its work, to the bit.
+"""An engine is killed at each thing it does, a real vLLM each time: another one finishes its work, to the bit.
 
-The worker kills itself, for only it knows what it is doing; the driver, the crew and the pool are those of a run.
+The worker kills itself, for only it knows what it is doing; driver, worker group and pool are those of a run.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ def mended(pool, moment, record_property):
 
 
 @pytest.mark.parametrize("moment", PLAYING)
-def test_an_engine_killed_while_it_plays_costs_nothing(pool, world, left_alone, moment, record_property):
+def test_an_engine_killed_while_it_generates_changes_no_trajectory(pool, world, left_alone, moment, record_property):
     strike(pool, moment)
     assert said(pool.generate(world[2], step=0)) == left_alone
     assert mended(pool, moment, record_property).kind == "worker_died"
@@ -176,7 +176,7 @@ def test_an_engine_killed_halfway_through_a_push_is_replaced_by_one_with_all_the
     )
     strike(pool, "push")
     pool.workers.load_weights(buckets, 1, timeout_s=120)
-    assert len(pool.workers.ready) == 1  # nobody plays with a part of them
+    assert len(pool.workers.ready) == 1  # none samples with a part of them
     groups = pool.generate(tasks, step=0)
     assert said(groups) != left_alone
     assert {turn.completion.policy_version for g in groups for t in g.trajectories_G for turn in t.turns} == {1}

@@ -14,7 +14,7 @@ def worker():
     return LearnerWorker(rank=0)
 
 
-def test_ranks_can_meet_at_the_port_that_was_held_for_them(worker, ray_cluster):
+def test_ranks_can_meet_at_the_port_that_was_reserved_for_them(worker, ray_cluster):
     from torch.distributed import TCPStore
 
     met = []
@@ -27,7 +27,7 @@ def test_ranks_can_meet_at_the_port_that_was_held_for_them(worker, ray_cluster):
     assert met[0].port > 0 and worker._learner == "learner"
 
 
-def test_a_port_taken_all_the_same_is_named_with_the_remedy(worker, ray_cluster):
+def test_a_port_that_is_taken_all_the_same_is_named_with_the_remedy(worker, ray_cluster):
     from torch.distributed import TCPStore
 
     from actors.learner import LearnerError

@@ -108,7 +108,7 @@ def test_lost_pixels_are_restored_and_the_step_is_taken_with_every_group(learner
     assert update.metrics["loss/surrogate"] == 2 * float(PIXELS.sum())  # of rank 0, which holds half of the groups
 
 
-def test_pixels_that_stay_lost_end_the_leg_with_a_reason(learners_of, lost):
+def test_pixels_that_stay_lost_end_the_attempt_with_a_reason(learners_of, lost):
     from actors.learner import LearnerError
 
     with pytest.raises(LearnerError, match="the pixels of 1 groups got lost on their way"):

@@ -9,7 +9,7 @@ from actors.memory import own_memory_mib
 SIZE_MIB = 64
 
 
-def test_what_a_process_writes_is_its_own():
+def test_memory_that_a_process_writes_to_is_its_own():
     before = own_memory_mib()
     held = bytearray(b"\1") * (SIZE_MIB << 20)
     assert own_memory_mib() - before == pytest.approx(SIZE_MIB, abs=4)

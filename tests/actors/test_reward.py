@@ -173,7 +173,7 @@ def test_a_worker_that_is_stopped_is_killed_and_replaced(pool_of, user_file, ray
     assert not psutil.pid_exists(pid)
 
 
-def test_a_worker_deaf_to_its_alarm_is_killed_at_the_pools_deadline(pool_of, user_file, monkeypatch):
+def test_a_worker_that_ignores_sigalrm_is_killed_at_the_pools_deadline(pool_of, user_file, monkeypatch):
     monkeypatch.setattr("actors.reward.GRACE_S", 0.5)
     terms = {"deaf": RewardTermConfig(fn=f"{user_file}:deaf")}
     (scored,) = pool_of(terms, timeout_s=0.5, max_failed_share=1.0).score_all([group()], step=0)

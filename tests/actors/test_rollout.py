@@ -33,10 +33,10 @@ class ScriptedEngine:
     """Holds a version, and counts how often it was asked for a sign of life."""
 
     def __init__(self, folder):
-        self.version, self.pulses, self.broken, self._folder = 0, 0, "", folder
+        self.version, self.heartbeats, self.broken, self._folder = 0, 0, "", folder
 
     def progress(self):
-        self.pulses += 1
+        self.heartbeats += 1
         return 0
 
     def failure(self):
@@ -77,7 +77,7 @@ class ScriptedEngine:
 class ScriptedRunner:
     """Plays a task as its name says, and notes in the group how many it had at the time.
 
-    What is done "once" is done by the first worker that plays the task.
+    What is done "once" is done by the first worker that gets the task.
     """
 
     def __init__(self, folder):
@@ -122,12 +122,12 @@ class ScriptedRunner:
         return TrajectoryGroup(task, (told,), None, seconds={"most": float(most), "pid": float(os.getpid())})
 
     async def _talk(self, task, history):
-        """Says one token a turn, who said it in its log-prob; if it "talks", the first worker dies at the last turn."""
+        """One token per turn, its process id as the log-prob; if it "talks", the first worker dies at the last turn."""
         turns = []
         for turn in range(TURNS):
             if task.task_id == "talks" and turn == TURNS - 1 and self._is_first(task):
-                heard = self.engine.pulses + 2  # a heartbeat is asked for when the answer to the one before is there
-                while self.engine.pulses < heard:
+                reported = self.engine.heartbeats + 2  # one is requested when the one before has been received
+                while self.engine.heartbeats < reported:
                     await asyncio.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             said = history.turn(0, turn)
@@ -182,7 +182,7 @@ def play(pool, named, in_flight=2):
         yield from finished
 
 
-def test_every_task_comes_back_once_with_its_place(pool_of):
+def test_every_task_is_returned_once_with_its_index(pool_of):
     names = [f"q{i}" for i in range(9)]
     played = dict(play(pool_of(), names))
     assert sorted(played) == list(range(9))
@@ -195,7 +195,7 @@ def test_a_slow_task_does_not_hold_up_the_others(pool_of):
     assert order.index(0) > order.index(5)  # "waits" ends only after "last" has begun, four tasks later
 
 
-def test_no_worker_holds_more_than_it_may_and_all_have_work(pool_of):
+def test_no_worker_has_more_groups_in_flight_than_it_may_and_none_is_idle(pool_of):
     pool = pool_of(workers=2)
     pool.workers.wait_ready(60)
     groups = [group for _, group in play(pool, [f"q{i}" for i in range(12)], in_flight=3)]
@@ -221,7 +221,7 @@ def failing(pool, named):
     return done, str(caught.value)
 
 
-def test_a_task_that_kills_whoever_plays_it_ends_the_run_and_what_was_finished_is_there(pool_of):
+def test_a_task_that_kills_every_worker_ends_the_run_after_what_had_finished_is_returned(pool_of):
     done, said = failing(pool_of(workers=1), ["a", "b", "dies", "c"])
     assert done == ["a", "b"]
     assert "workers in a row were lost" in said or "could not roll out task dies: 4 workers were lost over it" in said
@@ -244,7 +244,7 @@ def kinds(pool):
     return [fault.kind for fault in pool.workers.take_faults()]
 
 
-def test_a_worker_that_dies_is_replaced_and_every_task_comes_back_once(pool_of):
+def test_a_worker_that_dies_is_replaced_and_every_task_is_returned_once(pool_of):
     pool, names = pool_of(workers=2), ["a", "dies once", "b", "c", "d", "e"]
     pool.workers.wait_ready(60)
     started = time.monotonic()
@@ -258,22 +258,22 @@ def test_a_worker_that_dies_is_replaced_and_every_task_comes_back_once(pool_of):
     assert "died" in fault.cause and fault.action.endswith("went on from their token histories")
 
 
-def test_a_trajectory_goes_on_elsewhere_from_its_token_history(pool_of):
+def test_another_worker_continues_a_trajectory_from_its_token_history(pool_of):
     (group,) = pool_of(workers=2).generate(tasks("talks"), step=0)
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert [turn.completion.token_ids for turn in group.trajectories_G[0].turns] == [(0,), (1,), (2,)]
     assert spoke[0] == spoke[1] != spoke[2] == -group.seconds["pid"]  # two turns of the dead, the last of another
 
 
-def test_what_is_said_while_somebody_else_attends_is_noted_too(pool_of, ray_cluster):
-    """The driver attends from within a push to a newcomer, in the middle of a step: nothing said then may be lost."""
+def test_turns_reported_while_another_caller_polls_are_recorded_too(pool_of, ray_cluster):
+    """The driver polls from within a push to a new worker, in the middle of a step: no turn may be lost then."""
     pool = pool_of(workers=2, check=lambda: pool.workers.poll())
     (group,) = pool.generate(tasks("talks"), step=0)
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert spoke[0] == spoke[1] != spoke[2]
 
 
-def test_a_turn_without_those_before_it_is_not_known():
+def test_a_turn_without_those_before_it_is_dropped():
     from actors.rollout_pool import InFlight, RolloutRequest, _record_turns
 
     request = RolloutRequest(0, None, 0)
@@ -294,7 +294,7 @@ def test_the_only_worker_may_die_too(pool_of):
     assert kinds(pool) == ["worker_died"]
 
 
-def test_a_worker_that_stands_still_is_killed_and_what_it_did_is_in_the_log(pool_of, caplog):
+def test_a_stalled_worker_is_killed_and_its_stacks_are_in_the_log(pool_of, caplog):
     pool = pool_of(workers=2, stall_timeout_s=3.0)
     assert len(pool.generate(tasks("a", "stops once", "b"), step=0)) == 3
     assert "State:\tT (stopped)" in caplog.text and "no progress for 3 s" in caplog.text
@@ -305,14 +305,14 @@ def test_a_worker_that_stands_still_is_killed_and_what_it_did_is_in_the_log(pool
 
 @pytest.mark.parametrize("task", ["breaks once", "breaks once silently"])
 def test_a_worker_whose_engine_is_gone_is_replaced(pool_of, task):
-    """Its groups fail one after the other, faster than anybody asks how it is; or nothing is heard any more."""
+    """Its groups fail one after the other, faster than heartbeats are requested; or there are no results any more."""
     pool = pool_of(workers=1)
     assert len(pool.generate(tasks(task, "a", "b"), step=0)) == 3
     (fault,) = pool.workers.take_faults()
     assert fault.kind == "engine_died" and "ConnectionError: the engine is gone" in fault.cause
 
 
-def test_a_worker_that_memory_was_too_short_for_is_lost_like_any_other():
+def test_a_worker_killed_by_rays_memory_monitor_is_lost_like_any_other():
     """Ray's memory monitor kills the largest worker; what its calls then raise is no RayActorError."""
     from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayTaskError
 
@@ -349,7 +349,7 @@ def test_an_engine_that_cannot_be_read_back_is_replaced(pool_of, tmp_path):
     assert faults[0].kind == "push_interrupted" and "illegal memory access" in faults[0].cause
 
 
-def test_a_worker_that_dies_while_others_work_is_noticed_and_replaced_meanwhile(pool_of, ray_cluster, tmp_path):
+def test_a_worker_that_dies_while_learners_work_is_replaced_meanwhile(pool_of, ray_cluster, tmp_path):
     from actors.waiting import gather
 
     pool = pool_of(workers=1)
@@ -378,7 +378,7 @@ def pushed(pool, version, names=None):
     pool.workers.mark_recovered(list(pool.workers.checksums(["w"], timeout_s=30, only=names)))
 
 
-def test_a_newcomer_plays_only_once_it_holds_the_current_weights(pool_of):
+def test_a_new_worker_gets_groups_only_when_it_holds_the_current_weights(pool_of):
     pool, supplied = pool_of(workers=1), []
 
     def supply():
@@ -406,7 +406,7 @@ def test_what_was_sampled_with_other_weights_is_refused(pool_of):
         pool.generate(tasks("speaks"), step=0)
 
 
-def test_an_engine_that_cannot_take_a_push_is_replaced_and_gets_it_later(pool_of, tmp_path):
+def test_an_engine_that_fails_to_load_a_push_is_replaced_and_gets_it_later(pool_of, tmp_path):
     pool = pool_of(workers=2)
     pool.workers.set_weight_sync(lambda: pushed(pool, 3, pool.workers.new_workers))
     pool.workers.wait_ready(60)
@@ -420,7 +420,7 @@ def test_an_engine_that_cannot_take_a_push_is_replaced_and_gets_it_later(pool_of
     assert [(fault.kind, fault.cause) for fault in faults] == [("push_interrupted", "ValueError: no such parameter")]
 
 
-def test_weights_that_died_with_their_learner_are_told_and_nobody_plays_before_the_next_push(pool_of, ray_cluster):
+def test_weights_lost_with_their_learner_are_an_error_and_no_engine_samples_before_the_next_push(pool_of, ray_cluster):
     import numpy as np
 
     from actors.weight_buckets import WeightBucket, WeightsLostError, WeightTensor
@@ -455,7 +455,7 @@ def test_a_worker_that_keeps_growing_is_replaced_between_two_steps(pool_of, tmp_
     assert fault.kind == "recycled" and "grew by 200 MiB" in fault.cause
 
 
-def test_so_is_one_whose_engine_keeps_growing_on_its_device(pool_of, tmp_path):
+def test_a_worker_whose_engine_keeps_growing_on_its_device_is_replaced_too(pool_of, tmp_path):
     pool = pool_of(workers=1, device_memory_growth_mib=500.0)
     pool.workers.wait_ready(60)
     for _ in range(7):
@@ -468,7 +468,7 @@ def test_so_is_one_whose_engine_keeps_growing_on_its_device(pool_of, tmp_path):
     assert fault.kind == "recycled" and "grew by 1000 MiB (rollout.device_memory_growth_mib)" in fault.cause
 
 
-def test_what_broke_inside_a_worker_is_told_with_its_name(pool_of, tmp_path):
+def test_a_fault_inside_a_worker_is_reported_with_the_workers_name(pool_of, tmp_path):
     pool = pool_of(workers=1)
     pool.workers.wait_ready(60)
     (tmp_path / "decoder broke").touch()
@@ -481,7 +481,7 @@ def test_what_broke_inside_a_worker_is_told_with_its_name(pool_of, tmp_path):
     )
 
 
-def test_who_asks_to_stop_is_heard_within_a_second_or_so(pool_of):
+def test_a_request_to_stop_ends_the_wait_within_a_second_or_so(pool_of):
     from rl.run.stop_signals import StopRequested
 
     asked = []

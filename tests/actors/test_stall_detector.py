@@ -1,4 +1,4 @@
-"""Whoever has work and does not get on is noticed; time in which nobody looked does not count."""
+"""A worker that has work and makes no progress has stalled; time in which the driver was blocked does not count."""
 
 import pytest
 
@@ -6,37 +6,37 @@ pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
 
 
 @pytest.fixture
-def watch():
+def detector():
     from actors.stall_detector import StallDetector
 
     now = [100.0]
-    watch = StallDetector(10.0, clock=lambda: now[0])
-    watch.now = now
-    return watch
+    detector = StallDetector(10.0, clock=lambda: now[0])
+    detector.now = now
+    return detector
 
 
-def test_what_does_not_change_for_longer_than_patience_lasts_is_stalled(watch):
-    watch.update(1)
-    watch.now[0] += 10.0
-    assert not watch.is_stalled
-    watch.update(1)
-    watch.now[0] += 0.1
-    assert watch.is_stalled
+def test_progress_that_does_not_change_within_the_timeout_is_a_stall(detector):
+    detector.update(1)
+    detector.now[0] += 10.0
+    assert not detector.is_stalled
+    detector.update(1)
+    detector.now[0] += 0.1
+    assert detector.is_stalled
 
 
-def test_progress_and_rest_begin_patience_anew(watch):
-    for renew in (lambda: watch.update(5), watch.reset):
-        watch.now[0] += 11.0
+def test_progress_and_reset_restart_the_timeout(detector):
+    for renew in (lambda: detector.update(5), detector.reset):
+        detector.now[0] += 11.0
         renew()
-        assert not watch.is_stalled
+        assert not detector.is_stalled
 
 
-def test_time_in_which_nobody_looked_is_excused_and_no_more(watch):
-    watch.now[0] += 300.0
-    watch.extend(295.0)
-    assert not watch.is_stalled
-    watch.now[0] += 5.1  # 5 seconds before, 5.1 after
-    assert watch.is_stalled
-    watch.extend(1e6)  # patience never reaches into the future
-    watch.now[0] += 10.1
-    assert watch.is_stalled
+def test_the_timeout_is_extended_by_the_time_the_driver_was_blocked_and_no_more(detector):
+    detector.now[0] += 300.0
+    detector.extend(295.0)
+    assert not detector.is_stalled
+    detector.now[0] += 5.1  # 5 seconds before, 5.1 after
+    assert detector.is_stalled
+    detector.extend(1e6)  # not beyond now
+    detector.now[0] += 10.1
+    assert detector.is_stalled

@@ -67,7 +67,7 @@ def test_batches_come_in_order_and_the_next_is_rolled_out_while_one_is_learned_f
     assert numbers_of(batches) == [[0, 2], [5, 4]]
 
 
-def test_what_was_kept_is_not_played_again_and_what_there_was_no_room_for_is(feed):
+def test_kept_samples_are_not_replayed_and_those_beyond_the_budget_are(feed):
     batches = [[0, 1], [2, 3], [1, 2], [3, 0]]
     pool = Pool()
     assert numbers_of(feed(pool, budget_bytes=2 * PIXEL_BYTES).samples(batches)) == batches
@@ -85,7 +85,7 @@ def test_a_trace_that_cannot_be_used_is_reported_and_the_next_one_taken(feed, ca
     assert "trace left out: no such clip" in caplog.text
 
 
-def test_when_no_trace_can_be_used_the_reason_is_told(feed):
+def test_when_no_trace_can_be_used_the_first_reason_is_in_the_error(feed):
     from actors.traces import TraceError
 
     with pytest.raises(TraceError, match="no trace of 8 in a row can be used; the first: no such clip"):

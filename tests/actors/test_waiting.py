@@ -23,7 +23,7 @@ class Failing:
         ("two lines:\n  here they are", "ValueError: two lines: here they are"),
     ],
 )
-def test_of_a_worker_that_could_not_start_the_cause_is_told_not_the_traceback(ray_cluster, reason, said):
+def test_of_a_worker_that_could_not_start_the_message_is_the_cause_not_the_traceback(ray_cluster, reason, said):
     from actors.waiting import gather
 
     worker = ray_cluster.remote(Failing).options(num_cpus=0).remote(reason)

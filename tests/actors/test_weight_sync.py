@@ -122,7 +122,7 @@ def test_an_engine_that_joins_gets_every_parameter_of_the_current_version(sync):
     assert engines.confirmed[-1] == ["rollout/0", "rollout/1"]
 
 
-def test_an_engine_born_while_the_learners_export_what_trains_waits_for_everything(sync):
+def test_an_engine_that_starts_while_the_learners_export_what_trains_waits_for_everything(sync):
     engines = Engines()
     weights = sync(engines)
     weights.push()
@@ -140,7 +140,7 @@ def test_a_push_to_which_an_engine_joins_carries_everything(sync):
     assert weights._learners.exports == [False, False]
 
 
-def test_weights_lost_on_their_way_are_sent_once_more_and_whole(sync):
+def test_weights_lost_in_transit_are_sent_once_more_and_whole(sync):
     engines = Engines(lost=[False, True, False])  # popped from the end: the first push arrives, the second does not
     weights = sync(engines)
     assert [weights.push(), weights.push()] == [0, 1]
