@@ -34,6 +34,8 @@ from vllm.sampling_params import RequestOutputKind
 
 from actors.async_driver import AsyncDriver
 from actors.engine_driver import TIMEOUT_S, Driver, result_within, settle
+from actors.engine_settings import engine_arguments
+from actors.engine_weights import PARTIAL, replace_weights
 from actors.inline_driver import InlineDriver
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
@@ -41,15 +43,9 @@ from rl.config.rollout import EngineConfig
 from rl.policy.batch_invariant import PADDINGS
 from rl.policy.kernels import kernel_identity, processor
 from rl.policy.processor import Processor
-from rl.policy.vllm_plugin import BATCH_INVARIANT, WORKER_EXTENSION
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
 
 log = logging.getLogger(__name__)
-
-BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
-MIN_BATCHED_TOKENS = 8192  # prompts prefilled in one step together
-BUCKET_BYTES = 64 * 2**20  # of weights handed over at a time
-TORN = "part"  # how the version begins that weights have which did not arrive whole
 
 
 class EngineError(RuntimeError):
@@ -155,7 +151,7 @@ class VllmEngine:
                 others have been loaded.
         """
         try:
-            self._driver.exclusively(partial(_replace_weights, named=named, version=version))
+            self._driver.exclusively(partial(replace_weights, named=named, version=version))
         except Exception as error:
             raise EngineError(f"weights {version}", error) from error
         self.policy_version = version
@@ -247,9 +243,9 @@ class VllmEngine:
             settle(answer, error=EngineError(request_id, str(error) or error.__cause__))
             return
         output = sent.result()
-        torn = [span.version for span in output.outputs[0].weight_versions if span.version.startswith(TORN)]
-        if torn:
-            settle(answer, error=EngineError(request_id, f"the engine's weights are a mixture: {torn[0]}"))
+        partly = [span.version for span in output.outputs[0].weight_versions if span.version.startswith(PARTIAL)]
+        if partly:
+            settle(answer, error=EngineError(request_id, f"the engine's weights are a mixture: {partly[0]}"))
             return
         if token_ids != tuple(output.prompt_token_ids):
             lengths = f"{len(token_ids)} tokens were sent, the engine read {len(output.prompt_token_ids)}"
@@ -281,73 +277,6 @@ def make_engine(
 ) -> VllmEngine:
     """The engine of a rollout worker; what is sent there is this function and its arguments."""
     return VllmEngine(policy_dir, policy, engine, seed, version=version, deterministic=deterministic)
-
-
-def engine_arguments(
-    policy_dir: str | Path,
-    policy: PolicyConfig,
-    engine: EngineConfig,
-    seed: int,
-    *,
-    on_cpu: bool,
-    deterministic: bool = False,
-) -> dict[str, Any]:
-    """vLLM's settings for a policy; what differs on CPU and why stands in docs/decisions/0003-engine.md, what
-    `deterministic` changes in 0013-exact-resume.md."""
-    one_at_a_time = deterministic and engine.max_num_seqs == 1  # then exactness leans on nothing that was measured
-    common = {
-        "model": str(policy_dir),
-        "dtype": policy.dtype,
-        "seed": seed,
-        "max_model_len": engine.max_model_len,
-        "max_num_seqs": engine.max_num_seqs,
-        "max_num_batched_tokens": max(engine.max_model_len, MIN_BATCHED_TOKENS),
-        "enforce_eager": engine.enforce_eager,
-        "enable_prefix_caching": not one_at_a_time,
-        "mm_processor_cache_gb": engine.mm_cache_gib,
-        "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",
-        "worker_extension_cls": WORKER_EXTENSION,
-        "additional_config": {BATCH_INVARIANT: deterministic},
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-    }
-    if not on_cpu:
-        return common | {
-            "gpu_memory_utilization": engine.gpu_memory_utilization,
-            "tensor_parallel_size": engine.tensor_parallel_size,
-        }
-    return common | {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": engine.kv_cache_bytes,
-        "block_size": BLOCK_TOKENS,
-        "enable_chunked_prefill": False,
-        "skip_mm_profiling": True,
-    }
-
-
-def _replace_weights(driver: Driver, *, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> None:
-    driver.set_weight_version(f"{TORN} of version {version}")  # until all are there
-    bucket, size = [], 0
-    for name, value in named:
-        bucket.append(_flat(name, value))
-        size += bucket[-1][-1].nbytes
-        if size >= BUCKET_BYTES:
-            driver.call("put_weights", bucket)
-            bucket, size = [], 0
-    driver.call("put_weights", bucket)
-    driver.reset_caches()
-    driver.set_weight_version(str(version))
-
-
-def _flat(name: str, value: torch.Tensor | np.ndarray) -> tuple[str, str, list[int], memoryview]:
-    """Name, dtype, shape and bytes: what reaches a worker in this process or in another one alike."""
-    tensor = (
-        value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.require(value, requirements="W"))
-    )
-    dtype = "bfloat16" if tensor.dtype == torch.uint16 else str(tensor.dtype).removeprefix("torch.")
-    data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-    return name, dtype, list(tensor.shape), data
 
 
 def _sampling_params(sampling: Sampling) -> SamplingParams:
