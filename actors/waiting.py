@@ -111,7 +111,12 @@ def cause_of(error: Exception) -> str:
 
 
 def _cause(error: RayError) -> str:
-    return f"a worker died: {first_line(error)}" if isinstance(error, WORKER_IS_GONE) else cause_of(error)
+    return f"a worker died: {first_line(error)}" if _is_death(error) else cause_of(error)
+
+
+def _is_death(error: RayError) -> bool:
+    """The called worker itself died; a RayTaskError may only tell of another worker's death."""
+    return isinstance(error, WORKER_IS_GONE) and not isinstance(error, RayTaskError)
 
 
 def first_line(error: Exception) -> str:
@@ -134,16 +139,15 @@ def first_line(error: Exception) -> str:
 
 def _first_cause(call: ray.ObjectRef, error: RayError, waiting: Sequence[ray.ObjectRef]) -> tuple[ray.ObjectRef, str]:
     """The call to blame, and why it failed: a worker that died, if the others fail for its sake."""
-    if isinstance(error, WORKER_IS_GONE) or not waiting:
+    if _is_death(error) or not waiting:
         return call, _cause(error)
     ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=CASCADE_S)
     for other in ready:
         try:
             ray.get(other, timeout=COLLECT_S)
-        except WORKER_IS_GONE as death:
-            return other, _cause(death)
-        except RayError:
-            continue
+        except RayError as its_error:
+            if _is_death(its_error):
+                return other, _cause(its_error)
     return call, _cause(error)
 
 

@@ -22,7 +22,7 @@ from rl.trajectory import WorkerFailure
 log = logging.getLogger(__name__)
 
 LAST_LINES = 20
-READ_TIMEOUT_S = 10.0  # to read a log on another node, the scheduling of the Ray task included
+READ_TIMEOUT_S = 20.0  # to read a log on another node, the scheduling of the Ray task included
 MAX_TAIL_BYTES = 64 * 2**10  # of a log that are read from its end
 MAX_LINE_CHARS = 500
 PID, ADDRESS = re.compile(r"\bpid[=:]\s*(\d+)"), re.compile(r"\bip[=:]\s*([\w.:]*\w)")  # in the text of Ray's errors

@@ -45,6 +45,7 @@ def exits_on_the_second(task, trajectory):
     return 1.0
 
 def dies_once(task, trajectory, *, mark):
+    print("looking at", task.task_id)
     if not os.path.exists(mark):
         open(mark, "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -67,7 +68,7 @@ def options(index):
 
 
 def pid_of(pool, ray):
-    return ray.get(pool._lanes[0].worker.__ray_call__.remote(lambda self: os.getpid()))
+    return ray.get(pool._slots[0].worker.__ray_call__.remote(lambda self: os.getpid()))
 
 
 @pytest.fixture
@@ -136,7 +137,9 @@ def test_a_worker_that_dies_once_costs_no_reward(pool_of, user_file, tmp_path):
     assert [one.group.task.task_id for one in scored] == ["task-0", "task-1", "task-2"]
     assert all(reward.reasoning == 1.0 for one in scored for reward in one.rewards_G)
     (fault,) = pool.take_faults()
-    assert fault.kind == "worker_died" and fault.worker.startswith("reward/0") and fault.recovery_s > 0
+    assert (fault.kind, fault.worker) == ("worker_died", "reward/0") and fault.recovery_s > 0
+    assert fault.failure.worker.startswith("reward/0") and fault.failure.node == "127.0.0.1"
+    assert fault.failure.last_lines == ("looking at task-0",)  # what a user's reward prints is found
 
 
 def test_a_call_that_takes_too_much_memory_fails_by_name_and_harms_no_other(pool_of, user_file):

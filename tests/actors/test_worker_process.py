@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ class Worker:
     def fail(self):
         sys.stdout.write("about to fail\n")
         raise ValueError("the optimizer diverged")
+
+    def hang(self):
+        time.sleep(600)
 
     def wait_for(self, others):
         import ray
@@ -107,9 +111,8 @@ def test_a_worker_without_an_answer_is_named_too(started):
     from actors.waiting import WorkerError, gather
 
     actor, process = started("r/learner/0")
-    sleeps = actor.wait_for.remote([actor.fail.remote()])  # waits for what can only run after it
     with pytest.raises(WorkerError, match="no answer within 1 s") as raised:
-        gather([sleeps], timeout_s=1.0, doing="wait", failure=WorkerError, processes=[process])
+        gather([actor.hang.remote()], timeout_s=1.0, doing="wait", failure=WorkerError, processes=[process])
     assert raised.value.failure.worker == "r/learner/0"
 
 
@@ -163,10 +166,11 @@ import ray, sys
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.worker_process import WorkerProcess
+from tests.actors.test_node_loss import HEALTH
 from tests.actors.test_worker_process import Worker, gather_from
 
 options = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
-cluster = Cluster(initialize_head=True, head_node_args=options)
+cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_config": HEALTH})
 other = cluster.add_node(**options)
 ray.init(cluster.address, log_to_driver=False)
 there = NodeAffinitySchedulingStrategy(node_id=other.node_id, soft=False)
@@ -188,7 +192,9 @@ def test_a_log_on_another_node_is_read_there_and_of_a_lost_node_its_path_is_know
         answer = subprocess.run(
             [sys.executable, "-c", ON_ANOTHER_NODE],
             cwd=REPOSITORY,
-            env=os.environ | {"RAY_TMPDIR": folder, "PYTHONPATH": str(REPOSITORY)},
+            env=os.environ
+            | {"RAY_TMPDIR": folder, "PYTHONPATH": str(REPOSITORY)}
+            | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
             capture_output=True,
             text=True,
             timeout=300,
