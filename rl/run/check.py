@@ -16,7 +16,7 @@ from rl.config.run import RunConfig
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.check_rewards import check_rewards
 from rl.run.findings import Finding, Level, passed
-from rl.run.machine import check_memory, check_output, check_resources
+from rl.run.machine import check_memory, check_output, check_resources, require_gpus
 from rl.run.policy import count_parameters, prepare_processor, require_given_policy, tiny_folder
 from rl.run.prepare import episode_context, prepare_tasks, require_sources
 from rl.run.token_budget import check_token_budget
@@ -48,6 +48,7 @@ def preflight(config: RunConfig) -> None:
         ConfigError: the policy, an annotation file or a reward cannot be used, the machine is too small, or the output
             cannot be written.
     """
+    require_gpus(config)
     policy, parameters = _policy(config)
     if policy.level is Level.FAILED:
         raise ConfigError(policy.detail)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
 from rl.run.findings import Finding, Level
 
@@ -95,16 +96,38 @@ def check_resources(config: RunConfig) -> Iterator[Finding]:
         + config.scoring.num_workers * placement.reward_cpus
         + config.learner.num_ranks * placement.learner_cpus
     )
-    gpus = config.rollout.num_workers * placement.rollout_gpus + config.learner.num_ranks * placement.learner_gpus
+    gpus = _gpus(config)
     needed = f"{cpus:g} CPU and {gpus:g} GPU"
     if _joins_a_cluster():
         yield Finding("resources", Level.OK, f"{needed}, asked of the cluster when the run starts")
-    elif gpus and not Path("/dev/nvidiactl").exists():
+    elif gpus and _lacks_gpus():
         yield Finding("resources", Level.NOTE, f"{needed}: this machine has no GPU; submit the run to a cluster")
     else:
         cores = os.cpu_count() or 1
         note = f"; {cores} cores here, workers take turns" if cpus > cores else ""
         yield Finding("resources", Level.OK, needed + note)
+
+
+def require_gpus(config: RunConfig) -> None:
+    """Refuse a run on this machine that asks for GPUs which the machine has not.
+
+    Raises:
+        ConfigError: with the ways out.
+    """
+    if (needed := _gpus(config)) and _lacks_gpus():
+        raise ConfigError(
+            f"the run needs {needed:g} GPU and this machine has none: submit it to a cluster (`dynframe submit`), or "
+            "set placement.rollout_gpus=0 and placement.learner_gpus=0"
+        )
+
+
+def _gpus(config: RunConfig) -> float:
+    placement = config.placement
+    return config.rollout.num_workers * placement.rollout_gpus + config.learner.num_ranks * placement.learner_gpus
+
+
+def _lacks_gpus() -> bool:
+    return not _joins_a_cluster() and not Path("/dev/nvidiactl").exists()
 
 
 def _joins_a_cluster() -> bool:

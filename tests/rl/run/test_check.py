@@ -122,6 +122,13 @@ def test_values_on_golden_trajectories_are_one_short_line_per_reward(small, user
     assert details["rewards.mine"].endswith(": 1, 1, 1, 1 (letter); 0.123, 0.123, 0.123, 0.123 (span)")
 
 
+def test_gpus_that_this_machine_lacks_are_refused_before_any_work(small, monkeypatch):
+    monkeypatch.setattr("rl.run.machine._lacks_gpus", lambda: True)
+    with pytest.raises(ConfigError, match=r"needs 2 GPU and this machine has none: submit it to a cluster"):
+        preflight(small("placement.rollout_gpus=1", "placement.learner_gpus=1"))
+    preflight(small())  # on CPU it can
+
+
 def test_memory_of_a_cluster_is_not_measured_here(small, monkeypatch):
     machine(monkeypatch, memory_gib=1, disk_gib=64)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
