@@ -5,25 +5,36 @@ import threading
 
 import pytest
 
-
-def pytest_configure():
-    """From the start, whatever was inherited: what is started in the background ignores SIGINT."""
-    _listen()
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call():
-    """And after the fixtures of each test: `ray.init` puts a handler of its own in place, which fails one test only."""
-    _listen()
+class StopSignals:
+    """Interrupts the test that runs; where it swallows that, the suite ends after it."""
+
+    def __init__(self):
+        self._session = None
+
+    def pytest_sessionstart(self, session):
+        """From the start, whatever was inherited: what is started in the background ignores SIGINT."""
+        self._session = session
+        self._listen()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self):
+        """And after the fixtures of each test: `ray.init` puts a handler of its own in place, which fails one test."""
+        self._listen()
+
+    def _listen(self):
+        if threading.current_thread() is threading.main_thread() and not self._session.shouldstop:
+            for signum in SIGNALS:
+                signal.signal(signum, self._stop)
+
+    def _stop(self, signum, _frame):
+        for ignored in SIGNALS:
+            signal.signal(ignored, signal.SIG_IGN)  # another one would cut the tear-down short
+        self._session.shouldstop = f"stopped by {signal.Signals(signum).name}"
+        pytest.exit(self._session.shouldstop, returncode=128 + signum)
 
 
-def _listen():
-    if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, _stop)
-
-
-def _stop(signum, _frame):
-    for ignored in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)  # another one would cut the tear-down short
-    pytest.exit(f"stopped by {signal.Signals(signum).name}", returncode=128 + signum)
+def pytest_configure(config):
+    config.pluginmanager.register(StopSignals())

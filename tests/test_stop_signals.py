@@ -26,15 +26,24 @@ def engine():
 
 def test_that_waits(engine):
     Path("started").write_text("")
-    threading.Event().wait()
+    try:
+        threading.Event().wait()
+    except Exception:
+        if not swallows:
+            raise
+
+def test_that_is_not_reached():
+    Path("went_on").touch()
 """
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
-def test_one_signal_ends_the_suite_and_tears_its_fixtures_down(signum, inherited, tmp_path):
-    (tmp_path / "test_waiting.py").write_text(WAITING)
+@pytest.mark.parametrize("swallows", [False, True])
+def test_one_signal_ends_the_suite_and_tears_its_fixtures_down(signum, inherited, swallows, tmp_path):
+    """Also where the test that runs takes the interruption for an error of its own and goes on."""
+    (tmp_path / "test_waiting.py").write_text(f"swallows = {swallows}\n{WAITING}")
     os.mkfifo(tmp_path / "started")
     suite = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-p", "tests.stop_signals", "-p", "no:cacheprovider", "test_waiting.py"],
@@ -47,8 +56,9 @@ def test_one_signal_ends_the_suite_and_tears_its_fixtures_down(signum, inherited
     (tmp_path / "started").read_bytes()  # until the test opens the other end
     suite.send_signal(signum)
     told, _ = suite.communicate(timeout=within(60))
-    assert suite.returncode == 128 + signum and f"stopped by {signal.Signals(signum).name}" in told
-    assert (tmp_path / "torn_down").exists()
+    assert suite.returncode == (2 if swallows else 128 + signum)
+    assert f"stopped by {signal.Signals(signum).name}" in told
+    assert (tmp_path / "torn_down").exists() and not (tmp_path / "went_on").exists()
 
 
 def test_a_busy_machine_gets_more_time_and_an_idle_one_no_less():
