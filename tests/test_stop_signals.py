@@ -25,8 +25,8 @@ def engine():
     Path("torn_down").touch()
 
 def test_that_waits(engine):
-    Path("started").write_text("")
     try:
+        Path("started").write_text("")
         threading.Event().wait()
     except Exception:
         if not swallows:
