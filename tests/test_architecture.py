@@ -1,6 +1,7 @@
 """The laws of the house, made executable: rooms are layers, one door per heavy dependency, no dumping grounds."""
 
 import ast
+import statistics
 from functools import cache
 from pathlib import Path
 
@@ -61,6 +62,22 @@ DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "fsspec": ("rl/checkpoint/remote.py",),
     "matplotlib": ("rl/encode_stats/figure.py",),
 }
+
+
+LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FILE = 400, 60, 150  # lines: what grows beyond has a second noun in it
+
+
+def test_files_and_functions_are_short():
+    lines = {name_of(path): path.read_text().count("\n") for path in FILES if path.stem != "__init__"}
+    assert [name for name, length in lines.items() if length > LONGEST_FILE] == []
+    assert statistics.median(lines.values()) < MEDIAN_FILE
+    functions = {
+        f"{name_of(path)}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in FILES
+        for node in nodes(path)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert [name for name, length in functions.items() if length > LONGEST_FUNCTION] == []
 
 
 def test_every_file_stands_in_a_room():
