@@ -284,6 +284,7 @@ class LearnerGroup:
 
     def _start(self, make_learner: Callable[..., Any]) -> None:
         self._wait([process.started for process in self._processes], "start the learner ranks")
+        log.debug("learner ranks: %s", [process.location for process in self._processes])  # known before one fails
         address = self._wait([self._ranks[0].address.remote()], "start a learner rank")[0]
         self._wait(
             [rank.start.remote(make_learner, len(self._ranks), address) for rank in self._ranks],

@@ -57,7 +57,7 @@ class Slots:
         elif not placement.autoscaling:
             _require_some_gpu(self._bundles)
         self._group: PlacementGroup = placement_group(
-            self._bundles, strategy="PACK" if placement.colocate else "SPREAD", name=run
+            self._bundles, strategy="PACK" if placement.colocate else "SPREAD"
         )
         try:
             _wait_for_room(self._group, self._bundles, placement.timeout_s)

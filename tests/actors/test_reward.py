@@ -138,8 +138,8 @@ def test_a_worker_that_dies_once_costs_no_reward(pool_of, user_file, tmp_path):
     assert all(reward.reasoning == 1.0 for one in scored for reward in one.rewards_G)
     (fault,) = pool.take_faults()
     assert (fault.kind, fault.worker) == ("worker_died", "reward/0") and fault.recovery_s > 0
-    assert fault.failure.worker.startswith("reward/0") and fault.failure.node == "127.0.0.1"
-    assert fault.failure.last_lines == ("looking at task-0",)  # what a user's reward prints is found
+    assert fault.failure.worker.startswith("reward/0") and fault.failure.node
+    assert fault.failure.last_lines[-1] == "looking at task-0"  # what a user's reward prints is found
 
 
 def test_a_call_that_takes_too_much_memory_fails_by_name_and_harms_no_other(pool_of, user_file):

@@ -256,7 +256,7 @@ def test_a_worker_that_dies_is_replaced_and_every_task_is_returned_once(pool_of)
     (fault,) = faults
     assert (fault.kind, fault.worker.split("/")[1]) == ("worker_died", "1") and 0 < fault.recovery_s < 60
     assert "died" in fault.cause and fault.action.endswith("went on from their token histories")
-    assert fault.failure.node == "127.0.0.1" and fault.failure.log.endswith((".out", ".err"))
+    assert fault.failure.node and fault.failure.log.endswith((".out", ".err"))
 
 
 def test_another_worker_continues_a_trajectory_from_its_token_history(pool_of):

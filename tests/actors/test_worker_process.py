@@ -79,11 +79,13 @@ def test_a_worker_that_dies_is_logged_once_with_its_node_its_log_and_its_last_20
     actor, process = started("video-r1/learner/0")
     error = gather_from([(actor, process)], [actor.print_and_die.remote(30)])
     failure = error.failure
-    assert (failure.worker, failure.node, failure.pid > 0) == ("video-r1/learner/0", "127.0.0.1", True)
+    assert failure.worker == "video-r1/learner/0" and failure.pid > 0 and failure.node
     assert failure.last_lines == (*(f"line {number}" for number in range(11, 30)), "Segmentation fault")
     assert Path(failure.log).read_text().endswith("Segmentation fault\n")
     said = [record.getMessage() for record in caplog.records if "Segmentation fault" in record.getMessage()]
-    assert said == [str(failure)] and said[0].startswith(f"video-r1/learner/0, process {failure.pid} on node 127.0.0.1")
+    assert said == [str(failure)] and said[0].startswith(
+        f"video-r1/learner/0, process {failure.pid} on node {failure.node}"
+    )
 
 
 def test_a_worker_that_raises_is_known_by_its_log_too(started):
@@ -176,6 +178,7 @@ ray.init(cluster.address, log_to_driver=False)
 there = NodeAffinitySchedulingStrategy(node_id=other.node_id, soft=False)
 killed, lost = [ray.remote(Worker).options(scheduling_strategy=there).remote() for _ in range(2)]
 first, second = [WorkerProcess(f"r/rollout/{i}", one.location.remote()) for i, one in enumerate((killed, lost))]
+assert ray.get(first.started, timeout=60).node_id == other.node_id
 failure = gather_from([(killed, first)], [killed.print_and_die.remote(3)]).failure
 assert ray.get(second.started, timeout=60).node_id == other.node_id != ray.get_runtime_context().get_node_id()
 assert failure.last_lines == ("loading the weights", "line 0", "line 1", "line 2", "Segmentation fault"), failure
