@@ -25,7 +25,7 @@ class Rollouts(Protocol):
 
 
 class Rewards(Protocol):
-    """Judges trajectories. Order in = order out."""
+    """Scores trajectories. Order in = order out."""
 
     def score(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]: ...
 

@@ -34,9 +34,8 @@ def summarise(run_dir: Path) -> dict[str, Any]:
             for segment in ("sampling", "reasoning")
         },
         "held_out": {
-            moment: {"step": line["step"]}
-            | {k.removeprefix("held_out/"): v for k, v in line.items() if "held_out/" in k}
-            for moment, line in zip(("before", "after"), evaluations[:1] + after, strict=False)
+            when: {"step": line["step"]} | {k.removeprefix("held_out/"): v for k, v in line.items() if "held_out/" in k}
+            for when, line in zip(("before", "after"), evaluations[:1] + after, strict=False)
         },
         "policy_version": int(steps[-1]["policy/version"]) if steps else 0,
         "skipped_updates": sum(line.get("update/skipped_steps", 0.0) for line in steps),
