@@ -118,13 +118,13 @@ def test_time_grows_with_the_length_of_the_text(name):
     _grows_with_the_length(READERS[name], 64_000)
 
 
-@pytest.mark.cli
+@pytest.mark.soak
 @pytest.mark.parametrize("name", READERS)
 def test_time_still_grows_with_the_length_at_a_million_characters(name):
     _grows_with_the_length(READERS[name], 1_024_000)
 
 
-@pytest.mark.cli
+@pytest.mark.soak
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_fuzzer_that_watches_coverage_finds_nothing_in_10000_texts(target, tmp_path):
     if find_spec("atheris") is None:
