@@ -76,7 +76,8 @@ def run_rollout(
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         with starting_rollouts(config, policy_dir, slots, console) as rollouts:
             rewards = spawn_rewards(config, slots)
-        scored = rewards.score(rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily))
+        groups = rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily)
+        scored = rewards.score_all(groups, step=INSPECTION_STEP)
     rolled_out = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
     for record in rolled_out:
         _print_record(record, console)
