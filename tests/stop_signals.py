@@ -33,7 +33,7 @@ class StopSignals:
         for ignored in SIGNALS:
             signal.signal(ignored, signal.SIG_IGN)  # another one would cut the tear-down short
         self._session.shouldstop = f"stopped by {signal.Signals(signum).name}"
-        pytest.exit(self._session.shouldstop, returncode=128 + signum)
+        raise KeyboardInterrupt(self._session.shouldstop)  # what has failed so far is still reported
 
 
 def pytest_configure(config):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
+pytestmark = pytest.mark.soak  # minutes of random faults; each kind by itself: tests/test_faults.py
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = (

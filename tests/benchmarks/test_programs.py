@@ -159,6 +159,7 @@ class TestTrained:
         assert len(bandit) > 6
         assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"curves.png", "bandit.png"}
 
+    @pytest.mark.soak  # it trains two checkouts, in minutes
     def test_step_time(self, cache_dir):
         overrides = (*SMALL, "rollout.max_new_tokens=8")
         steps, stages = run("step_time.py", ROOT, *overrides, "--steps", 3, "--warm-up", 1, "--repeats", 1)
