@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import psutil
 from rl.config.errors import ConfigError
 
 KILL_TIMEOUT_S = 30.0  # for killed processes to be gone
+POLL_S = 0.2  # between two looks at processes that are waited for
 
 
 class ProcessesRemainError(RuntimeError):
@@ -104,13 +106,25 @@ class ProcessTree:
 
     def wait_gone(self, timeout_s: float) -> list[int]:
         """Wait until no member is left; returns the process ids of those that are."""
-        psutil.wait_procs(self.alive(), timeout=timeout_s)
-        return [member.pid for member in self.alive()]
+        return [member.pid for member in wait_gone(self.alive(), timeout_s)]
 
 
 def kill_process_tree(process: subprocess.Popen[bytes]) -> int:
     """SIGKILL a process and all its descendants at once; see ProcessTree.kill."""
     return ProcessTree(process).kill()
+
+
+def wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait until none of the processes is alive; returns those that are.
+
+    A zombie that nobody reaps, as in a container without an init process, is not waited for.
+    """
+    deadline = time.monotonic() + timeout_s
+    while alive := [process for process in processes if is_alive(process)]:
+        if (left_s := deadline - time.monotonic()) <= 0:
+            return alive
+        psutil.wait_procs(alive, timeout=min(POLL_S, left_s))
+    return []
 
 
 def is_alive(process: psutil.Process) -> bool:
