@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from rl.config.errors import ConfigError
 
 KILL_TIMEOUT_S = 30.0  # for killed processes to be gone
 POLL_S = 0.2  # between two looks at processes that are waited for
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class ProcessesRemainError(RuntimeError):
@@ -25,7 +29,10 @@ class ProcessesRemainError(RuntimeError):
 
 @contextlib.contextmanager
 def launched(settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`dynframe train SETTINGS`, its output appended to a file; whatever is left of it at exit is killed."""
+    """`dynframe train SETTINGS`, its output appended to a file; whatever is left of it at exit is killed.
+
+    So is the run when this process is killed itself.
+    """
     # Ray's sockets want a short path; a Ray that is killed leaves its session behind
     with (
         tempfile.TemporaryDirectory(prefix="dynframe-", ignore_cleanup_errors=True) as ray_folder,
@@ -39,12 +46,19 @@ def launched(settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
             stdout=output_file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches this process only; the run is then killed below
+            preexec_fn=end_with_parent if threading.current_thread() is threading.main_thread() else None,
         )
         try:
             yield process
         finally:
             if process.poll() is None:
                 kill_process_tree(process)
+
+
+def end_with_parent() -> None:
+    """In a new process, before it executes anything: the kernel kills it when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class ProcessTree:

@@ -6,7 +6,8 @@ import sys
 import psutil
 import pytest
 
-from rl.fault_injection.run_process import ProcessTree, kill_process_tree
+from rl.fault_injection.run_process import ProcessTree, kill_process_tree, wait_gone
+from tests.calibration import within
 
 pytestmark = pytest.mark.thorough
 
@@ -64,3 +65,24 @@ def test_a_tree_that_is_gone_is_empty(tree_of_four):
     tree.refresh()
     assert tree.kill() == 4
     assert tree.refresh() == tree.alive() == tree.wait_gone(0.0) == []
+
+
+STARTS_A_RUN = """
+import subprocess, sys
+from rl.fault_injection.run_process import end_with_parent
+command = [sys.executable, "-c", "import signal; signal.pause()"]
+run = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+print(run.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_does_not_outlive_the_experiment_that_is_killed():
+    """Started in a session of its own, it would go on training for nobody."""
+    experiment = subprocess.Popen(
+        [sys.executable, "-c", STARTS_A_RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    run = psutil.Process(int(experiment.stdout.readline()))
+    experiment.kill()
+    experiment.wait(timeout=within(60))
+    assert wait_gone([run], within(60)) == []
