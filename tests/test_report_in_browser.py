@@ -32,7 +32,7 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running while it is started
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright's Python package is not installed")
     if CHROMIUM is None:
