@@ -15,8 +15,9 @@ from rl.fault_injection.run_process import ProcessTree
 
 CLASSES = {"rollout": "RolloutWorker", "reward": "RewardWorker", "learner": "LearnerWorker"}
 DECODER = "envs.video.decode_process"
-TITLE = re.compile(  # ray::rollout/0#1:Class.method
-    r"ray::(?:(?P<name>[^:#]+)[^:]*:)?(?P<class>\w+)(?:\.(?P<method>\w+))?"
+TITLE = re.compile(  # ray::Class.method · ray::RUN/rollout/0#1:Class.method · ray::RUN/rollout/0, step 7
+    r"ray::(?:(?:[^:]*/)?(?P<name>(?P<role>rollout|reward|learner)/\d+)(?:[#,][^:]*)?:?)?"
+    r"(?:(?P<class>\w+)(?:\.(?P<method>\w+))?)?"
 )
 MAX_TITLE = 200  # characters
 REFRESH_S = 0.5  # between two readings of the process table
@@ -75,6 +76,8 @@ def title_of(process: psutil.Process) -> str:
 def role_of(title: str) -> str:
     """The role of a process with this title: a key of CLASSES, "decoder", or empty."""
     found = TITLE.match(title)
+    if found and found["role"]:
+        return found["role"]
     roles = [role for role, name in CLASSES.items() if found and found["class"] == name]
     return roles[0] if roles else "decoder" if DECODER in title else ""
 

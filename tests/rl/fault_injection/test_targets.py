@@ -27,6 +27,8 @@ pytestmark = pytest.mark.thorough
         ("ray::RolloutWorker", "rollout"),
         ("ray::rollout/0:RolloutWorker.__init__", "rollout"),
         ("ray::rollout/0#2:RolloutWorker.generate", "rollout"),
+        ("ray::quickstart/rollout/1#1:RolloutWorker.__init__", "rollout"),
+        ("ray::quickstart/reward/0, step 7", "reward"),
         ("ray::reward/1:RewardWorker.score", "reward"),
         ("ray::learner/0#1:LearnerWorker.export", "learner"),
         ("/usr/bin/python -m envs.video.decode_process 7 pyav 1 2", "decoder"),
