@@ -84,8 +84,8 @@ def main() -> None:
     parent = os.getppid()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else prints here is no answer
-    if sys.argv[2] == "tied" and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.argv[2] == "tied":
+        end_with_parent()
         if os.getppid() != parent:
             return  # too late to be told
     import ray
@@ -98,6 +98,12 @@ def main() -> None:
     print_answer(answers, address=started.address_info["address"])
     sys.stdin.read()  # ends when the pipe is closed, or whoever held it has ended
     ray.shutdown()
+
+
+def end_with_parent() -> None:
+    """The kernel kills this process when the thread that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def print_answer(answers: Any, **answer: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,11 +14,11 @@ from pathlib import Path
 
 import psutil
 
+from actors.ray_session import end_with_parent
 from rl.config.errors import ConfigError
 
 KILL_TIMEOUT_S = 30.0  # for killed processes to be gone
 POLL_S = 0.2  # between two looks at processes that are waited for
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class ProcessesRemainError(RuntimeError):
@@ -53,12 +51,6 @@ def launched(settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             if process.poll() is None:
                 kill_process_tree(process)
-
-
-def end_with_parent() -> None:
-    """In a new process, before it executes anything: the kernel kills it when the thread that started it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class ProcessTree:
