@@ -20,6 +20,8 @@ from rl.trajectory import (
 REFERENCES = {  # kind of answer -> (right, wrong)
     AnswerKind.LETTER: ("B", "C"),
     AnswerKind.SPAN: ("3.0 - 6.0", "0.0 - 1.0"),
+    AnswerKind.NUMBER: ("1.5", "15"),
+    AnswerKind.SCORE: ("3-1", "1-3"),
     AnswerKind.OPEN: ("a red ball", "a blue cube"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from envs.answers import interval_iou
+from envs.answers.windows import interval_iou
 from rl.trajectory import RetrievalCall, VideoTask
 
 DIFFICULTY = (  # evidence shorter than this many seconds -> (alpha, beta); the DynFrame release's table
@@ -16,7 +16,7 @@ DIFFICULTY = (  # evidence shorter than this many seconds -> (alpha, beta); the 
 
 
 def temporal_iou(task: VideoTask, call: RetrievalCall, *, scaled: bool = False) -> float | None:
-    """R_samp's first term: IoU of the window that was looked at with the annotated evidence.
+    """R_samp's first term: IoU of the window that was looked at with the annotated evidence; of several, the best.
 
     The window is the granted one, asked and then clamped to the clip: those are the seconds the policy saw, and
     evidence never lies outside the clip. Clamping cannot turn a miss into a hit.
@@ -29,8 +29,8 @@ def temporal_iou(task: VideoTask, call: RetrievalCall, *, scaled: bool = False) 
     """
     if task.evidence_span is None:
         return None
-    iou = interval_iou(call.span, task.evidence_span)
-    return scaled_iou(iou, task.evidence_span.length_s) if scaled else iou
+    overlaps = [(interval_iou(call.span, window), window.length_s) for window in task.evidence]
+    return max(scaled_iou(iou, length_s) if scaled else iou for iou, length_s in overlaps)
 
 
 def scaled_iou(iou: float, evidence_s: float) -> float:

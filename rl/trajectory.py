@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,8 @@ class AnswerKind(StrEnum):
 
     LETTER = "letter"  # multiple choice: "B", "(B)", "B. text"
     SPAN = "span"  # "a - b" in seconds, scored by IoU
+    NUMBER = "number"  # by value and unit: "1.50" is "1.5", "25 %" is "0.25", "$5" is not "5"
+    SCORE = "score"  # the points of each side: "3-1" is "3 : 1"; never guessed, a row says so
     OPEN = "open"  # free text, normalised exact match
 
 
@@ -99,6 +101,13 @@ class VideoTask:
     answer_kind: AnswerKind
     evidence_span: TimeSpan | None = None
     evidence_fps: float | None = None
+    further_evidence: tuple[TimeSpan, ...] = ()  # windows beside `evidence_span`, where several are annotated
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the row's other columns, for your rewards
+
+    @property
+    def evidence(self) -> tuple[TimeSpan, ...]:
+        """Every annotated window, in the row's order; empty: there is none."""
+        return () if self.evidence_span is None else (self.evidence_span, *self.further_evidence)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

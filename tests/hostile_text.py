@@ -14,16 +14,23 @@ from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
-from envs.answers import read_letter, read_span
+from envs.answers.characters import usual_characters
+from envs.answers.comparison import read_score, score_answer, score_leniently
+from envs.answers.lenient import final_text, in_strict_form, read_letter_leniently
+from envs.answers.letters import read_letter, written_options
+from envs.answers.numbers import read_number
+from envs.answers.reference import UnusableReference, read_reference
+from envs.answers.text import normalised, trimmed
+from envs.answers.windows import read_span
 from envs.benchmarks.benchmark import Benchmark, Example
 from envs.benchmarks.choices import letter_among, letter_of_text, without_labels, written_letters
 from envs.benchmarks.metrics import chosen_letter, stated_window
 from envs.benchmarks.prediction import prediction_of
 from envs.benchmarks.registry import BUILTIN, resolve
-from envs.data.formats import answer_kind, make_task, span_of
+from envs.data.formats import make_task
 from envs.data.rows import UnusableRow
 from envs.retrieval import RetrievalRules, frame_times, parse_call
-from rewards.answer import answer, answer_body, normalised
+from rewards.answer import answer, answer_body
 from rewards.frame_rate import frame_rate
 from rewards.golden import golden_group
 from rewards.output_format import output_format
@@ -51,6 +58,7 @@ TERMS = (
     WeightedReward("scaled", partial(temporal_iou, scaled=True), Segment.SAMPLING),
     WeightedReward("rate", frame_rate, Segment.SAMPLING),
     WeightedReward("answer", answer, Segment.REASONING),
+    WeightedReward("lenient", partial(answer, reading="lenient"), Segment.REASONING),
     WeightedReward("format", output_format, Segment.REASONING),
     WeightedReward("strict_format", partial(output_format, require_call=True), Segment.REASONING),
 )
@@ -119,8 +127,29 @@ def readers(text: str, clip: Clip = Clip()) -> None:
     assert window is None or 0 <= window.start_s < window.end_s < 10**9
     assert body is None or (body in text and body == body.strip())
     assert normalised(text) == " ".join(normalised(text).split())
-    kind, span = answer_kind(text), span_of(text)
-    assert (span is not None) == (kind is AnswerKind.SPAN)
+    assert trimmed(text) in text and final_text(text) in text.replace("<|im_end|>", "").replace("<|video_pad|>", "")
+    assert letter in (None, read_letter_leniently(text))
+    usual_characters(text), read_number(text), read_score(text), written_options(text)
+    for kind in AnswerKind:
+        assert in_strict_form(text, kind) == text or len(in_strict_form(text, kind)) <= 18 * max(len(text), 2)
+
+
+def references(text: str, clip: Clip = Clip()) -> None:
+    """What is taken as a reference earns its full reward, in either reading; what is not says why."""
+    for kind in (None, *AnswerKind):
+        try:
+            reference, read_as = read_reference(text, kind)
+        except UnusableReference as refusal:
+            assert str(refusal) and len(str(refusal)) < 400
+            continue
+        assert kind in (None, read_as)
+        assert score_answer(reference, reference, read_as) == 1.0
+        assert score_leniently(reference, reference, read_as) == 1.0
+        golden = golden_group()
+        task = replace(golden.task, answer=reference, answer_kind=read_as)
+        trajectory = replace(golden.trajectories_G[0], answer_text=f"<think></think><answer>{reference}</answer>")
+        assert answer(task, trajectory) == answer(task, trajectory, reading="lenient") == 1.0
+        assert output_format(task, trajectory) == 1.0
 
 
 def benchmarks(text: str, clip: Clip = Clip()) -> None:
@@ -153,7 +182,7 @@ def choices(text: str, clip: Clip = Clip()) -> None:
         lambda: written_letters(text),
         lambda: letter_among(text, "ABCD"),
         lambda: letter_of_text(text, options),
-        lambda: make_task("t", "absent.mp4", Path("/nowhere"), text, text, None, None),
+        lambda: make_task("t", "absent.mp4", Path("/nowhere"), text, text, (), None),
     ):
         try:
             read()
@@ -176,6 +205,7 @@ TARGETS: Mapping[str, Callable[[str, Clip], object]] = {
     "call": call,
     "rewards": rewards,
     "readers": readers,
+    "references": references,
     "benchmarks": benchmarks,
     "choices": choices,
     "shown": shown,

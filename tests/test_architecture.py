@@ -30,6 +30,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "envs/synthetic/",
     "envs/",  # the episode: what stands at the top of the folder
     "envs/video/",
+    "envs/answers/",
     "rl/policy/",
     "rl/config/",
     "rl/trajectory.py",
@@ -41,6 +42,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/checkpoint/": ("rl.checkpoint", "rl.trajectory"),
     "rewards/": ("rewards", "envs.answers", "rl.trajectory"),
     "envs/": ("envs", "rl.trajectory"),
+    "envs/answers/": ("envs.answers", "rl.trajectory"),
     "rl/algorithm/loss.py": (),
     "rl/config/": ("rl.config",),
     "cluster/": ("cluster",),

@@ -17,16 +17,23 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from envs.answers import read_letter, read_span
+from envs.answers.characters import usual_characters
+from envs.answers.comparison import read_score
+from envs.answers.lenient import final_text, in_strict_form
+from envs.answers.letters import read_letter, written_options
+from envs.answers.numbers import read_number
+from envs.answers.reference import UnusableReference, read_reference
+from envs.answers.text import normalised
+from envs.answers.windows import read_span
 from envs.benchmarks.choices import without_labels, written_letters
 from envs.benchmarks.prediction import last_answer
-from envs.data.formats import answer_kind, span_of
 from envs.data.rows import UnusableRow
 from envs.retrieval import RetrievalRules, parse_call
-from rewards.answer import answer_body, normalised
+from rewards.answer import answer_body
 from rewards.golden import golden_group
 from rewards.output_format import output_format
 from rl.report.page import script_safe_json
+from rl.trajectory import AnswerKind
 from tests.hostile_text import ODD, TARGETS, WORDS, Clip
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,8 +72,13 @@ READERS = {
     "read_letter": read_letter,
     "read_span": read_span,
     "last_answer": last_answer,
-    "answer_kind": answer_kind,
-    "span_of": span_of,
+    "usual_characters": usual_characters,
+    "read_number": read_number,
+    "read_score": read_score,
+    "written_options": written_options,
+    "final_text": final_text,
+    "reference": lambda text: _refused(read_reference, text),
+    "lenient": lambda text: [in_strict_form(text, kind) for kind in AnswerKind],
     "written_letters": lambda text: _refused(written_letters, text),
     "without_labels": lambda text: without_labels(text.split("\n", 25)),
     "page": script_safe_json,
@@ -85,7 +97,7 @@ AROUND = (("", ""), ("<think>", "x"), ("<span>1", "<fps>2"), ("<answer>A. ", "</
 def _refused(read, text):
     try:
         return read(text)
-    except UnusableRow as refusal:
+    except (UnusableRow, UnusableReference) as refusal:
         return refusal
 
 

@@ -12,7 +12,7 @@ from envs.benchmarks.benchmark import Example
 from envs.benchmarks.reading import single_evidence
 from envs.data.formats import make_task
 from envs.data.rows import UnusableRow, shortened, text_at, video_file
-from rl.trajectory import TimeSpan
+from rl.trajectory import AnswerKind, TimeSpan
 
 LETTERS = string.ascii_uppercase
 _INSTRUCTION = "Answer with the letter of the one right option."
@@ -34,7 +34,9 @@ def choice_example(
     """A question whose answer is a letter; its options are in it, as `with_options` or the authors have put them."""
     asked = f"<video>\n{question.strip()}\n{_INSTRUCTION}"
     path = video_file(video, root, folders)
-    return Example(make_task(task_id, path, root, asked, letter, single_evidence(windows), None), tuple(windows), group)
+    evidence = single_evidence(windows)
+    task = make_task(task_id, path, root, asked, letter, evidence, None, kind=AnswerKind.LETTER)
+    return Example(task, tuple(windows), group)
 
 
 def with_options(question: str, options: Sequence[str]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from envs.answers import interval_iou, read_letter, read_span
+from envs.answers.letters import read_letter
+from envs.answers.windows import interval_iou, read_span
 from envs.benchmarks.benchmark import Example, Prediction
 from rl.trajectory import TimeSpan
 

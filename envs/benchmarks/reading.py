@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from envs.answers.windows import spell_span
 from envs.benchmarks.benchmark import Example, LoadedExamples, RejectedExample
 from envs.data.formats import make_task, moment_question
 from envs.data.rows import (
@@ -19,7 +20,7 @@ from envs.data.rows import (
     shortened,
     video_file,
 )
-from rl.trajectory import TimeSpan
+from rl.trajectory import AnswerKind, TimeSpan
 
 READERS = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows}
 FROM_PARQUET = (
@@ -123,11 +124,11 @@ def window_from(pair: object) -> TimeSpan:
     return TimeSpan(start_s, end_s)
 
 
-def single_evidence(windows: Sequence[TimeSpan]) -> TimeSpan | None:
-    """What a task's evidence span is: its only window, from 0 on; with several there is no such thing."""
+def single_evidence(windows: Sequence[TimeSpan]) -> tuple[TimeSpan, ...]:
+    """A task's evidence: the example's only window, from 0 on; of several none, the metric takes them."""
     if len(windows) != 1 or windows[0].end_s <= 0:
-        return None
-    return TimeSpan(max(windows[0].start_s, 0.0), windows[0].end_s)
+        return ()
+    return (TimeSpan(max(windows[0].start_s, 0.0), windows[0].end_s),)
 
 
 def moment_example(
@@ -136,6 +137,7 @@ def moment_example(
     """A sentence whose moment is to be found. The reference answer is the first window, the metric takes all."""
     for window in windows:
         forward(window, "the window")
-    answer = f"{windows[0].start_s:.2f} - {windows[0].end_s:.2f}"
     path, question = video_file(video, root, folders), moment_question(sentence)
-    return Example(make_task(task_id, path, root, question, answer, single_evidence(windows), None), tuple(windows))
+    answer, evidence = spell_span(windows[0]), single_evidence(windows)
+    task = make_task(task_id, path, root, question, answer, evidence, None, kind=AnswerKind.SPAN)
+    return Example(task, tuple(windows))

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from envs.data.formats import FORMATS, RetrievalTrace, RowFormat, span_of
+from envs.answers.windows import read_span, spell_span
+from envs.data.formats import FORMATS, RetrievalTrace, RowFormat
 from envs.data.rows import DatasetError, UnusableRow, one_line
 from envs.video.reader import VideoError
-from rl.trajectory import TimeSpan, VideoTask
+from rl.trajectory import AnswerKind, TimeSpan, VideoTask
 
 Row = TypeVar("Row", VideoTask, RetrievalTrace)
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -104,15 +105,20 @@ def load_traces(
 def within_clip(task: VideoTask, duration_s: float) -> VideoTask:
     """The task with its evidence and answer clamped to a clip of this length; the same task if nothing ends after it.
 
+    Of several evidence windows, those that lie after the clip's end are left out.
+
     Raises:
-        UnusableRow: a span lies after the clip's end.
+        UnusableRow: the answer, or all evidence, lies after the clip's end.
     """
-    evidence, answer = task.evidence_span, span_of(task.answer)
-    if evidence is not None and evidence.end_s > duration_s:
-        task = replace(task, evidence_span=_clamped(evidence, duration_s))
+    if any(window.end_s > duration_s for window in task.evidence):
+        _clamped(min(task.evidence, key=lambda window: window.start_s), duration_s)  # of all of them, if this one is
+        inside = [_clamped(window, duration_s) for window in task.evidence if window.start_s < duration_s]
+        task = replace(task, evidence_span=inside[0], further_evidence=tuple(inside[1:]))
+    answer = read_span(task.answer) if task.answer_kind is AnswerKind.SPAN else None
     if answer is not None and answer.end_s > duration_s:
-        answer = _clamped(answer, duration_s)
-        task = replace(task, answer=f"{answer.start_s:.2f} - {answer.end_s:.2f}")
+        task = replace(task, answer=spell_span(_clamped(answer, duration_s)))
+        if read_span(task.answer) is None:
+            raise UnusableRow(f"nothing is left of the answer within the video ({duration_s:g} s)")
     return task
 
 
@@ -186,8 +192,9 @@ def _rejected(path: Path, line: int, error: Exception) -> RejectedRow:
 
 
 def _clamped(span: TimeSpan, duration_s: float) -> TimeSpan:
+    """The part of a window that lies in the clip."""
     if span.start_s >= duration_s:
         raise UnusableRow(
             f"the span {span.start_s:g} - {span.end_s:g} lies after the end of the video ({duration_s:g} s)"
         )
-    return TimeSpan(span.start_s, duration_s)
+    return TimeSpan(span.start_s, min(span.end_s, duration_s))

@@ -1,7 +1,7 @@
 """One row of an annotation file, in any of the known formats, to a task or a supervised trace.
 
 - `dm_rl`: JSON lines with `prompt` (starts with `<video>`), `video`, `answer`, and optionally `fps`, `gt_span_start`,
-  `gt_span_end`.
+  `gt_span_end`, `evidence` (several windows) and `answer_kind`; further columns are the task's `extra`.
 - `dm_cot`: a JSON array (ShareGPT) with `video` and `conversations`; the reply holds `<video>` where frames go in.
 - `charades_sta`: text lines `VIDEO start end##sentence.`; a span to be found.
 """
@@ -9,10 +9,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from envs.answers.reference import UnusableReference, read_reference
+from envs.answers.windows import spell_span
 from envs.data.rows import (
     UnusableRow,
     as_mapping,
@@ -25,13 +28,14 @@ from envs.data.rows import (
     text_at,
     text_lines,
     video_file,
+    windows_at,
 )
 from envs.retrieval import RetrievalRules, parse_call
 from rl.trajectory import AnswerKind, RetrievalCall, TimeSpan, VideoTask
 
-_LETTER = re.compile(r"(?:\([A-Za-z]\)|[A-Z])(?:[.):](?:\s.*)?|(?<=\))\s.*)?", re.DOTALL)
-_SECONDS = r"([0-9]{1,9}(?:\.[0-9]{0,9})?)\s*+(?:s|seconds)?"
-_SPAN = re.compile(rf"{_SECONDS}\s*+-\s*+{_SECONDS}")
+_DM_RL_COLUMNS = frozenset(
+    ("prompt", "video", "answer", "fps", "gt_span_start", "gt_span_end", "evidence", "answer_kind")
+)
 _ANSWER = re.compile(r"<answer>([^<]*)</answer>\s*\Z")
 _VIDEO_PLACEHOLDER, _CALL_END = "<video>", "</fps>"
 _MOMENT_QUESTION = (
@@ -40,6 +44,7 @@ _MOMENT_QUESTION = (
 )
 _AS_WRITTEN = RetrievalRules(min_window_s=0.01, max_fps=1e6)  # a trace's call before the clip is known
 _ANY_LENGTH_S = 1e7
+NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +69,6 @@ def has_traces(format: str) -> bool:
     return format in FORMATS and FORMATS[format].trace is not None
 
 
-def answer_kind(answer: str) -> AnswerKind:
-    """How an answer wants to be compared, judged by what it looks like."""
-    if _SPAN.fullmatch(answer):
-        return AnswerKind.SPAN
-    return AnswerKind.LETTER if _LETTER.fullmatch(answer) else AnswerKind.OPEN
-
-
-def span_of(answer: str) -> TimeSpan | None:
-    """The window a SPAN answer names; None if it is none."""
-    found = _SPAN.fullmatch(answer)
-    return TimeSpan(float(found[1]), float(found[2])) if found else None
-
-
 def moment_question(sentence: str) -> str:
     """When does it happen? As the DynFrame release asks it."""
     return _MOMENT_QUESTION.format(sentence.strip())
@@ -88,41 +80,76 @@ def make_task(
     root: Path,
     question: str,
     answer: str,
-    evidence: TimeSpan | None,
+    evidence: Sequence[TimeSpan],
     evidence_fps: float | None,
+    *,
+    kind: AnswerKind | None = None,
+    extra: Mapping[str, object] = NOTHING,
 ) -> VideoTask:
-    """A task whose values make sense, its video under `root`; the kind of its answer is judged by its look.
+    """A task whose values make sense, its video under `root`.
 
+    Args:
+        evidence: every annotated window, in order.
+        kind: of the answer; None: judged by its look.
+        extra: the row's other columns.
     Raises:
-        UnusableRow: the answer says nothing or is a reversed span; there is no question, or no such video.
+        UnusableRow: no policy can earn the full reward of this answer; there is no question, or no such video.
     """
-    answer = answer.strip()
-    if not any(character.isalnum() for character in answer):
-        raise UnusableRow(f"the answer {shortened(answer)} says nothing")
     if not question.removeprefix(_VIDEO_PLACEHOLDER).strip():
         raise UnusableRow("there is no question")
     if evidence_fps is not None and evidence_fps <= 0:
         raise UnusableRow(f"the frame rate must be above 0, got {evidence_fps:g}")
-    if (span := span_of(answer)) is not None:
-        forward(span, "the answer")
-    return VideoTask(task_id, confine(video, root), question, answer, answer_kind(answer), evidence, evidence_fps)
+    try:
+        reference, kind = read_reference(answer, kind, question)
+    except UnusableReference as error:
+        raise UnusableRow(str(error)) from error
+    first, *further = evidence or (None,)
+    path = confine(video, root)
+    return VideoTask(task_id, path, question, reference, kind, first, evidence_fps, tuple(further), dict(extra))
 
 
 def _dm_rl_task(row: object, root: Path, task_id: str) -> VideoTask:
     row = as_mapping(row)
-    start_s, end_s = number_at(row, "gt_span_start"), number_at(row, "gt_span_end")
-    if (start_s is None) != (end_s is None):
-        raise UnusableRow("gt_span_start and gt_span_end must be given together")
-    evidence = None if start_s is None else forward(TimeSpan(start_s, end_s), "the evidence span")
     return make_task(
         task_id,
         text_at(row, "video"),
         root,
         text_at(row, "prompt"),
         text_at(row, "answer"),
-        evidence,
+        _evidence(row),
         number_at(row, "fps"),
+        kind=_answer_kind(row),
+        extra={key: value for key, value in row.items() if key not in _DM_RL_COLUMNS},
     )
+
+
+def _answer_kind(row: Mapping[str, object]) -> AnswerKind | None:
+    """What the row says its answer is; None: it does not say."""
+    value = row.get("answer_kind")
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in tuple(AnswerKind):
+        raise UnusableRow(f"'answer_kind' must be one of {', '.join(AnswerKind)}, got {shortened(value)}")
+    return AnswerKind(value)
+
+
+def _evidence(row: Mapping[str, object]) -> tuple[TimeSpan, ...]:
+    """The annotated windows: `evidence`, or the one from `gt_span_start` to `gt_span_end`; none is fine.
+
+    One unusable window of several does not cost the row; it is left out.
+    """
+    start_s, end_s = number_at(row, "gt_span_start"), number_at(row, "gt_span_end")
+    if (start_s is None) != (end_s is None):
+        raise UnusableRow("gt_span_start and gt_span_end must be given together")
+    single = None if start_s is None else forward(TimeSpan(start_s, end_s), "the evidence span")
+    if row.get("evidence") is None:
+        return () if single is None else (single,)
+    windows = windows_at(row, "evidence")
+    if single is not None and single not in windows:
+        raise UnusableRow(
+            f"gt_span_start and gt_span_end ({single.start_s:g} - {single.end_s:g}) are not in 'evidence'"
+        )
+    return windows
 
 
 def _charades_task(row: object, root: Path, task_id: str) -> VideoTask:
@@ -132,8 +159,8 @@ def _charades_task(row: object, root: Path, task_id: str) -> VideoTask:
         raise UnusableRow("expected 'VIDEO start end##sentence.'")
     numbers = {"start": _read_float(parts[1]), "end": _read_float(parts[2])}
     span = forward(TimeSpan(number_at(numbers, "start"), number_at(numbers, "end")), "the span")
-    answer = f"{span.start_s:.2f} - {span.end_s:.2f}"
-    return make_task(task_id, video_file(parts[0], root), root, moment_question(sentence), answer, span, None)
+    video, question = video_file(parts[0], root), moment_question(sentence)
+    return make_task(task_id, video, root, question, spell_span(span), (span,), None, kind=AnswerKind.SPAN)
 
 
 def _dm_cot_task(row: object, root: Path, task_id: str) -> VideoTask:
@@ -150,7 +177,8 @@ def _dm_cot_trace(row: object, root: Path, task_id: str) -> RetrievalTrace:
     found = _ANSWER.search(last)
     if found is None:
         raise UnusableRow("the reply does not end in <answer>…</answer>")
-    evidence, fps = _looked_at(replies)
+    window, fps = _looked_at(replies)
+    evidence = () if window is None else (window,)
     suggested = number_at(row, "gemini_suggested_fps")
     video = _single_video(row)
     task = make_task(task_id, video, root, question, found[1], evidence, fps if suggested is None else suggested)

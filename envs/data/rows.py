@@ -161,6 +161,37 @@ def forward(span: TimeSpan, name: str) -> TimeSpan:
     return span
 
 
+def windows_at(row: Mapping[str, object], key: str) -> tuple[TimeSpan, ...]:
+    """The windows [[start, end], …] in seconds that are forward in the video, at least one; others are left out.
+
+    One window alone may stand without the outer list.
+    """
+    pairs = row.get(key)
+    if isinstance(pairs, list) and len(pairs) == 2 and not any(isinstance(edge, list) for edge in pairs):
+        pairs = [pairs]
+    if not isinstance(pairs, list) or not pairs:
+        raise UnusableRow(f"{key!r} must be a list of windows [[start, end], …] in seconds, got {shortened(pairs)}")
+    windows, faults = [], []
+    for number, pair in enumerate(pairs, start=1):
+        try:
+            windows.append(_window(pair, f"window {number} of {key!r}"))
+        except UnusableRow as fault:
+            faults.append(fault)
+    if not windows:
+        raise faults[0]
+    return tuple(windows)
+
+
+def _window(pair: object, name: str) -> TimeSpan:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise UnusableRow(f"{name} must be [start, end], got {shortened(pair)}")
+    edges = {"start": pair[0], "end": pair[1]}
+    start_s, end_s = number_at(edges, "start"), number_at(edges, "end")
+    if start_s is None or end_s is None:
+        raise UnusableRow(f"{name} must be [start, end], got {shortened(pair)}")
+    return forward(TimeSpan(start_s, end_s), name)
+
+
 def video_file(name: str, root: Path, folders: tuple[str, ...] = ("",)) -> str:
     """The path under `root` of the video called `name`, with or without its suffix, in the first folder that has it.
 

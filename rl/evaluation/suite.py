@@ -115,6 +115,7 @@ def _distinct(examples: tuple[Example, ...], origin: str) -> tuple[Example, ...]
 
 def _described(example: Example, folder: str) -> list[Any]:
     task = asdict(example.task) | {"video_path": os.path.relpath(example.task.video_path, folder)}
+    task = {name: value for name, value in task.items() if value not in ((), {})}  # as before there were such fields
     return [task, [asdict(window) for window in example.windows], example.group]
 
 

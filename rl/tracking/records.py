@@ -113,6 +113,7 @@ def _task(task: VideoTask) -> dict[str, Any]:
         "question": task.question,
         "answer": task.answer,
         "evidence_s": _span(task.evidence_span),
+        **({"further_evidence_s": list(map(_span, task.further_evidence))} if task.further_evidence else {}),
         "evidence_fps": task.evidence_fps,
     }
 

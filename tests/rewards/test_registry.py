@@ -80,7 +80,7 @@ def test_a_file_that_breaks_on_import_is_named_and_can_be_mended(tmp_path):
             "sampling",
             r"no argument 'tolerance'; did you mean 'tolerance_fps'\?; it takes",
         ),
-        ("answer", {"strict": True}, "reasoning", "no argument 'strict'; it takes none"),
+        ("answer", {"strict": True}, "reasoning", "no argument 'strict'; it takes reading"),
         ("frame_rate", {"call": 3}, "sampling", "no argument 'call'"),
         ("math:sqrt", {}, "reasoning", "cannot be called as fn"),
         ("temporal_iou", {}, "reasoning", "scores a call: its segment must be 'sampling', not 'reasoning'"),

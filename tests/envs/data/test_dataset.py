@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.data.dataset import load_tasks, load_traces, tasks_for_step
-from envs.data.formats import answer_kind
 from envs.data.rows import DatasetError, UnusableRow, confine
 from envs.video.reader import VideoOpenError
 from rl.trajectory import AnswerKind, TimeSpan
@@ -21,6 +20,7 @@ DM_RL = {
     "gt_span_start": 0.0,
     "gt_span_end": 8.0,
 }
+EVIDENT = {"prompt": "<video>\nWhat?", "video": "videos/a.mp4", "answer": "B"}
 REPLY = "<think>Look. <span>2.00 - 4.00</span><fps>3</fps><video>\n Red.</think><answer>B</answer>"
 DM_COT = {
     "index": 1,
@@ -62,16 +62,40 @@ def test_evidence_is_optional(root):
     assert (task.evidence_span, task.evidence_fps, task.answer_kind) == (None, None, AnswerKind.LETTER)
 
 
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        *[(text, AnswerKind.LETTER) for text in ("B", "(B)", "(b)", "B. red", "B) red", "(B) red", "B: red")],
-        *[(text, AnswerKind.SPAN) for text in ("0.00 - 8.00", "3-8.5", "3 - 8 seconds", "3s - 8s")],
-        *[(text, AnswerKind.OPEN) for text in ("A dog runs", "red", "BB", "3", "3 - ", "from 3", "-1 - 2")],
-    ],
-)
-def test_the_kind_of_answer_is_read_from_its_text(answer, kind):
-    assert answer_kind(answer) == kind
+def test_a_row_may_say_the_kind_of_its_answer(root):
+    rows = [DM_RL | {"answer": "1-3"} | kind for kind in ({}, {"answer_kind": "score"}, {"answer_kind": "open"})]
+    rows.append(DM_RL | {"answer": "3-1", "answer_kind": "score"})
+    tasks = load_tasks("dm_rl", write(root, *rows)).tasks
+    assert [(task.answer, task.answer_kind) for task in tasks] == [
+        ("1-3", AnswerKind.SPAN),
+        ("1-3", AnswerKind.SCORE),
+        ("1-3", AnswerKind.OPEN),
+        ("3-1", AnswerKind.SCORE),
+    ]
+
+
+def test_a_row_may_have_several_windows_of_evidence(root):
+    row = {key: DM_RL[key] for key in ("prompt", "video", "fps")} | {"answer": "B", "evidence": [[1, 2], [5, 8.5]]}
+    one = row | {"evidence": [1, 2]}
+    named = row | {"gt_span_start": 5, "gt_span_end": 8.5}
+    tasks = load_tasks("dm_rl", write(root, row, one, named)).tasks
+    both = (TimeSpan(1, 2), TimeSpan(5, 8.5))
+    assert [task.evidence for task in tasks] == [both, both[:1], both]
+    assert (tasks[0].evidence_span, tasks[0].further_evidence) == (TimeSpan(1, 2), (TimeSpan(5, 8.5),))
+
+
+def test_one_bad_window_of_several_does_not_cost_the_row(root):
+    windows = [[1, 2], [4, 3], [5], "6 - 7", [8, None], [-1, 2], [9, 10]]
+    (task,) = load_tasks("dm_rl", write(root, EVIDENT | {"evidence": windows})).tasks
+    assert task.evidence == (TimeSpan(1, 2), TimeSpan(9, 10))
+    loaded = load_tasks("dm_rl", write(root, EVIDENT | {"evidence": windows}), duration_of=lambda _: 9.0)
+    assert loaded.tasks[0].evidence == (TimeSpan(1, 2),)  # the other one begins where the clip ends
+
+
+def test_columns_that_no_format_knows_are_for_the_users_rewards(root):
+    (task,) = load_tasks("dm_rl", write(root, DM_RL | {"difficulty": 3, "source": {"name": "mine"}})).tasks
+    assert task.extra == {"difficulty": 3, "source": {"name": "mine"}}
+    assert hash(task)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +111,17 @@ def test_the_kind_of_answer_is_read_from_its_text(answer, kind):
         (DM_RL | {"prompt": "half \ud800 a pair"}, "half a Unicode pair"),
         (DM_RL | {"answer": None}, "'answer' must be a text"),
         (DM_RL | {"answer": "..."}, "says nothing"),
-        (DM_RL | {"answer": "8.00 - 0.00"}, "the answer is reversed"),
+        (DM_RL | {"answer": "8.00 - 0.00"}, "the answer is reversed or empty as a window"),
+        (DM_RL | {"answer": "3-1"}, 'if it is none, say so in the row: "answer_kind": "score" or "open"'),
+        (DM_RL | {"answer": "B<|im_end|>"}, "holds <|im_end|>, which a policy cannot write"),
+        (DM_RL | {"answer": "red", "answer_kind": "letter"}, "'red' is not a letter"),
+        (DM_RL | {"answer": "1.000,5", "answer_kind": "number"}, "'1.000,5' is not a number, as 1000.5"),
+        (DM_RL | {"answer_kind": "points"}, "must be one of letter, span, number, score, open, got 'points'"),
+        (DM_RL | {"answer_kind": ["span"]}, "'answer_kind' must be one of"),
+        (EVIDENT | {"evidence": [[4, 3]]}, "window 1 of 'evidence' is reversed or empty: 4 - 3"),
+        (EVIDENT | {"evidence": []}, "'evidence' must be a list of windows [[start, end], …] in seconds, got []"),
+        (EVIDENT | {"evidence": "1 - 2"}, "'evidence' must be a list of windows"),
+        (DM_RL | {"evidence": [[1, 2]]}, "gt_span_start and gt_span_end (0 - 8) are not in 'evidence'"),
         (DM_RL | {"gt_span_start": 8.0, "gt_span_end": 2.0}, "the evidence span is reversed"),
         (DM_RL | {"gt_span_start": -1.0}, "begins before the video"),
         (DM_RL | {"gt_span_end": None}, "given together"),
@@ -242,6 +276,18 @@ def test_spans_that_end_after_the_clip_are_clamped_and_counted(root):
     (late_line, late), (broken_line, broken) = reasons(loaded)
     assert (late_line, broken_line) == (3, 4)
     assert "after the end of the video" in late and "broken" in broken
+
+
+def test_a_score_that_looks_like_a_window_is_not_clamped(root):
+    row = EVIDENT | {"answer": "1-30", "answer_kind": "score"}
+    (task,) = load_tasks("dm_rl", write(root, row), duration_of=lambda _: 9.0).tasks
+    assert task.answer == "1-30"
+
+
+def test_an_answer_of_which_the_clip_leaves_nothing_is_the_rows_fault(root):
+    row = EVIDENT | {"answer": "7.9999999999 - 9"}
+    ((_, reason),) = reasons(load_tasks("dm_rl", write(root, row), duration_of=lambda _: 8.0))
+    assert "nothing is left of the answer" in reason
 
 
 def test_a_file_or_format_that_does_not_exist_is_a_clear_error(root):

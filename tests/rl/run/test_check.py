@@ -118,7 +118,7 @@ def test_memory_can_be_given_where_the_estimate_is_wrong_and_little_to_spare_is_
 def test_values_on_golden_trajectories_are_one_short_line_per_reward(small, user_reward):
     own = "return {AnswerKind.SPAN: 0.123456, AnswerKind.LETTER: 1.0}.get(task.answer_kind)"
     details = {finding.subject: finding.detail for finding in check_rewards(small(user_reward(own)))}
-    assert details["rewards.answer"] == "answer on golden trajectories: 1, 0, 0, 1 (letter, span, open)"
+    assert details["rewards.answer"] == "answer on golden trajectories: 1, 0, 0, 1 (letter, span, number, score, open)"
     assert details["rewards.mine"].endswith(": 1, 1, 1, 1 (letter); 0.123, 0.123, 0.123, 0.123 (span)")
 
 

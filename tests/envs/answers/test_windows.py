@@ -1,4 +1,4 @@
-"""What a text answers, and how two windows overlap."""
+"""Windows in answers: how they are read and written, and how two overlap."""
 
 import time
 
@@ -6,23 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.answers import interval_iou, read_letter, read_span
+from envs.answers.letters import read_letter
+from envs.answers.windows import interval_iou, read_span, spell_span
 from rl.trajectory import TimeSpan
 
 SECONDS = st.floats(0, 1e4, allow_nan=False)
 WINDOWS = st.tuples(SECONDS, SECONDS).map(lambda edges: TimeSpan(min(edges), max(edges)))
-
-
-@pytest.mark.parametrize("text", ["B", "b", "(B)", "(b)", "B.", "B. a red ball", "B) red", "(B) red", "B: red", " B\n"])
-def test_a_letter_in_its_usual_forms(text):
-    assert read_letter(text) == "B"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "ball", "A dog runs", "B, C", "BC", "A/B", "(B", "the answer is B", "5", "ſ", "ß."]
-)
-def test_not_a_choice(text):
-    assert read_letter(text) is None
 
 
 @pytest.mark.parametrize(
@@ -33,6 +22,8 @@ def test_not_a_choice(text):
         ("3s-8.5s", (3, 8.5)),
         ("from 3 to 8.5 seconds", (3, 8.5)),
         ("3.25–4.5 sec.", (3.25, 4.5)),
+        ("1 second - 3 seconds", (1, 3)),
+        ("1.0 \u2212 3.0", (1, 3)),
     ],
 )
 def test_a_span_in_its_usual_forms(text, window):
@@ -58,6 +49,18 @@ def test_a_long_text_is_read_once(text):
     started = time.perf_counter()
     assert read_letter(text) is None and read_span(text) is None
     assert time.perf_counter() - started < 1  # milliseconds; tried again from every blank it would be minutes
+
+
+@given(WINDOWS)
+def test_a_window_that_is_written_is_read_again_to_a_hundredth_of_a_second(window):
+    if window.length_s > 1e-8:
+        read = read_span(spell_span(window))
+        assert abs(read.start_s - window.start_s) <= 0.005 + 1e-9 and abs(read.end_s - window.end_s) <= 0.005 + 1e-9
+
+
+@pytest.mark.parametrize(("window", "text"), [((3, 8.5), "3.00 - 8.50"), ((0.001, 0.004), "0.001000000 - 0.004000000")])
+def test_a_window_is_written_to_hundredths_unless_nothing_would_be_left_of_it(window, text):
+    assert spell_span(TimeSpan(*window)) == text
 
 
 @pytest.mark.parametrize(

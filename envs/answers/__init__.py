@@ -1,0 +1,1 @@
+"""Reading answers: one grammar for references and for what a policy writes."""
