@@ -27,6 +27,7 @@ class Prediction:
 
     answer: str | None  # body of the last <answer>, stripped; None: there is none
     windows: tuple[TimeSpan, ...] = ()  # granted windows of its calls, in order
+    said: str = ""  # the answer, or where it has no tags what was said in the end
 
 
 @dataclass(frozen=True, slots=True)

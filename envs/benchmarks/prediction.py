@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from envs.answers.lenient import final_text, in_strict_form
 from envs.benchmarks.benchmark import Prediction
-from rl.trajectory import RetrievalCall, StopReason, Trajectory
+from rl.trajectory import RetrievalCall, StopReason, Trajectory, VideoTask
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
@@ -16,7 +19,20 @@ def prediction_of(trajectory: Trajectory) -> Prediction | None:
     if trajectory.stop_reason is StopReason.VIDEO_ERROR:
         return None
     windows = tuple(call.span for call in trajectory.calls if isinstance(call, RetrievalCall))
-    return Prediction(last_answer(trajectory.answer_text), windows)
+    return Prediction(last_answer(trajectory.answer_text), windows, said_in_the_end(trajectory.answer_text))
+
+
+def read_leniently(prediction: Prediction | None, task: VideoTask) -> Prediction | None:
+    """The same prediction, its answer as the strict readers know it wherever that is unmistakable."""
+    if prediction is None or not prediction.said:
+        return prediction
+    return replace(prediction, answer=in_strict_form(prediction.said, task.answer_kind, task.question))
+
+
+def said_in_the_end(text: str) -> str:
+    """The body of the last <answer>…</answer>, or what a policy that writes none says in the end; "" if nothing."""
+    body = last_answer(text)
+    return final_text(text) if body is None else body
 
 
 def last_answer(text: str) -> str | None:

@@ -41,10 +41,14 @@ class EvaluationConfig:
     video_root: str = ""  # folder that every video must lie under; empty: the annotations' folder
     name: str = ""  # NAME in eval/NAME; empty: the benchmark's, or held_out. Other settings need another name
     limit: int = 0  # examples, the first of the file; 0: all. May be raised later: what is done is kept
+    # which answers count under the metrics' plain names: strict (in the form the prompt asks for, as rewards read them)
+    # | lenient (whatever is unmistakable, as evaluators of stock models do); the table always has both
+    reading: str = "strict"
     in_flight: int = 32  # examples at a time per rollout worker: while some decode, the engine works on others
 
     def __post_init__(self) -> None:
         require(self.limit >= 0, f"evaluation.limit must be >= 0, got {self.limit}")
+        require_one_of("evaluation.reading", self.reading, ("strict", "lenient"))
         require(self.in_flight >= 1, f"evaluation.in_flight must be >= 1, got {self.in_flight}")
         require(
             not self.benchmark or bool(self.path),

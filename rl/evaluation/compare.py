@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rl.evaluation.predictions import (
     read_json,
     read_outcomes,
 )
+from rl.evaluation.readings import STRICT, as_read, in_either
 
 REMEDY = "give RUN/eval/NAME, or a RUN that `dynframe eval` has evaluated"
 COMPARED_KEYS = (
@@ -161,7 +162,8 @@ def _load(folder: Path, label: str) -> Evaluation:
         raise EvaluationError(f"{folder / METRICS}: metrics and identity must be objects")
     limit = report["limit"]
     outcomes = [outcome for outcome in read_outcomes(folder / PREDICTIONS) if not limit or outcome.index < limit]
-    return Evaluation(label, folder, report, {outcome.task_id: outcome for outcome in outcomes})
+    read = [replace(outcome, metrics=as_read(outcome.metrics, _reading(report))) for outcome in outcomes]
+    return Evaluation(label, folder, report, {outcome.task_id: outcome for outcome in read})
 
 
 def _require_comparable(first: Evaluation, other: Evaluation) -> None:
@@ -169,12 +171,22 @@ def _require_comparable(first: Evaluation, other: Evaluation) -> None:
     differing = [
         key for key in sorted(one.keys() | two.keys()) if one.get(key) != two.get(key) and key.startswith(COMPARED_KEYS)
     ]
+    readings = _reading(first.report), _reading(other.report)
+    if readings[0] != readings[1]:
+        raise EvaluationError(
+            f"{first.folder} and {other.folder} are not comparable: answers are read {' and '.join(readings)}; give "
+            "the `dynframe eval` of one again with the other's evaluation.reading, which rolls nothing out"
+        )
     if differing:
         listed = "; ".join(f"{key}: {one.get(key)!r} and {two.get(key)!r}" for key in differing[:3])
         raise EvaluationError(
             f"{first.folder} and {other.folder} are not comparable ({listed}); evaluate both on the same "
             "examples, with the same rewards or metrics"
         )
+
+
+def _reading(report: Mapping[str, Any]) -> str:
+    return report.get("reading", STRICT)  # earlier versions knew no other
 
 
 def _differences(first: Evaluation, other: Evaluation) -> dict[str, PairedDifference]:
@@ -184,7 +196,7 @@ def _differences(first: Evaluation, other: Evaluation) -> dict[str, PairedDiffer
     for name in sorted(first.report["metrics"].keys() & other.report["metrics"].keys()):
         both = [(one, two) for one, two in pairs if name in one.metrics and name in two.metrics]
         if both:
-            groups = [one.group for one, _ in both] if name in first.report["over_groups"] else None
+            groups = [one.group for one, _ in both] if name in in_either(first.report["over_groups"]) else None
             ones, twos = ([outcome.metrics[name] for outcome in side] for side in zip(*both, strict=True))
             found[name] = compare_paired(ones, twos, groups)
     return found

@@ -8,11 +8,12 @@ from statistics import fmean
 
 from actors.reward import RewardError, RewardPool
 from envs.benchmarks.benchmark import Example, Prediction
-from envs.benchmarks.prediction import prediction_of
+from envs.benchmarks.prediction import prediction_of, read_leniently
 from rewards.failures import cause_key, cause_line
 from rl.config.run import RunConfig
 from rl.evaluation.evaluate import ExampleScore, Scorer, missing_prediction, outcome_of
 from rl.evaluation.predictions import EvaluationError, Outcome
+from rl.evaluation.readings import both_accuracies, both_readings
 from rl.evaluation.suite import EvaluationSuite
 from rl.run.reporter import answer_terms
 from rl.tracking.held_out import EVALUATION_STEP
@@ -31,7 +32,10 @@ def benchmark_scorer(suite: EvaluationSuite) -> Scorer:
         example = suite.examples[place]
         prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
         try:
-            values = {name: float(value) for name, value in suite.metric(example, prediction).items()}
+            values = both_readings(
+                suite.metric(example, prediction), suite.metric(example, read_leniently(prediction, example.task))
+            )
+            values = {name: float(value) for name, value in values.items()}
         except Exception as error:  # of a benchmark's own code, which may be a user's
             raise EvaluationError(
                 f"{suite.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
@@ -73,7 +77,9 @@ def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig
                 log.warning("%s", cause_line(reward))
             failed = f"{reward.term} {reward.cause}: {reward.detail}"
             return _outcome(example, place, trajectory, {}, prediction, failed)
-        return _outcome(example, place, trajectory, reward_values(reward, prediction, terms), prediction)
+        values = reward_values(reward, prediction, terms)
+        values |= both_accuracies(example.task, trajectory) if terms else {}
+        return _outcome(example, place, trajectory, values, prediction)
 
     return score_all
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rl.config.run import RunConfig
 from rl.evaluation.evaluate import summarise_outcomes
 from rl.evaluation.intervals import interval_text
 from rl.evaluation.predictions import Outcome
+from rl.evaluation.readings import LENIENT, as_read, in_either, is_detail
 from rl.evaluation.suite import EvaluationSuite
 from rl.run.prepare import fingerprint
 
@@ -33,13 +35,16 @@ def make_report(
     policy: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What metrics.json holds."""
-    summary = summarise_outcomes(outcomes, over_groups=suite.over_groups)
+    reading = config.evaluation.reading
+    read = [replace(outcome, metrics=as_read(outcome.metrics, reading)) for outcome in outcomes]
+    summary = summarise_outcomes(read, over_groups=in_either(suite.over_groups))
     return {
         "fingerprint": fingerprint(identity),
         "benchmark": suite.name,
         "source": suite.source,
         "headline": suite.headline,
         "over_groups": list(suite.over_groups),
+        "reading": reading,
         "retrieval": config.retrieval.max_calls > 0,
         "limit": config.evaluation.limit,
         **summary,
@@ -54,8 +59,9 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     counts, headline = report["counts"], report["headline"]
     speed = f", {report['tasks_per_s']:.1f} per second" if report["tasks_per_s"] else ""
     off = "" if report["retrieval"] else ", retrieval off"
+    leniently = ", answers read leniently" if report["reading"] == LENIENT else ""
     table = Table(
-        title=f"{escape(report['benchmark'])}: {counts['examples']} examples{speed}{off}",
+        title=f"{escape(report['benchmark'])}: {counts['examples']} examples{speed}{off}{leniently}",
         box=None,
         pad_edge=False,
     )
@@ -65,13 +71,14 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     def add(label: str, estimate: Mapping[str, Any]) -> None:
         table.add_row(label, f"{estimate['value']:.3f}", interval_text(estimate), str(estimate["n"]))
 
-    if headline in report["metrics"]:
-        add(f"[bold]{escape(headline)}[/]", report["metrics"][headline])
+    leading = [name for name in in_either([headline]) if name in report["metrics"]]
+    for name in leading:
+        add(f"[bold]{escape(name)}[/]", report["metrics"][name])
     for group, metrics in report["groups"].items():
         if headline in metrics:
             add(f"  {escape(group)}", metrics[headline])
     for name, estimate in report["metrics"].items():
-        if name != headline:
+        if name not in leading and not is_detail(name):
             add(escape(name), estimate)
     for name, estimate in report["behaviour"].items():
         add(f"[dim]{name}[/]", estimate)
