@@ -11,11 +11,11 @@ from typing import Any
 import ray
 
 from actors.frames import FramesLostError, fetch, fetch_samples
-from actors.memory import own_memory_mib
-from actors.waiting import WorkerError, do_nothing, gather
 from actors.weight_buckets import WeightBucket, pack
-from actors.worker_label import WorkerLabel, label
-from actors.worker_process import ProcessLocation, WorkerProcess, own_location
+from actors.worker.label import WorkerLabel, label
+from actors.worker.memory import own_memory_mib
+from actors.worker.process import ProcessLocation, WorkerProcess, own_location
+from actors.worker.waiting import WorkerError, do_nothing, gather
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WrittenFile

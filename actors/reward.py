@@ -22,11 +22,11 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from actors.memory import own_memory_mib
-from actors.placement import incarnation_name
-from actors.waiting import COLLECT_S, WORKER_IS_GONE, cause_of, first_line
-from actors.worker_label import WorkerLabel, label
-from actors.worker_process import ProcessLocation, WorkerProcess, on_next_line, own_location
+from actors.cluster.placement import incarnation_name
+from actors.worker.label import WorkerLabel, label
+from actors.worker.memory import own_memory_mib
+from actors.worker.process import ProcessLocation, WorkerProcess, on_next_line, own_location
+from actors.worker.waiting import COLLECT_S, WORKER_IS_GONE, cause_of, first_line
 from rewards.failures import cause_line
 from rewards.limits import limits
 from rewards.registry import resolve

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from actors.frames import park
-from actors.memory import own_memory_mib
 from actors.rollout_runner import RolloutRunner
 from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
-from actors.worker_label import WorkerLabel
-from actors.worker_process import ProcessLocation, own_location
+from actors.worker.label import WorkerLabel
+from actors.worker.memory import own_memory_mib
+from actors.worker.process import ProcessLocation, own_location
 from envs.rollout import SampledTurns, TokenHistory
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 

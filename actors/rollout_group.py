@@ -18,10 +18,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.rollout import Heartbeat, WorkerHealth
 from actors.rollout_runner import RolloutRunner
-from actors.stall_detector import dump_stacks
-from actors.waiting import COLLECT_S, POLL_S, WorkerError, as_completed, cause_of, do_nothing
 from actors.weight_buckets import WeightBucket, WeightsLostError
-from actors.worker_process import ProcessLocation, on_next_line
+from actors.worker.process import ProcessLocation, on_next_line
+from actors.worker.stall_detector import dump_stacks
+from actors.worker.waiting import COLLECT_S, POLL_S, WorkerError, as_completed, cause_of, do_nothing
 from actors.worker_slot import WorkerHandle, WorkerLimits, WorkerSlot, launch
 from rl.trajectory import Completion, Fault
 

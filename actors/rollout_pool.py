@@ -19,8 +19,8 @@ from ray.exceptions import RayError, RayTaskError
 from actors.frames import blocks_of, exchange
 from actors.rollout import EngineGoneError
 from actors.rollout_group import MAX_LOSSES, OnTurn, RolloutError, RolloutWorkerGroup, ignore_turn
-from actors.waiting import COLLECT_S, POLL_S, WORKER_IS_GONE, cause_of, do_nothing
-from actors.worker_label import label
+from actors.worker.label import label
+from actors.worker.waiting import COLLECT_S, POLL_S, WORKER_IS_GONE, cause_of, do_nothing
 from actors.worker_slot import WorkerHandle, WorkerSlot
 from envs.rollout import occurrences
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask

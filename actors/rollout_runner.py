@@ -12,7 +12,7 @@ from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, Trajecto
 
 
 class Engine(Protocol):
-    """An inference engine: generates, loads weights, reports counters and memory (actors.engine.VllmEngine)."""
+    """An inference engine: generates, loads weights, reports counters and memory (actors.engine.engine.VllmEngine)."""
 
     async def generate(self, request: GenerateRequest) -> Completion: ...
 

@@ -12,8 +12,8 @@ from typing import Any
 import ray
 
 from actors.frames import park
-from actors.waiting import WorkerError, gather
-from actors.worker_process import ProcessLocation, WorkerProcess, own_location
+from actors.worker.process import ProcessLocation, WorkerProcess, own_location
+from actors.worker.waiting import WorkerError, gather
 from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
 from envs.data.traces import trace_to_trajectory

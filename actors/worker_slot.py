@@ -9,12 +9,12 @@ from typing import Any
 
 import ray
 
-from actors.memory import GrowthGuard
-from actors.placement import incarnation_name
+from actors.cluster.placement import incarnation_name
 from actors.rollout import RolloutWorker
 from actors.rollout_runner import RolloutRunner
-from actors.stall_detector import StallDetector
-from actors.worker_process import ProcessLocation, WorkerProcess
+from actors.worker.memory import GrowthGuard
+from actors.worker.process import ProcessLocation, WorkerProcess
+from actors.worker.stall_detector import StallDetector
 from rl.trajectory import Fault
 
 MAX_CALLS = 1024  # of a worker at a time: groups in flight, heartbeats, weights

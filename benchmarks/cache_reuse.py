@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tables import median_and_range, print_table
 
-from actors.engine_settings import BLOCK_TOKENS
+from actors.engine.settings import BLOCK_TOKENS
 from rl.trajectory import TrajectoryGroup
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
-from actors.placement import Demand, Slots
+from actors.cluster.placement import Demand, Slots
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from rl.config.file import load_config

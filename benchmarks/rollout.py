@@ -59,12 +59,13 @@ from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 from transformers_rollouts import TransformersEngine, roll_out_batched, roll_out_one_by_one
 
-from actors.engine import VllmEngine
+from actors.engine.engine import VllmEngine
 from envs.rollout import Generate, run_group
 from rl.config.file import load_config
 from rl.config.run import RunConfig
 from rl.run.initial_policy import initial_policy
-from rl.run.prepare import make_episode_context, prepare_tasks
+from rl.run.prepare.episode_context import make_episode_context
+from rl.run.prepare.tasks import prepare_tasks
 from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rollouts, start_rollout_runner
 from rl.trajectory import Completion, GenerateRequest, RetrievalCall, Sampling, TrajectoryGroup, VideoTask
 

@@ -28,7 +28,7 @@ from tables import median_and_range, print_conditions, print_table
 from actors.weight_sync import WeightSync
 from rl.config.file import load_config
 from rl.config.run import RunConfig
-from rl.run.policy import prepare_policy
+from rl.run.prepare.policy import prepare_policy
 from rl.run.workers import START_TIMEOUT_S, cluster, spawn_learners, spawn_rollouts
 
 LARGE = tuple(f"policy.tiny.{item}" for item in ("hidden_size=1024", "num_heads=32", "num_kv_heads=8", "num_layers=5"))

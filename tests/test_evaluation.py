@@ -44,7 +44,7 @@ CLIPS = Benchmark("clips", "by hand", read, score, "accuracy")
 def evaluate(tmp_path):
     """`evaluate(KILLED="1")`: the command in a process of its own, on clips rendered here."""
     from rl.config.file import load_config
-    from rl.run.prepare import prepare_world
+    from rl.run.prepare.tasks import prepare_world
 
     (tmp_path / "clips_benchmark.py").write_text(BENCHMARK)
     where = (f"output_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", "name=tiny")

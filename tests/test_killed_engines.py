@@ -83,8 +83,8 @@ def world(tmp_path_factory, refusal):
     """Configuration, policy and tasks."""
     if refusal:  # what needs no equal bits is tested in tests/test_faults.py
         pytest.skip(refusal)
-    from rl.run.policy import prepare_policy
-    from rl.run.prepare import prepare_tasks
+    from rl.run.prepare.policy import prepare_policy
+    from rl.run.prepare.tasks import prepare_tasks
 
     home = tmp_path_factory.mktemp("killed")
     config = load_config([REPOSITORY / "configs" / "quickstart.yaml"], [*SMALL, f"cache_dir={home}/cache"])

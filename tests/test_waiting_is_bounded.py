@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("rl", "actors", "cluster") for path in (ROOT / room).rglob("*.py"))
 REMOTE = {"ray.get", "ray.wait"}  # and `.result()` of futures, `.wait()` and `.communicate()` of processes
 OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot outlive it
-    "actors/engine_driver.py": "a future that `wait(..., timeout)` has found done",
-    "actors/engine.py": "a future whose callback this is",
+    "actors/engine/driver.py": "a future that `wait(..., timeout)` has found done",
+    "actors/engine/engine.py": "a future whose callback this is",
     "rl/checkpoint/saver.py": "a future that is known to be done",
     "rl/cli/validation.py": "decoding threads, whose requests have deadlines of their own",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rl.checkpoint.checkpoint import step_of
-from rl.checkpoint.lease import LeaseLostError, may_always_write
+from rl.checkpoint.lease.lease import LeaseLostError, may_always_write
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.store import CheckpointStore
 from rl.trajectory import Fault

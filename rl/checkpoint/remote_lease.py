@@ -1,8 +1,8 @@
-"""The lease of a run on other storage: lease.json beside its checkpoints. rl.checkpoint.lease decides."""
+"""The lease of a run on other storage: lease.json beside its checkpoints. rl.checkpoint.lease.lease decides."""
 
 from __future__ import annotations
 
-from rl.checkpoint.lease_file import LEASE
+from rl.checkpoint.lease.folder import LEASE
 from rl.checkpoint.remote import as_remote_error, is_local, open_storage
 
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rl.checkpoint.checkpoint import Checkpoint
-from rl.checkpoint.lease import LeaseLostError, may_always_write
+from rl.checkpoint.lease.lease import LeaseLostError, may_always_write
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.store import CheckpointStore

@@ -13,7 +13,7 @@ from rl.cli.terminal import console, print_json
 from rl.config.file import load_config
 from rl.config.inputs import split_inputs
 from rl.config.run import RunConfig, anchored
-from rl.run.findings import Finding, as_dict, passed, print_findings
+from rl.run.preflight.findings import Finding, as_dict, passed, print_findings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
 JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
@@ -58,7 +58,7 @@ def load_runnable(inputs: Sequence[str]) -> RunConfig:
         ConfigError: it cannot be used, or `policy.path` is not a policy's folder.
     """
     config = load(inputs)
-    from rl.run.policy import require_given_policy
+    from rl.run.prepare.policy import require_given_policy
 
     require_given_policy(config)
     return config

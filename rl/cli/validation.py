@@ -27,8 +27,9 @@ from envs.data.rows import UnusableRow
 from envs.video.reader import VideoReader
 from rl.config.data import SourceConfig
 from rl.config.run import RunConfig
-from rl.run.console import counted_stage
-from rl.run.prepare import as_config_error, located, quarantine_file
+from rl.run.console.stages import counted_stage
+from rl.run.prepare.errors import as_config_error
+from rl.run.prepare.tasks import located, quarantine_file
 from rl.trajectory import VideoTask
 
 Located = tuple[str, Path, str]  # format, annotation file, video root

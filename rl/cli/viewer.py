@@ -15,7 +15,7 @@ from rl.report.build import MIB, build_report
 from rl.report.live import serve
 from rl.report.run_files import open_run
 from rl.report.thumbnails import FramesUnavailableError
-from rl.run.console import Stage, counted_stage
+from rl.run.console.stages import Stage, counted_stage
 
 HALF_MS = 0.00055  # records round times to milliseconds: the frame that starts then is the one on screen just after
 SAME_FRAME_MS = 1  # a frame that starts elsewhere is another one: the clip is not the one that was rolled out

@@ -30,7 +30,7 @@ from rl.encode_stats.vision_config import VisionSizes, named_vision_config
 from rl.policy.geometry import Geometry
 from rl.policy.processor import Processor
 from rl.policy.scenes import segment_scenes
-from rl.run.console import counted_stage
+from rl.run.console.stages import counted_stage
 from rl.trajectory import Frames
 
 if TYPE_CHECKING:

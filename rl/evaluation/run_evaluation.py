@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from actors.placement import Demand
+from actors.cluster.placement import Demand
 from rl.checkpoint.checkpoint import POLICY_FOLDER, Checkpoint
 from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError
@@ -26,10 +26,10 @@ from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, Prediction
 from rl.evaluation.scorers import benchmark_scorer, reward_scorer
 from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, identity_of, make_suite
 from rl.evaluation.summary import make_report, print_report
-from rl.run.console import counted_stage, say
+from rl.run.console.stages import counted_stage, say
 from rl.run.initial_policy import initial_policy
-from rl.run.policy import require_given_policy
-from rl.run.prepare import ROWS_IN_LOG
+from rl.run.prepare.policy import require_given_policy
+from rl.run.prepare.tasks import ROWS_IN_LOG
 from rl.run.resume import changed_meaning, checkpoint_of
 from rl.run.workers import cluster, spawn_rewards, starting_rollouts
 from rl.tracking.log_file import keep_log

@@ -20,7 +20,8 @@ from envs.benchmarks.registry import resolve
 from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
-from rl.run.prepare import fingerprint, prepare_tasks
+from rl.run.prepare.built_once import fingerprint
+from rl.run.prepare.tasks import prepare_tasks
 from rl.run.reporter import answer_terms
 
 OWN = "held_out"  # the evaluation of data.held_out by the run's own rewards

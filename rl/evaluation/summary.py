@@ -16,7 +16,7 @@ from rl.evaluation.intervals import interval_text
 from rl.evaluation.predictions import Outcome
 from rl.evaluation.readings import LENIENT, as_read, in_either, is_detail
 from rl.evaluation.suite import EvaluationSuite
-from rl.run.prepare import fingerprint
+from rl.run.prepare.built_once import fingerprint
 
 WARNINGS = {  # counts to warn of
     "rejected": "rows of the annotations left out (rejected.jsonl)",

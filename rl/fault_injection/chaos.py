@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from actors.reward import GRACE_S
-from actors.waiting import COLLECT_S
+from actors.worker.waiting import COLLECT_S
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.fault_injection.artifacts import Rules, read_artifacts
@@ -30,8 +30,8 @@ from rl.fault_injection.result import ExperimentResult, print_result
 from rl.fault_injection.run_process import folder_beside_runs
 from rl.fault_injection.schedule import FAULT_TYPES, schedule
 from rl.run.attempt import task_stream
-from rl.run.check import preflight
-from rl.run.prepare import prepare_tasks
+from rl.run.preflight.check import preflight
+from rl.run.prepare.tasks import prepare_tasks
 from rl.run.resume import config_changes
 
 ENDLESS = 100_000  # steps: more than there is time for

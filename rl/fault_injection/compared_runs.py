@@ -21,7 +21,7 @@ from rl.config.file import to_yaml
 from rl.config.run import RunConfig
 from rl.fault_injection.run_process import kill_process_tree, launched
 from rl.report.run_files import Broken, read_json_lines
-from rl.run.console import Stage, counted_stage
+from rl.run.console.stages import Stage, counted_stage
 from rl.tracking.fingerprint import PREFIX
 
 STRAIGHT, INTERRUPTED = "straight", "interrupted"  # names of the two runs

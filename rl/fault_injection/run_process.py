@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from actors.ray_session import end_with_parent
+from actors.cluster.session import end_with_parent
 from rl.config.errors import ConfigError
 
 KILL_TIMEOUT_S = 30.0  # for killed processes to be gone

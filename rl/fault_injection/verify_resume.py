@@ -19,7 +19,7 @@ from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
 from rl.fault_injection.compared_runs import Kill, Killed, Line, Runs, VerificationError
 from rl.fault_injection.run_process import folder_beside_runs
-from rl.run.check import preflight
+from rl.run.preflight.check import preflight
 from rl.tracking.fingerprint import PREFIX, first_difference
 
 MOMENTS = ("boundary", "mid-step")

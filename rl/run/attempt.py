@@ -20,10 +20,10 @@ from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.saver import Contents
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig
-from rl.run.console import progress_bar, say, stage
+from rl.run.console.stages import progress_bar, say, stage
+from rl.run.console.step_line import evaluation_line
 from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks
 from rl.run.run import Run
-from rl.run.step_line import evaluation_line
 from rl.run.stop_signals import StopRequested
 from rl.tracking.faults import fault_metrics
 from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics

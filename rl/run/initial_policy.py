@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from actors.cluster.placement import Slots
 from actors.learner import LearnerError
-from actors.placement import Slots
 from actors.traces import TraceError, TraceFeed
 from envs.data.formats import RetrievalTrace
 from rl.config.file import to_dict
@@ -20,9 +20,10 @@ from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig
 from rl.learner.sft import run_cold_start
 from rl.policy.scenes import fingerprint as scenes_fingerprint
-from rl.run.console import progress_bar, say, stage
-from rl.run.policy import prepare_policy
-from rl.run.prepare import built_once, fingerprint, prepare_traces
+from rl.run.console.stages import progress_bar, say, stage
+from rl.run.prepare.built_once import built_once, fingerprint
+from rl.run.prepare.policy import prepare_policy
+from rl.run.prepare.tasks import prepare_traces
 from rl.run.workers import cluster, spawn_learners, spawn_traces
 
 log = logging.getLogger(__name__)

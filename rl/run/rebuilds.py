@@ -16,7 +16,7 @@ from actors.learner import LearnerError, LearnerGroup
 from actors.weight_buckets import WeightsLostError
 from rl.checkpoint.checkpoint import Checkpoint
 from rl.run.attempt import Attempt
-from rl.run.console import stage
+from rl.run.console.stages import stage
 from rl.run.run import Run
 from rl.run.workers import spawn_learners
 from rl.trajectory import Fault

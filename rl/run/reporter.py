@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from actors.memory import own_memory_mib
-from actors.ray_metrics import RayMetricsSink
+from actors.cluster.metrics import RayMetricsSink
+from actors.worker.memory import own_memory_mib
 from rl.algorithm.advantages import Credit
 from rl.algorithm.batch import credit_metrics, learned_credit
 from rl.checkpoint.store import CheckpointStore
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
-from rl.run.console import say
-from rl.run.step_line import Pace, step_line
+from rl.run.console.stages import say
+from rl.run.console.step_line import Pace, step_line
 from rl.tracking.backlog import Backlog
 from rl.tracking.failures import FAILURES
 from rl.tracking.faults import FAULTS

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.placement import Slots
+from actors.cluster.placement import Slots
 from actors.reward import RewardError, RewardPool
 from actors.rollout_pool import RolloutPool
 from rl.checkpoint.saver import Saver
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
-from rl.run.console import say
+from rl.run.console.stages import say
 from rl.run.writer import Writer, keep_config
 from rl.tracking.backlog import Backlog
 from rl.tracking.failures import FAILURES, Failure, FailureLog

@@ -18,12 +18,12 @@ from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
-from rl.run.check import preflight
-from rl.run.console import say, stage
+from rl.run.console.stages import say, stage
 from rl.run.initial_policy import cold_started_policy
 from rl.run.kernels import common_kernels
-from rl.run.policy import prepare_policy
-from rl.run.prepare import prepare_tasks
+from rl.run.preflight.check import preflight
+from rl.run.prepare.policy import prepare_policy
+from rl.run.prepare.tasks import prepare_tasks
 from rl.run.rebuilds import train_to_the_end
 from rl.run.reporter import conclude
 from rl.run.resume import checkpoint_of, find_checkpoint, remote_of

@@ -16,20 +16,20 @@ from typing import Any
 
 from rich.console import Console
 
+from actors.cluster.connection import connected
+from actors.cluster.placement import Demand, Slots, incarnation_name
 from actors.learner import LearnerGroup, Restore
-from actors.placement import Demand, Slots, incarnation_name
-from actors.ray_connection import connected
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from actors.rollout_runner import RolloutRunner
 from actors.traces import TracePool
-from actors.waiting import do_nothing
+from actors.worker.waiting import do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig
 from rl.policy.vllm_plugin import engine_environment
-from rl.run.console import say, stage
-from rl.run.prepare import make_episode_context
+from rl.run.console.stages import say, stage
+from rl.run.prepare.episode_context import make_episode_context
 from rl.trajectory import Sampling
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def spawn_learners(
 
 def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
     """Runs in a rollout worker: its engine and environment."""
-    from actors.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
+    from actors.engine.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
 
     rollout = config.rollout
     engine = make_engine(policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic)

@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl.checkpoint.lease import Lease, LeaseHeldError
-from rl.checkpoint.lease_file import LEASE, FolderLease
-from rl.checkpoint.lease_holder import this_process
+from rl.checkpoint.lease.folder import LEASE, FolderLease
+from rl.checkpoint.lease.holder import this_process
+from rl.checkpoint.lease.lease import Lease, LeaseHeldError
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.remote import RemoteCheckpoints
 from rl.checkpoint.remote_lease import RemoteLease

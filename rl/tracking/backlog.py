@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rl.checkpoint.lease import may_always_write
+from rl.checkpoint.lease.lease import may_always_write
 from rl.checkpoint.manifest import explained
 from rl.trajectory import Fault
 

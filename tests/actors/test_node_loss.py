@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from actors.placement import Demand, Slots
+from actors.cluster.placement import Demand, Slots
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from rl.config.trainer import PlacementConfig

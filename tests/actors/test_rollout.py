@@ -151,7 +151,7 @@ def pool_of(ray_cluster, tmp_path):
 
     from actors.rollout_group import RolloutWorkerGroup
     from actors.rollout_pool import RolloutPool
-    from actors.waiting import do_nothing
+    from actors.worker.waiting import do_nothing
 
     opened = []
 
@@ -351,7 +351,7 @@ def test_an_engine_that_cannot_be_read_back_is_replaced(pool_of, tmp_path):
 
 
 def test_a_worker_that_dies_while_learners_work_is_replaced_meanwhile(pool_of, ray_cluster, tmp_path):
-    from actors.waiting import gather
+    from actors.worker.waiting import gather
 
     pool = pool_of(workers=1)
     pool.workers.wait_ready(60)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rl.checkpoint.lease import Lease
-from rl.checkpoint.lease_holder import this_process
+from rl.checkpoint.lease.holder import this_process
+from rl.checkpoint.lease.lease import Lease
 from rl.checkpoint.remote import RemoteError
 from rl.checkpoint.remote_lease import RemoteLease
 

@@ -2,7 +2,7 @@
 
 from rl.cli import doctor
 from rl.cli.import_probe import Outcome, Probe, probe_imports
-from rl.run.findings import Level
+from rl.run.preflight.findings import Level
 
 
 def test_every_import_has_an_answer_whatever_the_others_do():

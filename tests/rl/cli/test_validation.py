@@ -9,7 +9,7 @@ from rich.console import Console
 from rl.cli.validation import validate_data
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.run.prepare import prepare_tasks, prepare_traces, quarantine_file
+from rl.run.prepare.tasks import prepare_tasks, prepare_traces, quarantine_file
 from tests.envs.video.clips import render
 
 pytestmark = pytest.mark.thorough

@@ -69,7 +69,7 @@ def test_a_tree_that_is_gone_is_empty(tree_of_four):
 
 STARTS_A_RUN = """
 import subprocess, sys
-from actors.ray_session import end_with_parent
+from actors.cluster.session import end_with_parent
 command = [sys.executable, "-c", "import signal; signal.pause()"]
 run = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
 print(run.pid, flush=True)

@@ -18,7 +18,7 @@ from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.fault_injection.compared_runs import Kill, Killed, RunProcess, VerificationError, proof_config
 from rl.fault_injection.verify_resume import ComparedStep, Proof, compare, print_proof, verify_resume
-from rl.run.console import counted_stage
+from rl.run.console.stages import counted_stage
 from rl.tracking.fingerprint import STAGES
 from rl.trajectory import RunState
 

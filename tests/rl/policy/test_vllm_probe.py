@@ -38,7 +38,7 @@ def load(folder):
     from vllm.model_executor.model_loader import get_model
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 
-    from actors.engine_settings import engine_arguments
+    from actors.engine.settings import engine_arguments
     from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
     from rl.config.rollout import EngineConfig
     from rl.policy.tiny import build_tiny_policy

@@ -106,7 +106,7 @@ def test_the_configuration_is_written_once_however_often_learners_are_rebuilt(ru
 
 
 def test_a_run_that_another_process_has_taken_over_writes_nothing_more(run_of, tmp_path, saver):
-    from rl.checkpoint.lease import LeaseLostError
+    from rl.checkpoint.lease.lease import LeaseLostError
 
     def lost():
         raise LeaseLostError("lease.json: another process has taken over this run")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from rl.checkpoint.lease_file import LEASE
+from rl.checkpoint.lease.folder import LEASE
 from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rl.checkpoint.lease import Lease, LeaseLostError
-from rl.checkpoint.lease_file import LEASE, FolderLease
-from rl.checkpoint.lease_holder import this_process
+from rl.checkpoint.lease.folder import LEASE, FolderLease
+from rl.checkpoint.lease.holder import this_process
+from rl.checkpoint.lease.lease import Lease, LeaseLostError
 from rl.checkpoint.remote import RemoteCheckpoints
 from rl.checkpoint.remote_lease import RemoteLease
 from rl.config.errors import ConfigError

@@ -1,0 +1,1 @@
+"""Ray itself: the connection, a session of the run's own, placement, numbers in its dashboard."""

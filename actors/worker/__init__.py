@@ -1,0 +1,1 @@
+"""The process behind every worker: its name, log, memory and stalls, and waiting for what it answers."""

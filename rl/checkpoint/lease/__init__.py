@@ -1,0 +1,1 @@
+"""One writer per run: the lease in its folder, who holds it, and when it may be taken over."""

@@ -1,0 +1,118 @@
+"""`dynframe check`: everything that can be known to be wrong before anything starts. Part of the composition root.
+
+What costs nothing comes first: a wrong policy, a full disk, a broken reward are told before a clip is rendered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from envs.video.reader import VideoError
+from rl.config.errors import ConfigError
+from rl.config.run import RunConfig
+from rl.policy.token_ids import PolicyFilesError
+from rl.run.preflight.findings import Finding, Level, passed
+from rl.run.preflight.machine import check_memory, check_output, check_resources, require_gpus
+from rl.run.preflight.rewards import check_rewards
+from rl.run.preflight.token_budget import check_token_budget
+from rl.run.prepare.episode_context import episode_context
+from rl.run.prepare.policy import count_parameters, prepare_processor, require_given_policy, tiny_folder
+from rl.run.prepare.tasks import prepare_tasks, require_sources
+from rl.trajectory import VideoTask
+
+REFUSALS = (ValueError, OSError, RuntimeError, KeyError, VideoError)  # what a part raises that cannot do its work
+
+
+def run_checks(config: RunConfig, console: Console) -> list[Finding]:
+    """Every finding, cheap ones first; one failure does not hide the next."""
+    tasks: list[VideoTask] = []
+    policy, parameters = _policy(config)
+    return [
+        Finding("configuration", Level.OK, f"{config.name}: keys and ranges are valid"),
+        policy,
+        check_output(config, parameters),
+        *check_resources(config),
+        check_memory(config, parameters),
+        *check_rewards(config),
+        *_data(config, console, tasks),
+        *_token_budget(config, tasks, policy),
+    ]
+
+
+def preflight(config: RunConfig) -> None:
+    """What a run looks at before any work: seconds, no torch, and no video rendered or decoded.
+
+    Raises:
+        ConfigError: the policy, an annotation file or a reward cannot be used, the machine is too small, or the output
+            cannot be written.
+    """
+    require_gpus(config)
+    policy, parameters = _policy(config)
+    if policy.level is Level.FAILED:
+        raise ConfigError(policy.detail)
+    require_sources(config)
+    findings = [check_output(config, parameters), check_memory(config, parameters), *check_rewards(config)]
+    if not passed(findings):
+        failed = [finding for finding in findings if finding.level is Level.FAILED]
+        raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in failed))
+
+
+def _policy(config: RunConfig) -> tuple[Finding, int]:
+    """The policy's folder, and its parameters; 0 for a tiny one that is not built yet."""
+    folder = Path(config.policy.path) if config.policy.path else tiny_folder(config)
+    try:
+        require_given_policy(config)
+        parameters = count_parameters(folder)
+    except (ConfigError, PolicyFilesError, OSError) as error:
+        return Finding("policy", Level.FAILED, _on_one_line(error)), 0
+    if not config.policy.path and not folder.is_dir():
+        return Finding("policy", Level.OK, "the tiny policy, built when a run starts"), 0
+    return Finding("policy", Level.OK, f"{folder} ({parameters / 1e6:.1f} M parameters)"), parameters
+
+
+def _data(config: RunConfig, console: Console, tasks: list[VideoTask]) -> Iterator[Finding]:
+    """Each split; what is usable is added to `tasks`."""
+    for split in ("train", "held_out"):
+        yield from _attempt(f"data.{split}", lambda split=split: _split(config, split, console, tasks))
+    strangers = {source.format for source in (config.data.train, config.data.held_out)} - {"quickstart"}
+    if strangers and not config.video.decode_workers:
+        yield Finding(
+            "video.decode_workers",
+            Level.NOTE,
+            f"0: clips of {', '.join(sorted(strangers))} are decoded in the rollout worker, without a deadline or a "
+            "limit of memory, so that a broken one can hang or end it; set video.decode_workers=1",
+        )
+
+
+def _split(config: RunConfig, split: str, console: Console, tasks: list[VideoTask]) -> Finding:
+    loaded = prepare_tasks(config, split, console)
+    tasks += loaded.tasks
+    detail = f"{len(loaded.tasks)} tasks, {len(loaded.rejected)} rows left out, {loaded.clamped} clamped to the clip"
+    return Finding(f"data.{split}", Level.NOTE if loaded.rejected else Level.OK, detail)
+
+
+def _token_budget(config: RunConfig, tasks: list[VideoTask], policy: Finding) -> Iterator[Finding]:
+    if policy.level is Level.FAILED:
+        yield Finding("token budget", Level.NOTE, "not checked: it needs the policy's tokenizer")
+        return
+    try:
+        context = episode_context(config, prepare_processor(config))
+    except REFUSALS as error:
+        yield Finding("policy", Level.FAILED, _on_one_line(error))
+        return
+    yield from _attempt("token budget", lambda: check_token_budget(config, context, tasks))
+    context.reader.close()
+
+
+def _attempt(subject: str, look: Callable[[], Finding]) -> Iterator[Finding]:
+    try:
+        yield look()
+    except REFUSALS as error:
+        yield Finding(subject, Level.FAILED, _on_one_line(error))
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

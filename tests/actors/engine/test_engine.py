@@ -1,0 +1,645 @@
+"""The engine's promises, kept by a real vLLM on a tiny policy. Clips are noise: every pixel matters."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rl.config.errors import ConfigError
+from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.config.rollout import EngineConfig
+from rl.policy.processor import Processor
+from rl.trajectory import (
+    Frames,
+    GenerateRequest,
+    Sampling,
+    Segment,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+pytestmark = pytest.mark.vllm
+
+SCENES = ScenesConfig(budget="none")
+SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
+ENGINE = EngineConfig(kv_cache_bytes=64 * 2**20)
+QUESTION = "Look at the video, decide which time window to look at again and at which frame rate, then answer."
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory):
+    from rl.policy.tiny import build_tiny_policy
+
+    return build_tiny_policy(SMALL, SCENES, tmp_path_factory.mktemp("policy"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def open_engine():
+    """The engine for these settings. A process holds one at a time, so one for others is closed first."""
+    held = []
+
+    def open_engine(folder, policy, config=ENGINE, **options):
+        from actors.engine.engine import make_engine
+
+        asked = (folder, policy, config, options)
+        if not held or held[0][0] != asked:
+            close()
+            held.append((asked, make_engine(folder, policy, config, seed=0, **options)))
+        return held[0][1]
+
+    def close():
+        while held:
+            held.pop()[1].close()
+
+    yield open_engine
+    close()
+
+
+@pytest.fixture
+def engine(open_engine, policy_dir):
+    return open_engine(policy_dir, PolicyConfig(scenes=SCENES))
+
+
+@pytest.fixture(scope="module")
+def processor(policy_dir):
+    return Processor.from_pretrained(policy_dir, SCENES)
+
+
+def clip(processor, *, seed, frames=8, height=56, width=84, start_s=0.0, fps=2.0) -> Frames:
+    """Noise in runs of one to three equal frames, so that scenes differ in length."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+    pixels = pixels[np.minimum(np.arange(frames), np.cumsum(random.integers(0, 2, frames)))]
+    return processor.make_frames(pixels, [start_s + i / fps for i in range(frames)])
+
+
+def opening(processor, frames: Frames) -> tuple[int, ...]:
+    return (
+        *processor.encode("<|im_start|>user\n"),
+        *processor.video_block(frames),
+        *processor.encode(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>"),
+    )
+
+
+def request(token_ids, videos, *, seed=0, tokens=12, temperature=1.0, stop=(), name="r") -> GenerateRequest:
+    return GenerateRequest(name, tuple(token_ids), tuple(videos), Sampling(tokens, temperature, 1.0, 0, stop, seed))
+
+
+def run(engine, requests):
+    async def together():
+        return await asyncio.gather(*(engine.generate(one) for one in requests))
+
+    return asyncio.run(together())
+
+
+def play_group(engine, processor, *, siblings=8, seed=0, temperature=1.0, frames=12, size=(84, 112)) -> TrajectoryGroup:
+    """Two turns each; at the second one every sibling is shown a clip of its own."""
+    first = clip(processor, seed=seed, frames=frames, height=size[0], width=size[1])
+    prompt = opening(processor, first)
+
+    async def episode(sibling: int) -> Trajectory:
+        called = await engine.generate(request(prompt, [first], seed=sibling, temperature=temperature))
+        window = clip(processor, seed=1000 * seed + sibling + 1, frames=3 + sibling % 4, start_s=1.0 + sibling, fps=6.0)
+        shown = tuple(processor.video_block(window))
+        ids = (*prompt, *called.token_ids, *shown)
+        answered = await engine.generate(request(ids, [first, window], seed=sibling, temperature=temperature))
+        turns = (Turn(prompt, called, Segment.SAMPLING), Turn(shown, answered, Segment.REASONING, frames=window))
+        return Trajectory(turns, StopReason.ANSWERED)
+
+    async def together():
+        return await asyncio.gather(*(episode(sibling) for sibling in range(siblings)))
+
+    task = VideoTask("t", "/clip.mp4", QUESTION, "A", "letter")
+    return TrajectoryGroup(task, tuple(asyncio.run(together())), first)
+
+
+def logprobs(engine, token_ids, videos) -> np.ndarray:
+    """Of six greedy tokens after a prompt."""
+    return np.array(run(engine, [request(token_ids, videos, tokens=6, temperature=0.0)])[0].logprobs)
+
+
+def test_group_runs_the_encoder_once_per_video_and_prefills_what_is_new(engine, processor):
+    engine.stats()
+
+    group = play_group(engine, processor, siblings=8, seed=7, frames=24, size=(112, 140))
+
+    stats = engine.stats()
+    first_turns = [trajectory.turns[0] for trajectory in group.trajectories_G]
+    prompt = len(first_turns[0].context_token_ids)
+    reusable = 7 * prompt + sum(prompt + len(turn.completion.token_ids) for turn in first_turns)
+    assert stats["encoder_items"] == 1 + 8
+    assert stats["cached_prompt_tokens"] >= 0.9 * reusable
+    assert stats["requests"] == 16
+    assert engine.stats()["requests"] == 0  # counted since the last reading
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_engine_and_learner_agree_in_every_segment(engine, processor, policy_dir, temperature, record_property):
+    from rl.evaluation.parity import measure_parity
+    from rl.policy.model import load_policy
+
+    sizes = ((84, 112), (56, 56), (56, 140))
+    groups = [
+        play_group(engine, processor, siblings=4, seed=i, temperature=temperature, size=size)
+        for i, size in enumerate(sizes)
+    ]
+
+    report = measure_parity(engine, load_policy(policy_dir, SCENES), processor, groups, temperature=temperature)
+
+    record_property("parity", report.as_dict())
+    assert report.failures(gate_nat=1e-4) == []
+    assert {name: part.tokens for name, part in report.segments.items()}["sampling"] == 3 * 4 * 12
+    assert set(report.controls) == {"wrong_durations", "shifted_pixels", "permuted_scenes"}
+
+
+def test_what_is_shown_at_the_second_turn_is_seen(engine, processor):
+    first, shown = clip(processor, seed=1), clip(processor, seed=2, start_s=3.0)
+    other = processor.make_frames(255 - shown.pixels_THWC, shown.timestamps_s_T)
+    other = replace(other, scene_lengths=shown.scene_lengths)
+    again = clip(processor, seed=2, start_s=3.0)
+    ids = (*opening(processor, first), *processor.encode("<span>"), *processor.video_block(shown))
+
+    seen = logprobs(engine, ids, [first, shown])
+
+    assert np.abs(logprobs(engine, ids, [first, other]) - seen).max() > 1e-3
+    assert np.abs(logprobs(engine, ids, [first, again]) - seen).max() < 1e-5
+
+
+def test_seeds_make_sampling_independent_of_the_batch(engine, processor):
+    video = clip(processor, seed=3)
+    requests = [request(opening(processor, video), [video], seed=seed, tokens=24) for seed in range(8)]
+
+    together = run(engine, requests)
+    alone = [run(engine, [one])[0] for one in requests]
+
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    assert len({one.token_ids for one in together}) == 8
+
+
+def test_full_kv_cache_delays_requests_and_changes_nothing_else(engine, open_engine, processor, policy_dir):
+    video = clip(processor, seed=3)
+    requests = [request(opening(processor, video), [video], seed=seed, tokens=256) for seed in range(16)]
+    config = EngineConfig(max_model_len=1024, kv_cache_bytes=2**20)  # 2,048 tokens; the requests need twice as many
+    at_once = run(engine, requests)
+
+    delayed = run(open_engine(policy_dir, PolicyConfig(scenes=SCENES), config), requests)
+
+    assert [one.token_ids for one in delayed] == [one.token_ids for one in at_once]
+
+
+def test_tokens_the_policy_may_not_write_are_never_sampled(engine, processor):
+    allowed_V = processor.allowed_token_mask()
+    prompts = [request(processor.encode("Look"), [], seed=seed, tokens=200, temperature=2.0) for seed in range(8)]
+
+    sampled = np.concatenate([one.token_ids for one in run(engine, prompts)])
+
+    assert len(np.unique(sampled)) > 0.5 * allowed_V.sum()
+    assert allowed_V[sampled].all()
+
+
+def test_scores_are_over_the_allowed_tokens_only(engine, processor):
+    video = clip(processor, seed=4)
+    ids = opening(processor, video)
+
+    scores = np.array(engine.score(ids, [video]))
+
+    banned_T = ~processor.allowed_token_mask()[list(ids)]
+    assert len(scores) == len(ids)
+    assert scores[0] == 0
+    assert np.isneginf(scores[banned_T]).all()
+    assert np.isfinite(scores[~banned_T]).all()
+
+
+def test_stop_token_is_returned_with_its_logprob(engine, processor):
+    stops = tuple(range(0, 400))
+
+    (completion,) = run(engine, [request(processor.encode("Look at"), [], tokens=100, stop=stops)])
+
+    assert completion.finish_reason == "stop"
+    assert completion.token_ids[-1] in stops
+    assert not set(completion.token_ids[:-1]) & set(stops)
+    assert len(completion.logprobs) == len(completion.token_ids)
+
+
+@pytest.mark.parametrize("change", ["one placeholder less", "video missing", "video too many"])
+def test_placeholders_that_do_not_match_their_videos_are_refused(engine, processor, change):
+    from actors.engine.engine import EngineError
+
+    video = clip(processor, seed=5)
+    ids = list(opening(processor, video))
+    if change == "one placeholder less":
+        ids.remove(processor.ids.video_pad)
+    videos = {"video missing": [], "video too many": [video, clip(processor, seed=6)]}.get(change, [video])
+    fine = request(opening(processor, video), [video], name="fine")
+
+    with pytest.raises(EngineError, match=r"'bad'.*placeholders") as refused:
+        run(engine, [request(ids, videos, name="bad"), fine])
+
+    assert refused.value.request_id == "bad"
+    assert run(engine, [fine])[0].token_ids  # the engine lives on
+
+
+@pytest.mark.parametrize(
+    ("bad", "cause"), [({"token_ids": [5] * 3000}, "maximum"), ({"token_ids": [5], "temperature": -1.0}, "temperature")]
+)
+def test_request_that_cannot_be_served_fails_alone(engine, bad, cause):
+    from actors.engine.engine import EngineError
+
+    with pytest.raises(EngineError, match=f"'bad'.*{cause}"):
+        run(engine, [request(**bad, videos=[], name="bad")])
+
+
+def test_abandoned_request_leaves_the_engine_free(engine, processor):
+    async def give_up():
+        await asyncio.wait_for(engine.generate(request(processor.encode("Look"), [], tokens=2000)), timeout=0.05)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(give_up())
+
+    assert run(engine, [request(processor.encode("Look"), [], tokens=3)])[0].policy_version == engine.policy_version
+
+
+def test_new_visual_weights_are_seen_even_in_cached_clips_and_old_ones_return(engine, processor, policy_dir):
+    name = "model.visual.blocks.0.mlp.gate_proj.weight"
+    weights = stored_weights(policy_dir)
+    video = clip(processor, seed=8)
+    ids = opening(processor, video)
+    before, version = logprobs(engine, ids, [video]), engine.policy_version
+    random = torch.Generator().manual_seed(0)
+
+    engine.load_weights([(name, weights[name] + torch.randn(weights[name].shape, generator=random))], version + 1)
+    during = run(engine, [request(ids, [video], tokens=6, temperature=0.0)])[0]
+    engine.load_weights([(name, weights[name].numpy())], version + 2)
+    after = logprobs(engine, ids, [video])
+
+    assert np.abs(np.array(during.logprobs) - before).max() > 1e-3
+    assert during.policy_version == version + 1
+    assert during.cached_prompt_tokens == 0
+    assert after.tolist() == before.tolist()
+
+
+def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp_path):
+    from rl.evaluation.parity import measure_parity
+    from rl.policy.model import load_policy
+    from rl.policy.tiny import build_tiny_policy
+
+    learner = load_policy(build_tiny_policy(SMALL, SCENES, tmp_path, seed=9), SCENES)
+
+    engine.load_weights(((name, value.detach()) for name, value in learner.named_parameters()), 9)
+    report = measure_parity(engine, learner, processor, [play_group(engine, processor, siblings=2)], temperature=1.0)
+    engine.load_weights(stored_weights(policy_dir).items(), 10)
+
+    assert report.failures(gate_nat=1e-4) == []
+
+
+def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
+    from rl.policy.vllm_weights import tensor_digest
+
+    weights = stored_weights(policy_dir)
+    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
+    random = torch.Generator().manual_seed(1)
+    fresh = {name: torch.randn(value.shape, generator=random) for name, value in weights.items()}
+
+    engine.load_weights(fresh.items(), engine.policy_version + 1)
+    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in fresh.items()}
+
+    engine.load_weights(weights.items(), engine.policy_version + 1)
+    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("model.visual.nowhere.weight", (4,)), ("model.language_model.norm.weight", (7,))]
+)
+def test_weights_that_are_not_the_models_are_refused_and_nothing_is_sampled_until_others_came(
+    engine, policy_dir, name, shape
+):
+    from actors.engine.engine import EngineError
+
+    version = engine.policy_version
+    with pytest.raises(EngineError, match=f"weights {version + 1}"):
+        engine.load_weights([(name, torch.zeros(shape))], version + 1)
+    with pytest.raises(EngineError, match="nowhere"):
+        engine.checksums(["model.visual.nowhere.weight"])
+    assert engine.policy_version == version
+    with pytest.raises(EngineError, match=f"a mixture: part of version {version + 1}"):  # nothing is sampled from it
+        run(engine, [request([5], [], tokens=1)])
+    engine.load_weights(stored_weights(policy_dir).items(), version + 2)
+    assert run(engine, [request([5], [], tokens=1)])[0].policy_version == version + 2
+
+
+def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir):
+    weights, version = stored_weights(policy_dir), engine.policy_version
+
+    async def push_while_it_runs():
+        running = asyncio.ensure_future(engine.generate(request(processor.encode("Look"), [], tokens=300)))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(engine.load_weights, weights.items(), version + 1)
+        return (await running).policy_version, (await engine.generate(request([5], [], tokens=1))).policy_version
+
+    assert asyncio.run(push_while_it_runs()) == (version, version + 1)
+
+
+@pytest.fixture
+def exact_engine(exact, open_engine, policy_dir):
+    return open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
+
+
+def two_looks(processor, *, tasks=3, siblings=4) -> list[GenerateRequest]:
+    """First and second turns of several tasks, of unequal lengths."""
+    requests = []
+    for task in range(tasks):
+        first = clip(processor, seed=task, frames=8 + 3 * task)
+        prompt = opening(processor, first)
+        for sibling in range(siblings):
+            window = clip(processor, seed=50 + siblings * task + sibling, frames=2 + sibling, start_s=1.0, fps=6.0)
+            ids = (*prompt, *processor.encode("<span>1.0 - 2.0</span>"), *processor.video_block(window))
+            requests += [request(prompt, [first], seed=sibling, tokens=9 + sibling)]
+            requests += [request(ids, [first, window], seed=sibling, tokens=15 + sibling)]
+    return requests
+
+
+def bits(completions) -> list[tuple]:
+    return [(one.token_ids, tuple(logprob.hex() for logprob in one.logprobs)) for one in completions]
+
+
+def test_a_deterministic_engine_draws_the_same_bits_alone_in_a_batch_and_in_any_order(exact_engine, processor):
+    requests = two_looks(processor)
+
+    def reset_caches():
+        exact_engine._driver.exclusively(lambda driver: driver.reset_caches())
+
+    alone = []
+    for one in requests:
+        reset_caches()
+        alone += bits(run(exact_engine, [one]))
+    reset_caches()
+    batched = bits(run(exact_engine, requests))
+    warm = bits(run(exact_engine, requests))  # prefixes and videos are cached
+    reset_caches()
+    backwards = bits(run(exact_engine, requests[::-1]))[::-1]
+
+    assert len(set(alone)) == len(alone)
+    assert batched == alone
+    assert warm == alone
+    assert backwards == alone
+
+
+def test_a_turn_after_sampled_ones_has_the_same_bits_where_nothing_is_cached(exact_engine, processor):
+    """As on the engine that takes over from a dead one."""
+    group = play_group(exact_engine, processor, siblings=8, seed=5)
+    again = []
+    for sibling, trajectory in enumerate(group.trajectories_G):
+        first, second = trajectory.turns
+        ids = (*first.context_token_ids, *first.completion.token_ids, *second.context_token_ids)
+        exact_engine._driver.exclusively(lambda driver: driver.reset_caches())
+        again += run(exact_engine, [request(ids, [group.coarse_frames, second.frames], seed=sibling)])
+
+    assert bits(again) == bits(trajectory.turns[1].completion for trajectory in group.trajectories_G)
+
+
+def test_requests_put_off_by_a_full_kv_cache_draw_the_same_bits_in_another_engine(
+    exact_engine, open_engine, processor, policy_dir
+):
+    video = clip(processor, seed=3)
+    requests = [request(opening(processor, video), [video], seed=seed, tokens=256) for seed in range(16)]
+    config = EngineConfig(max_model_len=1024, kv_cache_bytes=2**20)  # 2,048 tokens; the requests need twice as many
+    at_once = bits(run(exact_engine, requests))
+
+    other = open_engine(policy_dir, PolicyConfig(scenes=SCENES), config, deterministic=True)
+
+    assert bits(run(other, requests)) == at_once
+
+
+def refused(policy_dir, open_engine):
+    """What a deterministic engine is refused with here."""
+    open_engine(policy_dir, PolicyConfig(scenes=SCENES)).close()
+    with pytest.raises(ConfigError) as error:
+        open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)
+    return str(error.value)
+
+
+def test_a_machine_where_no_padding_is_enough_is_refused_with_processor_and_remedy(
+    policy_dir, open_engine, monkeypatch
+):
+    from rl.policy.batch_invariant import RowPadding
+    from rl.policy.kernels import processor
+
+    monkeypatch.setattr("actors.engine.engine.PADDINGS", (RowPadding(1),))
+    refusal = refused(policy_dir, open_engine)
+    assert refusal.startswith(
+        f"rollout.deterministic: on this machine ({processor()}) bits depend on the batch in linear"
+    )
+    assert "products in multiples of 1 rows" in refusal
+    assert "rollout.engine.max_num_seqs=1" in refusal
+
+
+def test_attention_that_depends_on_the_batch_is_found_and_named(policy_dir, open_engine, monkeypatch):
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl as Attention
+
+    forward = Attention.forward
+
+    def split_differently(self, layer, queries, *rest, **named):
+        output = forward(self, layer, queries, *rest, **named)
+        return output.mul_(1 + 2**-20) if len(queries) > 1 else output
+
+    monkeypatch.setattr(Attention, "forward", split_differently)
+    assert "bits depend on the batch in attention of 2 heads of 32" in refused(policy_dir, open_engine)
+
+
+@pytest.mark.parametrize(
+    "scenes",
+    [ScenesConfig(timestamps="none"), ScenesConfig(mode="fixed"), ScenesConfig(mode="fixed6", timestamps="none")],
+    ids=lambda scenes: f"{scenes.mode}-{scenes.timestamps}",
+)
+def test_engine_and_learner_agree_however_videos_are_encoded(scenes, open_engine, tmp_path, record_property):
+    from rl.evaluation.parity import measure_parity
+    from rl.policy.model import load_policy
+    from rl.policy.tiny import build_tiny_policy
+
+    folder = build_tiny_policy(SMALL, scenes, tmp_path, seed=1)
+    processor = Processor.from_pretrained(folder, scenes)
+    engine = open_engine(folder, PolicyConfig(scenes=scenes))
+    group = play_group(engine, processor, siblings=2, frames=13)
+
+    report = measure_parity(engine, load_policy(folder, scenes), processor, [group], temperature=1.0)
+
+    record_property("parity", report.as_dict())
+    assert report.failures(gate_nat=1e-4) == []
+
+
+def stored_weights(folder) -> dict[str, torch.Tensor]:
+    from rl.policy.model import load_policy
+
+    return {name: value.detach() for name, value in load_policy(folder, SCENES).named_parameters()}
+
+
+def test_bf16_engine_and_learner_agree_loosely(open_engine, policy_dir, processor, record_property):
+    from rl.evaluation.parity import measure_parity
+    from rl.policy.model import load_policy
+
+    engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
+    group = play_group(engine, processor, siblings=4)
+    model = load_policy(policy_dir, SCENES, "bfloat16")
+
+    report = measure_parity(engine, model, processor, [group], temperature=1.0)
+
+    record_property("parity", report.as_dict())
+    assert group.trajectories_G[0].turns[0].completion.policy_version == 3
+    assert report.max < 0.1
+    assert max(part.mean for part in report.segments.values()) < 0.02
+
+
+def test_bf16_weights_arrive_as_bits_too(open_engine, policy_dir):
+    from rl.policy.vllm_weights import tensor_digest
+
+    engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
+    name = "model.language_model.norm.weight"
+    value = torch.randn(SMALL.hidden_size, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+
+    engine.load_weights([(name, value.view(torch.uint16).numpy())], 4)
+
+    assert engine.checksums([name]) == {name: tensor_digest(value)}
+
+
+def test_second_engine_in_a_process_is_refused(engine, policy_dir):
+    from actors.engine.engine import make_engine
+
+    with pytest.raises(RuntimeError, match="holds an engine already"):
+        make_engine(policy_dir, PolicyConfig(scenes=SCENES), ENGINE, seed=0)
+
+
+NO_COMPILER = """
+import asyncio, os, shutil, sys
+from rl.policy.vllm_plugin import engine_environment
+os.environ.update(engine_environment("cpu"))
+from actors.engine.engine import make_engine
+from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.config.rollout import EngineConfig
+from rl.trajectory import GenerateRequest, Sampling
+assert not [name for name in ("gcc", "cc", "g++", "clang") if shutil.which(name)]
+engine = make_engine(sys.argv[1], PolicyConfig(scenes=ScenesConfig(budget="none")), EngineConfig(), 0)
+print(asyncio.run(engine.generate(GenerateRequest("r", (5, 6, 7), (), Sampling(4)))).token_ids)
+engine.close()
+"""
+
+
+def test_engine_needs_no_compiler(policy_dir, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
+    (tmp_path / "bin").mkdir()
+    for program in ("uname", "ldconfig", "lscpu"):  # of the few that Python asks for
+        if found := shutil.which(program):
+            (tmp_path / "bin" / program).symlink_to(found)
+    environment |= {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}  # nothing compiled earlier is found either
+
+    run_script(NO_COMPILER, policy_dir, environment)
+
+
+def test_an_engine_that_breaks_tells_everybody_who_waits(open_engine, policy_dir, processor):
+    """The request running, and the push waiting for it to end."""
+    from actors.engine.engine import EngineError
+
+    engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES), version=99)
+    driver = engine._driver
+    step = driver._step
+
+    def break_once_a_push_waits():
+        step()
+        if driver._waiting is not None:
+            raise ConnectionError("the engine is gone")
+
+    driver._step = break_once_a_push_waits
+    with ThreadPoolExecutor() as threads:
+        request = GenerateRequest("r", tuple(processor.encode(QUESTION)), (), Sampling(200))
+        running = threads.submit(asyncio.run, engine.generate(request))
+        while not driver._running:
+            time.sleep(0.001)
+        push = threads.submit(engine.load_weights, [], 100)
+        for waiting in (running, push):
+            with pytest.raises(EngineError, match="the engine is gone"):
+                waiting.result(timeout=60)
+    assert engine.policy_version == 99
+
+
+def test_nobody_waits_for_ever():
+    from actors.engine.driver import result_within
+
+    never = Future()
+    with pytest.raises(TimeoutError, match="the engine did not start within 0 s"):
+        result_within(0.01, never, "start")
+    assert never.cancelled()
+
+
+ENGINE_IN_OTHER_PROCESSES = """
+import asyncio, hashlib, sys
+import numpy as np
+import pytest
+from actors.engine.engine import EngineError, VllmEngine
+from actors.engine.async_driver import AsyncDriver
+from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.config.rollout import EngineConfig
+from rl.policy.model import load_policy
+from rl.policy.processor import Processor
+from rl.trajectory import GenerateRequest, Sampling
+
+def main(folder, scenes=ScenesConfig(budget="none")):
+    engine = VllmEngine(folder, PolicyConfig(scenes=scenes), EngineConfig(), 0, driver=AsyncDriver)
+    processor = Processor.from_pretrained(folder, scenes)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 56, 84, 3), dtype=np.uint8)
+    video = processor.make_frames(pixels, [0.5 * i for i in range(8)])
+    prompt = (*processor.video_block(video), 5)
+
+    async def siblings(ids, seeds):
+        requests = [GenerateRequest(f"r{seed}", ids, (video,), Sampling(8, seed=seed)) for seed in seeds]
+        return await asyncio.gather(*map(engine.generate, requests))
+
+    with pytest.raises(EngineError, match="placeholders"):
+        asyncio.run(siblings(prompt[:-3], [0]))
+    before = asyncio.run(siblings(prompt, range(8)))
+    stats = engine.stats()
+    assert stats["encoder_items"] == 1 and stats["requests"] == 8, stats
+    assert len({one.token_ids for one in before}) == 8
+
+    name = "model.visual.blocks.0.mlp.gate_proj.weight"
+    weights = {name: value.detach() for name, value in load_policy(folder, scenes).named_parameters()}
+    engine.load_weights([(name, weights[name] + 1)], 1)
+    (moved,) = asyncio.run(siblings(prompt, [0]))
+    engine.load_weights(weights.items(), 2)
+    (returned,) = asyncio.run(siblings(prompt, [0]))
+    assert [one.policy_version for one in (before[0], moved, returned)] == [0, 1, 2]
+    assert returned.token_ids == before[0].token_ids
+    assert np.abs(np.array(returned.logprobs) - before[0].logprobs).max() < 1e-5
+    assert moved.logprobs != before[0].logprobs
+    assert engine.checksums([name]) == {name: hashlib.sha256(weights[name].numpy()).hexdigest()}
+    engine.close()
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+
+
+def test_driver_of_gpus_keeps_the_same_promises(policy_dir, tmp_path):
+    """AsyncLLM with its worker in processes of its own, as on a GPU; here on the CPU."""
+    script = tmp_path / "engine_in_other_processes.py"
+    script.write_text(ENGINE_IN_OTHER_PROCESSES)
+    threads = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+    run_script(script, policy_dir, os.environ | threads | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+
+
+def run_script(script, policy_dir, environment) -> None:
+    command = [sys.executable, "-c", script] if isinstance(script, str) else [sys.executable, str(script)]
+    done = subprocess.run(
+        [*command, str(policy_dir)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

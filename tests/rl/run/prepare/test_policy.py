@@ -1,0 +1,102 @@
+"""`policy.path` is looked at first: what is no policy is refused in one line, before torch or a clip is touched."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rl.config.errors import ConfigError
+from rl.config.file import load_config
+from rl.run.prepare.policy import prepare_policy, prepare_processor, require_given_policy, tiny_folder
+
+REPOSITORY = Path(__file__).parents[4]
+QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
+CONFIG = load_config([QUICKSTART])
+
+
+def given(path):
+    return replace(CONFIG, policy=replace(CONFIG.policy, path=str(path)))
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("_json", ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+QWEN = json.dumps({"model_type": "qwen2_5_vl"})
+WRONG = {
+    "nothing there": (
+        lambda folder: folder / "nowhere",
+        r"^policy\.path: no folder .*nowhere; give a Hugging Face fol",
+    ),
+    "a file": (lambda folder: write(folder, a="x") / "a", "is a file; give a Hugging Face folder"),
+    "an empty folder": (lambda folder: folder, "the folder is empty; was the download interrupted"),
+    "another folder": (lambda folder: write(folder, a="x"), "no config.json in it; give a Hugging Face folder"),
+    "a checkpoint": (
+        lambda folder: write(folder, policy__config_json=QWEN),
+        r"that is a checkpoint; its policy is policy\.path=.*/policy$",
+    ),
+    "a run": (lambda folder: write(folder, checkpoints__latest="x"), r"that is a run; `dynframe export .* FOLDER`"),
+    "another architecture": (
+        lambda folder: write(folder, config_json=json.dumps({"model_type": "llava_next_video"})),
+        "model_type 'llava_next_video'; what can be trained here is 'qwen2_5_vl', such as Qwen/Qwen2.5-VL-3B-Instruct",
+    ),
+    "no architecture": (lambda folder: write(folder, config_json="{}"), r"model_type '\(none\)'"),
+    "not JSON": (lambda folder: write(folder, config_json="{"), "config.json cannot be read"),
+    "a list": (lambda folder: write(folder, config_json="[]"), "holds no configuration of a model"),
+    "no weights": (lambda folder: write(folder, config_json=QWEN), r"no weights \(\*\.safetensors\) in it"),
+    "pickled weights": (
+        lambda folder: write(folder, config_json=QWEN, **{"a.bin": "x"}),
+        "weights as a pickle run code",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_policy_is_refused_with_what_to_give_instead(case, tmp_path):
+    make, message = WRONG[case]
+    with pytest.raises(ConfigError, match=message) as refusal:
+        require_given_policy(given(make(tmp_path)))
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_name_of_a_model_on_the_hub_is_answered_with_the_command_that_fetches_it():
+    with pytest.raises(ConfigError) as refusal:
+        require_given_policy(given("Qwen/Qwen2.5-VL-7B-Instruct"))
+    assert "`hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir models/Qwen2.5-VL-7B-Instruct`" in str(refusal.value)
+
+
+def test_a_wrong_policy_is_refused_before_torch_is_imported_or_a_clip_rendered(tmp_path):
+    program = (
+        "import sys; from rl.cli.main import main\n"
+        "try: main()\n"
+        "finally: print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    cache = tmp_path / "cache"
+    answer = subprocess.run(
+        [sys.executable, "-c", program, "train", str(QUICKSTART), f"policy.path={tmp_path}", f"cache_dir={cache}"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert answer.returncode == 2 and "the folder is empty" in answer.stderr
+    assert answer.stdout.strip() == "[]" and not cache.exists()
+
+
+def test_a_tiny_policys_processor_is_the_same_before_and_after_it_is_built(tmp_path):
+    config = replace(CONFIG, cache_dir=str(tmp_path))
+    before = prepare_processor(config)
+    assert not tiny_folder(config).exists()
+    assert prepare_policy(config) == tiny_folder(config)
+    after = prepare_processor(config)
+    assert before.geometry == after.geometry and before.ids == after.ids
+    text = "<|im_start|>user\nWhat colour flashes? <span>1.00 - 2.50</span><fps>4</fps>"
+    assert before.encode(text) == after.encode(text)
