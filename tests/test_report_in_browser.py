@@ -15,7 +15,7 @@ import pytest
 
 from rl.report.live import ReportServer
 from rl.tracking.faults import write_faults
-from rl.trajectory import Fault
+from rl.trajectory import Fault, WorkerFailure
 from tests.rl.report.recorded_run import append_step, write_failures, write_run
 
 pytestmark = pytest.mark.browser
@@ -117,13 +117,14 @@ def test_pointing_at_a_step_reads_every_curve_there(report, open_page):
     assert at.inner_text() in ("step 3", "step 4")
 
 
-def fault(kind, worker="rollout/0", *, cause="killed by signal 9", after_s=0.0):
-    return Fault(kind, worker, cause, "replaced, 3 groups went on elsewhere", 1.76e9 + after_s, recovery_s=21.4)
+def fault(kind, worker="rollout/0", *, cause="killed by signal 9", after_s=0.0, failure=None):
+    return Fault(kind, worker, cause, "replaced, 3 groups went on elsewhere", 1.76e9 + after_s, 21.4, failure)
 
 
 def test_faults_are_marked_under_the_curves_shown_at_the_mark_and_listed(tmp_path, clips, open_page):
     run = write_run(tmp_path / "run", clips, steps=6)
-    write_faults(run, 2, [fault("worker_died"), fault("worker_hung", "rollout/1", after_s=5)])
+    lost = WorkerFailure("NAME/rollout/0", "10.0.0.2", 7, "/tmp/worker.out", ("loading weights", "out of <memory>"))
+    write_faults(run, 2, [fault("worker_died", failure=lost), fault("worker_hung", "rollout/1", after_s=5)])
     write_faults(run, 5, [fault("learner_lost", "learner", cause="rank 1: exit code 9", after_s=90)])
     append_step(run, 7, {"state/hash": "sha256:0123456789abcdef"})
     page = open_page(written(run).as_uri())
@@ -167,6 +168,8 @@ def test_faults_are_marked_under_the_curves_shown_at_the_mark_and_listed(tmp_pat
     ]
     page.select_option("#fault-kind", "worker_died")
     assert rows.count() == 1 and page.locator("#fault-count").inner_text() == "1 of 3 faults"
+    rows.locator("summary").click()
+    assert rows.locator("pre").inner_text() == str(lost)
     page.locator("#fault-table").scroll_into_view_if_needed()
     shot(page, "faults-table")
     rows.locator("a").click()

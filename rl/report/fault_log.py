@@ -10,11 +10,13 @@ from typing import Any
 
 from rl.report.run_files import Broken, finite, is_step, read_json_lines
 from rl.tracking.faults import FAULTS
+from rl.trajectory import WorkerFailure
 
 MOST_FAULTS = 500  # listed, the newest ones; all are counted
 MOST_FAULT_STEPS = 10_000  # marked on the curves, the newest ones
 MOST_KINDS = 40  # of faults that are named, the most frequent ones
 FAULT_TEXT = {"kind": 40, "worker": 60, "cause": 300, "action": 200}  # characters of each that are shown
+MOST_LOG_LINES, LOG_CHARS = 20, 4_000  # of the log of a worker that was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class FaultRow:
     action: str
     detected_s: float | None  # since the epoch
     recovery_s: float | None
+    failure: str = ""  # where a lost worker ran, and the end of its log; empty: none was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +76,16 @@ def _fault_row(line: Mapping[str, Any]) -> FaultRow:
         text[: FAULT_TEXT[name]] if isinstance(text, str) else "" for name, text in texts.items()
     )
     detected_s, recovery_s = (finite(line.get(name)) for name in ("detected_s", "recovery_s"))
-    return FaultRow(line["step"], kind, worker, cause, action, detected_s, recovery_s)
+    return FaultRow(
+        line["step"], kind, worker, cause, action, detected_s, recovery_s, _failure_text(line.get("failure"))
+    )
+
+
+def _failure_text(written: Any) -> str:
+    if not isinstance(written, Mapping):
+        return ""
+    lines = written.get("last_lines")
+    texts = {name: value if isinstance(value := written.get(name), str) else "" for name in ("worker", "node", "log")}
+    pid = written.get("pid")
+    ended = tuple(str(line) for line in lines[-MOST_LOG_LINES:]) if isinstance(lines, list) else ()
+    return str(WorkerFailure(**texts, pid=pid if isinstance(pid, int) else 0, last_lines=ended))[:LOG_CHARS]

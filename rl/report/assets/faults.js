@@ -156,11 +156,18 @@ function faultRow(run, fault) {
     ),
     el("td", { class: "word" }, quoted(fault.kind)),
     el("td", { class: "word" }, quoted(fault.worker)),
-    el("td", { class: "told" }, quoted(fault.cause)),
+    el("td", { class: "told" }, quoted(fault.cause), lastLog(fault.failure)),
     el("td", { class: "told" }, quoted(fault.action)),
     el("td", { class: "number" }, fault.recovery_s === null ? "–" : `${short(fault.recovery_s)} s`),
     el("td", { class: "when" }, clock(fault.detected_s)),
   );
+}
+
+// Where a lost worker ran and how its log ends, folded; nothing for other faults.
+function lastLog(failure) {
+  return failure
+    ? el("details", {}, el("summary", {}, "Its log"), el("pre", { class: "traceback" }, visible(failure)))
+    : "";
 }
 
 // A time of day with its date; a time no calendar has is open.

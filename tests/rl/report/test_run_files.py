@@ -149,6 +149,17 @@ def test_faults_are_counted_by_kind_and_step_and_listed_newest_first(tmp_path):
     assert (log.newest[0].worker, log.newest[0].recovery_s) == ("rollout/0", 2.5)
 
 
+def test_a_fault_that_lost_a_worker_tells_where_it_ran_and_how_its_log_ends(tmp_path):
+    lost = {"worker": "NAME/rollout/0", "node": "10.0.0.2", "pid": 7, "log": "/tmp/w.out", "last_lines": ["a", "b"]}
+    write_lines(tmp_path / "faults.jsonl", fault(1, failure=lost), fault(2), fault(3, failure=["not", "one"]))
+    told = [row.failure for row in read_fault_log(tmp_path).newest]
+    assert sorted(told) == [
+        "",
+        "",
+        "NAME/rollout/0, process 7 on node 10.0.0.2; its log: /tmp/w.out, which ends with\n  | a\n  | b",
+    ]
+
+
 def test_a_run_without_faults_has_none(tmp_path):
     log = read_fault_log(tmp_path)
     assert (log.count, log.kinds, log.steps, log.newest, log.broken) == (0, {}, {}, (), ())
