@@ -48,10 +48,10 @@ class TraceWorker:
 
     def _replay(self, trace: RetrievalTrace) -> TrajectoryGroup | str:
         try:
-            trajectory, opening = trace_to_trajectory(trace, self._episode_context)
+            trajectory, coarse_frames = trace_to_trajectory(trace, self._episode_context)
         except UnusableRow as error:
             return str(error)
-        return park(TrajectoryGroup(trace.task, (trajectory,), opening))
+        return park(TrajectoryGroup(trace.task, (trajectory,), coarse_frames))
 
 
 class TracePool:

@@ -77,7 +77,9 @@ class PromptFormat:
     instructions: str = ""  # after the question; here tags are meant as the tokens the policy shall write
 
 
-def initial_prompt(question: str, opening: Frames, processor: VideoProcessor, form: PromptFormat) -> tuple[int, ...]:
+def initial_prompt(
+    question: str, coarse_frames: Frames, processor: VideoProcessor, form: PromptFormat
+) -> tuple[int, ...]:
     """Token ids up to where the policy begins: the coarse video, then the question.
 
     A `<video>` placeholder at the head of the question is what the video replaces.
@@ -89,7 +91,7 @@ def initial_prompt(question: str, opening: Frames, processor: VideoProcessor, fo
     return (
         *(system + end if system else ()),
         *(ids.im_start, *processor.encode("user\n")),
-        *processor.video_block(opening),
+        *processor.video_block(coarse_frames),
         *encode_text(f"\n{asked}", processor),
         *encode_reply(f"\n{form.instructions}" if form.instructions else "", processor),
         *end,

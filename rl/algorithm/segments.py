@@ -17,7 +17,7 @@ from rl.trajectory import Frames, Segment, Trajectory, Turn, trajectory_videos
 class FlatTrajectory:
     """One trajectory as columns; every sequence but `videos` has T entries.
 
-    Example: an opening of two tokens, a call of one, an injected video of one and an answer of two:
+    Example: an initial prompt of two tokens, a call of one, an injected video of one and an answer of two:
 
         token_ids            7 8 | 5 | 9 | 6 2
         segment_ids          0 0   1   0   2 2

@@ -93,11 +93,11 @@ class _Record:
         self.group = None if record.get("group") is None else int(record["group"])
         self.video = str(task["video"])
         self.task_id = str(task["id"])
-        self.opening = _frames(record.get("opening"))
+        self.coarse_frames = _frames(record.get("coarse_frames", record.get("opening")))  # "opening": until 0.3.0
         self.turns = [_turn(turn) for turn in record["turns"]]
         self.duration_s = finite(record.get("duration_s"))
         text = str(record.get("text", ""))
-        self.shared = {"opening": self.opening, "duration_s": self.duration_s}
+        self.shared = {"coarse_frames": self.coarse_frames, "duration_s": self.duration_s}
         self.own = {"text": text, "note": str(record.get("note", "")), **_rewards(rewards)}
         self.group_index = {
             "task": self.task_id,
@@ -123,7 +123,7 @@ class _Record:
     @property
     def times_ms(self) -> frozenset[int]:
         """Presentation times of all its frames."""
-        blocks = [self.opening, *(turn["frames"] for turn in self.turns)]
+        blocks = [self.coarse_frames, *(turn["frames"] for turn in self.turns)]
         return frozenset(time for block in blocks if block is not None for time in block["t"])
 
 

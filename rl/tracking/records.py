@@ -93,7 +93,7 @@ def records(
                 "group": index,
                 "sibling": sibling,
                 "duration_s": round(group.group.duration_s, 3),
-                "opening": _frames(group.group.coarse_frames),
+                "coarse_frames": _frames(group.group.coarse_frames),
                 "text": trajectory.answer_text,
                 "stop": trajectory.stop_reason.value,
                 "note": trajectory.note,

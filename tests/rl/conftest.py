@@ -58,9 +58,9 @@ def block():
 def scored_group():
     """`scored_group([trajectory, ...], [(R_samp, R_reason), ...])`; an outcome that is no pair stands as it is."""
 
-    def make(trajectories, rewards, opening=None):
+    def make(trajectories, rewards, coarse_frames=None):
         task = VideoTask("t", "/clip.mp4", "?", "B", AnswerKind.LETTER, TimeSpan(0, 1), 2.0)
         outcomes = [SegmentRewards(*r, breakdown={}) if isinstance(r, tuple) else r for r in rewards]
-        return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), opening), tuple(outcomes))
+        return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), coarse_frames), tuple(outcomes))
 
     return make

@@ -92,7 +92,7 @@ class Run {
     const known = detail?.duration_s || group.duration_s || this.clips[group.video]?.duration_s;
     if (known) return known;
     const ends = group.siblings.flatMap((sibling) => sibling.calls.filter(isGranted).map((call) => call[1]));
-    const shown = (detail?.opening?.t ?? []).map((ms) => ms / 1000);
+    const shown = (detail?.coarse_frames?.t ?? []).map((ms) => ms / 1000);
     return Math.max(1e-3, ...ends, ...shown, group.evidence?.[1] ?? 0);
   }
 }

@@ -66,7 +66,7 @@ function textFlow(own, group, clip, range, has) {
   const pieces = piecesOf(own);
   own.turns.forEach((turn, number) => {
     flow.append(
-      contextChip(turn, number, number === 0 ? group.opening : turn.frames, clip, own.turns[number - 1]?.call),
+      contextChip(turn, number, number === 0 ? group.coarse_frames : turn.frames, clip, own.turns[number - 1]?.call),
     );
     flow.append(turnBlock(turn, number, pieces?.[number], tokens, range));
   });

@@ -70,8 +70,8 @@ function bigTimeline(run, group, detail, own, clip, width) {
   const duration = run.duration(group, detail),
     pad = 14;
   const x = (time) => pad + (Math.min(duration, Math.max(0, time)) / duration) * (width - 2 * pad);
-  const coarse = detail.opening
-    ? filmStrip(detail.opening, clip, { width, from: 0, to: duration, pad, label: "Coarse frames" })
+  const coarse = detail.coarse_frames
+    ? filmStrip(detail.coarse_frames, clip, { width, from: 0, to: duration, pad, label: "Coarse frames" })
     : el("p", { class: "empty" }, "No coarse frames: the video could not be read.");
   return el("section", { class: "card timeline-card", "aria-label": "Time axis" }, [
     timelineHead(run, group, detail, duration),
@@ -109,7 +109,7 @@ function drawAxis(group, detail, own, { duration, pad, width, x }) {
       svg("line", { x1: x(time), x2: x(time), y1: AXIS.y, y2: AXIS.y + 5, class: "axis strong" }),
       svg("text", { x: x(time), y: AXIS.y + 17, class: "tick", "text-anchor": "middle" }, seconds(time)),
     );
-  for (const ms of detail.opening?.t ?? [])
+  for (const ms of detail.coarse_frames?.t ?? [])
     drawn.append(
       svg(
         "line",

@@ -22,15 +22,15 @@ def check_token_budget(config: RunConfig, context: EpisodeContext, tasks: Sequen
     question = max((task.question for task in tasks), key=len)
     videos = sorted({task.video_path for task in tasks})
     seen = videos[:: math.ceil(len(videos) / MAX_VIDEOS)]
-    opening = max(_initial_tokens(context, path, question) for path in seen)
+    initial = max(_initial_tokens(context, path, question) for path in seen)
     look = max(_look_tokens(context, path) for path in seen)
     sampled, limit = config.rollout.max_new_tokens, config.rollout.engine.max_model_len
-    needed = opening + config.retrieval.max_calls * look + sampled
+    needed = initial + config.retrieval.max_calls * look + sampled
     detail = (
-        f"opening prompt up to {opening}, a look up to {look}, sampled {sampled}: {needed} of "
+        f"initial prompt up to {initial}, a look up to {look}, sampled {sampled}: {needed} of "
         f"rollout.engine.max_model_len={limit} ({len(seen)} of {len(videos)} videos looked at)"
     )
-    if opening + sampled > limit:
+    if initial + sampled > limit:
         return Finding(
             "token budget", Level.FAILED, f"{detail}; raise it, or lower video.coarse.max_frames or max_pixels"
         )

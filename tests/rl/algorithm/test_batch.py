@@ -200,7 +200,9 @@ def test_values_of_sampled_tokens_leave_context_and_padding_out_and_have_none_wh
 
 def test_a_shared_block_is_packed_once_and_stands_in_every_row(trajectory, scored_group, block):
     siblings = [trajectory(1, 1, frames=block("window")), trajectory(1, 1), trajectory(0, 2)]
-    samples = build_training_samples(scored_group(siblings, [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)], opening=block("v0")))
+    samples = build_training_samples(
+        scored_group(siblings, [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)], coarse_frames=block("v0"))
+    )
     processor = CountingProcessor()
 
     batch = collate(samples, processor)

@@ -132,7 +132,7 @@ def _task(row: dict, index: int, folder: Path) -> VideoTask:
 
 
 def _group(task, siblings, written, vocabulary, rng, *, zero_variance) -> ScoredGroup:
-    opening = _frames([float(second) for second in range(8)])
+    coarse_frames = _frames([float(second) for second in range(8)])
     trajectories, rewards = [], []
     for i in range(siblings):
         start_s = round(float(rng.uniform(0, 5)), 2)
@@ -143,7 +143,7 @@ def _group(task, siblings, written, vocabulary, rng, *, zero_variance) -> Scored
         equal = SegmentRewards(0.5, 1.0, {"window": 0.5, "frame_rate": 0.5, "answer": 1.0, "format": 1.0})
         terms = {"window": window, "frame_rate": window, "answer": answered, "format": 1.0}
         rewards.append(equal if zero_variance else SegmentRewards(window, 0.9 * answered + 0.1, terms))
-    return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), opening, duration_s=8.0), tuple(rewards))
+    return ScoredGroup(TrajectoryGroup(task, tuple(trajectories), coarse_frames, duration_s=8.0), tuple(rewards))
 
 
 def _trajectory(kind: str, start_s: float, written: str, vocabulary: _Vocabulary, rng) -> Trajectory:

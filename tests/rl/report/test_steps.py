@@ -47,7 +47,7 @@ def record(sibling=0, task="t:1", **changes):
         "group": 0,
         "sibling": sibling,
         "duration_s": 8.0,
-        "opening": {"timestamps_s": [0.0, 4.0], "scene_lengths": [1, 1], "height": 56, "width": 112},
+        "coarse_frames": {"timestamps_s": [0.0, 4.0], "scene_lengths": [1, 1], "height": 56, "width": 112},
         "text": "<answer>A</answer> no: <answer> B </answer>",
         "stop": "answered",
         "note": "",
@@ -118,7 +118,9 @@ def test_in_records_without_groups_a_new_one_starts_where_siblings_start_again()
 def test_a_failed_reward_a_malformed_call_and_an_unreadable_video_are_shown_as_such():
     failed = record(rewards={"failed": {"term": "answer", "cause": "timeout", "detail": "30 s"}})
     failed["turns"][0]["call"] = {"malformed": "reversed"}
-    lost = record(1, opening=None, turns=[], stop="video_error", note="v.mp4: is empty", rewards=failed["rewards"])
+    lost = record(
+        1, coarse_frames=None, turns=[], stop="video_error", note="v.mp4: is empty", rewards=failed["rewards"]
+    )
     first, second = compacted(failed, lost).index["groups"][0]["siblings"]
     assert (first["failed"], first["calls"], first["sampling"]) == ("timeout", ["malformed"], None)
     assert (second["stop"], second["calls"]) == ("video_error", [])
@@ -131,8 +133,8 @@ def test_a_failed_reward_a_malformed_call_and_an_unreadable_video_are_shown_as_s
         {"task": 1},
         record(turns=3),
         record(rewards=None),
-        record(opening={"timestamps_s": [0.0], "scene_lengths": [2]}),  # scenes of two frames, one frame
-        record(opening={"timestamps_s": ["soon"]}),
+        record(coarse_frames={"timestamps_s": [0.0], "scene_lengths": [2]}),  # scenes of two frames, one frame
+        record(coarse_frames={"timestamps_s": ["soon"]}),
         record(sibling="x"),
     ],
 )

@@ -25,7 +25,7 @@ WEIGHTS = {"a.weight": "00", "b.weight": "ff"}
 @pytest.fixture
 def scored(trajectory, scored_group, block):
     looked, answered = trajectory(sampling=2, reasoning=1, frames=block("v1")), trajectory(sampling=0, reasoning=3)
-    return [scored_group([looked, answered], [(1.0, 0.5), (0.0, 0.25)], opening=block("v0"))]
+    return [scored_group([looked, answered], [(1.0, 0.5), (0.0, 0.25)], coarse_frames=block("v0"))]
 
 
 def prints_of(scored, optimizer="o", weights=WEIGHTS, credit=learned_credit):

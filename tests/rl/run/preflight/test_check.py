@@ -211,7 +211,7 @@ def test_the_token_budget_counts_system_and_instructions_and_says_how_many_video
     def opening(*overrides):
         finding = found(small(*overrides))["token budget"]
         assert finding.level is not Level.FAILED and "(3 of 3 videos looked at)" in finding.detail
-        return int(finding.detail.removeprefix("opening prompt up to ").split(",")[0])
+        return int(finding.detail.removeprefix("initial prompt up to ").split(",")[0])
 
     bare = opening()
     assert opening("prompt.instructions='Look again where you must.'") > bare + 5
@@ -231,7 +231,7 @@ def test_the_token_budget_joins_the_longest_question_with_the_longest_video(smal
         path.write_text("".join(json.dumps(row | {"world": ""}) + "\n" for row in chosen))
         source = f"{{format: dm_rl, path: {path}, video_root: {tmp_path / 'cache'}}}"
         finding = found(small(f"data.train={source}", f"data.held_out={source}"))["token budget"]
-        return int(finding.detail.removeprefix("opening prompt up to ").split(",")[0])
+        return int(finding.detail.removeprefix("initial prompt up to ").split(",")[0])
 
     assert opening(*rows) > max(opening(rows[0]), opening(rows[1]))
 
