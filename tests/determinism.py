@@ -32,7 +32,7 @@ def ask_engine(*options: str, **settings: str) -> dict[str, str]:
 def main() -> None:
     """Start a deterministic engine with a tiny policy, and print how it pads rows, or why it refuses."""
     os.environ.update(engine_environment("cpu"))
-    from actors import engine as engines
+    from actors.engine import engine as engines
     from rl.policy import vllm_plugin
     from rl.policy.batch_invariant import RowPadding
     from rl.policy.tiny import build_tiny_policy
