@@ -145,6 +145,7 @@ def _sign_flip_p(shares_n: np.ndarray, seed: int) -> float:
     n = len(shares_n)
     if n <= 1:
         return 1.0
+    shares_n = shares_n / np.abs(shares_n).sum()
     if n <= EXACT_UP_TO:
         return float(stats.permutation_test([shares_n], _sum, permutation_type="samples", n_resamples=np.inf).pvalue)
     random = np.random.default_rng(seed)
@@ -157,4 +158,5 @@ def _sign_flip_p(shares_n: np.ndarray, seed: int) -> float:
 
 
 def _sum(values: np.ndarray, axis: int) -> np.ndarray:
-    return values.sum(axis=axis)
+    """Of shares whose sizes add up to 1, rounded: sums that are equal on paper must be equal here to count as ties."""
+    return values.sum(axis=axis).round(12)
