@@ -216,7 +216,8 @@ class LearnerGroup:
         ]
         updates = self._wait(calls, "update the policy")
         logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates])
-        return LearnerUpdate(updates[0].metrics, logprobs_PG, " ".join(update.optimizer for update in updates))
+        first, optimizers = updates[0], " ".join(update.optimizer for update in updates)
+        return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers)
 
     def _deliver(self, scored: Sequence[ScoredGroup], assignment: Sequence[Sequence[int]]) -> None:
         """Send every rank its groups; those whose pixels are lost are restored and sent again."""

@@ -87,7 +87,7 @@ def train(
         with clock("update"):
             learned = learners.update(scored, step=step)
         with clock("sync"):
-            version = weights.push()
+            version = weights.push() if learned.steps_taken else version  # what has not changed is not sent
         counters = {"policy/version": version, "rollout/resampled_groups": resampled}
         report(step, scored, learned, {**counters, **clock.metrics()})
         # evaluated before saving: a run killed in between repeats the step, and so the evaluation

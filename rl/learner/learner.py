@@ -101,7 +101,7 @@ class Learner:
         metrics, logprobs = self.update([s for samples_G in samples_PG for s in samples_G if s is not None])
         rest = iter(logprobs)
         logprobs_PG = tuple(tuple(None if s is None else next(rest) for s in samples_G) for samples_G in samples_PG)
-        return LearnerUpdate(metrics, logprobs_PG, self.optimizer_digest())
+        return LearnerUpdate(metrics, logprobs_PG, int(metrics["update/optimizer_steps"]), self.optimizer_digest())
 
     def update(self, samples: Sequence[TrainingSample]) -> tuple[dict[str, float], list[np.ndarray | None]]:
         """Take `learner.updates_per_step` optimizer steps, each on its share of the samples.
@@ -220,13 +220,14 @@ class Learner:
         self._steps += 1
         tally.mean("update/lr", rate, 1)
         tally.sum("update/skipped_steps", 0)
+        tally.sum("update/optimizer_steps", 0)
         if part.totals.num_tokens == 0:
             return
         applied, norm = self._engine.step(losses, rate)
         if applied:
             tally.mean("grad/norm", norm, 1)
-        elif self._layout.rank == 0:
-            tally.sum("update/skipped_steps", 1)
+        if self._layout.rank == 0:
+            tally.sum("update/optimizer_steps" if applied else "update/skipped_steps", 1)
 
 
 def make_learner(

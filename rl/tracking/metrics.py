@@ -54,6 +54,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "grad/norm": ("norm", "L2 norm of the gradient before clipping"),
     "parity/": ("nat", "|engine log-prob - learner log-prob| of sampled tokens, per segment"),
     "update/lr": ("1", "learning rate of the last optimizer step"),
+    "update/optimizer_steps": ("steps", "optimizer steps taken; 0: nothing to learn, and nothing is pushed"),
     "update/skipped_steps": ("steps", "optimizer steps skipped for a NaN or infinite gradient"),
     "update/tokens": ("tokens", "processed, padding left out"),
     "update/learned_tokens": ("tokens", "learned from"),

@@ -29,7 +29,8 @@ def scored(rewards, name="t"):
 class Stages:
     """All four stages, writing down what is asked of them; groups of tasks named 'same…' are degenerate."""
 
-    def __init__(self):
+    def __init__(self, idle=()):
+        self.idle = idle  # steps in which nothing can be learned
         self.diary, self.version, self.learned, self.attempts = [], -1, [], []
 
     def generate(self, tasks, *, step, attempt=0):
@@ -43,7 +44,7 @@ class Stages:
     def update(self, scored_groups, *, step):
         self.diary.append("update")
         self.learned.append([group.group.task.task_id for group in scored_groups])
-        return LearnerUpdate({"loss/total": 0.5}, logprobs_PG=())
+        return LearnerUpdate({"loss/total": 0.5}, logprobs_PG=(), steps_taken=int(step not in self.idle))
 
     def push(self):
         self.version += 1
@@ -51,8 +52,8 @@ class Stages:
         return self.version
 
 
-def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_at=()):
-    stages, reports = Stages(), []
+def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_at=(), idle=()):
+    stages, reports = Stages(idle), []
 
     def evaluate(step):
         stages.diary.append(f"evaluate {step}")
@@ -70,6 +71,13 @@ def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_a
         evaluate=evaluate,
     )
     return stages, reports
+
+
+def test_weights_that_have_not_changed_are_not_pushed():
+    stages, reports = run(Schedule(first_step=0, steps=3, save_every=0, eval_every=0), idle=(1,))
+    pushes = [line for line in stages.diary if line.startswith("push")]
+    assert pushes == ["push 0", "push 1", "push 2"] and stages.diary[-1] == "save 3 v2"
+    assert [metrics["policy/version"] for _, metrics in reports] == [1, 1, 2]
 
 
 def test_one_step_is_generate_update_push_and_engines_have_weights_before_the_first():

@@ -74,7 +74,7 @@ class Stages:
 
     def update(self, scored, *, step):
         self._live()
-        return LearnerUpdate({}, ())
+        return LearnerUpdate({}, (), steps_taken=1)
 
     def push(self):
         self._live()

@@ -32,7 +32,7 @@ def step(tmp_path):
 
     def run(scored, logprobs_PG=((None,) * 4,), **metrics):
         timed = {"seconds/step": 1.0, "seconds/rollout": 0.5}
-        learned = LearnerUpdate({name.replace("__", "/"): value for name, value in metrics.items()}, logprobs_PG)
+        learned = LearnerUpdate({name.replace("__", "/"): value for name, value in metrics.items()}, logprobs_PG, 1)
         reporter.step(0, scored, learned, timed, {"w": "00"})
         return json.loads((tmp_path / "metrics.jsonl").read_text())
 
