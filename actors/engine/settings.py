@@ -45,9 +45,14 @@ def engine_arguments(
         "use_tqdm_on_load": False,
     }
     if not on_cpu:
+        several = engine.tensor_parallel_size > 1
         return common | {
             "gpu_memory_utilization": engine.gpu_memory_utilization,
             "tensor_parallel_size": engine.tensor_parallel_size,
+            # inside a placement group vLLM would choose Ray, and refuse a bundle that holds all its GPUs
+            "distributed_executor_backend": "mp" if several else "uni",
+            # the tower is small and its videos are many: each GPU encodes some of them, whole
+            "mm_encoder_tp_mode": "data" if several else "weights",
         }
     return common | {
         "enforce_eager": True,

@@ -54,6 +54,7 @@ def deepspeed_settings(config: LearnerConfig, dtype: str, num_parameters: int) -
         "gradient_clipping": config.optimizer.max_grad_norm,
         "steps_per_print": QUIET,
         "bf16": {"enabled": dtype == "bfloat16"},
+        "data_types": {**extra.get("data_types", {}), "grad_accum_dtype": "fp32"},  # bf16 would lose small gradients
         "zero_optimization": {**sizes, **extra.get("zero_optimization", {}), "stage": config.zero_stage},
     }
 
