@@ -11,6 +11,7 @@ from rl.config.errors import require, require_one_of
 class TinyPolicyConfig:
     """Size of the policy the project builds itself when `policy.path` is empty: about 1-3 M parameters."""
 
+    family: str = "qwen2_5_vl"  # qwen2_5_vl | qwen3_vl: whose structure it has
     hidden_size: int = 128  # of the language model; 32 * num_heads
     num_layers: int = 4  # of the language model
     num_heads: int = 4  # attention heads of 32 dimensions each, the fewest that vLLM's attention supports
@@ -22,6 +23,7 @@ class TinyPolicyConfig:
     max_position_embeddings: int = 4096  # longest context; rollout.engine.max_model_len may not exceed it
 
     def __post_init__(self) -> None:
+        require_one_of("policy.tiny.family", self.family, ("qwen2_5_vl", "qwen3_vl"))
         require(self.hidden_size == 32 * self.num_heads, "policy.tiny.hidden_size must be 32 * policy.tiny.num_heads")
         require(self.num_heads % self.num_kv_heads == 0, "policy.tiny.num_kv_heads must divide policy.tiny.num_heads")
 
@@ -60,7 +62,7 @@ class ScenesConfig:
 class PolicyConfig:
     """Which policy is trained."""
 
-    path: str = ""  # a Hugging Face folder (stock Qwen2.5-VL or an export of ours); empty: build the tiny policy
+    path: str = ""  # a Hugging Face folder: stock Qwen2.5-VL or Qwen3-VL, or ours; empty: build the tiny policy
     tiny: TinyPolicyConfig = field(default_factory=TinyPolicyConfig)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     dtype: str = "float32"  # float32 | bfloat16; engine and learner alike

@@ -19,7 +19,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from rl.config.policy import ScenesConfig
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.policy.patch_embed import make_patch_embed
-from rl.policy.vision_tower import encode_videos, make_vision_tower
+from rl.policy.vision_tower import make_vision_tower, run_tower
 
 
 class Tower:
@@ -43,7 +43,7 @@ class Tower:
         """One pass over a packed block."""
         self._visual.patch_embed = self._embeds[mode]
         with torch.inference_mode():
-            encode_videos(self._visual, [packed])
+            run_tower(self._visual, [packed])
 
     def peak_bytes(self, mode: str, packed: Any) -> int:
         """The most bytes of tensors alive during one pass, the block's patches included, weights not."""

@@ -55,7 +55,7 @@ def with_wrong_durations(processor: Processor, case: ParityCase) -> ParityCase:
         for video in case.videos
     )
     columns, done = ([], [], []), 0
-    for video, start, stop in zip(videos, *_blocks(processor, case.token_ids), strict=True):
+    for video, (start, stop) in zip(videos, processor.block_spans(case.token_ids, case.videos), strict=True):
         block = processor.video_block(video)
         new = (block, [int(Segment.CONTEXT)] * len(block), [np.nan] * len(block))
         for column, old, piece in zip(columns, _columns(case), new, strict=True):
@@ -74,7 +74,7 @@ def with_shifted_pixels(processor: Processor, case: ParityCase) -> ParityCase:
 def with_permuted_scenes(processor: Processor, case: ParityCase) -> ParityCase:
     """The scenes in reverse order on the clock as it was."""
     return replace(
-        case, videos=tuple(_reversed(video, processor.geometry.clock(video).start_s_K) for video in case.videos)
+        case, videos=tuple(_reversed(video, processor.geometry.clock(video).times_s_K) for video in case.videos)
     )
 
 
@@ -85,17 +85,11 @@ CONTROLS: Mapping[str, Callable[[Processor, ParityCase], ParityCase]] = {
 }
 
 
-def _reversed(video: Frames, start_s_K: Sequence[float]) -> Frames:
+def _reversed(video: Frames, times_s_K: Sequence[float]) -> Frames:
     scenes = np.split(video.pixels_THWC, np.cumsum(video.scene_lengths[:-1]))
     lengths = video.scene_lengths[::-1]
-    times_s_T = tuple(start_s for start_s, length in zip(start_s_K, lengths, strict=True) for _ in range(length))
+    times_s_T = tuple(time_s for time_s, length in zip(times_s_K, lengths, strict=True) for _ in range(length))
     return replace(video, pixels_THWC=np.concatenate(scenes[::-1]), scene_lengths=lengths, timestamps_s_T=times_s_T)
-
-
-def _blocks(processor: Processor, token_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Start and stop of every video block."""
-    ids_T = np.asarray(token_ids)
-    return np.flatnonzero(ids_T == processor.ids.vision_start), np.flatnonzero(ids_T == processor.ids.vision_end) + 1
 
 
 def _columns(case: ParityCase) -> tuple[tuple, tuple, tuple]:

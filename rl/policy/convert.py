@@ -1,7 +1,8 @@
-"""From a stock Qwen2.5-VL checkpoint to a policy folder of ours, once, shard by shard.
+"""From a stock checkpoint of a known family to a policy folder of ours, once, shard by shard.
 
-The two-frame patch kernel is expanded in time, the tags join the tokenizer, their embedding rows start at the mean of
-the existing ones plus small noise. Whatever loads a policy afterwards, ZeRO-3 included, reads an ordinary folder.
+The two-frame patch kernel is expanded in time (its bias stays as it is), the tags join the tokenizer, their embedding
+rows start at the mean of the existing ones plus small noise. Whatever loads a policy afterwards, ZeRO-3 included, reads
+an ordinary folder.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
-from transformers import Qwen2_5_VLConfig
+from transformers import AutoConfig
 
 from rl.config.policy import ScenesConfig
-from rl.policy.geometry import padded_vocab
-from rl.policy.model import ARCHITECTURE
+from rl.policy.families import STOCK_KERNEL, Family, family_of, read_config
+from rl.policy.geometry import padded_vocab, require_explicit_clock
 from rl.policy.patch_embed import expand_temporal_kernel
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, flexivideo_section, require_inert, require_scenes
 from rl.policy.token_ids import TAG_TOKENS, PolicyFilesError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 RENAMES = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
-STOCK_KERNEL, OUR_KERNEL = "model.visual.patch_embed.proj.weight", "model.visual.patch_embed.weight"
 ROWS_PER_TOKEN = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 NOISE = 0.02  # of the spread of the existing rows
 
@@ -41,9 +41,10 @@ def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        raise PolicyFilesError(f"policy.path={path}: no config.json; give a Hugging Face folder of Qwen2.5-VL")
+        raise PolicyFilesError(f"policy.path={path}: no config.json; give a Hugging Face folder of a policy")
     require_inert(path)
-    config = Qwen2_5_VLConfig.from_pretrained(path)
+    family_of(path)
+    config = AutoConfig.from_pretrained(path)
     if getattr(config.vision_config, "flexivideo", None):
         require_scenes(config, scenes, path)
         return path
@@ -56,21 +57,23 @@ def convert_stock_checkpoint(source: str | Path, target: str | Path, scenes: Sce
     """Write the policy folder `target` from the stock checkpoint `source`. Published by a rename: whole or not there.
 
     Raises:
-        PolicyFilesError: files are missing, unreadable or not of Qwen2.5-VL.
+        PolicyFilesError: files are missing, unreadable or of no family that can be trained here.
     """
     source, target = Path(source), Path(target)
     require_inert(source)
-    config = Qwen2_5_VLConfig.from_pretrained(source)
+    family = family_of(source)
+    require_explicit_clock(read_config(source / "config.json"), family, source / "config.json")
+    config = AutoConfig.from_pretrained(source)
     tokenizer, new_ids = _tagged_tokenizer(source)
     vocab_size = max(config.text_config.vocab_size, tokenizer.get_vocab_size())
     config.text_config.vocab_size = padded_vocab(vocab_size)
     config.vision_config.flexivideo = flexivideo_section(scenes)
-    config.architectures = [ARCHITECTURE]
+    config.architectures = [family.architecture]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         folder = Path(scratch) / target.name
         folder.mkdir()
-        _convert_weights(source, folder, scenes, new_ids, config.text_config.vocab_size, seed)
+        _convert_weights(source, folder, family, scenes, new_ids, config.text_config.vocab_size, seed)
         config.save_pretrained(folder)
         _write_tokenizer(source, folder, tokenizer)
         folder.rename(target)
@@ -88,7 +91,13 @@ def _tagged_tokenizer(source: Path) -> tuple[Tokenizer, list[int]]:
 
 
 def _convert_weights(
-    source: Path, folder: Path, scenes: ScenesConfig, new_ids: list[int], vocab_size: int, seed: int
+    source: Path,
+    folder: Path,
+    family: Family,
+    scenes: ScenesConfig,
+    new_ids: list[int],
+    vocab_size: int,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight_map, total = {}, 0
@@ -100,17 +109,18 @@ def _convert_weights(
                     name = canonical_name(stock_name)
                     tensor = weights.get_tensor(stock_name)
                     if name == STOCK_KERNEL:
-                        name, tensor = OUR_KERNEL, _kernel(tensor, scenes)
+                        tensor = _kernel(tensor, scenes)
                     elif name in ROWS_PER_TOKEN:
                         tensor = with_new_rows(tensor, new_ids, vocab_size, generator)
-                    converted[name] = tensor.contiguous()
+                    converted[family.renames.get(name, name)] = tensor.contiguous()
         except (OSError, SafetensorError) as error:
             raise PolicyFilesError(f"{source / shard}: cannot be read ({error})") from error
         save_file(converted, folder / shard, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(converted, shard)
         total += sum(tensor.nbytes for tensor in converted.values())
-    if OUR_KERNEL not in weight_map:
-        raise PolicyFilesError(f"{source}: no {STOCK_KERNEL}; not a Qwen2.5-VL checkpoint")
+    absent = [stock for stock, ours in family.renames.items() if ours not in weight_map]
+    if absent:
+        raise PolicyFilesError(f"{source}: no {', '.join(absent)}; not a checkpoint of {family.model_type}")
     if set(weight_map.values()) != {SINGLE}:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

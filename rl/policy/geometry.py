@@ -6,13 +6,15 @@ Legend: T frames · H W pixels · C channels · K scenes · N patches (T * grid_
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rl.policy.families import QWEN2_5_VL, Family, SceneTime, family_in, read_config
 from rl.policy.positions import SceneClock
 from rl.policy.token_ids import PolicyFilesError
 from rl.trajectory import Frames
@@ -33,7 +35,7 @@ class PackedVideo:
     scene_lengths: tuple[int, ...]  # frames of each scene; they sum to T
     grid_h: int  # patches
     grid_w: int
-    start_s_K: tuple[float, ...]  # presentation time of each scene's first frame
+    times_s_K: tuple[float, ...]  # of each scene: its start or middle, as the family has it
 
     @property
     def patches_per_frame(self) -> int:
@@ -48,29 +50,32 @@ class PackedVideo:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What of config.json shapes tokens: patch and merge size, clock rate, vocabulary."""
+    """What of config.json shapes tokens: patch and merge size, clock rate, vocabulary, family."""
 
     patch: int
     merge: int
     tokens_per_second: float
     vocab_size: int  # V
+    family: Family = QWEN2_5_VL
 
     @classmethod
     def read(cls, folder: Path) -> Geometry:
-        """From the folder's config.json, nested (transformers 5) or flat (the hub's Qwen2.5-VL).
+        """From the folder's config.json, nested, or flat as the hub's Qwen2.5-VL.
 
         Raises:
-            PolicyFilesError: no such file, or not a Qwen2.5-VL configuration.
+            PolicyFilesError: no such file, another family's, or a size or a clock is missing.
         """
         path = folder / "config.json"
+        config = read_config(path)
+        family = family_in(config, path)
+        require_explicit_clock(config, family, path)
         try:
-            config = json.loads(path.read_text())
             vision, text = config["vision_config"], config.get("text_config", config)
-            patch = vision.get("patch_size", vision.get("spatial_patch_size", 14))
-            tokens_per_second = vision.get("tokens_per_second", 4)
-            return cls(patch, vision.get("spatial_merge_size", 2), tokens_per_second, text["vocab_size"])
-        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise PolicyFilesError(f"{path}: not a Qwen2.5-VL configuration ({error!r})") from error
+            patch = vision.get("patch_size", vision.get("spatial_patch_size"))
+            rate = vision.get("tokens_per_second", family.tokens_per_second)
+            return cls(int(patch), int(vision["spatial_merge_size"]), float(rate), int(text["vocab_size"]), family)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise PolicyFilesError(f"{path}: not a configuration of {family.model_type} ({error!r})") from error
 
     @property
     def unit(self) -> int:
@@ -103,14 +108,39 @@ class Geometry:
         split = (-1, grid_h // merge, merge, patch, grid_w // merge, merge, patch, 3)
         patches = np.asarray(frames.pixels_THWC).reshape(split).transpose(0, 1, 4, 2, 5, 7, 3, 6)
         patches_ND = np.ascontiguousarray(patches).reshape(-1, 3 * patch * patch)
-        return PackedVideo(patches_ND, frames.scene_lengths, grid_h, grid_w, _scene_starts(frames))
+        return PackedVideo(patches_ND, frames.scene_lengths, grid_h, grid_w, self.scene_times(frames))
 
     def clock(self, frames: Frames) -> SceneClock:
         """When each scene starts and how many tokens it has."""
         patch = self.patch
-        return SceneClock(_scene_starts(frames), frames.height // patch, frames.width // patch, self.merge)
+        return SceneClock(self.scene_times(frames), frames.height // patch, frames.width // patch, self.merge)
+
+    def scene_times(self, frames: Frames) -> tuple[float, ...]:
+        """Seconds of each scene (K): its first frame's, or the mean of its first and its last frame's."""
+        ends = np.cumsum(frames.scene_lengths).tolist()
+        firsts, times_s_T = [0, *ends[:-1]], frames.timestamps_s_T
+        if self.family.scene_time is SceneTime.START:
+            return tuple(times_s_T[first] for first in firsts)
+        return tuple((times_s_T[first] + times_s_T[end - 1]) / 2 for first, end in zip(firsts, ends, strict=True))
 
 
-def _scene_starts(frames: Frames) -> tuple[float, ...]:
-    starts = np.cumsum((0, *frames.scene_lengths[:-1]))
-    return tuple(frames.timestamps_s_T[first] for first in starts)
+def require_explicit_clock(config: Mapping[str, Any], family: Family, path: Path) -> None:
+    """Refuse a config.json whose positions engine and learner would fill in differently.
+
+    Raises:
+        PolicyFilesError: names the key.
+    """
+    vision, text = config.get("vision_config"), config.get("text_config", config)
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise PolicyFilesError(f"{path}: not a configuration of {family.model_type}: no vision_config")
+    if family.tokens_per_second is None and "tokens_per_second" not in vision:
+        raise PolicyFilesError(
+            f"{path}: vision_config has no tokens_per_second, the rate of the clock; copy it from the original "
+            f"checkpoint (2 in {family.on_the_hub})"
+        )
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if family.has_interleaved_axes and not (isinstance(rope, dict) and rope.get("mrope_interleaved") is True):
+        raise PolicyFilesError(
+            f"{path}: text_config.rope_scaling has no mrope_interleaved=true: engine and learner would turn "
+            "positions into angles differently; copy rope_scaling from the original checkpoint"
+        )

@@ -1,6 +1,7 @@
-"""The policy on the learner's side: Qwen2.5-VL that reads packed scenes and scores tokens.
+"""The policy on the learner's side: what all families share. It reads packed scenes and scores tokens.
 
-Files and names are those of rl.policy.policy_folder.
+Files and names are those of rl.policy.policy_folder; the families' own classes stand in rl.policy.qwen2_5_vl and
+rl.policy.qwen3_vl.
 
 Every forward makes exactly one call of the vision tower, with a scene times zero where the micro-batch holds no video,
 and one of the head, so that ranks meet in the same collectives.
@@ -10,47 +11,56 @@ Legend: B sequences · T tokens · N visual tokens · E hidden size · V vocabul
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VLModel,
-)
 
 from rl.config.policy import ScenesConfig
+from rl.policy.families import Family, family_of
 from rl.policy.geometry import PackedVideo
 from rl.policy.patch_embed import FlexiPatchEmbed
-from rl.policy.policy_folder import require_inert, require_scenes, scenes_of
+from rl.policy.policy_folder import require_inert, require_scenes
 from rl.policy.processor import Processor
-from rl.policy.scoring_head import Scoring, ScoringHead
+from rl.policy.scoring_head import Scoring
 from rl.policy.token_ids import PolicyFilesError
-from rl.policy.vision_tower import encode_videos, make_flexible
-
-ARCHITECTURE = "FlexiVideoForConditionalGeneration"
+from rl.policy.vision_tower import VisualTokens
 
 
-class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL that reads packed scenes and is always told every token's position."""
+class VideoPolicy(nn.Module):
+    """A transformers model that reads packed scenes and is always told every token's position.
 
-    def __init__(self, config: Qwen2_5_VLConfig) -> None:
-        super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)
-        text, vision = config.text_config, config.vision_config
-        self.scenes = scenes_of(config)
-        self.model = Qwen2_5_VLModel(config)
-        make_flexible(self.model.visual, vision, self.scenes)
-        self.lm_head = ScoringHead(text.hidden_size, text.vocab_size, bias=False)
-        self.post_init()
+    A family's class stands before its stock class: `class Ours(VideoPolicy, Stock)`, and says how its tower encodes
+    (`encode_videos`) and how its language model takes visual tokens (`decode`).
+    """
+
+    def encode_videos(self, videos: Sequence[PackedVideo]) -> VisualTokens:
+        """Visual tokens of the videos' placeholders, in order: one call of the vision tower."""
+        raise NotImplementedError
+
+    def decode(
+        self, embeddings_BTE: torch.Tensor, placeholders_BT: torch.Tensor, visual: VisualTokens | None, **inputs: Any
+    ) -> Any:
+        """The language model's output for embedded tokens; `visual` are those of the placeholders, where there are any.
+
+        Args:
+            inputs: attention_mask, position_ids, past_key_values, use_cache.
+        """
+        raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, FlexiPatchEmbed):
             init.normal_(module.weight, std=self.config.vision_config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def forward(
         self,
@@ -81,10 +91,13 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         if position_ids is None:
             raise ValueError("position_ids are needed: they come from rl.policy.positions.mrope_positions")
         embeddings_BTE = self.model.language_model.embed_tokens(input_ids)
+        placeholders_BT, visual = input_ids == self.config.video_token_id, None
         if past_key_values is None or past_key_values.get_seq_length() == 0:
-            embeddings_BTE = self._with_videos(input_ids, embeddings_BTE, videos)
-        output = self.model.language_model(
-            inputs_embeds=embeddings_BTE,
+            embeddings_BTE, visual = self._with_videos(placeholders_BT, embeddings_BTE, videos)
+        output = self.decode(
+            embeddings_BTE,
+            placeholders_BT,
+            visual,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -95,33 +108,28 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         hidden_BTE = output.last_hidden_state[:, -logits_to_keep:]
         return CausalLMOutputWithPast(logits=self.lm_head(hidden_BTE), past_key_values=output.past_key_values)
 
-    def encode_videos(self, videos: Sequence[PackedVideo]) -> torch.Tensor:
-        """Embeddings (tokens, E) of the videos' placeholders, in order: one call of the vision tower."""
-        return encode_videos(self.model.visual, videos)
-
     def _with_videos(
-        self, input_ids: torch.Tensor, embeddings_BTE: torch.Tensor, videos: Sequence[PackedVideo]
-    ) -> torch.Tensor:
-        placeholders_BT = input_ids == self.config.video_token_id
-        unit = self.config.vision_config.spatial_merge_size**2
-        given = sum(video.num_scenes * video.patches_per_frame for video in videos) // unit
-        asked = int(placeholders_BT.sum())
+        self, placeholders_BT: torch.Tensor, embeddings_BTE: torch.Tensor, videos: Sequence[PackedVideo]
+    ) -> tuple[torch.Tensor, VisualTokens | None]:
+        given, asked = sum(map(self._num_tokens, videos)), int(placeholders_BT.sum())
         if given != asked:
             raise ValueError(f"{asked} video placeholders, but {len(videos)} videos with {given} tokens")
         if not videos:
-            return embeddings_BTE + 0.0 * self.encode_videos([self._blank_scene()]).sum()
-        visual_NE = self._encode_distinct(videos).to(embeddings_BTE.dtype)
-        return embeddings_BTE.masked_scatter(placeholders_BT[..., None], visual_NE)
+            return embeddings_BTE + 0.0 * self.encode_videos([self._blank_scene()]).sum(), None
+        visual = self._encode_distinct(videos).to(embeddings_BTE.dtype)
+        return embeddings_BTE.masked_scatter(placeholders_BT[..., None], visual.embeddings_NE), visual
 
-    def _encode_distinct(self, videos: Sequence[PackedVideo]) -> torch.Tensor:
+    def _encode_distinct(self, videos: Sequence[PackedVideo]) -> VisualTokens:
         """As `encode_videos`, but a video that siblings share (one object) is encoded once."""
         distinct = list(dict.fromkeys(videos))
         if len(distinct) == len(videos):
             return self.encode_videos(videos)
-        unit = self.config.vision_config.spatial_merge_size**2
-        sizes = [video.num_scenes * video.patches_per_frame // unit for video in distinct]
-        embedded = dict(zip(distinct, self.encode_videos(distinct).split(sizes), strict=True))
-        return torch.cat([embedded[video] for video in videos])
+        places = {video: place for place, video in enumerate(distinct)}
+        sizes = [self._num_tokens(video) for video in distinct]
+        return self.encode_videos(distinct).taken(sizes, [places[video] for video in videos])
+
+    def _num_tokens(self, video: PackedVideo) -> int:
+        return video.num_scenes * video.patches_per_frame // self.config.vision_config.spatial_merge_size**2
 
     def _blank_scene(self) -> PackedVideo:
         vision = self.config.vision_config
@@ -146,19 +154,19 @@ class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return blank_BT.masked_scatter(where_BT, logprob_S), blank_BT.masked_scatter(where_BT, entropy_S)
 
 
-def load_policy(
-    folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | str = torch.float32
-) -> FlexiVideoForConditionalGeneration:
-    """The policy of a folder of ours; `convert_stock_checkpoint` makes one from a stock Qwen2.5-VL checkpoint.
+def load_policy(folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | str = torch.float32) -> VideoPolicy:
+    """The policy of a folder of ours; `convert_stock_checkpoint` makes one from a stock checkpoint.
 
     Raises:
-        PolicyFilesError: a stock checkpoint, one made for other scene parameters, or weights that do not fit.
+        PolicyFilesError: a stock checkpoint, another family's, one made for other scene parameters, or weights that do
+            not fit.
     """
     require_inert(Path(folder))
-    config = Qwen2_5_VLConfig.from_pretrained(folder)
+    family = family_of(folder)
+    config = AutoConfig.from_pretrained(folder)
     require_scenes(config, scenes, folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model, loading = FlexiVideoForConditionalGeneration.from_pretrained(
+    model, loading = policy_class(family).from_pretrained(
         folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, use_safetensors=True
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
@@ -167,8 +175,13 @@ def load_policy(
     return model
 
 
+def policy_class(family: Family) -> type[Any]:
+    """The learner's class of a family; its file is imported when it is asked for."""
+    return getattr(importlib.import_module(family.learner), family.architecture)
+
+
 def save_policy(
-    model: FlexiVideoForConditionalGeneration,
+    model: VideoPolicy,
     processor: Processor,
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
@@ -182,8 +195,9 @@ def save_policy(
     processor.save(folder)
 
 
-def freeze_vision(model: FlexiVideoForConditionalGeneration) -> None:
-    """Stop training patch embedding and ViT blocks; merger and language model stay trained."""
+def freeze_vision(model: VideoPolicy) -> None:
+    """Stop training patch embedding, learned positions and ViT blocks; mergers and language model stay trained."""
     visual = model.model.visual
-    for part in (visual.patch_embed, visual.blocks):
-        part.requires_grad_(False)
+    for name in ("patch_embed", "pos_embed", "blocks"):
+        if (part := getattr(visual, name, None)) is not None:
+            part.requires_grad_(False)

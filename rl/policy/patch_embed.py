@@ -18,9 +18,8 @@ import torch
 from torch import nn
 
 from rl.config.policy import ScenesConfig
+from rl.policy.families import QWEN2_5_VL, Family
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 STOCK_FRAMES = 2
 
 
@@ -75,9 +74,22 @@ def expand_temporal_kernel(stock_C3tpp: torch.Tensor, init: int) -> torch.Tensor
 
 
 class FlexiPatchEmbed(nn.Module):
-    """Embeds the patches of every scene with the kernel resampled to the scene's length. One parameter, `weight`."""
+    """Embeds the patches of every scene with the kernel resampled to the scene's length.
 
-    def __init__(self, channels: int, patch: int, kernel_frames: int, *, fixed: bool, unit_gain: bool) -> None:
+    Parameters: `weight`, the kernel; and `bias` where the family has one. The bias belongs to the scene: it is neither
+    resampled with the kernel nor rescaled by its gain.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        patch: int,
+        kernel_frames: int,
+        *,
+        fixed: bool,
+        unit_gain: bool,
+        family: Family = QWEN2_5_VL,
+    ) -> None:
         """
         Args:
             channels: C.
@@ -85,11 +97,14 @@ class FlexiPatchEmbed(nn.Module):
             kernel_frames: T; 2 in `fixed` mode.
             fixed: stock behaviour: pairs with the kernel as it is, a single last frame repeated.
             unit_gain: see `resample_matrix`.
+            family: whose statistics pixels are normalised with, and whether there is a bias.
         """
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 3, kernel_frames, patch, patch))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(channels)) if family.has_patch_bias else None)
         self.fixed = fixed
         self.unit_gain = unit_gain
+        self.pixel_mean, self.pixel_std = family.pixel_mean, family.pixel_std
 
     @property
     def proj(self) -> FlexiPatchEmbed:
@@ -105,7 +120,7 @@ class FlexiPatchEmbed(nn.Module):
         """Embed the scenes of one or more videos, frame after frame.
 
         Args:
-            patches_ND: uint8 (normalised here with CLIP's statistics) or already normalised floats.
+            patches_ND: uint8 (normalised here with the family's statistics) or already normalised floats.
             scene_lengths: frames of each of the K scenes. None: the patches are embedded already and pass through,
                 which is how the stock towers, whose forward calls this with one argument, are handed our embeddings.
             patches_per_frame: of all scenes, or one number per scene.
@@ -142,7 +157,8 @@ class FlexiPatchEmbed(nn.Module):
         resample_LT = torch.tensor(resample, dtype=torch.float32, device=self.weight.device)
         kernel_TX = self.weight.permute(2, 1, 3, 4, 0).reshape(kernel_frames, -1)
         kernel_LX = (resample_LT @ kernel_TX.float()).to(self.weight.dtype)
-        return normalised_NLD.flatten(1) @ kernel_LX.view(length * 3 * patch * patch, channels)
+        embedded_NC = normalised_NLD.flatten(1) @ kernel_LX.view(length * 3 * patch * patch, channels)
+        return embedded_NC if self.bias is None else embedded_NC + self.bias
 
     def _embed_pairs(self, frames_NLD: torch.Tensor) -> torch.Tensor:
         channels, _, kernel_frames, patch, _ = self.weight.shape
@@ -152,13 +168,14 @@ class FlexiPatchEmbed(nn.Module):
         pairs_N3Lpp = pairs_NLD.reshape(-1, kernel_frames, 3, patch, patch).transpose(1, 2)
         tall = pairs_N3Lpp.reshape(-1, 3, kernel_frames * patch, patch)
         kernel = self.weight.reshape(channels, 3, kernel_frames * patch, patch)
-        return nn.functional.conv2d(tall, kernel, stride=patch).view(-1, channels)
+        return nn.functional.conv2d(tall, kernel, self.bias, stride=patch).view(-1, channels)
 
     def _normalise(self, frames_NLD: torch.Tensor) -> torch.Tensor:
         if frames_NLD.dtype != torch.uint8:
             return frames_NLD.to(self.weight.dtype)
         shape = frames_NLD.shape
-        mean_3, std_3 = (torch.tensor(values, device=frames_NLD.device)[:, None] for values in (CLIP_MEAN, CLIP_STD))
+        statistics = (self.pixel_mean, self.pixel_std)
+        mean_3, std_3 = (torch.tensor(values, device=frames_NLD.device)[:, None] for values in statistics)
         frames_NL3X = frames_NLD.reshape(*shape[:2], 3, -1).float() * (1 / 255)
         return ((frames_NL3X - mean_3) / std_3).view(shape).to(self.weight.dtype)
 
@@ -171,8 +188,8 @@ def _per_scene(scene_lengths: Sequence[int], patches_per_frame: int | Sequence[i
     return [int(patches) for patches in patches_per_frame]
 
 
-def make_patch_embed(channels: int, patch: int, scenes: ScenesConfig) -> FlexiPatchEmbed:
+def make_patch_embed(channels: int, patch: int, scenes: ScenesConfig, family: Family = QWEN2_5_VL) -> FlexiPatchEmbed:
     """The patch embedding for scene parameters: stock kernel in `fixed` mode, expanded otherwise."""
     fixed = scenes.mode == "fixed"
     frames = STOCK_FRAMES if fixed else scenes.init_frames
-    return FlexiPatchEmbed(channels, patch, frames, fixed=fixed, unit_gain=scenes.unit_gain)
+    return FlexiPatchEmbed(channels, patch, frames, fixed=fixed, unit_gain=scenes.unit_gain, family=family)

@@ -1,10 +1,11 @@
 """A policy's folder: what it may hold, that nothing in it runs code, and the scene parameters it was made for.
 
-A policy folder is an ordinary Hugging Face folder. Its config.json says `model_type: qwen2_5_vl` (AutoConfig reads it
-without remote code), `architectures: [FlexiVideoForConditionalGeneration]` (the name under which the engine's plugin
-registers), and `vision_config.flexivideo`: every field of ScenesConfig plus `fingerprint`. Weights carry the names of
-stock Qwen2.5-VL (`model.visual.`, `model.language_model.`, `lm_head.`) except one: `model.visual.patch_embed.weight` of
-shape (C, 3, init_frames, p, p) stands for `model.visual.patch_embed.proj.weight`; in `fixed` mode it has 2 frames.
+A policy folder is an ordinary Hugging Face folder. Its config.json says the family's `model_type` (AutoConfig reads it
+without remote code), `architectures` (the name under which the engine's plugin registers; rl.policy.families), and
+`vision_config.flexivideo`: every field of ScenesConfig plus `fingerprint`. Weights carry the stock names
+(`model.visual.`, `model.language_model.`, `lm_head.`) except the patch embedding's: `model.visual.patch_embed.weight`
+of shape (C, 3, init_frames, p, p) stands for `model.visual.patch_embed.proj.weight`, and `.bias` likewise; in `fixed`
+mode the kernel has 2 frames.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rl.policy.scenes import fingerprint
 from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
 
 if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLConfig
+    from transformers import PreTrainedConfig
 
 MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
     "video_token_id": "video_pad",
@@ -60,7 +61,7 @@ def require_inert(folder: Path) -> None:
         if "auto_map" in _json_object(folder / name):
             raise PolicyFilesError(
                 f"{folder / name}: names code of its own (auto_map), which is never run here; remove that key if the "
-                "checkpoint is a Qwen2.5-VL without it"
+                "checkpoint needs none of it"
             )
     for shard in _json_object(folder / "model.safetensors.index.json").get("weight_map", {}).values():
         if Path(str(shard)).name != shard:
@@ -99,7 +100,7 @@ def require_model_ids(folder: Path, ids: TokenIds) -> None:
             )
 
 
-def scenes_of(config: Qwen2_5_VLConfig) -> ScenesConfig:
+def scenes_of(config: PreTrainedConfig) -> ScenesConfig:
     """The scene parameters a checkpoint was made for.
 
     Raises:
@@ -118,7 +119,7 @@ def flexivideo_section(scenes: ScenesConfig) -> dict[str, object]:
     return {**asdict(scenes), "fingerprint": fingerprint(scenes)}
 
 
-def require_scenes(config: Qwen2_5_VLConfig, scenes: ScenesConfig, folder: str | Path) -> None:
+def require_scenes(config: PreTrainedConfig, scenes: ScenesConfig, folder: str | Path) -> None:
     """Refuse a checkpoint made for other scene parameters.
 
     Raises:

@@ -1,7 +1,7 @@
 """MRoPE positions of a token sequence with video blocks: the one position function, used by engine and learner.
 
 Text advances all three axes by one per token. A scene sits at one temporal index; its visual tokens spread over height
-and width as in Qwen2.5-VL. What follows a scene or a block resumes at the largest index + 1. See
+and width as an image's do. What follows a scene or a block resumes at the largest index + 1. See
 docs/decisions/0001-positions.md for where a scene's indices start.
 
 Legend: T tokens · K scenes of one block · S pieces (a run of text, or one scene).
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rl.policy.families import Markers
 from rl.policy.token_ids import TokenIds
 
 MILLISECONDS = 1000
@@ -22,9 +23,9 @@ MILLISECONDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class SceneClock:
-    """When the scenes of one video block start, and how many tokens each has."""
+    """When the scenes of one video block are, and how many tokens each has."""
 
-    start_s_K: tuple[float, ...]
+    times_s_K: tuple[float, ...]  # of each scene's start or middle, as the family has it
     grid_h: int  # patches
     grid_w: int
     merge: int  # patches per token along each side
@@ -46,26 +47,33 @@ class SceneClock:
 
 
 def mrope_positions(
-    token_ids: Sequence[int] | np.ndarray, clocks: Sequence[SceneClock], *, ids: TokenIds, tokens_per_second: float
+    token_ids: Sequence[int] | np.ndarray,
+    clocks: Sequence[SceneClock],
+    *,
+    ids: TokenIds,
+    tokens_per_second: float,
+    markers: Markers = Markers.AROUND_BLOCK,
 ) -> np.ndarray:
     """Temporal, height and width index of every token (FlexiVideo, scene-interval MRoPE).
 
-    The temporal index of scene k is at least `base + round(tokens_per_second * (start_k - start_0))`, base being the
-    index after <|vision_start|>, and above that of scene k-1 and of the text between them. Times count in whole
-    milliseconds, so that float32 and float64 clocks give equal positions.
+    The temporal index of scene k is at least `base + round(tokens_per_second * (time_k - time_0))`, base being the
+    index after the block's first <|vision_start|>, and above that of scene k-1 and of the text between them. Times
+    count in whole milliseconds, so that float32 and float64 clocks give equal positions. At a rate of 0 a scene stands
+    where an image would: time is in the text alone (stock Qwen3-VL).
 
     Args:
         token_ids: T ids, placeholders expanded.
         clocks: one per video block, in order of appearance.
         ids: the tokenizer's ids.
-        tokens_per_second: the vision config's.
+        tokens_per_second: the vision config's, or the family's.
+        markers: the family's.
     Returns:
         int64 array (3, T).
     Raises:
         ValueError: the placeholders do not match the clocks.
     """
     token_ids_T = np.asarray(token_ids, dtype=np.int64)
-    pieces = list(_pieces(token_ids_T, clocks, ids, tokens_per_second))
+    pieces = list(_pieces(token_ids_T, clocks, ids, tokens_per_second, markers))
     temporal_S, spatial_S, lengths_S, columns_S = np.array(pieces, dtype=np.int64).T
     offsets_T = np.arange(len(token_ids_T)) - np.repeat(np.cumsum(lengths_S) - lengths_S, lengths_S)
     columns_T = np.repeat(columns_S, lengths_S)
@@ -90,7 +98,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(
-    token_ids_T: np.ndarray, clocks: Sequence[SceneClock], ids: TokenIds, tokens_per_second: float
+    token_ids_T: np.ndarray, clocks: Sequence[SceneClock], ids: TokenIds, tokens_per_second: float, markers: Markers
 ) -> Iterator[_Piece]:
     """The pieces in order; text and scenes alternate, or scenes follow each other within a bare block."""
     scenes = _scenes(clocks, tokens_per_second)
@@ -103,7 +111,10 @@ def _pieces(
             clock, k, offset = next(scenes, (None, 0, 0))
             if clock is None or cursor + clock.tokens_per_scene > stop:
                 raise ValueError(_mismatch(token_ids_T, clocks, ids))
-            if k == 0:
+            if markers is Markers.AROUND_SCENE:
+                _require_own_markers(token_ids_T, cursor, cursor + clock.tokens_per_scene, ids)
+                base, temporal = (free, free - 1) if k == 0 else (base, temporal)
+            elif k == 0:
                 base, corner = _block_start(token_ids_T, cursor, free, ids)
                 temporal = base - 1
             temporal = max(temporal + 1, base + offset, free if corner is None else 0)
@@ -119,7 +130,7 @@ def _pieces(
 def _scenes(clocks: Sequence[SceneClock], tokens_per_second: float) -> Iterator[tuple[SceneClock, int, int]]:
     """Every scene in order: its block's clock, its number, and its temporal offset from the block's first scene."""
     for clock in clocks:
-        ms_K = np.rint(np.asarray(clock.start_s_K, dtype=np.float64) * MILLISECONDS).astype(np.int64)
+        ms_K = np.rint(np.asarray(clock.times_s_K, dtype=np.float64) * MILLISECONDS).astype(np.int64)
         offsets_K = np.floor((ms_K - ms_K[:1]) * tokens_per_second / MILLISECONDS + 0.5).astype(np.int64)
         for k, offset in enumerate(offsets_K.tolist()):
             yield clock, k, offset
@@ -136,6 +147,12 @@ def _block_start(token_ids_T: np.ndarray, first_pad: int, free: int, ids: TokenI
     raise ValueError(f"the video placeholder at token {first_pad} does not follow <|vision_start|>")
 
 
+def _require_own_markers(token_ids_T: np.ndarray, start: int, stop: int, ids: TokenIds) -> None:
+    before, after = token_ids_T[start - 1 : start], token_ids_T[stop : stop + 1]
+    if before.tolist() != [ids.vision_start] or after.tolist() != [ids.vision_end]:
+        raise ValueError(f"the scene at token {start} does not stand between <|vision_start|> and <|vision_end|>")
+
+
 def _runs(mask_T: np.ndarray) -> list[tuple[int, int]]:
     """Start and stop of each maximal run of True."""
     edges = np.flatnonzero(np.diff(mask_T.astype(np.int8), prepend=0, append=0))
@@ -143,7 +160,7 @@ def _runs(mask_T: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _mismatch(token_ids_T: np.ndarray, clocks: Sequence[SceneClock], ids: TokenIds) -> str:
-    expected = sum(len(clock.start_s_K) * clock.tokens_per_scene for clock in clocks)
+    expected = sum(len(clock.times_s_K) * clock.tokens_per_scene for clock in clocks)
     found = int((token_ids_T == ids.video_pad).sum())
     return (
         f"{found} video placeholders in the sequence, but its {len(clocks)} video blocks hold {expected}, or not there"

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from rl.config.policy import ScenesConfig
 from rl.policy.geometry import Geometry, PackedVideo
+from rl.policy.layout import find_blocks, video_block
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_inert, require_model_ids
 from rl.policy.positions import mrope_positions
 from rl.policy.scenes import fingerprint, segment_scenes
@@ -46,6 +47,11 @@ class Processor:
             raise PolicyFilesError(
                 f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {geometry.vocab_size}: "
                 "tokenizer.json and config.json are of different checkpoints"
+            )
+        if scenes.timestamps == "none" and not geometry.tokens_per_second:
+            raise PolicyFilesError(
+                f"{folder}: policy.scenes.timestamps=none leaves {geometry.family.model_type} without a clock, as its "
+                "positions have none; set policy.scenes.timestamps=text"
             )
 
     @classmethod
@@ -152,20 +158,22 @@ class Processor:
         return len(frames.scene_lengths) * self.geometry.clock(frames).tokens_per_scene
 
     def video_block(self, frames: Frames) -> list[int]:
-        """<|vision_start|>, then each scene's start time as text (unless `timestamps: none`) and its placeholders,
-        expanded, then <|vision_end|>."""
+        """A block as the family lays it out: each scene's time as text (unless `timestamps: none`), its placeholders,
+        expanded, and the markers around them; see rl.policy.layout."""
         clock = self.geometry.clock(frames)
-        block = [self.ids.vision_start]
-        for start_s in clock.start_s_K:
-            if self.scenes.timestamps == "text":
-                block += self._encode_time(start_s)
-            block += [self.ids.video_pad] * clock.tokens_per_scene
-        return [*block, self.ids.vision_end]
+        written = self.scenes.timestamps == "text"
+        times_K = [self._encode_time(time_s) if written else [] for time_s in clock.times_s_K]
+        return video_block(times_K, clock.tokens_per_scene, self.ids, self.geometry.family.markers)
+
+    def block_spans(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> list[tuple[int, int]]:
+        """Start and stop of the videos' blocks in a sequence that holds them, in order."""
+        return find_blocks(token_ids, [self.video_block(frames) for frames in videos], self.ids.video_pad)
 
     def positions(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> np.ndarray:
         """MRoPE positions (3, T tokens) of a whole sequence and the videos in it, in order."""
-        clocks = [self.geometry.clock(frames) for frames in videos]
-        return mrope_positions(token_ids, clocks, ids=self.ids, tokens_per_second=self.geometry.tokens_per_second)
+        clocks, geometry = [self.geometry.clock(frames) for frames in videos], self.geometry
+        rate, markers = geometry.tokens_per_second, geometry.family.markers
+        return mrope_positions(token_ids, clocks, ids=self.ids, tokens_per_second=rate, markers=markers)
 
     def allowed_token_mask(self) -> np.ndarray:
         """Which ids may be sampled (V): not the vision tokens, not padding rows beyond the tokenizer."""

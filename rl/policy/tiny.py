@@ -1,7 +1,7 @@
 """The policy the project builds itself: about 1-3 M parameters, a tokenizer trained on the spot, deterministic by seed.
 
-It has every part of Qwen2.5-VL (windowed and full vision attention, merger, MRoPE, grouped-query attention) and is
-saved as an ordinary Hugging Face folder.
+It has every part of its family (Qwen2.5-VL: windowed and full vision attention; Qwen3-VL: learned positions, DeepStack;
+both: merger, MRoPE, grouped-query attention) and is saved as an ordinary Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.convert import added_tokens
+from rl.policy.families import FAMILIES
 from rl.policy.geometry import padded_vocab
-from rl.policy.model import FlexiVideoForConditionalGeneration
+from rl.policy.model import policy_class
 from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel
 from rl.policy.policy_folder import flexivideo_section
-from rl.policy.tiny_tokenizer import MERGE, PATCH, TOKENS_PER_SECOND, train_tokenizer
+from rl.policy.tiny_tokenizer import TINY_GEOMETRY, train_tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
@@ -30,7 +36,14 @@ CHAT_TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WINDOW = 112
-HEAD_DIM, MROPE_SECTION = 32, [4, 6, 6]
+RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.linear_fc2.weight")  # end a branch
+HEAD_DIM = 32
+ROPE = {  # rotary settings of each family: how frequencies are shared by time, height and width, and how they lie
+    "qwen2_5_vl": {"rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+    "qwen3_vl": {"rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+}
+PATCH_BIAS = 0.1  # its spread
+DEEPSTACK_LEVELS, POSITION_GRID = 3, 8  # of Qwen3-VL's tower: at most as many, and learned positions a side
 
 
 def build_tiny_policy(
@@ -40,7 +53,7 @@ def build_tiny_policy(
 
     Args:
         folder: created if needed; files in it are overwritten.
-        stock: save a stock Qwen2.5-VL checkpoint instead, without our tags and with the two-frame kernel.
+        stock: save a stock checkpoint of the family instead, without our tags and with the two-frame kernel.
     Returns:
         The folder.
     """
@@ -48,7 +61,8 @@ def build_tiny_policy(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(config.vocab_size, tags=not stock)
     model_config = _model_config(config, tokenizer, None if stock else scenes)
-    model = (Qwen2_5_VLForConditionalGeneration if stock else FlexiVideoForConditionalGeneration)(model_config)
+    ours = policy_class(FAMILIES[config.family])
+    model = AutoModelForImageTextToText.from_config(model_config) if stock else ours(model_config)
     _initialise(model, seed)
     end = tokenizer.token_to_id("<|im_end|>")
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.token_to_id("<|endoftext|>"))
@@ -59,22 +73,32 @@ def build_tiny_policy(
 
 def vision_section(config: TinyPolicyConfig) -> dict[str, object]:
     """The tiny policy's `vision_config`, without what says how scenes are cut."""
+    patch, merge, tokens_per_second = TINY_GEOMETRY[config.family]
+    own = {
+        "qwen2_5_vl": {
+            "window_size": WINDOW,
+            "fullatt_block_indexes": [config.vision_layers - 1],
+            "tokens_per_second": tokens_per_second,
+        },
+        "qwen3_vl": {
+            "num_position_embeddings": POSITION_GRID**2,
+            "deepstack_visual_indexes": list(range(min(DEEPSTACK_LEVELS, config.vision_layers - 1))),
+        },
+    }
     return {
         "depth": config.vision_layers,
         "hidden_size": config.vision_hidden_size,
         "intermediate_size": 2 * config.vision_hidden_size,
         "num_heads": config.vision_heads,
         "out_hidden_size": config.hidden_size,
-        "patch_size": PATCH,
-        "spatial_merge_size": MERGE,
+        "patch_size": patch,
+        "spatial_merge_size": merge,
         "temporal_patch_size": STOCK_FRAMES,
-        "window_size": WINDOW,
-        "fullatt_block_indexes": [config.vision_layers - 1],
-        "tokens_per_second": TOKENS_PER_SECOND,
+        **own[config.family],
     }
 
 
-def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: ScenesConfig | None) -> Qwen2_5_VLConfig:
+def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: ScenesConfig | None) -> PreTrainedConfig:
     vision = vision_section(config)
     if scenes is not None:
         vision["flexivideo"] = flexivideo_section(scenes)
@@ -87,11 +111,14 @@ def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: Scenes
         "num_key_value_heads": config.num_kv_heads,
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": MROPE_SECTION},
+        "rope_parameters": {"rope_type": "default", **ROPE[config.family]},
         "bos_token_id": None,
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
     }
-    return Qwen2_5_VLConfig(
+    if config.family == "qwen3_vl":
+        text["head_dim"] = HEAD_DIM
+    return AutoConfig.for_model(
+        config.family,
         text_config=text,
         vision_config=vision,
         image_token_id=tokenizer.token_to_id("<|image_pad|>"),
@@ -109,7 +136,9 @@ def _initialise(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     depth = {"visual": model.config.vision_config.depth, "language_model": model.config.text_config.num_hidden_layers}
     for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0].replace("embed.proj", "embed")):
-        if name.endswith("bias"):
+        if name.endswith("patch_embed.bias") or name.endswith("patch_embed.proj.bias"):
+            parameter.normal_(0.0, PATCH_BIAS, generator=generator)  # or nobody would see it being left out
+        elif name.endswith("bias"):
             parameter.zero_()
         elif parameter.ndim == 1:
             parameter.fill_(1.0)
@@ -133,7 +162,7 @@ def _spread(name: str, parameter: nn.Parameter, depth: dict[str, int]) -> float:
     if "lm_head" in name:
         return 0.02
     spread = parameter.shape[1] ** -0.5
-    if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
+    if name.endswith(RESIDUAL):
         spread /= math.sqrt(2 * next(layers for tower, layers in depth.items() if tower in name))
     return spread
 

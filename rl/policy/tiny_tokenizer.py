@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy.families import FAMILIES
 from rl.policy.geometry import Geometry, padded_vocab
 from rl.policy.processor import Processor
 from rl.policy.token_ids import TAG_TOKENS
@@ -25,12 +26,15 @@ SPECIAL_TOKENS = (
 QWEN_PIECES = (  # how Qwen2.5 splits text: digits one by one
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PATCH, MERGE, TOKENS_PER_SECOND = 14, 2, 2
+TINY_GEOMETRY = {  # patch, merge and clock rate of each family, as its checkpoints have them
+    "qwen2_5_vl": (14, 2, 2),
+    "qwen3_vl": (16, 2, 0),
+}
 
 
 def tiny_processor(config: TinyPolicyConfig, scenes: ScenesConfig, folder: Path) -> Processor:
     """What the policy in `folder` will be processed with, before it is built."""
-    geometry = Geometry(PATCH, MERGE, TOKENS_PER_SECOND, padded_vocab(config.vocab_size))
+    geometry = Geometry(*TINY_GEOMETRY[config.family], padded_vocab(config.vocab_size), FAMILIES[config.family])
     return Processor(train_tokenizer(config.vocab_size), geometry, scenes, folder)
 
 

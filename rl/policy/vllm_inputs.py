@@ -8,6 +8,7 @@ Legend: I video items · N patches · D values of a patch · K scenes · T token
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
+from rl.policy.families import FAMILIES, Markers
 from rl.policy.geometry import PackedVideo
+from rl.policy.layout import find_marked, marked_counts
 
 VIDEO = "video"
 DUMMY_GRID = 16  # patches along each side of the frames vLLM measures memory with
@@ -59,7 +62,12 @@ class SceneProcessingInfo(BaseProcessingInfo):
 
     def largest_scenes(self) -> int:
         """Scenes of the largest dummy video a whole context holds."""
-        return max(1, (self.ctx.model_config.max_model_len - 2) // self.tokens_per_dummy_scene())
+        marked = self.tokens_per_dummy_scene() + (2 if self.markers() is Markers.AROUND_SCENE else 0)
+        return max(1, (self.ctx.model_config.max_model_len - 2) // marked)
+
+    def markers(self) -> Markers:
+        """Where the family puts them."""
+        return FAMILIES[self.get_hf_config().model_type].markers
 
     def tokens_per_dummy_scene(self) -> int:
         return (DUMMY_GRID // self.get_hf_config().vision_config.spatial_merge_size) ** 2
@@ -69,15 +77,23 @@ class SceneDummyInputs(BaseDummyInputsBuilder[SceneProcessingInfo]):
     """One video as long as the context, for vLLM's memory measurement at start."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        pads = "<|video_pad|>" * (self.info.largest_scenes() * self.info.tokens_per_dummy_scene())
-        return f"<|vision_start|>{pads}<|vision_end|>" * mm_counts.get(VIDEO, 0)
+        scene = "<|video_pad|>" * self.info.tokens_per_dummy_scene()
+        scenes = self.info.largest_scenes()
+        if self.info.markers() is Markers.AROUND_SCENE:
+            return f"<|vision_start|>{scene}<|vision_end|>" * (scenes * mm_counts.get(VIDEO, 0))
+        return f"<|vision_start|>{scene * scenes}<|vision_end|>" * mm_counts.get(VIDEO, 0)
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: object) -> dict[str, list]:
         scenes = self.info.largest_scenes()
         values = 3 * self.info.get_hf_config().vision_config.patch_size ** 2
         patches_ND = np.zeros((scenes * DUMMY_GRID**2, values), dtype=np.uint8)
         video = PackedVideo(patches_ND, (1,) * scenes, DUMMY_GRID, DUMMY_GRID, tuple(map(float, range(scenes))))
-        return {VIDEO: [lambda: video] * mm_counts.get(VIDEO, 0)}
+        return {VIDEO: [partial(_itself, video)] * mm_counts.get(VIDEO, 0)}
+
+
+def _itself(video: PackedVideo) -> PackedVideo:
+    """vLLM pickles dummy inputs to name them, so their packer must be one that can be pickled."""
+    return video
 
 
 class SceneProcessor(BaseMultiModalProcessor[SceneProcessingInfo]):
@@ -91,8 +107,8 @@ class SceneProcessor(BaseMultiModalProcessor[SceneProcessingInfo]):
             {
                 "patches": torch.from_numpy(np.concatenate([video.patches_ND for video in videos])),
                 "scene_lengths": torch.tensor([length for video in videos for length in video.scene_lengths]),
-                "scene_starts": torch.tensor(
-                    [start_s for video in videos for start_s in video.start_s_K], dtype=torch.float64
+                "scene_times": torch.tensor(
+                    [time_s for video in videos for time_s in video.times_s_K], dtype=torch.float64
                 ),
                 "shapes": torch.tensor(
                     [(len(video.patches_ND), video.num_scenes, video.grid_h, video.grid_w) for video in videos]
@@ -107,21 +123,23 @@ class SceneProcessor(BaseMultiModalProcessor[SceneProcessingInfo]):
         return {
             "patches": MultiModalFieldConfig.flat_from_sizes(VIDEO, patches_I),
             "scene_lengths": MultiModalFieldConfig.flat_from_sizes(VIDEO, scenes_I, keep_on_cpu=True),
-            "scene_starts": MultiModalFieldConfig.flat_from_sizes(VIDEO, scenes_I, keep_on_cpu=True),
+            "scene_times": MultiModalFieldConfig.flat_from_sizes(VIDEO, scenes_I, keep_on_cpu=True),
             "shapes": MultiModalFieldConfig.batched(VIDEO, keep_on_cpu=True),
         }
 
     def _get_prompt_updates(
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: object, out_mm_kwargs: MultiModalKwargsItems
     ) -> Sequence[PromptUpdate]:
-        """How many placeholders each item has; cached with it. Nothing is ever replaced."""
-        config = self.info.get_hf_config()
+        """The marked placeholders of each item; cached with it. Nothing is ever replaced."""
+        config, markers = self.info.get_hf_config(), self.info.markers()
 
-        def placeholders(item: int) -> list[int]:
+        def marked(item: int) -> list[int]:
             _, scenes, grid_h, grid_w = out_mm_kwargs[VIDEO][item]["shapes"].data.tolist()
-            return [config.video_token_id] * (scenes * grid_h * grid_w // config.vision_config.spatial_merge_size**2)
+            tokens = grid_h * grid_w // config.vision_config.spatial_merge_size**2
+            counts = marked_counts(scenes, tokens, markers)
+            return [token for n in counts for token in (config.vision_start_token_id, *[config.video_token_id] * n)]
 
-        return [PromptReplacement(modality=VIDEO, target=[config.video_token_id], replacement=placeholders)]
+        return [PromptReplacement(modality=VIDEO, target=[config.video_token_id], replacement=marked)]
 
     def _apply_prompt_updates(
         self, token_ids: list[int], mm_prompt_updates: Mapping[str, Sequence]
@@ -131,41 +149,17 @@ class SceneProcessor(BaseMultiModalProcessor[SceneProcessingInfo]):
         Raises:
             ValueError: blocks and items differ in number, or a block's placeholders and its item's tokens do.
         """
-        expected_I = [len(updates[0].content.full) for updates in mm_prompt_updates.get(VIDEO, ())]
         config = self.info.get_hf_config()
-        blocks = video_blocks(token_ids, expected_I, config.vision_start_token_id, config.video_token_id)
+        start, pad = config.vision_start_token_id, config.video_token_id
+        counts_IM = [_counts(updates[0].content.full, start) for updates in mm_prompt_updates.get(VIDEO, ())]
         found = [
-            PlaceholderFeaturesInfo(VIDEO, item, start, token_ids[start:stop], is_embed)
-            for item, (start, stop, is_embed) in enumerate(blocks)
+            PlaceholderFeaturesInfo(VIDEO, item, first, token_ids[first:stop], torch.from_numpy(is_pad))
+            for item, (first, stop, is_pad) in enumerate(find_marked(token_ids, counts_IM, start, pad))
         ]
         return token_ids, ({VIDEO: found} if found else {})
 
 
-def video_blocks(
-    token_ids: Sequence[int], expected_I: Sequence[int], vision_start: int, video_pad: int
-) -> list[tuple[int, int, torch.Tensor]]:
-    """Where each video stands: from <|vision_start|> to its last placeholder, and which tokens are placeholders.
-
-    Scene times, written as text inside a block, belong to it but carry no embedding of the video.
-
-    Args:
-        expected_I: visual tokens of each item, in order.
-    Raises:
-        ValueError: the prompt's placeholders are not those of the items; nothing is expanded or cut to make them fit.
-    """
-    ids_T = np.asarray(token_ids)  # numpy: every request passes here, and torch takes four times as long
-    is_pad_T = ids_T == video_pad
-    starts, pads = np.flatnonzero(ids_T == vision_start), np.flatnonzero(is_pad_T)
-    found = np.bincount(np.searchsorted(starts, pads, side="right"), minlength=len(starts) + 1).tolist()
-    if found[0] or found[1:] != list(expected_I):
-        raise ValueError(
-            f"the prompt's video blocks hold {found[1:]} placeholders"
-            f"{f' and {found[0]} stand outside any block' if found[0] else ''}, "
-            f"but its {len(expected_I)} videos have {list(expected_I)} visual tokens: "
-            "prompts must come with placeholders already expanded, one block per video, in order"
-        )
-    last_pads = pads[np.cumsum(found)[1:] - 1]
-    return [
-        (start, last + 1, torch.from_numpy(is_pad_T[start : last + 1]))
-        for start, last in zip(starts.tolist(), last_pads.tolist(), strict=True)
-    ]
+def _counts(marked: Sequence[int], vision_start: int) -> list[int]:
+    """Placeholders behind each marker."""
+    starts = [place for place, token in enumerate(marked) if token == vision_start]
+    return [stop - start - 1 for start, stop in zip(starts, [*starts[1:], len(marked)], strict=True)]

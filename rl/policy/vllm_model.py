@@ -1,4 +1,4 @@
-"""FlexiVideo inside vLLM: Qwen2.5-VL whose video items are packed scenes with their own clock.
+"""FlexiVideo inside vLLM: what the families' models have in common. Video items are packed scenes with their own clock.
 
 Differs from stock in three places: patches are embedded by the shared FlexiPatchEmbed, positions come from the shared
 `mrope_positions`, and tokens a policy may not write are masked in `compute_logits`, so sampled and prompt log-probs are
@@ -9,15 +9,13 @@ Legend: N patches · D values of a patch · K scenes · T tokens · V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from rl.policy.batch_invariant import PADDINGS, BatchInvariantLinear
@@ -25,68 +23,72 @@ from rl.policy.patch_embed import make_patch_embed
 from rl.policy.policy_folder import scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import Processor
-from rl.policy.vllm_inputs import VIDEO, SceneDummyInputs, SceneProcessingInfo, SceneProcessor
+from rl.policy.vllm_inputs import VIDEO
 from rl.policy.vllm_plugin import BATCH_INVARIANT
 
 
-@MULTIMODAL_REGISTRY.register_processor(SceneProcessor, info=SceneProcessingInfo, dummy_inputs=SceneDummyInputs)
-class FlexiVideoForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL with FlexiVideo's encoder, clock and token mask. Counts the items its vision tower encodes."""
+class SceneEngine:
+    """What a family's model asks in vLLM: encodes items, says where tokens stand, masks what may not be written.
 
-    supports_mm_device_do_normalize = False  # or vLLM normalises our embeddings again
+    A family's class is its stock class with four methods that ask this object.
+    """
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        scenes = scenes_of(self.config)
+    def __init__(self, model: torch.nn.Module, vllm_config: VllmConfig) -> None:
+        """Puts our patch embedding into the stock tower and keeps all weights plain."""
+        scenes, vision = scenes_of(model.config), model.config.vision_config
         processor = Processor.from_pretrained(vllm_config.model_config.model, scenes)
-        vision = self.config.vision_config
-        with self._mark_tower_model(vllm_config, {VIDEO}):
-            self.visual.patch_embed = make_patch_embed(vision.hidden_size, vision.patch_size, scenes)
-        self.banned_ids = torch.from_numpy(np.flatnonzero(~processor.allowed_token_mask()))
-        self.token_ids = processor.ids
-        self.tokens_per_second = processor.geometry.tokens_per_second
-        self.encoded_items = 0
+        family = processor.geometry.family
+        with model._mark_tower_model(vllm_config, {VIDEO}):
+            model.visual.patch_embed = make_patch_embed(vision.hidden_size, vision.patch_size, scenes, family)
+        self._visual, self._ids, self._geometry = model.visual, processor.ids, processor.geometry
+        self._banned_ids = torch.from_numpy(np.flatnonzero(~processor.allowed_token_mask()))
+        self.encoded_items = 0  # by the vision tower
         self.product = BatchInvariantLinear(PADDINGS[0]) if vllm_config.additional_config.get(BATCH_INVARIANT) else None
-        keep_weights_plain(self)
+        keep_weights_plain(model)
         if self.product:
-            make_products_batch_invariant(self, self.product)
+            make_products_batch_invariant(model, self.product)
 
-    def embed_multimodal(self, **fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Visual tokens of each item, in order; one run of the tower for all of them, or one each (BATCH_INVARIANT)."""
+    def encode(self, fields: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Visual tokens of each item, in order; one run of the tower for all of them, or one each (BATCH_INVARIANT).
+
+        Where the tower has DeepStack's levels, they stand beside the embeddings: (tokens, E * (1 + levels)).
+        """
         if self.product and len(fields["shapes"]) > 1:
-            return tuple(tokens for alone in _one_by_one(fields) for tokens in self.embed_multimodal(**alone))
+            return tuple(tokens for alone in _one_by_one(fields) for tokens in self.encode(alone))
         shapes = fields["shapes"].tolist()
         per_scene = [grid_h * grid_w for _, scenes, grid_h, grid_w in shapes for _ in range(scenes)]
-        patches_ND = fields["patches"].to(self.visual.device)
-        embedded = self.visual.patch_embed(patches_ND, fields["scene_lengths"].tolist(), per_scene)
+        patches_ND = fields["patches"].to(self._visual.device)
+        embedded = self._visual.patch_embed(patches_ND, fields["scene_lengths"].tolist(), per_scene)
         grids = [[scenes, grid_h, grid_w] for _, scenes, grid_h, grid_w in shapes]
         self.encoded_items += len(grids)
-        merge = self.visual.spatial_merge_size**2
-        return self.visual(embedded, grid_thw=grids).split([t * h * w // merge for t, h, w in grids])
+        merge = self._geometry.merge**2
+        return self._visual(embedded, grid_thw=grids).split([t * h * w // merge for t, h, w in grids])
 
-    def get_mrope_input_positions(
-        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
+    def positions(
+        self, token_ids: Sequence[int], features: Sequence[MultiModalFeatureSpec]
     ) -> tuple[torch.Tensor, int]:
         """The learner's positions, and by how much generated tokens are ahead of their place in the sequence."""
-        in_order = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
-        clocks = [self._clock(feature) for feature in in_order]
+        in_order = sorted(features, key=lambda feature: feature.mm_position.offset)
         positions_3T = mrope_positions(
-            input_tokens, clocks, ids=self.token_ids, tokens_per_second=self.tokens_per_second
+            token_ids,
+            [self._clock(feature) for feature in in_order],
+            ids=self._ids,
+            tokens_per_second=self._geometry.tokens_per_second,
+            markers=self._geometry.family.markers,
         )
-        return torch.from_numpy(positions_3T), int(positions_3T.max()) + 1 - len(input_tokens)
+        return torch.from_numpy(positions_3T), int(positions_3T.max()) + 1 - len(token_ids)
 
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Logits over the vocabulary; -inf where the policy may not write."""
-        logits_TV = super().compute_logits(hidden_states)
+    def mask(self, logits_TV: torch.Tensor | None) -> torch.Tensor | None:
+        """-inf where the policy may not write, in place."""
         if logits_TV is not None:
-            self.banned_ids = self.banned_ids.to(logits_TV.device)
-            logits_TV.index_fill_(-1, self.banned_ids, -torch.inf)
+            self._banned_ids = self._banned_ids.to(logits_TV.device)
+            logits_TV.index_fill_(-1, self._banned_ids, -torch.inf)
         return logits_TV
 
     def _clock(self, feature: MultiModalFeatureSpec) -> SceneClock:
         _, _, grid_h, grid_w = feature.data["shapes"].data.tolist()
-        start_s_K = tuple(feature.data["scene_starts"].data.tolist())
-        return SceneClock(start_s_K, grid_h, grid_w, self.visual.spatial_merge_size)
+        times_s_K = tuple(feature.data["scene_times"].data.tolist())
+        return SceneClock(times_s_K, grid_h, grid_w, self._geometry.merge)
 
 
 class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):

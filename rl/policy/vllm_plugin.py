@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from multiprocessing import connection
 from types import ModuleType
 
-ARCHITECTURE = "FlexiVideoForConditionalGeneration"  # as in config.json
-MODEL_CLASS = f"rl.policy.vllm_model:{ARCHITECTURE}"
+from rl.policy.families import FAMILIES
+
 WORKER_EXTENSION = "rl.policy.vllm_weights.LiveWeights"
 BATCH_INVARIANT = (
     "dynframe_batch_invariant"  # key of vLLM's additional_config: nothing may depend on what else the engine computes
@@ -53,8 +53,10 @@ def register() -> None:
     tolerate_odd_modules()
     end_with_parent()
     ModelRegistry = importlib.import_module("vllm").ModelRegistry
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, MODEL_CLASS)
+    known = ModelRegistry.get_supported_archs()
+    for family in FAMILIES.values():
+        if family.architecture not in known:
+            ModelRegistry.register_model(family.architecture, family.engine)
 
 
 def end_with_parent() -> None:

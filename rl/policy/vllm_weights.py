@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from rl.policy.batch_invariant import RowPadding
 from rl.policy.vllm_probe import choose_padding, varying_kernels
-
-if TYPE_CHECKING:
-    from rl.policy.vllm_model import FlexiVideoForConditionalGeneration
 
 FUSED = {  # Hugging Face's name -> vLLM's fused parameter, and which part of it
     "q_proj": ("qkv_proj", 0),
@@ -48,21 +44,24 @@ class LiveWeights:
             The first of `paddings` that is enough, in words, and the kernels that depend on the batch even so.
         """
         model = self.get_model()
-        varying = choose_padding(model, model.product, paddings)
+        varying = choose_padding(model, model.scene_engine.product, paddings)
         builders = [group.get_metadata_builder() for groups in self.model_runner.attn_groups for group in groups]
         varying += varying_kernels(model, builders, self.cache_config.block_size)
-        return str(model.product.padding), varying
+        return str(model.scene_engine.product.padding), varying
 
     def count_encoded_items(self) -> int:
         """Video items the vision tower has encoded since the start, the memory measurement's included."""
-        return self.get_model().encoded_items
+        return self.get_model().scene_engine.encoded_items
 
     def device_memory_mib(self) -> float:
-        """What PyTorch keeps of this worker's accelerator, the KV cache and captured graphs included."""
-        return torch.cuda.memory_reserved() / 2**20 if torch.cuda.is_available() else 0.0
+        """What tensors take of this worker's accelerator, the KV cache included.
+
+        What PyTorch keeps beyond them comes and goes with the largest video encoded: it would look like a leak.
+        """
+        return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
 
 
-def live_tensor(model: FlexiVideoForConditionalGeneration, name: str) -> torch.Tensor:
+def live_tensor(model: torch.nn.Module, name: str) -> torch.Tensor:
     """The part of the model's parameters that a Hugging Face name stands for: fused ones sliced, padding rows cut.
 
     Raises:

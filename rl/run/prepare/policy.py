@@ -12,15 +12,20 @@ from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError, require, shown
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
+from rl.policy.families import QWEN2_5_VL, family_of
+from rl.policy.geometry import Geometry
 from rl.policy.policy_folder import require_inert
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.prepare.built_once import built_once, fingerprint
 from rl.run.prepare.errors import as_config_error
 
-MODEL_TYPE, ON_THE_HUB = "qwen2_5_vl", "Qwen/Qwen2.5-VL-3B-Instruct"
+ON_THE_HUB = QWEN2_5_VL.on_the_hub
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-REMEDY = "give a Hugging Face folder of Qwen2.5-VL or an export of ours, or leave it empty to build the tiny policy"
+REMEDY = (
+    "give a Hugging Face folder of Qwen2.5-VL or Qwen3-VL, or an export of ours, "
+    "or leave it empty to build the tiny policy"
+)
 
 
 @as_config_error()
@@ -44,22 +49,24 @@ def require_given_policy(config: RunConfig) -> None:
     require(folder.is_dir(), f"policy.path: {given} is a file; {REMEDY}")
     if not (folder / "config.json").is_file():
         raise ConfigError(f"policy.path={given}: {_why_no_policy(folder)}")
-    model_type = _model_type(folder / "config.json")
-    require(
-        model_type == MODEL_TYPE,
-        f"policy.path={given}: config.json is of model_type {shown(model_type)}; what can be trained here is "
-        f"{MODEL_TYPE!r}, such as {ON_THE_HUB}",
-    )
-    require_inert(folder)
+    try:
+        family_of(folder)
+        require_inert(folder)
+    except PolicyFilesError as error:
+        raise ConfigError(f"policy.path={given}: {error}") from error
     require(
         any(folder.glob("*.safetensors")),
         f"policy.path={given}: no weights (*.safetensors) in it; was it copied in full?",
     )
+    try:
+        Geometry.read(folder)  # a clock that is not told
+    except PolicyFilesError as error:
+        raise ConfigError(f"policy.path={given}: {error}") from error
 
 
 @as_config_error()
 def prepare_policy(config: RunConfig) -> Path:
-    """The folder of the policy a run starts from: ours as it is, a stock Qwen2.5-VL converted, or the tiny one built.
+    """The folder of the policy a run starts from: ours as it is, a stock one converted, or the tiny one built.
 
     Raises:
         ConfigError: `policy.path` is not a folder, or not a policy's.
@@ -137,12 +144,3 @@ def _why_no_policy(folder: Path) -> str:
     if (folder / CHECKPOINTS).is_dir():
         return f"that is a run; `dynframe export {folder} FOLDER` makes a folder of its policy"
     return f"no config.json in it; {REMEDY}"
-
-
-def _model_type(path: Path) -> str:
-    try:
-        declared = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"policy.path: {path} cannot be read: {error}"[:500]) from error
-    require(isinstance(declared, dict), f"policy.path: {path} holds no configuration of a model")
-    return str(declared.get("model_type", "(none)"))

@@ -16,6 +16,7 @@ import torch
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig
+from rl.policy.families import FAMILIES
 from rl.policy.processor import Processor
 from rl.trajectory import (
     Frames,
@@ -37,11 +38,17 @@ ENGINE = EngineConfig(kv_cache_bytes=64 * 2**20)
 QUESTION = "Look at the video, decide which time window to look at again and at which frame rate, then answer."
 
 
+FOR_EACH_FAMILY = pytest.mark.parametrize("policy_dir", list(FAMILIES), indirect=True)
+
+
 @pytest.fixture(scope="module")
-def policy_dir(tmp_path_factory):
+def policy_dir(request, tmp_path_factory):
+    """A tiny policy: of Qwen2.5-VL, or of the family a test asks for."""
     from rl.policy.tiny import build_tiny_policy
 
-    return build_tiny_policy(SMALL, SCENES, tmp_path_factory.mktemp("policy"), seed=0)
+    family = getattr(request, "param", "qwen2_5_vl")
+    sizes = replace(SMALL, family=family, vision_layers=3 if family == "qwen3_vl" else 2)  # two of DeepStack's levels
+    return build_tiny_policy(sizes, SCENES, tmp_path_factory.mktemp("policy"), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +84,9 @@ def processor(policy_dir):
 
 
 def clip(processor, *, seed, frames=8, height=56, width=84, start_s=0.0, fps=2.0) -> Frames:
-    """Noise in runs of one to three equal frames, so that scenes differ in length."""
-    random = np.random.default_rng(seed)
+    """Noise in runs of one to three equal frames, so that scenes differ in length; a token is 28 pixels of the size."""
+    random, unit = np.random.default_rng(seed), processor.geometry.unit
+    height, width = height * unit // 28, width * unit // 28
     pixels = random.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
     pixels = pixels[np.minimum(np.arange(frames), np.cumsum(random.integers(0, 2, frames)))]
     return processor.make_frames(pixels, [start_s + i / fps for i in range(frames)])
@@ -129,6 +137,7 @@ def logprobs(engine, token_ids, videos) -> np.ndarray:
     return np.array(run(engine, [request(token_ids, videos, tokens=6, temperature=0.0)])[0].logprobs)
 
 
+@FOR_EACH_FAMILY
 def test_group_runs_the_encoder_once_per_video_and_prefills_what_is_new(engine, processor):
     engine.stats()
 
@@ -144,6 +153,7 @@ def test_group_runs_the_encoder_once_per_video_and_prefills_what_is_new(engine, 
     assert engine.stats()["requests"] == 0  # counted since the last reading
 
 
+@FOR_EACH_FAMILY
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_engine_and_learner_agree_in_every_segment(engine, processor, policy_dir, temperature, record_property):
     from rl.evaluation.parity import measure_parity
@@ -270,9 +280,10 @@ def test_abandoned_request_leaves_the_engine_free(engine, processor):
     assert run(engine, [request(processor.encode("Look"), [], tokens=3)])[0].policy_version == engine.policy_version
 
 
+@FOR_EACH_FAMILY
 def test_new_visual_weights_are_seen_even_in_cached_clips_and_old_ones_return(engine, processor, policy_dir):
-    name = "model.visual.blocks.0.mlp.gate_proj.weight"
     weights = stored_weights(policy_dir)
+    name = next(name for name in weights if "visual.blocks.0.mlp" in name)
     video = clip(processor, seed=8)
     ids = opening(processor, video)
     before, version = logprobs(engine, ids, [video]), engine.policy_version
@@ -303,6 +314,7 @@ def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp
     assert report.failures(gate_nat=1e-4) == []
 
 
+@FOR_EACH_FAMILY
 def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
     from rl.policy.vllm_weights import tensor_digest
 
@@ -373,6 +385,7 @@ def bits(completions) -> list[tuple]:
     return [(one.token_ids, tuple(logprob.hex() for logprob in one.logprobs)) for one in completions]
 
 
+@FOR_EACH_FAMILY
 def test_a_deterministic_engine_draws_the_same_bits_alone_in_a_batch_and_in_any_order(exact_engine, processor):
     requests = two_looks(processor)
 

@@ -17,7 +17,7 @@ from rl.encode_stats.tower import FlopCounter
 from rl.encode_stats.vision_config import QWEN2_5_VL_3B
 from rl.policy.geometry import PackedVideo
 from rl.policy.tiny import vision_section
-from rl.policy.vision_tower import encode_videos, make_vision_tower
+from rl.policy.vision_tower import make_vision_tower, run_tower
 
 SMALL = {  # p = 1, m = 2, windows of 4 pixels, E = 16, I = 5
     **{"patch_size": 1, "spatial_merge_size": 2, "window_size": 4, "hidden_size": 16, "num_heads": 2},
@@ -57,7 +57,7 @@ def test_the_count_on_the_meta_device_is_that_of_the_real_tower_on_the_whole_blo
     tower = make_vision_tower(Qwen2_5_VLVisionConfig(**TINY), MODES[mode])
     # Only attention written out as matrix products is counted by torch on a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        encode_videos(tower, [noise(lengths, grid_h, grid_w)])
+        run_tower(tower, [noise(lengths, grid_h, grid_w)])
     assert FlopCounter(TINY, MODES).count(mode, lengths, grid_h, grid_w) == counter.get_total_flops()
 
 
@@ -111,10 +111,10 @@ def test_peak_memory_is_the_largest_sum_alive_at_once():
 def test_peak_memory_of_the_tower_is_what_torchs_profiler_recorded_and_the_blocks_own_patches(scenes, lengths):
     tower, block = make_vision_tower(Qwen2_5_VLVisionConfig(**TINY), scenes), noise(lengths, 16, 10)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        encode_videos(tower, [block])
+        run_tower(tower, [block])
     alive = np.cumsum([e.nbytes() for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"])
     with PeakMemory([*tower.parameters(), *tower.buffers()]) as memory:
-        encode_videos(tower, [block])
+        run_tower(tower, [block])
     assert memory.peak_bytes == pytest.approx(alive.max() + block.patches_ND.nbytes, rel=0.01)
 
 

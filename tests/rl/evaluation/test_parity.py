@@ -98,7 +98,7 @@ def test_wrong_durations_change_the_clock_and_the_written_times_only(processor, 
     fooled = with_wrong_durations(processor, case)
 
     assert processor.decode(fooled.token_ids).count("<3.0 seconds>") == 1
-    assert processor.geometry.clock(fooled.videos[0]).start_s_K == (0.0, 3.0, 9.0)
+    assert processor.geometry.clock(fooled.videos[0]).times_s_K == (0.0, 3.0, 9.0)
     assert fooled.token_ids[-4:] == case.token_ids[-4:]
     assert fooled.segment_ids[-5:] == case.segment_ids[-5:]
     assert len(fooled.token_ids) == len(fooled.segment_ids) == len(fooled.engine_logprobs)

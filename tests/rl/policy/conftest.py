@@ -4,21 +4,33 @@ import numpy as np
 import pytest
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy.families import FAMILIES
 from rl.policy.processor import Processor
 from rl.policy.tiny import build_tiny_policy
 
-TINY = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=600)
+SIZES = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "vocab_size": 600, "vision_layers": 3}
 SCENES = ScenesConfig()
 
 
-@pytest.fixture(scope="session")
-def tiny_dir(tmp_path_factory):
-    return build_tiny_policy(TINY, SCENES, tmp_path_factory.mktemp("policy") / "ours", seed=7)
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny(request):
+    """Sizes of the tiny policy: every test of the policy runs once for each family."""
+    return TinyPolicyConfig(family=request.param, **SIZES)
 
 
 @pytest.fixture(scope="session")
-def stock_dir(tmp_path_factory):
-    return build_tiny_policy(TINY, SCENES, tmp_path_factory.mktemp("policy") / "stock", seed=7, stock=True)
+def family(tiny):
+    return FAMILIES[tiny.family]
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory, tiny):
+    return build_tiny_policy(tiny, SCENES, tmp_path_factory.mktemp("policy") / "ours", seed=7)
+
+
+@pytest.fixture(scope="session")
+def stock_dir(tmp_path_factory, tiny):
+    return build_tiny_policy(tiny, SCENES, tmp_path_factory.mktemp("policy") / "stock", seed=7, stock=True)
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +39,9 @@ def processor(tiny_dir):
 
 
 @pytest.fixture
-def random_pixels():
-    """Noise of T frames, different in every frame."""
-    return lambda num_frames, height=56, width=84, seed=0: np.random.default_rng(seed).integers(
-        0, 256, (num_frames, height, width, 3), dtype=np.uint8
+def random_pixels(processor):
+    """Noise of T frames, different in every frame, so many tokens high and wide."""
+    unit = processor.geometry.unit
+    return lambda num_frames, rows=2, columns=3, seed=0: np.random.default_rng(seed).integers(
+        0, 256, (num_frames, rows * unit, columns * unit, 3), dtype=np.uint8
     )

@@ -28,13 +28,13 @@ def clock(*start_s, rows=2, columns=2):
 
 def bare(*clocks):
     """Blocks in the paper's layout, a token of text before each and three after the last."""
-    block = [[TEXT, START, *[PAD] * (len(c.start_s_K) * c.tokens_per_scene), END] for c in clocks]
+    block = [[TEXT, START, *[PAD] * (len(c.times_s_K) * c.tokens_per_scene), END] for c in clocks]
     return [*chain(*block), TEXT, TEXT, TEXT]
 
 
 def stamped(*clocks, stamp=2):
     """Blocks with `stamp` tokens of text before every scene."""
-    scenes = [([TEXT] * stamp + [PAD] * c.tokens_per_scene) * len(c.start_s_K) for c in clocks]
+    scenes = [([TEXT] * stamp + [PAD] * c.tokens_per_scene) * len(c.times_s_K) for c in clocks]
     return [*chain.from_iterable([TEXT, START, *scene, END] for scene in scenes), TEXT, TEXT, TEXT]
 
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rl.config.policy import ScenesConfig
-from rl.policy.patch_embed import CLIP_MEAN, CLIP_STD
+from rl.policy.families import CLIP_MEAN, CLIP_STD
 from rl.policy.processor import Processor
 from rl.policy.token_ids import TOKEN_TEXT, VISION_TOKENS, PolicyFilesError
+
+pytestmark = pytest.mark.parametrize("tiny", ["qwen2_5_vl"], indirect=True)  # the other's layout: test_families.py
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_positions_cover_a_sequence_with_two_blocks(processor, frames):
     token_ids = [*processor.encode("Look:"), *processor.video_block(frames), *processor.video_block(frames)]
     positions = processor.positions(token_ids, [frames, frames])
     assert positions.shape == (3, len(token_ids))
-    assert processor.geometry.clock(frames).start_s_K == (0.0, 0.5, 12.54)
+    assert processor.geometry.clock(frames).times_s_K == (0.0, 0.5, 12.54)
 
 
 def test_patches_lie_as_transformers_lays_them(processor, random_pixels):
@@ -106,7 +108,7 @@ def test_packed_video_carries_the_scenes_and_their_clock(processor, frames):
     packed = processor.pack(frames)
     assert packed.patches_ND.shape == (6 * 4 * 6, 588) and packed.patches_ND.dtype == np.uint8
     assert packed.scene_lengths == (1, 2, 3) and packed.num_scenes == 3
-    assert packed.start_s_K == (0.0, 0.5, 12.54) and packed.patches_per_frame == 24
+    assert packed.times_s_K == (0.0, 0.5, 12.54) and packed.patches_per_frame == 24
 
 
 def test_digest_names_pixels_times_scenes_and_encoder(processor, tiny_dir, random_pixels):

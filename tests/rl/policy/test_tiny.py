@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.convert import canonical_name, convert_stock_checkpoint, prepare_policy
-from rl.policy.model import ARCHITECTURE, load_policy
+from rl.policy.families import STOCK_KERNEL
+from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.policy.tiny import build_tiny_policy
 from rl.policy.token_ids import PolicyFilesError
@@ -36,9 +37,9 @@ def test_default_policy_has_one_to_three_million_parameters(tmp_path):
     assert 1e6 <= load_policy(folder, SCENES).num_parameters() <= 3e6
 
 
-def test_folder_is_an_ordinary_one(tiny_dir, processor):
+def test_folder_is_an_ordinary_one(tiny_dir, processor, family):
     config = AutoConfig.from_pretrained(tiny_dir)
-    assert config.model_type == "qwen2_5_vl" and config.architectures == [ARCHITECTURE]
+    assert config.model_type == family.model_type and config.architectures == [family.architecture]
     assert config.vision_config.flexivideo["tau"] == 0.2 and len(config.vision_config.flexivideo["fingerprint"]) == 12
     tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
     text = "<|im_start|>user\nWhich colour at 12.5 s?<|im_end|>\n<think><span>1 - 2</span>"
@@ -52,11 +53,12 @@ def test_folder_is_an_ordinary_one(tiny_dir, processor):
 
 def test_conversion_expands_the_kernel_and_adds_the_tags(stock_dir, tmp_path):
     folder = convert_stock_checkpoint(stock_dir, tmp_path / "ours", SCENES, seed=0)
-    stock, ours = load_file(stock_dir / "model.safetensors"), load_policy(folder, SCENES).state_dict()
-    kernel = stock["visual.patch_embed.proj.weight"]
+    stock = {canonical_name(name): tensor for name, tensor in load_file(stock_dir / "model.safetensors").items()}
+    ours = load_policy(folder, SCENES).state_dict()
+    kernel = stock[STOCK_KERNEL]
     torch.testing.assert_close(ours["model.visual.patch_embed.weight"].sum(2), kernel.sum(2))
     ids = Processor.from_pretrained(folder, SCENES).ids
-    rows, old = ours["model.language_model.embed_tokens.weight"], stock["model.embed_tokens.weight"]
+    rows, old = ours["model.language_model.embed_tokens.weight"], stock["model.language_model.embed_tokens.weight"]
     assert torch.equal(rows[: ids.span_open], old[: ids.span_open])
     assert (rows[ids.span_open] - old.mean(0)).abs().max() < 0.2 * old.std()
     assert not torch.equal(rows[ids.span_open], rows[ids.span_close])

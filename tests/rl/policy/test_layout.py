@@ -1,0 +1,50 @@
+"""Video blocks found in token sequences, and refused where they are not those of the videos."""
+
+import pytest
+
+from rl.policy.layout import find_marked
+
+START, END, PAD, WORD = 1, 2, 3, 9
+
+
+def found(prompt, counts):
+    return find_marked(prompt, counts, START, PAD)
+
+
+def test_a_block_reaches_from_its_start_to_its_last_placeholder_times_between_scenes_included():
+    first, second = found([WORD, START, WORD, PAD, PAD, WORD, PAD, PAD, END, WORD, START, PAD, END], [[4], [1]])
+    assert first[:2] == (1, 8)
+    assert first[2].tolist() == [False, False, True, True, False, True, True]
+    assert second[:2] == (10, 12)
+    assert second[2].tolist() == [False, True]
+
+
+def test_scenes_with_markers_of_their_own_are_one_video():
+    scene = [WORD, START, PAD, PAD, END]
+    first, second = found([WORD, *scene, *scene, WORD, *scene], [[2, 2], [2]])
+    assert first[:2] == (2, 10)
+    assert first[2].tolist() == [False, True, True, False, False, False, True, True]
+    assert second[:2] == (13, 16)
+
+
+def test_a_prompt_without_videos_has_no_blocks():
+    assert found([WORD, WORD], []) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "counts"),
+    [
+        ([START, PAD, END], [[2]]),  # not expanded
+        ([START, PAD, PAD, PAD, END], [[2]]),  # expanded twice
+        ([START, PAD, END], []),  # video missing
+        ([START, PAD, END], [[1], [1]]),  # video too many
+        ([WORD], [[1]]),
+        ([PAD, START, PAD, END], [[1]]),  # a placeholder outside any block
+        ([START, PAD, END, START, PAD, PAD, END], [[2], [1]]),  # videos in the wrong order
+        ([START, PAD, END, START, PAD, PAD, END], [[2, 1]]),  # scenes in the wrong order
+        ([START, END], [[0], [0]]),
+    ],
+)
+def test_a_prompt_whose_placeholders_are_not_its_videos_is_refused_with_both_counts(prompt, counts):
+    with pytest.raises(ValueError, match="placeholders already expanded"):
+        found(prompt, counts)
