@@ -8,7 +8,8 @@ from pathlib import Path
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples
 from envs.benchmarks.metrics import moment_values
 from envs.benchmarks.reading import moment_example, read_examples, require_file, window_from
-from envs.data.rows import UnusableRow, json_object, shortened, text_at
+from envs.data.json_rows import json_object
+from envs.data.rows import UnusableRow, as_mapping, shortened, text_at
 
 
 def read(annotation: Path, video_root: Path) -> LoadedExamples:
@@ -20,8 +21,17 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
 
     def example(number: int, value: object) -> Example:
         video, place, window, sentence = value
-        sentence = text_at({"sentence": sentence}, "sentence")
-        return moment_example(f"{video}:{place}", video, video_root, ("", "videos"), sentence, (window_from(window),))
+        try:
+            return moment_example(
+                f"{video}:{place}",
+                video,
+                video_root,
+                ("", "videos"),
+                text_at({"sentence": sentence}, "sentence"),
+                (window_from(window),),
+            )
+        except UnusableRow as error:
+            raise UnusableRow(f"sentence {place + 1} of video {shortened(video)}: {error}") from error
 
     return read_examples(_sentences(annotation), video_root, example)
 
@@ -30,7 +40,12 @@ def _sentences(annotation: Path) -> Iterator[tuple[int, object]]:
     """(row, (video, place in the video, window, sentence)); a video that does not fit together is one bad row."""
     number = 0
     for video, captions in json_object(annotation).items():
-        captions = captions if isinstance(captions, dict) else {}
+        try:
+            captions = as_mapping(captions)
+        except UnusableRow as error:
+            number += 1
+            yield number, UnusableRow(f"video {shortened(video)}: {error}")
+            continue
         windows, sentences = captions.get("timestamps"), captions.get("sentences")
         if not (isinstance(windows, list) and isinstance(sentences, list) and len(windows) == len(sentences)):
             number += 1

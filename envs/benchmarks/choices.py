@@ -11,7 +11,8 @@ from pathlib import Path
 from envs.benchmarks.benchmark import Example
 from envs.benchmarks.reading import single_evidence
 from envs.data.formats import make_task
-from envs.data.rows import UnusableRow, shortened, text_at, video_file
+from envs.data.rows import UnusableRow, shortened, text_at
+from envs.data.videos import video_file
 from rl.trajectory import AnswerKind, TimeSpan
 
 LETTERS = string.ascii_uppercase

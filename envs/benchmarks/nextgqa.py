@@ -9,7 +9,8 @@ from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Predic
 from envs.benchmarks.choices import choice_example, letter_of_text, with_options
 from envs.benchmarks.metrics import best_iop, best_iou, grounded_unparsed, is_right, looked_at
 from envs.benchmarks.reading import read_examples, require_file, rows_of, windows_at
-from envs.data.rows import UnusableRow, as_mapping, json_object, text_at
+from envs.data.json_rows import json_object
+from envs.data.rows import UnusableRow, as_mapping, text_at
 
 OPTIONS = ("a0", "a1", "a2", "a3", "a4")
 

@@ -7,22 +7,14 @@ from pathlib import Path
 
 from envs.answers.windows import spell_span
 from envs.benchmarks.benchmark import Example, LoadedExamples, RejectedExample
+from envs.data.csv_rows import csv_rows
 from envs.data.formats import make_task, moment_question
-from envs.data.rows import (
-    DatasetError,
-    UnusableRow,
-    csv_rows,
-    forward,
-    json_array,
-    json_lines,
-    number_at,
-    one_line,
-    shortened,
-    video_file,
-)
+from envs.data.json_rows import json_rows, rows_within
+from envs.data.rows import DatasetError, UnusableRow, forward, number_at, one_line, shortened
+from envs.data.videos import video_file
 from rl.trajectory import AnswerKind, TimeSpan
 
-READERS = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows}
+READERS = {".json": json_rows, ".jsonl": json_rows, ".csv": csv_rows}
 FROM_PARQUET = (
     "python -c \"import pandas; pandas.read_parquet('X.parquet').to_json('X.jsonl', orient='records', lines=True)\""
 )
@@ -81,6 +73,7 @@ def read_examples(rows: Rows, video_root: Path, convert: Callable[[int, object],
     kept: list[Example] = []
     rejected: list[RejectedExample] = []
     line_of: dict[str, int] = {}
+    value: object = None
     for line, value in rows:
         try:
             if isinstance(value, UnusableRow):
@@ -94,6 +87,8 @@ def read_examples(rows: Rows, video_root: Path, convert: Callable[[int, object],
             continue
         line_of[task_id] = line
         kept.append(example)
+    if len(rejected) == 1 and not kept and (advice := rows_within(value)):
+        rejected = [RejectedExample(rejected[0].line, f"{advice} (as a row: {rejected[0].reason})")]
     return LoadedExamples(tuple(kept), tuple(rejected))
 
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from envs.answers.windows import read_span, spell_span
 from envs.data.formats import FORMATS, RetrievalTrace, RowFormat
+from envs.data.json_rows import rows_within
 from envs.data.rows import DatasetError, UnusableRow, one_line
 from envs.video.reader import VideoError
 from rl.trajectory import AnswerKind, TimeSpan, VideoTask
@@ -173,6 +174,7 @@ def _read(
     """Usable rows with their lines, and the others."""
     kept: list[tuple[int, Row]] = []
     rejected: list[RejectedRow] = []
+    value: object = None
     for line, value in row_format.rows(path):
         try:
             if isinstance(value, UnusableRow):
@@ -184,6 +186,8 @@ def _read(
             kept.append((line, row))
         except UnusableRow as error:
             rejected.append(_rejected(path, line, error))
+    if len(rejected) == 1 and not kept and (advice := rows_within(value)):
+        rejected = [replace(rejected[0], reason=f"{advice} (as a row: {rejected[0].reason})")]
     return kept, rejected
 
 

@@ -1,8 +1,8 @@
 """One row of an annotation file, in any of the known formats, to a task or a supervised trace.
 
-- `dm_rl`: JSON lines with `prompt` (starts with `<video>`), `video`, `answer`, and optionally `fps`, `gt_span_start`,
-  `gt_span_end`, `evidence` (several windows) and `answer_kind`; further columns are the task's `extra`.
-- `dm_cot`: a JSON array (ShareGPT) with `video` and `conversations`; the reply holds `<video>` where frames go in.
+- `dm_rl`: JSON (lines or an array) with `prompt` (starts with `<video>`), `video`, `answer`, and optionally `fps`,
+  `gt_span_start`, `gt_span_end`, `evidence` (several windows), `answer_kind`; other columns are the task's `extra`.
+- `dm_cot`: JSON (ShareGPT) with `video` and `conversations`; the reply holds `<video>` where frames go in.
 - `charades_sta`: text lines `VIDEO start end##sentence.`; a span to be found.
 """
 
@@ -16,20 +16,10 @@ from types import MappingProxyType
 
 from envs.answers.reference import UnusableReference, read_reference
 from envs.answers.windows import spell_span
-from envs.data.rows import (
-    UnusableRow,
-    as_mapping,
-    confine,
-    forward,
-    json_array,
-    json_lines,
-    number_at,
-    shortened,
-    text_at,
-    text_lines,
-    video_file,
-    windows_at,
-)
+from envs.data.json_rows import json_rows
+from envs.data.rows import UnusableRow, as_mapping, forward, number_at, number_of, shortened, text_at, windows_at
+from envs.data.text import text_lines
+from envs.data.videos import confine, video_file
 from envs.retrieval import RetrievalRules, parse_call
 from rl.trajectory import AnswerKind, RetrievalCall, TimeSpan, VideoTask
 
@@ -112,7 +102,7 @@ def _dm_rl_task(row: object, root: Path, task_id: str) -> VideoTask:
     row = as_mapping(row)
     return make_task(
         task_id,
-        text_at(row, "video"),
+        video_at(row),
         root,
         text_at(row, "prompt"),
         text_at(row, "answer"),
@@ -157,7 +147,7 @@ def _charades_task(row: object, root: Path, task_id: str) -> VideoTask:
     parts = head.split()
     if not mark or len(parts) != 3 or not sentence.strip():
         raise UnusableRow("expected 'VIDEO start end##sentence.'")
-    numbers = {"start": _read_float(parts[1]), "end": _read_float(parts[2])}
+    numbers = {"start": number_of(parts[1]), "end": number_of(parts[2])}
     span = forward(TimeSpan(number_at(numbers, "start"), number_at(numbers, "end")), "the span")
     video, question = video_file(parts[0], root), moment_question(sentence)
     return make_task(task_id, video, root, question, spell_span(span), (span,), None, kind=AnswerKind.SPAN)
@@ -180,7 +170,7 @@ def _dm_cot_trace(row: object, root: Path, task_id: str) -> RetrievalTrace:
     window, fps = _looked_at(replies)
     evidence = () if window is None else (window,)
     suggested = number_at(row, "gemini_suggested_fps")
-    video = _single_video(row)
+    video = video_at(row)
     task = make_task(task_id, video, root, question, found[1], evidence, fps if suggested is None else suggested)
     return RetrievalTrace(task, replies)
 
@@ -199,31 +189,28 @@ def _looked_at(replies: tuple[str, ...]) -> tuple[TimeSpan | None, float | None]
 def _conversation(row: Mapping[str, object]) -> tuple[str, str]:
     turns = row.get("conversations")
     if not isinstance(turns, list) or len(turns) != 2:
-        raise UnusableRow("'conversations' must be one question and one reply")
+        told = f"{len(turns)} turns: write a row for each question" if isinstance(turns, list) else shortened(turns)
+        raise UnusableRow(f"'conversations' must be one question and one reply, got {told}")
     question, reply = map(as_mapping, turns)
     if (question.get("from"), reply.get("from")) != ("human", "gpt"):
         raise UnusableRow("'conversations' must be from 'human', then from 'gpt'")
     return text_at(question, "value"), text_at(reply, "value")
 
 
-def _single_video(row: Mapping[str, object]) -> str:
+def video_at(row: Mapping[str, object]) -> str:
+    """The video's name: a text, or a list with nothing else in it.
+
+    Raises:
+        UnusableRow: none, or several: a task is about one clip.
+    """
     video = row.get("video")
-    if isinstance(video, list) and len(video) == 1:
-        return text_at({"video": video[0]}, "video")
-    if isinstance(video, list):
-        raise UnusableRow(f"exactly one video per row is supported, got {len(video)}")
-    return text_at(row, "video")
-
-
-def _read_float(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    if isinstance(video, list) and len(video) != 1:
+        raise UnusableRow(f"exactly one video per row is supported, got {len(video)}: a question is about one clip")
+    return text_at({**row, "video": video[0]} if isinstance(video, list) else row, "video")
 
 
 FORMATS: Mapping[str, RowFormat] = {
-    "dm_rl": RowFormat(json_lines, _dm_rl_task),
-    "dm_cot": RowFormat(json_array, _dm_cot_task, _dm_cot_trace),
+    "dm_rl": RowFormat(json_rows, _dm_rl_task),
+    "dm_cot": RowFormat(json_rows, _dm_cot_task, _dm_cot_trace),
     "charades_sta": RowFormat(text_lines, _charades_task),
 }

@@ -63,17 +63,30 @@ def test_rows_that_cannot_be_used_are_reported_by_their_number(write, videos, re
     assert [example.task.task_id for example in loaded.examples] == ["v_a:0"]
     expected = {
         2: "[9, 3] is reversed",
-        3: "[1, None] is reversed, empty or not complete",
+        3: "[1, null] is reversed, empty or not complete",
         4: "must be [start, end]",
         5: "begins before the video",
         6: "'sentence' must be a text",
         7: "video 'v_b' needs as many timestamps as sentences",
-        8: "video 'v_c' needs",
+        8: "video 'v_c': expected an object with keys, got a list",
         9: "'v_d.mp4' cannot be found",
     }
     assert [line for line, _ in reasons(loaded)] == list(expected)
     for line, reason in reasons(loaded):
         assert expected[line] in reason
+
+
+def test_a_video_that_stands_twice_is_named(write, videos):
+    content = '{"v_a": {"timestamps": [[0, 1]], "sentences": ["x."]}, "v_a": {}}'
+    with pytest.raises(DatasetError, match=r"val\.json: the key 'v_a' stands twice in it"):
+        ACTIVITYNET_MR.read(write("val.json", content), videos("v_a.mp4"))
+
+
+def test_in_a_video_a_key_that_stands_twice_costs_that_video(write, videos, reasons):
+    content = '{"v_a": {"sentences": [], "sentences": ["x."]}, "v_b": {"timestamps": [[0, 1]], "sentences": ["y."]}}'
+    loaded = ACTIVITYNET_MR.read(write("val.json", content), videos("v_a.mp4", "v_b.mp4"))
+    assert [example.task.task_id for example in loaded.examples] == ["v_b:0"]
+    assert reasons(loaded) == [(1, "video 'v_a': the key 'sentences' stands twice")]
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])

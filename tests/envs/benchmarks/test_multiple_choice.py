@@ -367,5 +367,5 @@ def test_a_list_of_questions_must_be_one(write, videos, reasons):
     assert reasons(resolve("lvbench").read(path, videos("v.mp4"))) == [
         (1, "'qa' must be a list of questions, not empty, got {}"),
         (2, "'qa' must be a list of questions, not empty, got []"),
-        (3, "expected an object with keys, got int"),
+        (3, "expected an object with keys, got a number"),
     ]

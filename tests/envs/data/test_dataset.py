@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.data.dataset import load_tasks, load_traces, tasks_for_step
-from envs.data.rows import DatasetError, UnusableRow, confine
+from envs.data.rows import DatasetError, UnusableRow
+from envs.data.videos import confine
 from envs.video.reader import VideoOpenError
 from rl.trajectory import AnswerKind, TimeSpan
 
@@ -169,6 +170,52 @@ def test_no_value_under_any_key_is_a_crash(row, tmp_path_factory):
     assert len(loaded.tasks) + len(loaded.rejected) == len(rows)
 
 
+@pytest.mark.parametrize("form", ["lines", "array", "indented", "lines with CR", "UTF-16"])
+@pytest.mark.parametrize("format", ["dm_rl", "dm_cot"])
+def test_lines_and_arrays_are_read_where_either_is_usual(root, format, form):
+    rows = [DM_RL | {"video": ["videos/b.mp4"]}] * 3 if format == "dm_rl" else [DM_COT] * 3
+    lines = "\n".join(map(json.dumps, rows))
+    content = {
+        "array": json.dumps(rows),
+        "indented": json.dumps(rows, indent=2),
+        "lines with CR": lines.replace("\n", "\r"),
+    }
+    path = root / "rows.json"
+    path.write_bytes(content.get(form, lines).encode("utf-16" if form == "UTF-16" else "utf-8"))
+    loaded = load_tasks(format, path)
+    assert (len(loaded.tasks), loaded.rejected) == (3, ())
+
+
+def test_an_object_around_all_rows_is_said_to_be_one(root):
+    path = root / "rows.json"
+    path.write_text(json.dumps({"version": 1, "data": [DM_RL]}))
+    ((line, reason),) = reasons(load_tasks("dm_rl", path))
+    assert line == 1 and "its rows seem to be under the key 'data': jq" in reason
+
+
+def test_a_task_is_about_one_video(root):
+    several = DM_RL | {"video": ["videos/a.mp4", "videos/b.mp4"]}
+    loaded = load_tasks("dm_rl", write(root, DM_RL | {"video": ["videos/a.mp4"]}, several, DM_RL | {"video": [["a"]]}))
+    assert [task.video_path for task in loaded.tasks] == [str((root / "videos" / "a.mp4").resolve())]
+    assert [line for line, _ in reasons(loaded)] == [2, 3]
+    assert "exactly one video per row is supported, got 2" in reasons(loaded)[0][1]
+
+
+def test_several_questions_about_one_clip_are_several_tasks(root):
+    durations = []
+    loaded = load_tasks("dm_rl", write(root, *[DM_RL] * 3), duration_of=lambda path: durations.append(path) or 9.0)
+    assert [task.task_id for task in loaded.tasks] == ["rows:1", "rows:2", "rows:3"]
+    assert len(durations) == 1
+
+
+def test_lines_that_end_in_cr_only_are_lines(root):
+    path = root / "sta.txt"
+    path.write_bytes(b"a 1.3 3.4##person turn a light on.\rb 0.0 2.4##person laughs.\r")
+    loaded = load_tasks("charades_sta", path, root / "videos")
+    assert [task.answer for task in loaded.tasks] == ["1.30 - 3.40", "0.00 - 2.40"]
+    assert [task.task_id for task in loaded.tasks] == ["sta:1", "sta:2"]
+
+
 def test_blank_lines_and_a_byte_order_mark_are_no_rows(root):
     loaded = load_tasks("dm_rl", write(root, b"\xef\xbb\xbf" + json.dumps(DM_RL).encode(), b"", b"   ", DM_RL))
     assert ([task.task_id for task in loaded.tasks], loaded.rejected) == (["rows:1", "rows:4"], ())
@@ -246,6 +293,7 @@ def test_charades_lines_become_spans_to_find(root):
         (b"a 6.0 5.0##x.", "reversed or empty"),
         (b"a 1.0 nan##x.", "finite number"),
         (b"a one 2##x.", "finite number"),
+        (b"a 1_0 20##x.", "finite number"),
         (b"a 1.0 2.0 x.", "expected 'VIDEO start end##sentence.'"),
         (b"a 1.0##x.", "expected 'VIDEO start end##sentence.'"),
         (b"a 1.0 2.0##", "expected 'VIDEO start end##sentence.'"),

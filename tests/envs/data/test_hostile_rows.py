@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from envs.benchmarks.registry import BUILTIN, resolve
 from envs.data.dataset import load_tasks, load_traces
 from envs.data.formats import FORMATS
-from envs.data.rows import LONGEST_LINE, DatasetError, UnusableRow, as_mapping, json_array, json_lines
+from envs.data.json_rows import json_rows
+from envs.data.rows import DatasetError, UnusableRow, as_mapping
+from envs.data.text import LONGEST_LINE
 
 pytestmark = pytest.mark.thorough
 
@@ -134,7 +136,7 @@ def test_a_line_of_100_megabytes_is_left_out_without_being_kept(root):
             file.write(b"x" * 2**20)
         file.write(b"\n" + json.dumps(GOOD).encode())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows = list(json_lines(path))
+    rows = list(json_rows(path))
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
     assert [line for line, _ in rows] == [1, 2, 3] and isinstance(rows[1][1], UnusableRow)
     assert f"longer than {LONGEST_LINE:,} bytes" in str(rows[1][1])
@@ -144,15 +146,15 @@ def test_a_line_of_100_megabytes_is_left_out_without_being_kept(root):
 def test_in_an_array_too_a_repeated_key_costs_only_its_row(root):
     path = root / "array.json"
     path.write_text('[{"a": 1},\n{"a": 1, "a": 2},\n{"a": 3}]')
-    (_, first), (line, repeated), (_, last) = json_array(path)
+    (_, first), (line, repeated), (_, last) = json_rows(path)
     assert (first, line, last) == ({"a": 1}, 2, {"a": 3})
     with pytest.raises(UnusableRow, match="the key 'a' stands twice"):
         as_mapping(repeated)
 
 
 def test_a_file_too_large_to_be_read_as_a_whole_is_refused(root, monkeypatch):
-    monkeypatch.setattr("envs.data.rows.LARGEST_FILE", 10)
+    monkeypatch.setattr("envs.data.text.LARGEST_FILE", 10)
     path = root / "large.json"
     path.write_text("[" + " " * 20 + "]")
     with pytest.raises(DatasetError, match=r"large\.json: larger than 10 bytes"):
-        list(json_array(path))
+        list(json_rows(path))
