@@ -80,7 +80,7 @@ class RolloutWorker:
         """Progress, the turns completed since the last heartbeat, and the engine's failure if it has died."""
         new_turns = {call: turns for call, history in self._histories.items() if (turns := history.take_new())}
         advances = self._done + sum(history.advances for history in self._histories.values())
-        return Heartbeat(advances + self._runner.engine.progress(), new_turns, self._runner.engine.failure())
+        return Heartbeat(advances + self._runner.progress(), new_turns, self._runner.engine.failure())
 
     async def location(self) -> ProcessLocation:
         """This process's location; answered once the engine has loaded its policy."""

@@ -63,6 +63,10 @@ class RolloutRunner:
             history=history,
         )
 
+    def progress(self) -> int:
+        """A number that grows as long as the engine, or a decoding process, gets on with its work."""
+        return self.engine.progress() + self._episode_context.reader.progress()
+
     def take_faults(self) -> list[Fault]:
         """Faults of the environment recovered from since the last call of this method."""
         return self._episode_context.reader.take_faults()

@@ -26,10 +26,10 @@ import numpy as np
 from tables import median_and_range, print_conditions, print_table
 
 from envs.video.reader import VideoError, VideoIndex, VideoReader, index_video
+from envs.video.suffixes import is_video_name
 from rl.config.policy import ScenesConfig
 from rl.policy.scenes import segment_scenes
 
-SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 GRID = 28  # frame sides are multiples of patch * merge
 Request = tuple[float, ...]  # times asked for, in seconds
 
@@ -47,9 +47,9 @@ class Measured:
 
 def main() -> None:
     options = parse_arguments()
-    clips = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    clips = sorted(path for path in options.folder.rglob("*") if is_video_name(path))
     if not clips:
-        raise SystemExit(f"{options.folder}: no video files ({', '.join(SUFFIXES)})")
+        raise SystemExit(f"{options.folder}: no video files")
     segment_scenes(np.zeros((2, GRID, GRID, 3), np.uint8), ScenesConfig())  # compile
     rng = np.random.default_rng(options.seed)
     print_conditions("av", "decord", "numpy", repeats=options.repeats)
@@ -81,7 +81,7 @@ def measure(path: Path, options: argparse.Namespace, rng: np.random.Generator) -
     try:
         index = index_video(path)
     except VideoError as error:
-        print(f"{path.name}: {error.problem}")
+        print(error)
         return None
     size_HW = fit(index, options.max_pixels)
     clock = {"cpu": time.process_time, "wall": time.perf_counter}[options.clock]

@@ -176,5 +176,10 @@ def _lock_step(
 
 def _initial(task: VideoTask, context: EpisodeContext):
     return make_initial_observation(
-        task, processor=context.processor, reader=context.reader, rules=context.coarse, form=context.form
+        task,
+        processor=context.processor,
+        reader=context.reader,
+        rules=context.coarse,
+        form=context.form,
+        look_pixels=context.retrieval.max_pixels,
     )

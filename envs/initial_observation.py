@@ -43,10 +43,14 @@ class VideoReader(Protocol):
         """Length, rate and display size."""
 
     def frames(
-        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+        self,
+        path: str,
+        times_s: Sequence[float],
+        size_HW: tuple[int, int],
+        later_HW: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, tuple[float, ...], int]:
         """The frame on screen at each time: pixels (T, H, W, 3) uint8, presentation times, how many stand in for
-        damaged ones."""
+        damaged ones. Later requests will be of the size `later_HW`; None: of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,19 @@ class InitialObservation:
 
 
 def make_initial_observation(
-    task: VideoTask, *, processor: VideoProcessor, reader: VideoReader, rules: CoarseFrameRules, form: PromptFormat
+    task: VideoTask,
+    *,
+    processor: VideoProcessor,
+    reader: VideoReader,
+    rules: CoarseFrameRules,
+    form: PromptFormat,
+    look_pixels: int | None = None,
 ) -> InitialObservation:
     """Decode the coarse frames, cut them into scenes and write the initial prompt.
 
+    Args:
+        look_pixels: of a frame at most, in the looks that may follow: the reader keeps frames of that size. None: as
+            the coarse ones.
     Raises:
         VideoError: the video cannot be read.
     """
@@ -87,7 +100,8 @@ def make_initial_observation(
     clip = reader.describe(task.video_path)
     times_s_T = coarse_frame_times(clip.duration_s, clip.native_fps, rules)
     times_s_T, size = fit_visual_tokens(times_s_T, clip, processor, rules)
-    pixels_THWC, shown_s_T = decode(reader, task.video_path, times_s_T, size)
+    look_size = processor.fit(clip.height, clip.width, look_pixels) if look_pixels else size
+    pixels_THWC, shown_s_T = decode(reader, task.video_path, times_s_T, size, look_size)
     decoded = time.perf_counter()
     frames = processor.make_frames(pixels_THWC, shown_s_T)
     token_ids = initial_prompt(task.question, frames, processor, form)
@@ -95,14 +109,19 @@ def make_initial_observation(
 
 
 def decode(
-    reader: VideoReader, path: str, times_s_T: Sequence[float], size_HW: tuple[int, int]
+    reader: VideoReader,
+    path: str,
+    times_s_T: Sequence[float],
+    size_HW: tuple[int, int],
+    later_HW: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, tuple[float, ...]]:
     """Pixels and presentation times of the frames on screen; where neighbours stand in for damaged ones, it is logged.
 
     Raises:
         VideoError: the video cannot be read.
     """
-    pixels_THWC, shown_s_T, damaged = reader.frames(path, times_s_T, size_HW)
+    expected = () if later_HW in (None, size_HW) else (later_HW,)
+    pixels_THWC, shown_s_T, damaged = reader.frames(path, times_s_T, size_HW, *expected)
     if damaged:
         log.warning("%s: %d of %d frames are damaged, their neighbours stand in", path, damaged, len(shown_s_T))
     return pixels_THWC, shown_s_T

@@ -1,11 +1,13 @@
 """Which clips can be used: each decoded once, whole, and its status kept on disk.
 
-    clip = check_clip(reader, "clip.mp4")             # ok | repaired | quarantined
+    clip = check_clip(reader, "clip.mp4")             # ok | repaired | quarantined | undecided
     with ClipStatusFile(path) as file:                # what is known; a killed validation goes on from here
         file.append(clip)
     quarantined(path)                                 # what training leaves out: video -> why
 
-A status is of a file as it was, by size and time of change: a clip that has changed since has none.
+A status is of a file as it was, by size and time of change: a clip that has changed since has none. Only what will not
+change is a reason to leave a clip out: one that met a deadline, a limit of memory or a disk that could not be read is
+undecided, stays in the data and is tried again.
 
 Legend: N displayable frames of a clip.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -22,18 +25,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from envs.data.rows import DatasetError
-from envs.video.reader import (
-    DecoderDiedError,
-    DecodingFailedError,
-    VideoError,
-    VideoMemoryError,
-    VideoReader,
-    VideoTimeoutError,
-)
+from envs.video.reader import ClipCheck, VideoError, VideoIndex, VideoReader
 
-STRETCH = 1024  # frames of one request: bounds memory, and what one deadline covers
-PASSING = (VideoTimeoutError, VideoMemoryError, DecoderDiedError, DecodingFailedError)  # may end otherwise next time
-SMALL_HW = (28, 28)  # pixels: decoding is what is tried, not scaling
+READ_BYTES = 2**20  # at once, of a file that is only read
 
 
 class ClipStatus(StrEnum):
@@ -42,6 +36,7 @@ class ClipStatus(StrEnum):
     OK = "ok"
     REPAIRED = "repaired"  # neighbours stand in for some damaged frames
     QUARANTINED = "quarantined"  # cannot be used; the reason says why
+    UNDECIDED = "undecided"  # not decoded this time, for a reason that may pass: a deadline, memory, a disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +51,7 @@ class CheckedClip:
     frames: int = 0  # N
     damaged: int = 0  # frames that neighbours stand in for
     reason: str = ""
-    lasting: bool = True  # False: another try may end otherwise (a deadline, memory, a process that was killed)
+    sampled: bool = False  # opened and looked at, not decoded whole
 
     @property
     def holds(self) -> bool:
@@ -64,24 +59,25 @@ class CheckedClip:
         return _identity(self.video) == (self.size, self.mtime_ns)
 
 
-def check_clip(reader: VideoReader, path: str) -> CheckedClip:
-    """Decode every frame of a clip, in stretches. Whatever is wrong with it is its status, not an error."""
+def check_clip(reader: VideoReader, path: str, *, sample: bool = False) -> CheckedClip:
+    """Decode every frame of a clip, and some again by themselves. What is wrong with it is its status, not an error.
+
+    Args:
+        sample: open it, and decode a few frames only.
+    """
     size, mtime_ns = _identity(path)
     try:
-        clip = reader.describe(path)
-        times_s_N, damaged = clip.times_s_N.tolist(), 0
-        for first in range(0, clip.num_frames, STRETCH):
-            *_, bad = reader.frames(path, times_s_N[first : first + STRETCH], SMALL_HW)
-            damaged += bad
+        clip, checked = _described_and_checked(reader, path, sample)
     except VideoError as error:
-        reason = f"{type(error).__name__}: {error.problem}; {error.remedy}"
-        lasting = not isinstance(error, PASSING)
-        return CheckedClip(
-            path, size, mtime_ns, ClipStatus.QUARANTINED, reason=" ".join(reason.split()), lasting=lasting
-        )
-    status = ClipStatus.REPAIRED if damaged else ClipStatus.OK
-    reason = f"neighbours stand in for {damaged} of {clip.num_frames} frames" if damaged else ""
-    return CheckedClip(path, size, mtime_ns, status, clip.duration_s, clip.num_frames, damaged, reason)
+        unread = _why_unread(path) if error.is_lasting else ""
+        status = ClipStatus.QUARANTINED if error.is_lasting and not unread else ClipStatus.UNDECIDED
+        reason = f"{type(error).__name__}: {path}: {unread or error.problem}; {error.remedy}"
+        return CheckedClip(path, size, mtime_ns, status, reason=" ".join(reason.split()), sampled=sample)
+    status = ClipStatus.REPAIRED if checked.damaged else ClipStatus.OK
+    reason = f"{path}: neighbours stand in for {checked.damaged} of {checked.frames} frames" if checked.damaged else ""
+    return CheckedClip(
+        path, size, mtime_ns, status, clip.duration_s, clip.num_frames, checked.damaged, reason, sampled=sample
+    )
 
 
 def quarantined(path: Path) -> dict[str, str]:
@@ -105,7 +101,7 @@ class ClipStatusFile:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> ClipStatusFile:
-        """Read what is known, and cut off a line that a kill tore.
+        """Read what is known and decided, and cut off a line that a kill tore.
 
         Raises:
             DatasetError: another validation writes here, the folder cannot be written, or a line is no clip status.
@@ -120,7 +116,9 @@ class ClipStatusFile:
             self._file.seek(0)
             whole = _whole_lines(self._file.read())
             latest = {clip.video: clip for clip in _checked_clips(whole, self.path)}
-            self.clips = {video: clip for video, clip in latest.items() if clip.holds and clip.lasting}
+            self.clips = {
+                video: clip for video, clip in latest.items() if clip.holds and clip.status is not ClipStatus.UNDECIDED
+            }
             self._file.truncate(len(whole))
         except BaseException:
             self._file.close()
@@ -147,6 +145,31 @@ def _identity(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def _described_and_checked(reader: VideoReader, path: str, sample: bool) -> tuple[VideoIndex, ClipCheck]:
+    """What is wrong with a file for good is so twice; a server that failed for a moment is not."""
+    try:
+        return reader.describe(path), reader.check(path, sample=sample)
+    except VideoError as error:
+        if not error.is_lasting:
+            raise
+    return reader.describe(path), reader.check(path, sample=sample)
+
+
+def _why_unread(path: str) -> str:
+    """Why a file cannot be read to its end; empty if it can. What a disk does not give looks like a clip cut off."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ""
+        with open(path, "rb", buffering=0) as file:
+            while file.read(READ_BYTES):
+                pass
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return ""
+
+
 def _whole_lines(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
@@ -154,12 +177,20 @@ def _whole_lines(content: bytes) -> bytes:
 def _checked_clips(content: bytes, path: Path) -> Iterator[CheckedClip]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            row = json.loads(line)
-            yield _require_types(CheckedClip(**row | {"status": ClipStatus(row["status"])}))
+            yield _require_types(_clip_from(json.loads(line)))
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{path}:{number}: no clip status ({error}); delete the line, and the clip is decoded again"
             ) from error
+
+
+def _clip_from(row: object) -> CheckedClip:
+    """One line. Until 0.4.0 what is now undecided was quarantined, but not `lasting`."""
+    if not isinstance(row, dict):
+        raise TypeError(f"a {type(row).__name__}")
+    was_lasting = row.pop("lasting", True)
+    status = ClipStatus(row["status"]) if was_lasting else ClipStatus.UNDECIDED
+    return CheckedClip(**row | {"status": status})
 
 
 def _require_types(row: CheckedClip) -> CheckedClip:

@@ -1,14 +1,14 @@
 """Decoding in a process that can be killed: both ends of the pipe.
 
-The parent starts `python -m envs.video.decode_process FD` with a socket; a request that outlives its deadline or needs
-more memory than the process may have ends with the process, and the next request starts another. The child imports
-the decoders and numpy, nothing large beside them.
+The parent starts `python -m envs.video.decode_process FD` with a socket; a request that takes more processor time than
+it may, stands still, or needs more memory than the process may have ends with the process, and the next request starts
+another. The child imports the decoders and numpy, nothing large beside them.
 
 | who waits | for what | how long | who frees it |
 |---|---|---|---|
 | a request | its turn | the deadlines of those before it | the lock |
 | a request | a process that starts | START_S | the poll ends, the process is killed |
-| a request | the answer | `timeout_s`, twice if memory ran out at first | a timer kills the process, cuts the pipe |
+| a request | the answer | see `envs.video.deadline`, twice if memory ran out at first | the process is killed |
 | a request | the end of a killed process | END_S | it is left behind, with a warning |
 
 Legend: T frames asked for · H W pixels · C colours (RGB).
@@ -28,12 +28,15 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from envs.video.clip_check import ClipCheck
+from envs.video.deadline import Deadline, TimeLimits, cpu_seconds
 from envs.video.decode_memory import MIB, limit_data, resident_bytes
 from envs.video.decoder import Decoder
 from envs.video.file import VideoError, VideoMemoryError, VideoTimeoutError
@@ -43,7 +46,9 @@ from rl.trajectory import Fault
 log = logging.getLogger(__name__)
 
 ORPHAN_POLL_S = 2.0
-START_S = 60.0  # to start a process, before the first deadline begins
+START_S = 300.0  # to start a process, before the first deadline begins: half a second's work, on a busy machine minutes
+STALL_TIMEOUT_S = 120.0  # without any processor time
+CHECK_FRAMES = 1024  # of a clip that is checked: each as many have the time of a request
 END_S = 5.0  # for a killed process to be gone; one that waits for a dead disk or server may not go at all
 MEMORY_BYTES = 2048 * MIB  # of a process, beyond its frame cache
 FAULTS = {  # why a child is replaced before it is worn
@@ -72,20 +77,27 @@ class DecodeProcess:
         timeout_s: float,
         memory_bytes: int = MEMORY_BYTES,
         worn_requests: int = WORN_REQUESTS,
+        *,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+        frame_cache_disk_bytes: int = 0,
     ) -> None:
         """
         Args:
-            timeout_s: of one request.
+            timeout_s: processor time of one request.
             memory_bytes: beyond the frame cache.
             worn_requests: a process that has answered as many is replaced before the next.
+            stall_timeout_s: of a request that uses no processor time at all.
+            frame_cache_disk_bytes: of decoded frames kept in temporary files.
         """
-        self._backend, self._frame_cache_bytes, self._timeout_s = backend, frame_cache_bytes, timeout_s
+        self._backend, self._frame_cache_bytes = backend, frame_cache_bytes
+        self._limits, self._disk_bytes = TimeLimits(timeout_s, stall_timeout_s), frame_cache_disk_bytes
         self._memory_bytes, self._worn_requests = memory_bytes, worn_requests
         self._turn = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
         self._pipe: Connection | None = None
         self._answered = 0  # by this process
+        self._progress = 0  # requests answered by all of them
         self.replaced: Counter[str] = Counter()  # processes, by cause: deadline, death, memory, worn
         self._faults: list[Fault] = []
         self._noting = threading.Lock()  # faults: who takes them does not wait for a request
@@ -97,13 +109,29 @@ class DecodeProcess:
 
     def describe(self, path: str) -> VideoIndex:
         """As Decoder.describe; also VideoTimeoutError, VideoMemoryError, DecoderDiedError."""
-        return self._ask(path, "describe", path)
+        return self._ask(path, self._limits, "describe", path)
 
     def frames(
-        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+        self,
+        path: str,
+        times_s: Sequence[float],
+        size_HW: tuple[int, int],
+        later_HW: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, tuple[float, ...], int]:
         """As Decoder.frames; also VideoTimeoutError, VideoMemoryError, DecoderDiedError."""
-        return self._ask(path, "frames", path, tuple(times_s), size_HW)
+        return self._ask(path, self._limits, "frames", path, tuple(times_s), size_HW, later_HW)
+
+    def check(self, path: str, sample: bool) -> ClipCheck:
+        """As Decoder.check, with the time of a request for every CHECK_FRAMES frames; also VideoTimeoutError,
+        VideoMemoryError, DecoderDiedError."""
+        num_frames = self.describe(path).num_frames
+        limits = replace(self._limits, cpu_s=self._limits.cpu_s * (2 + num_frames // CHECK_FRAMES))
+        return self._ask(path, limits, "check", path, sample)
+
+    def progress(self) -> int:
+        """A number that grows as long as the process gets on with its requests."""
+        pid = self.pid
+        return self._progress + (int(cpu_seconds(pid)) if pid is not None else 0)
 
     def take_faults(self) -> list[Fault]:
         """Children that broke and were replaced since the last call of this method; the worn are no fault."""
@@ -116,7 +144,7 @@ class DecodeProcess:
         with self._turn:
             self._end()
 
-    def _ask(self, path: str, method: str, *arguments: Any) -> Any:
+    def _ask(self, path: str, limits: TimeLimits, method: str, *arguments: Any) -> Any:
         with self._turn:
             if self._process is not None and self.pid is None:
                 self._replace("death", "")
@@ -126,43 +154,37 @@ class DecodeProcess:
                 self._start(path)
             was_fresh = self._answered == 0
             try:
-                return self._answer(path, method, arguments)
+                return self._answer(path, limits, method, arguments)
             except VideoMemoryError:
                 if was_fresh:
                     raise
             except DecoderDiedError:  # killed by somebody; a clip that crashes decoders crashes the next one too
                 pass
             self._start(path)  # what the clips before left behind is not this clip's fault
-            return self._answer(path, method, arguments)
+            return self._answer(path, limits, method, arguments)
 
-    def _answer(self, path: str, method: str, arguments: tuple[Any, ...]) -> Any:
-        overdue = threading.Event()
-        deadline = threading.Timer(self._timeout_s, self._kill_overdue, (self._process, self._socket, overdue))
-        deadline.daemon = True
-        deadline.start()
+    def _answer(self, path: str, limits: TimeLimits, method: str, arguments: tuple[Any, ...]) -> Any:
+        deadline = Deadline(limits, self._process.pid, partial(self._kill_overdue, self._process, self._socket))
         try:
-            self._pipe.send((method, arguments))
-            is_error, answer = receive(self._pipe)
+            with deadline:
+                self._pipe.send((method, arguments))
+                is_error, answer = receive(self._pipe)
         except (EOFError, OSError) as error:
-            code = self._replace("deadline" if overdue.is_set() else "death", path)
-            if overdue.is_set():
-                problem = f"decoding did not end within {self._timeout_s:g} s and was killed"
-                raise VideoTimeoutError(path, problem, "raise video.decode_timeout_s or drop the row") from error
+            excess = deadline.excess
+            code = self._replace("deadline" if excess else "death", path)
+            if excess:
+                raise VideoTimeoutError(path, excess.problem, excess.remedy) from error
             problem = f"the decoding process died ({_ending(code)})"
             raise DecoderDiedError(path, problem, "check memory, or drop the row if it always happens") from error
-        finally:
-            deadline.cancel()
-        deadline.join()  # a kill that comes late must not hit the next request
-        self._answered += 1
-        if overdue.is_set() or isinstance(answer, VideoMemoryError):
-            self._replace("deadline" if overdue.is_set() else "memory", path)
+        self._answered, self._progress = self._answered + 1, self._progress + 1
+        if deadline.excess or isinstance(answer, VideoMemoryError):
+            self._replace("deadline" if deadline.excess else "memory", path)
         if is_error:
             raise answer
         return answer
 
     @staticmethod
-    def _kill_overdue(process: subprocess.Popen, pipe: socket.socket, overdue: threading.Event) -> None:
-        overdue.set()
+    def _kill_overdue(process: subprocess.Popen, pipe: socket.socket) -> None:
         process.kill()
         with suppress(OSError):  # already closed: it ended by itself just now
             pipe.shutdown(socket.SHUT_RDWR)  # a process stuck in the kernel outlives its kill; nobody waits for it
@@ -193,13 +215,19 @@ class DecodeProcess:
         command = [sys.executable, "-m", "envs.video.decode_process", str(theirs.fileno()), self._backend]
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread has a stack that counts
         search_path = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, str(self._frame_cache_bytes), str(self._memory_bytes), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **one_thread, "PYTHONPATH": search_path},
-            )
+        sizes = (self._frame_cache_bytes, self._memory_bytes, self._disk_bytes, os.getpid())
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [*command, *map(str, sizes), str(self._limits.cpu_s)],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **one_thread, "PYTHONPATH": search_path},
+                )
+        except OSError as error:
+            ours.close()
+            problem = f"no decoding process could be started ({error.strerror})"
+            raise DecoderDiedError(path, problem, "check free memory and the limit of processes") from error
         self._socket, self._pipe, self._answered = ours, Connection(os.dup(ours.fileno())), 0
         try:
             is_ready = self._pipe.poll(START_S) and self._pipe.recv() == READY
@@ -254,12 +282,20 @@ def receive(pipe: Connection) -> tuple[bool, Any]:
     return is_error, (pixels_THWC, *answer)
 
 
-def main(pipe_fd: int, backend: str, frame_cache_bytes: int, memory_bytes: int, parent: int) -> None:
+def main(
+    pipe_fd: int,
+    backend: str,
+    frame_cache_bytes: int,
+    memory_bytes: int,
+    disk_bytes: int,
+    parent: int,
+    cpu_limit_s: float,
+) -> None:
     """Child's end: answer until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     limit_data(frame_cache_bytes + memory_bytes)
-    decoder, pipe = Decoder(backend, frame_cache_bytes, memory_bytes), Connection(pipe_fd)
+    decoder, pipe = Decoder(backend, frame_cache_bytes, memory_bytes, disk_bytes, cpu_limit_s), Connection(pipe_fd)
     pipe.send(READY)
     while True:
         try:
@@ -280,4 +316,4 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))
+    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:7]), float(sys.argv[7]))

@@ -11,45 +11,76 @@ from typing import Any
 
 import numpy as np
 
+from envs.video.clip_check import ClipCheck, check_clip_frames, sample_clip_frames
 from envs.video.decode_memory import MIB, peak_data_bytes
 from envs.video.file import CorruptVideoError, DecodingFailedError, VideoError, VideoMemoryError
 from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.index import VideoIndex, index_video
 
 BACKENDS = ("pyav", "decord")
+CHECKED_HW = (28, 28)
 SHORT_SHARE = 0.5  # of its memory, left when frames came out damaged: a picture that found no room may have been why
 
 
 class Decoder:
     """Answers requests for frames, in this process."""
 
-    def __init__(self, backend: str, frame_cache_bytes: int, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: str,
+        frame_cache_bytes: int,
+        memory_bytes: int | None = None,
+        frame_cache_disk_bytes: int = 0,
+        cpu_limit_s: float | None = None,
+    ) -> None:
         """
         Args:
             memory_bytes: what this process may use beyond the frame cache, where that is limited.
+            frame_cache_disk_bytes: of frames kept in temporary files.
+            cpu_limit_s: processor time of a request, where that is limited.
         """
         if backend not in BACKENDS:
             raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        self._backend, self._memory_bytes = backend, memory_bytes
-        self.frame_cache = FrameCache(frame_cache_bytes)
+        self._backend, self._memory_bytes, self._cpu_limit_s = backend, memory_bytes, cpu_limit_s
+        self.frame_cache = FrameCache(frame_cache_bytes, frame_cache_disk_bytes)
 
     def describe(self, path: str) -> VideoIndex:
         """Index of a video; see index_video."""
         return self._typed(path, lambda: index_video(path))
 
     def frames(
-        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+        self,
+        path: str,
+        times_s: Sequence[float],
+        size_HW: tuple[int, int],
+        later_HW: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, tuple[float, ...], int]:
-        """Frames on screen at these times; see read_frames."""
-        pixels_THWC, shown_s_T, damaged = self._typed(path, lambda: self._read(path, times_s, size_HW))
+        """Frames on screen at these times; see read_frames_through."""
+        pixels_THWC, shown_s_T, damaged = self._typed(path, lambda: self._read(path, times_s, size_HW, later_HW))
         if (damaged or self._backend == "decord") and self._was_short():  # decord does not report damage
             raise self._short_of_memory(path)
         return pixels_THWC, shown_s_T, damaged
 
+    def check(self, path: str, sample: bool) -> ClipCheck:
+        """Decode every frame of a video, or a sample of them; see check_clip_frames, sample_clip_frames."""
+
+        def work() -> ClipCheck:
+            index = index_video(path)
+            if self._backend == "decord":
+                self._read(path, (0.0,), CHECKED_HW, None)  # refuses what decord would get wrong
+            return sample_clip_frames(index) if sample else check_clip_frames(index)
+
+        outcome = self._typed(path, work)
+        if outcome.damaged and self._was_short():
+            raise self._short_of_memory(path)
+        return outcome
+
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _read(self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]):
+    def _read(
+        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int], later_HW: tuple[int, int] | None
+    ) -> tuple[np.ndarray, tuple[float, ...], int]:
         index = index_video(path)
         if self._backend == "decord":
             from envs.video.decord_backend import (
@@ -57,7 +88,7 @@ class Decoder:
             )
 
             return read_frames_decord(index, times_s, size_HW)
-        return read_frames_through(self.frame_cache, index, times_s, size_HW)
+        return read_frames_through(self.frame_cache, index, times_s, size_HW, later_HW, self._cpu_limit_s)
 
     def _typed(self, path: str, work: Callable[[], Any]) -> Any:
         """What a file makes a decoder raise is about the file, whatever it is."""

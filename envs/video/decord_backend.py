@@ -24,6 +24,8 @@ SEEKABLE_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 class UnsuitableForDecordError(VideoError):
     """A sound video whose frames decord would get wrong."""
 
+    is_lasting = True
+
 
 def read_frames_decord(
     index: VideoIndex, times_s: Sequence[float], size_HW: tuple[int, int]

@@ -6,11 +6,13 @@ end), and read through that descriptor: what was judged is what is decoded, what
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import av
 
@@ -21,6 +23,7 @@ FORMATS = (  # demuxers of moving pictures in one file; playlists, which name ot
     *("matroska", "matroska,webm", "mjpeg", "mov", "mov,mp4,m4a,3gp,3g2,mj2", "mp4", "mpeg", "mpegts", "mpegvideo"),
     *("mxf", "nut", "obu", "ogg", "rm", "vc1", "vvc", "webm", "wtv", "yuv4mpegpipe"),
 )
+NO_SUCH = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # of a path that leads to no file
 SAFELY = {
     "format_whitelist": ",".join(FORMATS),
     "protocol_whitelist": "file",
@@ -30,6 +33,8 @@ SAFELY = {
 
 class VideoError(Exception):
     """A video that cannot be used: which one, what is wrong, what to do about it."""
+
+    is_lasting: ClassVar[bool] = False  # the same will come of every other try, as long as the file is the same
 
     def __init__(self, path: str, problem: str, remedy: str) -> None:
         super().__init__(path, problem, remedy)
@@ -42,13 +47,25 @@ class VideoError(Exception):
 class VideoOpenError(VideoError):
     """There is no such file, it is no regular one, or no demuxer understands it."""
 
+    is_lasting = True
+
+
+class FileUnavailableError(VideoOpenError):
+    """The file is there and cannot be opened just now: a disk fails, it may not be read, somebody writes to it."""
+
+    is_lasting = False
+
 
 class NoVideoStreamError(VideoError):
     """The file is sound but holds no moving picture."""
 
+    is_lasting = True
+
 
 class CorruptVideoError(VideoError):
     """The stream is damaged beyond what may be bridged with neighbouring frames."""
+
+    is_lasting = True
 
 
 class VideoTimeoutError(VideoError):
@@ -99,7 +116,8 @@ def regular_file(path: str, expected: FileKey | None = None) -> Iterator[Regular
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise VideoOpenError(path, f"cannot be opened ({reason})", "check the path and the video root") from error
+        kind = FileUnavailableError if getattr(error, "errno", NO_SUCH[0]) not in NO_SUCH else VideoOpenError
+        raise kind(path, f"cannot be opened ({reason})", "check the path and the video root") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -108,7 +126,7 @@ def regular_file(path: str, expected: FileKey | None = None) -> Iterator[Regular
             raise VideoOpenError(path, "is empty (zero bytes)", "download it again")
         key = FileKey(path, status.st_size, status.st_mtime_ns)
         if expected is not None and key != expected:
-            raise VideoOpenError(path, "changed while it was being read", "try again when nobody writes to it")
+            raise FileUnavailableError(path, "changed while it was being read", "try again when nobody writes to it")
         yield RegularFile(descriptor, key)
     finally:
         os.close(descriptor)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from envs.video.clip_check import ClipCheck
 from envs.video.decode_memory import MIB
 from envs.video.decode_process import DecodeProcess, DecoderDiedError
 from envs.video.decoder import Decoder
@@ -33,6 +34,7 @@ from envs.video.index import VideoIndex, index_video
 from rl.trajectory import Fault
 
 __all__ = [
+    "ClipCheck",
     "CorruptVideoError",
     "DecoderDiedError",
     "DecodingFailedError",
@@ -62,23 +64,38 @@ class VideoReader:
         workers: int = 1,
         frame_cache_bytes: int = 268_435_456,
         memory_mib: int = 2048,
+        *,
+        stall_timeout_s: float = 120.0,
+        frame_cache_disk_bytes: int = 0,
     ) -> None:
         """
         Args:
             backend: pyav, or decord (plain files only; others raise).
-            timeout_s: of one request; a process beyond it is killed and replaced. No effect with `workers=0`.
+            timeout_s: processor time of one request; a process beyond it is killed and replaced. No effect with
+                `workers=0`.
             workers: decoding processes; 0 decodes in the caller's thread, without a deadline or a limit of memory, and
                 a decoder that crashes takes the caller with it: for clips of one's own making.
             frame_cache_bytes: decoded frames kept, all processes together.
             memory_mib: of one process, beyond its share of the frame cache; a clip that needs more is refused.
                 No effect with `workers=0`.
+            stall_timeout_s: of a request that uses no processor time (a disk that does not answer). As `timeout_s`.
+            frame_cache_disk_bytes: decoded frames kept in temporary files, where they are too many for
+                `frame_cache_bytes`; all processes together.
         """
         if workers == 0:
-            self._decoders: list[Decoder | DecodeProcess] = [Decoder(backend, frame_cache_bytes)]
+            decoder = Decoder(backend, frame_cache_bytes, frame_cache_disk_bytes=frame_cache_disk_bytes)
+            self._decoders: list[Decoder | DecodeProcess] = [decoder]
         else:
             Decoder(backend, 0)  # refuses an unknown backend here rather than in a child
             self._decoders = [
-                DecodeProcess(backend, frame_cache_bytes // workers, timeout_s, memory_mib * MIB)
+                DecodeProcess(
+                    backend,
+                    frame_cache_bytes // workers,
+                    timeout_s,
+                    memory_mib * MIB,
+                    stall_timeout_s=stall_timeout_s,
+                    frame_cache_disk_bytes=frame_cache_disk_bytes // workers,
+                )
                 for _ in range(workers)
             ]
 
@@ -91,16 +108,37 @@ class VideoReader:
         return self._decoder_of(path).describe(path)
 
     def frames(
-        self, path: str, times_s: Sequence[float], size_HW: tuple[int, int]
+        self,
+        path: str,
+        times_s: Sequence[float],
+        size_HW: tuple[int, int],
+        later_HW: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, tuple[float, ...], int]:
         """The frame on screen at each time.
 
+        Args:
+            later_HW: the size that later requests for this clip will have; None: the same. It says what is worth to be
+                kept, and changes no pixel.
         Returns:
             Pixels (T, H, W, 3) uint8 RGB; presentation time of each, in seconds; how many stand in for damaged ones.
         Raises:
             VideoError: the video cannot be used, a time lies outside it, or the deadline passed.
         """
-        return self._decoder_of(path).frames(path, times_s, size_HW)
+        return self._decoder_of(path).frames(path, times_s, size_HW, later_HW)
+
+    def check(self, path: str, *, sample: bool = False) -> ClipCheck:
+        """Decode every frame in one pass, and random ones again from their keyframes.
+
+        Args:
+            sample: only a few random frames.
+        Raises:
+            VideoError: the video cannot be used, or shows other pictures when decoding begins in its middle.
+        """
+        return self._decoder_of(path).check(path, sample)
+
+    def progress(self) -> int:
+        """A number that grows as long as decoding processes get on with their requests."""
+        return sum(decoder.progress() for decoder in self._decoders if isinstance(decoder, DecodeProcess))
 
     def take_faults(self) -> list[Fault]:
         """Decoding processes that broke and were replaced since the last call of this method."""

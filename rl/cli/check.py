@@ -36,13 +36,17 @@ def doctor(as_json: AsJson = False) -> None:
 def validate_data(
     inputs: Inputs,
     workers: Annotated[int, typer.Option(help="Decoding processes; 0: one per core.", min=0)] = 0,
+    sample: Annotated[
+        bool, typer.Option("--sample", metavar="", help="Open every clip and decode a few frames, not all of them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Decode every clip of the configured data once and give every row a status: ok, repaired or quarantined.
+    """Decode every clip of the configured data once and give every row a status: ok, repaired, quarantined, undecided.
 
     The status of a clip goes to `data.quarantine`, one line as soon as it is known: training leaves quarantined clips
-    out, and a killed validation goes on where it was. A clip whose file has changed since is decoded again. Exits 3 if
-    a row cannot be used.
+    out, and a killed validation goes on where it was. Undecided are clips that met a limit of time or memory, or a disk
+    that could not be read: they stay in, and the next validation tries them again, like clips whose file has changed.
+    Exits 3 if a row cannot be used or is undecided.
 
     Example: `dynframe validate-data configs/real_clips.yaml --workers 8`
     """
@@ -50,7 +54,7 @@ def validate_data(
     from rl.cli.validation import print_report
     from rl.cli.validation import validate_data as run_validation
 
-    report = run_validation(config, console, workers=workers)
+    report = run_validation(config, console, workers=workers, sample=sample)
     print_report(report, console)
     if as_json:
         print_json(report.as_dict())

@@ -30,7 +30,7 @@ def encode_stats(
     max_frames: Annotated[int, typer.Option(help="Of each clip at each rate.", min=1)] = 64,
     max_pixels: Annotated[int, typer.Option(help="Of a frame, after resizing.", min=1)] = 151_200,
     repeats: Annotated[int, typer.Option(help="Of each measurement of seconds; the median counts.", min=1)] = 3,
-    csv: Annotated[Path | None, typer.Option(help="Write every row to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every row to this file, clip by clip.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw tokens and scene lengths to this file (matplotlib).")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,8 +44,9 @@ def encode_stats(
     from rl.encode_stats.figure import draw, require_drawable
     from rl.encode_stats.inputs import EncodeLimits, parse_rates, require_writable
     from rl.encode_stats.measure import encode_stats as run_encode_stats
+    from rl.encode_stats.measure import ignore_rows
+    from rl.encode_stats.rows import CsvRows
     from rl.encode_stats.rows import as_dict as report_as_dict
-    from rl.encode_stats.rows import write_csv
     from rl.encode_stats.tables import print_report
 
     rates, limits = parse_rates(fps), EncodeLimits(max_seconds, max_frames, max_pixels)
@@ -53,10 +54,11 @@ def encode_stats(
         require_writable(option, path)
     if plot is not None:
         require_drawable(plot)
-    report = run_encode_stats(clips, rates, geometry, limits, console, measure=measure, repeats=repeats)
+    on_clip = ignore_rows if csv is None else CsvRows(csv).add
+    report = run_encode_stats(
+        clips, rates, geometry, limits, console, measure=measure, repeats=repeats, on_clip=on_clip
+    )
     print_report(report, console)
-    if csv is not None:
-        write_csv(report.rows, csv)
     if plot is not None:
         draw(report, plot)
     if as_json:

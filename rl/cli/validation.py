@@ -1,5 +1,7 @@
 """`dynframe validate-data`: every clip decoded once, a status per row, and the list that training honours.
 
+Both lists are written while clips are decoded: a validation that is killed has left what it knew.
+
 Part of the composition root.
 """
 
@@ -11,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -24,11 +26,11 @@ from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, check
 from envs.data.dataset import RejectedRow, load_tasks, load_traces, within_clip
 from envs.data.formats import has_traces
 from envs.data.rows import UnusableRow
-from envs.video.reader import VideoReader
 from rl.config.data import SourceConfig
 from rl.config.run import RunConfig
 from rl.run.console.stages import counted_stage
 from rl.run.prepare.errors import as_config_error
+from rl.run.prepare.episode_context import make_reader
 from rl.run.prepare.tasks import located, quarantine_file
 from rl.trajectory import VideoTask
 
@@ -43,7 +45,7 @@ class CheckedRow:
     split: str  # train | held_out | cold_start
     row: str  # the task's id (file and line), or FILE:LINE where no task could be made of it
     video: str  # empty where none could be named
-    status: str  # ok | repaired | quarantined
+    status: str  # ok | repaired | quarantined | undecided
     reason: str = ""
 
 
@@ -60,7 +62,7 @@ class DataReport:
     @property
     def passed(self) -> bool:
         """Whether every row can be used."""
-        return all(row.status != ClipStatus.QUARANTINED for row in self.rows)
+        return all(row.status in (ClipStatus.OK, ClipStatus.REPAIRED) for row in self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json: counts per split, the rows that are not simply ok, and where everything lies."""
@@ -76,24 +78,38 @@ class DataReport:
 
 
 @as_config_error()
-def validate_data(config: RunConfig, console: Console, *, workers: int = 0) -> DataReport:
+def validate_data(config: RunConfig, console: Console, *, workers: int = 0, sample: bool = False) -> DataReport:
     """Decode the clips of all splits that have not been decoded before, and find every row's status.
 
     Args:
         workers: decoding processes; 0: one per core.
+        sample: open clips and decode a few frames only. What passed so is decoded whole by a validation without it.
     Raises:
         ConfigError: an annotation file cannot be used at all, or the statuses cannot be written.
     """
     sources = [(split, *_load(split, source)) for split, source in _sources(config, console)]
     clips = sorted({task.video_path for _, tasks, _ in sources for task in tasks})
     home = quarantine_file(config)
-    with ClipStatusFile(home) as file:
-        new = [clip for clip in clips if clip not in file.clips]
-        _decode(new, file, config, console, workers or os.cpu_count() or 1)
-        rows = tuple(row for source in sources for row in row_statuses(*source, file.clips))
     listing = home.with_name(f"validated_rows-{config.name}.jsonl")
-    draft = listing.with_name(f".{listing.name}.{os.getpid()}")
-    draft.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
+    with ClipStatusFile(home) as file:
+        new = [clip for clip in clips if not _is_known(file.clips.get(clip), sample)]
+        known = {clip: file.clips[clip] for clip in set(clips).difference(new)}
+        with listing.open("w", encoding="utf-8") as lines:
+
+            def list_rows(clips: Mapping[str, CheckedClip], *, with_rejected: bool = False) -> None:
+                for split, tasks, rejected in sources:
+                    there = [task for task in tasks if task.video_path in clips]
+                    for row in row_statuses(split, there, rejected if with_rejected else (), clips):
+                        lines.write(_as_line(row))
+                lines.flush()
+
+            list_rows(known, with_rejected=True)
+            for clip in _decoded(new, config, console, workers or os.cpu_count() or 1, sample):
+                file.append(clip)
+                list_rows({clip.video: clip})
+        rows = tuple(row for source in sources for row in row_statuses(*source, file.clips))
+    draft = listing.with_name(f".{listing.name}.{os.getpid()}")  # in the order of the annotation files
+    draft.write_text("".join(map(_as_line, rows)), encoding="utf-8")
     draft.replace(listing)
     return DataReport(rows, len(clips), len(new), home, listing)
 
@@ -129,7 +145,8 @@ def print_report(report: DataReport, console: Console) -> None:
     console.print(table)
     notable = sorted((row for row in report.rows if row.status != ClipStatus.OK), key=lambda row: row.status)
     for row in notable[:SHOWN]:
-        console.print(f"[yellow]{row.status}[/] {escape(row.row)}: {escape(row.reason)}", highlight=False)
+        reason = row.reason if row.video in row.reason else f"{row.video}: {row.reason}"
+        console.print(f"[yellow]{row.status}[/] {escape(row.row)}: {escape(reason)}", highlight=False)
     if len(notable) > SHOWN:
         console.print(f"and {len(notable) - SHOWN} more")
     console.print(f"every row: {report.listing}\nclips, honoured by training: {report.quarantine}", highlight=False)
@@ -153,32 +170,42 @@ def _load(split: str, source: Located) -> tuple[Sequence[VideoTask], Sequence[Re
     return tasks.tasks, tasks.rejected
 
 
-def _decode(clips: Sequence[str], file: ClipStatusFile, config: RunConfig, console: Console, workers: int) -> None:
-    """Check clips in parallel, each in a process that can be killed; a status is on disk as soon as it is known."""
+def _is_known(clip: CheckedClip | None, sample: bool) -> bool:
+    """Whether a validation need not try this clip again; a sample is no proof that the rest can be decoded."""
+    return clip is not None and (sample or not clip.sampled or clip.status is ClipStatus.QUARANTINED)
+
+
+def _as_line(row: CheckedRow) -> str:
+    return json.dumps(asdict(row)) + "\n"
+
+
+def _decoded(
+    clips: Sequence[str], config: RunConfig, console: Console, workers: int, sample: bool
+) -> Iterator[CheckedClip]:
+    """Check clips in parallel, each in a process that can be killed; a status comes as soon as it is known."""
     video, readers = config.video, SimpleQueue()
-    doing = f"decoding {len(clips):,} clips"
+    doing = f"{'looking into' if sample else 'decoding'} {len(clips):,} clips"
     with ExitStack() as stack, counted_stage(console, doing, len(clips)) as decoding:
         for _ in range(min(workers, len(clips))):
-            reader = VideoReader(video.backend, video.decode_timeout_s, 1, 0, video.decode_memory_mib)
-            readers.put(stack.enter_context(reader))
+            readers.put(stack.enter_context(make_reader(replace(video, decode_workers=1, frame_cache_bytes=0))))
 
         def check(clip: str) -> CheckedClip:
             reader = readers.get()
             try:
-                return check_clip(reader, clip)
+                return check_clip(reader, clip, sample=sample)
             finally:
                 readers.put(reader)
 
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         for done in as_completed([pool.submit(check, clip) for clip in clips]):
-            file.append(done.result())
+            yield done.result()
             decoding.advance()
 
 
 def _checked_row(split: str, task: VideoTask, clip: CheckedClip) -> CheckedRow:
-    if clip.status is ClipStatus.QUARANTINED:
-        return CheckedRow(split, task.task_id, task.video_path, "quarantined", clip.reason)
+    if clip.status in (ClipStatus.QUARANTINED, ClipStatus.UNDECIDED):
+        return CheckedRow(split, task.task_id, task.video_path, clip.status.value, clip.reason)
     changes = [clip.reason] if clip.reason else []
     if split != "cold_start":  # a trace is replayed as it is written
         try:

@@ -69,11 +69,15 @@ class CoarseFramesConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Decoding, within deadlines and memory limits."""
+    """Decoding, within limits of time and memory."""
 
     backend: str = "pyav"  # pyav | decord (single-stream files only; others are a typed error)
     coarse: CoarseFramesConfig = field(default_factory=CoarseFramesConfig)
-    decode_timeout_s: float = 60.0  # for one request; the decoding process is killed beyond it
+    # processor time of one request, so that a busy machine loses no clip; the decoding process is killed beyond it, and
+    # in any case after 20 times as long on the clock
+    decode_timeout_s: float = 60.0
+    # of a request without any processor time: a disk or server that does not answer; the process is killed, too
+    decode_stall_timeout_s: float = 120.0
     # killable decoding processes per rollout worker; 0: decode in the worker itself, without limits
     decode_workers: int = 1
     # limit of one decoding process, beyond its share of the frame cache; an 8K clip needs 1 GiB for its reference
@@ -81,10 +85,16 @@ class VideoConfig:
     decode_memory_mib: int = 2048
     # shared frame cache per rollout worker; siblings that look at the same window decode it once
     frame_cache_bytes: int = 268_435_456
+    # decoded frames of clips that are too large for frame_cache_bytes, in temporary files (TMPDIR) per rollout worker,
+    # never more than half of what is free there; 0: none, every look decodes its window again
+    frame_cache_disk_bytes: int = 4_294_967_296
 
     def __post_init__(self) -> None:
         require_one_of("video.backend", self.backend, ("pyav", "decord"))
         require(self.decode_timeout_s > 0, "video.decode_timeout_s must be > 0")
+        require(self.decode_stall_timeout_s > 0, "video.decode_stall_timeout_s must be > 0")
+        for key in ("frame_cache_bytes", "frame_cache_disk_bytes"):
+            require(getattr(self, key) >= 0, f"video.{key} must be >= 0, got {getattr(self, key)}")
         require(self.decode_workers >= 0, f"video.decode_workers must be >= 0, got {self.decode_workers}")
         require(
             256 <= self.decode_memory_mib <= 1_048_576,

@@ -29,6 +29,7 @@ UNITS = {  # by the key's last part, or by the end of it
     **{"max_model_len": "tokens", "max_position_embeddings": "tokens", "vocab_size": "tokens", "max_calls": "calls"},
     **{"group_size": "trajectories", "micro_batch": "trajectories", "batch_size": "traces", "tasks_per_step": "tasks"},
     **{"eval_tasks": "tasks", "trajectories_per_step": "trajectories", "keep_checkpoints": "checkpoints"},
+    **{"decode_timeout_s": "s of processor time"},
     **{"max_num_seqs": "sequences", "gpu_memory_utilization": "share", "size": "pixels", "in_flight": "examples"},
     **{"limit": "examples", "verify_tensors": "tensors", "max_failed_saves": "saves", "max_rebuilds": "rebuilds"},
 }

@@ -92,11 +92,11 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         f"rollout.engine.tensor_parallel_size={split} needs placement.rollout_gpus >= {split}, "
         f"got {placement.rollout_gpus:g}",
     )
-    stall, decode = config.rollout.stall_timeout_s, config.video.decode_timeout_s
+    stall, decode = config.rollout.stall_timeout_s, config.video.decode_stall_timeout_s
     require(
         stall > decode,
-        f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_timeout_s ({decode:g}): a worker that waits for a "
-        "slow video does not hang",
+        f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_stall_timeout_s ({decode:g}): a worker that waits "
+        "for a slow disk does not hang",
     )
     _refuse_unknown_metric(config.trainer.best_metric, config.rewards)
     train = config.data.train.format

@@ -7,13 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.video.suffixes import is_video_name
 from rl.config.errors import ConfigError
 from rl.encode_stats.rows import NO_VIDEO_NAME, Skipped
 
-VIDEO_SUFFIXES = (  # tried in folders; a file named on the command line is tried whatever its name
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv"),
-    *(".ts", ".vob", ".webm", ".wmv"),
-)
 MOST_FPS = 1000
 
 
@@ -59,7 +56,7 @@ def require_writable(option: str, path: Path | None) -> None:
 
 
 def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Skipped]]:
-    """Files as named, then what lies in folders, sorted, each file once; the rest with the reason."""
+    """Files as named, whatever their names, then the videos in folders, sorted, each once; the rest with the reason."""
     found: dict[Path, Path] = {}
     skipped: list[Skipped] = []
     for path in paths:
@@ -67,7 +64,7 @@ def find_videos(paths: Sequence[Path]) -> tuple[list[Path], list[Skipped]]:
             found.setdefault(path.resolve(), path)
         elif path.is_dir():
             for file in _files_in(path, skipped):
-                if file.suffix.lower() in VIDEO_SUFFIXES:
+                if is_video_name(file):
                     found.setdefault(file.resolve(), file)
                 else:
                     skipped.append(Skipped(str(file), f"{NO_VIDEO_NAME} ({file.suffix or 'no suffix'})"))

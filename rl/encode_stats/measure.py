@@ -42,6 +42,10 @@ MEASURED_PARAMETERS = 50_000_000  # towers up to this size are run unless told o
 VOCABULARY = 768  # of the tokenizer that no text goes through
 
 
+def ignore_rows(rows: Sequence[EncodeRow]) -> None:
+    """Nobody waits for the rows of a clip."""
+
+
 def encode_stats(
     paths: Sequence[Path],
     rates: Sequence[float],
@@ -51,6 +55,7 @@ def encode_stats(
     *,
     measure: bool | None = None,
     repeats: int = 3,
+    on_clip: Callable[[Sequence[EncodeRow]], None] = ignore_rows,
 ) -> EncodeReport:
     """Decode, cut and encode the start of every clip at every rate in every mode.
 
@@ -60,6 +65,7 @@ def encode_stats(
         geometry_name: tiny, qwen2.5-vl-3b, or a checkpoint's folder.
         measure: run a vision tower of that size, or only count; None: run it if it is small.
         repeats: of each measurement of seconds.
+        on_clip: is given the rows of a clip as soon as it is done.
     Raises:
         ConfigError: no such geometry, or not one readable video among the paths.
     """
@@ -79,14 +85,17 @@ def encode_stats(
     ):
         meter = ClipMeter(reader, limits, processors, flops, tower, repeats)
         for number, video in enumerate(videos, start=1):
+            of_clip: list[EncodeRow] = []
             try:
                 clip = reader.describe(str(video))
                 for fps in rates:
-                    rows += meter.rows(clip, fps)
+                    of_clip += meter.rows(clip, fps)
                     encoding.advance()
-            except VideoError as error:
-                rows = [row for row in rows if row.block.clip != str(video)]  # a clip is compared whole or not at all
+            except VideoError as error:  # a clip is compared whole or not at all
                 skipped.append(Skipped(str(video), f"{error.problem}; {error.remedy}"))
+            else:
+                rows += of_clip
+                on_clip(of_clip)
             encoding.update(number * len(rates))  # also where a clip ended early
     if not rows:
         why = "; ".join(f"{one.path}: {one.reason}" for one in skipped[:3]) or "the folders are empty"

@@ -250,15 +250,28 @@ def flat(row: EncodeRow) -> dict[str, Any]:
     }
 
 
-def write_csv(rows: Sequence[EncodeRow], path: Path) -> None:
-    """One line per clip, rate and mode; scene lengths as `1x12 2x3`: twelve of one frame, three of two."""
-    records = [flat(row) for row in rows]
-    for record in records:
-        record["scene_lengths"] = " ".join(f"{length}x{count}" for length, count in record["scene_lengths"].items())
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+class CsvRows:
+    """A CSV file that rows are added to as they come: one line per clip, rate and mode."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._has_begun = False
+
+    def add(self, rows: Sequence[EncodeRow]) -> None:
+        """Write rows, scene lengths as `1x12 2x3` (twelve of one frame, three of two); they survive a kill.
+
+        The first rows replace what the file held before.
+        """
+        records = [flat(row) for row in rows]
+        for record in records:
+            counts = record["scene_lengths"].items()
+            record["scene_lengths"] = " ".join(f"{length}x{count}" for length, count in counts)
+        with self._path.open("a" if self._has_begun else "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(records[0]))
+            if not self._has_begun:
+                writer.writeheader()
+            writer.writerows(records)
+        self._has_begun = True
 
 
 def labels(clips: Sequence[str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ ENDLESS = 100_000  # steps: more than there is time for
 MORE_STEPS = 2  # after the last fault, to the end
 MASKS_REWARDS = ("reward_stopped",)  # costs trajectories their rewards, by design: what follows is another run
 SHORT_DEADLINES = {  # in place of the defaults: every hang waits for one
-    "video.decode_timeout_s": 10.0,
+    "video.decode_stall_timeout_s": 10.0,
     "rollout.stall_timeout_s": 30.0,
     "learner.timeout_s": 60.0,
     "weight_sync.timeout_s": 30.0,
@@ -149,5 +149,5 @@ def _with_default_shortened(config: RunConfig, key: str, seconds: float) -> RunC
     if getattr(declared, name) != default:
         return config
     if name == "stall_timeout_s":
-        seconds = max(seconds, config.video.decode_timeout_s + 10.0)
+        seconds = max(seconds, config.video.decode_stall_timeout_s + 10.0)
     return replace(config, **{section: replace(declared, **{name: seconds})})

@@ -49,14 +49,15 @@ class Reader:
 
         self._reader, self._refusals = make_reader(), folder / "refusals"
         self.describe, self.take_faults = self._reader.describe, self._reader.take_faults
+        self.progress = self._reader.progress
 
-    def frames(self, path, times_s, size):
+    def frames(self, path, times_s, size, *later):
         from envs.video.reader import VideoError
 
         if times_s[0] > 4.5 and (left := int(self._refusals.read_text())):
             self._refusals.write_text(str(left - 1))
             raise VideoError(path, "no answer within 60 s", "raise video.decode_timeout_s")
-        return self._reader.frames(path, times_s, size)
+        return self._reader.frames(path, times_s, size, *later)
 
 
 def make_rollout_runner(folder):

@@ -38,9 +38,9 @@ class CountingReader:
     def describe(self, path):
         return self._reader.describe(path)
 
-    def frames(self, path, times_s, size):
+    def frames(self, path, times_s, size, *later):
         self.asked.append(times_s)
-        return self._reader.frames(path, times_s, size)
+        return self._reader.frames(path, times_s, size, *later)
 
 
 @pytest.fixture(scope="module")

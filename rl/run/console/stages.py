@@ -4,13 +4,16 @@ On a terminal a stage with a known size has a bar. Elsewhere (a job's log, nohup
 codes: a line at the start, one every REPORT_S seconds, one at the end, each with its wall-clock time.
 
     12:30:58 indexing 40,000 videos …
-    12:31:28 indexing 40,000 videos: 9,120 of 40,000, 1m41s left
+    12:31:28 indexing 40,000 videos: 9,120 of 40,000, 304/s, 1m41s left
     12:32:47 indexing 40,000 videos: done in 1m49s
+
+The lines also come while one part takes long: a thread says them.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,6 +53,13 @@ def spell_seconds(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def spell_rate(per_s: float) -> str:
+    """Parts in a time, for people: "304/s", "2.5/s", "42/min", "7/h"."""
+    unit, seconds = next(((unit, s) for unit, s in (("s", 1), ("min", 60)) if per_s * s >= 0.95), ("h", 3600))
+    rate = per_s * seconds
+    return f"{rate:,.0f}/{unit}" if rate >= 9.95 else f"{rate:.1f}/{unit}"
+
+
 def progress_bar(console: Console) -> Progress:
     """The one look of every bar; on what is no terminal it draws nothing."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -64,6 +74,7 @@ class Stage:
         self._total, self._first, self._done = total, done, done
         self._bar = progress.add_task(doing, total=total, completed=done)
         self._started_s = self._reported_s = clock()
+        self._saying = threading.Lock()
 
     def advance(self) -> None:
         """One part more is done."""
@@ -73,13 +84,23 @@ class Stage:
         """So many parts are done, of so many in all if that has become known."""
         self._done, self._total = done, self._total if total is None else total
         self._progress.update(self._bar, completed=done, total=self._total)
-        now_s = self._clock()
-        if self._console.is_terminal or now_s - self._reported_s < REPORT_S:
-            return
-        self._reported_s = now_s
-        left = (self._total - done) * (now_s - self._started_s) / max(done - self._first, 1)
-        how_far = f"{done:,} of {self._total:,}, {spell_seconds(left)} left"
-        say(self._console, f"{self._doing}: {how_far if done > self._first else f'{done:,} of {self._total:,}'}")
+        self.report()
+
+    def report(self) -> None:
+        """Say how far it is, where there is no bar and nothing was said for REPORT_S seconds."""
+        with self._saying:
+            now_s = self._clock()
+            if self._console.is_terminal or now_s - self._reported_s < REPORT_S:
+                return
+            self._reported_s = now_s
+            say(self._console, f"{self._doing}: {self._how_far(now_s - self._started_s)}")
+
+    def _how_far(self, passed_s: float) -> str:
+        done, new = f"{self._done:,} of {self._total:,}", self._done - self._first
+        if not new:
+            return f"{done}, {spell_seconds(passed_s)} so far"
+        left_s = (self._total - self._done) * passed_s / new
+        return f"{done}, {spell_rate(new / passed_s)}, {spell_seconds(left_s)} left"
 
 
 @contextmanager
@@ -97,4 +118,24 @@ def counted_stage(
 ) -> Iterator[Stage]:
     """A stage of `total` parts, `done` of them done before: a bar on a terminal, a line now and then elsewhere."""
     with stage(console, doing, clock=clock), progress_bar(console) as progress:
-        yield Stage(console, doing, progress, total, done, clock)
+        under_way = Stage(console, doing, progress, total, done, clock)
+        with _reporting(under_way):
+            yield under_way
+
+
+@contextmanager
+def _reporting(under_way: Stage) -> Iterator[None]:
+    """Have it report also while none of its parts ends."""
+    is_over = threading.Event()
+
+    def keep_reporting() -> None:
+        while not is_over.wait(REPORT_S / 4):
+            under_way.report()
+
+    reporter = threading.Thread(target=keep_reporting, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        reporter.join(REPORT_S)  # output that blocks holds up no command

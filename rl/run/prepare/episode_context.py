@@ -50,4 +50,6 @@ def make_reader(video: VideoConfig) -> VideoReader:
         workers=video.decode_workers,
         frame_cache_bytes=video.frame_cache_bytes,
         memory_mib=video.decode_memory_mib,
+        stall_timeout_s=video.decode_stall_timeout_s,
+        frame_cache_disk_bytes=video.frame_cache_disk_bytes,
     )

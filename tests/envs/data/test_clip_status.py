@@ -27,12 +27,6 @@ def test_a_sound_clip_is_ok_with_all_its_frames(reader, tmp_path):
     assert found.holds
 
 
-def test_a_clip_longer_than_one_request_is_decoded_to_its_end(reader, tmp_path, monkeypatch):
-    monkeypatch.setattr("envs.data.clip_status.STRETCH", 16)
-
-    assert check_clip(reader, str(render(tmp_path / "a.mp4", frames=50))).frames == 50
-
-
 def test_what_cannot_be_used_is_quarantined_with_the_cause(reader, tmp_path):
     whole = render(tmp_path / "whole.mp4", muxing={"movflags": "faststart"}).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])

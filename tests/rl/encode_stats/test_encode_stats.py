@@ -20,6 +20,7 @@ from rl.encode_stats.measure import encode_stats
 from rl.encode_stats.rows import (
     MODES,
     Block,
+    CsvRows,
     EncoderCost,
     EncodeReport,
     EncodeRow,
@@ -31,7 +32,6 @@ from rl.encode_stats.rows import (
     histogram_of,
     labels,
     totals,
-    write_csv,
 )
 from rl.encode_stats.tables import print_report
 from rl.policy.policy_folder import flexivideo_section
@@ -119,7 +119,9 @@ def test_the_report_shows_limits_changes_and_what_was_skipped():
 
 def test_json_and_csv_say_the_same(tmp_path):
     given = report(row("fixed2", (2, 2, 1)), row("fixed6", (5,)))
-    write_csv(given.rows, tmp_path / "rows.csv")
+    written_as_they_come = CsvRows(tmp_path / "rows.csv")
+    for one in given.rows:
+        written_as_they_come.add([one])
     with (tmp_path / "rows.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     written = json.loads(json.dumps(as_dict(given)))
@@ -183,11 +185,18 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path):
 
 def test_folders_are_searched_and_everything_else_is_reported(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    for name in ("deep/er/a.MP4", "b.webm", "notes.txt", "plain"):
+    for name in ("deep/er/a.MP4", "b.webm", "c.wmv", "d.MPG", "e.Gif", "notes.txt", "plain"):
         (tmp_path / name).touch()
     (tmp_path / "deep" / "circle").symlink_to(tmp_path)
     found, skipped = find_videos([tmp_path, tmp_path / "b.webm", tmp_path / "notes.txt", tmp_path / "absent"])
-    assert [path.name for path in found] == ["b.webm", "a.MP4", "notes.txt"]  # named files are tried, each file once
+    assert [path.name for path in found] == [
+        "b.webm",
+        "c.wmv",
+        "d.MPG",
+        "e.Gif",
+        "a.MP4",
+        "notes.txt",
+    ]  # named files are tried, each file once
     assert {(s.path.rsplit("/")[-1], s.reason) for s in skipped} == {
         ("notes.txt", "not a video by its name (.txt)"),
         ("plain", "not a video by its name (no suffix)"),
@@ -241,6 +250,24 @@ def test_unreadable_files_are_reported_and_the_rest_goes_on(tmp_path, decoding_h
     assert {r.block.clip for r in found.rows} == {str(tmp_path / "good.mp4")} and len(found.rows) == len(MODES)
     reasons = {s.path.rsplit("/")[-1]: s.reason for s in found.skipped}
     assert "is empty" in reasons["empty.mp4"] and "not a readable video" in reasons["text.mp4"]
+
+
+def test_a_run_that_is_ended_has_left_the_clips_it_did(tmp_path, decoding_here):
+    for name in ("a.mp4", "b.WMV"):
+        write_clip(tmp_path / "clip.mp4", seconds=1.0).rename(tmp_path / name)
+    (tmp_path / "rows.csv").write_text("of an earlier run")
+    rows = CsvRows(tmp_path / "rows.csv")
+
+    def end_after_the_first(of_clip):
+        rows.add(of_clip)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_stats(
+            [tmp_path], [2.0], "tiny", EncodeLimits(), Console(quiet=True), measure=False, on_clip=end_after_the_first
+        )
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert [Path(line["clip"]).name for line in csv.DictReader(file)] == ["a.mp4"] * len(MODES)
 
 
 def test_nothing_readable_is_an_error_that_says_why(tmp_path):

@@ -60,8 +60,8 @@ def test_without_a_terminal_a_long_stage_has_a_line_now_and_then_and_no_bar(plai
     said = [line[9:] for line in lines(plain)]
     assert said == [
         "indexing 40 videos …",
-        "indexing 40 videos: 10 of 40, 1m30s left",
-        "indexing 40 videos: 20 of 40, 1m00s left",
+        "indexing 40 videos: 10 of 40, 20/min, 1m30s left",
+        "indexing 40 videos: 20 of 40, 20/min, 1m00s left",
         "indexing 40 videos: done in 1m00s",
     ]
 
@@ -70,7 +70,7 @@ def test_what_was_done_before_does_not_count_as_speed(plain, clock):
     with counted_stage(plain, "evaluating", 100, done=50, clock=clock) as evaluating:
         clock.now = REPORT_S
         evaluating.advance()
-    assert lines(plain)[1].endswith("evaluating: 51 of 100, 24m30s left")
+    assert lines(plain)[1].endswith("evaluating: 51 of 100, 2.0/min, 24m30s left")
 
 
 def test_a_terminal_gets_a_bar():
