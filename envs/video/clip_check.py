@@ -24,6 +24,7 @@ from envs.video.index import BAD_SHARE, VideoIndex
 MOST_LOOKS = 32  # single frames decoded again, each from its keyframe
 SAMPLED_LOOKS = 4
 SAMPLED_RUN = 250  # frames before a sampled one that are decoded at most: hour-long clips may have a single keyframe
+FIRST_RUN = 1000  # the same, from the start of a clip on
 STRETCH = 1024  # frames of which a tenth may be damaged
 REMEDY = "re-encode or replace the file"
 Shown = tuple[int, bytes]  # number of the picture, digest of its pixels
@@ -55,7 +56,10 @@ def check_clip_frames(index: VideoIndex, most_looks: int = MOST_LOOKS) -> ClipCh
 
 
 def sample_clip_frames(index: VideoIndex, looks: int = SAMPLED_LOOKS) -> ClipCheck:
-    """Decode a few random frames twice: on from the keyframe before the last one, and by themselves.
+    """Decode a few random frames twice: on from the keyframe before their own, and by themselves.
+
+    One is behind the second keyframe, which is then reached from the start of the clip: some decoders need its first
+    packet.
 
     Raises:
         CorruptVideoError: one comes out damaged, or differently.
@@ -63,9 +67,10 @@ def sample_clip_frames(index: VideoIndex, looks: int = SAMPLED_LOOKS) -> ClipChe
     rng = random.Random(index.num_frames)
     groups = _groups(index)
     decoded = damaged = compared = 0
-    for place in sorted(rng.sample(range(len(groups)), min(looks, len(groups)))):
+    for place in sorted({min(1, len(groups) - 1), *rng.sample(range(len(groups)), min(looks - 1, len(groups)))}):
         number = rng.choice(groups[place][:SAMPLED_RUN])
-        first = max(groups[max(place - 1, 0)].start, number - SAMPLED_RUN)
+        first = groups[max(place - 1, 0)].start
+        first = first if place == 1 and number <= FIRST_RUN else max(first, number - SAMPLED_RUN)
         *_, (shown, picture, is_damaged) = decode(index, range(first, number + 1))
         decoded, damaged = decoded + number + 1 - first, damaged + is_damaged
         if not is_damaged:

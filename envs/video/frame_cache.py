@@ -54,9 +54,9 @@ class StoredClip:
 
 @dataclass(slots=True)
 class FrameCache:
-    """Least recently used clips are dropped beyond the budgets. 0 keeps nothing. Safe to use from threads."""
+    """Least recently used clips are dropped beyond the budgets. Safe to use from threads."""
 
-    budget_bytes: int  # of memory
+    budget_bytes: int  # of memory; 0: nothing is kept, on disk neither
     disk_budget_bytes: int = 0
     hits: int = 0  # requests served without decoding
     misses: int = 0
@@ -98,6 +98,11 @@ class FrameCache:
             self._clips.move_to_end((index.file_key, size))
             self._drop_beyond(self._budget(clip) - num_bytes, clip.is_on_disk, spared=clip)
             return clip
+
+    def is_filled(self, index: VideoIndex) -> bool:
+        """Whether all frames of a clip are kept, or being kept, in some form: a group is looking at it."""
+        with self._lock:
+            return any(clip.is_filled for (file_key, _), clip in self._clips.items() if file_key == index.file_key)
 
     def keep(self, index: VideoIndex, clip: StoredClip, number: int, frame: KeptFrame) -> bool:
         """Add a frame, dropping the least recently used clips beyond the budget.
@@ -146,12 +151,15 @@ class FrameCache:
     def _new(self, size: Size | None, num_bytes: int) -> StoredClip | None:
         if num_bytes <= self.budget_bytes:
             return StoredClip(size, MemoryStore())
-        if size is None or num_bytes > min(self.disk_budget_bytes, free_disk_bytes() + self.held_disk_bytes):
+        if not self.budget_bytes or size is None or num_bytes > self._most_on_disk():
             return None
         try:
             return StoredClip(size, DiskStore(size))
         except OSError:  # nowhere to write: as without a disk
             return None
+
+    def _most_on_disk(self) -> int:
+        return min(self.disk_budget_bytes, free_disk_bytes() + self.held_disk_bytes)
 
     def _held(self, *, on_disk: bool) -> int:
         return sum(clip.store.num_bytes for clip in self._clips.values() if clip.is_on_disk == on_disk)
@@ -241,7 +249,7 @@ def _plan(
         if clip is not None and clip.is_filled:  # time did not allow to keep all of it: now what the window passes
             return clip, range(_first_decoded(index, missing[0]), missing[-1] + 1)
     is_worth_it = packets_to_decode(index, missing) >= WORTH_SHARE * len(index.start_P)
-    if not (is_worth_it and request.is_coarse_pass(index)):
+    if not (cache.is_filled(index) or (is_worth_it and request.is_coarse_pass(index))):
         return None, missing
     clip = None
     if index.num_frames * index.frame_bytes <= cache.budget_bytes:

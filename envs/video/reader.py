@@ -66,7 +66,7 @@ class VideoReader:
         memory_mib: int = 2048,
         *,
         stall_timeout_s: float = 120.0,
-        frame_cache_disk_bytes: int = 0,
+        frame_cache_disk_bytes: int = 4_294_967_296,
     ) -> None:
         """
         Args:
@@ -75,7 +75,7 @@ class VideoReader:
                 `workers=0`.
             workers: decoding processes; 0 decodes in the caller's thread, without a deadline or a limit of memory, and
                 a decoder that crashes takes the caller with it: for clips of one's own making.
-            frame_cache_bytes: decoded frames kept, all processes together.
+            frame_cache_bytes: decoded frames kept in memory, all processes together; 0 keeps none, on disk neither.
             memory_mib: of one process, beyond its share of the frame cache; a clip that needs more is refused.
                 No effect with `workers=0`.
             stall_timeout_s: of a request that uses no processor time (a disk that does not answer). As `timeout_s`.

@@ -29,8 +29,8 @@ from envs.data.rows import UnusableRow
 from rl.config.data import SourceConfig
 from rl.config.run import RunConfig
 from rl.run.console.stages import counted_stage
-from rl.run.prepare.errors import as_config_error
 from rl.run.prepare.episode_context import make_reader
+from rl.run.prepare.errors import as_config_error
 from rl.run.prepare.tasks import located, quarantine_file
 from rl.trajectory import VideoTask
 

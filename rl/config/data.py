@@ -83,7 +83,8 @@ class VideoConfig:
     # limit of one decoding process, beyond its share of the frame cache; an 8K clip needs 1 GiB for its reference
     # pictures
     decode_memory_mib: int = 2048
-    # shared frame cache per rollout worker; siblings that look at the same window decode it once
+    # decoded frames kept in memory per rollout worker, so that a group decodes its clip about once; 0: none, on disk
+    # neither
     frame_cache_bytes: int = 268_435_456
     # decoded frames of clips that are too large for frame_cache_bytes, in temporary files (TMPDIR) per rollout worker,
     # never more than half of what is free there; 0: none, every look decodes its window again

@@ -1,12 +1,27 @@
 """Every clip is decoded once, whole; what came of it is on disk at once, and holds as long as the file does."""
 
+import errno
 import json
+import os
+from dataclasses import asdict
 
 import pytest
 
-from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, check_clip, quarantined
+from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, _why_unread, check_clip, quarantined
 from envs.data.rows import DatasetError
-from envs.video.reader import VideoReader
+from envs.video.file import FileUnavailableError
+from envs.video.reader import (
+    ClipCheck,
+    CorruptVideoError,
+    DecoderDiedError,
+    DecodingFailedError,
+    NoVideoStreamError,
+    VideoMemoryError,
+    VideoOpenError,
+    VideoReader,
+    VideoTimeoutError,
+    index_video,
+)
 from tests.envs.video.clips import render, render_silence
 
 
@@ -52,6 +67,91 @@ def test_damage_inside_a_clip_is_found_though_its_index_is_sound(reader, tmp_pat
     path.write_bytes(content)
 
     assert check_clip(reader, str(path)).status is not ClipStatus.OK
+
+
+class Refusing:
+    """A reader that refuses every clip, the first so many times."""
+
+    def __init__(self, error, times=99):
+        self._error, self._left = error, times
+
+    def describe(self, path):
+        self._left -= 1
+        if self._left >= 0:
+            raise self._error(path, "is wrong", "do something")
+        return index_video(path)
+
+    def check(self, path, *, sample):
+        return ClipCheck(50, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (CorruptVideoError, ClipStatus.QUARANTINED),
+        (NoVideoStreamError, ClipStatus.QUARANTINED),
+        (VideoOpenError, ClipStatus.QUARANTINED),
+        (VideoTimeoutError, ClipStatus.UNDECIDED),
+        (VideoMemoryError, ClipStatus.UNDECIDED),
+        (DecoderDiedError, ClipStatus.UNDECIDED),
+        (DecodingFailedError, ClipStatus.UNDECIDED),
+        (FileUnavailableError, ClipStatus.UNDECIDED),
+    ],
+)
+def test_only_what_will_not_change_is_a_reason_to_leave_a_clip_out(tmp_path, error, status):
+    clip, home = render(tmp_path / "a.mp4", frames=3), tmp_path / "clips.jsonl"
+    found = check_clip(Refusing(error), str(clip))
+    assert found.status is status and str(clip) in found.reason
+
+    with ClipStatusFile(home) as file:
+        file.append(found)
+    assert (str(clip) in quarantined(home)) == (status is ClipStatus.QUARANTINED)
+    with ClipStatusFile(home) as file:
+        assert (str(clip) in file.clips) == (status is ClipStatus.QUARANTINED)  # the others are tried again
+
+
+def test_what_a_disk_fails_to_give_for_a_moment_is_not_taken_for_damage(tmp_path):
+    clip = render(tmp_path / "a.mp4", frames=3)
+    assert check_clip(Refusing(CorruptVideoError, times=1), str(clip)).status is ClipStatus.OK
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_not_taken_for_one_cut_off(tmp_path, monkeypatch):
+    clip = render(tmp_path / "a.mp4", frames=3)
+    monkeypatch.setattr("envs.data.clip_status._why_unread", lambda path: "cannot be read (Input/output error)")
+    found = check_clip(Refusing(CorruptVideoError), str(clip))
+    assert found.status is ClipStatus.UNDECIDED and "Input/output error" in found.reason
+
+
+def test_what_a_file_gives_is_read_to_its_end(tmp_path):
+    clip = render(tmp_path / "a.mp4", frames=3)
+    assert _why_unread(str(clip)) == _why_unread(str(tmp_path / "absent.mp4")) == _why_unread(str(tmp_path)) == ""
+    assert "Input/output error" in _why_unread("/proc/self/mem")  # a regular file whose first page cannot be read
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ETIMEDOUT])
+def test_a_file_that_cannot_be_opened_just_now_is_another_matter_than_one_that_is_not_there(
+    tmp_path, monkeypatch, number
+):
+    clip = render(tmp_path / "a.mp4", frames=3)
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("envs.video.file.os.open", fails)
+    with pytest.raises(FileUnavailableError, match=r"a\.mp4: cannot be opened") as refusal:
+        index_video(str(clip))
+    assert not refusal.value.is_lasting
+    with pytest.raises(VideoOpenError) as absent:
+        index_video(str(tmp_path / "absent.mp4"))
+    assert absent.value.is_lasting
+
+
+def test_a_status_of_an_earlier_version_that_was_not_lasting_is_undecided(tmp_path):
+    clip, home = render(tmp_path / "a.mp4", frames=3), tmp_path / "clips.jsonl"
+    row = asdict(checked(clip, ClipStatus.QUARANTINED, reason="VideoTimeoutError: decoding did not end"))
+    del row["sampled"]
+    home.write_text("".join(json.dumps(row | {"lasting": lasting}) + "\n" for lasting in (True, False)))
+    assert quarantined(home) == {}
 
 
 def test_any_prefix_of_the_file_is_a_place_to_go_on_from(tmp_path):

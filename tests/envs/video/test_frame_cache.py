@@ -24,7 +24,7 @@ BUDGETS = {  # of memory and of disk, for a clip of 100 frames that takes 1.8 Mi
     "small RGB in memory": (800_000, 0),
     "RGB on disk": (1_000_000, 64 * MIB),
     "asked frames only": (1_000_000, 0),
-    "nothing": (0, 0),
+    "nothing": (0, 64 * MIB),
 }
 
 
@@ -84,6 +84,13 @@ def test_looks_after_a_coarse_pass_decode_nothing_though_they_are_of_another_siz
         assert numbers_in(pixels) == [25, 26, 87]
     read_frames_through(cache, index, COARSE_S, coarse)  # of the next group on this clip
     assert sum(decoded) == index.num_frames
+
+
+def test_a_size_that_nobody_announced_costs_one_more_pass_and_not_one_per_look(clips, decoded):
+    index, cache = clips["one keyframe"], FrameCache(*BUDGETS["RGB on disk"])
+    for times_s, size in ((COARSE_S, SMALL), ((3.0, 3.1), SIZE), ((0.5, 2.0), SIZE), ((3.5, 3.6), SIZE)):
+        read_frames_through(cache, index, times_s, size)
+    assert sum(decoded) == 2 * index.num_frames
 
 
 def test_a_clip_that_fits_nowhere_is_decoded_request_by_request_and_equal_windows_once(clips, decoded):

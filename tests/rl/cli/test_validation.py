@@ -1,12 +1,14 @@
 """`dynframe validate-data`: a status per row, each clip decoded once, and runs that honour it."""
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from rl.cli.validation import validate_data
+from envs.data.clip_status import check_clip
+from rl.cli.validation import print_report, validate_data
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.run.prepare.tasks import prepare_tasks, prepare_traces, quarantine_file
@@ -118,6 +120,44 @@ def test_a_deadline_that_was_missed_is_tried_again(config, silent):
     assert again.decoded >= 1  # what failed at once needs no other try
     assert [row.status for row in again.rows if row.split == "held_out"] == ["ok"]
     assert prepare_tasks(config, "held_out", silent).tasks
+
+
+def test_a_sample_opens_every_clip_and_is_no_proof_for_a_whole_validation(config, silent):
+    sampled = validate_data(config, silent, workers=1, sample=True)
+    assert sampled.decoded == 3 and [row.status for row in sampled.rows if row.split == "held_out"] == ["ok"]
+    assert {json.loads(line)["sampled"] for line in quarantine_file(config).read_text().splitlines()} == {True}
+
+    assert validate_data(config, silent, workers=1, sample=True).decoded == 0
+    assert validate_data(config, silent, workers=1).decoded == 1  # the sound one; what was refused stays so
+    assert validate_data(config, silent, workers=1, sample=True).decoded == 0
+
+
+def test_a_validation_that_is_ended_has_left_what_it_knew(config, silent, monkeypatch):
+    checked = []
+
+    def end_at_the_second(reader, clip, **how):
+        if checked:
+            raise KeyboardInterrupt
+        checked.append(clip)
+        return check_clip(reader, clip, **how)
+
+    monkeypatch.setattr("rl.cli.validation.check_clip", end_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        validate_data(config, silent, workers=1)
+
+    assert [json.loads(line)["video"] for line in quarantine_file(config).read_text().splitlines()] == checked
+    rows = [json.loads(line) for line in quarantine_file(config).with_name("validated_rows-run.jsonl").open()]
+    assert {row["video"] for row in rows} == {"", *checked}  # the rows of that clip, and the one without any
+
+
+def test_messages_about_a_clip_name_its_file(config):
+    console = Console(file=io.StringIO(), width=1000)
+    print_report(validate_data(config, console, workers=1), console)
+    said = console.file.getvalue()
+    for row in ("train:2", "train:3", "train:4", "train:6"):
+        line = next(line for line in said.splitlines() if f"{row}:" in line)
+        assert "videos/" in line and ".mp4" in line
+    assert "decoding 3 clips …" in said
 
 
 def test_rows_that_share_a_line_are_checked_one_by_one(config, silent, tmp_path):

@@ -4,11 +4,12 @@ import errno
 import io
 import logging
 import re
+import threading
 
 import pytest
 from rich.console import Console
 
-from rl.run.console.stages import REPORT_S, counted_stage, say, spell_seconds, stage
+from rl.run.console.stages import REPORT_S, counted_stage, say, spell_rate, spell_seconds, stage
 from rl.run.console.step_line import Pace, evaluation_line, share, step_line
 
 TIME = r"\d\d:\d\d:\d\d "
@@ -64,6 +65,34 @@ def test_without_a_terminal_a_long_stage_has_a_line_now_and_then_and_no_bar(plai
         "indexing 40 videos: 20 of 40, 20/min, 1m00s left",
         "indexing 40 videos: done in 1m00s",
     ]
+
+
+def test_a_stage_says_that_it_lives_while_one_part_takes_long(plain, clock):
+    with counted_stage(plain, "decoding 3 clips", 3, clock=clock) as decoding:
+        for now_s in (REPORT_S / 2, REPORT_S, 3 * REPORT_S):  # as its thread does
+            clock.now = now_s
+            decoding.report()
+    assert [line[9:] for line in lines(plain)][1:-1] == [
+        "decoding 3 clips: 0 of 3, 30 s so far",
+        "decoding 3 clips: 0 of 3, 1m30s so far",
+    ]
+
+
+def test_a_thread_reports_where_nothing_else_does(plain, clock, monkeypatch):
+    monkeypatch.setattr("rl.run.console.stages.REPORT_S", 0.02)
+    reported = threading.Event()
+    monkeypatch.setattr("rl.run.console.stages.Stage.report", lambda self: reported.set())
+    with counted_stage(plain, "decoding 3 clips", 3, clock=clock):
+        assert reported.wait(20)
+    assert threading.active_count() < 10  # it ends with its stage
+
+
+@pytest.mark.parametrize(
+    ("per_s", "spelt"),
+    [(304.2, "304/s"), (9.96, "10/s"), (2.5, "2.5/s"), (0.5, "30/min"), (0.04, "2.4/min"), (0.002, "7.2/h")],
+)
+def test_rates_are_spelt_for_people(per_s, spelt):
+    assert spell_rate(per_s) == spelt
 
 
 def test_what_was_done_before_does_not_count_as_speed(plain, clock):
