@@ -41,7 +41,7 @@ def test_looks_are_bounded_however_many_keyframes_there_are(tmp_path):
 
 @pytest.mark.parametrize("check", [check_clip_frames, sample_clip_frames])
 def test_a_clip_that_shows_something_else_when_it_is_entered_later_is_refused(clip, monkeypatch, check):
-    monkeypatch.setattr(clip_check, "decode", otherwise_behind(20))
+    monkeypatch.setattr(clip_check, "decode", otherwise_behind(1))
     with pytest.raises(CorruptVideoError, match=r"clip\.mp4: the frame at \d\.\d\d s is another picture when decoding"):
         check(clip)
 
