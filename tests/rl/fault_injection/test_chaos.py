@@ -63,12 +63,14 @@ def test_the_run_under_test_is_the_configured_one_but_endless_saved_and_recorded
 
 def test_deadlines_are_shortened_unless_the_user_has_set_them(tmp_path):
     short = chaos_config(CONFIG, output_dir=tmp_path)
-    assert (short.video.decode_timeout_s, short.rollout.stall_timeout_s, short.learner.timeout_s) == (10.0, 30.0, 60.0)
+    deadlines = short.video.decode_stall_timeout_s, short.rollout.stall_timeout_s, short.learner.timeout_s
+    assert deadlines == (10.0, 30.0, 60.0)
     configured = load_config(
-        [QUICKSTART], ["video.decode_timeout_s=45", "learner.timeout_s=900", "rewards.answer.weight=1"]
+        [QUICKSTART], ["video.decode_stall_timeout_s=45", "learner.timeout_s=900", "rewards.answer.weight=1"]
     )
     kept = chaos_config(configured, output_dir=tmp_path)
-    assert (kept.video.decode_timeout_s, kept.rollout.stall_timeout_s, kept.learner.timeout_s) == (45.0, 55.0, 900.0)
+    deadlines = kept.video.decode_stall_timeout_s, kept.rollout.stall_timeout_s, kept.learner.timeout_s
+    assert deadlines == (45.0, 55.0, 900.0)
 
 
 def test_a_hang_may_go_undetected_for_as_long_as_its_deadline(tmp_path):
