@@ -32,6 +32,7 @@ ELSEWHERE = {  # pages that stand outside docs/: their place in the repository -
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/RESULTS.md": "measured/RESULTS.md",
     "benchmarks/decode.md": "measured/decode.md",
+    "benchmarks/decode_looks.md": "measured/decode_looks.md",
     "benchmarks/encode.md": "measured/encode.md",
     "benchmarks/encode.png": "measured/encode.png",
     "benchmarks/learning/README.md": "measured/learning.md",
