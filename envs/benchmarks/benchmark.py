@@ -6,9 +6,10 @@ A metric here is the value of one example in 0..1; rl.evaluation.evaluate takes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from envs.benchmarks.published import Published
 from rl.trajectory import TimeSpan, VideoTask
 
 
@@ -19,6 +20,8 @@ class Example:
     task: VideoTask
     windows: tuple[TimeSpan, ...] = ()  # every annotated evidence window, in the file's order
     group: str = ""  # what averages over groups are taken over: a question type, a length of video
+    options: tuple[str, ...] = ()  # texts, in the order of their letters; none where they are part of the question
+    answerable: bool = True  # False: the authors' answer is none of the options, so every prediction is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class Benchmark:
     example and stays out of the metric's mean. A prediction of None is missing (the video could not be read, say): it
     is worth 0 and has no "unparsed". "unparsed" is 1 where the answer, or the window that the metric needs, could not
     be read: a rate that is reported beside the scores, never repaired by guessing.
+
+    Metrics called "official/…" are what the authors' script prints for the same predictions, where it reads answers or
+    divides in another way than we do.
     """
 
     name: str
@@ -62,3 +68,5 @@ class Benchmark:
     score: Callable[[Example, Prediction | None], Mapping[str, float]]
     headline: str  # the metric the authors rank by
     over_groups: tuple[str, ...] = ()  # metrics that are means over groups of the mean within; others: over examples
+    over_file: tuple[str, ...] = ()  # metrics in which every question of the file counts, 0 if it was not asked
+    published: Published = field(default_factory=Published)  # which numbers may stand beside published ones

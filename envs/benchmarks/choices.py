@@ -16,6 +16,7 @@ from envs.data.videos import video_file
 from rl.trajectory import AnswerKind, TimeSpan
 
 LETTERS = string.ascii_uppercase
+NO_OPTION = "none of the options"  # the reference where the authors' answer is no option: nobody is right
 _INSTRUCTION = "Answer with the letter of the one right option."
 _LABEL = re.compile(r"\s*+\(?([A-Z])[.):]\s*+")
 _WRITTEN = re.compile(r"(?:^|(?<=\s))\(([A-Z])\)|^[ \t]*+([A-Z])[.):]", re.MULTILINE)
@@ -27,30 +28,46 @@ def choice_example(
     root: Path,
     folders: tuple[str, ...],
     question: str,
-    letter: str,
+    letter: str | None,
     *,
+    options: Sequence[str] = (),
     windows: Sequence[TimeSpan] = (),
     group: str = "",
 ) -> Example:
-    """A question whose answer is a letter; its options are in it, as `with_options` or the authors have put them."""
-    asked = f"<video>\n{question.strip()}\n{_INSTRUCTION}"
-    path = video_file(video, root, folders)
-    evidence = single_evidence(windows)
-    task = make_task(task_id, path, root, asked, letter, evidence, None, kind=AnswerKind.LETTER)
-    return Example(task, tuple(windows), group)
+    """A question whose answer is a letter.
+
+    Args:
+        question: as the authors ask it; with its options, if they have put them there.
+        letter: the right option; None: the authors' answer is none of them. The question counts, and nobody is right.
+        options: shown below the question, one per line.
+    """
+    asked = f"<video>\n{with_options(question, options)}\n{_INSTRUCTION}"
+    path, evidence = video_file(video, root, folders), single_evidence(windows)
+    answer, kind = (NO_OPTION, AnswerKind.OPEN) if letter is None else (letter, AnswerKind.LETTER)
+    task = make_task(task_id, path, root, asked, answer, evidence, None, kind=kind)
+    return Example(task, tuple(windows), group, tuple(options), answerable=letter is not None)
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
     """The question, then one option per line: "A. text"."""
-    return "\n".join((question.strip(), *(f"{LETTERS[i]}. {option}" for i, option in enumerate(options))))
+    lines = (f"{letter}. {option.strip()}".rstrip() for letter, option in zip(LETTERS, options, strict=False))
+    return "\n".join((question.strip(), *lines))
 
 
 def options_at(row: Mapping[str, object], key: str) -> tuple[str, ...]:
-    """The options in order."""
+    """The options in order, as they stand; a blank one is an option like any other."""
     options = row.get(key)
     if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
         raise UnusableRow(f"{key!r} must be a list of 2 to {len(LETTERS)} options, got {shortened(options)}")
-    return tuple(text_at({key: option}, key).strip() for option in options)
+    return tuple(text_or_blank({key: option}, key) for option in options)
+
+
+def text_or_blank(row: Mapping[str, object], key: str) -> str:
+    """A text that may be blank, as options and their questions are here and there; authors also write numbers."""
+    value = row.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and not value.strip() else text_at(row, key)
 
 
 def without_labels(options: Sequence[str]) -> tuple[str, ...]:
@@ -61,16 +78,16 @@ def without_labels(options: Sequence[str]) -> tuple[str, ...]:
     return tuple(options)
 
 
-def letter_of_text(answer: str, options: Sequence[str], *, last: bool = False) -> str:
-    """The letter of the option that is the answer's text, where authors give the text.
+def letter_of_text(answer: str, options: Sequence[str], *, last: bool = False) -> str | None:
+    """The letter of the option that is the answer's text, where authors give the text; None if no option is.
 
     Of options that share it the first one's letter is right, and only that one's; the last one's where the authors' own
-    script takes the last.
+    script takes the last. A text is the option that it equals to the last blank, if there is one.
     """
-    letters = [letter for letter, option in zip(LETTERS, options, strict=False) if option == answer.strip()]
-    if not letters:
-        raise UnusableRow(f"the answer {shortened(answer)} is none of the options")
-    return letters[-1 if last else 0]
+    same = [letter for letter, option in zip(LETTERS, options, strict=False) if option == answer]
+    alike = [letter for letter, option in zip(LETTERS, options, strict=False) if option.strip() == answer.strip()]
+    letters = same or alike
+    return letters[-1 if last else 0] if letters else None
 
 
 def letter_among(answer: str, letters: Sequence[str]) -> str:

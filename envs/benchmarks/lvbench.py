@@ -9,10 +9,13 @@ from pathlib import Path
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction
 from envs.benchmarks.choices import choice_example, letter_among, written_letters
 from envs.benchmarks.metrics import GROUP_SEPARATOR, choice_values
+from envs.benchmarks.official import chooses, first_character, official_accuracy, response_of
+from envs.benchmarks.published import Published, fraction
 from envs.benchmarks.reading import each_of, identifier_at, read_examples, rows_of
 from envs.data.rows import as_mapping, text_at
 from rl.trajectory import TimeSpan
 
+_FIRST_CHARACTER = "the script takes the first character of an answer, and capitals only"
 _CLOCK = r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,2}(?:\.\d{1,3})?)"
 _REFERENCE = re.compile(rf"\s*{_CLOCK}\s*-\s*{_CLOCK}\s*", re.ASCII)
 
@@ -45,10 +48,14 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
 def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """Accuracy over all questions, and over those of each type; a question may be of several.
 
-    "answered/accuracy" is over the questions that have a prediction: what the official script divides by.
+    "answered/accuracy" is over the questions that have a prediction. So are "official/…", in which the choice is the
+    first character of the answer, or of its first brackets, and a lower-case letter is wrong.
     """
     values = choice_values(example, prediction)
-    return values if prediction is None else values | {"answered/accuracy": values["accuracy"]}
+    if prediction is None:
+        return values
+    official = official_accuracy(example, chooses(example, first_character(response_of(prediction))))
+    return values | {"answered/accuracy": values["accuracy"]} | official
 
 
 def _window(reference: object) -> TimeSpan | None:
@@ -65,9 +72,20 @@ LVBENCH = Benchmark(
     name="lvbench",
     source=(
         "Wang et al. 2024, arXiv 2406.08035; THUDM/LVBench, compute_accuracy.py. Accuracy over all 1,549 "
-        "questions and by type; answered/accuracy: over those with a prediction, as the script."
+        "questions and by type; answered/accuracy: over those with a prediction. official/…: the script's, over "
+        "those with a prediction, of the first character that its answer_util.py leaves."
     ),
     read=read,
     score=score,
     headline="accuracy",
+    published=Published(
+        why_not={
+            "official/": "",
+            "accuracy": _FIRST_CHARACTER,
+            "accuracy/": _FIRST_CHARACTER,
+            "answered/accuracy": _FIRST_CHARACTER,
+        },
+        splits={"test": 1549},
+        printed={"official/": fraction},
+    ),
 )

@@ -44,14 +44,18 @@ def looked_at(prediction: Prediction | None) -> TimeSpan | None:
 
 def is_right(example: Example, prediction: Prediction | None) -> bool:
     """Options are compared by letter, never by text: two options may share one."""
-    return chosen_letter(prediction) == example.task.answer
+    return example.answerable and chosen_letter(prediction) == example.task.answer
+
+
+def group_names(example: Example) -> tuple[str, ...]:
+    """The groups of an example as they stand in names of metrics."""
+    return tuple(name.replace(" ", "_") for name in example.group.split(GROUP_SEPARATOR) if name)
 
 
 def choice_values(example: Example, prediction: Prediction | None) -> dict[str, float]:
     """Accuracy over all questions, and within each group of the example."""
     right = float(is_right(example, prediction))
-    names = (name.replace(" ", "_") for name in example.group.split(GROUP_SEPARATOR) if name)
-    values = {"accuracy": right} | {f"accuracy/{name}": right for name in names}
+    values = {"accuracy": right} | {f"accuracy/{name}": right for name in group_names(example)}
     return values if prediction is None else values | {"unparsed": float(chosen_letter(prediction) is None)}
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction
-from envs.benchmarks.choices import choice_example, letter_of_text, with_options
+from envs.benchmarks.choices import choice_example, letter_of_text, text_or_blank
 from envs.benchmarks.metrics import best_iop, best_iou, grounded_unparsed, is_right, looked_at
+from envs.benchmarks.published import Published, percent, percent_of_mean
 from envs.benchmarks.reading import read_examples, require_file, rows_of, windows_at
 from envs.data.json_rows import json_object
 from envs.data.rows import UnusableRow, as_mapping, text_at
@@ -19,7 +20,8 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     """The authors' test.csv or val.csv, with gsub_test.json or gsub_val.json beside it.
 
     Columns: video_id, question, answer (an option's text), qid, type, a0 … a4. Of options that share the answer's text
-    the first is right, as in the authors' loader. Windows stay as annotated; some begin at -0.1.
+    the first is right, as in the authors' loader; where none is the answer every prediction is wrong, as there.
+    Windows stay as annotated; some begin at -0.1.
     Videos are video_id.mp4, or where map_vid_vidorID.json (beside the annotations) says.
     """
     require_file(annotation)
@@ -30,14 +32,15 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     def example(line: int, value: object) -> Example:
         row = as_mapping(value)
         video, question_id = text_at(row, "video_id"), text_at(row, "qid")
-        options = [text_at(row, key).strip() for key in OPTIONS]
+        options = [text_or_blank(row, key) for key in OPTIONS]
         return choice_example(
             f"{video}_{question_id}",
             str(video_of.get(video, video)),
             video_root,
             ("", "NExTVideo"),
-            with_options(text_at(row, "question"), options),
-            letter_of_text(text_at(row, "answer"), options),
+            text_at(row, "question"),
+            letter_of_text(text_or_blank(row, "answer"), options),
+            options=options,
             windows=windows_at(_location(evidence, video, question_id, windows_file), question_id),
             group=text_at(row, "type"),
         )
@@ -88,4 +91,16 @@ NEXTGQA = Benchmark(
     read=read,
     score=score,
     headline="acc_gqa",
+    published=Published(
+        why_not={
+            "acc_qa": "",
+            "predicted/": "",
+            **dict.fromkeys(
+                ("acc_gqa", "miop", "iop@0.3", "iop@0.5", "miou", "iou@0.3", "iou@0.5"),
+                "over all questions; the script leaves out those without a window",
+            ),
+        },
+        splits={"test": 5553, "val": 3358},
+        printed={"acc_qa": percent(2), "predicted/": percent_of_mean(1)},
+    ),
 )

@@ -101,27 +101,43 @@ def identifier_at(row: Mapping[str, object], key: str) -> str:
 
 
 def windows_at(row: Mapping[str, object], key: str) -> tuple[TimeSpan, ...]:
-    """The windows [[start, end], …] in seconds, at least one, forward in time; as annotated, also outside the clip."""
+    """The windows [[start, end], …] in seconds, as annotated, also outside the clip and also points.
+
+    One that cannot be read does not cost the others: the authors' scripts give it an overlap of 0, as if it were not
+    there.
+    """
     pairs = row.get(key)
     if not isinstance(pairs, list) or not pairs:
         raise UnusableRow(f"{key!r} must be a list of windows that is not empty, got {shortened(pairs)}")
-    return tuple(window_from(pair) for pair in pairs)
+    windows, faults = [], []
+    for pair in pairs:
+        try:
+            windows.append(window_from(pair, points=True))
+        except UnusableRow as fault:
+            faults.append(fault)
+    if not windows:
+        raise faults[0]
+    return tuple(windows)
 
 
-def window_from(pair: object) -> TimeSpan:
-    """One window [start, end], forward in time."""
+def window_from(pair: object, *, points: bool = False) -> TimeSpan:
+    """One window [start, end], forward in time.
+
+    Args:
+        points: a window may also be a point. No window overlaps it, but its question counts.
+    """
     if not isinstance(pair, list) or len(pair) != 2:
         raise UnusableRow(f"a window must be [start, end], got {shortened(pair)}")
     edges = {"start": pair[0], "end": pair[1]}
     start_s, end_s = number_at(edges, "start"), number_at(edges, "end")
-    if start_s is None or end_s is None or end_s <= start_s:
+    if start_s is None or end_s is None or end_s < start_s or (end_s == start_s and not points):
         raise UnusableRow(f"the window {shortened(pair)} is reversed, empty or not complete")
     return TimeSpan(start_s, end_s)
 
 
 def single_evidence(windows: Sequence[TimeSpan]) -> tuple[TimeSpan, ...]:
-    """A task's evidence: the example's only window, from 0 on; of several none, the metric takes them."""
-    if len(windows) != 1 or windows[0].end_s <= 0:
+    """A task's evidence: the example's only window, from 0 on; of several, or a point, none: the metric takes them."""
+    if len(windows) != 1 or windows[0].length_s <= 0 or windows[0].end_s <= 0:
         return ()
     return (TimeSpan(max(windows[0].start_s, 0.0), windows[0].end_s),)
 
@@ -129,10 +145,13 @@ def single_evidence(windows: Sequence[TimeSpan]) -> tuple[TimeSpan, ...]:
 def moment_example(
     task_id: str, video: str, root: Path, folders: tuple[str, ...], sentence: str, windows: Sequence[TimeSpan]
 ) -> Example:
-    """A sentence whose moment is to be found. The reference answer is the first window, the metric takes all."""
-    for window in windows:
-        forward(window, "the window")
+    """A sentence whose moment is to be found.
+
+    The reference answer is the first window that lies forward in the video; the metric takes all, as annotated.
+    """
+    reference = next((one for one in windows if one.start_s >= 0 and one.length_s > 0), windows[0])
+    forward(reference, "the window")
     path, question = video_file(video, root, folders), moment_question(sentence)
-    answer, evidence = spell_span(windows[0]), single_evidence(windows)
+    answer, evidence = spell_span(reference), single_evidence(windows)
     task = make_task(task_id, path, root, question, answer, evidence, None, kind=AnswerKind.SPAN)
     return Example(task, tuple(windows))

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction
-from envs.benchmarks.choices import LETTERS, choice_example, letter_among, options_at, with_options
+from envs.benchmarks.choices import LETTERS, choice_example, letter_among, options_at
 from envs.benchmarks.metrics import best_iou, grounded_unparsed, is_right, looked_at, recall_values
+from envs.benchmarks.published import Published, fraction, percent_of_mean
 from envs.benchmarks.reading import identifier_at, read_examples, rows_of, window_from, windows_at
 from envs.data.rows import UnusableRow, as_mapping, text_at
 
@@ -15,7 +16,8 @@ from envs.data.rows import UnusableRow, as_mapping, text_at
 def read(annotation: Path, video_root: Path) -> LoadedExamples:
     """The data set's rextime_val.json: qid, vid, question, options, ans (a letter), span [s, e] or relevant_windows.
 
-    The evaluation's rextime_val.jsonl has no options, the test split no answers: such rows are rejected.
+    The evaluation's rextime_val.jsonl has no options, the test split no answers: such rows are rejected. A window may
+    be a point (two are): no look overlaps it, and its question counts.
     Videos are vid.mp4, of ActivityNet and of QVHighlights, in one folder or in the two that the authors name.
     """
 
@@ -32,9 +34,10 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
             text_at(row, "vid"),
             video_root,
             ("", "videos", "Anet_videos_15fps_short256"),
-            with_options(text_at(row, "question"), options),
+            text_at(row, "question"),
             letter_among(text_at(row, "ans"), LETTERS[: len(options)]),
-            windows=windows_at(row, "relevant_windows") if has_list else (window_from(row.get("span")),),
+            options=options,
+            windows=windows_at(row, "relevant_windows") if has_list else (window_from(row.get("span"), points=True),),
             group=text_at(row, "category") if "category" in row else "",
         )
 
@@ -62,4 +65,12 @@ REXTIME = Benchmark(
     read=read,
     score=score,
     headline="acc_gqa@0.5",
+    published=Published(
+        why_not=dict.fromkeys(("acc_qa", "acc_gqa@0.5", "r1@0.3", "r1@0.5", "miou"), ""),
+        splits={"val": 921},
+        printed={
+            **dict.fromkeys(("acc_qa", "acc_gqa@0.5"), fraction),
+            **dict.fromkeys(("r1@0.3", "r1@0.5", "miou"), percent_of_mean(2, trimmed=True)),
+        },
+    ),
 )

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from envs.benchmarks.benchmark import Benchmark, Example, LoadedExamples, Prediction
-from envs.benchmarks.choices import LETTERS, choice_example, letter_among, options_at, with_options, without_labels
+from envs.benchmarks.choices import LETTERS, choice_example, letter_among, options_at, without_labels
 from envs.benchmarks.metrics import choice_values, chosen_letter
+from envs.benchmarks.official import LEAD_INS, chooses, first_letter, official_accuracy, response_of
+from envs.benchmarks.published import Published, percent
 from envs.benchmarks.reading import each_of, identifier_at, read_examples, rows_of
 from envs.data.rows import UnusableRow, as_mapping, shortened, text_at
 
 DURATIONS = ("short", "medium", "long")
+_LEAD_INS = (*LEAD_INS, "The best option isThe correct option is", "Best answer:Best option:")  # for want of commas
+_FIRST_CAPITAL = "the script takes the first of the capitals A-D in a response, and leaves out those without one"
 _YOUTUBE_ID = re.compile(r"[?&]v=([\w-]+)", re.ASCII)
 
 
@@ -35,8 +39,9 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
             _video(row),
             video_root,
             ("", "data", "video", "videos"),
-            with_options(text_at(row, "question"), options),
+            text_at(row, "question"),
             letter_among(text_at(row, "answer"), LETTERS[: len(options)]),
+            options=options,
             group=duration,
         )
 
@@ -46,11 +51,14 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
 def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:
     """Accuracy over all questions and by length of video.
 
-    "answered/accuracy" is over the questions whose answer could be read: what the official script divides by.
+    "answered/accuracy" is over the questions whose answer could be read; "official/…" over those in whose answer the
+    script finds one of the capitals A to D, the first of which is the choice.
     """
     values = choice_values(example, prediction)
-    is_read = chosen_letter(prediction) is not None
-    return values | {"answered/accuracy": values["accuracy"]} if is_read else values
+    if chosen_letter(prediction) is not None:
+        values["answered/accuracy"] = values["accuracy"]
+    letter = None if prediction is None else first_letter(response_of(prediction), "ABCD", _LEAD_INS)
+    return values if letter is None else values | official_accuracy(example, chooses(example, letter))
 
 
 def _video(row: Mapping[str, object]) -> str:
@@ -65,9 +73,20 @@ VIDEO_MME = Benchmark(
     source=(
         "Fu et al. 2024, arXiv 2405.21075; evaluation/eval_your_results.py. Accuracy over all 2,700 "
         "questions, and over the 900 each of short, medium and long videos; answered/accuracy: over those "
-        "whose answer could be read, as the script. The setting without subtitles."
+        "whose answer could be read. official/…: the script's, over the answers with one of the capitals A-D "
+        "in them. The setting without subtitles."
     ),
     read=read,
     score=score,
     headline="accuracy",
+    published=Published(
+        why_not={
+            "official/": "",
+            "accuracy": _FIRST_CAPITAL,
+            "accuracy/": _FIRST_CAPITAL,
+            "answered/accuracy": _FIRST_CAPITAL,
+        },
+        splits={"test": 2700},
+        printed={"official/": percent(1)},
+    ),
 )

@@ -197,7 +197,10 @@ def _differences(first: Evaluation, other: Evaluation) -> dict[str, PairedDiffer
         both = [(one, two) for one, two in pairs if name in one.metrics and name in two.metrics]
         if both:
             groups = [one.group for one, _ in both] if name in in_either(first.report["over_groups"]) else None
-            ones, twos = ([outcome.metrics[name] for outcome in side] for side in zip(*both, strict=True))
+            unasked = first.report["metrics"][name]["n"] - len(both) if name in first.report.get("over_file", ()) else 0
+            ones, twos = (
+                [outcome.metrics[name] for outcome in side] + [0.0] * unasked for side in zip(*both, strict=True)
+            )
             found[name] = compare_paired(ones, twos, groups)
     return found
 

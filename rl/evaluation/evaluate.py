@@ -123,18 +123,22 @@ def _call(call: Call) -> dict[str, Any]:
     }
 
 
-def summarise_outcomes(outcomes: Sequence[Outcome], *, over_groups: Sequence[str] = ()) -> dict[str, Any]:
+def summarise_outcomes(
+    outcomes: Sequence[Outcome], *, over_groups: Sequence[str] = (), over_file: Sequence[str] = (), unasked: int = 0
+) -> dict[str, Any]:
     """Metrics with intervals, by group too, and counts; the same whatever the order in which examples finished.
 
     Args:
         over_groups: metrics that are means over groups of the mean within each; the others are means over examples.
+        over_file: metrics in which the questions of the file count 0 that were not asked.
+        unasked: how many those are.
     """
-    ordered = sorted(outcomes, key=lambda outcome: (outcome.index, outcome.task_id))
+    ordered = _in_order(outcomes)
     by_group = {group: [o for o in ordered if o.group == group] for group in sorted({o.group for o in ordered})}
     seconds = sum(_seconds_of_sessions(ordered).values())
     return {
         "counts": _counts(ordered),
-        "metrics": _metrics(ordered, over_groups),
+        "metrics": _metrics(ordered, over_groups, over_file, unasked),
         "groups": {group: _metrics(part) for group, part in by_group.items()} if len(by_group) > 1 else {},
         "behaviour": _behaviour([outcome for outcome in ordered if outcome.missing is None]),
         "seconds": round(seconds, 3),
@@ -142,14 +146,34 @@ def summarise_outcomes(outcomes: Sequence[Outcome], *, over_groups: Sequence[str
     }
 
 
-def _metrics(outcomes: Sequence[Outcome], over_groups: Sequence[str] = ()) -> dict[str, Any]:
-    names = sorted({name for outcome in outcomes for name in outcome.metrics})
-    estimates = {}
-    for name in names:
-        having = [outcome for outcome in outcomes if name in outcome.metrics]
-        groups = [outcome.group for outcome in having] if name in over_groups else None
-        estimates[name] = asdict(estimate_mean([outcome.metrics[name] for outcome in having], groups))
-    return estimates
+def metric_values(
+    outcomes: Sequence[Outcome], *, over_file: Sequence[str] = (), unasked: int = 0
+) -> dict[str, tuple[list[float], list[str]]]:
+    """By metric: its values and the groups of their examples, in the benchmark's order.
+
+    Args:
+        over_file, unasked: as for `summarise_outcomes`; the questions that were not asked come last, in group "".
+    """
+    found = {}
+    for name in sorted({name for outcome in outcomes for name in outcome.metrics}):
+        having = [outcome for outcome in _in_order(outcomes) if name in outcome.metrics]
+        more = unasked if name in over_file else 0
+        values = [outcome.metrics[name] for outcome in having]
+        found[name] = (values + [0.0] * more, [outcome.group for outcome in having] + [""] * more)
+    return found
+
+
+def _in_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return sorted(outcomes, key=lambda outcome: (outcome.index, outcome.task_id))
+
+
+def _metrics(
+    outcomes: Sequence[Outcome], over_groups: Sequence[str] = (), over_file: Sequence[str] = (), unasked: int = 0
+) -> dict[str, Any]:
+    return {
+        name: asdict(estimate_mean(values, groups if name in over_groups else None))
+        for name, (values, groups) in metric_values(outcomes, over_file=over_file, unasked=unasked).items()
+    }
 
 
 def _behaviour(outcomes: Sequence[Outcome]) -> dict[str, Any]:

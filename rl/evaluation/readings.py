@@ -45,6 +45,12 @@ def in_either(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(called for name in names for called in (name, _named(STRICT, name), _named(LENIENT, name)))
 
 
+def by_either_reading(name: str) -> str:
+    """The name of a metric without that of a reading before it."""
+    reading, slash, rest = name.partition("/")
+    return rest if slash and reading in (STRICT, LENIENT) else name
+
+
 def is_detail(name: str) -> bool:
     """Whether a metric is a part of what the other reading says, which metrics.json has and the table leaves out."""
     reading, slash, rest = name.partition("/")

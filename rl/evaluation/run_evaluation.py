@@ -23,8 +23,8 @@ from rl.config.file import stored_settings, to_dict
 from rl.config.run import RunConfig
 from rl.evaluation.evaluate import is_done, roll_out_remaining
 from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, PredictionFile, open_folder, write_json
-from rl.evaluation.scorers import benchmark_scorer, reward_scorer
-from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, identity_of, make_suite
+from rl.evaluation.scorers import benchmark_scorer, rescored, reward_scorer
+from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, identity_of, limited, make_suite
 from rl.evaluation.summary import make_report, print_report
 from rl.run.console.stages import counted_stage, say
 from rl.run.initial_policy import initial_policy
@@ -63,7 +63,7 @@ def run_evaluation(
     policy_dir = initial_policy(config, console)
     identity = identity_of(config, suite, policy_sha256(policy_dir))
     folder = home / EVALUATIONS / (config.evaluation.name or suite.name)
-    suite = replace(suite, examples=suite.examples[: config.evaluation.limit or None])
+    suite = limited(suite, config.evaluation.limit)
     with open_folder(folder, identity, restart=restart) as file, keep_log(folder):
         say(console, f"evaluation: {folder}")
         _report_rejected(suite, folder / REJECTED, config.data.bad_rows)
@@ -72,6 +72,8 @@ def run_evaluation(
             say(console, f"{done} of {len(suite.examples)} examples are done already")
         if done < len(suite.examples):
             _roll_out_remaining(config, suite, policy_dir, file, done, console)
+        for outcome in rescored(suite, [file.outcomes[example.task.task_id] for example in suite.examples]):
+            file.append(outcome)
         outcomes = [file.outcomes[example.task.task_id] for example in suite.examples]
     policy = {**origin, "folder": str(policy_dir.absolute()), "sha256": identity["policy"]}
     report = make_report(config, suite, outcomes, identity, policy)

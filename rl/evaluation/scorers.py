@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from actors.reward import RewardError, RewardPool
 from envs.benchmarks.benchmark import Example, Prediction
-from envs.benchmarks.prediction import prediction_of, read_leniently
+from envs.benchmarks.prediction import prediction_of, read_leniently, said_in_the_end
 from rewards.failures import cause_key, cause_line
 from rl.config.run import RunConfig
 from rl.evaluation.evaluate import ExampleScore, Scorer, missing_prediction, outcome_of
@@ -17,7 +18,7 @@ from rl.evaluation.readings import both_accuracies, both_readings
 from rl.evaluation.suite import EvaluationSuite
 from rl.run.reporter import answer_terms
 from rl.tracking.held_out import EVALUATION_STEP
-from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Trajectory, TrajectoryGroup
+from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, TimeSpan, Trajectory, TrajectoryGroup
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +32,38 @@ def benchmark_scorer(suite: EvaluationSuite) -> Scorer:
     def score(place: int, trajectory: Trajectory) -> Outcome:
         example = suite.examples[place]
         prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
-        try:
-            values = both_readings(
-                suite.metric(example, prediction), suite.metric(example, read_leniently(prediction, example.task))
-            )
-            values = {name: float(value) for name, value in values.items()}
-        except Exception as error:  # of a benchmark's own code, which may be a user's
-            raise EvaluationError(
-                f"{suite.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
-            ) from error
-        return _outcome(example, place, trajectory, values, prediction)
+        return _outcome(example, place, trajectory, _values(suite, example, prediction), prediction)
 
     return score_all
+
+
+def rescored(suite: EvaluationSuite, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those of a benchmark's outcomes whose metrics are others by now, with the metrics of today.
+
+    They are of an earlier version, in which the benchmark had other metrics: a mean over both would be neither's.
+    """
+    if suite.metric is None:
+        return []
+    changed = []
+    for example, outcome in zip(suite.examples, outcomes, strict=True):
+        windows = tuple(TimeSpan(start_s, end_s) for start_s, end_s in outcome.windows_s)
+        prediction = Prediction(outcome.answer, windows, said_in_the_end(outcome.text))
+        values = _values(suite, example, None if outcome.missing else prediction)
+        if values != outcome.metrics:
+            changed.append(replace(outcome, metrics=values))
+    return changed
+
+
+def _values(suite: EvaluationSuite, example: Example, prediction: Prediction | None) -> dict[str, float]:
+    try:
+        strict, lenient = (
+            suite.metric(example, read) for read in (prediction, read_leniently(prediction, example.task))
+        )
+        return {name: float(value) for name, value in both_readings(strict, lenient).items()}
+    except Exception as error:  # of a benchmark's own code, which may be a user's
+        raise EvaluationError(
+            f"{suite.name}: its metric failed on task {example.task.task_id}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig) -> Scorer:

@@ -9,13 +9,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from envs.benchmarks.benchmark import Example, Prediction, RejectedExample
+from envs.benchmarks.published import Published
 from envs.benchmarks.registry import resolve
 from rl.config.errors import ConfigError
 from rl.config.file import to_dict
@@ -43,6 +44,9 @@ class EvaluationSuite:
     rejected: tuple[RejectedExample, ...]
     over_groups: tuple[str, ...] = ()
     metric: Callable[[Example, Prediction | None], Mapping[str, float]] | None = None  # None: the run's rewards
+    over_file: tuple[str, ...] = ()  # metrics in which the questions count 0 that were not asked
+    unasked: int = 0  # questions of the file that are no example, or beyond evaluation.limit
+    published: Published = field(default_factory=Published)
 
 
 def make_suite(config: RunConfig, console: Console) -> EvaluationSuite:
@@ -89,7 +93,16 @@ def benchmark_suite(config: RunConfig) -> EvaluationSuite:
         loaded.rejected,
         benchmark.over_groups,
         benchmark.score,
+        benchmark.over_file,
+        len(loaded.rejected),
+        benchmark.published,
     )
+
+
+def limited(suite: EvaluationSuite, limit: int) -> EvaluationSuite:
+    """The suite with its first examples only; 0: with all."""
+    kept = suite.examples[: limit or None]
+    return replace(suite, examples=kept, unasked=suite.unasked + len(suite.examples) - len(kept))
 
 
 def identity_of(config: RunConfig, suite: EvaluationSuite, policy_sha256: str) -> dict[str, Any]:

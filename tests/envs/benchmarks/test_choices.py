@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.benchmarks.choices import (
+    NO_OPTION,
     choice_example,
     letter_among,
     letter_of_text,
@@ -15,12 +16,15 @@ from envs.benchmarks.choices import (
     without_labels,
     written_letters,
 )
+from envs.benchmarks.metrics import is_right
 from envs.data.rows import UnusableRow
 from rl.trajectory import AnswerKind, TimeSpan
 
 
 def test_a_question_shows_one_option_per_line():
     assert with_options(" What? ", ["red", "blue"]) == "What?\nA. red\nB. blue"
+    assert with_options("What?", [" red ", "", "blue"]) == "What?\nA. red\nB.\nC. blue"
+    assert with_options("What? A or B\n", []) == "What? A or B"
 
 
 def test_a_choice_is_asked_with_the_video_first_and_the_letter_as_its_answer(videos):
@@ -63,17 +67,16 @@ def test_labels_are_taken_off_where_every_option_has_its_own(options, plain):
         ("happy", ["sad", "happy", "angry", "happy"], "B", "D"),  # the same text twice: one letter is right
         (" blue ", ["red", "blue"], "B", "B"),
         ("B", ["B", "A"], "A", "A"),  # a text that looks like a letter
+        ("", ["red", "", "blue", ""], "B", "D"),  # a blank option is one
+        ("Blue", ["Blue ", "Blue"], "B", "B"),  # the one that equals it to the last blank
+        ("green", ["red", "blue"], None, None),
+        ("RED", ["red", "blue"], None, None),
+        ("", ["red", "blue"], None, None),
     ],
 )
-def test_a_text_is_the_letter_of_its_option(answer, options, first, last):
+def test_a_text_is_the_letter_of_its_option_if_there_is_one(answer, options, first, last):
     assert letter_of_text(answer, options) == first
     assert letter_of_text(answer, options, last=True) == last
-
-
-@pytest.mark.parametrize("answer", ["green", "", "RED"])
-def test_a_text_that_is_no_option_is_the_rows_fault(answer):
-    with pytest.raises(UnusableRow, match="none of the options"):
-        letter_of_text(answer, ["red", "blue"])
 
 
 @pytest.mark.parametrize(("answer", "letter"), [("B", "B"), (" b ", "B"), ("(B)", "B"), ("B.", "B")])
@@ -109,10 +112,29 @@ def test_a_question_without_options_is_the_rows_fault(question):
         written_letters(question)
 
 
-@pytest.mark.parametrize("options", [None, "AB", ["one"], [], ["a", 7], ["a", ""], ["a"] * 27])
+@pytest.mark.parametrize("options", [None, "AB", ["one"], [], ["a", None], ["a", True], ["a", ["b"]], ["a"] * 27])
 def test_options_are_a_list_of_texts(options):
     with pytest.raises(UnusableRow, match="options"):
         options_at({"options": options}, "options")
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        (["a", ""], ("a", "")),
+        (["", "", "", ""], ("", "", "", "")),
+        (["a", " "], ("a", " ")),
+        (["two", 2, 2.5], ("two", "2", "2.5")),
+    ],
+)
+def test_a_blank_option_is_one_and_a_number_is_its_digits(options, texts):
+    assert options_at({"options": options}, "options") == texts
+
+
+def test_an_answer_that_is_no_option_is_a_question_in_which_nobody_is_right(videos, says):
+    example = choice_example("t", "a", videos("a.mp4"), ("",), "What?", None, options=["x", "y"])
+    assert not example.answerable
+    assert not any(is_right(example, says(answer)) for answer in ("A", "B", "@", NO_OPTION, "", None))
 
 
 @given(st.text(alphabet="AB(). \n", max_size=200))

@@ -282,6 +282,34 @@ def test_mlvu_takes_the_last_of_equal_candidates_as_its_script_does(write, video
     assert example.task.answer == "C"
 
 
+def test_mlvu_counts_blank_candidates_and_answers_that_are_none(write, videos, says):
+    shared = {"video": "v.mp4", "question_type": "ego"}
+    rows = [
+        {**shared, "question": "Where?", "candidates": ["in", "out", "", "on"], "answer": "in"},
+        {**shared, "question": "Where?", "candidates": ["in", "out", "", "on"], "answer": ""},
+        {**shared, "question": "", "candidates": ["", "", "", ""], "answer": ""},
+        {**shared, "question": "Where?", "candidates": ["in", "out", "under", "on"], "answer": "nowhere"},
+        {**shared, "question": "How many?", "candidates": ["1", "2"], "answer": "B"},  # no option, though a letter
+    ]
+    loaded = resolve("mlvu").read(write("3_ego.json", rows), videos("v.mp4"))
+    assert loaded.rejected == ()
+    score = resolve("mlvu").score
+    right = [[x for x in "ABCD" if score(one, says(x))["m_avg"]] for one in loaded.examples]
+    assert right == [["A"], ["C"], ["D"], [], []]
+    assert [one.answerable for one in loaded.examples] == [True, True, True, False, False]
+    assert "\nA. in\nB. out\nC.\nD. on\n" in loaded.examples[1].task.question
+
+
+@pytest.mark.real_data
+def test_mlvu_as_published_is_2175_questions(real_data_dir, videos):
+    folder = real_data_dir / "mlvu"
+    rows = [row for file in folder.glob("*.json") for row in json.loads(file.read_bytes())]
+    loaded = resolve("mlvu").read(folder, videos(*{row["video"] for row in rows}))
+    assert (len(loaded.examples), loaded.rejected) == (2175, ())
+    assert sum("" in one.options for one in loaded.examples) == 4
+    assert [one.task.task_id for one in loaded.examples if not one.answerable] == ["2_needle:35", "2_needle:339"]
+
+
 def test_mlvu_needs_all_seven_files_of_the_folder(write, videos):
     folder = write("1_plotQA.json", []).parent
     with pytest.raises(DatasetError, match=r"mean over seven tasks; there is no file \*_needle\.json"):

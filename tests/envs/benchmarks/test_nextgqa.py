@@ -116,18 +116,24 @@ def test_rows_that_cannot_be_used_are_reported(read, reasons):
         ROWS[0],
         ROWS[0],
         ROWS[0].replace(",2,CW", ",9,CW"),
-        "why,none of them,4,CW,a,b,c,d,e",
-        "why,a,4,CW,a,b,c,d,",
+        ",none of them,4,CW,a,b,c,d,e",
         "why,a,4,CW,a,b",
     ]
     loaded = read(rows)
     assert [example.task.task_id for example in loaded.examples] == ["77_2"]
-    assert [line for line, _ in reasons(loaded)] == [3, 4, 5, 6, 7]
+    assert [line for line, _ in reasons(loaded)] == [3, 4, 5, 6]
     text = [reason for _, reason in reasons(loaded)]
     assert text[0] == "the id '77_2' belongs to line 2 already"
     assert text[1] == "gsub_test.json has no windows for question 9 of video 77"
-    assert "none of the options" in text[2]
-    assert "'a4' must be a text" in text[3] and "'a2' must be a text" in text[4]
+    assert "'question' must be a text" in text[2] and "'a2' must be a text" in text[3]
+
+
+def test_a_blank_option_and_an_answer_that_is_none_do_not_cost_the_question(read, says):
+    rows = ["why,none of them,2,CW,a,b,c,d,e", "why,,4,CW,a,b,c,,e"]
+    nobody, blank = read(rows).examples
+    assert not any(NEXTGQA.score(nobody, says(letter, (0, 4)))["acc_qa"] for letter in "ABCDE")
+    assert NEXTGQA.score(nobody, says("A", (0, 4)))["miop"] == 1.0  # it counts, as in the authors' loader
+    assert blank.task.answer == "D" and "\nC. c\nD.\nE. e\n" in blank.task.question
 
 
 @pytest.mark.parametrize("video", ["78.mp4", "elsewhere/77.mp4"])

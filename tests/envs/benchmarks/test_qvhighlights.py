@@ -64,7 +64,7 @@ def test_rows_that_cannot_be_used_are_reported(write, videos, reasons):
         ROW,
         {**without, "qid": 1},
         {**ROW, "qid": 2, "relevant_windows": []},
-        {**ROW, "qid": 3, "relevant_windows": [[0, 4], [6, 6]]},
+        {**ROW, "qid": 3, "relevant_windows": [[4, 0], [6, 6]]},
         {**ROW, "qid": 4, "vid": "none"},
         {**ROW, "qid": True},
         {**ROW, "qid": 5, "query": ""},
@@ -76,7 +76,7 @@ def test_rows_that_cannot_be_used_are_reported(write, videos, reasons):
     expected = [
         (2, "the test split's are withheld"),
         (3, "a list of windows that is not empty"),
-        (4, "[6, 6] is reversed, empty"),
+        (4, "the window is reversed or empty: 6 - 6"),
         (5, "'none.mp4' cannot be found"),
         (6, "'qid' must be an id"),
         (7, "'query' must be a text"),
@@ -86,3 +86,14 @@ def test_rows_that_cannot_be_used_are_reported(write, videos, reasons):
     assert [line for line, _ in reasons(loaded)] == [line for line, _ in expected]
     for (_, reason), (_, part) in zip(reasons(loaded), expected, strict=True):
         assert part in reason
+
+
+def test_one_bad_window_of_several_costs_only_itself(write, videos, says):
+    windows = [[16, 0], [6, 6], ["a", 3], [-1, 4], [60, 80], [7]]
+    (example,) = QVHIGHLIGHTS.read(
+        write("val.jsonl", {**ROW, "relevant_windows": windows}), videos(f"{VIDEO}.mp4")
+    ).examples
+    assert example.windows == (TimeSpan(6, 6), TimeSpan(-1, 4), TimeSpan(60, 80))
+    assert example.task.answer == "60.00 - 80.00"  # the first that lies forward in the video
+    assert QVHIGHLIGHTS.score(example, says("60 - 80"))["r1@0.7"] == 1
+    assert QVHIGHLIGHTS.score(example, says("0 - 16"))["miou"] == pytest.approx(4 / 17)

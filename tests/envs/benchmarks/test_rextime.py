@@ -1,5 +1,7 @@
 """ReXTime: the answer is right, the window reaches half of the evidence, or both."""
 
+import json
+
 import pytest
 
 from envs.benchmarks.rextime import REXTIME
@@ -65,6 +67,25 @@ def test_several_windows_count_by_the_best(write, videos, says):
     row = {**ROW, "relevant_windows": [[4, 12], [30, 40]]}
     (example,) = REXTIME.read(write("val.jsonl", row), videos("videos/v_ZMTi498qnPc.mp4")).examples
     assert REXTIME.score(example, says("B", (30, 36)))["miou"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("span", [{"span": [1, 1]}, {"relevant_windows": [[0, 0]]}])
+def test_a_point_is_a_window_that_no_look_overlaps(write, videos, says, span):
+    (example,) = REXTIME.read(write("val.json", [{**ROW, **span}]), videos("v_ZMTi498qnPc.mp4")).examples
+    assert example.task.evidence_span is None
+    for look in ((0, 2), (1, 1), (0, 0), (5, 6)):
+        values = REXTIME.score(example, says("B", look))
+        assert (values["acc_qa"], values["acc_gqa@0.5"], values["miou"], values["r1@0.3"]) == (1, 0, 0, 0)
+
+
+@pytest.mark.real_data
+def test_the_published_questions_all_count(real_data_dir, write, videos):
+    rows = [json.loads(line) for line in (real_data_dir / "rextime" / "rextime_val.jsonl").open(encoding="utf-8")]
+    whole = [{**row, "question": row["query"], "options": list("wxyz")} for row in rows]  # as the data set has them
+    loaded = REXTIME.read(write("rextime_val.json", whole), videos(*{f"{row['vid']}.mp4" for row in rows}))
+    assert (len(loaded.examples), loaded.rejected) == (921, ())
+    points = [one.task.task_id for one in loaded.examples if one.windows[0].length_s == 0]
+    assert points == ["anet_val867", "anet_val889"]
 
 
 def test_means_are_over_all_questions(write, videos, says, means):

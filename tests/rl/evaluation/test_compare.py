@@ -64,6 +64,17 @@ def test_examples_that_only_one_run_has_are_left_out_of_the_difference(tmp_path)
     assert found["accuracy"].difference.value == 0.5
 
 
+def test_where_the_whole_file_counts_the_difference_is_of_the_whole_file(tmp_path):
+    folders = []
+    for run, right in (("x", (0, 1)), ("y", (1, 1))):
+        folders.append(evaluation(tmp_path / run / "l", dict(zip("ab", right, strict=True))))
+        report = json.loads((folders[-1] / "metrics.json").read_text())
+        report["metrics"]["accuracy"]["n"] = 8  # six were not asked
+        write_json(folders[-1] / "metrics.json", report | {"over_file": ["accuracy"]})
+    (found,) = compare(load_evaluations(folders)).differences
+    assert (found["accuracy"].difference.value, found["accuracy"].difference.n) == (1 / 8, 8)
+
+
 def test_a_macro_average_differs_by_its_macro_average(tmp_path):
     # short: 0 of 3 -> 3 of 3 (+1); long: 1 of 1 -> 1 of 1 (0): half of it, not three quarters
     names = ("s1", "s2", "s3", "l1")
