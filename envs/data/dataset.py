@@ -112,14 +112,15 @@ def within_clip(task: VideoTask, duration_s: float) -> VideoTask:
         UnusableRow: the answer, or all evidence, lies after the clip's end.
     """
     if any(window.end_s > duration_s for window in task.evidence):
-        _clamped(min(task.evidence, key=lambda window: window.start_s), duration_s)  # of all of them, if this one is
-        inside = [_clamped(window, duration_s) for window in task.evidence if window.start_s < duration_s]
+        video, first = task.video_path, min(task.evidence, key=lambda window: window.start_s)
+        _clamped(first, duration_s, video)  # of all of them, if this one is
+        inside = [_clamped(window, duration_s, video) for window in task.evidence if window.start_s < duration_s]
         task = replace(task, evidence_span=inside[0], further_evidence=tuple(inside[1:]))
     answer = read_span(task.answer) if task.answer_kind is AnswerKind.SPAN else None
     if answer is not None and answer.end_s > duration_s:
-        task = replace(task, answer=spell_span(_clamped(answer, duration_s)))
+        task = replace(task, answer=spell_span(_clamped(answer, duration_s, task.video_path)))
         if read_span(task.answer) is None:
-            raise UnusableRow(f"nothing is left of the answer within the video ({duration_s:g} s)")
+            raise UnusableRow(f"{task.video_path}: nothing is left of the answer within the video ({duration_s:g} s)")
     return task
 
 
@@ -195,10 +196,9 @@ def _rejected(path: Path, line: int, error: Exception) -> RejectedRow:
     return RejectedRow(str(path), line, one_line(error))
 
 
-def _clamped(span: TimeSpan, duration_s: float) -> TimeSpan:
+def _clamped(span: TimeSpan, duration_s: float, video: str) -> TimeSpan:
     """The part of a window that lies in the clip."""
     if span.start_s >= duration_s:
-        raise UnusableRow(
-            f"the span {span.start_s:g} - {span.end_s:g} lies after the end of the video ({duration_s:g} s)"
-        )
+        window = f"{span.start_s:g} - {span.end_s:g}"
+        raise UnusableRow(f"{video}: the span {window} lies after the end of the video ({duration_s:g} s)")
     return TimeSpan(span.start_s, min(span.end_s, duration_s))

@@ -17,8 +17,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from envs.data.rows import UnusableRow, shortened
+from envs.video.suffixes import VIDEO_SUFFIXES, is_video_name
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 LONGEST_PATH = 4096  # characters; Linux takes as many bytes
 UNNAMABLE = ("Cc", "Zl", "Zp", "Cs")  # Unicode categories: controls, ends of lines and paragraphs, halves of pairs
 _AROUND = " \t\n\r\u00a0\u200b\u200e\u200f\u2060\ufeff\"'"
@@ -37,7 +37,7 @@ def video_file(name: str, root: Path, folders: tuple[str, ...] = ("",)) -> str:
             return path
         if (found := _with_suffix(root, path)) is not None:
             return found
-    return name if name.lower().endswith(VIDEO_SUFFIXES) else f"{name}.mp4"
+    return name if is_video_name(name) else f"{name}.mp4"
 
 
 def confine(path: str, root: Path) -> str:

@@ -98,6 +98,7 @@ class DecodeProcess:
         self._pipe: Connection | None = None
         self._answered = 0  # by this process
         self._progress = 0  # requests answered by all of them
+        self._asked = ""  # the latest clip
         self.replaced: Counter[str] = Counter()  # processes, by cause: deadline, death, memory, worn
         self._faults: list[Fault] = []
         self._noting = threading.Lock()  # faults: who takes them does not wait for a request
@@ -146,6 +147,7 @@ class DecodeProcess:
 
     def _ask(self, path: str, limits: TimeLimits, method: str, *arguments: Any) -> Any:
         with self._turn:
+            self._asked = path
             if self._process is not None and self.pid is None:
                 self._replace("death", "")
             elif self.pid is not None and self._is_worn():
@@ -252,7 +254,9 @@ class DecodeProcess:
         try:
             return process.wait(END_S)
         except subprocess.TimeoutExpired:
-            log.warning("decoding process %d does not end, though killed: it is left behind", process.pid)
+            log.warning(
+                "%s: decoding process %d does not end, though killed: it is left behind", self._asked, process.pid
+            )
             return None
 
 

@@ -35,7 +35,9 @@ def test_a_video_is_found_with_or_without_its_suffix_in_the_folders_given(tmp_pa
     assert video_file(name, tmp_path, ("", "deep")) == found
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".MP4", ".Mp4", ".mkv", ".WEBM"])
+@pytest.mark.parametrize(
+    "suffix", [".mp4", ".MP4", ".Mp4", ".mkv", ".WEBM", ".wmv", ".MPG", ".ts", ".Ogv", ".m4v", ".GIF"]
+)
 def test_a_suffix_is_added_in_small_or_capital_letters(tmp_path, suffix):
     (tmp_path / f"a{suffix}").touch()
     assert video_file("a", tmp_path) == f"a{suffix}"
