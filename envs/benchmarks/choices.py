@@ -8,6 +8,8 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from envs.answers.characters import usual_characters
+from envs.answers.letters import read_letter
 from envs.benchmarks.benchmark import Example
 from envs.benchmarks.reading import single_evidence
 from envs.data.formats import make_task
@@ -18,7 +20,10 @@ from rl.trajectory import AnswerKind, TimeSpan
 LETTERS = string.ascii_uppercase
 NO_OPTION = "none of the options"  # the reference where the authors' answer is no option: nobody is right
 _INSTRUCTION = "Answer with the letter of the one right option."
-_LABEL = re.compile(r"\s*+\(?([A-Z])[.):]\s*+")
+_LABEL = re.compile(  # "A. ", "(A) ", "a) ", "[A] ", "Ａ．", "A、", "**A.** ", "Option A: "
+    r"\s*+(?:option\s++)?\**+[(\[（【]?+([A-ZＡ-Ｚ])\**+(?:[.:．：。、]|[)\]）】][.:]?+|\s+[-–—](?=\s))\**+\s*+",
+    re.IGNORECASE,
+)
 _WRITTEN = re.compile(r"(?:^|(?<=\s))\(([A-Z])\)|^[ \t]*+([A-Z])[.):]", re.MULTILINE)
 
 
@@ -49,9 +54,11 @@ def choice_example(
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """The question, then one option per line: "A. text"."""
-    lines = (f"{letter}. {option.strip()}".rstrip() for letter, option in zip(LETTERS, options, strict=False))
-    return "\n".join((question.strip(), *lines))
+    """The question, then one option per line: "A. text"; labels that the options carry already are not doubled."""
+    plain = without_labels(options)
+    lines = (f"{letter}. {option.strip()}".rstrip() for letter, option in zip(LETTERS, plain, strict=False))
+    return "
+".join((question.strip(), *lines))
 
 
 def options_at(row: Mapping[str, object], key: str) -> tuple[str, ...]:
@@ -73,20 +80,23 @@ def text_or_blank(row: Mapping[str, object], key: str) -> str:
 def without_labels(options: Sequence[str]) -> tuple[str, ...]:
     """The options without the letters that the authors wrote before them ("A. text"), where each has its own."""
     labels = [_LABEL.match(option) for option in options]
-    if all(label and label[1] == LETTERS[i] for i, label in enumerate(labels)):
-        return tuple(option[label.end() :] for option, label in zip(options, labels, strict=True))
-    return tuple(options)
+    if not all(label and read_letter(usual_characters(label[1])) == LETTERS[i] for i, label in enumerate(labels)):
+        return tuple(options)
+    plain = tuple(option[label.end() :] for option, label in zip(options, labels, strict=True))
+    return plain if any(plain) else tuple(options)  # "A.", "B.": the letters are what is to be chosen
 
 
 def letter_of_text(answer: str, options: Sequence[str], *, last: bool = False) -> str | None:
     """The letter of the option that is the answer's text, where authors give the text; None if no option is.
 
     Of options that share it the first one's letter is right, and only that one's; the last one's where the authors' own
-    script takes the last. A text is the option that it equals to the last blank, if there is one.
+    script takes the last. A text is the option that it equals to the last blank, if there is one; then the one that it
+    equals without the label.
     """
     same = [letter for letter, option in zip(LETTERS, options, strict=False) if option == answer]
     alike = [letter for letter, option in zip(LETTERS, options, strict=False) if option.strip() == answer.strip()]
-    letters = same or alike
+    plain = zip(LETTERS, without_labels(options), strict=False)
+    letters = same or alike or [letter for letter, option in plain if option.strip() == answer.strip()]
     return letters[-1 if last else 0] if letters else None
 
 

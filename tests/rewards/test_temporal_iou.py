@@ -32,3 +32,11 @@ def test_difficulty_by_length_of_the_evidence(evidence_s, alpha, beta):
 def test_difficulty_is_off_unless_asked_for(task, call):
     assert temporal_iou(task(), call(2, 5)) == pytest.approx(0.5)
     assert temporal_iou(task(), call(2, 5), scaled=True) == 0.0  # 3 s of evidence: below alpha = 0.6
+
+
+def test_of_several_windows_the_best_counts(task, call):
+    several = replace(task(evidence=(3.0, 6.0)), further_evidence=(TimeSpan(20.0, 24.0), TimeSpan(40.0, 60.0)))
+
+    assert temporal_iou(several, call(20, 24)) == 1.0
+    assert temporal_iou(several, call(2, 5)) == pytest.approx(0.5)
+    assert temporal_iou(several, call(40, 55), scaled=True) == pytest.approx((0.75 - 0.4) / 0.45)  # by its own length

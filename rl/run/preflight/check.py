@@ -5,7 +5,8 @@ What costs nothing comes first: a wrong policy, a full disk, a broken reward are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from rl.run.preflight.token_budget import check_token_budget
 from rl.run.prepare.episode_context import episode_context
 from rl.run.prepare.policy import count_parameters, prepare_processor, require_given_policy, tiny_folder
 from rl.run.prepare.tasks import prepare_tasks, require_sources
-from rl.trajectory import VideoTask
+from rl.trajectory import AnswerKind, VideoTask
 
 REFUSALS = (ValueError, OSError, RuntimeError, KeyError, VideoError)  # what a part raises that cannot do its work
 
@@ -90,8 +91,21 @@ def _data(config: RunConfig, console: Console, tasks: list[VideoTask]) -> Iterat
 def _split(config: RunConfig, split: str, console: Console, tasks: list[VideoTask]) -> Finding:
     loaded = prepare_tasks(config, split, console)
     tasks += loaded.tasks
-    detail = f"{len(loaded.tasks)} tasks, {len(loaded.rejected)} rows left out, {loaded.clamped} clamped to the clip"
+    detail = (
+        f"{len(loaded.tasks)} tasks: {kinds_of_answers(loaded.tasks)}; {len(loaded.rejected)} rows left out, "
+        f"{loaded.clamped} clamped to the clip"
+    )
     return Finding(f"data.{split}", Level.NOTE if loaded.rejected else Level.OK, detail)
+
+
+def kinds_of_answers(tasks: Sequence[VideoTask]) -> str:
+    """How many answers are of each kind: "12 letters, 3 spans, 0 numbers, 1 open"; scores where there are any."""
+    counts = Counter(task.answer_kind for task in tasks)
+    return ", ".join(
+        f"{counts[kind]} {kind}" + ("s" if kind is not AnswerKind.OPEN and counts[kind] != 1 else "")
+        for kind in AnswerKind
+        if counts[kind] or kind is not AnswerKind.SCORE
+    )
 
 
 def _token_budget(config: RunConfig, tasks: list[VideoTask], policy: Finding) -> Iterator[Finding]:

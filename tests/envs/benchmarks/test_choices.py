@@ -27,6 +27,13 @@ def test_a_question_shows_one_option_per_line():
     assert with_options("What? A or B\n", []) == "What? A or B"
 
 
+@pytest.mark.parametrize(
+    "options", [["A. cat", "B. dog"], ["(A) cat", "(B) dog"], ["cat", "dog"], ["A. cat", "(B) dog"]]
+)
+def test_options_that_carry_a_label_get_none_twice(options):
+    assert with_options("What?", options) == "What?\nA. cat\nB. dog"
+
+
 def test_a_choice_is_asked_with_the_video_first_and_the_letter_as_its_answer(videos):
     root = videos("deep/a.mp4")
     example = choice_example(
@@ -50,6 +57,15 @@ def test_a_task_with_several_windows_has_no_single_evidence(videos):
         (["A. red", "B. blue"], ("red", "blue")),
         (["(A) red", "(B) blue"], ("red", "blue")),
         (["A) red", "B: blue"], ("red", "blue")),
+        (["a. red", "b) blue"], ("red", "blue")),
+        (["[A] red", "[B] blue"], ("red", "blue")),
+        (["Ａ．赤", "Ｂ．青"], ("赤", "青")),
+        (["A、红", "（B）蓝"], ("红", "蓝")),
+        (["**A.** red", "**B.** blue"], ("red", "blue")),
+        (["Option A: red", "Option B: blue"], ("red", "blue")),
+        (["A - red", "B – blue"], ("red", "blue")),
+        (["A-frame", "B-side"], ("A-frame", "B-side")),
+        (["A.", "B."], ("A.", "B.")),  # the letters are the options
         (["red", "blue"], ("red", "blue")),
         (["A. red", "blue"], ("A. red", "blue")),  # no labels, or they would be on all
         (["B. red", "A. blue"], ("B. red", "A. blue")),  # nor out of order
@@ -66,6 +82,8 @@ def test_labels_are_taken_off_where_every_option_has_its_own(options, plain):
         ("blue", ["red", "blue"], "B", "B"),
         ("happy", ["sad", "happy", "angry", "happy"], "B", "D"),  # the same text twice: one letter is right
         (" blue ", ["red", "blue"], "B", "B"),
+        ("blue", ["A. red", "B. blue"], "B", "B"),  # labels of their own are no part of a text
+        ("B. blue", ["A. red", "B. blue"], "B", "B"),
         ("B", ["B", "A"], "A", "A"),  # a text that looks like a letter
         ("", ["red", "", "blue", ""], "B", "D"),  # a blank option is one
         ("Blue", ["Blue ", "Blue"], "B", "B"),  # the one that equals it to the last blank

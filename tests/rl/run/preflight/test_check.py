@@ -13,12 +13,13 @@ from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight import machine as this_machine
-from rl.run.preflight.check import preflight, run_checks
+from rl.run.preflight.check import kinds_of_answers, preflight, run_checks
 from rl.run.preflight.findings import Level
 from rl.run.preflight.machine import available_bytes, check_memory
 from rl.run.preflight.rewards import check_rewards
 from rl.run.prepare.policy import count_parameters
 from rl.run.prepare.tasks import prepare_tasks
+from rl.trajectory import AnswerKind, VideoTask
 
 GIB = 2**30
 
@@ -288,3 +289,11 @@ def with_bad_rows(small, silent, tmp_path, *overrides):
     rows.write_text("".join(json.dumps(row) + "\n" for row in (good, *bad)))
     keys = ("data.train.format=dm_rl", f"data.train.path={rows}", f"data.train.video_root={world}")
     return small(*keys, *overrides), rows
+
+
+def test_answers_are_counted_by_kind():
+    def of_kind(kind):
+        return VideoTask("t", "/a.mp4", "?", "x", AnswerKind(kind))
+
+    assert kinds_of_answers([*map(of_kind, ["letter"] * 3 + ["span"])]) == "3 letters, 1 span, 0 numbers, 0 open"
+    assert kinds_of_answers([*map(of_kind, ["score", "open"])]) == "0 letters, 0 spans, 0 numbers, 1 score, 1 open"
