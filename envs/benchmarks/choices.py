@@ -57,8 +57,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
     """The question, then one option per line: "A. text"; labels that the options carry already are not doubled."""
     plain = without_labels(options)
     lines = (f"{letter}. {option.strip()}".rstrip() for letter, option in zip(LETTERS, plain, strict=False))
-    return "
-".join((question.strip(), *lines))
+    return "\n".join((question.strip(), *lines))
 
 
 def options_at(row: Mapping[str, object], key: str) -> tuple[str, ...]:
