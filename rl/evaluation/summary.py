@@ -79,8 +79,9 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         box=None,
         pad_edge=False,
     )
-    for heading in ("", "value", "95 % interval", "n", *(("authors print", "comparable") if published else ())):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_column("", overflow="fold")
+    for heading in ("value", "95 % interval", "n", *(("authors print", "comparable") if published else ())):
+        table.add_column(heading, justify="right", no_wrap=heading != "95 % interval")
 
     def add(label: str, estimate: Mapping[str, Any], metric: str = "") -> None:
         number = published.get(metric, {"printed": None, "comparable": True, "why_not": None})

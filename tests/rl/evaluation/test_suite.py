@@ -110,7 +110,8 @@ def test_predictions_are_parsed_from_trajectories_and_scored_by_the_benchmark(as
     trajectories = [rolled_out("<answer>B</answer>", call=CALL), rolled_out("I do not know"), lost]
     groups = [TrajectoryGroup(suite.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
     right, unread, missing = benchmark_scorer(suite)([(0, groups[0]), (1, groups[1]), (2, groups[2])])
-    assert (right.metrics, right.answer, right.windows_s) == ({"accuracy": 1.0, "unparsed": 0.0}, "B", ((1, 8),))
+    strict, lenient = {"accuracy": 1.0, "unparsed": 0.0}, {"lenient/accuracy": 1.0, "lenient/unparsed": 0.0}
+    assert (right.metrics, right.answer, right.windows_s) == (strict | lenient, "B", ((1, 8),))
     assert (right.task_id, right.index, right.group) == ("q1", 0, "kind")
     assert (unread.metrics["unparsed"], unread.answer, unread.missing) == (1.0, None, None)
     assert (missing.metrics["accuracy"], missing.missing) == (0.0, "VideoError: cannot be opened")
@@ -143,7 +144,10 @@ def test_held_out_tasks_are_scored_by_rewards_and_a_lost_video_has_none():
     trajectories = [rolled_out("<answer>B</answer>", call=CALL), Trajectory((), StopReason.VIDEO_ERROR, note="gone")]
     groups = [TrajectoryGroup(SUITE.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
     right, lost = reward_scorer(SUITE, Rewards(), own())([(0, groups[0]), (1, groups[1])])
-    assert right.metrics == {"reward_reasoning": 1.0, "accuracy": 1.0, "term/answer": 1.0, "unparsed": 0.0}
+    assert right.metrics == {
+        **{"reward_reasoning": 1.0, "accuracy": 1.0, "term/answer": 1.0, "unparsed": 0.0},
+        "lenient/accuracy": 1.0,
+    }
     assert (right.answer, right.windows_s, right.failed) == ("B", ((1, 8),), None)
     assert (lost.metrics, lost.missing, lost.failed) == ({}, "gone", None)
 
