@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import linecache
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rl.trajectory import ErrorLocation, RewardFailure, ScoredGroup
+from rl.user_code.errors import INSTALLED, bounded
 
-MESSAGE_CHARS = 500  # of an exception's message: it may quote a whole trajectory
 SOURCE_CHARS = 160
 TRACEBACK_CHARS = 8_000  # both ends are kept
 VERBS = {  # by cause
@@ -27,7 +26,6 @@ VERBS = {  # by cause
     "video_error": "has no clip to score:",
     "no_turns": "has no turns to score:",
 }
-INSTALLED = tuple(sorted({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}))
 LIMITS = str(Path(__file__).with_name("limits.py"))  # its alarm rings on top of the reward's own frames
 
 
@@ -44,16 +42,6 @@ class DistinctFailure:
 def call_reward(fn: Callable[..., Any], *arguments: Any) -> Any:
     """Call a reward; `locate` takes the frames below this one for the reward's."""
     return fn(*arguments)
-
-
-def message(error: BaseException) -> str:
-    """Class and message of an exception, on one line of bounded length."""
-    try:
-        text = str(error)
-    except Exception as second:  # a user's exception may fail while it is shown
-        text = f"(its message cannot be shown: {type(second).__name__})"
-    line = " ".join(text.split())
-    return f"{type(error).__name__}: {_bounded(line, MESSAGE_CHARS)}"
 
 
 def locate(error: BaseException) -> ErrorLocation | None:
@@ -74,8 +62,8 @@ def locate(error: BaseException) -> ErrorLocation | None:
         file=last.filename,
         line=last.lineno or 0,
         function=last.name,
-        source=_bounded((last.line or "").strip(), SOURCE_CHARS),
-        traceback=_bounded("".join(told.format()), TRACEBACK_CHARS),
+        source=bounded((last.line or "").strip(), SOURCE_CHARS),
+        traceback=bounded("".join(told.format()), TRACEBACK_CHARS),
     )
 
 
@@ -83,11 +71,14 @@ def defined_at(fn: Callable[..., Any]) -> ErrorLocation | None:
     """Where a reward function begins, for a value that is wrong without an exception; None of one written in C."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    code = getattr(inspect.unwrap(fn), "__code__", None)
+    try:
+        code = getattr(inspect.unwrap(fn), "__code__", None) or getattr(type(fn).__call__, "__code__", None)
+    except Exception:  # an object of a user's may fail at anything that is asked of it
+        code = None
     if code is None:
         return None
     source = linecache.getline(code.co_filename, code.co_firstlineno).strip()
-    return ErrorLocation(code.co_filename, code.co_firstlineno, code.co_name, _bounded(source, SOURCE_CHARS), "")
+    return ErrorLocation(code.co_filename, code.co_firstlineno, code.co_name, bounded(source, SOURCE_CHARS), "")
 
 
 def cause_line(failure: RewardFailure) -> str:
@@ -122,10 +113,3 @@ def cause_key(failure: RewardFailure) -> tuple[object, ...]:
         error = failure.detail.partition(":")[0]
         return failure.term, failure.cause, error, failure.location.file, failure.location.line
     return failure.term, failure.cause, failure.detail
-
-
-def _bounded(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    kept = limit // 2
-    return f"{text[:kept]} … {text[-kept:]}"

@@ -6,17 +6,15 @@ reward is `fn(task, trajectory, **args) -> float | None`. None means "does not a
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from rl.user_code.errors import UserCodeError, message
+from rl.user_code.loading import defined_in, load_object, nearest
+from rl.user_code.reference import SUFFIX, parse_reference
 
 RewardFn = Callable[..., float | None]
 
@@ -27,9 +25,14 @@ BUILTIN = {
     "output_format": "rewards.output_format:output_format",
 }
 SCORED = {"sampling": "call", "reasoning": "trajectory"}  # segment -> what a reward of it is given, after the task
+REFUSED = (  # kinds of functions that return something other than a number
+    (inspect.iscoroutinefunction, "an async function"),
+    (inspect.isasyncgenfunction, "an async generator"),
+    (inspect.isgeneratorfunction, "a generator: it yields where a reward returns"),
+)
 
 
-class RewardLoadError(ValueError):
+class RewardLoadError(UserCodeError):
     """A reward cannot be loaded; the message says which, why, and what would work."""
 
 
@@ -43,75 +46,89 @@ def resolve(name: str, args: Mapping[str, Any] | None = None, *, segment: str | 
         RewardLoadError: no such reward, file, module or function; it cannot be imported; it does not take these
             arguments; it scores the other segment.
     """
-    path = BUILTIN.get(name, name)
-    module_name, colon, function_name = path.rpartition(":")
-    if not colon or not module_name or not function_name:
+    reference = parse_reference(BUILTIN.get(name, name))
+    if reference is None:
         raise RewardLoadError(
-            f"unknown reward {name!r}{_nearest(name, BUILTIN)}; built in: {', '.join(sorted(BUILTIN))}; "
-            "your own: 'package.module:function' or 'path/file.py:function'"
+            f"unknown reward {name!r}{nearest(name, BUILTIN)}; built in: {', '.join(sorted(BUILTIN))}; "
+            f"your own: 'package.module:function' or 'path/file.py:function'{_meant_file(name)}"
         )
-    module = _load_file(name, Path(module_name)) if module_name.endswith(".py") else _load_module(name, module_name)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        offered = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise RewardLoadError(
-            f"reward {name!r}: no function {function_name!r} in {module_name}{_nearest(function_name, offered)}"
-        )
-    _check_signature(name, function, args or {}, segment)
+    try:
+        function = load_object(f"reward {name!r}", reference, "function")
+    except UserCodeError as error:
+        raise RewardLoadError(str(error)) from error
+    try:
+        _refuse_what_is_no_reward(name, function)
+        _check_signature(name, function, args or {}, segment)
+    except RewardLoadError:
+        raise
+    except Exception as error:  # an object of a user's may fail at anything that is asked of it
+        raise RewardLoadError(f"reward {name!r} cannot be looked at: {message(error)}") from error
     return functools.partial(function, **args) if args else function
 
 
-def _load_module(name: str, module_name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
-        hint = ""
-        if isinstance(error, ModuleNotFoundError) and error.name and module_name.split(".")[0] == error.name:
-            hint = "; is it installed, or reachable through PYTHONPATH? A file is named as 'path/file.py:function'"
-        raise RewardLoadError(f"reward {name!r}: cannot import {module_name}: {_named(error)}{hint}") from error
+def display_name(function: Any) -> str:
+    """What a callable is called in a message: partials, instances and methods included."""
+    if isinstance(function, functools.partial):
+        return f"partial({display_name(function.func)})"
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    return name if isinstance(name, str) else type(function).__qualname__
 
 
-def _load_file(name: str, path: Path) -> ModuleType:
-    file = path.expanduser().resolve()
-    if not file.is_file():
-        beside = [entry.name for entry in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        raise RewardLoadError(f"reward {name!r}: no file {file}{_nearest(file.name, beside)}")
-    module_name = f"user_reward_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    if module_name in sys.modules:  # two rewards of one file share its module
-        return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # before execution: dataclasses and pickle look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises while it is executed
-        del sys.modules[module_name]
-        raise RewardLoadError(f"reward {name!r}: cannot load {file}: {_named(error)}") from error
-    return module
+def _meant_file(name: str) -> str:
+    """Of a file without its function: which it has."""
+    source = name.rstrip(":")
+    if not source.endswith(SUFFIX):
+        return ""
+    functions = defined_in(Path(source).expanduser())
+    return f"; which function of it? {', '.join(f'{source}:{function}' for function in functions[:8])}"[:500]
+
+
+def _refuse_what_is_no_reward(name: str, function: Any) -> None:
+    if not callable(function):
+        raise RewardLoadError(f"reward {name!r}: no function {name.rpartition(':')[2]!r}: it is {_kind(function)}")
+    if isinstance(function, type):
+        raise RewardLoadError(f"reward {name!r} is a class; name an instance of it that can be called, or a function")
+    called = function
+    while isinstance(called, functools.partial):
+        called = called.func
+    if not inspect.isroutine(called):
+        called = type(called).__call__  # of an instance that can be called
+    for is_it, kind in REFUSED:
+        if is_it(called):
+            raise RewardLoadError(f"reward {name!r} is {kind}; rewards are plain functions that return a number")
+
+
+def _kind(value: Any) -> str:
+    return f"of type {type(value).__qualname__}, which cannot be called"
 
 
 def _check_signature(name: str, function: Callable, args: Mapping[str, Any], segment: str | None) -> None:
-    if inspect.iscoroutinefunction(function):
-        raise RewardLoadError(f"reward {name!r} is an async function; rewards are plain functions")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some functions written in C do not tell theirs
         return
     parameters = list(signature.parameters.values())
-    keywords = [p.name for p in parameters[2:] if p.kind is not p.VAR_KEYWORD]
+    keywords = _keywords(parameters)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for key in args:
             if key not in keywords:
                 accepted = f"it takes {', '.join(keywords)}" if keywords else "it takes none"
-                raise RewardLoadError(f"reward {name!r}: no argument {key!r}{_nearest(key, keywords)}; {accepted}")
+                raise RewardLoadError(f"reward {name!r}: no argument {key!r}{nearest(key, keywords)}; {accepted}")
     try:
         signature.bind("task", "call or trajectory", **args)
     except TypeError as error:
         raise RewardLoadError(
-            f"reward {name!r}: {function.__name__}{signature} cannot be called as fn(task, call or trajectory"
+            f"reward {name!r}: {display_name(function)}{signature} cannot be called as fn(task, call or trajectory"
             f"{''.join(f', {key}=…' for key in args)}): {error}"
         ) from error
     _check_segment(name, parameters, segment)
+
+
+def _keywords(parameters: list[inspect.Parameter]) -> list[str]:
+    """Arguments beside the two that every reward is given in order."""
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    given = {p.name for p in positional[:2]}
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
 
 
 def _check_segment(name: str, parameters: list[inspect.Parameter], segment: str | None) -> None:
@@ -123,12 +140,3 @@ def _check_segment(name: str, parameters: list[inspect.Parameter], segment: str 
         raise RewardLoadError(
             f"reward {name!r} scores a {parameters[1].name}: its segment must be {written_for!r}, not {segment!r}"
         )
-
-
-def _nearest(name: str, offered: Any) -> str:
-    close = difflib.get_close_matches(name, list(offered), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from rewards.failures import call_reward, defined_at, locate, message
+from rewards.failures import call_reward, defined_at, locate
 from rewards.limits import Guard
 from rl.trajectory import (
     ErrorLocation,
@@ -29,6 +29,7 @@ from rl.trajectory import (
     TrajectoryGroup,
     VideoTask,
 )
+from rl.user_code.errors import is_from_signal, message
 
 TermScores = Mapping[str, float | None]  # by term; None: the term does not apply to this task
 
@@ -135,29 +136,51 @@ def _ask(term: WeightedReward, task: VideoTask, scored: RetrievalCall | Trajecto
     try:
         with guard():
             value = call_reward(term.fn, task, scored)
+            return None if value is None else _number(term, value)
+    except _Failed:
+        raise
     except TimeoutError as error:
         raise _Failed(term.name, "timeout", str(error), locate(error)) from error
     except MemoryError as error:  # numpy's own kind is one, too
         raise _Failed(term.name, "memory", message(error), locate(error)) from error
-    except (Exception, SystemExit) as error:  # a reward that calls sys.exit ends its call, not its worker
+    except BaseException as error:  # a reward that calls sys.exit ends its call, not its worker
+        if is_from_signal(error):
+            raise
         raise _Failed(term.name, "raised", message(error), locate(error)) from error
-    if value is None:
-        return None
-    return _number(term, value)
 
 
 def _number(term: WeightedReward, value: Any) -> float:
+    """A value as a float: any one real number, a boolean and numpy's and torch's scalars too, but no text."""
     try:
-        number = float(value) if hasattr(value, "__float__") else None  # numpy and torch scalars too; never "1.0"
-    except (TypeError, ValueError, RuntimeError):  # arrays with several elements
+        number = float(value) if _is_real(value) else None
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError, RuntimeError, ArithmeticError):  # arrays with several elements; a signalling NaN
         number = None
     if number is None:
-        raise _Failed(
-            term.name, "not_a_number", f"returned {type(value).__name__}: {reprlib.repr(value)}", defined_at(term.fn)
-        )
+        detail = f"returned {type(value).__name__}: {_briefly(value)}"
+        raise _Failed(term.name, "not_a_number", detail, defined_at(term.fn))
     if not math.isfinite(number):
-        raise _Failed(term.name, "not_finite", f"returned {number}", defined_at(term.fn))
+        shown = f"{number}" if isinstance(value, float) else f"{_briefly(value)}, as a float {number}"
+        raise _Failed(term.name, "not_finite", f"returned {shown}", defined_at(term.fn))
     return number
+
+
+def _is_real(value: Any) -> bool:
+    """Whether float() would take a number for one: never "1.0", nor the real part of a complex number."""
+    dtype = getattr(value, "dtype", None)
+    is_other = getattr(dtype, "kind", "") in ("c", "S", "U") or getattr(dtype, "is_complex", False)  # numpy's, torch's
+    return hasattr(value, "__float__") and not isinstance(value, str | bytes | complex) and not is_other
+
+
+def _briefly(value: Any) -> str:
+    """A value of any size, which may fail while it is shown."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        return reprlib.repr(value)
+    except Exception as error:
+        return f"(it cannot be shown: {type(error).__name__})"
 
 
 def _weigh(

@@ -40,6 +40,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "envs/answers/",
     "rl/policy/",
     "rl/config/",
+    "rl/user_code/",
     "rl/trajectory.py",
 )
 NARROWER = {  # rooms and files that may import less than all that is below them
@@ -47,11 +48,12 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/report/": ("rl.report", "rl.tracking", "rl.config", "rl.trajectory"),
     "rl/algorithm/": ("rl.algorithm", "rl.trajectory", "rl.policy", "rl.config.algorithm"),
     "rl/checkpoint/": ("rl.checkpoint", "rl.trajectory"),
-    "rewards/": ("rewards", "envs.answers", "rl.trajectory"),
-    "envs/": ("envs", "rl.trajectory"),
+    "rewards/": ("rewards", "envs.answers", "rl.user_code", "rl.trajectory"),
+    "envs/": ("envs", "rl.user_code", "rl.trajectory"),
     "envs/answers/": ("envs.answers", "rl.trajectory"),
     "rl/algorithm/loss.py": (),
-    "rl/config/": ("rl.config",),
+    "rl/config/": ("rl.config", "rl.user_code.reference"),
+    "rl/user_code/": ("rl.user_code",),
     "cluster/": ("cluster",),
 }
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster

@@ -6,11 +6,12 @@ import time
 
 import pytest
 
-from rewards.failures import MESSAGE_CHARS, TRACEBACK_CHARS, cause_line, distinct_failures
+from rewards.failures import TRACEBACK_CHARS, cause_line, distinct_failures
 from rewards.limits import deadline
 from rewards.registry import resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.trajectory import RewardFailure, ScoredGroup, Segment, StopReason, TrajectoryGroup
+from rl.user_code.errors import MESSAGE_CHARS
 
 MINE = """
     import json, os, sys

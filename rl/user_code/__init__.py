@@ -1,0 +1,1 @@
+"""Python that users wrote and a configuration names: rewards, formats, benchmarks."""
