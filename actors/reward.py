@@ -6,6 +6,7 @@
 | a reward hangs | SIGALRM in the worker, after `scoring.timeout_s` | as above, cause "timeout" |
 | a worker does not react to SIGALRM | the pool, `GRACE_S` after all alarms | killed, replaced; the group is masked |
 | a worker dies | the pool, at once | replaced; another tries each term, then scores; the term it dies of is masked |
+| a reward cannot be loaded on a worker's node | the pool, at its first group | the run ends, naming the term |
 | a worker leaks memory | the pool, after each group | replaced from half of `scoring.memory_mib` on |
 | a call needs too much memory | the kernel, at `scoring.memory_mib` | MemoryError: masked, if in a new worker too |
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.cluster.placement import incarnation_name
 from actors.worker.label import WorkerLabel, label
@@ -29,8 +30,9 @@ from actors.worker.process import ProcessLocation, WorkerProcess, on_next_line, 
 from actors.worker.waiting import COLLECT_S, WORKER_IS_GONE, cause_of, first_line
 from rewards.failures import cause_line
 from rewards.limits import limits
-from rewards.registry import resolve
+from rewards.registry import RewardLoadError, resolve
 from rewards.scoring import WeightedReward, score_group
+from rl.config.errors import ConfigError
 from rl.config.rewards import RewardTermConfig, ScoringConfig
 from rl.trajectory import Fault, RewardFailure, ScoredGroup, Segment, TrajectoryGroup
 
@@ -48,29 +50,40 @@ class RewardError(RuntimeError):
 class RewardWorker:
     """Scores groups in its own process. Holds the resolved reward terms and nothing else."""
 
-    def __init__(self, terms: Mapping[str, RewardTermConfig], scoring: ScoringConfig) -> None:
+    def __init__(self, scoring: ScoringConfig) -> None:
         self._label = WorkerLabel()
-        self._terms = weighted_rewards(terms)
-        self._calls = scoring.calls
-        self._guard = limits(scoring.timeout_s, scoring.memory_mib)
-        self._baseline_mib = own_memory_mib()  # with its rewards loaded: a judge model is no leak
+        self._terms: list[WeightedReward] = []
+        self._unloadable: RewardLoadError | None = None
+        self._scoring = scoring
 
     def __repr__(self) -> str:
         return str(self._label)
 
+    def load(self, name: str, term: RewardTermConfig) -> None:
+        """Load one term; if that fails, or ends this process, its caller knows which term did it."""
+        try:
+            self._terms += weighted_rewards({name: term})
+        except RewardLoadError as error:
+            self._unloadable = error
+            raise
+
     def location(self) -> ProcessLocation:
-        """Of this process; answered once the rewards are loaded."""
+        """Of this process; asked once the rewards are loaded, for its limits count from there."""
+        self._guard = limits(self._scoring.timeout_s, self._scoring.memory_mib)
+        self._baseline_mib = own_memory_mib()  # a judge model is no leak
         return own_location()
 
     def probe(self, name: str, group: TrajectoryGroup) -> None:
         """Compute one term alone: if that ends this process, its caller knows which term did."""
         terms = [term for term in self._terms if term.name == name]
-        score_group(group, terms, calls=self._calls, guard=self._guard)
+        score_group(group, terms, calls=self._scoring.calls, guard=self._guard)
 
     def score(self, group: TrajectoryGroup, step: int) -> tuple[ScoredGroup, float]:
         """The scored group, and the MiB by which this process has grown since its start."""
         self._label.at(step)
-        scored = score_group(group, self._terms, calls=self._calls, guard=self._guard)
+        if self._unloadable:  # never without one of its terms
+            raise self._unloadable
+        scored = score_group(group, self._terms, calls=self._scoring.calls, guard=self._guard)
         return scored, own_memory_mib() - self._baseline_mib
 
 
@@ -81,6 +94,7 @@ class RewardSlot:
     name: str
     worker: Any
     process: WorkerProcess  # started once the rewards are loaded
+    loads: Mapping[str, ray.ObjectRef]  # by term, in the order in which they are loaded
     replaced: int = 0
     groups: int = 0  # scored by this worker
     open_fault: Fault | None = None  # how the last worker was lost, until this one has answered
@@ -179,6 +193,7 @@ class RewardPool:
             if not is_last:
                 return None
         except RayError as error:
+            self._refuse_unloadable(slot)
             failure = RewardFailure("*", "raised", cause_of(error), group.task.task_id)
             self._replace(slot, "worker_failed", failure.detail, "the group is masked", error)
         else:
@@ -186,15 +201,31 @@ class RewardPool:
         return ScoredGroup(group, (failure,) * len(group.trajectories_G))
 
     def _lost_term(self, request: InFlight) -> str:
-        """The term during which a worker was lost: the only one, or the first whose probe did not return; else "*"."""
+        """The term during which a worker was lost: the only one, or the first whose load or probe did not return."""
         if len(self._terms) == 1:
             return next(iter(self._terms))
-        for name, probe in request.probes:
+        for name, call in (*request.slot.loads.items(), *request.probes):
             try:
-                ray.get(probe, timeout=0)
+                ray.get(call, timeout=0)
             except RayError:  # GetTimeoutError is one
                 return name
         return "*"
+
+    def _refuse_unloadable(self, slot: RewardSlot) -> None:
+        """
+        Raises:
+            ConfigError: a term cannot be loaded where this worker runs; it names term and node.
+        """
+        for name, load in slot.loads.items():
+            try:
+                ray.get(load, timeout=COLLECT_S)
+            except RayTaskError as error:
+                if isinstance(error.cause, RewardLoadError):
+                    where = slot.process.location
+                    node = f" on node {where.address}" if where else ""
+                    raise ConfigError(f"rewards.{name}: {error.cause}{node}") from error
+            except RayError:
+                return
 
     def _accept(self, slot: RewardSlot, scored: ScoredGroup, grown_mib: float, *, is_last: bool) -> ScoredGroup | None:
         """The result; None if memory ran out because of what earlier groups had left behind."""
@@ -211,9 +242,10 @@ class RewardPool:
     def _launch(self, index: int, replaced: int = 0) -> RewardSlot:
         options = dict(self._options(index))
         options["name"] = incarnation_name(options["name"], replaced)
-        worker = ray.remote(RewardWorker).options(**options).remote(self._terms, self._scoring)
+        worker = ray.remote(RewardWorker).options(**options).remote(self._scoring)
+        loads = {name: worker.load.remote(name, term) for name, term in self._terms.items()}
         process = WorkerProcess(options["name"], worker.location.remote())
-        return RewardSlot(f"reward/{index}", worker, process, replaced)
+        return RewardSlot(f"reward/{index}", worker, process, loads, replaced)
 
     def _replace(self, slot: RewardSlot, kind: str, cause: str, action: str, error: Exception | None = None) -> None:
         failure = None if kind == "recycled" else slot.process.failure(error)

@@ -7,6 +7,7 @@ What the policy did badly scores 0; what could not be computed is a RewardFailur
 
 from __future__ import annotations
 
+import inspect
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ from rl.trajectory import (
     VideoTask,
 )
 from rl.user_code.errors import is_from_signal, message
+
+LARGEST = 1e30  # of a score: its square and its advantage in float32 are finite
 
 TermScores = Mapping[str, float | None]  # by term; None: the term does not apply to this task
 
@@ -158,9 +161,11 @@ def _number(term: WeightedReward, value: Any) -> float:
     except (TypeError, ValueError, RuntimeError, ArithmeticError):  # arrays with several elements; a signalling NaN
         number = None
     if number is None:
+        if inspect.iscoroutine(value):
+            value.close()  # or Python warns that it was never awaited
         detail = f"returned {type(value).__name__}: {_briefly(value)}"
         raise _Failed(term.name, "not_a_number", detail, defined_at(term.fn))
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         shown = f"{number}" if isinstance(value, float) else f"{_briefly(value)}, as a float {number}"
         raise _Failed(term.name, "not_finite", f"returned {shown}", defined_at(term.fn))
     return number

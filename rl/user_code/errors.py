@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import re
 import signal
 import sysconfig
@@ -26,7 +27,7 @@ def message(error: BaseException) -> str:
     except BaseException as second:  # a user's exception may fail while it is shown
         text = f"(its message cannot be shown: {type(second).__name__})"
     line = MODULES.sub("", " ".join(text.split()))
-    return f"{type(error).__name__}: {bounded(line, MESSAGE_CHARS)}" if line else type(error).__name__
+    return f"{type(error).__name__}: {bounded(line, MESSAGE_CHARS)}"
 
 
 def place(error: BaseException) -> str:
@@ -50,8 +51,17 @@ def is_from_signal(error: BaseException) -> bool:
     codes = [code for handler in handlers if (code := getattr(handler, "__code__", None)) is not None]
     if any(frame.f_code in codes for frame in _frames(error.__traceback__)):
         return True
-    by_default = isinstance(error, KeyboardInterrupt) and handlers[0] is signal.default_int_handler
-    return by_default and not error.args  # written in C, that handler leaves no frame
+    if not isinstance(error, KeyboardInterrupt) or handlers[0] is not signal.default_int_handler:
+        return False
+    return not _is_raised(error)  # written in C, that handler leaves no frame
+
+
+def _is_raised(error: BaseException) -> bool:
+    """Whether an exception comes from a `raise` in Python code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _frames(trace: TracebackType | None) -> list[FrameType]:

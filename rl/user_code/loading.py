@@ -119,7 +119,8 @@ def _loading(what: str, failed: str, folder: Path, script: str) -> Iterator[None
     except BaseException as error:  # sys.exit and the like included
         if is_from_signal(error):
             raise
-        raise UserCodeError(f"{what}: {failed}: {message(error)}{place(error)}{_advice(error, folder)}") from error
+        raised = message(error).removesuffix(": ")
+        raise UserCodeError(f"{what}: {failed}: {raised}{place(error)}{_advice(error, folder)}") from error
 
 
 def _advice(error: BaseException, folder: Path) -> str:

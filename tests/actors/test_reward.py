@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from rewards.golden import golden_group
+from rl.config.errors import ConfigError
 from rl.config.rewards import RewardTermConfig, ScoringConfig
 from rl.trajectory import RewardFailure, SegmentRewards
 
@@ -38,6 +39,11 @@ def deaf(task, trajectory):
 
 def shrugs(task, trajectory):
     return float("nan")
+
+def interrupts_on_the_second(task, trajectory):
+    if "second" in trajectory.answer_text:
+        raise KeyboardInterrupt
+    return 1.0
 
 def exits_on_the_second(task, trajectory):
     if "second" in trajectory.answer_text:
@@ -106,13 +112,31 @@ def test_a_reward_that_hangs_is_named_and_masks_only_its_trajectory(pool_of, use
     assert isinstance(hung, RewardFailure) and (hung.term, hung.cause) == ("slow", "timeout")
 
 
-def test_a_reward_that_exits_costs_its_trajectory_and_no_worker(pool_of, user_file):
-    pool = pool_of({"mine": RewardTermConfig(fn=f"{user_file}:exits_on_the_second")}, max_failed_share=0.5)
+@pytest.mark.parametrize(
+    ("function", "detail"),
+    [("exits_on_the_second", "SystemExit: 1"), ("interrupts_on_the_second", "KeyboardInterrupt: ")],
+)
+def test_a_reward_that_exits_costs_its_trajectory_and_no_worker(pool_of, user_file, function, detail):
+    pool = pool_of({"mine": RewardTermConfig(fn=f"{user_file}:{function}")}, max_failed_share=0.5)
     (scored,) = pool.score_all([group()], step=0)
     fine, exited = scored.rewards_G
     assert fine.reasoning == 1.0
-    assert (exited.term, exited.detail, exited.location.source) == ("mine", "SystemExit: 1", "sys.exit(1)")
+    assert (exited.term, exited.detail) == ("mine", detail)
+    assert exited.location.source in ("sys.exit(1)", "raise KeyboardInterrupt")
     assert pool.take_faults() == []
+
+
+def test_a_reward_that_cannot_be_loaded_where_a_worker_runs_ends_the_run_by_name(pool_of, tmp_path):
+    terms = {**ANSWER, "mine": RewardTermConfig(fn=f"{tmp_path}/not_on_this_node.py:f")}
+    with pytest.raises(ConfigError, match=r"rewards\.mine: reward '.*': no file .* on node"):
+        pool_of(terms).score_all([group()], step=0)
+
+
+def test_a_reward_that_ends_its_worker_while_it_is_loaded_is_named(pool_of, tmp_path):
+    (tmp_path / "ends.py").write_text("import os\nos._exit(0)\n")
+    terms = {"steady": ANSWER["answer"], "fatal": RewardTermConfig(fn=f"{tmp_path}/ends.py:f")}
+    (scored,) = pool_of(terms).score_all([group()], step=0)
+    assert {(failed.term, failed.cause) for failed in scored.rewards_G} == {("fatal", "worker_died")}
 
 
 def test_a_worker_that_dies_twice_over_a_group_masks_it_and_the_groups_behind_it_are_scored(pool_of, user_file):

@@ -71,6 +71,79 @@ def test_a_file_that_breaks_on_import_is_named_and_can_be_mended(tmp_path):
     assert callable(resolve(f"{broken}:fn"))
 
 
+KINDS = """
+import functools
+
+async def later(task, trajectory): return 1.0
+def several(task, trajectory): yield 1.0
+async def both(task, trajectory): yield 1.0
+class Judge:
+    def __init__(self, value=1.0): self.value = value
+    def __call__(self, task, trajectory): return self.value
+class Later:
+    async def __call__(self, task, trajectory): return 1.0
+class Hostile:
+    def __call__(self, task, trajectory): return 1.0
+    def __getattribute__(self, name): raise OSError("no " + name)
+partial_later, later_instance, hostile = functools.partial(later), Later(), Hostile()
+lacking = functools.partial(lambda task, trajectory, k: k)
+lonely = Judge().value
+number = 3
+def one(task): return 1.0
+def three(task, trajectory, third): return 1.0
+def by_keyword(*, task, trajectory): return 1.0
+def none(): return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("later", "is an async function; rewards are plain functions that return a number"),
+        ("partial_later", "is an async function"),
+        ("later_instance", "is an async function"),
+        ("several", "is a generator: it yields where a reward returns"),
+        ("both", "is an async generator"),
+        ("Judge", "is a class; name an instance of it that can be called, or a function"),
+        ("hostile", "cannot be looked at: OSError: no "),
+        (
+            "lacking",
+            r"partial\(<lambda>\)\(task, trajectory, k\) cannot be called as fn\(task, call or trajectory\): miss",
+        ),
+        ("lonely", "no function 'lonely': it is of type float, which cannot be called"),
+        ("one", "cannot be called as .*too many positional arguments"),
+        ("three", "cannot be called as .*missing a required argument: 'third'"),
+        ("by_keyword", "cannot be called as .*too many positional arguments"),
+        ("none", "cannot be called as"),
+        ("Judge.nothing", "no function 'nothing' in .*kinds.py"),
+    ],
+)
+def test_what_is_no_reward_is_refused_by_its_kind(tmp_path, name, message):
+    (tmp_path / "kinds.py").write_text(KINDS)
+    with pytest.raises(RewardLoadError, match=message) as refusal:
+        resolve(f"{tmp_path}/kinds.py:{name}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_without_its_function_is_answered_with_those_it_has(file):
+    with pytest.raises(RewardLoadError, match=rf"which function of it\? {file}:brevity, {file}:narrow"):
+        resolve(str(file))
+
+
+def test_arguments_are_matched_with_signatures_of_every_form(tmp_path):
+    (tmp_path / "forms.py").write_text(
+        "def starred(*args, limit=1): return limit\n"
+        "def open_ended(task, trajectory, **anything): return anything['x']\n"
+        "def positional(task, trajectory, /, limit=1): return limit\n"
+        "def only(task, trajectory, limit=1, /): return limit\n"
+    )
+    for name, args in {"starred": {"limit": 2}, "open_ended": {"x": 2}, "positional": {"limit": 2}}.items():
+        assert resolve(f"{tmp_path}/forms.py:{name}", args)(None, None) == 2
+    for name, key, message in (("starred", "limits", "did you mean 'limit'"), ("only", "limit", "it takes none")):
+        with pytest.raises(RewardLoadError, match=f"no argument '{key}'; {message}"):
+            resolve(f"{tmp_path}/forms.py:{name}", {key: 2})
+
+
 @pytest.mark.parametrize(
     ("name", "args", "segment", "message"),
     [

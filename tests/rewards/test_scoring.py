@@ -3,9 +3,12 @@
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from rewards.frame_rate import frame_rate
 from rewards.golden import golden_group
@@ -27,6 +30,11 @@ def reasoning(fn, weight=1.0, name=None):
 
 def one(task, trajectory):
     return 1.0
+
+
+class Unshown:
+    def __repr__(self):
+        raise ValueError
 
 
 def score(task, terms, *trajectories, **options):
@@ -136,6 +144,25 @@ def raises(task, trajectory):
         (lambda task, trajectory: [1.0], "not_a_number", "list"),
         (lambda task, trajectory: np.ones(2), "not_a_number", "ndarray"),
         (lambda task, trajectory: 1j, "not_a_number", "complex"),
+        (lambda task, trajectory: 10**400, "not_finite", "returned an integer of 1329 bits, as a float inf"),
+        (lambda task, trajectory: -(10**5000), "not_finite", "returned an integer of 16610 bits"),
+        (lambda task, trajectory: 1e200, "not_finite", "returned 1e+200"),
+        (lambda task, trajectory: Decimal("1e400"), "not_finite", "Decimal('1E+400'), as a float inf"),
+        (lambda task, trajectory: Decimal("sNaN"), "not_a_number", "Decimal('sNaN')"),
+        (lambda task, trajectory: Fraction(10**400, 3), "not_finite", "as a float inf"),
+        (lambda task, trajectory: np.longdouble("1e400"), "not_finite", "as a float inf"),
+        (lambda task, trajectory: np.complex64(1 + 1j), "not_a_number", "complex64"),
+        (lambda task, trajectory: np.str_("1.0"), "not_a_number", "str_"),
+        (lambda task, trajectory: np.array("1.0"), "not_a_number", "ndarray"),
+        (lambda task, trajectory: b"1", "not_a_number", "bytes: b'1'"),
+        (lambda task, trajectory: bytearray(b"1"), "not_a_number", "bytearray"),
+        (lambda task, trajectory: np.datetime64("2020-01-01"), "not_a_number", "datetime64"),
+        (lambda task, trajectory: torch.tensor(1 + 0j), "not_a_number", "Tensor"),
+        (lambda task, trajectory: torch.ones(2), "not_a_number", "Tensor"),
+        (lambda task, trajectory: torch.tensor(float("nan")), "not_finite", "tensor(nan), as a float nan"),
+        (lambda task, trajectory: Unshown(), "not_a_number", "Unshown: <Unshown instance at"),
+        (lambda task, trajectory: {}, "not_a_number", "dict: {}"),
+        (lambda task, trajectory: one, "not_a_number", "function"),
         (lambda task, trajectory: (_ for _ in ()).throw(TimeoutError("too slow")), "timeout", "too slow"),
     ],
 )
@@ -152,7 +179,15 @@ def test_what_cannot_be_computed_is_a_named_failure(task, trajectory_of, call, f
     assert spared.sampling == 0.0
 
 
-@pytest.mark.parametrize("value", [True, 1, np.float32(1.0), np.bool_(True), np.int64(1)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(True, 1, Decimal(1), Fraction(1)),
+        *(np.float16(1.0), np.float32(1.0), np.longdouble(1), np.bool_(True), np.int64(1), np.uint8(1), np.array(1.0)),
+        *(torch.tensor(1.0), torch.tensor(True), torch.tensor(1.0, dtype=torch.bfloat16, requires_grad=True)),
+    ],
+    ids=repr,
+)
 def test_whatever_is_a_number_counts(task, trajectory_of, value):
     (scores,) = score(task(), [reasoning(lambda task, trajectory: value)], trajectory_of())
 

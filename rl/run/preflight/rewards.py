@@ -2,75 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from collections.abc import Mapping
 
-from actors.reward import weighted_rewards
-from rewards.failures import cause_line
-from rewards.golden import golden_group
-from rewards.limits import deadline
-from rewards.registry import RewardLoadError
-from rewards.scoring import WeightedReward, score_group
-from rl.config.rewards import RewardTermConfig
+from rewards.trial import DeclaredReward, try_rewards
+from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
 from rl.run.preflight.findings import Finding, Level
-from rl.trajectory import AnswerKind, RewardFailure
 
 
-def check_rewards(config: RunConfig) -> Iterator[Finding]:
-    """Each reward is loaded and run on a golden group of every kind of answer, each call within its deadline."""
-    for name, term in config.rewards.items():
-        guard = _given_up_once_late(deadline(config.scoring.timeout_s), config.scoring.timeout_s)
-        try:
-            with guard():  # a module that hangs while it is imported, too
-                reward = weighted_rewards({name: term})
-        except (RewardLoadError, TimeoutError) as error:
-            yield Finding(f"rewards.{name}", Level.FAILED, str(error))
-            continue
-        yield _reward(name, term, reward, config.scoring.calls, guard)
+def check_rewards(config: RunConfig) -> list[Finding]:
+    """Each reward is loaded and run on a golden group of every kind of answer, elsewhere and within its deadline."""
+    declared = {name: DeclaredReward(term.fn, term.segment, term.args) for name, term in config.rewards.items()}
+    scoring = config.scoring
+    trials = try_rewards(declared, calls=scoring.calls, timeout_s=scoring.timeout_s, memory_mib=scoring.memory_mib)
+    return [
+        Finding(f"rewards.{name}", Level.FAILED, trial.problem)
+        if trial.problem
+        else Finding(f"rewards.{name}", Level.OK, f"{declared[name].fn} on golden trajectories: {_told(trial.values)}")
+        for name, trial in trials.items()
+    ]
 
 
-def _reward(
-    name: str,
-    term: RewardTermConfig,
-    reward: list[WeightedReward],
-    calls: str,
-    guard: Callable[[], AbstractContextManager[Any]],
-) -> Finding:
-    """It works if it gives numbers for some kind of answer and fails for none; None says that a kind is not its own."""
-    kinds_of: dict[str, list[str]] = {}  # values on a golden group -> kinds of answers that have them
-    for kind in AnswerKind:
-        scored = score_group(golden_group(kind), reward, calls=calls, guard=guard)
-        failures = [v for v in scored.rewards_G if isinstance(v, RewardFailure) and v.term == name]
-        if failures:
-            return Finding(f"rewards.{name}", Level.FAILED, cause_line(failures[0]))
-        breakdowns = [own.breakdown for own in scored.rewards_G if not isinstance(own, RewardFailure)]
-        values = [f"{breakdown[name]:.3g}" for breakdown in breakdowns if name in breakdown]
-        if values:
-            kinds_of.setdefault(", ".join(values), []).append(kind.value)
-    if not kinds_of:
-        return Finding(f"rewards.{name}", Level.FAILED, f"{term.fn} returns None on every golden trajectory")
-    told = "; ".join(f"{values} ({', '.join(kinds)})" for values, kinds in kinds_of.items())
-    return Finding(f"rewards.{name}", Level.OK, f"{term.fn} on golden trajectories: {told}")
+def require_rewards(config: RunConfig) -> None:
+    """
+    Raises:
+        ConfigError: a reward cannot be loaded, or fails on a golden trajectory; names all of them.
+    """
+    failed = [finding for finding in check_rewards(config) if finding.level is Level.FAILED]
+    if failed:
+        raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in failed))
 
 
-def _given_up_once_late(
-    guard: Callable[[], AbstractContextManager[Any]], timeout_s: float
-) -> Callable[[], AbstractContextManager[Any]]:
-    """The guard, but after one deadline was missed further calls are not waited for."""
-    hung = False
-
-    @contextmanager
-    def once() -> Iterator[None]:
-        nonlocal hung
-        if hung:
-            raise TimeoutError(f"not called again after a call without a result within {timeout_s:g} s")
-        try:
-            with guard():
-                yield
-        except TimeoutError:
-            hung = True
-            raise
-
-    return once
+def _told(values: Mapping[str, tuple[float, ...]]) -> str:
+    """Values, and the kinds of answers that have them."""
+    kinds_of: dict[str, list[str]] = {}
+    for kind, of_siblings in values.items():
+        kinds_of.setdefault(", ".join(f"{value:.3g}" for value in of_siblings), []).append(kind)
+    return "; ".join(f"{shown} ({', '.join(kinds)})" for shown, kinds in kinds_of.items())

@@ -236,11 +236,13 @@ def test_the_process_is_afterwards_as_it_was(write, tmp_path, capsys, monkeypatc
     assert capsys.readouterr() == ("", "loaded\n")
 
 
-def test_a_real_ctrl_c_ends_the_command(write):
-    def interrupt(_signum, _frame):
-        raise KeyboardInterrupt
+def interrupt(_signum, _frame):
+    raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+
+@pytest.mark.parametrize("handler", [interrupt, signal.default_int_handler])
+def test_a_real_ctrl_c_ends_the_command_and_one_that_a_file_raises_does_not(handler, write):
+    before = signal.signal(signal.SIGINT, handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             load(
