@@ -149,7 +149,7 @@ def _ask(term: WeightedReward, task: VideoTask, scored: RetrievalCall | Trajecto
     except BaseException as error:  # a reward that calls sys.exit ends its call, not its worker
         if is_from_signal(error):
             raise
-        raise _Failed(term.name, "raised", message(error), locate(error)) from error
+        raise _Failed(term.name, "raised", message(error), locate(error) or defined_at(term.fn)) from error
 
 
 def _number(term: WeightedReward, value: Any) -> float:
