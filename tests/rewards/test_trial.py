@@ -74,7 +74,7 @@ FAILS = {
     "asks": "raised EOFError: EOF when reading a line",
     "mute": "raised Mute: (its message cannot be shown: SystemExit)",
     "unreal": "raised SystemExit: 4",
-    "later": "gave no number: returned coroutine: <coroutine object _later",
+    "later": "gave no number: returned coroutine: <coroutine",
     "largest": "raised ",
 }
 
