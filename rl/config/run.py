@@ -23,6 +23,7 @@ from rl.config.trainer import (
     PlacementConfig,
     TrainerConfig,
 )
+from rl.user_code.reference import absolute
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,23 @@ def _refuse_unknown_metric(best_metric: str, rewards: Iterable[str]) -> None:
     renamed = RENAMED_VALUES["trainer.best_metric"].get(best_metric)
     advice = f"since 0.4.0 it is {renamed}" if renamed else f"there are {', '.join(known)}"
     require(not name or name in known, f"trainer.best_metric: no metric {name}; {advice}")
+
+
+def with_absolute_code(config: RunConfig) -> RunConfig:
+    """The same run with the files of users' code by their absolute paths: for processes that work in another folder,
+    and for configurations written into one."""
+    terms = {name: replace(term, fn=absolute(term.fn)) for name, term in config.rewards.items()}
+    train, held_out, traces = (
+        replace(source, format=absolute(source.format))
+        for source in (config.data.train, config.data.held_out, config.cold_start.traces)
+    )
+    return replace(
+        config,
+        rewards=terms,
+        data=replace(config.data, train=train, held_out=held_out),
+        cold_start=replace(config.cold_start, traces=traces),
+        evaluation=replace(config.evaluation, benchmark=absolute(config.evaluation.benchmark)),
+    )
 
 
 def anchored(config: RunConfig, folder: Path) -> RunConfig:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rl.checkpoint.manifest import MANIFEST
 from rl.checkpoint.store import CHECKPOINTS, CheckpointStore
 from rl.config.file import to_yaml
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, with_absolute_code
 from rl.fault_injection.run_process import kill_process_tree, launched
 from rl.report.run_files import Broken, read_json_lines
 from rl.run.console.stages import Stage, counted_stage
@@ -104,7 +104,7 @@ class Runs:
             save_every=save_every,
             deterministic=self._deterministic,
         )
-        settings.write_text(to_yaml(declared), encoding="utf-8")
+        settings.write_text(to_yaml(with_absolute_code(declared)), encoding="utf-8")
         with counted_stage(self._console, f"run: {title}", self._total) as steps, launched(settings, log) as process:
             yield RunProcess(process, title, self._home / name, log, self._total, steps, self._timeout_s)
 

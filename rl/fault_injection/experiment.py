@@ -17,7 +17,7 @@ from rich.console import Console
 
 from rl.checkpoint.store import CheckpointStore
 from rl.config.file import to_yaml
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, with_absolute_code
 from rl.fault_injection.artifacts import BY_FAULT, LAUNCHES, STOPPED, Launch, Rules, read_artifacts
 from rl.fault_injection.inject import INJECTIONS, FaultInjector, Injection, append_json_line
 from rl.fault_injection.launch import EXIT_S, RunningLaunch, last_step
@@ -166,7 +166,7 @@ class RunUnderTest:
 
     def _write(self, config: RunConfig) -> Path:
         settings = self._home / "settings.yaml"
-        settings.write_text(to_yaml(config), encoding="utf-8")
+        settings.write_text(to_yaml(with_absolute_code(config)), encoding="utf-8")
         return settings
 
     @contextlib.contextmanager

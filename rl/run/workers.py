@@ -26,7 +26,7 @@ from actors.rollout_runner import RolloutRunner
 from actors.traces import TracePool
 from actors.worker.waiting import do_nothing
 from rl.config.learner import OptimizerConfig
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, with_absolute_code
 from rl.policy.vllm_plugin import engine_environment
 from rl.run.console.stages import say, stage
 from rl.run.prepare.episode_context import make_episode_context
@@ -95,7 +95,7 @@ def starting_rollouts(
 
 def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
     """Reward workers."""
-    return RewardPool(config.rewards, config.scoring, lambda index: slots.options("reward", index))
+    return RewardPool(with_absolute_code(config).rewards, config.scoring, lambda index: slots.options("reward", index))
 
 
 def spawn_traces(config: RunConfig, policy_dir: Path) -> TracePool:

@@ -22,7 +22,7 @@ from rl.checkpoint.remote import RemoteCheckpoints
 from rl.checkpoint.remote_lease import RemoteLease
 from rl.config.errors import ConfigError
 from rl.config.file import to_yaml
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, with_absolute_code
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def keep_config(config: RunConfig, run_dir: Path) -> None:
             (kept / _config_name(0, latest.stat().st_mtime)).write_bytes(latest.read_bytes())
         kept.mkdir(exist_ok=True)
         number = 1 + max((int(path.name[:4]) for path in kept.glob("[0-9][0-9][0-9][0-9]-*.yaml")), default=0)
-        text = to_yaml(config)
+        text = to_yaml(with_absolute_code(config))
         (kept / _config_name(number, time.time())).write_text(text, encoding="utf-8")
         draft = latest.with_name(f".{CONFIG}")
         draft.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -41,6 +42,12 @@ HOSTILE = {
     "odd text": "\x1b[31m\u202e\u2028</script>",
 }
 
+INSIDE = re.compile(  # words of the library that merges, and of Python, which say nothing to a user
+    "omegaconf|dictconfig|listconfig|anynode|stringnode|full_key|object_type|reference_type|structured|containernode|"
+    "not optional|incompatible|could not be converted|isinstance|traceback|nonetype|dataclass|interpolationkey|<class",
+    re.IGNORECASE,
+)
+
 
 def nested(key, value):
     for part in reversed(key.replace("*", "answer").split(".")):
@@ -67,7 +74,7 @@ def refused_or_sound(key, value, folder):
     try:
         config = load_config([QUICKSTART, file])
     except ConfigError as refusal:
-        assert "\n" not in str(refusal) and len(str(refusal)) < 1_500
+        assert "\n" not in str(refusal) and len(str(refusal)) < 1_500 and not INSIDE.search(str(refusal))
         assert key.split(".")[-1].replace("*", "answer") in str(refusal), (key, str(refusal))
     else:
         assert all(math.isfinite(number) and 0 <= number < 2**63 for number in numbers(config)), key
@@ -105,7 +112,7 @@ def test_any_yaml_is_a_configuration_or_one_clear_line(tree, tmp_path_factory):
     try:
         load_config([QUICKSTART, file])
     except ConfigError as refusal:
-        assert "\n" not in str(refusal) and len(str(refusal)) < 1_500
+        assert "\n" not in str(refusal) and len(str(refusal)) < 1_500 and not INSIDE.search(str(refusal))
 
 
 @settings(max_examples=25)
@@ -116,7 +123,7 @@ def test_any_bytes_are_a_configuration_or_one_clear_line(raw, tmp_path_factory):
     try:
         load_config([QUICKSTART, file], [f"prompt.system={raw.decode('latin-1')}"])
     except ConfigError as refusal:
-        assert "\n" not in str(refusal) and len(str(refusal)) < 1_500
+        assert "\n" not in str(refusal) and len(str(refusal)) < 1_500 and not INSIDE.search(str(refusal))
 
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -137,7 +144,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("name: a\n---\nname: b\n", "line 2: a second document begins"),
         ("name: a\0b\n", "control characters"),
         ("seed: " + "9" * 400, "seed must be below 2\\*\\*63, got a huge integer"),
-        ("seed: " + "9" * 5_000, "integer string conversion"),
+        ("seed: " + "9" * 5_000, r"seed must be below 2\*\*63, got a huge integer"),
         ("? " + "k" * 100_000 + "\n: 1\n", r"unknown key 'k{100}'…; did you mean"),
         ("name: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
         ("name: !!python/name:os.system\n", "could not determine a constructor"),
