@@ -18,6 +18,11 @@ _WINDOW = re.compile(
     r"(?![.:]?\d|[^\W\d_])",
     re.IGNORECASE | re.ASCII,
 )
+_NAMED = re.compile(  # {"start": 3.0, "end": 8.5}, "Start time: 0:03, end time: 0:08"
+    r"\bstart(?:[_ ]?time)?[\"']?\s*[:=]\s*" + _TIME.format(1) + r"[\s,;]*(?:and\s+)?[\"']?"
+    r"end(?:[_ ]?time)?[\"']?\s*[:=]\s*" + _TIME.format(2) + r"(?![.:]?\d|[^\W\d_])",
+    re.IGNORECASE | re.ASCII,
+)
 _CHAIN = re.compile(r"\d\s*(?:[-~]|to\b)\s*\d[\d.:]*\s*(?:[-~]|to\b)\s*\d")  # 3 - 8 - 9, 2024-01-05
 
 
@@ -28,7 +33,8 @@ def windows_in(text: str) -> set[TimeSpan]:
     """
     if _CHAIN.search(text):
         return set()
-    return {window for found in _WINDOW.finditer(text) if (window := _window(found)) is not None}
+    found = {window for found in _WINDOW.finditer(text) if (window := _window(found)) is not None}
+    return found | {window for named in _NAMED.finditer(text) if (window := _edges(named)) is not None}
 
 
 def read_clock_span(answer: str) -> TimeSpan | None:
@@ -41,6 +47,10 @@ def _window(found: re.Match[str]) -> TimeSpan | None:
     joint, word = found["joint"].lower(), (found["word"] or "").strip().lower()
     if (joint == "," and not (found["open"] and found["close"])) or (joint == "and") != (word == "between"):
         return None
+    return _edges(found)
+
+
+def _edges(found: re.Match[str]) -> TimeSpan | None:
     unit = found["u1"] or found["u2"]  # "1 - 2 minutes": both are
     start_s, end_s = _seconds(found, 1, unit), _seconds(found, 2, found["u2"] or unit)
     return None if start_s is None or end_s is None else TimeSpan(start_s, end_s)

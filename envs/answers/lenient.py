@@ -22,20 +22,31 @@ from rl.trajectory import AnswerKind, TimeSpan
 
 LONGEST = 4_000  # characters: what is said at greater length is not unmistakable, and is not searched
 
-_NOUN = r"(?:answer|option|choice|letter|答案|选项)"
-_IS = r"(?:\s+(?:is|must\s+be|should\s+be)\b|\s*(?:[:=]|是|为))+"
+_NOUN = (
+    r"(?:answer|ans\.?|option|choice|letter|respuesta|réponse|resposta|risposta|antwort|ответ|答案|选项|答え|回答|정답)"
+)
+_IS = r"(?:\s+(?:is|must\s+be|should\s+be)\b|\s*(?:[:=→]|->|是|为)|\s+-(?=\s))+"
 _PREFIX = re.compile(
     rf"(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:correct|right|best|final)\s+|正确)*{_NOUN}{_IS}\s*",
     re.IGNORECASE,
 )
-_STATED = re.compile(rf"{_NOUN}{_IS}\s*(?:{_NOUN}\s*)?(?P<mark>[(\[{{<]?)(?P<letter>[A-Za-z])\b", re.IGNORECASE)
-_NAMED = re.compile(r"\b(?:[Oo]ption|[Cc]hoice|OPTION|CHOICE)\s+(?P<mark>[(\[{<]?)(?P<letter>[A-Z])\b")
+_STATED = re.compile(
+    rf"(?:{_NOUN}{_IS}|\bit(?:\s+is|'s)\s|\b(?:choose|pick|select)\s)\s*(?:{_NOUN}\s*)?"
+    r"(?P<mark>[(\[{<]?)(?P<letter>[A-Za-z])\b(?!')",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(r"\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer|OPTION|CHOICE|ANSWER)\s+(?P<mark>[(\[{<]?)(?P<letter>[A-Z])\b")
+_ONLY = re.compile(
+    r"(?:(?:option|choice|answer|ans\.?)\s+)?[(\[{<【〈《「]?\s?([A-Za-z])\s?[)\]}>】〉》」]?", re.IGNORECASE
+)
 _LATEX = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _MATHS = re.compile(r"(?:\$\$?|\\[(\[])([^$]*?)(?:\$\$?|\\[)\]])")
 _STOPS = ".,;!。，।॥۔։።។။…"
 _BRACKETED = re.compile(r"[\[{<【〈《「]\s?([A-Za-z])\s?[\]}>】〉》」](?:\s.*)?", re.DOTALL)
 _LONE = re.compile(r"\(?([A-Z])\)?")
-_BARE = re.compile(r"([A-Z])\s+(?:-\s+)?(\S.*)", re.DOTALL)
+_BARE = re.compile(r"([A-Z])(?:\s+(?:-\s+)?|\s?[、,;]\s*)(\S.*)", re.DOTALL)
+_MARKUP = re.compile(r"\*\*|__|`|</?(?:b|strong|i|em)>")
+_MATHS_LETTER = re.compile(r"[$]\s?(\(?[A-Za-z]\)?)\s?[$]")
 _MORE = re.compile(
     r"[)\]}>\s]*(?:(?:or|and|nor|vs|versus)\b|[&/+|]|,\s*[A-Z]\b|\?)|(?:\s*[A-Z]\b[\s,/&]*)+$", re.IGNORECASE
 )
@@ -75,12 +86,18 @@ def read_letter_leniently(answer: str, question: str = "") -> str | None:
     if letter is not None or len(answer) > LONGEST:
         return letter
     text = without_wrappings(answer)
-    stated = _stated_letter(_plain(answer))
+    stated = _stated_letter(_MATHS_LETTER.sub(r"\1", _LATEX.sub(r"\1", _LATEX.sub(r"\1", _plain(answer)))))
     if len(written_options(text)) > 1 or stated is None:  # it tells the options again, or says two things
         return None
     bracketed = _BRACKETED.fullmatch(text)
-    letter = bracketed[1].upper() if bracketed else read_letter(text)
+    letter = bracketed[1].upper() if bracketed else only_letter(answer) or read_letter(text)
     return letter or stated or _lone_letter(text) or _letter_before_text(text, question)
+
+
+def only_letter(answer: str) -> str | None:
+    """The letter of an answer that holds nothing else but what is put around answers: "**B**", "[B]", "Option B"."""
+    found = _ONLY.fullmatch(without_wrappings(answer))
+    return found[1].upper() if found else None
 
 
 def without_wrappings(answer: str) -> str:
@@ -109,7 +126,7 @@ def final_text(text: str) -> str:
 
 
 def _plain(answer: str) -> str:
-    return usual_characters(answer).replace("**", "").replace("__", "").strip()
+    return usual_characters(_MARKUP.sub("", answer)).strip()
 
 
 def _stated_letter(text: str) -> str | None:
@@ -121,7 +138,8 @@ def _stated_letter(text: str) -> str | None:
             sentence = re.split(r"[.!?\n]", text[: found.start()])[-1]
             if _MORE.match(rest) or _TAKEN_BACK.match(rest) or _DENIED.search(sentence):
                 return None
-            is_word = pattern is _STATED and letter in _ARTICLES and not found["mark"] and not _ENDED.match(rest)
+            after_noun = pattern is _NAMED and not found[0].lower().startswith("answer")
+            is_word = not after_noun and letter in _ARTICLES and not found["mark"] and not _ENDED.match(rest)
             stated |= set() if is_word else {letter}
     return (stated or {""}).pop() if len(stated) < 2 else None
 

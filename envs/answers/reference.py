@@ -11,7 +11,7 @@ import re
 
 from envs.answers.clock import read_clock_span
 from envs.answers.comparison import WANTED, score_answer
-from envs.answers.lenient import LONGEST, in_strict_form, without_wrappings
+from envs.answers.lenient import LONGEST, in_strict_form, only_letter, without_wrappings
 from envs.answers.letters import read_letter
 from envs.answers.numbers import looks_like_number
 from envs.answers.windows import read_edges, spell_span
@@ -61,6 +61,9 @@ def _guessed(text: str) -> tuple[AnswerKind, str]:
             return AnswerKind.LETTER, form
         if looks_like_number(form):
             return AnswerKind.NUMBER, form
+    letter = only_letter(text) if len(text) <= LONGEST else None
+    if letter is not None:
+        return AnswerKind.LETTER, letter
     return AnswerKind.OPEN, text
 
 

@@ -27,7 +27,8 @@ _PIECE = re.compile(
 _NUMERAL = re.compile(
     r"(?:(?P<grouped>[1-9][0-9]{0,2}(?:,[0-9]{3})+)|(?P<plain>0|[1-9][0-9]*)?)(?:\.(?P<part>[0-9]+))?"
 )
-_ARTICLE = re.compile(r"(?<!\S)(?:a|an|the)\s++(?=\w)")
+_NAMES = r"[^\w\s]?(?:[^\W\d_]|and|or|nor|vs|versus|to|is|was|are|of|for|with)\b"  # "A and B", "from A to B"
+_ARTICLE = re.compile(rf"(?<![\w'])(?:an|the|a(?!\s++{_NAMES}))\s++(?=[^\w\s-]?\w)")
 
 
 def normalised(text: str) -> str:
@@ -37,9 +38,8 @@ def normalised(text: str) -> str:
     Numerals are written in one way (1,000.50 is 1000.5). Linear in the length of the text.
     """
     plain = without_wrapping(usual_characters(text).lower())
-    joined = _BEFORE_NUMBER.sub("", _AFTER_NUMBER.sub("", _RANGE.sub("-", plain)))
-    marked = " ".join(_PIECE.sub(_kept, joined).split())
-    return " ".join(_ARTICLE.sub("", marked).split())
+    joined = _BEFORE_NUMBER.sub("", _AFTER_NUMBER.sub("", _RANGE.sub("-", _ARTICLE.sub("", plain))))
+    return " ".join(_PIECE.sub(_kept, joined).split())
 
 
 def without_wrapping(text: str) -> str:

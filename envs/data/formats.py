@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from envs.answers.comparison import score_answer
 from envs.answers.reference import UnusableReference, read_reference
 from envs.answers.windows import spell_span
 from envs.data.json_rows import json_rows
@@ -172,6 +173,11 @@ def _dm_cot_trace(row: object, root: Path, task_id: str) -> RetrievalTrace:
     suggested = number_at(row, "gemini_suggested_fps")
     video = video_at(row)
     task = make_task(task_id, video, root, question, found[1], evidence, fps if suggested is None else suggested)
+    if last.count("<answer>") > 1 or score_answer(found[1].strip(), task.answer, task.answer_kind) < 1.0:
+        raise UnusableRow(
+            f"the reply teaches a form of the answer that rewards do not read: {shortened(found[1].strip())}; write "
+            f"<answer>{task.answer}</answer>, once"
+        )
     return RetrievalTrace(task, replies)
 
 

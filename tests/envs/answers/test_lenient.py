@@ -21,7 +21,9 @@ QUESTION = "<video>\nWhat?\nA. dog runs\nB. a red ball\nC. The man did not move\
         *("Answer: B", "answer : b", "**Answer:** B", "Answer: **B**", "Answer: (B) a red ball", "ANSWER = B"),
         *("the answer is B", "The answer is: B.", "The correct answer is (B).", "My final answer is **B**"),
         *("So, the answer is B", "The best option is B", "Option B", "option (B) is right", "B is the correct answer"),
-        "The correct choice is option B.",
+        *("The correct choice is option B.", "Answer B", "Answer - B", "Ans. B", "Ans: (B)", "It's B.", "I choose B"),
+        *("So finally, the answer is $\\boxed{B}$.", "B, a red ball", "B、红球", "<b>B</b>", "```\nB\n```", "Ответ: B"),
+        *("B (a red ball)", "\\boxed{B. a red ball}", "Answer:\nB", "Answer: B\nThe ball is not blue.", "option b"),
         *("Based on the video, the answer is B.", "The answer is B because A is not shown.", "The answer is B, not C"),
         *("Ｂ", "（Ｂ）", "Ｂ．", "Ⓑ", "B。", "B।", "B۔", "【B】", "「B」", "答案：B", "答案是B。", "正确答案是 B"),
         *("B\n\nThe ball does not move.", "The ball is red.\n\nB"),
@@ -95,6 +97,8 @@ def test_an_article_that_another_option_begins_with_is_no_choice():
         ("Answer: 3 - 8 s", "3.00 - 8.00"),
         ("between 3 and 8 seconds", "3.00 - 8.00"),
         ("3 ~ 8", "3.00 - 8.00"),
+        ('{"start": 3.0, "end": 8.5}', "3.00 - 8.50"),
+        ("Start time: 0:03; end time: 0:08", "3.00 - 8.00"),
         ("1 - 2 minutes", "60.00 - 120.00"),
         ("３秒 - ８秒", "3.00 - 8.00"),
         ("The given query happens in 24.3 - 30.4 seconds.", "24.30 - 30.40"),
@@ -111,6 +115,7 @@ def test_an_unmistakable_window_is_read(answer, window):
     [
         *("3", "3, 8", "3 and 8", "8 - 3", "[8, 3]", "not 3 - 8", "3 - 8 - 9", "3 - 8 or 9 - 12", "2024-01-05"),
         *("00:99 - 01:00", "1:61:00 - 2:00:00", "-3 - 8", "3 - 8x", "v3 - 8", "in the middle", ""),
+        "start: 8, end: 3",
     ],
 )
 def test_a_window_that_is_not_unmistakable_stays_unread(answer):

@@ -15,6 +15,7 @@ from rl.trajectory import AnswerKind
         *[(text, text, "letter") for text in ("B", "a", "(B)", "(b)", "B. red", "b. y", "b) y", "B) red", "(B) red")],
         *[(text, "B", "letter") for text in ("<answer>B</answer>", "<answer> B </answer>\n", "**B**", "Answer: B")],
         *[(text, "B", "letter") for text in ("\\boxed{B}", "Ｂ", "B。", '"B"', "The answer is B.")],
+        *[(text, "B", "letter") for text in ("[B]", "【B】", "Option B", "option (B)", "{B}", "Answer B")],
         *[(text, text, "span") for text in ("0.00 - 8.00", "3-8.5", "3 - 8 seconds", "3s - 8s", "1.0 to 3.0")],
         *[(text, text, "span") for text in ("1.0 – 3.0", "1.0 — 3.0", "1 second - 3 seconds", "from 1 to 3 s", "1-3")],
         ("12.333333333333334 - 20.1", "12.333333333333334 - 20.1", "span"),

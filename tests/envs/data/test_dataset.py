@@ -254,6 +254,11 @@ def with_reply(reply):
         (with_reply(REPLY.replace("<video>", "")), "exactly where a call ends"),
         (with_reply(REPLY.replace("2.00 - 4.00", "4.00 - 2.00")), "the call cannot be read"),
         (with_reply(REPLY.replace("<answer>B</answer>", "")), "does not end in <answer>"),
+        (
+            with_reply(REPLY.replace("B</answer>", "**B**</answer>")),
+            "rewards do not read: '**B**'; write <answer>B</ans",
+        ),
+        (with_reply(REPLY.replace("<answer>", "<answer>A</answer><answer>")), "write <answer>B</answer>, once"),
         (DM_COT | {"conversations": []}, "one question and one reply"),
         (DM_COT | {"conversations": [{"from": "gpt", "value": "x"}] * 2}, "from 'human', then from 'gpt'"),
         (DM_COT | {"video": ["videos/a.mp4", "videos/b.mp4"]}, "exactly one video"),
