@@ -107,7 +107,7 @@ def _require_same(index: VideoIndex, number: int, expected: Shown) -> None:
 
 def _digest(index: VideoIndex, picture: av.VideoFrame) -> bytes:
     """Of the pixels at their full size: 32 pictures of 8K would not fit into memory."""
-    pixels_HWC = Scaler(index.rotation, (index.height, index.width))(picture)
+    pixels_HWC = Scaler(index.orientation, (index.height, index.width))(picture)
     return hashlib.blake2b(np.ascontiguousarray(pixels_HWC)).digest()
 
 

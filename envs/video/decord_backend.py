@@ -15,6 +15,7 @@ import numpy as np
 
 from envs.video.file import VideoError, VideoOpenError
 from envs.video.index import VideoIndex
+from envs.video.orientation import UPRIGHT
 
 decord.logging.set_level(decord.logging.QUIET)  # its FFmpeg writes a line per packet of a broken file
 
@@ -61,7 +62,8 @@ def refuse_unsuitable(index: VideoIndex) -> None:
         "has packets without presentation times": index.counts_frames,
         "has open groups of pictures": index.has_open_groups,
         f"is in a container without a seek table ({index.container})": index.container not in SEEKABLE_CONTAINERS,
-        f"is rotated by {index.rotation} degrees": index.rotation != 0,
+        "says who encoded it in its first packet only": index.needs_first_packet,
+        f"is {index.orientation}": index.orientation != UPRIGHT,
     }
     for problem, applies in problems.items():
         if applies:

@@ -217,7 +217,7 @@ def _kept(cache: FrameCache, index: VideoIndex, numbers: Iterable[int], size: Si
         clip = cache.find(index, form)
         if clip is None:
             continue
-        scaler = Scaler(index.rotation, size) if form is None else None
+        scaler = Scaler(index.orientation, size) if form is None else None
         try:
             for number in numbers:
                 if number not in found and number in clip.store:
@@ -280,8 +280,8 @@ def _decode_and_keep(
         The frames of `missing`, and those of them that are still to be decoded: keeping others took too long.
     """
     asked: dict[int, KeptFrame] = {}
-    scaler = Scaler(index.rotation, request.size)
-    kept_scaler = scaler if clip is None or clip.size in (None, request.size) else Scaler(index.rotation, clip.size)
+    scaler = Scaler(index.orientation, request.size)
+    kept_scaler = scaler if clip is None or clip.size in (None, request.size) else Scaler(index.orientation, clip.size)
     wanted, time_left = set(missing), PassTime(index, missing, request.cpu_limit_s)
     for number, (shown, picture, is_damaged) in zip(numbers, decode(index, numbers), strict=True):
         pixels = scaler(picture) if number in wanted else None

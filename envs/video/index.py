@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,13 +17,28 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
+from envs.video.clock import (
+    MAX_DURATION_S,
+    MAX_PARTS,
+    ONLY_DECODING_TIMES,
+    Clock,
+    Stream,
+    decoding_starts,
+    read_clock,
+    reorder_depth,
+)
+from envs.video.codecs.readers import needs_first_packet
 from envs.video.file import (
     CorruptVideoError,
     FileKey,
     FrameRangeError,
+    RegularFile,
     demuxer,
     regular_file,
 )
+from envs.video.layout import Layout, read_layout
+from envs.video.length import MOV, Length, length_s
+from envs.video.orientation import Orientation, orientation_of
 from envs.video.packets import (
     MAX_PACKETS,
     Packet,
@@ -34,13 +48,13 @@ from envs.video.packets import (
     read_packets,
     refuse_huge,
 )
+from envs.video.pixel_shape import shape_on_screen
 
-BAD_SHARE = 0.1  # of a stream, or of the frames asked for, that may be missing
-UNTRUSTED_CLOCKS = ("avi", "mpeg")  # containers that carry no presentation times; what demuxers make up is often wrong
 SAME_TIME_S = 1e-6  # two times closer than this are one: slack for floats
 USUAL_FPS = 25.0  # where a stream does not say, or says something absurd
 MAX_FPS = 10_000.0  # declared
-MAX_DURATION_S = 1e6  # eleven days; what claims to be longer has a broken clock
+READ_ON = ("avi", "matroska,webm")  # containers whose demuxers read on where another file begins
+SAME_TIME_SHARE = 1 / 3  # of frames that come on at the time of the next one; more is no clock
 PAST_END_S = 0.011  # asked times are in centiseconds: this far beyond the end is still the last frame
 
 
@@ -53,22 +67,27 @@ class VideoIndex:
     container: str  # FFmpeg's name of the format
     stream_index: int
     codec: str
-    duration_s: float  # of what is displayable
+    duration_s: float  # of what is displayable, until the last frame has been on screen
     native_fps: float  # average
-    height: int  # as displayed, after rotation
+    height: int  # as displayed: pixels made square, turned
     width: int
-    rotation: int  # degrees counter-clockwise to apply to decoded pictures: 0, 90, 180 or 270
+    orientation: Orientation  # of decoded pictures
     is_vfr: bool
     num_video_streams: int
-    has_discarded: bool  # packets decoded but not displayed (edit lists)
+    num_parts: int  # files joined in this one, each with a clock of its own
+    has_discarded: bool  # packets decoded but not displayed (edit lists, references that are never shown)
     counts_frames: bool  # presentation times are missing: frames are numbered as they come out of a whole decode
+    needs_first_packet: bool  # decoding goes by what stands in the first packet, wherever it begins
+    reorder_depth: int  # pictures that are decoded before one and shown after it, at most
     frame_bytes: int  # of one decoded picture
-    pts_P: np.ndarray  # stream time base
-    start_P: np.ndarray  # per packet: where decoding must begin to get its frame right (a keyframe's position)
+    ticks_P: np.ndarray  # presentation times on one axis, stream time base
+    seek_P: np.ndarray  # times to ask the container for, stream time base
+    place_P: np.ndarray  # in the file, bytes; -1: not known
+    size_P: np.ndarray  # bytes
+    start_P: np.ndarray  # per packet: where decoding must begin to get its frame right (an entry's position)
+    number_P: np.ndarray  # of the frame it gives; -1: none
     packet_N: np.ndarray  # position of each displayable frame's packet
     times_s_N: np.ndarray
-    position_of_pts: dict[int, int]  # packets
-    number_of_pts: dict[int, int]  # frames
 
     @property
     def num_frames(self) -> int:
@@ -100,8 +119,8 @@ def index_video(path: str | os.PathLike[str]) -> VideoIndex:
     Raises:
         VideoOpenError: no such file, not a regular one, or not a video container.
         NoVideoStreamError: audio only.
-        CorruptVideoError: nothing decodable, a clock or pictures beyond all measure, or more than a tenth of the
-            declared stream is missing.
+        CorruptVideoError: nothing decodable, a clock, pictures or pixels beyond all measure, several files joined of
+            which only the first would be shown, or more than a tenth of the declared stream is missing.
         MemoryError: there was too little for it.
     """
     path = os.fspath(path)
@@ -109,14 +128,14 @@ def index_video(path: str | os.PathLike[str]) -> VideoIndex:
         index = INDICES.find(file.key)
         if index is None:
             with demuxer(file) as container:
-                index = _index(path, file.key, container)
+                index = _index(file, container)
             INDICES.keep(index)
     return index
 
 
 @dataclass(slots=True)
 class IndexCache:
-    """Indices of the latest files, as many as `max_packets` packets allow (about 200 bytes each). Safe in threads."""
+    """Indices of the latest files, as many as `max_packets` packets allow (about 70 bytes each). Safe in threads."""
 
     max_packets: int
     _indices: OrderedDict[FileKey, VideoIndex] = field(default_factory=OrderedDict)
@@ -125,7 +144,7 @@ class IndexCache:
     @property
     def held_packets(self) -> int:
         """Of all indices."""
-        return sum(len(index.pts_P) for index in self._indices.values())
+        return sum(len(index.ticks_P) for index in self._indices.values())
 
     def find(self, key: FileKey) -> VideoIndex | None:
         """The index of this very file, if it is held."""
@@ -145,8 +164,8 @@ class IndexCache:
 INDICES = IndexCache(MAX_PACKETS)
 
 
-def _index(path: str, file_key: FileKey, container: av.container.InputContainer) -> VideoIndex:
-    stream = best_stream(container, path)
+def _index(file: RegularFile, container: av.container.InputContainer) -> VideoIndex:
+    path, stream = file.key.path, best_stream(container, file.key.path)
     if stream.codec_context is None:
         raise CorruptVideoError(path, "is in a codec that nobody knows", "re-encode or replace the file")
     refuse_huge(path, stream.codec_context)
@@ -156,32 +175,27 @@ def _index(path: str, file_key: FileKey, container: av.container.InputContainer)
     packets, picture = read_packets(path, container, stream)
     if picture is None or not any(packet.is_key for packet in packets):
         raise CorruptVideoError(path, "no picture can be decoded", "re-encode or replace the file")
-    return _build(path, file_key, container, stream, packets, picture)
+    return _build(file, container, stream, packets, picture)
 
 
-def _build(path, file_key, container, stream, packets: list[Packet], picture: av.VideoFrame) -> VideoIndex:
-    _refuse_broken_clock(path, [packet.pts for packet in packets if packet.pts is not None], stream)
-    counts_frames = container.format.name in UNTRUSTED_CLOCKS or any(packet.pts is None for packet in packets)
-    pts_P = _even_clock(packets, stream) if counts_frames else np.array([packet.pts for packet in packets], np.int64)
-    key_P = np.array([packet.is_key for packet in packets])
-    shown_P = ~np.array([packet.is_discarded for packet in packets])
-    shown_P[: int(np.argmax(key_P))] = False  # nothing to decode them from
-    shown_P &= pts_P >= pts_P[np.argmax(key_P)]
-    packet_N = np.flatnonzero(shown_P)
-    packet_N = packet_N[np.argsort(pts_P[packet_N], kind="stable")]
-    if not len(packet_N):
-        raise CorruptVideoError(path, "no frame is displayable", "re-encode or replace the file")
-    seconds = float(stream.time_base)
-    times_s_N = (pts_P[packet_N] - pts_P[packet_N[0]]) * stream.time_base.numerator / stream.time_base.denominator
-    gaps_s = np.diff(times_s_N)
-    usual_gap_s = float(np.median(gaps_s)) if len(gaps_s) else 1 / _declared_fps(stream)
-    duration_s = float(times_s_N[-1]) + _last_on_screen_s(packets[packet_N[-1]].duration * seconds, usual_gap_s, stream)
-    _refuse_truncated(path, stream, float(np.ptp(pts_P)) * seconds + usual_gap_s)
-    rotation = round(picture.rotation / 90) % 4 * 90  # other angles: the nearest quarter turn
-    height, width = (picture.width, picture.height) if rotation in (90, 270) else (picture.height, picture.width)
+def _build(file: RegularFile, container, stream, packets: list[Packet], picture: av.VideoFrame) -> VideoIndex:
+    path, tick_s, layout = file.key.path, float(stream.time_base), read_layout(file, container.format.name)
+    clock = _clock(path, container, stream, packets, layout)
+    _refuse_joined(path, container.format.name, layout, clock, packets)
+    packet_N, first = clock.packet_N, int(clock.ticks_P[clock.packet_N[0]])
+    times_s_N = (clock.ticks_P[packet_N] - first) * stream.time_base.numerator / stream.time_base.denominator
+    held = max(max(clock.end, int(clock.ticks_P.max())) - int(clock.ticks_P.min()), clock.decoded)
+    began = clock.origin if container.format.name in ONLY_DECODING_TIMES else clock.origin + first
+    length = Length(began * tick_s, float(times_s_N[-1]), (clock.end - first) * tick_s, held * tick_s)
+    duration_s = length_s(path, container, stream, layout, length)
+    orientation = orientation_of(picture)
+    shape = shape_on_screen(path, picture.height, picture.width, stream.sample_aspect_ratio)
+    height, width = shape[::-1] if orientation.swaps_sides else shape
+    number_P = np.full(len(packets), -1)
+    number_P[packet_N] = np.arange(len(packet_N))
     return VideoIndex(
         path=path,
-        file_key=file_key,
+        file_key=file.key,
         container=container.format.name,
         stream_index=stream.index,
         codec=stream.codec_context.name,
@@ -189,69 +203,85 @@ def _build(path, file_key, container, stream, packets: list[Packet], picture: av
         native_fps=len(packet_N) / duration_s,
         height=height,
         width=width,
-        rotation=rotation,
-        is_vfr=bool(len(gaps_s)) and float(np.abs(gaps_s - usual_gap_s).max()) > max(0.1 * usual_gap_s, 1.01 * seconds),
+        orientation=orientation,
+        is_vfr=_is_uneven(times_s_N, tick_s),
         num_video_streams=len(moving_streams(container)),
-        has_discarded=any(packet.is_discarded for packet in packets),
-        counts_frames=counts_frames,
+        num_parts=clock.num_parts,
+        has_discarded=len(packet_N) < len(packets),
+        counts_frames=clock.is_counted,
+        needs_first_packet=needs_first_packet(stream.codec_context),
+        reorder_depth=reorder_depth(clock.ticks_P),
         frame_bytes=picture_bytes(picture),
-        pts_P=pts_P,
-        start_P=np.zeros(len(packets), dtype=np.int64) if counts_frames else _decoding_starts(pts_P, key_P),
+        ticks_P=clock.ticks_P,
+        seek_P=np.array([_seek_time(packet, container.format.name) for packet in packets], dtype=np.int64),
+        place_P=np.array([packet.place for packet in packets], dtype=np.int64),
+        size_P=np.array([packet.size for packet in packets], dtype=np.int64),
+        start_P=_starts(clock, packets),
+        number_P=number_P,
         packet_N=packet_N,
         times_s_N=times_s_N,
-        position_of_pts={pts: position for position, pts in reversed(list(enumerate(pts_P.tolist())))},
-        number_of_pts={int(pts_P[packet]): number for number, packet in enumerate(packet_N)},
     )
 
 
-def _even_clock(packets: list[Packet], stream: av.video.stream.VideoStream) -> np.ndarray:
-    """Times for frames that have none: one packet after the other, as far apart as decoding times usually are."""
-    decoded_at = np.array(sorted(packet.dts for packet in packets if packet.dts is not None), dtype=np.float64)
-    gap = float(np.median(np.diff(decoded_at))) if len(decoded_at) > 1 else 0.0
-    most = MAX_DURATION_S / len(packets) / float(stream.time_base)
-    if not 0 < gap <= most:
-        gap = min(1 / (_declared_fps(stream) * float(stream.time_base)), most)
-    return np.round(np.arange(len(packets)) * gap).astype(np.int64)
-
-
-def _decoding_starts(pts_P: np.ndarray, key_P: np.ndarray) -> np.ndarray:
-    """Per packet the last keyframe that is neither decoded nor displayed after it.
-
-    A frame displayed before the keyframe it follows in the file (an open group's leading picture) needs the one before.
-    """
-    starts, keys, key_times = [], [], []  # keys: those that no later one precedes on screen; their times increase
-    first = int(np.argmax(key_P))
-    for position, (pts, is_key) in enumerate(zip(pts_P.tolist(), key_P.tolist(), strict=True)):
-        if is_key:
-            while key_times and key_times[-1] >= pts:
-                keys.pop(), key_times.pop()
-            keys.append(position), key_times.append(pts)
-        fitting = bisect_right(key_times, pts)
-        starts.append(keys[fitting - 1] if fitting else first if keys else 0)
-    return np.array(starts, dtype=np.int64)
-
-
-def _declared_fps(stream: av.video.stream.VideoStream) -> float:
-    declared = float(stream.average_rate or 0)
-    return declared if 1 / MAX_DURATION_S < declared <= MAX_FPS else USUAL_FPS
-
-
-def _last_on_screen_s(declared_s: float, usual_gap_s: float, stream: av.video.stream.VideoStream) -> float:
-    """How long the last frame stays: as declared, or as the others do."""
-    if 0 < declared_s <= MAX_DURATION_S:
-        return declared_s
-    return usual_gap_s or 1 / _declared_fps(stream)
-
-
-def _refuse_broken_clock(path: str, times: Sequence[int], stream: av.video.stream.VideoStream) -> None:
-    lasts_s = (max(times) - min(times)) * stream.time_base if times else 0
+def _clock(path: str, container, stream, packets: list[Packet], layout: Layout) -> Clock:
+    stamps = [stamp for packet in packets for stamp in (packet.pts, packet.dts) if stamp is not None]
+    lasts_s = (max(stamps) - min(stamps)) * stream.time_base if stamps else 0
     if lasts_s > MAX_DURATION_S:
         problem = f"has a broken clock: its frames lie {float(lasts_s):.4g} s apart"
         raise CorruptVideoError(path, problem, "re-encode or replace the file")
+    declared_fps = float(stream.average_rate or 0)
+    fps = declared_fps if 1 / MAX_DURATION_S < declared_fps <= MAX_FPS else USUAL_FPS
+    tick_s, most_ticks = float(stream.time_base), MAX_DURATION_S / len(packets) / float(stream.time_base)
+    clock = read_clock(
+        packets,
+        Stream(
+            container=container.format.name,
+            may_reorder=stream.codec_context.codec.reorder,
+            reorder_depth=stream.codec_context.reorder_depth,
+            tick_s=tick_s,
+            may_restart=layout.is_fragmented or container.format.name != MOV,
+            frame_ticks=min(1 / (fps * tick_s), most_ticks),
+            origin=min(stamps, default=0),
+        ),
+    )
+    if clock.num_parts > MAX_PARTS:
+        problem = f"has a broken clock: it starts again more than {MAX_PARTS} times"
+        raise CorruptVideoError(path, problem, "re-encode or replace the file")
+    if not len(clock.packet_N):
+        raise CorruptVideoError(path, "no frame is displayable", "re-encode or replace the file")
+    equal = int(np.sum(np.diff(clock.ticks_P[clock.packet_N]) == 0))
+    if equal > SAME_TIME_SHARE * len(clock.packet_N):
+        problem = f"has a broken clock: {equal} of {len(clock.packet_N)} frames come on when the next one does"
+        raise CorruptVideoError(path, problem, "re-encode or replace the file")
+    return clock
 
 
-def _refuse_truncated(path: str, stream, held_s: float) -> None:
-    declared_s = float(stream.duration * stream.time_base) if stream.duration else held_s
-    if held_s < (1 - BAD_SHARE) * declared_s:
-        problem = f"is truncated: {held_s:.2f} of {declared_s:.2f} s are there"
-        raise CorruptVideoError(path, problem, "download it again or drop the row")
+def _refuse_joined(path: str, container: str, layout: Layout, clock: Clock, packets: list[Packet]) -> None:
+    is_read_on = container in READ_ON and max(packet.place for packet in packets) > layout.last_file_at
+    if layout.is_fragmented and clock.num_parts > 1:
+        problem = f"has a clock that starts again in its fragments ({clock.num_parts - 1} times): players skip some"
+    elif layout.num_files > 1 and not layout.is_fragmented and not is_read_on:
+        problem = f"is {layout.num_files} files joined end to end, of which only the first ones would be shown"
+    else:
+        return
+    raise CorruptVideoError(path, problem, "join them with a tool that knows the container (ffmpeg's concat)")
+
+
+def _starts(clock: Clock, packets: list[Packet]) -> np.ndarray:
+    if clock.is_counted:
+        return np.zeros(len(packets), dtype=np.int64)
+    return decoding_starts(clock.ticks_P, np.array([packet.is_entry for packet in packets]))
+
+
+def _seek_time(packet: Packet, container: str) -> int:
+    """What a container is asked for to find a packet: AVI counts chunks, others go by presentation."""
+    stamps = (packet.dts, packet.pts) if container in ONLY_DECODING_TIMES else (packet.pts, packet.dts)
+    return next((stamp for stamp in stamps if stamp is not None), 0)
+
+
+def _is_uneven(times_s_N: np.ndarray, tick_s: float) -> bool:
+    gaps_s = np.diff(times_s_N)
+    if not len(gaps_s):
+        return False
+    usual_s = float(np.median(gaps_s))
+    return float(np.abs(gaps_s - usual_s).max()) > max(0.1 * usual_s, 1.01 * tick_s)

@@ -60,6 +60,9 @@ def render(
     options: dict[str, str] | None = None,
     gop: int = 20,
     rotation: int = 0,
+    hflip: bool = False,
+    vflip: bool = False,
+    pixel_aspect: Fraction | None = None,
     streams: int = 1,
     muxing: dict[str, str] | None = None,
 ) -> Path:
@@ -73,8 +76,10 @@ def render(
             stream.pix_fmt = "yuv420p"
             stream.codec_context.gop_size, stream.codec_context.thread_count = gop, 1
             stream.codec_context.time_base = clock
-            if rotation:
-                stream.set_display_rotation(rotation)
+            if pixel_aspect:
+                stream.codec_context.sample_aspect_ratio = pixel_aspect
+            if rotation or hflip or vflip:
+                stream.set_display_rotation(rotation, hflip=hflip, vflip=vflip)
         for number, tick in enumerate(ticks):
             for stream in container.streams.video:
                 shown = picture(number) if stream.width == WIDTH else picture(0)[::2, ::2]
@@ -128,6 +133,18 @@ def cut_by_copy(source: Path, target: Path, start_s: float) -> Path:
                 packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copy
                 new.mux(packet)
     return target
+
+
+def damage(path: Path, numbers: list[int]) -> Path:
+    """Overwrite the packets of some frames with zeros."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    for packet in sorted(packets, key=lambda packet: packet.pts):
+        if round(float(packet.pts * packet.time_base) * 25) in numbers:
+            content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    path.write_bytes(content)
+    return path
 
 
 def full_decode(path: Path, stream_index: int) -> list[tuple[float, av.VideoFrame]]:

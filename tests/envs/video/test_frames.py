@@ -1,7 +1,6 @@
 """The frame on screen at t, exactly, whatever the codec, container, clock and order of asking."""
 
 import functools
-from pathlib import Path
 
 import av
 import numpy as np
@@ -11,8 +10,19 @@ from hypothesis import strategies as st
 
 from envs.video.decord_backend import UnsuitableForDecordError, read_frames_decord
 from envs.video.frames import Scaler
+from envs.video.orientation import UPRIGHT
 from envs.video.reader import CorruptVideoError, FrameRangeError, VideoOpenError, index_video, read_frames
-from tests.envs.video.clips import HEIGHT, WIDTH, cut_by_copy, full_decode, number_in, numbers_in, picture, render
+from tests.envs.video.clips import (
+    HEIGHT,
+    WIDTH,
+    cut_by_copy,
+    damage,
+    full_decode,
+    number_in,
+    numbers_in,
+    picture,
+    render,
+)
 
 SIZE = (HEIGHT, WIDTH)
 QUIET_265 = "log-level=none:keyint=20:min-keyint=20:scenecut=0"
@@ -142,20 +152,8 @@ def test_resizing_averages_the_area_a_pixel_covers(tmp_path):
     """Stripes one pixel wide become even grey: nothing aliases."""
     stripes = np.zeros((96, 128, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    small = Scaler(0, (24, 32))(av.VideoFrame.from_ndarray(stripes, format="rgb24"))
+    small = Scaler(UPRIGHT, (24, 32))(av.VideoFrame.from_ndarray(stripes, format="rgb24"))
     assert small.shape == (24, 32, 3) and np.abs(small.astype(int) - 127).max() <= 2
-
-
-def damage(path: Path, numbers: list[int]) -> Path:
-    """Overwrite the packets of some frames with zeros."""
-    content = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-    for packet in sorted(packets, key=lambda packet: packet.pts):
-        if round(float(packet.pts * packet.time_base) * 25) in numbers:
-            content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
-    path.write_bytes(content)
-    return path
 
 
 def test_a_damaged_spot_shows_its_nearest_neighbour_and_says_so(tmp_path):
@@ -191,7 +189,7 @@ def test_real_clips_equal_a_plain_full_decode(real_data_dir, name):
     path = real_data_dir / name
     index = index_video(path)
     everything = full_decode(path, index.stream_index)
-    scaler = Scaler(index.rotation, (56, 84))
+    scaler = Scaler(index.orientation, (56, 84))
     rng = np.random.default_rng(0)
 
     assert index.times_s_N == pytest.approx([time_s for time_s, _ in everything])

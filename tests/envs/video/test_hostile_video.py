@@ -15,16 +15,17 @@ import av
 import numpy as np
 import pytest
 
-import envs.video.index
 from envs.data.clip_status import ClipStatus, ClipStatusFile, check_clip, quarantined
 from envs.data.dataset import load_tasks
 from envs.synthetic.clip import Flash, SyntheticClip, draw, write_mp4
+from envs.video.clock import decoding_starts
 from envs.video.deadline import TimeLimits
 from envs.video.decode_memory import MIB, resident_bytes
 from envs.video.decode_process import DecodeProcess, receive
 from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.frames import Scaler
 from envs.video.index import IndexCache
+from envs.video.orientation import Orientation
 from envs.video.packets import read_packets
 from envs.video.reader import (
     CorruptVideoError,
@@ -179,7 +180,10 @@ def test_odd_clips_give_the_frames_that_a_plain_decode_gives(tmp_path, reader):
         everything = dict(full_decode(path, index.stream_index))
         asked_s = tuple(np.linspace(0, index.duration_s, 7))
         pixels, times_s, damaged = reader.frames(str(path), asked_s, SIZE)
-        scaler, on_screen = Scaler(index.rotation, SIZE), [max(t for t in everything if t <= s + 1e-6) for s in asked_s]
+        scaler, on_screen = (
+            Scaler(index.orientation, SIZE),
+            [max(t for t in everything if t <= s + 1e-6) for s in asked_s],
+        )
         assert times_s == pytest.approx(on_screen) and damaged == 0, name
         assert (pixels == np.stack([scaler(everything[time_s]) for time_s in on_screen])).all(), name
 
@@ -191,8 +195,8 @@ def test_turned_clips_are_shown_upright(tmp_path, reader, rotation):
     (_, frame), *_ = full_decode(path, index.stream_index)
     size = (WIDTH, HEIGHT) if rotation != 180 else SIZE
     pixels, *_ = reader.frames(str(path), (0.0,), size)
-    assert (index.height, index.width, index.rotation) == (*size, rotation)
-    assert (pixels[0] == Scaler(rotation, size)(frame)).all()
+    assert (index.height, index.width, index.orientation) == (*size, Orientation(rotation // 90))
+    assert (pixels[0] == Scaler(index.orientation, size)(frame)).all()
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------
@@ -472,7 +476,7 @@ def test_keyframes_that_run_backwards_do_not_make_indexing_slow():
     """300,000 keyframes, each displayed before the last: with a search through all of them, an hour."""
     pts_P = np.arange(300_000)[::-1]
     started = time.monotonic()
-    starts_P = envs.video.index._decoding_starts(pts_P, np.ones(len(pts_P), dtype=bool))
+    starts_P = decoding_starts(pts_P, np.ones(len(pts_P), dtype=bool))
     assert (starts_P == np.arange(300_000)).all() and time.monotonic() - started < within(10)
 
 
@@ -485,7 +489,7 @@ def test_a_frame_is_decoded_from_the_last_keyframe_that_precedes_it_in_the_file_
         for position, pts in enumerate(pts_P):
             keys = [key for key in np.flatnonzero(key_P) if key <= position]
             expected.append(next((key for key in reversed(keys) if pts_P[key] <= pts), keys[0] if keys else 0))
-        assert envs.video.index._decoding_starts(pts_P, key_P).tolist() == expected
+        assert decoding_starts(pts_P, key_P).tolist() == expected
 
 
 # What nobody foresaw --------------------------------------------------------------------------------------------------

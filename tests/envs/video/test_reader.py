@@ -297,10 +297,11 @@ def unsuitable_files(folder):
         "edit list": cut_by_copy(plain, folder / "cut.mp4", 1.4),
         "2 video streams": render(folder / "two.mp4", streams=2),
         "variable frame rate": render(folder / "vfr.mp4", times_ms=[0, 40, 55, 170, 180, 260, 300]),
-        "rotated": render(folder / "turned.mp4", frames=10, rotation=90),
+        "turned": render(folder / "turned.mp4", frames=10, rotation=90),
         "open groups": render(folder / "open.mp4", "mpeg4", options={"bf": "2"}),
         "seek table": render(folder / "clip.ts"),
-        "presentation times": render(folder / "clip.avi", "mpeg4", frames=10),
+        "presentation times": render(folder / "clip.avi", frames=10),
+        "first packet only": render(folder / "mpeg4.mp4", "mpeg4", frames=10),
     }
 
 

@@ -1,0 +1,1 @@
+"""What a packet's first bytes say of its picture, codec by codec."""
