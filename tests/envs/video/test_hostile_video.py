@@ -304,7 +304,7 @@ def test_streams_that_come_to_light_on_the_way_end_the_reading_where_the_file_en
 
     class Container:
         def __init__(self, container):
-            self.demux = lambda stream: self._packets(container.demux(stream))
+            self.format, self.demux = container.format, lambda stream: self._packets(container.demux(stream))
 
         def _packets(self, packets):
             yield from packets
