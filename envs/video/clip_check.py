@@ -19,7 +19,8 @@ import numpy as np
 
 from envs.video.file import CorruptVideoError
 from envs.video.frames import Scaler, decode
-from envs.video.index import BAD_SHARE, VideoIndex
+from envs.video.index import VideoIndex
+from envs.video.length import BAD_SHARE
 
 MOST_LOOKS = 32  # single frames decoded again, each from its keyframe
 SAMPLED_LOOKS = 4
@@ -89,7 +90,7 @@ def _one_pass(index: VideoIndex, looks: set[int]) -> tuple[dict[int, Shown], int
         in_stretch = is_damaged + (in_stretch if number % STRETCH else 0)
         damaged += is_damaged
         length = min(STRETCH, index.num_frames - number // STRETCH * STRETCH)
-        if in_stretch > max(1, BAD_SHARE * length):
+        if in_stretch > BAD_SHARE * length:
             problem = f"more than a tenth of {length} frames up to {index.times_s_N[number]:.2f} s are damaged"
             raise CorruptVideoError(index.path, problem, REMEDY)
         if number in looks and not is_damaged:

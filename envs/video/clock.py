@@ -68,7 +68,7 @@ def read_clock(packets: Sequence[Packet], stream: Stream) -> Clock:
             elif end is not None:
                 offset += _offset(packets, decoding_P, start, stream)
             ticks += offset
-            end = _end(part, ticks, shown, stream)
+            end = max(_end(part, ticks, shown, stream), end or 0)
         ticks_P[start:stop], shown_P[start:stop] = ticks, shown
     packet_N = np.flatnonzero(shown_P)
     packet_N = packet_N[np.argsort(ticks_P[packet_N], kind="stable")]

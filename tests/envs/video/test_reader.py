@@ -300,7 +300,6 @@ def unsuitable_files(folder):
         "turned": render(folder / "turned.mp4", frames=10, rotation=90),
         "open groups": render(folder / "open.mp4", "mpeg4", options={"bf": "2"}),
         "seek table": render(folder / "clip.ts"),
-        "presentation times": render(folder / "clip.avi", frames=10),
         "first packet only": render(folder / "mpeg4.mp4", "mpeg4", frames=10),
     }
 
