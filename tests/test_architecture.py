@@ -65,6 +65,7 @@ DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "wandb": ("rl/tracking/sinks.py",),
     "omegaconf": ("rl/config/file.py",),
     "fsspec": ("rl/checkpoint/remote.py",),
+    "pyarrow": ("envs/data/parquet_rows.py",),
     "matplotlib": ("rl/encode_stats/figure.py",),
 }
 

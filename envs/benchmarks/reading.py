@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from envs.answers.windows import spell_span
@@ -10,29 +11,31 @@ from envs.benchmarks.benchmark import Example, LoadedExamples, RejectedExample
 from envs.data.csv_rows import csv_rows
 from envs.data.formats import make_task, moment_question
 from envs.data.json_rows import json_rows, rows_within
+from envs.data.parquet_rows import parquet_rows
 from envs.data.rows import DatasetError, UnusableRow, forward, number_at, one_line, shortened
 from envs.data.videos import video_file
 from rl.trajectory import AnswerKind, TimeSpan
 
-READERS = {".json": json_rows, ".jsonl": json_rows, ".csv": csv_rows}
-FROM_PARQUET = (
-    "python -c \"import pandas; pandas.read_parquet('X.parquet').to_json('X.jsonl', orient='records', lines=True)\""
-)
+READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), json_rows),
+    **{".csv": csv_rows, ".tsv": partial(csv_rows, delimiter="\t"), ".parquet": parquet_rows},
+}
 
 Rows = Iterable[tuple[int, object]]
 
 
 def rows_of(annotation: Path) -> Iterator[tuple[int, object]]:
-    """The rows of a JSON array, of JSON lines or of a CSV file, by the file's suffix.
+    """The rows of a JSON, CSV or Parquet file, by the file's suffix; JSON and CSV may be packed (.gz).
 
     Raises:
         DatasetError: there is no such file, or it is of another kind.
     """
     require_file(annotation)
-    if annotation.suffix not in READERS:
-        remedy = f"; convert it: {FROM_PARQUET}" if annotation.suffix == ".parquet" else ""
-        raise DatasetError(f"{annotation}: expected one of {', '.join(READERS)}{remedy}")
-    return READERS[annotation.suffix](annotation)
+    name = annotation.name.lower().removesuffix(".gz")
+    reader = next((reader for suffix, reader in READERS.items() if name.endswith(suffix)), None)
+    if reader is None:
+        raise DatasetError(f"{annotation}: expected one of {', '.join(READERS)}")
+    return reader(annotation)
 
 
 def require_file(annotation: Path, remedy: str = "") -> None:

@@ -12,18 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 from envs.answers.windows import read_span, spell_span
-from envs.data.formats import FORMATS, RetrievalTrace, RowFormat
+from envs.data.formats import RetrievalTrace, RowFormat
 from envs.data.json_rows import rows_within
 from envs.data.rows import DatasetError, UnusableRow, one_line
+from envs.data.sources import NOTHING, Source, locate_source
 from envs.video.reader import VideoError
 from rl.trajectory import AnswerKind, TimeSpan, VideoTask
 
 Row = TypeVar("Row", VideoTask, RetrievalTrace)
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,7 @@ def load_tasks(
     format: str,
     path: str | Path,
     video_root: str | Path = "",
+    columns: Mapping[str, str] = NOTHING,
     *,
     duration_of: Callable[[str], float] | None = None,
     unusable: Mapping[str, str] = NOTHING,
@@ -63,15 +63,16 @@ def load_tasks(
     """Read an annotation file into tasks.
 
     Args:
-        format: dm_rl, dm_cot or charades_sta.
+        format: dm_rl, dm_cot, charades_sta, csv, parquet, or "path/file.py:reader".
         video_root: every video must lie under it; empty: the folder of the annotation file.
+        columns: of a table: value of a row -> the column that has it.
         duration_of: length of a video in seconds, raising VideoError where it cannot be read. With it, spans are
             clamped to the clip and unreadable videos are rejected.
         unusable: videos known to be so, and why: their rows are rejected.
     Raises:
-        DatasetError: unknown format, or no such file or folder.
+        DatasetError: unknown format or columns, no such file or folder, or the file cannot be read as a whole.
     """
-    row_format, path, root = locate_source(format, path, video_root)
+    row_format, path, root = locate_source(Source(format, path, video_root, columns))
     tasks, rejected = _read(path, root, row_format, row_format.task, unusable)
     if duration_of is None:
         return LoadedTasks(tuple(task for _, task in tasks), tuple(rejected))
@@ -89,14 +90,19 @@ def load_tasks(
 
 
 def load_traces(
-    format: str, path: str | Path, video_root: str | Path = "", *, unusable: Mapping[str, str] = NOTHING
+    format: str,
+    path: str | Path,
+    video_root: str | Path = "",
+    columns: Mapping[str, str] = NOTHING,
+    *,
+    unusable: Mapping[str, str] = NOTHING,
 ) -> LoadedTraces:
     """Read an annotation file into supervised traces; as `load_tasks`.
 
     Raises:
         DatasetError: also if the format holds no traces.
     """
-    row_format, path, root = locate_source(format, path, video_root)
+    row_format, path, root = locate_source(Source(format, path, video_root, columns))
     if row_format.trace is None:
         raise DatasetError(f"{path}: format {format!r} holds no traces; use dm_cot")
     traces, rejected = _read(path, root, row_format, row_format.trace, unusable)
@@ -144,25 +150,6 @@ def tasks_for_step(tasks: Sequence[VideoTask], seed: int, step: int, tasks_per_s
 def _epoch_order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
     """Indices sorted by a hash: the same on every machine and Python version."""
     return tuple(sorted(range(n), key=lambda index: hashlib.sha256(f"{seed}/{epoch}/{index}".encode()).digest()))
-
-
-def locate_source(format: str, path: str | Path, video_root: str | Path) -> tuple[RowFormat, Path, Path]:
-    """How rows are read, from which file, and the folder their videos must lie under.
-
-    Raises:
-        DatasetError: there is no such format, file or folder.
-    """
-    if format not in FORMATS:
-        raise DatasetError(f"unknown data format {format!r}; known: {', '.join(sorted(FORMATS))}")
-    if str(path) in ("", "."):
-        raise DatasetError("path is empty; name the annotation file")
-    path = Path(path)
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such annotation file")
-    root = Path(video_root) if str(video_root) else path.parent
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder of videos (for {path})")
-    return FORMATS[format], path, root
 
 
 def _read(

@@ -55,11 +55,6 @@ class RowFormat:
     trace: Callable[[object, Path, str], RetrievalTrace] | None = None
 
 
-def has_traces(format: str) -> bool:
-    """Whether a format's rows are supervised traces, with replies to learn from, and not only tasks."""
-    return format in FORMATS and FORMATS[format].trace is not None
-
-
 def moment_question(sentence: str) -> str:
     """When does it happen? As the DynFrame release asks it."""
     return _MOMENT_QUESTION.format(sentence.strip())

@@ -7,9 +7,12 @@ place of its value. Readers of values raise it.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from rl.trajectory import TimeSpan
 
@@ -124,6 +127,17 @@ def kind_of(value: object) -> str:
         return "nothing"
     kinds = ((str, "a text"), (bool, "true or false"), (int | float, "a number"), (list, "a list"), (dict, "an object"))
     return next((said for kind, said in kinds if isinstance(value, kind)), shortened(value))
+
+
+def plain(value: object) -> object:
+    """A value that code made as a file would hold it: paths are texts, tuples lists, numpy's numbers numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return value
 
 
 def one_line(error: Exception) -> str:

@@ -6,7 +6,9 @@ inserted is context, as in any other trajectory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,6 +20,14 @@ from envs.retrieval import render_call
 from envs.rollout import EpisodeContext, make_env
 from envs.video.reader import VideoError
 from rl.trajectory import Completion, Frames, RetrievalCall, StopReason, TimeSpan, Trajectory, VideoTask
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What a trace has to know of its video."""
+
+    duration_s: float
+    native_fps: float  # 0: not known
 
 
 def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) -> tuple[Trajectory, Frames]:
@@ -52,26 +62,60 @@ def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) 
 
 
 def traces_from_evidence(
-    tasks: Sequence[VideoTask], *, window_jitter_s: float, fps_jitter: float, per_task: int, seed: int
+    tasks: Sequence[VideoTask],
+    *,
+    clip_of: Callable[[str], Clip],
+    window_jitter_s: float,
+    fps_jitter: float,
+    per_task: int,
+    seed: int,
 ) -> tuple[RetrievalTrace, ...]:
     """Traces for annotated tasks that have none: look roughly where the evidence is, then answer.
 
-    Window ends move by up to `window_jitter_s` and the rate by up to `fps_jitter`, so that the policy learns the form
-    of a look and reinforcement learning its place. Tasks without evidence span and rate give no trace.
+    Window ends move by up to `window_jitter_s` and the rate by up to `fps_jitter`, within what the clip has, so that
+    the policy learns the form of a look and reinforcement learning its place. Tasks without evidence span and rate give
+    no trace.
+
+    Args:
+        tasks: their evidence lies within their clips.
+        clip_of: a video's length and rate.
     """
     rng = np.random.default_rng([seed, 11])
     annotated = [task for task in tasks if task.evidence_span is not None and task.evidence_fps is not None]
-    return tuple(_jittered_trace(task, window_jitter_s, fps_jitter, rng) for task in annotated for _ in range(per_task))
+    return tuple(
+        _jittered_trace(task, clip_of(task.video_path), window_jitter_s, fps_jitter, rng)
+        for task in annotated
+        for _ in range(per_task)
+    )
 
 
 def _jittered_trace(
-    task: VideoTask, window_jitter_s: float, fps_jitter: float, rng: np.random.Generator
+    task: VideoTask, clip: Clip, window_jitter_s: float, fps_jitter: float, rng: np.random.Generator
 ) -> RetrievalTrace:
-    start_s = max(0.0, task.evidence_span.start_s + rng.uniform(-window_jitter_s, window_jitter_s))
-    end_s = max(start_s + 1.0, task.evidence_span.end_s + rng.uniform(-window_jitter_s, window_jitter_s))
-    fps = max(1.0, task.evidence_fps + rng.uniform(-fps_jitter, fps_jitter))
-    call = render_call(TimeSpan(round(start_s, 1), round(end_s, 1)), round(fps))
+    window = _jittered_window(task.evidence_span, clip.duration_s, window_jitter_s, rng)
+    fps = round(max(1.0, task.evidence_fps + rng.uniform(-fps_jitter, fps_jitter)))
+    call = render_call(window, _within_rate(fps, clip.native_fps))
     return RetrievalTrace(task, (f"<think>Look closer.{call}", f"</think><answer>{task.answer}</answer>"))
+
+
+def _jittered_window(evidence: TimeSpan, duration_s: float, jitter_s: float, rng: np.random.Generator) -> TimeSpan:
+    """Both ends moved independently, to tenths of a second, within the clip and a second apart or as far as it is long.
+
+    The clip's end is written as it is, in whole hundredths: rounded up, it would teach to ask for what is not there.
+    """
+    clip_end_s = math.floor(duration_s * 100 + 1e-6) / 100
+    shortest_s = min(1.0, clip_end_s)
+    start_s = round(evidence.start_s + rng.uniform(-jitter_s, jitter_s), 1)
+    end_s = round(evidence.end_s + rng.uniform(-jitter_s, jitter_s), 1)
+    start_s = min(max(start_s, 0.0), clip_end_s - shortest_s)
+    return TimeSpan(start_s, min(max(end_s, start_s + shortest_s), clip_end_s))
+
+
+def _within_rate(fps: int, native_fps: float) -> float:
+    """The rate, or the highest that the clip has: a whole number where it has one."""
+    if not native_fps > 0 or fps <= native_fps:  # not known, or within it
+        return fps
+    return math.floor(native_fps) if native_fps >= 1 else native_fps
 
 
 def _require_room(trace: RetrievalTrace, needed: int, left: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,7 +67,7 @@ def _trace(
         else str(rng.choice(list(LETTERS[: len(row["options"])])))
     )
     thought = f"I see {shown}." if shown is not None else "I see nothing."
-    look = f"Look closer.<span>{start_s:.1f} - {end_s:.1f}</span><fps>{fps}</fps><video>"
+    look = f"Look closer.<span>{_written(start_s)} - {_written(end_s)}</span><fps>{fps}</fps><video>"
     return {
         "index": index,
         "video": [row["video"]],
@@ -78,9 +79,18 @@ def _trace(
 
 
 def _jittered_window(row: dict[str, Any], jitter_s: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Both ends moved independently, to tenths of a second, inside the clip and at least half a second apart."""
+    """Both ends moved independently, to tenths of a second, inside the clip and at least half a second apart.
+
+    Where tenths do not fit (a clip that ends at 7.25 s, a window in a clip of a second), times are the clip's own.
+    """
     moved_s = np.array([row["gt_span_start"], row["gt_span_end"]]) + rng.uniform(-jitter_s, jitter_s, size=2)
-    start_s, end_s = np.round(np.clip(moved_s, 0, row["duration_s"]), 1)
+    ends_s = math.floor(row["duration_s"] * 100 + 1e-6) / 100
+    start_s, end_s = np.minimum(np.round(np.clip(moved_s, 0, ends_s), 1), ends_s)
     if end_s - start_s < 0.5:
-        start_s, end_s = row["gt_span_start"], row["gt_span_end"]
+        start_s, end_s = round(row["gt_span_start"], 2), min(round(row["gt_span_end"], 2), ends_s)
     return float(start_s), float(end_s)
+
+
+def _written(time_s: float) -> str:
+    """A time in tenths of a second, or in hundredths where it is between two tenths."""
+    return f"{time_s:.1f}" if abs(round(time_s, 1) - time_s) < 1e-6 else f"{time_s:.2f}"

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, check_clip
 from envs.data.dataset import RejectedRow, load_tasks, load_traces, within_clip
-from envs.data.formats import has_traces
 from envs.data.rows import UnusableRow
+from envs.data.sources import Source, has_traces
 from rl.config.data import SourceConfig
 from rl.config.run import RunConfig
 from rl.run.console.stages import counted_stage
@@ -34,7 +34,6 @@ from rl.run.prepare.errors import as_config_error
 from rl.run.prepare.tasks import located, quarantine_file
 from rl.trajectory import VideoTask
 
-Located = tuple[str, Path, str]  # format, annotation file, video root
 SHOWN = 10  # rows listed on the console; the file has all
 
 
@@ -47,6 +46,16 @@ class CheckedRow:
     video: str  # empty where none could be named
     status: str  # ok | repaired | quarantined | undecided
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSplit:
+    """What the annotation file of a split holds."""
+
+    name: str  # train | held_out | cold_start
+    tasks: tuple[VideoTask, ...]
+    rejected: tuple[RejectedRow, ...]  # rows of which no task could be made
+    as_written: bool = False  # supervised traces, which are replayed as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +96,8 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0, samp
     Raises:
         ConfigError: an annotation file cannot be used at all, or the statuses cannot be written.
     """
-    sources = [(split, *_load(split, source)) for split, source in _sources(config, console)]
-    clips = sorted({task.video_path for _, tasks, _ in sources for task in tasks})
+    splits = [_load(split, source) for split, source in _sources(config, console)]
+    clips = sorted({task.video_path for split in splits for task in split.tasks})
     home = quarantine_file(config)
     listing = home.with_name(f"validated_rows-{config.name}.jsonl")
     with ClipStatusFile(home) as file:
@@ -97,9 +106,10 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0, samp
         with listing.open("w", encoding="utf-8") as lines:
 
             def list_rows(clips: Mapping[str, CheckedClip], *, with_rejected: bool = False) -> None:
-                for split, tasks, rejected in sources:
-                    there = [task for task in tasks if task.video_path in clips]
-                    for row in row_statuses(split, there, rejected if with_rejected else (), clips):
+                for split in splits:
+                    there = tuple(task for task in split.tasks if task.video_path in clips)
+                    rejected = split.rejected if with_rejected else ()
+                    for row in row_statuses(replace(split, tasks=there, rejected=rejected), clips):
                         lines.write(_as_line(row))
                 lines.flush()
 
@@ -107,24 +117,23 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0, samp
             for clip in _decoded(new, config, console, workers or os.cpu_count() or 1, sample):
                 file.append(clip)
                 list_rows({clip.video: clip})
-        rows = tuple(row for source in sources for row in row_statuses(*source, file.clips))
+        rows = tuple(row for split in splits for row in row_statuses(split, file.clips))
     draft = listing.with_name(f".{listing.name}.{os.getpid()}")  # in the order of the annotation files
     draft.write_text("".join(map(_as_line, rows)), encoding="utf-8")
     draft.replace(listing)
     return DataReport(rows, len(clips), len(new), home, listing)
 
 
-def row_statuses(
-    split: str, tasks: Sequence[VideoTask], rejected: Sequence[RejectedRow], clips: Mapping[str, CheckedClip]
-) -> Iterator[CheckedRow]:
+def row_statuses(split: LoadedSplit, clips: Mapping[str, CheckedClip]) -> Iterator[CheckedRow]:
     """A status per row, from those of the clips: what a run would do with it.
 
     Args:
-        rejected: rows of which no task could be made.
         clips: by video; there is one for every clip of the tasks.
     """
-    yield from (CheckedRow(split, f"{row.file}:{row.line}", "", "quarantined", row.reason) for row in rejected)
-    yield from (_checked_row(split, task, clips[task.video_path]) for task in tasks)
+    for row in split.rejected:
+        yield CheckedRow(split.name, f"{row.file}:{row.line}", "", "quarantined", row.reason)
+    for task in split.tasks:
+        yield _checked_row(split.name, task, clips[task.video_path], as_written=split.as_written)
 
 
 def count_rows(rows: Sequence[CheckedRow]) -> dict[str, Counter[str]]:
@@ -152,7 +161,7 @@ def print_report(report: DataReport, console: Console) -> None:
     console.print(f"every row: {report.listing}\nclips, honoured by training: {report.quarantine}", highlight=False)
 
 
-def _sources(config: RunConfig, console: Console) -> Iterator[tuple[str, Located]]:
+def _sources(config: RunConfig, console: Console) -> Iterator[tuple[str, Source]]:
     """The annotation files of a run, by split; the synthetic world's traces are of its training clips."""
     for split in ("train", "held_out"):
         yield split, located(config, getattr(config.data, split), split, console)
@@ -161,13 +170,13 @@ def _sources(config: RunConfig, console: Console) -> Iterator[tuple[str, Located
         yield "cold_start", located(config, traces, "train", console)
 
 
-def _load(split: str, source: Located) -> tuple[Sequence[VideoTask], Sequence[RejectedRow]]:
+def _load(split: str, source: Source) -> LoadedSplit:
     """The tasks a source can be read as, and its other rows."""
-    if split == "cold_start" and has_traces(source[0]):
+    if split == "cold_start" and has_traces(source):
         traces = load_traces(*source)
-        return [trace.task for trace in traces.traces], traces.rejected
-    tasks = load_tasks(*source)
-    return tasks.tasks, tasks.rejected
+        return LoadedSplit(split, tuple(trace.task for trace in traces.traces), traces.rejected, as_written=True)
+    loaded = load_tasks(*source)
+    return LoadedSplit(split, loaded.tasks, loaded.rejected)
 
 
 def _is_known(clip: CheckedClip | None, sample: bool) -> bool:
@@ -203,11 +212,11 @@ def _decoded(
             decoding.advance()
 
 
-def _checked_row(split: str, task: VideoTask, clip: CheckedClip) -> CheckedRow:
+def _checked_row(split: str, task: VideoTask, clip: CheckedClip, *, as_written: bool) -> CheckedRow:
     if clip.status in (ClipStatus.QUARANTINED, ClipStatus.UNDECIDED):
         return CheckedRow(split, task.task_id, task.video_path, clip.status.value, clip.reason)
     changes = [clip.reason] if clip.reason else []
-    if split != "cold_start":  # a trace is replayed as it is written
+    if not as_written:
         try:
             clamped = within_clip(task, clip.duration_s) is not task
         except UnusableRow as error:

@@ -27,9 +27,25 @@ class QuickstartWorldConfig:
 class SourceConfig:
     """An annotation file and its videos."""
 
-    format: str = "quickstart"  # quickstart (the synthetic world) | dm_rl | dm_cot | charades_sta; see docs/data.md
+    # quickstart (the synthetic world) | dm_rl | dm_cot | charades_sta | csv | parquet; see docs/data.md
+    format: str = "quickstart"
     path: str = ""  # annotation file; unused by quickstart
     video_root: str = ""  # folder that every video must lie under; empty: the annotation file's own
+    # of csv and parquet: which column has the prompt, the video, …, as {prompt: question}; a value that is not named
+    # here is looked for under its own name
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+def require_columns(key: str, source: SourceConfig) -> None:
+    """
+    Raises:
+        ConfigError: the columns of a source are not names.
+    """
+    for value, column in source.columns.items():
+        require(
+            isinstance(column, str) and bool(column),
+            f"{key}.columns.{value} must be the name of a column, got {column!r:.60}",
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_one_of("data.bad_rows", self.bad_rows, ("skip", "refuse"))
+        require_columns("data.train", self.train)
+        require_columns("data.held_out", self.held_out)
 
 
 @dataclass(frozen=True)

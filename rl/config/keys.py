@@ -11,7 +11,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from rl.config.renamed import new_name
 from rl.config.run import RunConfig
 
-FREE = "rewards.*.args."  # below it, keys are arguments of the user's function
+FREE = (  # below them, keys are the user's: arguments of a function, values of a row
+    *("rewards.*.args.", "data.train.columns.", "data.held_out.columns.", "cold_start.traces.columns."),
+)
 
 
 def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rl.config.data import SourceConfig
+from rl.config.data import SourceConfig, require_columns
 from rl.config.errors import require
 
 
@@ -71,6 +71,7 @@ class ColdStartConfig:
         require(self.steps >= 1, f"cold_start.steps must be >= 1, got {self.steps}; cold_start.enabled=false skips it")
         require(self.batch_size >= 1, f"cold_start.batch_size must be >= 1, got {self.batch_size}")
         require(self.lr > 0, f"cold_start.lr must be > 0, got {self.lr}")
+        require_columns("cold_start.traces", self.traces)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def make_processor(folder: Path, scenes: ScenesConfig | None = None) -> Processo
     """The tiny policy's processor, without its weights."""
     train_tokenizer(768).save(str(folder / "tokenizer.json"))
     vision = {"patch_size": 14, "spatial_merge_size": 2, "tokens_per_second": 2}
-    config = {"vision_config": vision, "text_config": {"vocab_size": 768}}
+    config = {"model_type": "qwen2_5_vl", "vision_config": vision, "text_config": {"vocab_size": 768}}
     (folder / "config.json").write_text(json.dumps(config))
     return Processor.from_pretrained(folder, scenes or ScenesConfig())
 

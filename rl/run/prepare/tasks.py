@@ -13,10 +13,11 @@ from pathlib import Path
 from rich.console import Console
 
 from envs.data.clip_status import quarantined
-from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces, locate_source
-from envs.data.formats import RetrievalTrace, has_traces
+from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
+from envs.data.formats import RetrievalTrace
 from envs.data.rows import DatasetError
-from envs.data.traces import traces_from_evidence
+from envs.data.sources import Source, has_traces, locate_source
+from envs.data.traces import Clip, traces_from_evidence
 from envs.synthetic.world import QuickstartWorld, WorldFiles, cold_start_traces, find_world, render_world
 from envs.video.reader import VideoReader
 from rl.config.data import SourceConfig
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 TRACES_PER_CLIP = 4  # jittered supervised traces made from each clip of the synthetic world
 ROWS_IN_LOG = 10  # of those left out; the file has all
+_CLIPS: dict[tuple[str, int], Clip] = {}  # by path and time of change: what this process has indexed
 
 
 def prepare_world(config: RunConfig, console: Console) -> WorldFiles:
@@ -72,7 +74,7 @@ def require_sources(config: RunConfig) -> None:
             _declared_world(config)
             continue
         try:
-            locate_source(source.format, source.path, source.video_root)
+            locate_source(_source(source))
         except DatasetError as error:
             raise ConfigError(f"{section}: {error}") from error
 
@@ -93,7 +95,7 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
         reader.close()
     _report_rejected(config, split, loaded.rejected)
     if not loaded.tasks:
-        raise DatasetError(f"{found[1]}: no usable row (data.{split})")
+        raise DatasetError(f"{found.path}: no usable row (data.{split})")
     return loaded
 
 
@@ -114,9 +116,7 @@ def _unusable_clips(config: RunConfig) -> Mapping[str, str]:
     return quarantined(path)
 
 
-def _load_indexed(
-    found: tuple[str, Path, str], reader: VideoReader, unusable: Mapping[str, str], console: Console
-) -> LoadedTasks:
+def _load_indexed(found: Source, reader: VideoReader, unusable: Mapping[str, str], console: Console) -> LoadedTasks:
     """Tasks with spans clamped to their clips, which are indexed one by one: hours for a large data set.
 
     Args:
@@ -127,9 +127,18 @@ def _load_indexed(
 
         def duration_of(path: str) -> float:
             indexing.advance()
-            return reader.describe(path).duration_s
+            return _clip(reader, path).duration_s
 
         return load_tasks(*found, duration_of=duration_of, unusable=unusable)
+
+
+def _clip(reader: VideoReader, path: str) -> Clip:
+    """Length and rate of a video, which is indexed once for all that is made from its rows."""
+    changed_ns = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+    if (path, changed_ns) not in _CLIPS:
+        index = reader.describe(path)
+        _CLIPS[path, changed_ns] = Clip(index.duration_s, index.native_fps)
+    return _CLIPS[path, changed_ns]
 
 
 @as_config_error()
@@ -155,23 +164,38 @@ def _given_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
     """Traces read from a file, or made from the evidence in one."""
     declared, unusable = config.cold_start, _unusable_clips(config)
     found = located(config, declared.traces, "train", console)
-    if has_traces(declared.traces.format):
+    if has_traces(found):
         loaded = load_traces(*found, unusable=unusable)
         traces, rejected = loaded.traces, loaded.rejected
     else:
-        tasks = load_tasks(*found, unusable=unusable)
-        rejected = tasks.rejected
+        traces, rejected = _traces_from_evidence(config, found, unusable, console)
+    _report_rejected(config, "cold_start", rejected)
+    if not traces:
+        raise DatasetError(f"cold_start.traces: no usable trace in {declared.traces.path}")
+    return traces
+
+
+def _traces_from_evidence(
+    config: RunConfig, found: Source, unusable: Mapping[str, str], console: Console
+) -> tuple[tuple[RetrievalTrace, ...], tuple[RejectedRow, ...]]:
+    """Traces made with jitter, within the clips, from the rows that say where and how fast to look."""
+    declared, reader = config.cold_start, make_reader(config.video)
+    try:
+        loaded = _load_indexed(found, reader, unusable, console)
         traces = traces_from_evidence(
-            tasks.tasks,
+            loaded.tasks,
+            clip_of=lambda path: _clip(reader, path),
             window_jitter_s=declared.window_jitter_s,
             fps_jitter=declared.fps_jitter,
             per_task=TRACES_PER_CLIP,
             seed=declared.seed,
         )
-    _report_rejected(config, "cold_start", rejected)
-    if not traces:
-        raise DatasetError(f"cold_start.traces: no usable trace in {declared.traces.path}")
-    return traces
+    finally:
+        reader.close()
+    without = len(loaded.tasks) - len(traces) // TRACES_PER_CLIP
+    if without:
+        log.warning("cold_start.traces: %d rows name no window with a rate to look at: no trace of them", without)
+    return traces, loaded.rejected
 
 
 def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
@@ -188,12 +212,16 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
     return load_traces("dm_cot", path, world.folder).traces
 
 
-def located(config: RunConfig, source: SourceConfig, split: str, console: Console) -> tuple[str, Path, str]:
-    """Format, annotation file and video root of a source."""
+def located(config: RunConfig, source: SourceConfig, split: str, console: Console) -> Source:
+    """The source that a section declares; the quickstart's is rendered on first use."""
     if source.format != "quickstart":
-        return source.format, Path(source.path), source.video_root
+        return _source(source)
     world = prepare_world(config, console)
-    return "dm_rl", world.train_jsonl if split == "train" else world.held_out_jsonl, str(world.folder)
+    return Source("dm_rl", world.train_jsonl if split == "train" else world.held_out_jsonl, str(world.folder))
+
+
+def _source(declared: SourceConfig) -> Source:
+    return Source(declared.format, declared.path, declared.video_root, declared.columns)
 
 
 def _report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedRow]) -> None:

@@ -178,9 +178,9 @@ def test_a_missing_video_is_a_reported_row(benchmark, write, videos, reasons, pl
 
 
 def test_a_file_of_another_kind_is_refused_with_the_remedy(benchmark, tmp_path):
-    (tmp_path / "x.parquet").touch()
-    with pytest.raises(DatasetError, match=r"expected one of \.json, \.jsonl, \.csv; convert it: .*read_parquet"):
-        benchmark.read(tmp_path / "x.parquet", tmp_path)
+    (tmp_path / "x.xlsx").touch()
+    with pytest.raises(DatasetError, match=r"expected one of \.json, \.jsonl, \.ndjson, \.csv, \.tsv, \.parquet"):
+        benchmark.read(tmp_path / "x.xlsx", tmp_path)
     with pytest.raises(DatasetError, match="no such annotation file"):
         benchmark.read(tmp_path / "none.json", tmp_path)
     (tmp_path / "x.json").write_text("[]")

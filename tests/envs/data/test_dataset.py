@@ -344,8 +344,8 @@ def test_an_answer_of_which_the_clip_leaves_nothing_is_the_rows_fault(root):
 
 
 def test_a_file_or_format_that_does_not_exist_is_a_clear_error(root):
-    with pytest.raises(DatasetError, match="known: charades_sta, dm_cot, dm_rl"):
-        load_tasks("parquet", root / "rows")
+    with pytest.raises(DatasetError, match="known: charades_sta, csv, dm_cot, dm_rl, parquet"):
+        load_tasks("other", root / "rows")
     with pytest.raises(DatasetError, match=r"none.jsonl: no such annotation file"):
         load_tasks("dm_rl", root / "none.jsonl")
     with pytest.raises(DatasetError, match="no such folder of videos"):

@@ -3,15 +3,26 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from envs.data.dataset import load_traces
 from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
-from envs.data.traces import trace_to_trajectory, traces_from_evidence
+from envs.data.traces import Clip, trace_to_trajectory, traces_from_evidence
 from envs.initial_observation import CoarseFrameRules
-from envs.retrieval import RetrievalRules
+from envs.retrieval import RetrievalRules, parse_call
 from envs.rollout import EpisodeContext
-from rl.trajectory import Segment, StopReason, TimeSpan, trajectory_tokens, trajectory_videos
+from rl.trajectory import (
+    AnswerKind,
+    RetrievalCall,
+    Segment,
+    StopReason,
+    TimeSpan,
+    VideoTask,
+    trajectory_tokens,
+    trajectory_videos,
+)
 from tests.envs.setting import make_processor, make_reader, make_task, write_clip
 
 REPLIES = ("<think>Look.<span>2 - 4</span><fps>4</fps>", "\nRed.</think><answer>B</answer>")
@@ -102,10 +113,54 @@ def test_the_published_trace_plays_on_its_real_clip(processor, real_data_dir):
 def test_traces_made_from_evidence_are_roughly_right_and_playable(convert, clip):
     task = replace(make_task(clip), evidence_span=TimeSpan(2.0, 4.0), evidence_fps=4.0)
     unannotated = replace(task, evidence_span=None)
-    jitter = {"window_jitter_s": 0.5, "fps_jitter": 1.0}
-    traces = traces_from_evidence([task, unannotated], **jitter, per_task=8, seed=0)
+    with make_reader() as reader:
+        index = reader.describe(str(clip))
+    made = {"window_jitter_s": 0.5, "fps_jitter": 1.0, "per_task": 8, "seed": 0}
+    made["clip_of"] = lambda path: Clip(index.duration_s, index.native_fps)
+    traces = traces_from_evidence([task, unannotated], **made)
     assert len(traces) == 8 and {trace.task.task_id for trace in traces} == {task.task_id}
     calls = [convert(trace.replies)[0].calls[0] for trace in traces]
     assert all(abs(call.asked.start_s - 2) <= 0.55 and abs(call.asked.end_s - 4) <= 0.55 for call in calls)
     assert len({(call.asked, call.asked_fps) for call in calls}) > 4  # jittered: something is left to learn
-    assert traces == traces_from_evidence([task, unannotated], **jitter, per_task=8, seed=0)
+    assert traces == traces_from_evidence([task, unannotated], **made)
+
+
+@given(
+    duration_s=st.floats(0.1, 40),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    jitter_s=st.floats(0, 60),
+    native_fps=st.sampled_from([0.0, 0.5, 1.0, 7.3, 23.976, 30.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_jittered_look_asks_for_nothing_that_the_clip_has_not(duration_s, shares, jitter_s, native_fps, seed):
+    start_s, end_s = sorted(share * duration_s for share in shares)
+    task = VideoTask("t", "clip.mp4", "?", "B", AnswerKind.LETTER, TimeSpan(start_s, end_s), evidence_fps=30.0)
+    (trace,) = traces_from_evidence(
+        [task],
+        clip_of=lambda path: Clip(duration_s, native_fps),
+        window_jitter_s=jitter_s,
+        fps_jitter=2.0,
+        per_task=1,
+        seed=seed,
+    )
+    rules = RetrievalRules(max_fps=100.0, max_frames=100_000)
+    call = parse_call(trace.replies[0], duration_s=duration_s, native_fps=native_fps, rules=rules)
+    assert isinstance(call, RetrievalCall), call
+    assert call.clamped == () and 0 <= call.span.start_s < call.span.end_s <= duration_s + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "evidence", "look"),
+    [
+        (7.968, (6.0, 7.968), "6.00 - 7.96"),  # the end as it is: 8.0 is not there
+        (0.64, (0.0, 0.64), "0.00 - 0.64"),
+        (1.0, (0.2, 0.4), "0.00 - 1.00"),  # a second at least, where there is one
+        (60.0, (59.9, 60.0), "59.00 - 60.00"),
+        (60.0, (12.34, 15.66), "12.30 - 15.70"),
+    ],
+)
+def test_times_of_a_look_are_tenths_but_the_end_of_the_clip_is_its_own(duration_s, evidence, look):
+    task = VideoTask("t", "clip.mp4", "?", "B", AnswerKind.LETTER, TimeSpan(*evidence), evidence_fps=4.0)
+    rules = {"window_jitter_s": 0.0, "fps_jitter": 0.0, "per_task": 1, "seed": 0}
+    (trace,) = traces_from_evidence([task], clip_of=lambda path: Clip(duration_s, 25.0), **rules)
+    assert f"<span>{look}</span><fps>4</fps>" in trace.replies[0]

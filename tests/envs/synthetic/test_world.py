@@ -11,8 +11,10 @@ import av
 import numpy as np
 import pytest
 
+from envs.retrieval import RetrievalRules, parse_call
 from envs.synthetic.clip import DETAIL_COLOURS, lowest_sufficient_fps
 from envs.synthetic.world import QuickstartWorld, cold_start_traces, render_world, shown_answer, world_rows
+from rl.trajectory import RetrievalCall
 
 pytestmark = pytest.mark.thorough
 
@@ -192,6 +194,20 @@ def test_traces_answer_what_their_frames_show(clips):
         assert gpt == (
             f"<think>Look closer.{window}<video>I see {right_choice(row)}.</think><answer>{row['answer']}</answer>"
         )
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "coarse_fps", "native_fps"),
+    [(6.25, 4.0, 48), (0.75, 4.0, 48), (22 / 3, 3.0, 60), (1.0, 3.0, 60), (8.0, 1.0, 12)],
+)
+def test_jittered_looks_stay_in_the_clip_and_are_written_as_it_has_them(duration_s, coarse_fps, native_fps):
+    world = QuickstartWorld(8, 1, duration_s, native_fps, coarse_fps=coarse_fps, question_kinds=("colour", "order"))
+    rows = world_rows(world, "train")
+    for trace in cold_start_traces(rows, window_jitter_s=1.0, fps_jitter=2, seed=0, traces_per_row=8):
+        text = trace["conversations"][1]["value"].partition("<video>")[0]
+        rules = RetrievalRules(max_fps=100.0, min_window_s=0.0, max_frames=10_000)
+        call = parse_call(text, duration_s=duration_s, native_fps=native_fps, rules=rules)
+        assert isinstance(call, RetrievalCall) and call.clamped == (), text
 
 
 def test_jittered_traces_leave_something_to_learn():

@@ -259,7 +259,7 @@ def test_a_row_that_two_splits_leave_out_is_logged_once(small, silent, tmp_path,
     ("overrides", "message"),
     [
         (["data.train={format: dm_rl, path: absent.jsonl}"], r"^data\.train: absent\.jsonl: no such annotation file"),
-        (["data.held_out={format: csv}"], r"^data\.held_out: unknown data format 'csv'"),
+        (["data.held_out={format: cvs}"], r"^data\.held_out: unknown data format 'cvs'; did you mean 'csv'"),
         (
             ["cold_start.enabled=true", "cold_start.traces={format: dm_cot}"],
             r"^cold_start\.traces: path is empty; name",
