@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def main() -> None:
     options = parse_arguments()
     print_conditions("av", "numpy", repeats=options.repeats)
     with tempfile.TemporaryDirectory() as folder:
-        clips = [(path.name, path) for path in options.clips] or list(rendered(Path(folder), options.seconds))
+        clips = [(path.name, path) for path in options.clips] or list(rendered(Path(folder), options))
         print_table(
             ("clip", "frames", "pictures: whole decodes", "processor time: whole decodes", "whole decode s"),
             [measure(name, path, options) for name, path in clips],
@@ -83,6 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--looks", type=int, default=12, help="per group (default 12)")
     parser.add_argument("--repeats", type=int, default=3, help="groups per clip (default 3)")
     parser.add_argument("--seconds", type=float, help="of each rendered clip (default: 6 to 60)")
+    parser.add_argument("--shrink", type=int, default=1, help="divide the sides of rendered clips (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the looks (default 0)")
     return parser.parse_args()
 
@@ -159,11 +160,13 @@ def counted_pictures() -> Iterator[list[int]]:
         frames.decode_packet = decode_packet
 
 
-def rendered(folder: Path, seconds: float | None) -> Iterator[tuple[str, Path]]:
+def rendered(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """Clips of the five kinds: a camera that pans over a texture, with film grain."""
     for number, kind in enumerate(KINDS):
         path = folder / f"{number}{kind.suffix}"
-        render(kind, path, round(kind.fps * (seconds or kind.seconds)))
+        height, width = (side // options.shrink // 2 * 2 for side in (kind.height, kind.width))
+        smaller = replace(kind, height=height, width=width)
+        render(smaller, path, round(kind.fps * (options.seconds or kind.seconds)))
         yield kind.name, path
 
 

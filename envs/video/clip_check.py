@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -72,7 +73,7 @@ def sample_clip_frames(index: VideoIndex, looks: int = SAMPLED_LOOKS) -> ClipChe
         number = rng.choice(groups[place][:SAMPLED_RUN])
         first = groups[max(place - 1, 0)].start
         first = first if place == 1 and number <= FIRST_RUN else max(first, number - SAMPLED_RUN)
-        *_, (shown, picture, is_damaged) = decode(index, range(first, number + 1))
+        [(shown, picture, is_damaged)] = deque(decode(index, range(first, number + 1)), maxlen=1)
         decoded, damaged = decoded + number + 1 - first, damaged + is_damaged
         if not is_damaged:
             _require_same(index, number, (shown, _digest(index, picture)))

@@ -130,9 +130,9 @@ class DecodeProcess:
         return self._ask(path, limits, "check", path, sample)
 
     def progress(self) -> int:
-        """A number that grows as long as the process gets on with its requests."""
-        pid = self.pid
-        return self._progress + (int(cpu_seconds(pid)) if pid is not None else 0)
+        """A number that changes as long as the process gets on with its requests; asked while others wait for them."""
+        process = self._process
+        return self._progress + (0 if process is None else int(cpu_seconds(process.pid)))
 
     def take_faults(self) -> list[Fault]:
         """Children that broke and were replaced since the last call of this method; the worn are no fault."""

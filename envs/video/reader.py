@@ -137,7 +137,7 @@ class VideoReader:
         return self._decoder_of(path).check(path, sample)
 
     def progress(self) -> int:
-        """A number that grows as long as decoding processes get on with their requests."""
+        """A number that changes as long as decoding processes get on with their requests."""
         return sum(decoder.progress() for decoder in self._decoders if isinstance(decoder, DecodeProcess))
 
     def take_faults(self) -> list[Fault]:

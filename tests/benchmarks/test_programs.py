@@ -104,16 +104,12 @@ def test_decode(tmp_path):
         assert all(number >= 0 for number in numbers(row, "ours ms", "no cache ms", "decord ms", "segmentation share"))
 
 
-def test_decode_looks(tmp_path):
-    (kinds,) = run("decode_looks.py", "--repeats", 1, "--looks", 2, "--seconds", 0.4)
+def test_decode_looks():
+    (kinds,) = run("decode_looks.py", "--repeats", 1, "--looks", 2, "--seconds", 0.5, "--shrink", 4)
     assert len(kinds) == 5
     for row in kinds:
         assert numbers(row, "pictures: whole decodes") == [1.0]  # coarse frames and looks together
         assert_positive(row, "frames", "processor time: whole decodes", "whole decode s")
-
-    write_clip(tmp_path / "a.mp4", seconds=2.0)
-    ((row,),) = run("decode_looks.py", tmp_path / "a.mp4", "--repeats", 1)
-    assert row["clip"] == "a.mp4"
 
 
 def test_report(tmp_path):

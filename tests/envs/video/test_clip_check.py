@@ -1,5 +1,7 @@
 """A clip that passes shows the same pictures however it is decoded: in one pass, and entered at its keyframes."""
 
+import weakref
+
 import pytest
 
 from envs.video import clip_check
@@ -55,6 +57,32 @@ def test_a_sample_of_a_clip_with_a_single_keyframe_is_bounded(tmp_path, monkeypa
     monkeypatch.setattr(clip_check, "SAMPLED_RUN", 10)
     index = index_video(render(tmp_path / "long.mp4", gop=1000, options={"sc_threshold": "0"}))
     assert sample_clip_frames(index).frames <= 10
+
+
+@pytest.mark.parametrize("check", [check_clip_frames, sample_clip_frames])
+def test_pictures_are_let_go_as_soon_as_they_have_been_seen(clip, monkeypatch, check):
+    """A second of 4K is 400 MB."""
+    alive, most = weakref.WeakSet(), []
+
+    class Picture:
+        """Another name for a picture, which weak references can hold."""
+
+        def __init__(self, picture):
+            self.picture = picture
+
+    def watched(index, wanted):
+        for shown, picture, is_damaged in decode(index, wanted):
+            other = Picture(picture)
+            alive.add(other)
+            most.append(len(alive))
+            yield shown, other, is_damaged
+            del other
+
+    monkeypatch.setattr(clip_check, "decode", watched)
+    digest = clip_check._digest
+    monkeypatch.setattr(clip_check, "_digest", lambda index, other: digest(index, other.picture))
+    check(clip)
+    assert max(most) <= 3
 
 
 @pytest.mark.parametrize("workers", [0, 1])
