@@ -72,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clips = [(path.name, path) for path in options.clips] or list(rendered(Path(folder), options))
         print_table(
-            ("clip", "frames", "pictures: whole decodes", "processor time: whole decodes", "whole decode s"),
+            ("clip", "frames", "pictures: whole decodes", "processor time: whole decodes", "whole decode ms"),
             [measure(name, path, options) for name, path in clips],
         )
 
@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(name: str, path: Path, options: argparse.Namespace) -> tuple[str, ...]:
     """A row of the table."""
-    pictures, seconds, whole_s = [], [], []
+    pictures, relative, whole_s = [], [], []
     for repeat in range(options.repeats):
         whole_s.append(whole_decode_s(path))
         video = VideoConfig()
@@ -106,10 +106,10 @@ def measure(name: str, path: Path, options: argparse.Namespace) -> tuple[str, ..
             counted.clear()
             began_s = time.process_time()
             roll_out(reader, index, options.looks, random.Random(f"{options.seed}/{name}/{repeat}"))
-            seconds.append((time.process_time() - began_s) / whole_s[-1])
+            relative.append((time.process_time() - began_s) / whole_s[-1])
             pictures.append(sum(counted) / index.num_frames)
-    measured = (median_and_range(values, ".2f") for values in (pictures, seconds, whole_s))
-    return (name, str(index.num_frames), *measured)
+    costs = (median_and_range(values, ".2f") for values in (pictures, relative))
+    return (name, str(index.num_frames), *costs, median_and_range([1000 * seconds for seconds in whole_s]))
 
 
 def roll_out(reader: VideoReader, index: VideoIndex, looks: int, rng: random.Random) -> None:
