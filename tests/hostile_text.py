@@ -25,7 +25,7 @@ from envs.answers.windows import read_span
 from envs.benchmarks.benchmark import Benchmark, Example
 from envs.benchmarks.choices import letter_among, letter_of_text, without_labels, written_letters
 from envs.benchmarks.metrics import chosen_letter, stated_window
-from envs.benchmarks.prediction import prediction_of
+from envs.benchmarks.prediction import prediction_of, read_leniently
 from envs.benchmarks.registry import BUILTIN, resolve
 from envs.data.formats import make_task
 from envs.data.rows import UnusableRow
@@ -163,15 +163,17 @@ def benchmarks(text: str, clip: Clip = Clip()) -> None:
     assert prediction.answer is None or prediction.answer in text
     assert (chosen_letter(prediction) is None) or (stated_window(prediction) is None)
     for benchmark, example in _examples():
-        for value in benchmark.score(example, prediction).values():
-            assert 0 <= value <= 1
+        for read in (prediction, read_leniently(prediction, example.task)):
+            assert all(0 <= value <= 1 for value in benchmark.score(example, read).values())
 
 
 @cache
 def _examples() -> tuple[tuple[Benchmark, Example], ...]:
     windows = (TimeSpan(3.0, 6.0), TimeSpan(10.0, 12.5))
     task = golden_group().task
-    return tuple((resolve(name), Example(task, windows, "counting; order")) for name in BUILTIN)
+    return tuple(
+        (resolve(name), Example(task, windows, "counting; order", ("red", "a ball", "blue"))) for name in BUILTIN
+    )
 
 
 def choices(text: str, clip: Clip = Clip()) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from envs.benchmarks.benchmark import Example, Prediction, RejectedExample
 from envs.benchmarks.published import Published
 from envs.benchmarks.registry import resolve
+from rewards.registry import BUILTIN
 from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
@@ -108,12 +109,13 @@ def limited(suite: EvaluationSuite, limit: int) -> EvaluationSuite:
 def identity_of(config: RunConfig, suite: EvaluationSuite, policy_sha256: str) -> dict[str, Any]:
     """Everything the outcomes depend on, under flat keys: examples, policy, scoring."""
     own = suite.metric is None
+    with_extra = own and not all(term.fn in BUILTIN for term in config.rewards.values())  # only users' rewards read it
     rendered = own and config.data.held_out.format == "quickstart"
     keys = (*POLICY_KEYS, *(REWARD_KEYS if own else ()), *(("data.quickstart.",) if rendered else ()))
     folder = os.path.commonpath([os.path.dirname(example.task.video_path) for example in suite.examples])
     return {key: value for key, value in _flat(to_dict(config)).items() if key.startswith(keys)} | {
         "benchmark": suite.name,
-        "examples": fingerprint([_described(example, folder) for example in suite.examples]),
+        "examples": fingerprint([_described(example, folder, with_extra) for example in suite.examples]),
         "videos": "" if rendered else folder,  # where clips of our own lie says nothing
         "policy": policy_sha256,
     }
@@ -127,9 +129,10 @@ def _distinct(examples: tuple[Example, ...], origin: str) -> tuple[Example, ...]
     return examples
 
 
-def _described(example: Example, folder: str) -> list[Any]:
+def _described(example: Example, folder: str, with_extra: bool) -> list[Any]:
+    """What decides an example's outcome; as before there were further windows and extra columns, where it has none."""
     task = asdict(example.task) | {"video_path": os.path.relpath(example.task.video_path, folder)}
-    task = {name: value for name, value in task.items() if value not in ((), {})}  # as before there were such fields
+    task = {name: value for name, value in task.items() if value not in ((), {}) and (with_extra or name != "extra")}
     return [task, [asdict(window) for window in example.windows], example.group]
 
 
