@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def submit_training(
     dry_run: bool,
     write: Callable[[str], None],
     stop_grace_s: float,
+    variables: Iterable[str] = (),
     working_dir: Path | None = None,
 ) -> int:
     """Submit `python -m rl train ARGUMENTS`; returns the exit code for the shell: 0 if it ran (or was only submitted).
@@ -48,12 +49,13 @@ def submit_training(
         working_dir: folder to ship; the current one if None.
         write: where the job's output goes.
         stop_grace_s: the run takes to save when it is stopped (trainer.stop_grace_s); Ray is told to wait for it.
+        variables: of the environment that the configuration names; they travel where they are set.
     """
     job = {
         "entrypoint": shlex.join(["python", "-m", "rl", "train", *arguments]),
         "submission_id": submission_id(run),
         "metadata": {"job_name": run},
-        "runtime_env": runtime_env(working_dir or Path.cwd(), stop_grace_s),
+        "runtime_env": runtime_env(working_dir or Path.cwd(), stop_grace_s, variables),
     }
     if dry_run:
         write(yaml.safe_dump(job, sort_keys=False))
@@ -68,6 +70,8 @@ def submit_training(
             f"no Ray job server answered at {address}: {_first_line(error)}. Start one (`ray start --head`), "
             "or name another with --address"
         ) from error
+    except (ValueError, OSError) as error:
+        raise SubmitError(f"the working directory could not be shipped: {_first_line(error)}") from error
     write(f"submitted {name} to {address}")
     return _follow(client, name, address, write) if follow else 0
 
@@ -78,13 +82,18 @@ def submission_id(run: str) -> str:
     return f"{safe}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
 
 
-def runtime_env(working_dir: Path, stop_grace_s: float) -> dict[str, Any]:
-    """The runtime environment of cluster/runtime_env.yaml, shipping `working_dir`."""
-    declared = yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))
+def runtime_env(working_dir: Path, stop_grace_s: float, variables: Iterable[str] = ()) -> dict[str, Any]:
+    """The runtime environment of cluster/runtime_env.yaml, shipping `working_dir` and the variables that are set."""
+    declared = declared_environment()
     declared["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] = str(round(stop_grace_s + RELEASE_S))
-    if DATA_VARIABLE in os.environ:  # where configurations look for their data
-        declared["env_vars"][DATA_VARIABLE] = os.environ[DATA_VARIABLE]
+    for name in {DATA_VARIABLE, *variables} & os.environ.keys():  # where configurations look for their data, and others
+        declared["env_vars"][name] = os.environ[name]
     return declared | {"working_dir": str(working_dir)}
+
+
+def declared_environment() -> dict[str, Any]:
+    """cluster/runtime_env.yaml."""
+    return yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))
 
 
 def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable[[str], None]) -> int:

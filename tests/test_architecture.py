@@ -52,7 +52,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "envs/": ("envs", "rl.user_code", "rl.trajectory"),
     "envs/answers/": ("envs.answers", "rl.trajectory"),
     "rl/algorithm/loss.py": (),
-    "rl/config/": ("rl.config", "rl.user_code.reference"),
+    "rl/config/": ("rl.config", "rl.user_code"),
     "rl/user_code/": ("rl.user_code",),
     "cluster/": ("cluster",),
 }

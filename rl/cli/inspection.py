@@ -18,6 +18,7 @@ from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityReport, measure_pari
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
+from rl.run.preflight.rewards import require_rewards
 from rl.run.prepare.policy import prepare_policy
 from rl.run.prepare.tasks import prepare_tasks
 from rl.run.workers import (
@@ -69,6 +70,7 @@ def run_rollout(
     """Roll out tasks through the same pools as training and show what the policy did."""
     if split not in ("train", "held_out"):
         raise ConfigError(f"--split must be train or held_out, got {split!r}")
+    require_rewards(config)
     policy_dir = prepare_policy(config)  # a wrong path is refused before a clip is rendered
     tasks = prepare_tasks(config, split, console).tasks[:num_tasks]
     with cluster(config, console) as slots:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rl.cli.arguments import Inputs, load, load_runnable
+from rl.cli.submission import relative_to_here, require_travelling, variables_of
 from rl.cli.terminal import console, say
 
 
@@ -46,14 +47,21 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Print what would be submitted and stop.")
     ] = False,
+    shared_paths: Annotated[
+        bool, typer.Option("--shared-paths", metavar="", help="Absolute paths of this machine are those of every node.")
+    ] = False,
 ) -> None:
     """Submit `dynframe train` as a Ray job, with this folder as its working directory.
 
-    The configuration is checked here first. Ctrl-C ends the printing only and says how to follow or stop the job.
+    The configuration is checked here first, and that every file it names will be there: in this folder and not left out
+    of what travels, or by an absolute path that nodes can read. Ctrl-C ends the printing only and says how to follow or
+    stop the job.
 
     Example: `dynframe submit configs/sd_grpo_qwen2_5_vl_3b.yaml --address http://head:8265`
     """
     config = load(inputs, starts_ray=False)  # refuse here what the cluster would refuse minutes later
+    arguments = relative_to_here(inputs)
+    require_travelling(config, arguments, address, paths_are_shared=shared_paths)
     if (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
     from actors.cluster.connection import require_auth_mode
@@ -61,12 +69,13 @@ def submit(
 
     require_auth_mode()
     code = submit_training(
-        inputs,
+        arguments,
         run=config.name,
         address=address,
         follow=follow,
         dry_run=dry_run,
         write=say,
         stop_grace_s=config.trainer.stop_grace_s,
+        variables=variables_of(arguments),
     )
     raise typer.Exit(code)

@@ -128,9 +128,11 @@ def _refuse_terms(merged: DictConfig) -> None:
 
 
 def _with_origin(message: str, given: Sequence[TypedSettings]) -> str:
-    """A message that begins with a key, after the last place that set it, and with its line; alone for a default."""
-    key = message.split(maxsplit=1)[0].rstrip(":").partition("[")[0]
-    for settings in reversed(given):
-        if key in dotted(settings.values):
-            return f"{settings.origin}: {message}{settings.line(key)}"
+    """A message after the last place that set the key it begins with, or else one it names, and with its line; alone
+    where all it names are defaults."""
+    words = [word.partition("=")[0].partition("[")[0].strip(".:,;()") for word in message.split()]
+    for key in dict.fromkeys(words):
+        for settings in reversed(given):
+            if key in dotted(settings.values):
+                return f"{settings.origin}: {message}{settings.line(key)}"
     return message

@@ -6,6 +6,7 @@ is refused with the one that everybody reads alike; where it takes a text, every
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -49,10 +50,10 @@ def advice(text: str, kind: type) -> str:
         if pattern.fullmatch(text):
             try:
                 number = meant(text)
-            except (ValueError, OverflowError):  # digits that are none, as in 0x_
+            except ValueError:  # digits that are none, as in 0x_
                 return ""
-            write = f": write {_spelled(number)}" if kind is float or number == round(number) else ""
-            return f"; {why}{write}"
+            fits = math.isfinite(number) and (kind is float or number == round(number))
+            return f"; {why}{f': write {_spelled(number)}' if fits else ''}"
     return ""
 
 

@@ -147,6 +147,11 @@ def substituted(text: str, where: str) -> str:
     return replaced
 
 
+def variables_in(text: str) -> set[str]:
+    """The variables of the environment that a YAML text, or an override, names."""
+    return {match.group(1) for match in FROM_ENVIRONMENT.finditer(text)}
+
+
 def _check_nodes(top: yaml.Node | None, origin: str) -> None:
     """Every mapping's keys are texts that stand once, and no alias makes a small text endless."""
     count, waiting, checked = 0, [(top, frozenset[int]())] if top else [], set[int]()

@@ -28,6 +28,7 @@ from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, identity_of, limit
 from rl.evaluation.summary import make_report, print_report
 from rl.run.console.stages import counted_stage, say
 from rl.run.initial_policy import initial_policy
+from rl.run.preflight.rewards import require_rewards
 from rl.run.prepare.policy import require_given_policy
 from rl.run.prepare.tasks import ROWS_IN_LOG
 from rl.run.resume import changed_meaning, checkpoint_of
@@ -59,6 +60,8 @@ def run_evaluation(
         config, origin = with_policy_of(found, config, console)
         home = found.folder.parents[1] if found.folder.parent.name == CHECKPOINTS else home
     require_given_policy(config)  # before clips are rendered or indexed
+    if not config.evaluation.benchmark:  # scored by the rewards
+        require_rewards(config)
     suite = make_suite(config, console)
     policy_dir = initial_policy(config, console)
     identity = identity_of(config, suite, policy_sha256(policy_dir))

@@ -66,4 +66,5 @@ def _read_extra(path: str) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"learner.deepspeed_config: {path}: {error}") from error
-    return plain_yaml(text, f"learner.deepspeed_config: {path}")  # JSON is YAML
+    text = text.expandtabs() if path.endswith(".json") else text  # JSON is YAML, but for tabs
+    return plain_yaml(text, f"learner.deepspeed_config: {path}")

@@ -7,13 +7,15 @@ this project's packages cannot be hidden by a file of the same name, and nothing
 
 from __future__ import annotations
 
+import ast
 import builtins
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -57,6 +59,31 @@ def hidden_neighbour(error: BaseException, folder: Path) -> Path | None:
         return None
     beside = [folder / f"{name.partition('.')[0]}.py", folder / name.partition(".")[0]]
     return next((path for path in beside if path.exists()), None)
+
+
+def neighbours_of(file: Path) -> list[Path]:
+    """The files and packages beside a user's file that it imports, by its text, and those that they import."""
+    found: dict[Path, None] = {}
+    waiting = [file]
+    while waiting:
+        for name in _imported(waiting.pop()):
+            beside = [path for path in (file.parent / f"{name}.py", file.parent / name) if path.exists()]
+            if beside and name not in RESERVED and beside[0] not in found and beside[0] != file:
+                found[beside[0]] = None
+                waiting.append(beside[0])
+    return list(found)
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """First names of what a file imports; none of a folder, or of what is no Python."""
+    tree = ast.Module([], [])
+    with suppress(OSError, ValueError, SyntaxError, RecursionError):
+        tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level < 2:
+            yield from [node.module.partition(".")[0]] if node.module else [alias.name for alias in node.names]
 
 
 class UserFileLoader(SourceFileLoader):

@@ -44,6 +44,13 @@ def test_a_second_optimizer_is_ignored(tmp_path, caplog):
     assert "learner.optimizer" in caplog.text
 
 
+def test_numbers_of_json_are_numbers_and_its_tabs_are_no_fault(tmp_path):
+    path = tmp_path / "extra.json"
+    path.write_text('{\n\t"zero_optimization": {"reduce_bucket_size": 5e8, "sub_group_size": 1E9}\n}')
+    settings = deepspeed_settings(LearnerConfig(deepspeed_config=str(path)), "float32", 1000)
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 5e8
+
+
 @pytest.mark.parametrize("content", [None, "- a list", "{"])
 def test_a_file_that_cannot_be_used_is_named(tmp_path, content):
     path = tmp_path / "extra.json"
