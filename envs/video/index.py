@@ -181,7 +181,7 @@ def _index(file: RegularFile, container: av.container.InputContainer) -> VideoIn
 def _build(file: RegularFile, container, stream, packets: list[Packet], picture: av.VideoFrame) -> VideoIndex:
     path, tick_s, layout = file.key.path, float(stream.time_base), read_layout(file, container.format.name)
     clock = _clock(path, container, stream, packets, layout)
-    _refuse_joined(path, container.format.name, layout, clock, packets)
+    _refuse_joined(file, container.format.name, layout, clock, packets)
     packet_N, first = clock.packet_N, int(clock.ticks_P[clock.packet_N[0]])
     times_s_N = (clock.ticks_P[packet_N] - first) * stream.time_base.numerator / stream.time_base.denominator
     held = max(max(clock.end, int(clock.ticks_P.max())) - int(clock.ticks_P.min()), clock.decoded)
@@ -256,15 +256,16 @@ def _clock(path: str, container, stream, packets: list[Packet], layout: Layout) 
     return clock
 
 
-def _refuse_joined(path: str, container: str, layout: Layout, clock: Clock, packets: list[Packet]) -> None:
-    is_read_on = container in READ_ON and max(packet.place for packet in packets) > layout.last_file_at
+def _refuse_joined(file: RegularFile, container: str, layout: Layout, clock: Clock, packets: list[Packet]) -> None:
+    middle = (layout.last_file_at + file.key.size) / 2  # of the last file: behind it there may be sound alone
+    is_read_on = container in READ_ON and max(packet.place for packet in packets) > middle
     if layout.is_fragmented and clock.num_parts > 1:
         problem = f"has a clock that starts again in its fragments ({clock.num_parts - 1} times): players skip some"
     elif layout.num_files > 1 and not layout.is_fragmented and not is_read_on:
         problem = f"is {layout.num_files} files joined end to end, of which only the first ones would be shown"
     else:
         return
-    raise CorruptVideoError(path, problem, "join them with a tool that knows the container (ffmpeg's concat)")
+    raise CorruptVideoError(file.key.path, problem, "join them with a tool that knows the container (ffmpeg's concat)")
 
 
 def _starts(clock: Clock, packets: list[Packet]) -> np.ndarray:

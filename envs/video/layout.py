@@ -24,6 +24,7 @@ class Layout:
     """What a walk over a file's pieces found."""
 
     is_whole: bool | None  # None: the container does not say
+    missing_share: float = 0.0  # of its bytes
     num_files: int = 1  # joined end to end
     last_file_at: int = 0  # where the last of them begins, bytes
     is_fragmented: bool = False  # an mp4 of fragments: its header may come again
@@ -50,8 +51,9 @@ def read_layout(file: RegularFile, container: str) -> Layout:
     num_files = max(min(kinds[mark] for mark in marks), 1)
     last_file_at = max((piece.start for piece in pieces if piece.kind == marks[0]), default=0)
     says_all = len(pieces) < MAX_PIECES and all(piece.end is not None for piece in pieces)
-    is_whole = (not pieces or pieces[-1].end <= file.key.size) if says_all else None
-    return Layout(is_whole, num_files, last_file_at, kinds[b"moof"] > 0)
+    end = pieces[-1].end if pieces and says_all else file.key.size
+    missing_share = max(1 - file.key.size / end, 0.0)
+    return Layout(missing_share == 0 if says_all else None, missing_share, num_files, last_file_at, kinds[b"moof"] > 0)
 
 
 def _pieces(file: RegularFile, read_piece: Callable[[bytes, int], _Piece | None]) -> Iterator[_Piece]:

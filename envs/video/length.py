@@ -22,6 +22,7 @@ ENDS_ON_OWN_CLOCK = (
     "flv",
     "matroska,webm",
 )  # they say where a stream ends, not how long it is; their packets do not say how long they stay
+OF_ALL_STREAMS = "asf"  # one length is declared for pictures and sound
 MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _CLOCK_TIME = re.compile(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d{1,9})?)\0*", re.ASCII)
 
@@ -49,12 +50,18 @@ def length_s(
         CorruptVideoError: more than a tenth of what is declared is missing.
     """
     declared_s, name = _declared_s(container, stream), container.format.name
+    if name == OF_ALL_STREAMS and layout.is_whole:
+        declared_s = 0.0  # sound may be longer
     if name in ENDS_ON_OWN_CLOCK:
         declared_s -= max(found.first_s, 0.0)
     if name in ENDS_ON_OWN_CLOCK and layout.is_whole and found.end_s < declared_s:
         return declared_s
+    problem = ""
     if found.held_s < (1 - BAD_SHARE) * declared_s:
         problem = f"is truncated: {found.held_s:.2f} of {declared_s:.2f} s are there"
+    elif not declared_s and layout.missing_share > BAD_SHARE:
+        problem = f"is truncated: {1 - layout.missing_share:.0%} of its bytes are there"
+    if problem:
         raise CorruptVideoError(path, problem, "download it again or drop the row")
     if name == MOV and found.last_s < declared_s < found.end_s:
         return declared_s  # an edit list may end while the last frame stays
