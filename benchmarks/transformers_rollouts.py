@@ -181,5 +181,5 @@ def _initial(task: VideoTask, context: EpisodeContext):
         reader=context.reader,
         rules=context.coarse,
         form=context.form,
-        look_pixels=context.retrieval.max_pixels,
+        look_pixels=context.retrieval.look_pixels,
     )

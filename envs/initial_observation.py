@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOT_LOOKED_AT = (0, 0)  # the size of frames that nobody will ask for
+
 
 class Clip(Protocol):
     """What is known of a video before a frame of it is decoded."""
@@ -50,7 +52,8 @@ class VideoReader(Protocol):
         later_HW: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, tuple[float, ...], int]:
         """The frame on screen at each time: pixels (T, H, W, 3) uint8, presentation times, how many stand in for
-        damaged ones. Later requests will be of the size `later_HW`; None: of the same."""
+        damaged ones. Later requests will be of the size `later_HW`; None: of the same; NOT_LOOKED_AT: none.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def make_initial_observation(
 
     Args:
         look_pixels: of a frame at most, in the looks that may follow: the reader keeps frames of that size. None: as
-            the coarse ones.
+            the coarse ones; 0: none will follow.
     Raises:
         VideoError: the video cannot be read.
     """
@@ -100,7 +103,9 @@ def make_initial_observation(
     clip = reader.describe(task.video_path)
     times_s_T = coarse_frame_times(clip.duration_s, clip.native_fps, rules)
     times_s_T, size = fit_visual_tokens(times_s_T, clip, processor, rules)
-    look_size = processor.fit(clip.height, clip.width, look_pixels) if look_pixels else size
+    look_size = NOT_LOOKED_AT if look_pixels == 0 else size
+    if look_pixels:
+        look_size = processor.fit(clip.height, clip.width, look_pixels)
     pixels_THWC, shown_s_T = decode(reader, task.video_path, times_s_T, size, look_size)
     decoded = time.perf_counter()
     frames = processor.make_frames(pixels_THWC, shown_s_T)

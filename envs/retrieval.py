@@ -32,6 +32,11 @@ class RetrievalRules:
     max_frames: int = 32  # per call
     max_pixels: int = 151_200  # per frame
 
+    @property
+    def look_pixels(self) -> int:
+        """Of a frame at most, in looks that may come; 0: none will."""
+        return self.max_pixels if self.max_calls else 0
+
     def __post_init__(self) -> None:
         if self.max_calls < 0 or self.max_frames < 1:
             raise ValueError(f"max_calls must be >= 0 and max_frames >= 1, got {self.max_calls}, {self.max_frames}")

@@ -123,7 +123,7 @@ async def run_group(
             reader=episode_context.reader,
             rules=episode_context.coarse,
             form=episode_context.form,
-            look_pixels=episode_context.retrieval.max_pixels,
+            look_pixels=episode_context.retrieval.look_pixels,
         )
     except VideoError as error:
         lost = video_error_trajectory([], episode_context.processor, clip_failure(error, window=None))

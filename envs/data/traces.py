@@ -47,7 +47,7 @@ def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) 
             reader=episode_context.reader,
             rules=episode_context.coarse,
             form=episode_context.form,
-            look_pixels=episode_context.retrieval.max_pixels,
+            look_pixels=episode_context.retrieval.look_pixels,
         )
     except VideoError as error:
         raise UnusableRow(f"{trace.task.task_id}: {error}") from error

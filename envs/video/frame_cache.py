@@ -183,7 +183,7 @@ def read_frames_through(
     """As frames.read_frames and with equal results, from the cache where it can, filling it on a coarse pass.
 
     Args:
-        later_size: that later requests for this clip will be of; None: the same.
+        later_size: that later requests for this clip will be of; None: the same; (0, 0): there will be none.
         cpu_limit_s: of this request; what would not end in time is not kept.
     """
     wanted, places_T = np.unique(index.frames_on_screen(times_s), return_inverse=True)
@@ -249,7 +249,7 @@ def _plan(
         if clip is not None and clip.is_filled:  # time did not allow to keep all of it: now what the window passes
             return clip, range(_first_decoded(index, missing[0]), missing[-1] + 1)
     is_worth_it = packets_to_decode(index, missing) >= WORTH_SHARE * len(index.start_P)
-    if not (cache.is_filled(index) or (is_worth_it and request.is_coarse_pass(index))):
+    if not (cache.is_filled(index) or (all(request.later_size) and is_worth_it and request.is_coarse_pass(index))):
         return None, missing
     clip = None
     if index.num_frames * index.frame_bytes <= cache.budget_bytes:

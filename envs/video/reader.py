@@ -117,8 +117,8 @@ class VideoReader:
         """The frame on screen at each time.
 
         Args:
-            later_HW: the size that later requests for this clip will have; None: the same. It says what is worth to be
-                kept, and changes no pixel.
+            later_HW: the size that later requests for this clip will have; None: the same; (0, 0): there will be none.
+                It says what is worth to be kept, and changes no pixel.
         Returns:
             Pixels (T, H, W, 3) uint8 RGB; presentation time of each, in seconds; how many stand in for damaged ones.
         Raises:

@@ -109,6 +109,12 @@ def test_a_pass_that_decodes_a_small_part_of_a_clip_is_not_made_a_whole_one(clip
     assert len(decoded) == len(COARSE_S)
 
 
+def test_a_clip_that_nobody_will_look_at_again_is_not_kept_whole(clips, decoded):
+    index, cache = clips["one keyframe"], FrameCache(*BUDGETS["as decoded"])
+    read_frames_through(cache, index, COARSE_S, SIZE, (0, 0))
+    assert sum(decoded) < index.num_frames and cache.held_bytes == len(COARSE_S) * FRAME_BYTES
+
+
 @pytest.mark.parametrize(
     ("clip", "numbers", "packets"),
     [
