@@ -20,7 +20,7 @@ train: setup ## set up, then train the quickstart policy; ends with what was lea
 	$(BIN)/dynframe train $(CONFIG) $(ARGS)
 
 test: setup ## set up, then the whole CPU suite; names each test as it starts and the slowest 15 in the end (ARGS='-k resume')
-	$(BIN)/python -m pytest -v --durations=15 -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -v -n 2 --durations=15 -m "not soak" $(ARGS)
 
 fast: setup ## the fast lane only, in seconds: no Ray, no vLLM, no DeepSpeed, no browser
 	$(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist loadfile -m "not ($(LANES))" $(ARGS)

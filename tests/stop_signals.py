@@ -2,10 +2,16 @@
 
 import signal
 import threading
+import time
+from contextlib import suppress
 
+import psutil
 import pytest
 
+from tests.calibration import within
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TEAR_DOWN_S = 60.0  # for a worker's fixtures on an idle machine
 
 
 class StopSignals:
@@ -18,6 +24,20 @@ class StopSignals:
         """From the start, whatever was inherited: what is started in the background ignores SIGINT."""
         self._session = session
         self._listen()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self):
+        """Worker processes of `pytest -n` are told, and waited for: they have fixtures of their own to tear down."""
+        distributed = self._session.config.pluginmanager.getplugin("dsession")
+        if not self._session.shouldstop or distributed is None:
+            return
+        distributed._max_worker_restart = 0  # a worker that ends is not replaced
+        for worker in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                worker.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + within(TEAR_DOWN_S)
+        while distributed._active_nodes and time.monotonic() < deadline:  # each ends its session, and says so
+            distributed.loop_once()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self):

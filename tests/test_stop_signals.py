@@ -38,15 +38,25 @@ def test_that_is_not_reached():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
-@pytest.mark.parametrize("swallows", [False, True])
-def test_one_signal_ends_the_suite_and_tears_its_fixtures_down(signum, inherited, swallows, tmp_path):
-    """Also where the test that runs takes the interruption for an error of its own and goes on."""
+@pytest.mark.parametrize(
+    ("workers", "signum", "inherited", "swallows"),
+    [
+        (0, signal.SIGINT, signal.SIG_DFL, False),
+        (0, signal.SIGINT, signal.SIG_IGN, True),
+        (0, signal.SIGTERM, signal.SIG_DFL, True),
+        (0, signal.SIGTERM, signal.SIG_IGN, False),
+        (1, signal.SIGINT, signal.SIG_IGN, False),
+        (1, signal.SIGTERM, signal.SIG_DFL, True),
+    ],
+)
+def test_one_signal_ends_the_suite_and_tears_its_fixtures_down(signum, inherited, swallows, workers, tmp_path):
+    """Also where the test that runs takes the interruption for an error of its own and goes on, and where it runs in a
+    worker process that the signal did not reach."""
     (tmp_path / "test_waiting.py").write_text(f"swallows = {swallows}\n{WAITING}")
     os.mkfifo(tmp_path / "started")
+    plugins = ("-p", "tests.stop_signals", "-p", "no:cacheprovider")
     suite = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "tests.stop_signals", "-p", "no:cacheprovider", "test_waiting.py"],
+        [sys.executable, "-m", "pytest", *plugins, "-n", str(workers), "test_waiting.py"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
