@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from envs.answers.windows import read_span, spell_span
-from envs.data.formats import RetrievalTrace, RowFormat
+from envs.data.formats import RetrievalTrace, RowFormat, left_out_of
 from envs.data.json_rows import rows_within
 from envs.data.rows import DatasetError, UnusableRow, one_line
 from envs.data.sources import NOTHING, Source, locate_source
@@ -41,6 +41,7 @@ class LoadedTasks:
     tasks: tuple[VideoTask, ...]
     rejected: tuple[RejectedRow, ...]
     clamped: int = 0  # tasks whose evidence or answer ended after the clip
+    windows_left_out: tuple[RejectedRow, ...] = ()  # of usable rows: one unusable window of several, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,9 @@ def load_tasks(
         DatasetError: unknown format or columns, no such file or folder, or the file cannot be read as a whole.
     """
     row_format, path, root = locate_source(Source(format, path, video_root, columns))
-    tasks, rejected = _read(path, root, row_format, row_format.task, unusable)
+    tasks, rejected, left_out = _read(path, root, row_format, row_format.task, unusable)
     if duration_of is None:
-        return LoadedTasks(tuple(task for _, task in tasks), tuple(rejected))
+        return LoadedTasks(tuple(task for _, task in tasks), tuple(rejected), windows_left_out=tuple(left_out))
     duration_of = lru_cache(maxsize=None)(duration_of)
     kept, clamped = [], 0
     for line, task in tasks:
@@ -84,9 +85,13 @@ def load_tasks(
         except (UnusableRow, VideoError) as error:
             rejected.append(_rejected(path, line, error))
             continue
+        if lost := len(task.evidence) - len(within.evidence):
+            reason = f"{lost} of {len(task.evidence)} windows of 'evidence' lie after the end of the video"
+            left_out.append(RejectedRow(str(path), line, reason))
         kept.append(within)
         clamped += within is not task
-    return LoadedTasks(tuple(kept), tuple(sorted(rejected, key=lambda row: row.line)), clamped)
+    rejected.sort(key=lambda row: row.line)
+    return LoadedTasks(tuple(kept), tuple(rejected), clamped, tuple(left_out))
 
 
 def load_traces(
@@ -105,7 +110,7 @@ def load_traces(
     row_format, path, root = locate_source(Source(format, path, video_root, columns))
     if row_format.trace is None:
         raise DatasetError(f"{path}: format {format!r} holds no traces; use dm_cot")
-    traces, rejected = _read(path, root, row_format, row_format.trace, unusable)
+    traces, rejected, _ = _read(path, root, row_format, row_format.trace, unusable)
     return LoadedTraces(tuple(trace for _, trace in traces), tuple(rejected))
 
 
@@ -158,10 +163,11 @@ def _read(
     row_format: RowFormat,
     convert: Callable[[object, Path, str], Row],
     unusable: Mapping[str, str],
-) -> tuple[list[tuple[int, Row]], list[RejectedRow]]:
-    """Usable rows with their lines, and the others."""
+) -> tuple[list[tuple[int, Row]], list[RejectedRow], list[RejectedRow]]:
+    """Usable rows with their lines; the others; what was left out of usable ones."""
     kept: list[tuple[int, Row]] = []
     rejected: list[RejectedRow] = []
+    left_out: list[RejectedRow] = []
     value: object = None
     for line, value in row_format.rows(path):
         try:
@@ -172,11 +178,12 @@ def _read(
             if task.video_path in unusable:
                 raise UnusableRow(f"its video is quarantined: {unusable[task.video_path]}")
             kept.append((line, row))
+            left_out += [RejectedRow(str(path), line, reason) for reason in left_out_of(value)]
         except UnusableRow as error:
             rejected.append(_rejected(path, line, error))
     if len(rejected) == 1 and not kept and (advice := rows_within(value)):
         rejected = [replace(rejected[0], reason=f"{advice} (as a row: {rejected[0].reason})")]
-    return kept, rejected
+    return kept, rejected, left_out
 
 
 def _rejected(path: Path, line: int, error: Exception) -> RejectedRow:

@@ -18,7 +18,17 @@ from envs.answers.comparison import score_answer
 from envs.answers.reference import UnusableReference, read_reference
 from envs.answers.windows import spell_span
 from envs.data.json_rows import json_rows
-from envs.data.rows import UnusableRow, as_mapping, forward, number_at, number_of, shortened, text_at, windows_at
+from envs.data.rows import (
+    UnusableRow,
+    as_mapping,
+    forward,
+    number_at,
+    number_of,
+    shortened,
+    text_at,
+    unusable_windows,
+    windows_at,
+)
 from envs.data.text import text_lines
 from envs.data.videos import confine, video_file
 from envs.retrieval import RetrievalRules, parse_call
@@ -136,6 +146,11 @@ def _evidence(row: Mapping[str, object]) -> tuple[TimeSpan, ...]:
             f"gt_span_start and gt_span_end ({single.start_s:g} - {single.end_s:g}) are not in 'evidence'"
         )
     return windows
+
+
+def left_out_of(row: object) -> tuple[str, ...]:
+    """What a row that became a task holds beside it that cannot be used: windows of evidence, with the reason."""
+    return unusable_windows(row, "evidence") if isinstance(row, dict) else ()
 
 
 def _charades_task(row: object, root: Path, task_id: str) -> VideoTask:

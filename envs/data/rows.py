@@ -83,10 +83,22 @@ def forward(span: TimeSpan, name: str) -> TimeSpan:
 
 
 def windows_at(row: Mapping[str, object], key: str) -> tuple[TimeSpan, ...]:
-    """The windows [[start, end], …] in seconds that are forward in the video, at least one; others are left out.
+    """The windows [[start, end], …] in seconds that are forward in the video, at least one.
 
-    One window alone may stand without the outer list.
+    One window alone may stand without the outer list. Of several, unusable ones are left out (`unusable_windows`).
     """
+    windows, faults = _windows(row, key)
+    if not windows:
+        raise faults[0]
+    return windows
+
+
+def unusable_windows(row: Mapping[str, object], key: str) -> tuple[str, ...]:
+    """Why windows of a row that can be used are left out, one reason each."""
+    return () if row.get(key) is None else tuple(map(str, _windows(row, key)[1]))
+
+
+def _windows(row: Mapping[str, object], key: str) -> tuple[tuple[TimeSpan, ...], list[UnusableRow]]:
     pairs = row.get(key)
     if isinstance(pairs, list) and len(pairs) == 2 and not any(isinstance(edge, list) for edge in pairs):
         pairs = [pairs]
@@ -98,9 +110,7 @@ def windows_at(row: Mapping[str, object], key: str) -> tuple[TimeSpan, ...]:
             windows.append(_window(pair, f"window {number} of {key!r}"))
         except UnusableRow as fault:
             faults.append(fault)
-    if not windows:
-        raise faults[0]
-    return tuple(windows)
+    return tuple(windows), faults
 
 
 def _window(pair: object, name: str) -> TimeSpan:

@@ -95,7 +95,9 @@ def _split(config: RunConfig, split: str, console: Console, tasks: list[VideoTas
         f"{len(loaded.tasks)} tasks: {kinds_of_answers(loaded.tasks)}; {len(loaded.rejected)} rows left out, "
         f"{loaded.clamped} clamped to the clip"
     )
-    return Finding(f"data.{split}", Level.NOTE if loaded.rejected else Level.OK, detail)
+    if loaded.windows_left_out:
+        detail += f", windows of evidence left out of {len({row.line for row in loaded.windows_left_out})} rows"
+    return Finding(f"data.{split}", Level.NOTE if loaded.rejected or loaded.windows_left_out else Level.OK, detail)
 
 
 def kinds_of_answers(tasks: Sequence[VideoTask]) -> str:

@@ -94,6 +94,8 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
     finally:
         reader.close()
     _report_rejected(config, split, loaded.rejected)
+    for part in loaded.windows_left_out[:ROWS_IN_LOG]:
+        _warn_once(f"{part.file}:{part.line}: the row is kept, but: {part.reason}")
     if not loaded.tasks:
         raise DatasetError(f"{found.path}: no usable row (data.{split})")
     return loaded

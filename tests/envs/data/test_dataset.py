@@ -87,9 +87,18 @@ def test_a_row_may_have_several_windows_of_evidence(root):
 
 def test_one_bad_window_of_several_does_not_cost_the_row(root):
     windows = [[1, 2], [4, 3], [5], "6 - 7", [8, None], [-1, 2], [9, 10]]
-    (task,) = load_tasks("dm_rl", write(root, EVIDENT | {"evidence": windows})).tasks
-    assert task.evidence == (TimeSpan(1, 2), TimeSpan(9, 10))
-    loaded = load_tasks("dm_rl", write(root, EVIDENT | {"evidence": windows}), duration_of=lambda _: 9.0)
+    loaded = load_tasks("dm_rl", write(root, DM_RL, EVIDENT | {"evidence": windows}))
+    assert loaded.tasks[1].evidence == (TimeSpan(1, 2), TimeSpan(9, 10))
+    assert [(part.line, part.reason) for part in loaded.windows_left_out] == [
+        (2, "window 2 of 'evidence' is reversed or empty: 4 - 3"),
+        (2, "window 3 of 'evidence' must be [start, end], got [5]"),
+        (2, "window 4 of 'evidence' must be [start, end], got '6 - 7'"),
+        (2, "window 5 of 'evidence' must be [start, end], got [8, null]"),
+        (2, "window 6 of 'evidence' begins before the video: -1 - 2"),
+    ]
+    loaded = load_tasks("dm_rl", write(root, EVIDENT | {"evidence": [[1, 2], [9, 10]]}), duration_of=lambda _: 9.0)
+    (part,) = loaded.windows_left_out
+    assert "1 of 2 windows of 'evidence' lie after the end of the video" in part.reason
     assert loaded.tasks[0].evidence == (TimeSpan(1, 2),)  # the other one begins where the clip ends
 
 
