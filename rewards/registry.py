@@ -75,8 +75,10 @@ def display_name(function: Any) -> str:
 
 
 def _meant_file(name: str) -> str:
-    """Of a file without its function: which it has."""
-    source = name.rstrip(":")
+    """Of a file without its function, or without its suffix: which it has."""
+    source = name.strip().removesuffix(":")
+    if not source.endswith(SUFFIX) and Path(source + SUFFIX).expanduser().is_file():
+        source += SUFFIX
     if not source.endswith(SUFFIX):
         return ""
     functions = defined_in(Path(source).expanduser())

@@ -40,6 +40,8 @@ def load_object(what: str, reference: CodeReference, kind: str = "object") -> An
         with _loading(what, f"cannot load {file}", file.parent, str(file)):
             module = module_of(file)
     else:
+        if not all(part.isidentifier() for part in reference.source.split(".")):
+            raise UserCodeError(f"{what}: {reference.source!r} names neither a module nor a file that ends in {SUFFIX}")
         with _loading(what, f"cannot import {reference.source}", Path.cwd(), reference.source):
             module = _import(what, reference)
     return _attribute(what, module, reference, kind)

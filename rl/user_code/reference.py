@@ -27,7 +27,7 @@ class CodeReference:
 
 def parse_reference(text: str) -> CodeReference | None:
     """The reference that a text is; None if it is none, as a built-in name."""
-    source, _, name = text.rpartition(":")
+    source, _, name = (part.strip() for part in text.rpartition(":"))
     return CodeReference(source, name) if source and name else None
 
 
