@@ -96,11 +96,11 @@ def configuration_page() -> str:
         "# Configuration",
         "Every key, generated from `rl/config/`. Set any of them in a YAML file or as `key=value` after it; "
         "`dynframe config [SECTION]` prints the same in a terminal.",
-        "A text keeps what stands there: `name: 1.10` is `1.10`, `on` is `on`, and `key=value` needs no quotes. A number is "
-        "written as everybody reads it: `0100`, `1:30`, `0x10` and `1_000`, which YAML versions read differently, are "
-        "refused with what to write. In a path `~` is the home folder and `$` is refused; of the environment, "
-        "`${oc.env:DYNFRAME_NAME,default}` is read, in any value. Relative paths are taken from the working directory; code "
-        "(`path/file.py:name`) from the folder of the YAML file that names it.",
+        "A text keeps what stands there: `name: 1.10` is `1.10`, `on` is `on`, and `key=value` needs no quotes. A "
+        "number is written as everybody reads it: `0100`, `1:30`, `0x10`, `1_000`, which YAML versions read differently, "
+        "are refused with what to write. In a path `~` is the home folder and `$` is refused; of the environment, "
+        "`${oc.env:DYNFRAME_NAME,default}` is read, in any value. Relative paths are taken from the working directory; "
+        "code (`path/file.py:name`) from the folder of the YAML file that names it.",
     ]
     for section in configuration_reference():
         parts += [f"## `{section.name}`" if section.name else "## The run itself", section.meaning]

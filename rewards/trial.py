@@ -70,7 +70,7 @@ def try_rewards(
     """Load every term and call it on golden trajectories; one that hangs or ends its process costs no other.
 
     Args:
-        calls, timeout_s, memory_mib: as in the section `scoring`.
+        calls: as in the section `scoring`, like `timeout_s` and `memory_mib`.
     """
     found: dict[str, Trial] = {}
     while left := {name: term for name, term in terms.items() if name not in found}:
