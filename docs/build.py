@@ -97,7 +97,7 @@ def configuration_page() -> str:
         "Every key, generated from `rl/config/`. Set any of them in a YAML file or as `key=value` after it; "
         "`dynframe config [SECTION]` prints the same in a terminal.",
         "A text keeps what stands there: `name: 1.10` is `1.10`, `on` is `on`, and `key=value` needs no quotes. A "
-        "number is written as everybody reads it: `0100`, `1:30`, `0x10`, `1_000`, which YAML versions read differently, "
+        "number is written as everybody reads it: `0100`, `1:30`, `0x10`, `1_000`, which YAML versions read unlike, "
         "are refused with what to write. In a path `~` is the home folder and `$` is refused; of the environment, "
         "`${oc.env:DYNFRAME_NAME,default}` is read, in any value. Relative paths are taken from the working directory; "
         "code (`path/file.py:name`) from the folder of the YAML file that names it.",
