@@ -47,6 +47,7 @@ class LoadedExamples:
 
     examples: tuple[Example, ...]
     rejected: tuple[RejectedExample, ...] = ()
+    left_out: tuple[RejectedExample, ...] = ()  # windows of examples that have others, each with its row's line
 
 
 @dataclass(frozen=True, slots=True)

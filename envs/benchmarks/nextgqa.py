@@ -29,6 +29,8 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     require_file(windows_file, f"; the evidence windows of {annotation.name} belong beside it")
     evidence, video_of = json_object(windows_file), _video_map(annotation)
 
+    left_out: list[str] = []
+
     def example(line: int, value: object) -> Example:
         row = as_mapping(value)
         video, question_id = text_at(row, "video_id"), text_at(row, "qid")
@@ -41,11 +43,11 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
             text_at(row, "question"),
             letter_of_text(text_or_blank(row, "answer"), options),
             options=options,
-            windows=windows_at(_location(evidence, video, question_id, windows_file), question_id),
+            windows=windows_at(_location(evidence, video, question_id, windows_file), question_id, left_out),
             group=text_at(row, "type"),
         )
 
-    return read_examples(rows_of(annotation), video_root, example)
+    return read_examples(rows_of(annotation), video_root, example, left_out)
 
 
 def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:

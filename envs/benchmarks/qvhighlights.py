@@ -18,17 +18,19 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     The test split has no windows; its rows are rejected.
     """
 
+    left_out: list[str] = []
+
     def example(line: int, value: object) -> Example:
         row = as_mapping(value)
         if "relevant_windows" not in row:
             raise UnusableRow("no 'relevant_windows': the test split's are withheld; use the validation split")
-        windows = windows_at(row, "relevant_windows")
+        windows = windows_at(row, "relevant_windows", left_out)
         folders = ("", "videos")
         return moment_example(
             identifier_at(row, "qid"), text_at(row, "vid"), video_root, folders, text_at(row, "query"), windows
         )
 
-    return read_examples(rows_of(annotation), video_root, example)
+    return read_examples(rows_of(annotation), video_root, example, left_out)
 
 
 def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:

@@ -65,9 +65,13 @@ def each_of(rows: Rows, key: str) -> Iterator[tuple[int, object]]:
                 yield line, {**shared, "place": place, **question} if isinstance(question, dict) else question
 
 
-def read_examples(rows: Rows, video_root: Path, convert: Callable[[int, object], Example]) -> LoadedExamples:
+def read_examples(
+    rows: Rows, video_root: Path, convert: Callable[[int, object], Example], left_out: list[str] | None = None
+) -> LoadedExamples:
     """Convert every row; what cannot be used, or repeats an id, is reported.
 
+    Args:
+        left_out: where `convert` appends why windows of its example are left out.
     Raises:
         DatasetError: there is no such folder of videos.
     """
@@ -76,8 +80,10 @@ def read_examples(rows: Rows, video_root: Path, convert: Callable[[int, object],
     kept: list[Example] = []
     rejected: list[RejectedExample] = []
     line_of: dict[str, int] = {}
+    reasons, noted = [] if left_out is None else left_out, []
     value: object = None
     for line, value in rows:
+        reasons.clear()
         try:
             if isinstance(value, UnusableRow):
                 raise value
@@ -90,9 +96,10 @@ def read_examples(rows: Rows, video_root: Path, convert: Callable[[int, object],
             continue
         line_of[task_id] = line
         kept.append(example)
+        noted += [RejectedExample(line, reason) for reason in reasons]
     if len(rejected) == 1 and not kept and (advice := rows_within(value)):
         rejected = [RejectedExample(rejected[0].line, f"{advice} (as a row: {rejected[0].reason})")]
-    return LoadedExamples(tuple(kept), tuple(rejected))
+    return LoadedExamples(tuple(kept), tuple(rejected), tuple(noted))
 
 
 def identifier_at(row: Mapping[str, object], key: str) -> str:
@@ -103,11 +110,14 @@ def identifier_at(row: Mapping[str, object], key: str) -> str:
     return str(value).strip()
 
 
-def windows_at(row: Mapping[str, object], key: str) -> tuple[TimeSpan, ...]:
+def windows_at(row: Mapping[str, object], key: str, left_out: list[str]) -> tuple[TimeSpan, ...]:
     """The windows [[start, end], …] in seconds, as annotated, also outside the clip and also points.
 
     One that cannot be read does not cost the others: the authors' scripts give it an overlap of 0, as if it were not
     there.
+
+    Args:
+        left_out: takes why others were.
     """
     pairs = row.get(key)
     if not isinstance(pairs, list) or not pairs:
@@ -120,6 +130,7 @@ def windows_at(row: Mapping[str, object], key: str) -> tuple[TimeSpan, ...]:
             faults.append(fault)
     if not windows:
         raise faults[0]
+    left_out += map(str, faults)
     return tuple(windows)
 
 

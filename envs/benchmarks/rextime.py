@@ -21,6 +21,8 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
     Videos are vid.mp4, of ActivityNet and of QVHighlights, in one folder or in the two that the authors name.
     """
 
+    left_out: list[str] = []
+
     def example(line: int, value: object) -> Example:
         row = as_mapping(value)
         if "options" not in row:
@@ -28,7 +30,10 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
         if "ans" not in row:
             raise UnusableRow("no 'ans': the test split's answers are withheld; use the validation split")
         options = options_at(row, "options")
-        has_list = "relevant_windows" in row
+        if "relevant_windows" in row:
+            windows = windows_at(row, "relevant_windows", left_out)
+        else:
+            windows = (window_from(row.get("span"), points=True),)
         return choice_example(
             identifier_at(row, "qid"),
             text_at(row, "vid"),
@@ -37,11 +42,11 @@ def read(annotation: Path, video_root: Path) -> LoadedExamples:
             text_at(row, "question"),
             letter_among(text_at(row, "ans"), LETTERS[: len(options)]),
             options=options,
-            windows=windows_at(row, "relevant_windows") if has_list else (window_from(row.get("span"), points=True),),
+            windows=windows,
             group=text_at(row, "category") if "category" in row else "",
         )
 
-    return read_examples(rows_of(annotation), video_root, example)
+    return read_examples(rows_of(annotation), video_root, example, left_out)
 
 
 def score(example: Example, prediction: Prediction | None) -> Mapping[str, float]:

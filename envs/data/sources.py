@@ -1,17 +1,22 @@
-"""Where rows come from: a format of ours or a table's columns; an annotation file; its videos."""
+"""Where rows come from: a format of ours, a table's columns or a user's own reader; an annotation file; its videos."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envs.data.formats import FORMATS, RowFormat
-from envs.data.rows import DatasetError
+from envs.data.rows import DatasetError, UnusableRow, kind_of, plain
 from envs.data.tables import csv_table, has_conversations, parquet_table
+from rl.user_code.errors import UserCodeError, is_from_signal, message, place
+from rl.user_code.loading import load_object
+from rl.user_code.reference import CodeReference, parse_reference
 
 TABLES: Mapping[str, Callable[[Path, Mapping[str, str]], Iterator[tuple[int, object]]]] = {
     "csv": csv_table,
@@ -24,7 +29,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 class Source(NamedTuple):
     """An annotation file, how it is read, and where its videos lie."""
 
-    format: str  # one of BUILTIN
+    format: str  # one of BUILTIN, or "path/file.py:reader"
     path: str | Path
     video_root: str | Path = ""  # every video must lie under it; empty: the folder of the annotation file
     columns: Mapping[str, str] = NOTHING  # of a table: value of a row -> the column that has it
@@ -51,10 +56,20 @@ def locate_source(source: Source) -> tuple[RowFormat, Path, Path]:
 
 
 def has_traces(source: Source) -> bool:
-    """Whether a source's rows are supervised traces, with replies to learn from, and not only tasks."""
+    """Whether a source's rows are supervised traces, with replies to learn from, and not only tasks.
+
+    A user's reader says so with its first row.
+
+    Raises:
+        DatasetError: as `locate_source`, or the reader fails.
+    """
     if source.format in FORMATS:
         return FORMATS[source.format].trace is not None
-    return source.format in TABLES and has_conversations(source.columns)
+    if source.format in TABLES:
+        return has_conversations(source.columns)
+    row_format, path, _ = locate_source(source)
+    _, first = next(row_format.rows(path), (1, None))
+    return isinstance(first, dict) and "conversations" in first
 
 
 def _row_format(name: str, columns: Mapping[str, str]) -> RowFormat:
@@ -62,10 +77,70 @@ def _row_format(name: str, columns: Mapping[str, str]) -> RowFormat:
         raise DatasetError(f"format {name!r} has no columns to name; `columns` is for {' and '.join(TABLES)}")
     if name in FORMATS:
         return FORMATS[name]
-    task, trace = FORMATS["dm_rl"].task, FORMATS["dm_cot"].trace
     if name in TABLES:
         rows = partial(TABLES[name], columns=columns)
-        return RowFormat(rows, *((FORMATS["dm_cot"].task, trace) if has_conversations(columns) else (task, None)))
+        base = FORMATS["dm_cot" if has_conversations(columns) else "dm_rl"]
+        return replace(base, rows=rows)
+    if (reference := parse_reference(name)) is not None:
+        rows = partial(_rows_of_reader, name, _load_reader(name, reference))
+        return RowFormat(rows, _task_of_any, FORMATS["dm_cot"].trace)
     close = difflib.get_close_matches(name, BUILTIN, n=1, cutoff=0.5)
     meant = f"; did you mean {close[0]!r}?" if close else ""
-    raise DatasetError(f"unknown data format {name!r}{meant}; known: {', '.join(sorted(BUILTIN))}")
+    raise DatasetError(
+        f"unknown data format {name!r}{meant}; known: {', '.join(sorted(BUILTIN))}; your own: 'path/file.py:reader'"
+    )
+
+
+def _task_of_any(row: object, root: Path, task_id: str) -> Any:
+    """A row of a user's reader has what `dm_rl` has, or the conversation of `dm_cot`."""
+    is_trace = isinstance(row, dict) and "conversations" in row
+    return FORMATS["dm_cot" if is_trace else "dm_rl"].task(row, root, task_id)
+
+
+def _load_reader(name: str, reference: CodeReference) -> Callable[[Path], Iterable[object]]:
+    try:
+        reader = load_object(f"data format {name!r}", reference, "function")
+    except UserCodeError as error:
+        raise DatasetError(str(error)) from error
+    if not callable(reader):
+        raise DatasetError(f"data format {name!r}: expected a function reader(path), got {kind_of(reader)}")
+    try:
+        inspect.signature(reader).bind(Path())
+    except TypeError as error:
+        raise DatasetError(f"data format {name!r}: cannot be called as reader(path): {error}") from error
+    except ValueError:
+        pass  # some functions written in C do not tell theirs
+    return reader
+
+
+def _rows_of_reader(name: str, reader: Callable[[Path], Iterable[object]], path: Path) -> Iterator[tuple[int, object]]:
+    """What a user's reader gives: mappings, or (line, mapping) pairs; without lines, rows are counted from 1."""
+    row = 0
+    try:
+        rows = reader(path)
+        if not isinstance(rows, Iterable):
+            raise DatasetError(f"data format {name!r}: a reader returns or yields rows, got {kind_of(rows)}")
+        for row, given in enumerate(rows, start=1):
+            line, value = given if _has_line(given) else (row, given)
+            yield line, _mapping(value)
+    except (DatasetError, GeneratorExit):
+        raise
+    except BaseException as error:  # whatever a user's code raises, sys.exit included
+        if is_from_signal(error):
+            raise
+        where = f"after {row} rows of {path}" if row else f"at the first row of {path}"
+        raise DatasetError(f"data format {name!r}: {message(error)}{place(error)} ({where})") from error
+
+
+def _has_line(given: object) -> bool:
+    if not isinstance(given, tuple) or len(given) != 2:
+        return False
+    return isinstance(given[0], int) and not isinstance(given[0], bool) and given[0] >= 1
+
+
+def _mapping(value: object) -> object:
+    if isinstance(value, UnusableRow):
+        return value
+    if not isinstance(value, Mapping):
+        return UnusableRow(f"a reader gives each row as a mapping of values by their names, got {kind_of(value)}")
+    return {str(key): plain(cell) for key, cell in value.items()}

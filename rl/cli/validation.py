@@ -55,6 +55,7 @@ class LoadedSplit:
     name: str  # train | held_out | cold_start
     tasks: tuple[VideoTask, ...]
     rejected: tuple[RejectedRow, ...]  # rows of which no task could be made
+    left_out: tuple[RejectedRow, ...] = ()  # windows of tasks that have others
     as_written: bool = False  # supervised traces, which are replayed as they are
 
 
@@ -132,8 +133,10 @@ def row_statuses(split: LoadedSplit, clips: Mapping[str, CheckedClip]) -> Iterat
     """
     for row in split.rejected:
         yield CheckedRow(split.name, f"{row.file}:{row.line}", "", "quarantined", row.reason)
+    left_out = {f"{Path(window.file).stem}:{window.line}": window.reason for window in split.left_out}
     for task in split.tasks:
-        yield _checked_row(split.name, task, clips[task.video_path], as_written=split.as_written)
+        changes = [left_out[task.task_id]] if task.task_id in left_out else []
+        yield _checked_row(split, task, clips[task.video_path], changes)
 
 
 def count_rows(rows: Sequence[CheckedRow]) -> dict[str, Counter[str]]:
@@ -176,7 +179,7 @@ def _load(split: str, source: Source) -> LoadedSplit:
         traces = load_traces(*source)
         return LoadedSplit(split, tuple(trace.task for trace in traces.traces), traces.rejected, as_written=True)
     loaded = load_tasks(*source)
-    return LoadedSplit(split, loaded.tasks, loaded.rejected)
+    return LoadedSplit(split, loaded.tasks, loaded.rejected, loaded.windows_left_out)
 
 
 def _is_known(clip: CheckedClip | None, sample: bool) -> bool:
@@ -212,11 +215,12 @@ def _decoded(
             decoding.advance()
 
 
-def _checked_row(split: str, task: VideoTask, clip: CheckedClip, *, as_written: bool) -> CheckedRow:
+def _checked_row(loaded: LoadedSplit, task: VideoTask, clip: CheckedClip, changes: list[str]) -> CheckedRow:
+    split = loaded.name
     if clip.status in (ClipStatus.QUARANTINED, ClipStatus.UNDECIDED):
         return CheckedRow(split, task.task_id, task.video_path, clip.status.value, clip.reason)
-    changes = [clip.reason] if clip.reason else []
-    if not as_written:
+    changes = [*changes, clip.reason] if clip.reason else changes
+    if not loaded.as_written:
         try:
             clamped = within_clip(task, clip.duration_s) is not task
         except UnusableRow as error:

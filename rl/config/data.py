@@ -27,7 +27,8 @@ class QuickstartWorldConfig:
 class SourceConfig:
     """An annotation file and its videos."""
 
-    # quickstart (the synthetic world) | dm_rl | dm_cot | charades_sta | csv | parquet; see docs/data.md
+    # quickstart (the synthetic world) | dm_rl | dm_cot | charades_sta | csv | parquet | path/file.py:reader (your own);
+    # see docs/data.md
     format: str = "quickstart"
     path: str = ""  # annotation file; unused by quickstart
     video_root: str = ""  # folder that every video must lie under; empty: the annotation file's own

@@ -136,6 +136,8 @@ def _report_rejected(suite: EvaluationSuite, home: Path, bad_rows: str) -> None:
     Raises:
         ConfigError: there are any, and data.bad_rows=refuse.
     """
+    for window in suite.left_out[:ROWS_IN_LOG]:
+        log.warning("line %d: the question is asked, but %s", window.line, window.reason)
     if not suite.rejected:
         home.unlink(missing_ok=True)  # of an earlier version of the data
         return

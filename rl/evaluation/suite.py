@@ -48,6 +48,7 @@ class EvaluationSuite:
     over_file: tuple[str, ...] = ()  # metrics in which the questions count 0 that were not asked
     unasked: int = 0  # questions of the file that are no example, or beyond evaluation.limit
     published: Published = field(default_factory=Published)
+    left_out: tuple[RejectedExample, ...] = ()  # windows of examples that have others
 
 
 def make_suite(config: RunConfig, console: Console) -> EvaluationSuite:
@@ -97,6 +98,7 @@ def benchmark_suite(config: RunConfig) -> EvaluationSuite:
         benchmark.over_file,
         len(loaded.rejected),
         benchmark.published,
+        loaded.left_out,
     )
 
 

@@ -21,6 +21,7 @@ from rl.run.prepare.built_once import fingerprint
 
 WARNINGS = {  # counts to warn of
     "rejected": "rows of the annotations left out (rejected.jsonl)",
+    "left_out": "windows of the annotations left out, of questions that have others",
     "missing": "without a prediction: the video could not be read, or left no room to answer",
     "truncated": "ran out of tokens",
     "unparsed": "whose answer or window could not be read",
@@ -55,7 +56,12 @@ def make_report(
         "retrieval": config.retrieval.max_calls > 0,
         "limit": config.evaluation.limit,
         **summary,
-        "counts": {**summary["counts"], "rejected": len(suite.rejected), "unanswerable": unanswerable},
+        "counts": {
+            **summary["counts"],
+            "rejected": len(suite.rejected),
+            "left_out": len(suite.left_out),
+            "unanswerable": unanswerable,
+        },
         "published": published_numbers(suite, read),
         "policy": dict(policy),
         "identity": dict(identity),

@@ -96,8 +96,11 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
     _report_rejected(config, split, loaded.rejected)
     for part in loaded.windows_left_out[:ROWS_IN_LOG]:
         _warn_once(f"{part.file}:{part.line}: the row is kept, but: {part.reason}")
+    if loaded.windows_left_out:
+        log.warning("%d times, windows are left out of rows that have others", len(loaded.windows_left_out))
     if not loaded.tasks:
-        raise DatasetError(f"{found.path}: no usable row (data.{split})")
+        first = f"; line {loaded.rejected[0].line}: {loaded.rejected[0].reason}" if loaded.rejected else ""
+        raise DatasetError(f"{found.path}: no usable row (data.{split}){first}")
     return loaded
 
 

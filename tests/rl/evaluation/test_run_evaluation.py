@@ -47,7 +47,7 @@ def test_a_report_is_strict_json_with_everything_that_explains_its_numbers():
     assert said["metrics"]["unparsed"]["n"] == 2  # a missing prediction has none
     assert said["counts"] == {
         **{"examples": 3, "rejected": 1, "missing": 1, "video_errors": 1},
-        **{"truncated": 1, "unparsed": 1, "failed": 0, "unanswerable": 0},
+        **{"truncated": 1, "unparsed": 1, "failed": 0, "unanswerable": 0, "left_out": 0},
     }
     assert (said["benchmark"], said["source"], said["retrieval"]) == ("letters", "by hand", True)
     assert (said["seconds"], said["tasks_per_s"], said["policy"]["sha256"]) == (2.0, 1.5, "0123")
