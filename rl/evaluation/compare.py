@@ -174,8 +174,8 @@ def _require_comparable(first: Evaluation, other: Evaluation) -> None:
     readings = _reading(first.report), _reading(other.report)
     if readings[0] != readings[1]:
         raise EvaluationError(
-            f"{first.folder} and {other.folder} are not comparable: answers are read {' and '.join(readings)}; give "
-            "the `dynframe eval` of one again with the other's evaluation.reading, which rolls nothing out"
+            f"{first.folder} and {other.folder} are not comparable: their evaluation.reading is "
+            f"{' and '.join(readings)}; give the `dynframe eval` of one again with the other's, which rolls nothing out"
         )
     if differing:
         listed = "; ".join(f"{key}: {one.get(key)!r} and {two.get(key)!r}" for key in differing[:3])

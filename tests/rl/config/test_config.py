@@ -57,6 +57,7 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("trainer.best_metric=held_out/calls", "no metric held_out/calls; since 0.4.0 it is held_out/granted_calls"),
         ("trainer.best_metric=-held_out/term/windo", "no metric held_out/term/windo"),
         ("evaluation.limit=-1", "evaluation.limit must be >= 0, got -1"),
+        ("evaluation.reading=loose", "evaluation.reading must be one of lenient, strict, got"),
         ("evaluation.in_flight=0", "evaluation.in_flight must be >= 1, got 0"),
         ("evaluation.benchmark=nextgqa", r"evaluation.benchmark is 'nextgqa': where do its annotations lie\?"),
         ("evaluation.name=../other", "evaluation.name must be letters"),

@@ -46,6 +46,13 @@ def test_the_difference_is_taken_example_by_example(two):
     assert [one.label for one in comparison.evaluations] == ["one", "two"]
 
 
+def test_evaluations_that_are_read_differently_are_not_comparable(two):
+    metrics = two[1] / "metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"reading": "lenient"}))
+    with pytest.raises(EvaluationError, match=r"their evaluation\.reading is strict and lenient; give"):
+        compare(load_evaluations(two))
+
+
 @pytest.mark.parametrize("given", ["folders", "metrics files", "runs"])
 def test_evaluations_are_found_by_folder_by_file_and_by_run(two, given):
     paths = {

@@ -14,6 +14,7 @@ from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
 from rl.evaluation.predictions import Outcome
+from rl.evaluation.readings import both_readings
 from rl.evaluation.run_evaluation import _report_rejected, policy_sha256, with_policy_of
 from rl.evaluation.suite import EvaluationSuite, identity_of
 from rl.evaluation.summary import make_report, print_report
@@ -63,6 +64,24 @@ def test_the_table_begins_with_the_headline_and_ends_with_what_went_wrong():
     assert "letters: 3 examples, 1.5 per second" in shown
     assert "1 rows of the annotations left out" in shown and "1 without a prediction" in shown
     assert "1 ran out of tokens" in shown
+
+
+@pytest.mark.parametrize(("reading", "values"), [("strict", (0.25, 0.5)), ("lenient", (0.5, 0.25))])
+def test_the_table_always_has_both_readings_and_the_plain_name_is_the_chosen_one(reading, values):
+    leniently = [
+        replace(one, metrics=both_readings(one.metrics, {**one.metrics, "accuracy": right, "unparsed": 0.0}))
+        for one, right in zip(OUTCOMES, (1.0, 1.0, 0.0), strict=True)
+    ]
+    config = replace(CONFIG, evaluation=replace(CONFIG.evaluation, reading=reading))
+    said = make_report(config, SUITE, leniently, {}, {})
+    other = {"strict": "lenient/accuracy", "lenient": "strict/accuracy"}[reading]
+    assert (said["metrics"]["accuracy"]["value"], said["metrics"][other]["value"]) == values  # means over groups, too
+    assert said["counts"]["unparsed"] == {"strict": 1, "lenient": 0}[reading]
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_report(said, console)
+    shown = console.export_text()
+    assert [line.split()[0] for line in shown.splitlines() if "accuracy" in line] == ["accuracy", other]
+    assert ("answers read leniently" in shown) == (reading == "lenient")
 
 
 def test_rows_left_out_lie_in_a_file_or_stop_the_evaluation(tmp_path):
