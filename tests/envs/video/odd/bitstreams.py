@@ -7,9 +7,9 @@ import io
 import av
 import numpy as np
 
-from tests.envs.video.odd.clocks import FORMATS
+from tests.envs.video.odd.clocks import EXACT, FORMATS
 
-TARGETS = ("mp4", "mov", "mkv", "ts", "avi", "flv", "nut", "mpg", "webm", "mxf", "wmv", "ogv", "3gp")
+TARGETS = ("mp4", "mov", "mkv", "ts", "avi", "flv", "mpg", "webm", "ogv", "3gp")
 MUXING = {  # options of the container's writer
     "mp4": (
         {"movflags": "frag_keyframe+empty_moov"},
@@ -35,14 +35,15 @@ MUXING = {  # options of the container's writer
     "mpg": ({"preload": "0"}, {"muxrate": "2000000"}),
 }
 H264 = (
-    *("h264_metadata=sample_aspect_ratio=4/3", "h264_metadata=sample_aspect_ratio=64/45", "h264_metadata=crop_left=16"),
-    *("h264_metadata=crop_bottom=8", "h264_metadata=rotate=90:display_orientation=insert"),
-    *(
-        "h264_metadata=display_orientation=insert:flip=horizontal",
-        "h264_metadata=rotate=180:display_orientation=insert",
-    ),
-    *("h264_metadata=tick_rate=100:fixed_frame_rate_flag=0", "h264_metadata=video_full_range_flag=1"),
-    *("h264_metadata=matrix_coefficients=1", "h264_metadata=aud=insert", "h264_metadata=delete_filler=1"),
+    "h264_metadata=sample_aspect_ratio=4/3",
+    "h264_metadata=sample_aspect_ratio=64/45",
+    "h264_metadata=rotate=90:display_orientation=insert",
+    "h264_metadata=rotate=180:display_orientation=insert",
+    "h264_metadata=display_orientation=insert:flip=horizontal",
+    "h264_metadata=tick_rate=100:fixed_frame_rate_flag=0",
+    "h264_metadata=video_full_range_flag=1",
+    "h264_metadata=matrix_coefficients=1",
+    "h264_metadata=aud=insert",
     "filter_units=remove_types=6",
 )
 FILTERS = {
@@ -86,7 +87,7 @@ def noisy(content: bytes, suffix: str, rng: np.random.Generator) -> tuple[bytes,
 def _copied(content: bytes, to: str, options: dict[str, str], filter_name: str | None) -> tuple[bytes, str] | None:
     target = io.BytesIO()
     form = FORMATS.get(to, to)
-    with av.open(io.BytesIO(content)) as old, av.open(target, "w", format=form, options=options) as new:
+    with av.open(io.BytesIO(content)) as old, av.open(target, "w", format=form, options=options | EXACT) as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
         through = av.bitstream.BitStreamFilterContext(filter_name, stream, copy) if filter_name else None

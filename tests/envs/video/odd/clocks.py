@@ -14,6 +14,7 @@ import av
 import numpy as np
 
 FORMATS = {"m4v": "m4v", "mkv": "matroska", "mpg": "mpeg", "ts": "mpegts", "wmv": "asf", "ogv": "ogg", "m2v": None}
+EXACT = {"fflags": "bitexact"}  # no dates and no random numbers in what is written
 WRAP_33 = 2**33 / 90_000  # seconds after which a transport stream's clock begins anew
 
 
@@ -45,7 +46,7 @@ def remuxed(content, suffix, rng, change: Change, options: dict[str, str], to: s
     form = FORMATS.get(to, to)
     if form is None:
         return None
-    with av.open(io.BytesIO(content)) as old, av.open(target, "w", format=form, options=options) as new:
+    with av.open(io.BytesIO(content)) as old, av.open(target, "w", format=form, options=options | EXACT) as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
         packets = [

@@ -49,8 +49,8 @@ class OddFile:
 
     @property
     def is_joined(self) -> bool:
-        """Two clips end to end, maybe of two codecs."""
-        return "joined" in self.kind
+        """Two clips end to end, maybe of two codecs, or a piece that comes twice."""
+        return any(name in self.kind for name in ("joined", "fragments_doubled", "fragments_moved"))
 
     @property
     def begins_late(self) -> bool:
@@ -60,7 +60,12 @@ class OddFile:
     @property
     def has_seams(self) -> bool:
         """Two stretches lie end to end."""
-        return self.is_joined or "edit_list" in self.kind
+        return self.is_joined or any(name in self.kind for name in ("edit_list", "times_moved", "flv_moved"))
+
+    @property
+    def ends_untimed(self) -> bool:
+        """AVI gives no times to the pictures that the decoder holds back to the end."""
+        return self.name.endswith(".avi")
 
     @property
     def has_long_sound(self) -> bool:
@@ -105,7 +110,7 @@ def odd_files(seeds: Sequence[Seed], count: int, seed: int, kinds: Sequence[str]
 def _odd(
     seeds: Sequence[Seed], kind: str, kinds: Sequence[str], rng: np.random.Generator, prefix: str
 ) -> OddFile | None:
-    fitting = [one for one in seeds if _is_for(kind, one.suffix)]
+    fitting = [one for one in seeds if _is_for(kind, one.suffix) and not (kind == JOINED and one.has_two_videos)]
     if not fitting:
         return None
     clip = fitting[rng.integers(len(fitting))]

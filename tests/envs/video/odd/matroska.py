@@ -17,7 +17,8 @@ INFO, TRACKS, TRACK, VIDEO, CUES, SEEK_HEAD, TAGS = (
     0x114D9B74,
     0x1254C367,
 )
-CLUSTER_TIME, BLOCK_LASTS, REFERENCE, VOID = 0xE7, 0x9B, 0xFB, 0xEC
+CLUSTER_TIME, BLOCK_LASTS, REFERENCE, VOID, LACING = 0xE7, 0x9B, 0xFB, 0xEC, 0x9C
+CHECKSUM, CODEC = 0xBF, 0x86
 LENGTH, TICK_NS, FRAME_NS, TRACK_TYPE, NUMBER = 0x4489, 0x2AD7B1, 0x23E383, 0x83, 0xD7
 DISPLAY_WIDTH, DISPLAY_HEIGHT, DISPLAY_UNIT, PIXEL_WIDTH, PIXEL_HEIGHT = 0x54B0, 0x54BA, 0x54B2, 0xB0, 0xBA
 PROJECTION, PROJECTION_TYPE, ROLL = 0x7670, 0x7671, 0x7675
@@ -76,6 +77,8 @@ def edited(change):
             drop(segment, CUES, SEEK_HEAD)
         if change(segment, rng) is False:
             return None
+        for parent in (segment, *segment.elements):
+            drop(parent, CHECKSUM)
         return b"".join(one.as_bytes() for one in elements)
 
     return mutation
@@ -190,9 +193,9 @@ def set_time(cluster: Element, time: int) -> None:
 
 
 def cluster_dropped(segment, rng):
+    if len(clusters(segment)) < 3:
+        one_cluster_each(segment, rng)
     found = clusters(segment)
-    if len(found) < 3:
-        return False
     gone = found[int(rng.integers(1, len(found)))]
     segment.elements = [one for one in segment.elements if one is not gone]
     return None
@@ -222,24 +225,17 @@ def grouped(segment, rng):
 
 def laced(segment, rng):
     """Two frames in one block (EBML or Xiph lacing): the latter has no time of its own."""
-    track, count = _video(segment), 0
-    set_to(track, 0x9C, b"\x01")
+    if _video(segment).find(CODEC).body.startswith((b"V_MPEG", b"V_AVC")):
+        return False  # pictures that wait for others: times cannot be told from the order of packets
+    set_to(_video(segment), LACING, b"\x01")
+    count = 0
     for cluster in clusters(segment):
         out: list[Element] = []
         for block in cluster.elements:
-            before = out[-1] if out else None
-            if (
-                (
-                    *(before is not None, block.kind == SIMPLE, before is not None and before.kind == SIMPLE),
-                    *(block.kind == SIMPLE and _is_video(segment, block), not block.body[3] & 0x80),
-                )
-                == (True,) * 5
-                and _can_lace(segment, before)
-                and rng.random() < 0.3
-            ):
-                first, second = before.body[4:], block.body[4:]
+            if out and _is_plain(segment, out[-1]) and _is_plain(segment, block) and rng.random() < 0.3:
+                first, second = out[-1].body[4:], block.body[4:]
                 sizes = bytes([255] * (len(first) // 255) + [len(first) % 255])
-                head = before.body[:3] + bytes([before.body[3] | 0x02])
+                head = out[-1].body[:3] + bytes([out[-1].body[3] | 0x02])
                 out[-1] = Element(SIMPLE, head + b"\x01" + sizes + first + second)
                 count += 1
             else:
@@ -248,8 +244,9 @@ def laced(segment, rng):
     return None if count else False
 
 
-def _can_lace(segment: Element, block: Element) -> bool:
-    return _is_video(segment, block) and not block.body[3] & 0x06
+def _is_plain(segment: Element, block: Element) -> bool:
+    """One picture that depends on others, without laces."""
+    return block.kind == SIMPLE and _is_video(segment, block) and not block.body[3] & 0x86
 
 
 def displayed(segment, rng):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,11 @@ class Seed:
     @property
     def suffix(self) -> str:
         return self.name.rsplit(".", 1)[1]
+
+    @property
+    def has_two_videos(self) -> bool:
+        """Which of them goes on in another file is anybody's guess."""
+        return self.name.startswith("two")
 
 
 RECIPES = {  # name: options of the program
@@ -95,7 +101,7 @@ RECIPES = {  # name: options of the program
     "png.mov": "-c:v png -frames:v 24",
     "qtrle.mov": "-c:v qtrle -g 12",
     "mjpeg.mov": "-c:v mjpeg -pix_fmt yuvj420p -q:v 4",
-    "ffv1.mkv": "-c:v ffv1 -g 12 -frames:v 24",
+    "ffv1.mkv": "-c:v ffv1 -g 1 -frames:v 24",
     "mpeg4.m4v": "-c:v mpeg4 -q:v 4 -g 12",
     "two.mp4": f"{X264} -filter_complex [0:v]split[a][b];[b]scale=64:48[c] -map [a] -map [c]",
     "two.mkv": f"{X264} -filter_complex [0:v]split[a][b];[b]scale=64:48[c] -map [c] -map [a]",
@@ -119,7 +125,7 @@ RECIPES = {  # name: options of the program
 SOUND = "-f lavfi -i sine=frequency=440:sample_rate=44100:duration=4"
 
 
-def make_seeds(folder: Path, names: list[str] | None = None) -> list[Seed]:
+def make_seeds(folder: Path, names: Sequence[str] = ()) -> list[Seed]:
     """Encode the clips that this build of the program can; the others are left out."""
     source = render(folder / "numbers.mkv", "ffv1", frames=FRAMES, fps=FPS, gop=1)
     found = (_encode(folder, source, name) for name in (names or RECIPES))

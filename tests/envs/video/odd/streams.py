@@ -283,10 +283,11 @@ def flv_no_metadata(content: bytes, suffix: str, rng: np.random.Generator) -> by
 
 
 def flv_moved(content: bytes, suffix: str, rng: np.random.Generator) -> bytes | None:
-    """From some tag on the clock is another one: later or earlier."""
+    """From some keyframe on the clock is another one: later, earlier, or from zero again."""
     tags = list(_tags(content))
     keys = [number for number, (kind, _, body) in enumerate(tags) if kind == 9 and body[0] >> 4 == 1 and number > 4]
-    start, by = int(rng.choice(keys)), int(rng.choice([300, 5_000, 20_000_000, -400, -(10**9)]))
+    start = int(rng.choice(keys))
+    by = max(int(rng.choice([300, 5_000, 20_000_000, -400, -(10**9)])), -tags[start][1])
     later = [(kind, max(0, time + by), body) for kind, time, body in tags[start:]]
     return _flv(content, tags[:start] + later)
 
@@ -341,7 +342,6 @@ CHANGES = {
         *(ts_packets_lost, ts_discontinuity_told, ts_null_packets, ts_noise_before, ts_large_packets),
         *(pes_without_times, pes_times_moved),
     ),
-    "mpg": (pes_without_times, pes_times_moved),
     "vob": (pes_without_times, pes_times_moved),
     "flv": (flv_no_metadata, flv_moved, flv_declared_length),
 }
