@@ -5,7 +5,8 @@
         file.append(clip)
     quarantined(path)                                 # what training leaves out: video -> why
 
-A status is of a file as it was, by size and time of change: a clip that has changed since has none. Only what will not
+A status is of a file as it was, by size and time of change, and of the rules by which clips are read: where one has
+changed since, it says nothing. Only what will not
 change is a reason to leave a clip out: one that met a deadline, a limit of memory or a disk that could not be read is
 undecided, stays in the data and is tried again.
 
@@ -28,6 +29,7 @@ from envs.data.rows import DatasetError
 from envs.video.reader import ClipCheck, VideoError, VideoIndex, VideoReader
 
 READ_BYTES = 2**20  # at once, of a file that is only read
+RULES = 2  # by which clips are read; 2: one clock and one length. What was found by others is tried again
 
 
 class ClipStatus(StrEnum):
@@ -52,11 +54,13 @@ class CheckedClip:
     damaged: int = 0  # frames that neighbours stand in for
     reason: str = ""
     sampled: bool = False  # opened and looked at, not decoded whole
+    shown_as: str = ""  # what is done to it before it is shown: turned, pixels made square
+    rules: int = RULES
 
     @property
     def holds(self) -> bool:
-        """Whether the file is still the one that was decoded."""
-        return _identity(self.video) == (self.size, self.mtime_ns)
+        """Whether the file is still the one that was decoded, and clips are still read by the same rules."""
+        return self.rules == RULES and _identity(self.video) == (self.size, self.mtime_ns)
 
 
 def check_clip(reader: VideoReader, path: str, *, sample: bool = False) -> CheckedClip:
@@ -75,9 +79,9 @@ def check_clip(reader: VideoReader, path: str, *, sample: bool = False) -> Check
         return CheckedClip(path, size, mtime_ns, status, reason=" ".join(reason.split()), sampled=sample)
     status = ClipStatus.REPAIRED if checked.damaged else ClipStatus.OK
     reason = f"{path}: neighbours stand in for {checked.damaged} of {checked.frames} frames" if checked.damaged else ""
-    return CheckedClip(
-        path, size, mtime_ns, status, clip.duration_s, clip.num_frames, checked.damaged, reason, sampled=sample
-    )
+    shown_as = "; ".join(clip.shown_as)
+    found = (clip.duration_s, clip.num_frames, checked.damaged, reason)
+    return CheckedClip(path, size, mtime_ns, status, *found, sampled=sample, shown_as=shown_as)
 
 
 def quarantined(path: Path) -> dict[str, str]:
@@ -190,7 +194,7 @@ def _clip_from(row: object) -> CheckedClip:
         raise TypeError(f"a {type(row).__name__}")
     was_lasting = row.pop("lasting", True)
     status = ClipStatus(row["status"]) if was_lasting else ClipStatus.UNDECIDED
-    return CheckedClip(**row | {"status": status})
+    return CheckedClip(**{"rules": 1} | row | {"status": status})
 
 
 def _require_types(row: CheckedClip) -> CheckedClip:

@@ -15,7 +15,8 @@ from envs.video.clip_check import ClipCheck, check_clip_frames, sample_clip_fram
 from envs.video.decode_memory import MIB, peak_data_bytes
 from envs.video.file import CorruptVideoError, DecodingFailedError, VideoError, VideoMemoryError
 from envs.video.frame_cache import FrameCache, read_frames_through
-from envs.video.index import VideoIndex, index_video
+from envs.video.index import VideoIndex
+from envs.video.indexing import index_video
 
 BACKENDS = ("pyav", "decord")
 CHECKED_HW = (28, 28)

@@ -30,7 +30,8 @@ from envs.video.file import (
     VideoTimeoutError,
 )
 from envs.video.frames import read_frames
-from envs.video.index import VideoIndex, index_video
+from envs.video.index import VideoIndex
+from envs.video.indexing import index_video
 from rl.trajectory import Fault
 
 __all__ = [

@@ -68,6 +68,7 @@ class DataReport:
     decoded: int  # of them, in this go: the others were known already
     quarantine: Path  # the status of clips
     listing: Path  # the status of rows
+    shown_as: dict[str, int]  # what is done to clips before they are shown, and to how many
 
     @property
     def passed(self) -> bool:
@@ -80,6 +81,7 @@ class DataReport:
             "passed": self.passed,
             "clips": self.clips,
             "decoded": self.decoded,
+            "shown_as": self.shown_as,
             "splits": {split: dict(counts) for split, counts in count_rows(self.rows).items()},
             "rows": [asdict(row) for row in self.rows if row.status != ClipStatus.OK],
             "quarantine": str(self.quarantine),
@@ -119,10 +121,11 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0, samp
                 file.append(clip)
                 list_rows({clip.video: clip})
         rows = tuple(row for split in splits for row in row_statuses(split, file.clips))
+        shown_as = Counter(what for clip in clips for what in file.clips[clip].shown_as.split("; ") if what)
     draft = listing.with_name(f".{listing.name}.{os.getpid()}")  # in the order of the annotation files
     draft.write_text("".join(map(_as_line, rows)), encoding="utf-8")
     draft.replace(listing)
-    return DataReport(rows, len(clips), len(new), home, listing)
+    return DataReport(rows, len(clips), len(new), home, listing, dict(shown_as.most_common()))
 
 
 def row_statuses(split: LoadedSplit, clips: Mapping[str, CheckedClip]) -> Iterator[CheckedRow]:
@@ -148,13 +151,15 @@ def count_rows(rows: Sequence[CheckedRow]) -> dict[str, Counter[str]]:
 
 
 def print_report(report: DataReport, console: Console) -> None:
-    """Counts per split, the first rows that are not ok, and where all of them lie."""
+    """Counts per split, what clips are shown as, the first rows that are not ok, and where all of them lie."""
     table = Table(title=f"{report.clips} clips, {report.decoded} decoded now", box=None, pad_edge=False)
     for heading in ("split", "rows", *ClipStatus):
         table.add_column(str(heading), justify="left" if heading == "split" else "right")
     for split, counts in count_rows(report.rows).items():
         table.add_row(split, str(counts.total()), *(str(counts[status]) for status in ClipStatus))
     console.print(table)
+    for what, clips in report.shown_as.items():
+        console.print(f"{clips} clip{'s' * (clips > 1)} shown {escape(what)}", highlight=False)
     notable = sorted((row for row in report.rows if row.status != ClipStatus.OK), key=lambda row: row.status)
     for row in notable[:SHOWN]:
         reason = row.reason if row.video in row.reason else f"{row.video}: {row.reason}"

@@ -4,10 +4,11 @@ import errno
 import json
 import os
 from dataclasses import asdict
+from fractions import Fraction
 
 import pytest
 
-from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, _why_unread, check_clip, quarantined
+from envs.data.clip_status import RULES, CheckedClip, ClipStatus, ClipStatusFile, _why_unread, check_clip, quarantined
 from envs.data.rows import DatasetError
 from envs.video.file import FileUnavailableError
 from envs.video.reader import (
@@ -40,6 +41,24 @@ def test_a_sound_clip_is_ok_with_all_its_frames(reader, tmp_path):
 
     assert (found.status, found.frames, found.duration_s, found.damaged) == (ClipStatus.OK, 50, 2.0, 0)
     assert found.holds
+
+
+def test_what_is_done_to_a_clip_before_it_is_shown_is_told(reader, tmp_path):
+    path = render(tmp_path / "a.mp4", frames=5, pixel_aspect=Fraction(2), rotation=90)
+    assert check_clip(reader, str(path)).shown_as == "turned by 90 degrees; with pixels of 2 : 1 made square"
+    assert check_clip(reader, str(render(tmp_path / "b.mp4", frames=5))).shown_as == ""
+
+
+def test_what_was_found_by_other_rules_is_tried_again(reader, tmp_path):
+    """Before there was one length, sound clips were called truncated."""
+    clip, home = render(tmp_path / "a.mp4", frames=5), tmp_path / "clips.jsonl"
+    line = asdict(checked(clip, ClipStatus.QUARANTINED, reason="is truncated"))
+    for rules, is_known in ((None, False), (1, False), (RULES, True)):
+        told = {key: value for key, value in line.items() if key != "rules"} | ({"rules": rules} if rules else {})
+        home.write_text(json.dumps(told) + "\n")
+        assert (str(clip) in quarantined(home)) == is_known
+        with ClipStatusFile(home) as file:
+            assert (str(clip) in file.clips) == is_known
 
 
 def test_what_cannot_be_used_is_quarantined_with_the_cause(reader, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from envs.video import clip_check
 from envs.video.clip_check import check_clip_frames, sample_clip_frames
 from envs.video.frames import decode
-from envs.video.index import index_video
+from envs.video.indexing import index_video
 from envs.video.reader import CorruptVideoError, VideoReader
 from tests.envs.video.clips import cut_by_copy, render
 

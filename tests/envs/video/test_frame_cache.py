@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from envs.video import forward_pass, pixel_store
 from envs.video.decoding_cost import PassTime, packets_to_decode
 from envs.video.frame_cache import FrameCache, read_frames_through
-from envs.video.index import index_video
+from envs.video.indexing import index_video
 from envs.video.reader import read_frames
 from tests.envs.video.clips import HEIGHT, WIDTH, numbers_in, render
 

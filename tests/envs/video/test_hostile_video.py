@@ -24,7 +24,7 @@ from envs.video.decode_memory import MIB, resident_bytes
 from envs.video.decode_process import DecodeProcess, receive
 from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.frames import Scaler
-from envs.video.index import IndexCache
+from envs.video.indexing import IndexCache
 from envs.video.orientation import Orientation
 from envs.video.packets import read_packets
 from envs.video.reader import (

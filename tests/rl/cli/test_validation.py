@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from rich.console import Console
@@ -71,6 +72,18 @@ def test_every_row_gets_a_status_with_its_reason(config, silent):
     }
     assert not report.passed
     assert len(report.listing.read_text().splitlines()) == 7
+
+
+def test_it_says_what_clips_are_shown_as(config, tmp_path):
+    render(tmp_path / "videos" / "sound.mp4", pixel_aspect=Fraction(2), rotation=90)
+    console = Console(file=io.StringIO(), width=200)
+    report = validate_data(config, console, workers=1)
+    print_report(report, console)
+
+    assert report.as_dict()["shown_as"] == {"turned by 90 degrees": 1, "with pixels of 2 : 1 made square": 1}
+    assert (
+        "1 clip shown turned by 90 degrees\n1 clip shown with pixels of 2 : 1 made square\n" in console.file.getvalue()
+    )
 
 
 def test_a_clip_is_decoded_once_however_many_rows_share_it_and_however_often_it_is_asked(config, silent):
