@@ -29,7 +29,7 @@ from tables import median_and_range, print_conditions, print_table
 
 from envs.initial_observation import CoarseFrameRules, coarse_frame_times, fit_visual_tokens
 from envs.retrieval import RetrievalRules, frame_times, parse_call, render_call
-from envs.video import frames
+from envs.video import forward_pass
 from envs.video.reader import VideoIndex, VideoReader
 from rl.config.data import VideoConfig
 from rl.config.policy import ScenesConfig
@@ -146,18 +146,18 @@ def whole_decode_s(path: Path) -> float:
 def counted_pictures() -> Iterator[list[int]]:
     """Pictures per packet that is decoded from here on."""
     counted: list[int] = []
-    decode_packet = frames.decode_packet
+    decode_packet = forward_pass.decode_packet
 
-    def counting(decoder: av.CodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
+    def counting(decoder: av.CodecContext, packet: av.Packet | None) -> list[av.VideoFrame] | None:
         pictures = decode_packet(decoder, packet)
-        counted.append(len(pictures))
+        counted.append(len(pictures or ()))
         return pictures
 
-    frames.decode_packet = counting
+    forward_pass.decode_packet = counting
     try:
         yield counted
     finally:
-        frames.decode_packet = decode_packet
+        forward_pass.decode_packet = decode_packet
 
 
 def rendered(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
