@@ -49,11 +49,17 @@ def score_answer(answer: str, reference: str, kind: AnswerKind) -> float:
 def score_leniently(answer: str, reference: str, kind: AnswerKind, question: str = "") -> float:
     """The score of what an answer unmistakably says; at least that of the strict reading.
 
+    A number may leave its unit out: "3" and "3 seconds" answer each other.
+
     Raises:
         ValueError: the reference itself cannot be read as its kind.
     """
     strict = score_answer(answer, reference, kind)
     unwrapped = in_strict_form(answer, kind, question)
+    if kind is AnswerKind.NUMBER and strict < 1.0:
+        given, wanted = read_number(unwrapped), read_number(reference)
+        same = given is not None and given.value == wanted.value and "" in (given.unit, wanted.unit)
+        return float(same) or score_answer(unwrapped, reference, kind)
     return strict if unwrapped == answer else max(strict, score_answer(unwrapped, reference, kind))
 
 

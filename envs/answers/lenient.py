@@ -54,7 +54,9 @@ _DENIED = re.compile(r"\b(?:not|never|neither|nor|wrong|incorrect|false|except|c
 _TAKEN_BACK = re.compile(
     r"[)\]}>\s]*(?:(?:is|was)\s+|(?=isn't|wasn't))(?:not|wrong|incorrect|false|\w+n't)\b", re.IGNORECASE
 )
-_ENDED = re.compile(r"[)\]}>]*\s*(?:$|[.,;:!。，；：！\n]|\b(?:because|since|as|which)\b)", re.IGNORECASE)
+_ENDED = re.compile(
+    r"[)\]}>]*\s*(?:$|[.,;:!。，；：！\n]|\(|-\s|\b(?:because|since|as|which|option|choice)\b)", re.IGNORECASE
+)
 _ARTICLES = "AI"  # letters that are words of English too
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SPECIAL = re.compile(r"<\|[a-z_]+\|>")
@@ -139,7 +141,7 @@ def _stated_letter(text: str) -> str | None:
             if _MORE.match(rest) or _TAKEN_BACK.match(rest) or _DENIED.search(sentence):
                 return None
             after_noun = pattern is _NAMED and not found[0].lower().startswith("answer")
-            is_word = not after_noun and letter in _ARTICLES and not found["mark"] and not _ENDED.match(rest)
+            is_word = not after_noun and not found["mark"] and not _ENDED.match(rest)  # "it is C major"
             stated |= set() if is_word else {letter}
     return (stated or {""}).pop() if len(stated) < 2 else None
 

@@ -129,6 +129,8 @@ def test_a_window_that_is_not_unmistakable_stays_unread(answer):
         ("\\boxed{3}", "number", "3"),
         ("$3$", "number", "3"),
         ("three", "number", "3"),
+        ("3 seconds", "number", "3"),
+        ("3", "number", "3 s"),
         ("The answer is 3.", "number", "3"),
         ("Answer: 3-1", "score", "3-1"),
         ("Answer: a red ball.", "open", "red ball"),
@@ -140,7 +142,7 @@ def test_other_kinds_are_read_without_what_is_around_them(answer, kind, referenc
     assert score_leniently(answer, reference, kind) == 1.0
 
 
-@pytest.mark.parametrize("answer", ["not 3", "3 or 4", "3 million", "about 3", "third"])
+@pytest.mark.parametrize("answer", ["not 3", "3 or 4", "3 %", "3 million", "about 3", "third"])
 def test_a_number_that_is_not_unmistakable_stays_unread(answer):
     assert score_leniently(answer, "3", AnswerKind.NUMBER) == 0.0
 
