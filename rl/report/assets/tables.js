@@ -59,6 +59,7 @@ function heldOutTable(run) {
 
 function evaluationTable(run) {
   if (!run.evaluations.length) return null;
+  const hasPublished = run.evaluations.some((row) => row.comparable !== null);
   return el(
     "section",
     { "aria-labelledby": "benchmarks" },
@@ -83,6 +84,8 @@ function evaluationTable(run) {
             ["benchmark", "metric"].map((name) => el("th", { scope: "col" }, name)),
             ["value", "low", "high", "n"].map((name) => el("th", { scope: "col", class: "number" }, name)),
             el("th", { scope: "col" }, "0 … 1"),
+            hasPublished ? el("th", { scope: "col", class: "number" }, "authors print") : null,
+            hasPublished ? el("th", { scope: "col" }, "comparable with published numbers") : null,
           ),
         ),
         el(
@@ -97,12 +100,19 @@ function evaluationTable(run) {
               [row.value, row.low, row.high].map((value) => el("td", { class: "number" }, short(value))),
               el("td", { class: "number" }, row.count === null ? "–" : count(row.count)),
               el("td", {}, row.too_few ? el("span", { class: "hint" }, "too few for an interval") : interval(row)),
+              hasPublished ? el("td", { class: "number" }, row.printed === null ? "" : quoted(row.printed)) : null,
+              hasPublished ? el("td", {}, comparable(row)) : null,
             ),
           ),
         ),
       ),
     ),
   );
+}
+
+function comparable(row) {
+  if (row.comparable === null) return "";
+  return row.comparable ? "yes" : el("span", { class: "hint" }, "no: ", quoted(row.why_not ?? "the reason is not given"));
 }
 
 function interval(row) {

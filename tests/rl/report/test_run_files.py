@@ -101,6 +101,24 @@ def test_the_configuration_is_flat_and_one_that_cannot_be_read_is_listed_as_brok
     assert flat == [] and broken.place == "config.yaml"
 
 
+def test_an_evaluation_says_which_numbers_are_comparable_with_published_ones(tmp_path):
+    metrics = {"accuracy": {"value": 0.5}, "official/accuracy": {"value": 0.25}, "of 0.4.0": {"value": 1.0}}
+    published = {
+        "accuracy": {"comparable": False, "why_not": "reads lower case", "printed": None},
+        "official/accuracy": {"comparable": True, "why_not": None, "printed": "25.0"},
+    }
+    report = {"benchmark": "video_mme", "metrics": metrics, "published": published}
+    write_lines(tmp_path / "eval/video_mme/metrics.json", report)
+    rows, broken = read_evaluations(tmp_path)
+    assert [(row.comparable, row.why_not, row.printed) for row in rows] == [
+        (False, "reads lower case", None),
+        (True, None, "25.0"),
+        (None, None, None),
+    ]
+    write_lines(tmp_path / "eval/video_mme/metrics.json", report | {"published": [1]})
+    assert broken == [] and len(read_evaluations(tmp_path)[1]) == 1  # no object where one is expected
+
+
 def test_evaluations_are_rows_with_intervals_and_foreign_files_are_listed_as_broken(tmp_path):
     metrics = {"mIoU": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}, "R1@0.5": {"value": 0.25}}
     write_lines(tmp_path / "eval/charades/metrics.json", {"benchmark": "charades_sta", "metrics": metrics})
