@@ -1,6 +1,7 @@
 """Options and their letters."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from envs.benchmarks.choices import (
     written_letters,
 )
 from envs.benchmarks.metrics import is_right
+from envs.benchmarks.official import chooses
 from envs.data.rows import UnusableRow
 from rl.trajectory import AnswerKind, TimeSpan
 
@@ -152,7 +154,9 @@ def test_a_blank_option_is_one_and_a_number_is_its_digits(options, texts):
 def test_an_answer_that_is_no_option_is_a_question_in_which_nobody_is_right(videos, says):
     example = choice_example("t", "a", videos("a.mp4"), ("",), "What?", None, options=["x", "y"])
     assert not example.answerable
-    assert not any(is_right(example, says(answer)) for answer in ("A", "B", "@", NO_OPTION, "", None))
+    for one in (example, replace(example, task=replace(example.task, answer="A"))):
+        answers = ("A", "B", "@", NO_OPTION, "", None)
+        assert not any(is_right(one, says(answer)) or chooses(one, answer) for answer in answers)
 
 
 @given(st.text(alphabet="AB(). \n", max_size=200))

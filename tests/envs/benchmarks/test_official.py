@@ -216,6 +216,21 @@ def official(name, example, prediction):
     return resolve(name).score(example, prediction)["official/accuracy"]
 
 
+def test_an_answer_without_tags_is_the_response_too(examples_of):
+    stock = Prediction(None, (), "The answer is (A).")
+    for name in ("video_mme", "lvbench", "longvideobench"):
+        values = resolve(name).score(examples_of(name)[0][0], stock)
+        assert (values["official/accuracy"], values["accuracy"], values["unparsed"]) == (1.0, 0.0, 1.0)
+
+
+def test_a_text_that_is_part_of_another_options_is_not_named_by_that(examples_of):
+    green = examples_of("favor_bench")[0][RIGHT.index("C")]
+    answers = ("green", "It is GREEN.", "pale green", "green, or pale green", "blue")
+    assert [official("favor_bench", green, Prediction(answer)) for answer in answers] == [1, 1, 0, 0, 0]
+    pale = examples_of("favor_bench")[0][RIGHT.index("D")]
+    assert [official("favor_bench", pale, Prediction(answer)) for answer in answers] == [0, 0, 1, 1, 0]
+
+
 # the scripts, told again
 
 

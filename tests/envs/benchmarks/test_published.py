@@ -46,6 +46,12 @@ def test_a_mean_over_groups_is_taken_in_the_scripts_order_over_those_there_are()
     printed = percent_over_groups(("count", "ego", "needle"))
     assert printed([1.0, 0.0, 1.0], ["ego", "ego", "count"]) == "75.0"
     assert printed([1.0], ["needle"]) == "100.0"
+    third, three_sevenths = [1.0, 0.0, 0.0], [1.0] * 3 + [0.0] * 4
+    groups = ["z"] * 3 + ["y"] * 3 + ["x"] * 7
+    last_digit = {
+        order: percent_over_groups(order)([*third, *third, *three_sevenths], groups) for order in ("zyx", "xyz")
+    }
+    assert last_digit == {"zyx": "36.507936507936506", "xyz": "36.5079365079365"}
 
 
 def test_the_longest_name_says_whether_a_metric_is_comparable():
