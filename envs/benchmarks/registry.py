@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-
 from envs.benchmarks.benchmark import Benchmark
+from rl.user_code.errors import UserCodeError
+from rl.user_code.loading import load_object, nearest
+from rl.user_code.reference import parse_reference
 
 BUILTIN = {
     "activitynet_mr": "envs.benchmarks.activitynet_mr:ACTIVITYNET_MR",
@@ -30,24 +30,21 @@ class UnknownBenchmark(KeyError):
 
 
 def resolve(name: str) -> Benchmark:
-    """Find a benchmark by built-in name or "package.module:NAME".
+    """Find a benchmark by built-in name, "package.module:NAME" or "path/file.py:NAME".
 
     Raises:
-        UnknownBenchmark: no such name, module or attribute, it cannot be imported, or it is no Benchmark.
+        UnknownBenchmark: no such name, file, module or attribute, it cannot be imported, or it is no Benchmark.
     """
-    module_name, colon, attribute = BUILTIN.get(name, name).partition(":")
-    if not (colon and module_name and attribute):
-        close = difflib.get_close_matches(name, BUILTIN, n=1, cutoff=0.5)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        offered = f"built in: {', '.join(sorted(BUILTIN))}; your own: 'package.module:NAME'"
-        raise UnknownBenchmark(f"unknown benchmark {name!r}{meant}; {offered}")
+    reference = parse_reference(BUILTIN.get(name, name))
+    if reference is None:
+        offered = f"built in: {', '.join(sorted(BUILTIN))}; your own: 'package.module:NAME' or 'path/file.py:NAME'"
+        raise UnknownBenchmark(f"unknown benchmark {name!r}{nearest(name, BUILTIN)}; {offered}")
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is imported
-        raise UnknownBenchmark(
-            f"benchmark {name!r}: cannot import {module_name}: {type(error).__name__}: {error}"
-        ) from error
-    found = getattr(module, attribute, None)
+        found = load_object(f"benchmark {name!r}", reference, "Benchmark")
+    except UserCodeError as error:
+        raise UnknownBenchmark(str(error)) from error
     if not isinstance(found, Benchmark):
-        raise UnknownBenchmark(f"benchmark {name!r}: {module_name} has no Benchmark called {attribute!r}")
+        raise UnknownBenchmark(
+            f"benchmark {name!r}: {reference.name!r} in {reference.source} is no Benchmark, but {type(found).__name__}"
+        )
     return found

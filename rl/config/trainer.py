@@ -35,7 +35,7 @@ class PlacementConfig:
 class EvaluationConfig:
     """`dynframe eval`: what is rolled out greedily and scored; results lie in eval/NAME of the run."""
 
-    # a name of envs/benchmarks/registry.py or module:NAME; empty: data.held_out, scored by `rewards`
+    # a name of envs/benchmarks/registry.py, module:NAME or path/file.py:NAME; empty: data.held_out, scored by `rewards`
     benchmark: str = ""
     path: str = ""  # the benchmark's annotation file or folder; unused where benchmark is empty, as is video_root
     video_root: str = ""  # folder that every video must lie under; empty: the annotations' folder

@@ -31,12 +31,14 @@ def test_a_missing_prediction_is_worth_0_in_every_metric_and_names_the_headline(
     ("name", "message"),
     [
         ("video-mme", r"unknown benchmark 'video-mme'; did you mean 'video_mme'\?; built in: activitynet_mr, "),
-        ("x", r"unknown benchmark 'x'; built in: .*; your own: 'package\.module:NAME'"),
+        ("x", r"unknown benchmark 'x'; built in: .*; your own: 'package\.module:NAME' or 'path/file\.py:NAME'"),
         ("a:", "unknown benchmark"),
         (":B", "unknown benchmark"),
         ("no_such_module:B", "cannot import no_such_module: ModuleNotFoundError"),
-        ("envs.benchmarks.mlvu:TASKS", "has no Benchmark called 'TASKS'"),
-        ("envs.benchmarks.mlvu:none", "has no Benchmark called 'none'"),
+        ("envs.benchmarks.mlvu:TASKS", "'TASKS' in envs.benchmarks.mlvu is no Benchmark, but "),
+        ("envs.benchmarks.mlvu:none", "no Benchmark 'none' in envs.benchmarks.mlvu"),
+        ("envs.benchmarks.mlvu:MLV", "no Benchmark 'MLV' in envs.benchmarks.mlvu; did you mean 'MLVU'"),
+        ("/nowhere/mine.py:MINE", "no file /nowhere/mine.py"),
     ],
 )
 def test_a_wrong_name_is_refused_clearly(name, message):
@@ -51,8 +53,15 @@ def test_a_benchmark_of_ones_own_is_found(tmp_path, monkeypatch):
         "from envs.benchmarks.benchmark import Benchmark, LoadedExamples\n"
         "MINE = Benchmark('mine', 'nobody', lambda a, r: LoadedExamples(()), lambda e, p: {'x': 0.0}, 'x')\n"
     )
+    assert resolve(f"{tmp_path}/my_benchmark.py:MINE").name == "mine"
     monkeypatch.syspath_prepend(tmp_path)
     assert resolve("my_benchmark:MINE").name == "mine"
+
+
+def test_a_benchmark_whose_file_ends_the_process_is_refused(tmp_path):
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UnknownBenchmark, match=r"benchmark '.*' *: cannot load .*script\.py: SystemExit: 3 at .*:2"):
+        resolve(f"{tmp_path}/script.py:MINE")
 
 
 def test_the_table_imports_no_benchmark_before_it_is_asked():

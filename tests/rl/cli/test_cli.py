@@ -45,11 +45,19 @@ def dynframe(*arguments, cwd=REPOSITORY, **environment):
         (["train", QUICKSTART, "data.train.format=dm_rl"], "set cold_start.traces: {format: dm_rl, path: ...}"),
         (["train", QUICKSTART, *ROWS, "data.train.path=no.jsonl"], "no such annotation file"),
         (["train", QUICKSTART, *ROWS, "data.train.path=Makefile"], "no usable row (data.train)"),
-        (["train", QUICKSTART, "data.train.format=csv", "cold_start.enabled=false"], "unknown data format 'csv'"),
+        (["train", QUICKSTART, "data.train.format=xml", "cold_start.enabled=false"], "unknown data format 'xml'"),
         (["train", QUICKSTART, "data.quickstart.native_fps=7"], "data.quickstart: native_fps must be a whole multiple"),
         (["train", QUICKSTART, "policy.path=rl"], "policy.path=rl: no config.json"),
         (["train", QUICKSTART, "rewards.answer.fn=answr"], "did you mean 'answer'"),
         (["train", QUICKSTART, "rewards.answer.fn=mine.py:score"], "no file"),
+        (["train", QUICKSTART, "trainer.steps=0100"], "a leading zero makes a number octal in YAML 1.1: write 100"),
+        (
+            ["check", QUICKSTART, "output_dir=$HOME/runs"],
+            "output_dir: '$HOME/runs': variables of the shell are not read",
+        ),
+        (["submit", QUICKSTART, "policy.path=/", "--dry-run"], "policy.path: / is on a disk of this machine"),
+        (["submit", QUICKSTART, "policy.path=../x", "--dry-run"], "policy.path: ../x lies outside of"),
+        (["submit", QUICKSTART, "data.quarantine=data/x.jsonl", "--dry-run"], "not submitted: data.quarantine: data/x"),
         (["train", QUICKSTART, "output_dir=/proc/none"], "or set output_dir to another disk"),
         (["train", QUICKSTART, "resume=/nowhere"], "/nowhere"),
         (["export", "/nowhere", "out"], "neither a run nor a checkpoint"),
@@ -77,6 +85,39 @@ def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path):
     assert answer.returncode == 2, answer.stderr
     assert message in " ".join(answer.stderr.split()), answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+STRANGE = """
+import os, sys
+def exits(task, trajectory): sys.exit(3)
+def huge(task, trajectory): return 10**400
+def ends(task, trajectory): os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("command", ["check", "train", "rollout", "eval"])
+def test_a_strangers_reward_is_named_whatever_it_does_and_the_next_one_looked_at(command, tmp_path):
+    (tmp_path / "strange.py").write_text(STRANGE)
+    (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--x'])\n")
+    rewards = {
+        "exits": "strange.py:exits",
+        "huge": "strange.py:huge",
+        "ends": "strange.py:ends",
+        "script": "script.py:f",
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps({"rewards": {name: {"fn": fn} for name, fn in rewards.items()}}))
+    small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
+    answer = dynframe(command, QUICKSTART, tmp_path / "run.yaml", *small, f"output_dir={tmp_path}/runs")
+    told = answer.stdout if command == "check" else answer.stderr
+    assert answer.returncode == (3 if command == "check" else 2) and "Traceback" not in answer.stdout + answer.stderr
+    for message in (
+        "reward 'exits' raised SystemExit: 3",
+        "reward 'huge' gave no finite number: returned an integer of 1329 bits",
+        "strange.py:ends' has ended its process while it was called (exit code 0; os._exit?)",
+        "script.py: SystemExit: 2 at",
+    ):
+        assert message in " ".join(told.split()), told
+    assert all(f"rewards.{name}" in told for name in rewards)
 
 
 def test_a_cluster_that_does_not_answer_is_a_failure_not_a_mistake():
