@@ -183,7 +183,7 @@ def test_missing_or_foreign_files_are_named(tiny_dir, tmp_path):
     with pytest.raises(PolicyFilesError, match=r"tokenizer\.json: no such file"):
         Processor.from_pretrained(tmp_path, ScenesConfig())
     shutil.copy(tiny_dir / "tokenizer.json", tmp_path)
-    with pytest.raises(PolicyFilesError, match=r"config\.json: not a Qwen2\.5-VL"):
+    with pytest.raises(PolicyFilesError, match=r"config\.json: cannot be read"):
         Processor.from_pretrained(tmp_path, ScenesConfig())
     config = json.loads((tiny_dir / "config.json").read_text())
     config["text_config"]["vocab_size"] = 128

@@ -150,7 +150,9 @@ def test_a_containers_limit_counts_where_it_is_below_the_machines_memory(tmp_pat
 
 def write_weights(folder, *shapes):
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    vision = {"patch_size": 14, "spatial_merge_size": 2, "tokens_per_second": 2}
+    config = {"model_type": "qwen2_5_vl", "vision_config": vision, "text_config": {"vocab_size": 768}}
+    (folder / "config.json").write_text(json.dumps(config))
     header = json.dumps({"__metadata__": {}} | {f"w{i}": {"shape": shape} for i, shape in enumerate(shapes)}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return folder

@@ -46,10 +46,10 @@ WRONG = {
     "a run": (lambda folder: write(folder, checkpoints__latest="x"), r"that is a run; `dynframe export .* FOLDER`"),
     "another architecture": (
         lambda folder: write(folder, config_json=json.dumps({"model_type": "llava_next_video"})),
-        "model_type 'llava_next_video'; what can be trained here is 'qwen2_5_vl', such as Qwen/Qwen2.5-VL-3B-Instruct",
+        "model_type 'llava_next_video' cannot be trained here; what can is 'qwen2_5_vl' such as Qwen/Qwen2.5-VL-3B",
     ),
-    "no architecture": (lambda folder: write(folder, config_json="{}"), r"model_type '\(none\)'"),
-    "not JSON": (lambda folder: write(folder, config_json="{"), "config.json cannot be read"),
+    "no architecture": (lambda folder: write(folder, config_json="{}"), r"model_type \(none\)"),
+    "not JSON": (lambda folder: write(folder, config_json="{"), r"config\.json: cannot be read"),
     "a list": (lambda folder: write(folder, config_json="[]"), "holds no configuration of a model"),
     "no weights": (lambda folder: write(folder, config_json=QWEN), r"no weights \(\*\.safetensors\) in it"),
     "pickled weights": (
