@@ -88,7 +88,7 @@ def read_letter_leniently(answer: str, question: str = "") -> str | None:
     if letter is not None or len(answer) > LONGEST:
         return letter
     text = without_wrappings(answer)
-    stated = _stated_letter(_MATHS_LETTER.sub(r"\1", _LATEX.sub(r"\1", _LATEX.sub(r"\1", _plain(answer)))))
+    stated = _stated_letter(_MATHS_LETTER.sub(r"\1", _without_latex(_plain(answer))))
     if len(written_options(text)) > 1 or stated is None:  # it tells the options again, or says two things
         return None
     bracketed = _BRACKETED.fullmatch(text)
@@ -105,9 +105,9 @@ def only_letter(answer: str) -> str | None:
 def without_wrappings(answer: str) -> str:
     """The answer without what is put around answers: emphasis, LaTeX, "The answer is", quotes, a full stop."""
     text = _plain(answer)
-    for _ in range(6):  # "Answer: $\\boxed{\\text{B}}$." takes four
+    for _ in range(6):  # "The answer is: **$\\boxed{B}$**." takes three
         before = text
-        text = _LATEX.sub(r"\1", text)
+        text = _without_latex(text)
         if (maths := _MATHS.fullmatch(text)) is not None:
             text = maths[1]
         if (prefix := _PREFIX.match(text)) is not None and prefix.end() < len(text):
@@ -121,7 +121,7 @@ def without_wrappings(answer: str) -> str:
 
 def final_text(text: str) -> str:
     """What a policy says in the end where it writes no <answer>…</answer>: all after its thought and its last look."""
-    said = _SPECIAL.sub("", text)
+    said = _SPECIAL.sub("", text).partition("</answer>")[0]
     for mark in ("</think>", "</fps>", "<video>", "<answer>"):
         said = said.rpartition(mark)[2]
     return "" if "<think>" in said else said.strip()
@@ -129,6 +129,11 @@ def final_text(text: str) -> str:
 
 def _plain(answer: str) -> str:
     return usual_characters(_MARKUP.sub("", answer)).strip()
+
+
+def _without_latex(text: str) -> str:
+    """\\boxed{\\text{B}} is B."""
+    return _LATEX.sub(r"\1", _LATEX.sub(r"\1", text))
 
 
 def _stated_letter(text: str) -> str | None:

@@ -64,7 +64,7 @@ def _guessed(text: str) -> tuple[AnswerKind, str]:
     letter = only_letter(text) if len(text) <= LONGEST else None
     if letter is not None:
         return AnswerKind.LETTER, letter
-    return AnswerKind.OPEN, text
+    return AnswerKind.OPEN, plain if "\\boxed" in text else text
 
 
 def _window(text: str, plain: str) -> str | None:

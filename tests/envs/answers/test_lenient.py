@@ -162,6 +162,7 @@ def test_the_lenient_reading_reads_all_that_the_strict_one_reads(text, kind):
         ("<think>Is it A?</think>\nB.", "B."),
         ("<think>Look.<span>1 - 2</span><fps>3</fps><video>Now.</think> B", "B"),
         ("<think></think><answer>B", "B"),
+        ("<think></think>B</answer>", "B"),
         ("<think>It is B", ""),
         ("", ""),
     ],
