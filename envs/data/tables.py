@@ -67,9 +67,10 @@ def _places(path: Path, header: Sequence[str], columns: Mapping[str, str]) -> di
 
 def _unknown(what: str, name: str, there: Iterable[str]) -> str:
     known = [each for each in there if each]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:100], [each for each in known if len(each) <= 100], n=1, cutoff=0.6)
     meant = f"; did you mean {shortened(close[0])}?" if close else ""
-    return f"there is no {what} {shortened(name)}{meant}; there are {', '.join(known[:20]) or 'none'}"
+    named = ", ".join(map(shortened, known[:12])) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+    return f"there is no {what} {shortened(name)}{meant}; there are {named or 'none'}"
 
 
 def _renamed(rows: Iterable[tuple[int, object]], places: Mapping[str, str]) -> Iterator[tuple[int, object]]:

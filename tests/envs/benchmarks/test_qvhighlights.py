@@ -90,9 +90,13 @@ def test_rows_that_cannot_be_used_are_reported(write, videos, reasons):
 
 def test_one_bad_window_of_several_costs_only_itself(write, videos, says):
     windows = [[16, 0], [6, 6], ["a", 3], [-1, 4], [60, 80], [7]]
-    (example,) = QVHIGHLIGHTS.read(
-        write("val.jsonl", {**ROW, "relevant_windows": windows}), videos(f"{VIDEO}.mp4")
-    ).examples
+    loaded = QVHIGHLIGHTS.read(write("val.jsonl", {**ROW, "relevant_windows": windows}), videos(f"{VIDEO}.mp4"))
+    (example,) = loaded.examples
+    assert [(window.line, window.reason) for window in loaded.left_out] == [
+        (1, "the window [16, 0] is reversed, empty or not complete"),
+        (1, "'start' must be a finite number, got 'a'"),
+        (1, "a window must be [start, end], got [7]"),
+    ]
     assert example.windows == (TimeSpan(6, 6), TimeSpan(-1, 4), TimeSpan(60, 80))
     assert example.task.answer == "60.00 - 80.00"  # the first that lies forward in the video
     assert QVHIGHLIGHTS.score(example, says("60 - 80"))["r1@0.7"] == 1
