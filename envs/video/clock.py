@@ -158,7 +158,7 @@ def _presentation_times(part: Sequence[Packet], decoding_P: np.ndarray, stream: 
     has_times = stream.container not in ONLY_DECODING_TIMES and all(part[number].pts is not None for number in shown)
     order = shown if is_counted else _display_order(part, shown)
     if has_times:
-        if order is not None and (np.diff(ticks_P[order]) <= 0).any():
+        if order is not None and _is_contradicted(ticks_P[order], stream):
             ticks_P[order] = _in_order([part[number] for number in order], ticks_P[order], stream)
         return ticks_P
     # the decoder gives out its next picture when it is fed, and has been fed some before the first
@@ -168,6 +168,12 @@ def _presentation_times(part: Sequence[Packet], decoding_P: np.ndarray, stream: 
     late = slots[-1:] + (usual or stream.frame_ticks) * np.arange(1, delay + 1)
     ticks_P[shown if order is None else order] = np.round(np.concatenate([slots[delay:], late])).astype(np.int64)
     return ticks_P
+
+
+def _is_contradicted(ticks_N: np.ndarray, stream: Stream) -> bool:
+    """Whether times go back in the order of display, or leap to another part's."""
+    gaps = np.diff(ticks_N)
+    return bool((gaps <= 0).any() or (stream.container in BROADCAST and (gaps * stream.tick_s > FORWARD_S).any()))
 
 
 def _in_order(displayed: Sequence[Packet], ticks_N: np.ndarray, stream: Stream) -> np.ndarray:

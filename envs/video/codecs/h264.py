@@ -95,6 +95,8 @@ class H264Reader:
                 self._open_field = None
                 return HIDDEN
         self._open_field = (header.frame, header.field) if header.field is not None else None
+        if not self._wants_order:
+            return Content(True, is_entry)
         if is_idr:
             self._order.begin_anew()
         if header.order_kind == 0:

@@ -147,6 +147,13 @@ def test_pictures_of_both_parts_are_shown_in_turns_where_a_broadcast_is_spliced_
     assert shown([*found[:5], *moved], replace(STREAM, container="mpegts", origin=-50))[1] == [0, 1, 2, 3, 4, 5, 6]
 
 
+def test_what_a_demuxer_made_up_from_the_time_behind_a_splice_is_not_believed():
+    """Of a picture that no packet of the broadcast stamps, it takes the next one's decoding time."""
+    found = [replace(packet, dts=packet.pts) for packet in packets("K0 P1 P2 P3 P904 P905")]
+    made_up = replace(found[3], pts=904, place=-1)
+    assert shown([*found[:3], made_up, *found[4:]], replace(STREAM, container="mpeg"))[1] == [0, 1, 2, 3, 4, 5]
+
+
 # Where decoding begins ------------------------------------------------------------------------------------------------
 
 

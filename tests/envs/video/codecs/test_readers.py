@@ -213,6 +213,24 @@ def test_a_keyframe_that_needs_an_earlier_packets_parameter_set_is_no_entry():
     assert read(units(PICTURE_SETS[1], IDR), True).is_entry
 
 
+def test_the_second_field_of_a_frame_gives_no_picture_of_its_own():
+    """As broadcasts send them: a packet per field. Baseline, order count in 4 bits, frames may be fields."""
+    sequence = b"\x67" + bytes([66, 0, 30]) + bits("1 1 1 1 010 0 00110 00110 0 1 0 0 1")
+    read = H264Reader(bytes(units(sequence, b"\x68" + bits("1 1 0 0 1 1 1 00 1 1 1 1 0 0 1"))), wants_order=True)
+
+    def field(frame, low, is_bottom, kind=0x41, idr=""):
+        return units(bytes([kind]) + bits(f"1 1 1 {frame:04b} 1 {is_bottom} {idr} {low:04b} 1"))
+
+    found = [
+        read(packet, number == 0)
+        for number, packet in enumerate(
+            [field(0, 0, 0, 0x65, "1"), field(0, 1, 1), field(1, 4, 0), field(1, 5, 1), field(2, 2, 1), field(2, 3, 0)]
+        )
+    ]
+    assert [content.is_shown for content in found] == [True, False] * 3
+    assert in_display_order(found[::2]) == [0, 2, 1]
+
+
 def hevc(kind, header):
     return bytes([kind << 1, 1]) + bits(header) + b"\x80"
 
