@@ -45,7 +45,10 @@ _COS_SIN = ((1, 0), (0, 1), (-1, 0), (0, -1))  # of the quarter turns
 
 def orientation_of(picture: av.VideoFrame) -> Orientation:
     """What the picture's display matrix asks for; upright where there is none."""
-    matrix = picture.side_data.get(Type.DISPLAYMATRIX)
+    try:
+        matrix = picture.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # PyAV does not know what else lies beside it (Exif, for one): of the matrix it gives the angle
+        return Orientation(round(picture.rotation / 90) % 4)
     if matrix is None or matrix.buffer_size < MATRIX_BYTES:
         return UPRIGHT
     return nearest_orientation(struct.unpack("=9i", bytes(matrix)[:MATRIX_BYTES]))

@@ -1,14 +1,17 @@
 """The eight orientations: turned, mirrored, both."""
 
+import io
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from envs.video.orientation import ORIENTATIONS, UPRIGHT, Orientation, nearest_orientation
 from envs.video.reader import index_video, read_frames
-from tests.envs.video.clips import HEIGHT, WIDTH, number_in, render
+from tests.envs.video.clips import HEIGHT, WIDTH, number_in, picture, render
 
 CASES = Path(__file__).parent / "cases"
 ONE = 1 << 16
@@ -75,6 +78,22 @@ def test_a_clip_is_shown_as_its_container_says(tmp_path, suffix, degrees, hflip,
     assert (index.height, index.width) == ((WIDTH, HEIGHT) if degrees else (HEIGHT, WIDTH))
     assert np.abs(pixels_HWC.astype(int) - index.orientation(plain)).mean() < 2
     assert number_in(plain) == 5 and index.orientation != UPRIGHT
+
+
+@pytest.mark.parametrize(("number", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_a_cameras_exif_turns_motion_jpeg(tmp_path, number, turns):
+    exif, jpeg = Image.Exif(), io.BytesIO()
+    exif[0x112] = number
+    Image.fromarray(picture(5)).save(jpeg, "JPEG", exif=exif.tobytes())
+    with av.open(str(tmp_path / "camera.mov"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        packet = av.Packet(jpeg.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 25)
+        container.mux(packet)
+    index = index_video(tmp_path / "camera.mov")
+    assert index.orientation == Orientation(turns)
+    assert (index.height, index.width) == ((WIDTH, HEIGHT) if turns % 2 else (HEIGHT, WIDTH))
 
 
 @pytest.mark.parametrize(
