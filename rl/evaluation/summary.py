@@ -120,7 +120,7 @@ class _Reasons:
         self._letters: dict[str, str] = {}
 
     def mark(self, number: Mapping[str, Any]) -> str:
-        """ "yes", or "no" with the letter of the reason."""
+        """Either "yes", or "no" with the letter of the reason."""
         if number["comparable"]:
             return "yes"
         return f"no ({self._letters.setdefault(number['why_not'], chr(ord('a') + len(self._letters)))})"
