@@ -165,7 +165,7 @@ def test_columns_that_are_not_there_are_refused_with_what_is(root, csv, header, 
 
 
 def test_parquet_columns_are_refused_alike(root, parquet):
-    with pytest.raises(DatasetError, match=r"t\.parquet: columns\.prompt: no column 'question'.*there are 'a'"):
+    with pytest.raises(DatasetError, match=r"t\.parquet: columns\.prompt: there is no column 'question'.*are 'a'"):
         load_tasks("parquet", parquet({"a": ["x"]}), root, COLUMNS)
     with pytest.raises(DatasetError, match=r"r\.parquet: the column 'a' stands twice"):
         pyarrow.parquet.write_table(pyarrow.table([["x"], ["y"]], names=["a", "a"]), root / "r.parquet")
