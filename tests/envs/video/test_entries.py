@@ -76,11 +76,12 @@ def requests(num_frames, count, seed):
 
 
 def require_equal_looks(path, count):
-    """Each look equals the pass over the clip, alone and through caches that hold much, little and nothing."""
+    """Each look equals the pass over the clip, alone and through caches that hold much, little and nothing, and one on
+    disk."""
     index = index_video(path)
     whole, times_s, damaged = read_frames(index, index.times_s_N, SIZE)
     assert damaged == 0 and times_s == tuple(index.times_s_N)
-    caches = [FrameCache(budget) for budget in (0, 600_000, 64 << 20)]
+    caches = [FrameCache(*budgets) for budgets in ((0,), (600_000,), (64 << 20,), (600_000, 64 << 20))]
     for number, look in enumerate(requests(index.num_frames, count, seed=7)):
         asked_s = [index.times_s_N[frame] for frame in look]
         through = caches[number % len(caches)]
