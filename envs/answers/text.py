@@ -82,6 +82,8 @@ def _kept(piece: re.Match[str]) -> str:
     after = text[piece.end() : piece.end() + 1]
     if piece["mark"] in "_/":
         return piece["mark"] if before.isalnum() and after.isalnum() else ""
+    if piece["mark"] == "." and not before.strip() and after.isalpha():  # .NET
+        return "."
     if piece["mark"] == "-":  # F-16, 3-D, blood group O-
         joins = before.isalnum() and (before.isdigit() or after.isdigit() or not after.strip())
         return "-" if joins else ""

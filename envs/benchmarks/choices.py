@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envs.answers.characters import usual_characters
+from envs.answers.lenient import read_letter_leniently
 from envs.answers.letters import read_letter
 from envs.benchmarks.benchmark import Example
 from envs.benchmarks.reading import single_evidence
@@ -100,8 +101,8 @@ def letter_of_text(answer: str, options: Sequence[str], *, last: bool = False) -
 
 
 def letter_among(answer: str, letters: Sequence[str]) -> str:
-    """The answer's letter, where authors give the letter; it has to name an option."""
-    letter = answer.strip().strip("().").upper()
+    """The answer's letter, where authors give the letter, in whatever form; it has to name an option."""
+    letter = read_letter_leniently(answer)
     if letter not in tuple(letters):  # a tuple: "AB" is in "ABC"
         raise UnusableRow(f"the answer {shortened(answer)} is none of {', '.join(letters)}")
     return letter

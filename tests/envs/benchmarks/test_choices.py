@@ -99,7 +99,9 @@ def test_a_text_is_the_letter_of_its_option_if_there_is_one(answer, options, fir
     assert letter_of_text(answer, options, last=True) == last
 
 
-@pytest.mark.parametrize(("answer", "letter"), [("B", "B"), (" b ", "B"), ("(B)", "B"), ("B.", "B")])
+@pytest.mark.parametrize(
+    ("answer", "letter"), [("B", "B"), (" b ", "B"), ("(B)", "B"), ("B.", "B"), ("B. blue", "B"), ("Ｂ", "B")]
+)
 def test_a_letter_names_an_option(answer, letter):
     assert letter_among(answer, "ABC") == letter
 
