@@ -105,7 +105,7 @@ def _judge_refusal(error: VideoError, odd: OddFile, path: Path, right: Shown) ->
     count = len(right.times_s_N)
     if not count or len(right.complaints) > BAD_SHARE * count or _is_truncated(odd, right):
         return Verdict("refused", detail)
-    if odd.is_lossy and "damaged" in error.problem:
+    if (odd.is_lossy and "damaged" in error.problem) or (odd.is_cut_off and "truncated" in error.problem):
         return Verdict("refused", detail)
     names_clock = any(word in error.problem for word in CLOCK_NAMED)
     if names_clock and (odd.is_joined or _starts_again(show(path, SIZE_HW, as_written=True))):
@@ -221,6 +221,7 @@ def _jumps_far(given: np.ndarray, theirs: np.ndarray) -> bool:
 
 def _length(ours: Ours, right: Shown, odd: OddFile) -> Verdict | None:
     end_s, slack_s = _end_s(right), _usual_gap_s(right) + TIME_APART_S
+    slack_s += SEAM_S if odd.has_seams else 0
     slack_s += HELD_BACK * _usual_gap_s(right) if odd.ends_untimed or odd.is_lossy else 0
     is_cut = ours.times_s_N[-1] < right.declared_s < end_s  # a declared end may cut the last frame's stay
     if (

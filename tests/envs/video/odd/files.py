@@ -19,6 +19,7 @@ LOSSY = (
     *("dropped", "thinned", "begins_late", "ts_packets_lost", "avi_dropped", "cluster_dropped", "fragments_dropped"),
     *("noisy", "cut_off", "garbage_behind", "fragments_doubled"),
 )
+AGAIN = ("joined", "fragments_doubled", "fragments_moved", "cluster_doubled", "again_from_a_cluster_on")
 UNLAWFUL = {  # what makes no sense of a container: without lengths of its pieces, or without times of its packets
     "any.joined": ("ivf", "nut"),
     "any.joined_with_another": ("ivf", "nut"),
@@ -50,7 +51,12 @@ class OddFile:
     @property
     def is_joined(self) -> bool:
         """Two clips end to end, maybe of two codecs, or a piece that comes twice."""
-        return any(name in self.kind for name in ("joined", "fragments_doubled", "fragments_moved"))
+        return any(name in self.kind for name in AGAIN)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """The end of the file is missing."""
+        return "cut_off" in self.kind
 
     @property
     def begins_late(self) -> bool:
