@@ -19,7 +19,7 @@ LOSSY = (
     *("dropped", "thinned", "begins_late", "ts_packets_lost", "avi_dropped", "cluster_dropped", "fragments_dropped"),
     *("noisy", "cut_off", "garbage_behind", "fragments_doubled"),
 )
-AGAIN = ("joined", "fragments_doubled", "fragments_moved", "cluster_doubled", "again_from_a_cluster_on")
+AGAIN = ("joined", "fragments_doubled", "fragments_moved", "cluster_doubled", "again_from_a_cluster_on", "flv_moved")
 UNLAWFUL = {  # what makes no sense of a container: without lengths of its pieces, or without times of its packets
     "any.joined": ("ivf", "nut"),
     "any.joined_with_another": ("ivf", "nut"),
