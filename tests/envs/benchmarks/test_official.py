@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.benchmarks.benchmark import Prediction
+from envs.benchmarks.benchmark import Example, Prediction
 from envs.benchmarks.official import before_bracket, first_character, first_letter
 from envs.benchmarks.registry import resolve
+from rl.trajectory import AnswerKind, TimeSpan, VideoTask
 
 MISSING = "(missing)"  # in place of a response
 
@@ -348,3 +349,43 @@ def test_any_predictions_print_the_digits_that_the_script_prints(examples_of, na
     examples, left_out = examples_of(name)
     rows = list(zip(GROUP[name], RIGHT, responses, strict=True))
     assert printed(name, examples, left_out, responses) == SCRIPTS[name](rows, left_out)
+
+
+# grounded questions and moments: our numbers are the script's, and print its digits
+
+EVIDENCE = (TimeSpan(0, 4), TimeSpan(10, 20))
+LOOKS = ((10, 20), (12, 14), (0, 20), (25, 35), (11, 16), (3, 3), None)
+#        IoU     1     .2      .5       0        .5      0    IoP 1 1 .5 0 1 1
+
+
+def digits_of(name, looks):
+    """What the script prints for right answers with these windows, None for none at all."""
+    span = name == "qvhighlights"
+    task = VideoTask("t", "/v.mp4", "?", "0 - 4" if span else "B", AnswerKind.SPAN if span else AnswerKind.LETTER)
+    benchmark, values = resolve(name), defaultdict(list)
+    for look in looks:
+        windows = () if look is None else (TimeSpan(*look),)
+        prediction = Prediction(f"{look[0]} - {look[1]}") if span else Prediction("B", windows)
+        for metric, value in benchmark.score(Example(task, EVIDENCE), prediction).items():
+            values[metric].append(value)
+    found = {name: benchmark.published.digits(name, of, [""] * len(of)) for name, of in values.items()}
+    return {name: digits for name, digits in found.items() if digits is not None}
+
+
+def test_nextgqa_prints_one_decimal_over_the_questions_with_a_window():
+    assert digits_of("nextgqa", LOOKS) == {
+        "acc_qa": "100.00",
+        **{"predicted/acc_gqa": "83.3", "predicted/miop": "75.0", "predicted/iop@0.3": "83.3"},
+        **{"predicted/iop@0.5": "83.3", "predicted/miou": "36.7", "predicted/iou@0.3": "50.0"},
+        "predicted/iou@0.5": "50.0",
+    }
+
+
+def test_rextime_prints_two_decimals_of_windows_and_every_digit_of_answers():
+    assert digits_of("rextime", LOOKS[:6]) == {
+        **{"acc_qa": "1.0", "acc_gqa@0.5": "0.5", "r1@0.3": "50.0", "r1@0.5": "50.0", "miou": "36.67"},
+    }
+
+
+def test_qvhighlights_prints_two_decimals():
+    assert digits_of("qvhighlights", LOOKS[:3]) == {"r1@0.5": "66.67", "r1@0.7": "33.33"}
