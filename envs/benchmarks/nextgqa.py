@@ -11,7 +11,7 @@ from envs.benchmarks.metrics import best_iop, best_iou, grounded_unparsed, is_ri
 from envs.benchmarks.published import Published, percent, percent_of_mean
 from envs.benchmarks.reading import read_examples, require_file, rows_of, windows_at
 from envs.data.json_rows import json_object
-from envs.data.rows import UnusableRow, as_mapping, text_at
+from envs.data.rows import RepeatedKey, UnusableRow, as_mapping, shortened, text_at
 
 OPTIONS = ("a0", "a1", "a2", "a3", "a4")
 
@@ -78,6 +78,9 @@ def _video_map(annotation: Path) -> Mapping[str, object]:
 def _location(evidence: Mapping[str, object], video: str, question_id: str, file: Path) -> Mapping[str, object]:
     of_video = evidence.get(video)
     location = of_video.get("location") if isinstance(of_video, dict) else None
+    for found in (of_video, location):
+        if isinstance(found, RepeatedKey):
+            raise UnusableRow(f"{file.name}: of video {video}, the key {shortened(found.key)} stands twice")
     if not isinstance(location, dict) or question_id not in location:
         raise UnusableRow(f"{file.name} has no windows for question {question_id} of video {video}")
     return location

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from envs.data.rows import kind_of
 from rl.config.errors import ConfigError
 from rl.config.renamed import new_name
 
@@ -163,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise EvaluationError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise EvaluationError(f"{path}: expected an object with keys, got {type(value).__name__}")
+        raise EvaluationError(f"{path}: expected an object with keys, got {kind_of(value)}")
     return value
 
 
@@ -209,7 +210,7 @@ def _outcomes(content: bytes, path: Path) -> list[Outcome]:
 
 def _outcome(row: Any) -> Outcome:
     if not isinstance(row, dict):
-        raise TypeError(f"expected an object with keys, got {type(row).__name__}")
+        raise TypeError(f"expected an object with keys, got {kind_of(row)}")
     windows_s = tuple((start_s, end_s) for start_s, end_s in row.pop("windows_s"))
     outcome = Outcome(windows_s=windows_s, calls=tuple(row.pop("calls", ())), **row)
     numbers = (*outcome.metrics.values(), outcome.index, outcome.session, outcome.elapsed_s, outcome.frames)
