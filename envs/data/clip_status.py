@@ -6,9 +6,8 @@
     quarantined(path)                                 # what training leaves out: video -> why
 
 A status is of a file as it was, by size and time of change, and of the rules by which clips are read: where one has
-changed since, it says nothing. Only what will not
-change is a reason to leave a clip out: one that met a deadline, a limit of memory or a disk that could not be read is
-undecided, stays in the data and is tried again.
+changed since, it says nothing. Only what will not change is a reason to leave a clip out: one that met a deadline, a
+limit of memory or a disk that could not be read is undecided, stays in the data and is tried again.
 
 Legend: N displayable frames of a clip.
 """
