@@ -115,7 +115,8 @@ def _refuse_unknown(given: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
 def _refuse_missing(merged: DictConfig) -> None:
     for key in sorted(OmegaConf.missing_keys(merged)):
         section, _, name = key.rpartition(".")
-        raise ConfigError(f"{section}: {name} has to be given: the function, as answer or path/file.py:function")
+        what = "the function, as answer or path/file.py:function" if name == "fn" else "??? stands for a value"
+        raise ConfigError(f"{section}: {name} has to be given: {what}")
 
 
 def _refuse_terms(merged: DictConfig) -> None:

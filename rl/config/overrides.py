@@ -25,6 +25,7 @@ def parse_override(item: str) -> yaml.MappingNode:
     require(bool(equals and written), f"{COMMAND_LINE}: {shown(item)} is not of the form key=value")
     key = re.sub(r"\[([^][]*)\]", r".\1", written)
     origin = f"{COMMAND_LINE}: {shown(key)}"
+    require(_is_text(item), f"{origin}: not UTF-8 text")
     require(len(item) <= MAX_BYTES, f"{origin}: longer than {MAX_BYTES:,} characters")
     require(key.count(".") < MAX_DEPTH, f"{origin}: nested more than {MAX_DEPTH} deep")
     node = _value(key, value, origin)
@@ -32,6 +33,11 @@ def parse_override(item: str) -> yaml.MappingNode:
         name = yaml.ScalarNode(f"{YAML}str", part, node.start_mark, node.end_mark, QUOTED)
         node = yaml.MappingNode(f"{YAML}map", [(name, node)], node.start_mark, node.end_mark)
     return node
+
+
+def _is_text(item: str) -> bool:
+    """Whether a configuration can store it: bytes of the command line that are no UTF-8 are surrogates in Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in item)
 
 
 def _value(key: str, value: str, origin: str) -> yaml.Node:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from rl.config.errors import ConfigError, first_line, require, shown
-from rl.config.scalars import FALSE, NULL, NUMBER, TRUE, advice, is_ambiguous, read_number
+from rl.config.scalars import FALSE, HUGE, INTEGER, NULL, NUMBER, TRUE, advice, is_ambiguous, read_number
 
 MAX_BYTES, MAX_DEPTH = 2**20, 32  # of a YAML file: more than anybody writes, and less than its parsers choke on
 MAX_VALUES = 100_000  # with every alias written out
@@ -79,7 +79,7 @@ def free_value(node: yaml.Node, key: str, origin: str, *, interpolated: bool = F
         ConfigError: a number that YAML versions read differently.
     """
     if isinstance(node, yaml.MappingNode):
-        named = ((name, value, f"{key}.{name}" if key else name) for name, value in entries(node))
+        named = ((_free_key(name), value, f"{key}.{name.value}" if key else name.value) for name, value in node.value)
         return {name: free_value(value, below, origin, interpolated=interpolated) for name, value, below in named}
     if isinstance(node, yaml.SequenceNode):
         numbered = ((value, f"{key}[{place}]") for place, value in enumerate(node.value))
@@ -89,6 +89,12 @@ def free_value(node: yaml.Node, key: str, origin: str, *, interpolated: bool = F
     if node.style:  # quoted, or a block
         return text
     return _untyped(text, f"{origin}: {key}")
+
+
+def _free_key(name: yaml.ScalarNode) -> str | int:
+    """A key is what stands there, "yes" and "1.10" too; only a plain integer is one."""
+    is_integer = not name.style and INTEGER.fullmatch(name.value) and len(name.value) < HUGE
+    return int(name.value) if is_integer else name.value
 
 
 def _untyped(text: str, where: str) -> Any:

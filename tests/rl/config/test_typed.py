@@ -4,6 +4,7 @@ import pytest
 
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
+from rl.config.run import with_absolute_code
 
 BASE = "rewards: {answer: {fn: answer}}\n"
 
@@ -169,9 +170,8 @@ def test_truth_has_the_words_of_yaml(written, value, load):
 
 
 def test_arguments_of_a_reward_are_what_they_look_like_and_nothing_ambiguous(load):
-    config = load(
-        "", "rewards.mine={fn: answer, args: {a: 1, b: 1.10, c: on, d: '007', e: null, f: [x, 1e3], h: {1: x}}}"
-    )
+    args = "{a: 1, b: 1.10, c: on, d: '007', e: null, f: [x, 1e3], h: {1: x, yes: 1, 1.10: 2, '007': 3}}"
+    config = load("", f"rewards.mine={{fn: answer, args: {args}}}")
     assert config.rewards["mine"].args == {
         "a": 1,
         "b": 1.1,
@@ -179,7 +179,7 @@ def test_arguments_of_a_reward_are_what_they_look_like_and_nothing_ambiguous(loa
         "d": "007",
         "e": None,
         "f": ["x", 1000.0],
-        "h": {"1": "x"},
+        "h": {1: "x", "yes": 1, "1.10": 2, "007": 3},
     }
     for written in ("007", "1:30", "0x10", "1_000", "0o17"):
         with pytest.raises(
@@ -276,6 +276,8 @@ def test_a_file_of_the_wrong_form_is_one_line_with_key_and_line(text, message, l
         (["trainer={steps: 3"], r"command line: 'trainer': not readable as YAML"),
         (["trainer.steps=[3"], r"command line: 'trainer\.steps': not readable as YAML"),
         (["learner.optimizer.betas[0]=0.8"], r"unknown key 'learner\.optimizer\.betas\.0'; did you mean"),
+        (["rewards.answer.args.x='???'"], r"command line: rewards\.answer\.args: x has to be given: \?\?\? stands for"),
+        (["prompt.system=\udcff"], r"command line: 'prompt\.system': not UTF-8 text"),
         (["trainer..steps=3"], r"unknown key 'trainer\.'"),
     ],
 )
@@ -384,3 +386,18 @@ def test_code_lies_beside_the_file_that_names_it_and_on_the_command_line_here(ke
     assert loaded("mine.py:f") == str(project / "configs" / "mine.py:f")
     with pytest.raises(ConfigError, match=r"variables of the shell are not read here"):
         loaded("$HOME/mine.py:f")
+
+
+def test_what_is_written_for_others_names_code_by_its_absolute_path(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load(
+        "data: {train: {format: 'mine.py:rows', path: x}}\n", "rewards.m.fn=mine.py:f", "cold_start.enabled=false"
+    )
+    assert config.rewards["m"].fn == "mine.py:f" and config.data.train.format == "mine.py:rows"
+    whole = with_absolute_code(config)
+    assert whole.rewards["m"].fn == f"{tmp_path}/mine.py:f" and whole.data.train.format == f"{tmp_path}/mine.py:rows"
+    assert (whole.rewards["answer"].fn, whole.data.held_out.format) == ("answer", "quickstart")
+    (tmp_path / "runs").mkdir()
+    saved = tmp_path / "runs" / "config.yaml"
+    saved.write_text(to_yaml(whole))
+    assert load_config([saved]) == config
