@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rl.config.run import RunConfig
+from rl.config.typed import UNSET
 
 CONTINUED = "   "  # what a comment begins with that goes on from the field above it
-REQUIRED = "???"  # the default of a key that has none
 UNITS = {  # by the key's last part, or by the end of it
     **{"_s": "s", "_mib": "MiB", "_gib": "GiB", "_bytes": "bytes", "_nat": "nat", "fps": "frames/s"},
     **{"_fps": "frames/s", "fps_jitter": "frames/s", "_frames": "frames", "_pixels": "pixels", "_tokens": "tokens"},
@@ -107,7 +107,7 @@ def _type_name(hint: Any) -> str:
 
 def _default(field: Field) -> str:
     value = field.default_factory() if field.default_factory is not MISSING else field.default
-    return "" if value in (MISSING, REQUIRED) else json.dumps(value)
+    return "" if value in (MISSING, UNSET) else json.dumps(value)
 
 
 def _unit(name: str) -> str:

@@ -4,7 +4,7 @@ YAML versions read differently, and every refusal names key, file and line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from rl.config.scalars import FALSE, NULL, TRUE, advice, read_number
 from rl.config.yaml_text import entries, free_value, require_known_tag, substituted
 
 TYPES = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+UNSET = "???"  # the default of a key that has none
 YES, NO = TRUE | {"y", "t", "1"}, FALSE | {"n", "f", "0"}  # where a key can be nothing else
 
 
@@ -47,6 +48,31 @@ def typed_settings(node: yaml.MappingNode, origin: str, folder: Path, *, in_file
         settings.lines = dict(_lines(node, ""))
     settings.values = _section(RunConfig, node, "", settings)
     return settings
+
+
+def built(declared: type, values: Mapping[str, Any], key: str = "") -> Any:
+    """The section that typed values make, the sections in it first; what they leave out has its default.
+
+    Raises:
+        ConfigError: a value is missing, or out of its range.
+    """
+    hints, arguments = _hints(declared), {}
+    for name, value in values.items():
+        hint, below = hints[name], f"{key}.{name}" if key else name
+        if is_dataclass(hint):
+            value = built(hint, value, below)
+        elif get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            value = {term: built(get_args(hint)[1], of_term, f"{below}.{term}") for term, of_term in value.items()}
+        arguments[name] = value
+    try:
+        section = declared(**arguments)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("rewards.*", key) if key else str(error)) from error
+    missing = [each.name for each in fields(declared) if getattr(section, each.name) == UNSET]
+    require(
+        not missing, f"{key}: {', '.join(missing)} has to be given: the function, as answer or path/file.py:function"
+    )
+    return section
 
 
 def skeleton(node: yaml.Node, key: str = "") -> Any:
@@ -104,7 +130,7 @@ def _scalar(hint: type, node: yaml.Node, key: str, settings: TypedSettings) -> A
     if not node.style and text.lower() in NULL:
         _refuse_null(hint, text, key, settings)
     if hint is str:
-        require(text != "???", f"{settings.origin}: {key} has to be given: ??? stands for a value{settings.line(key)}")
+        require(text != UNSET, f"{settings.origin}: {key} has to be given: ??? stands for a value{settings.line(key)}")
         return _located(key, text, settings)
     if hint is bool and text.lower() in YES | NO:
         return text.lower() in YES

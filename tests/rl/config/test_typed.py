@@ -276,7 +276,6 @@ def test_a_file_of_the_wrong_form_is_one_line_with_key_and_line(text, message, l
         (["trainer={steps: 3"], r"command line: 'trainer': not readable as YAML"),
         (["trainer.steps=[3"], r"command line: 'trainer\.steps': not readable as YAML"),
         (["learner.optimizer.betas[0]=0.8"], r"unknown key 'learner\.optimizer\.betas\.0'; did you mean"),
-        (["rewards.answer.args.x='???'"], r"command line: rewards\.answer\.args: x has to be given: \?\?\? stands for"),
         (["prompt.system=\udcff"], r"command line: 'prompt\.system': not UTF-8 text"),
         (["trainer..steps=3"], r"unknown key 'trainer\.'"),
     ],
