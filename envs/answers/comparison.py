@@ -63,6 +63,18 @@ def score_leniently(answer: str, reference: str, kind: AnswerKind, question: str
     return strict if unwrapped == answer else max(strict, score_answer(unwrapped, reference, kind))
 
 
+def can_be_read(answer: str, kind: AnswerKind) -> bool:
+    """Whether the strict reading finds anything in an answer."""
+    read = {
+        AnswerKind.LETTER: read_letter,
+        AnswerKind.SPAN: read_span,
+        AnswerKind.NUMBER: read_number,
+        AnswerKind.SCORE: read_score,
+        AnswerKind.OPEN: normalised,
+    }[kind](answer)
+    return read is not None and read != ""
+
+
 def read_score(answer: str) -> tuple[int, ...] | None:
     """The points of each side, in order: "3-1", "3 : 1", "3 to 1"."""
     if len(answer) > _LONGEST_SCORE:

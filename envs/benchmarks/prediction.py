@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from envs.answers.comparison import can_be_read
 from envs.answers.lenient import final_text, in_strict_form
 from envs.benchmarks.benchmark import Prediction
 from rl.trajectory import RetrievalCall, StopReason, Trajectory, VideoTask
@@ -23,10 +24,11 @@ def prediction_of(trajectory: Trajectory) -> Prediction | None:
 
 
 def read_leniently(prediction: Prediction | None, task: VideoTask) -> Prediction | None:
-    """The same prediction, its answer as the strict readers know it wherever that is unmistakable."""
+    """The prediction with its answer as the strict readers know it, wherever that is unmistakable; else the same."""
     if prediction is None or not prediction.said:
         return prediction
-    return replace(prediction, answer=in_strict_form(prediction.said, task.answer_kind, task.question))
+    answer = in_strict_form(prediction.said, task.answer_kind, task.question)
+    return replace(prediction, answer=answer) if can_be_read(answer, task.answer_kind) else prediction
 
 
 def said_in_the_end(text: str) -> str:

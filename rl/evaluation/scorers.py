@@ -56,9 +56,8 @@ def rescored(suite: EvaluationSuite, outcomes: Sequence[Outcome]) -> list[Outcom
 
 def _values(suite: EvaluationSuite, example: Example, prediction: Prediction | None) -> dict[str, float]:
     try:
-        strict, lenient = (
-            suite.metric(example, read) for read in (prediction, read_leniently(prediction, example.task))
-        )
+        strict, read = suite.metric(example, prediction), read_leniently(prediction, example.task)
+        lenient = strict if read == prediction else suite.metric(example, read)
         return {name: float(value) for name, value in both_readings(strict, lenient).items()}
     except Exception as error:  # of a benchmark's own code, which may be a user's
         raise EvaluationError(

@@ -64,4 +64,5 @@ def test_a_prediction_is_read_leniently_as_a_whole():
     untagged = prediction_of(wrote("Answer: A"))
     assert (untagged.answer, read_leniently(untagged, TASK).answer) == (None, "A")
     assert read_leniently(None, TASK) is None
-    assert read_leniently(prediction_of(wrote("<think>A")), TASK).answer is None
+    for unread in ("<think>A", "A or B, who knows", "<answer>A or B</answer>"):  # the same: nothing is scored twice
+        assert read_leniently(prediction_of(wrote(unread)), TASK) == prediction_of(wrote(unread))
