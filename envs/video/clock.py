@@ -46,9 +46,14 @@ class Clock:
     ticks_P: np.ndarray
     packet_N: np.ndarray  # position of each displayable frame's packet
     is_counted: bool  # which packet gives which frame is known only as they come out of a whole decode
-    num_parts: int  # 1, or of how many files with clocks of their own this one was joined
+    seams: tuple[int, ...]  # positions where a clock starts again: another file was joined
     end: int  # ticks, when the last frame has been on screen
     decoded: float  # ticks from the first packet's decoding to the end of the last one's
+
+    @property
+    def num_parts(self) -> int:
+        """1, or of how many files with clocks of their own this one was joined."""
+        return len(self.seams) + 1
 
 
 def read_clock(packets: Sequence[Packet], stream: Stream) -> Clock:
@@ -73,13 +78,15 @@ def read_clock(packets: Sequence[Packet], stream: Stream) -> Clock:
     packet_N = np.flatnonzero(shown_P)
     packet_N = packet_N[np.argsort(ticks_P[packet_N], kind="stable")]
     decoded = decoding_P[-1] + (packets[-1].duration or stream.frame_ticks) - decoding_P[0]
-    return Clock(stream.origin, ticks_P, packet_N, is_counted, len(starts), end or 0, decoded)
+    return Clock(stream.origin, ticks_P, packet_N, is_counted, tuple(starts[1:]), end or 0, decoded)
 
 
-def decoding_starts(ticks_P: np.ndarray, entry_P: np.ndarray) -> np.ndarray:
+def decoding_starts(ticks_P: np.ndarray, entry_P: np.ndarray, seams: Sequence[int] = ()) -> np.ndarray:
     """Per packet the last entry that is neither decoded nor displayed after it.
 
     A frame displayed before the entry it follows in the file (an open group's leading picture) needs the one before.
+    Where that lies behind a seam, it refers to pictures that are not there, and comes out as it does in a pass over
+    everything only in one.
     """
     starts, entries, entry_times = [], [], []  # those that no later one precedes on screen; their times increase
     first = int(np.argmax(entry_P))
@@ -90,7 +97,11 @@ def decoding_starts(ticks_P: np.ndarray, entry_P: np.ndarray) -> np.ndarray:
             entries.append(position), entry_times.append(ticks)
         fitting = bisect_right(entry_times, ticks)
         starts.append(entries[fitting - 1] if fitting else first if entries else 0)
-    return np.array(starts, dtype=np.int64)
+    starts_P = np.array(starts, dtype=np.int64)
+    for seam in seams:
+        behind = starts_P[seam:]
+        behind[behind < seam] = first
+    return starts_P
 
 
 def _decoding_times(packets: Sequence[Packet], stream: Stream) -> np.ndarray:

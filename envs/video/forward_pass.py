@@ -38,7 +38,8 @@ class ForwardPass:
             wanted: numbers of frames; None: everything is decoded, whatever is damaged.
         """
         self._index, self._open_anew, self._is_whole = index, open_anew, wanted is None
-        self._may_skip = wanted is not None and index.codec in NONREF_IS_SAFE and not index.counts_frames
+        is_one = index.num_parts == 1  # behind a seam decoders refer to whatever they have
+        self._may_skip = wanted is not None and index.codec in NONREF_IS_SAFE and is_one and not index.counts_frames
         self._wanted_P = {int(index.packet_N[number]) for number in wanted or ()}
         self._pictures: deque[av.VideoFrame] = deque()  # decoded, not yet handed out
         self._counted = 0

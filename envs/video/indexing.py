@@ -211,7 +211,7 @@ def _refuse_joined(file: RegularFile, container: str, layout: Layout, clock: Clo
 def _starts(clock: Clock, packets: list[Packet]) -> np.ndarray:
     if clock.is_counted:
         return np.zeros(len(packets), dtype=np.int64)
-    return decoding_starts(clock.ticks_P, np.array([packet.is_entry for packet in packets]))
+    return decoding_starts(clock.ticks_P, np.array([packet.is_entry for packet in packets]), clock.seams)
 
 
 def _seek_time(packet: Packet, container: str) -> int:

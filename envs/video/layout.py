@@ -1,7 +1,7 @@
 """What stands at the top level of a file: whether it is whole, and whether several files were joined in it.
 
 Demuxers read on quietly where a file was cut, and some stop quietly where a second file begins. Where a container says
-how long its parts are, both can be told.
+how long its parts are, both can be told. What is no part of it, at its end, says nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,19 @@ from dataclasses import dataclass
 from envs.video.file import RegularFile
 
 MAX_PIECES = 1_000_000  # of a file; beyond, nothing is said
+_BOXES = (
+    *(b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"ssix", b"meta", b"emsg", b"prft", b"pdin"),
+    *(b"free", b"skip", b"wide", b"uuid", b"udta"),
+)
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_OBJECTS = (
+    _ASF_HEADER,
+    bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"),  # data
+    bytes.fromhex("90080033b1e5cf1189f400a0c90349cb"),  # indices
+    bytes.fromhex("d329e2d6da35d111903400a0c90349be"),
+)
 _EBML = bytes.fromhex("1a45dfa3")
+_ELEMENTS = (_EBML, bytes.fromhex("18538067"), b"\xec", b"\xbf")  # of the top level: with segments, what fills up
 _FLV_HEADER_BYTES = 9 + 4
 
 
@@ -78,7 +89,7 @@ def _riff(header: bytes, place: int) -> _Piece | None:
 
 def _box(header: bytes, place: int) -> _Piece | None:
     """mp4: boxes."""
-    if len(header) < 8:
+    if len(header) < 8 or header[4:8] not in _BOXES:
         return None
     length = int.from_bytes(header[:4])
     if length == 1:
@@ -93,7 +104,7 @@ def _element(header: bytes, place: int) -> _Piece | None:
     kind_bytes = 9 - header[0].bit_length()
     size_bytes = 9 - header[kind_bytes].bit_length() if len(header) > kind_bytes and header[kind_bytes] else 0
     body = kind_bytes + size_bytes
-    if not size_bytes or kind_bytes > 4 or len(header) < body:
+    if not size_bytes or header[:kind_bytes] not in _ELEMENTS or len(header) < body:
         return None
     length = int.from_bytes(header[kind_bytes:body]) & (1 << 7 * size_bytes) - 1
     is_endless = length == (1 << 7 * size_bytes) - 1
@@ -111,7 +122,7 @@ def _tag(header: bytes, place: int) -> _Piece | None:
 
 def _object(header: bytes, place: int) -> _Piece | None:
     """Windows Media: objects named by 16 bytes; a broadcast's data object does not say how long it is."""
-    if len(header) < 24:
+    if header[:16] not in _ASF_OBJECTS or len(header) < 24:
         return None
     length = int.from_bytes(header[16:24], "little")
     return _Piece(header[:16], place, place + length if length >= 24 else None)

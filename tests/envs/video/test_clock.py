@@ -170,6 +170,12 @@ def test_a_frame_is_decoded_from_the_last_entry_before_it_in_the_file_and_on_scr
     assert decoding_starts(np.array(ticks), np.array(entries, dtype=bool)).tolist() == starts
 
 
+def test_what_lies_behind_a_seam_and_before_an_entry_is_decoded_from_the_start():
+    ticks, entries = np.arange(9), np.isin(np.arange(9), (0, 2, 6))
+    assert decoding_starts(ticks, entries, seams=(4,)).tolist() == [0, 0, 2, 2, 0, 0, 6, 6, 6]
+    assert decoding_starts(ticks, entries, seams=(6,)).tolist() == [0, 0, 2, 2, 2, 2, 6, 6, 6]
+
+
 @pytest.mark.parametrize(
     ("ticks", "depth"), [([0, 1, 2], 0), ([0, 3, 1, 2], 1), ([0, 4, 2, 1, 3], 2), ([5, 4, 3, 2, 1, 0], 5), ([0], 0)]
 )

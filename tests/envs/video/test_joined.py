@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import av
 import pytest
 
+from envs.video.frames import decode
 from envs.video.reader import CorruptVideoError, index_video, read_frames
 from tests.envs.video.clips import HEIGHT, WIDTH, numbers_in, render
 
@@ -75,6 +77,24 @@ def test_red_then_blue(name):
     pixels, *_ = read_frames(index, [0.0, 0.9, 1.1, 1.9], (48, 64))
     assert (index.num_frames, index.num_parts, index.duration_s) == (10, 2, pytest.approx(2.0))
     assert pixels.mean(axis=(1, 2)).argmax(axis=1).tolist() == [0, 0, 2, 2]
+
+
+def test_a_file_that_begins_between_keyframes_shows_the_same_pictures_however_it_is_looked_at(tmp_path):
+    """They refer to pictures that are not there, and decoders take others: which, depends on what was decoded."""
+    params = "open-gop=1:keyint=20:min-keyint=20:scenecut=0:bframes=3"
+    first = render(tmp_path / "first.ts", frames=50, options={"x264-params": params}).read_bytes()
+    with av.open(str(tmp_path / "first.ts")) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(first + first[places[12] // 188 * 188 :])
+
+    index = index_video(path)
+    pixels, times_s, _ = read_frames(index, index.times_s_N, SIZE)
+    sound = [number for number, (*_, is_damaged) in enumerate(decode(index, range(index.num_frames))) if not is_damaged]
+    assert index.num_parts == 2 and index.num_frames == 88 and len(sound) >= 80
+    for number in [number for number in sound if 45 < number < 66]:
+        alone, shown_s, _ = read_frames(index, [times_s[number]], SIZE)
+        assert shown_s == (times_s[number],) and (alone[0] == pixels[number]).all(), number
 
 
 @pytest.mark.parametrize("offset_s", [95442.7, 95443.2, 26.5 * 3600])

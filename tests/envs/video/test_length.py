@@ -4,6 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from envs.data.clip_status import ClipStatus, check_clip
@@ -103,6 +104,15 @@ def test_what_is_cut_off_is_refused(tmp_path, suffix, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(VideoError, match=r"is truncated: (\d\.\d\d of [23]\.\d\d s|\d\d%)|not a readable video"):
         index_video(path)
+
+
+@pytest.mark.parametrize("suffix", CUT)
+def test_garbage_behind_a_whole_file_takes_nothing_from_it(tmp_path, suffix):
+    path = render(tmp_path / f"whole.{suffix}", CUT[suffix][0], frames=25)
+    before = index_video(path)
+    path.write_bytes(path.read_bytes() + np.random.default_rng(0).bytes(5000))
+    after = index_video(path)
+    assert (after.num_frames, after.duration_s) == (before.num_frames, before.duration_s) and after.num_frames == 25
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "flv", "wmv"])
