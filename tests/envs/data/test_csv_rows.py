@@ -10,16 +10,6 @@ from envs.data.csv_rows import csv_header, csv_rows
 from envs.data.rows import DatasetError, UnusableRow
 
 
-@pytest.fixture
-def file(tmp_path):
-    def make(content):
-        path = tmp_path / "rows.csv"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return make
-
-
 def test_a_row_has_the_line_where_it_starts(file):
     path = file('\ufeffid,text\n1,one\n2,"two\nlines, and a comma"\n\n3,"a ""word"""\n')
     assert list(csv_rows(path)) == [
@@ -59,7 +49,7 @@ def test_blanks_after_a_delimiter_are_left_out_where_that_is_asked_for(file):
 
 
 def test_a_name_that_stands_twice_is_refused(file):
-    with pytest.raises(DatasetError, match=r"rows\.csv:2: the column 'text' stands twice"):
+    with pytest.raises(DatasetError, match=r"rows:2: the column 'text' stands twice"):
         list(csv_rows(file("\ntext,id,text\n1,2,3\n")))
 
 
@@ -78,7 +68,7 @@ def test_a_row_that_cannot_be_told_apart_is_reported_where_it_starts(file, conte
 
 
 def test_names_that_cannot_be_read_are_refused(file):
-    with pytest.raises(DatasetError, match=r"rows\.csv:1: the names of the columns cannot be read: not UTF-8"):
+    with pytest.raises(DatasetError, match=r"rows:1: the names of the columns cannot be read: not UTF-8"):
         csv_header(file(b"id,\xff\n1,2\n"), ",")
 
 

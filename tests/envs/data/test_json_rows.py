@@ -4,23 +4,13 @@ import gzip
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.data.json_rows import json_object, json_rows, rows_within
 from envs.data.rows import DatasetError, RepeatedKey, UnusableRow
 
 A, B = {"a": 1}, {"b": [2, {"c": "\u2028"}]}
-
-
-@pytest.fixture
-def file(tmp_path):
-    def make(content):
-        path = tmp_path / "rows"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -76,6 +66,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
 
 
 @pytest.mark.parametrize("indent", [None, 1])
+@settings(max_examples=30)
 @given(rows=st.lists(st.dictionaries(TEXTS, TEXTS | st.none(), min_size=1, max_size=2), max_size=4))
 def test_lines_and_array_hold_the_same_rows(rows, indent, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "same rows"

@@ -11,16 +11,6 @@ from envs.data.rows import DatasetError, UnusableRow
 from envs.data.text import bounded_lines, text_lines, whole_text
 
 
-@pytest.fixture
-def file(tmp_path):
-    def make(content):
-        path = tmp_path / "rows"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return make
-
-
 def said(path):
     """Lines as (number, text), or (number, why not)."""
     return [(line, str(value)) for line, value in text_lines(path)]

@@ -103,6 +103,18 @@ def test_a_given_policy_brings_its_own_longest_context():
     assert load("rollout.engine.max_model_len=5000", "policy.path=models/mine")
 
 
+def test_columns_of_a_table_are_names_kept_as_they_stand(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "rewards: {answer: {fn: answer}}\n"
+        "data: {train: {format: csv, path: t.csv, columns: {prompt: on, video: 1.10, answer: 007}}}\n"
+    )
+    columns = load_config([tmp_path / "run.yaml"], ["data.train.columns.fps=rate"]).data.train.columns
+    assert columns == {"prompt": "on", "video": "1.10", "answer": "007", "fps": "rate"}
+    for override in ("data.train.columns=[a]", "data.train.columns.prompt.a=b", "data.train.columns.prompt="):
+        with pytest.raises(ConfigError, match=r"data\.train\.columns"):
+            load_config([tmp_path / "run.yaml"], [override])
+
+
 def test_a_missing_file_and_a_file_that_is_no_yaml_are_named(tmp_path):
     with pytest.raises(ConfigError, match="no such configuration file"):
         load_config([tmp_path / "absent.yaml"])
