@@ -245,6 +245,8 @@ def _shape(ours: Ours, right: Shown) -> Verdict | None:
 
 
 def _pixels(ours: Ours, right: Shown, odd: OddFile) -> Verdict | None:
+    if odd.is_joined and len(ours.times_s_N) != len(right.times_s_N):
+        return None  # a picture more or less at the seam: which stands for which behind it is not known
     places_N, differ = _matches(ours, right), []
     is_seen_N = np.append(np.diff(ours.times_s_N) > 0, True)  # the former of two at the same time is not
     for number in np.flatnonzero((places_N >= 0) & ours.own_N & is_seen_N):

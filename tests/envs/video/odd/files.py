@@ -24,7 +24,7 @@ UNLAWFUL = {  # what makes no sense of a container: without lengths of its piece
     "any.joined": ("ivf", "nut"),
     "any.joined_with_another": ("ivf", "nut"),
     "any.garbage_behind": ("ivf", "nut"),
-    "clock.doubled": ("mpg", "vob", "mxf", "ts"),
+    "clock.doubled": ("mpg", "vob", "mxf", "ts", "h264", "hevc", "m2v"),
     "clock.slower": ("mpg", "vob"),
 }
 JOINED = "any.joined_with_another"  # of the same container, maybe another codec, size or rate
