@@ -13,6 +13,7 @@ import numpy as np
 
 PARENTS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex")
 ONE = 0x10000  # fixed point 16.16
+FIRST_IS_ANOTHER = 0x04  # of a fragment: its first picture is of another kind than the others, a keyframe
 ORIENTATIONS = {  # (a, b, c, d) of the display matrix
     "upright": (1, 0, 0, 1),
     "quarter": (0, 1, -1, 0),
@@ -317,13 +318,16 @@ def fragments_doubled(root, video, rng):
 
 
 def fragments_moved(root, video, rng):
-    """From some fragment on the clock is another one: later, or from zero again."""
-    clocks = [clock for clock in root.all(b"moof", b"traf", b"tfdt") if clock.body[0] == 1]
-    if not 2 <= len(clocks) <= 4:
-        return False  # more than groups of pictures: a clock would change between pictures that wait for each other
-    place, by = int(rng.integers(len(clocks))), int(rng.choice([5_000, 40_000, -(10**9)]))
+    """From some fragment on, one that begins with a keyframe, the clock is another one: later, or from zero again."""
+    parts = root.all(b"moof", b"traf")
+    clocks = [part.find(b"tfdt") for part in parts]
+    keys = [place for place, part in enumerate(parts) if place and part.find(b"trun").body[3] & FIRST_IS_ANOTHER]
+    if not keys or any(clock.body[0] != 1 for clock in clocks):
+        return False
+    place = int(rng.choice(keys))
+    by = max(int(rng.choice([5_000, 40_000, -(10**9)])), -_get(clocks[place], 4, ">Q")[0])
     for clock in clocks[place:]:
-        _put(clock, 4, ">Q", max(0, _get(clock, 4, ">Q")[0] + by))
+        _put(clock, 4, ">Q", _get(clock, 4, ">Q")[0] + by)
     return None
 
 
