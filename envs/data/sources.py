@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ TABLES: Mapping[str, Callable[[Path, Mapping[str, str]], Iterator[tuple[int, obj
 }
 BUILTIN = (*FORMATS, *TABLES)
 NOTHING: Mapping[str, str] = MappingProxyType({})
+_END = object()
 
 
 class Source(NamedTuple):
@@ -117,10 +120,11 @@ def _rows_of_reader(name: str, reader: Callable[[Path], Iterable[object]], path:
     """What a user's reader gives: mappings, or (line, mapping) pairs; without lines, rows are counted from 1."""
     row = 0
     try:
-        rows = reader(path)
+        with redirect_stdout(sys.stderr):  # what it prints is no answer of ours
+            rows = reader(path)
         if not isinstance(rows, Iterable):
             raise DatasetError(f"data format {name!r}: a reader returns or yields rows, got {kind_of(rows)}")
-        for row, given in enumerate(rows, start=1):
+        for row, given in enumerate(_quietly(iter(rows)), start=1):
             line, value = given if _has_line(given) else (row, given)
             yield line, _mapping(value)
     except (DatasetError, GeneratorExit):
@@ -130,6 +134,15 @@ def _rows_of_reader(name: str, reader: Callable[[Path], Iterable[object]], path:
             raise
         where = f"after {row} rows of {path}" if row else f"at the first row of {path}"
         raise DatasetError(f"data format {name!r}: {message(error)}{place(error)} ({where})") from error
+
+
+def _quietly(rows: Iterator[object]) -> Iterator[object]:
+    while True:
+        with redirect_stdout(sys.stderr):
+            given = next(rows, _END)
+        if given is _END:
+            return
+        yield given
 
 
 def _has_line(given: object) -> bool:

@@ -42,6 +42,11 @@ def midway(path):
     yield {"prompt": "Q", "video": "a.mp4", "answer": "B"}
     raise KeyError("label")
 
+def prints(path):
+    print("reading")
+    yield {"prompt": "Q", "video": "a.mp4", "answer": "B"}
+    print("done")
+
 def exits(path):
     sys.exit(3)
 
@@ -81,6 +86,11 @@ def test_rows_that_a_reader_gets_wrong_are_rejected_one_by_one(root):
     assert [row.line for row in loaded.rejected] == [1, 2, 3, 4, 5, 6]
     assert [row.reason.rpartition(", got ")[2] for row in loaded.rejected[:3]] == ["nothing", "a text", "a list"]
     assert "'../x.mp4'" in loaded.rejected[3].reason  # confined like any other
+
+
+def test_what_a_reader_prints_is_no_answer_of_a_command(root, capsys):
+    assert len(load_tasks(*mine(root, "prints")).tasks) == 1
+    assert capsys.readouterr() == ("", "reading\ndone\n")
 
 
 def test_a_reader_whose_rows_are_conversations_gives_traces(root):
