@@ -144,6 +144,7 @@ def test_a_stopped_run_equals_the_uninterrupted_run(exact, stopped_and_resumed, 
     assert fingerprints(stopped_and_resumed.steps()) == fingerprints(uninterrupted)
 
 
+@pytest.mark.soak  # a run of its own; what a second signal does is told in tests/rl/run/test_stop_signals.py
 def test_a_second_stop_signal_ends_the_run_at_once(proof_home, uninterrupted, refusal):
     run = Training(proof_home, "stopped-twice", refusal)
     run.reach(1)

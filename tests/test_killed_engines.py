@@ -146,13 +146,14 @@ def mended(pool, moment, record_property):
     return fault
 
 
-@pytest.mark.parametrize("moment", PLAYING)
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=[] if m == "decode" else pytest.mark.soak) for m in PLAYING])
 def test_an_engine_killed_while_it_generates_changes_no_trajectory(pool, world, left_alone, moment, record_property):
     strike(pool, moment)
     assert said(pool.generate(world[2], step=0)) == left_alone
     assert mended(pool, moment, record_property).kind == "worker_died"
 
 
+@pytest.mark.soak
 def test_an_idle_engine_that_is_killed_is_replaced(pool, world, left_alone, record_property):
     (pool.folder / "idle-struck").write_text(str(time.time()))
     os.kill(pool.workers.slots[0].worker.location.pid, signal.SIGKILL)

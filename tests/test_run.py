@@ -154,7 +154,7 @@ def test_of_one_run_started_twice_one_trains_and_the_other_is_refused_with_one_l
     assert len(list((home / "runs" / "twice" / "configs").iterdir())) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_signal_to_the_whole_process_group_saves_the_run_within_its_grace(home, straight, signum):
     """As Slurm, `timeout`, `docker stop` and a terminal's Ctrl-C send it: to the process, and to its group."""
     name, grace_s = f"group-{signum.name}", 100.0
@@ -249,6 +249,7 @@ def ray_head():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.soak  # the next test submits a job as well, stops it and submits it again
 def test_a_job_submitted_with_rays_own_command_trains_on_the_cluster(home, straight, ray_head):
     address, environment = ray_head
     arguments = [*SMALL, f"cache_dir={home}/cache", "name=job", "trainer.steps=1", "trainer.eval_tasks=0"]
