@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.trajectory import ErrorLocation, RewardFailure, ScoredGroup
-from rl.user_code.errors import INSTALLED, bounded
+from rl.user_code.errors import INSTALLED, OURS, bounded
 
 SOURCE_CHARS = 160
 TRACEBACK_CHARS = 8_000  # both ends are kept
@@ -26,7 +26,7 @@ VERBS = {  # by cause
     "video_error": "has no clip to score:",
     "no_turns": "has no turns to score:",
 }
-LIMITS = str(Path(__file__).with_name("limits.py"))  # its alarm rings on top of the reward's own frames
+BETWEEN = (str(Path(__file__).with_name("limits.py")), OURS)  # an alarm and imports, amid the reward's own frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def locate(error: BaseException) -> ErrorLocation | None:
     """
     frames = traceback.extract_tb(error.__traceback__)
     called = [i for i, frame in enumerate(frames) if (frame.filename, frame.name) == (__file__, call_reward.__name__)]
-    stack = [frame for frame in frames[called[-1] + 1 :] if frame.filename != LIMITS] if called else []
+    stack = [frame for frame in frames[called[-1] + 1 :] if not frame.filename.startswith(BETWEEN)] if called else []
     if not stack:
         return None
     own = [frame for frame in stack if not frame.filename.startswith((*INSTALLED, "<"))]

@@ -135,3 +135,11 @@ def test_each_cause_is_told_once_with_its_first_trajectory(fail, task, trajector
 
     assert (exits.failure.detail, exits.group, exits.sibling, exits.count) == ("SystemExit: 3", 0, 2, 1)
     assert (raises.failure, raises.group, raises.sibling, raises.count) == (raised, 1, 0, 3)
+
+
+def test_an_import_that_fails_inside_a_reward_is_located_in_the_rewards_own_file(tmp_path, task, trajectory_of):
+    (tmp_path / "mine.py").write_text("def late(task, trajectory):\n    import nowhere_at_all\n")
+    term = WeightedReward("mine", resolve(f"{tmp_path}/mine.py:late"), Segment.REASONING)
+    (failure,) = score_group(TrajectoryGroup(task(), (trajectory_of("B"),), None), [term]).rewards_G
+    assert (failure.location.file, failure.location.line) == (str(tmp_path / "mine.py"), 2)
+    assert "user_code" not in failure.location.traceback and "nowhere_at_all" in failure.detail
