@@ -8,7 +8,9 @@ from fractions import Fraction
 import pytest
 from rich.console import Console
 
+from envs.data import clip_status
 from envs.data.clip_status import check_clip
+from envs.video.reader import VideoTimeoutError
 from rl.cli.validation import print_report, validate_data
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
@@ -123,10 +125,17 @@ def test_quarantine_is_what_keeps_a_clip_out_that_an_index_would_let_in(config, 
     assert [task.task_id for task in prepare_tasks(config, "train", silent).tasks] == ["train:1", "train:2"]
 
 
-def test_a_deadline_that_was_missed_is_tried_again(config, silent):
+def test_a_deadline_that_was_missed_is_tried_again(config, silent, monkeypatch):
     """A slow moment of the machine must not cost a sound clip for good."""
-    hurried = replace(config, video=replace(config.video, decode_timeout_s=0.0005))
-    assert {row.status for row in validate_data(hurried, silent, workers=1).rows} == {"quarantined", "undecided"}
+    check = clip_status._described_and_checked
+
+    def too_late(reader, path, sample):
+        check(reader, path, sample)  # what is no video fails before
+        raise VideoTimeoutError(path, "decoding took more than 60 s of processor time", "raise video.decode_timeout_s")
+
+    with monkeypatch.context() as slow:
+        slow.setattr(clip_status, "_described_and_checked", too_late)
+        assert {row.status for row in validate_data(config, silent, workers=1).rows} == {"quarantined", "undecided"}
     assert prepare_tasks(config, "held_out", silent).tasks  # it stays in
 
     again = validate_data(config, silent, workers=1)
