@@ -1,7 +1,7 @@
 """What FFmpeg's own command line shows of a file: the second opinion that ours is held against.
 
-The program is the one of the imageio-ffmpeg wheel or, without it, the one on PATH: another release than the libraries
-that PyAV brings, and above them code of its own for clocks, edit lists, orientation and damage.
+The program is the one of the imageio-ffmpeg wheel or, without it, a recent one on PATH: another release than the
+libraries that PyAV brings, and above them code of its own for clocks, edit lists, orientation and damage.
 
 Legend: N frames in the order in which they are shown · H W pixels · C colours (RGB).
 """
@@ -12,6 +12,7 @@ import functools
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SHOWN = re.compile(
     r" sar:(\d+)/(\d+) s:(\d+)x(\d+) .*iskey:(\d)"
 )
 DECLARED = re.compile(r"Duration: (\d+):(\d+):(\d+\.\d+)")
+OLDEST = 7  # major version of FFmpeg
 HARMLESS = ("non monotonically increasing dts", "Error submitting a packet to the muxer")  # of the raw output
 
 
@@ -40,13 +42,21 @@ class Shown:
 
 @functools.cache
 def program() -> str | None:
-    """Path of the ffmpeg program, None where there is none."""
+    """Path of the ffmpeg program, None where there is none of a release that tells how long frames stay."""
     try:
         import imageio_ffmpeg
 
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        found = imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
-        return shutil.which("ffmpeg")
+        found = shutil.which("ffmpeg")
+    return found if found is not None and _release(found) >= OLDEST else None
+
+
+def _release(path: str) -> int:
+    """The program's major version; builds between releases count as the latest."""
+    said = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    numbered = re.match(r"ffmpeg version n?(\d+)\.", said)
+    return int(numbered[1]) if numbered else sys.maxsize if said.startswith("ffmpeg version") else 0
 
 
 def show(path: Path, size_HW: tuple[int, int], *, as_written: bool = False, timeout_s: float = 60.0) -> Shown:

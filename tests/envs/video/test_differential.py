@@ -18,7 +18,8 @@ from tests.envs.video.odd.seeds import make_seeds
 pytestmark = [
     pytest.mark.thorough,
     pytest.mark.skipif(
-        second_decoder.program() is None, reason="no second decoder: install imageio-ffmpeg, or put ffmpeg on PATH"
+        second_decoder.program() is None,
+        reason="no second decoder: install imageio-ffmpeg, or put FFmpeg 7 or newer on PATH",
     ),
 ]
 
