@@ -105,7 +105,6 @@ RECIPES = {  # name: options of the program
     "mpeg4.m4v": "-c:v mpeg4 -q:v 4 -g 12",
     "two.mp4": f"{X264} -filter_complex [0:v]split[a][b];[b]scale=64:48[c] -map [a] -map [c]",
     "two.mkv": f"{X264} -filter_complex [0:v]split[a][b];[b]scale=64:48[c] -map [c] -map [a]",
-    "two.ts": f"{X264} -filter_complex [0:v]split[a][b];[b]scale=64:48[c] -map [c] -map [a]",
     "cover.mp4": f"{X264} -map 0:v -map 0:v -c:v:0 png -frames:v:0 1 -disposition:v:0 attached_pic -disposition:v:1 0",
     "small.ts": f"{X264} -bf 2 -s 160x120",
     "small.h264": f"{X264} -bf 2 -s 160x120",
