@@ -60,6 +60,8 @@ FILTERS = {
 
 def other_container(content: bytes, suffix: str, rng: np.random.Generator) -> tuple[bytes, str] | None:
     """The same packets in another container, or in the same with other options."""
+    if suffix == "avi":
+        return None  # it has no presentation times, which the others would be told from it
     to = str(rng.choice(TARGETS))
     options = MUXING.get(to, ({},))
     return _copied(content, to, options[rng.integers(len(options))] if rng.random() < 0.6 else {}, None)
