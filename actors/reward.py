@@ -17,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -59,8 +59,13 @@ class RewardWorker:
     def __repr__(self) -> str:
         return str(self._label)
 
-    def load(self, name: str, term: RewardTermConfig) -> None:
-        """Load one term; if that fails, or ends this process, its caller knows which term did it."""
+    def load(self, name: str, term: RewardTermConfig, _before: None = None) -> None:
+        """Load one term; if that fails, or ends this process, its caller knows which term did it.
+
+        Args:
+            _before: what loading the term before has returned; Ray sends this call once its caller has that, or the
+                answer of one term would be lost with the process that the next one ends.
+        """
         try:
             self._terms += weighted_rewards({name: term})
         except RewardLoadError as error:
@@ -73,8 +78,8 @@ class RewardWorker:
         self._baseline_mib = own_memory_mib()  # a judge model is no leak
         return own_location()
 
-    def probe(self, name: str, group: TrajectoryGroup) -> None:
-        """Compute one term alone: if that ends this process, its caller knows which term did."""
+    def probe(self, name: str, group: TrajectoryGroup, _before: None = None) -> None:
+        """Compute one term alone: if that ends this process, its caller knows which term did; `_before` as in load."""
         terms = [term for term in self._terms if term.name == name]
         score_group(group, terms, calls=self._scoring.calls, guard=self._guard)
 
@@ -109,7 +114,9 @@ class InFlight:
     timeout_s: float
     deadline: float  # time.monotonic(); moves to timeout_s after its start if the worker is still starting
     has_started: bool = False
-    probes: tuple[tuple[str, ray.ObjectRef], ...] = ()  # per term, before the group: of one that has lost a worker
+    probes: Mapping[str, ray.ObjectRef] = field(
+        default_factory=dict
+    )  # by term, before the group: of one that has lost a worker
 
 
 class RewardPool:
@@ -156,10 +163,11 @@ class RewardPool:
         return faults
 
     def _request(self, index: int, slot: RewardSlot, group: TrajectoryGroup, *, probed: bool) -> InFlight:
-        probes: tuple[tuple[str, ray.ObjectRef], ...] = ()
+        probes: dict[str, ray.ObjectRef] = {}
         if probed and len(self._terms) > 1:
             sent = ray.put(group)
-            probes = tuple((name, slot.worker.probe.remote(name, sent)) for name in self._terms)
+            for name in self._terms:
+                probes[name] = slot.worker.probe.remote(name, sent, *list(probes.values())[-1:])
         calls = max(len(group.trajectories_G), 1) * (2 if probes else 1)
         timeout_s = self._scoring.timeout_s * calls + GRACE_S
         return InFlight(index, slot, timeout_s, time.monotonic() + START_S + timeout_s, probes=probes)
@@ -204,7 +212,7 @@ class RewardPool:
         """The term during which a worker was lost: the only one, or the first whose load or probe did not return."""
         if len(self._terms) == 1:
             return next(iter(self._terms))
-        for name, call in (*request.slot.loads.items(), *request.probes):
+        for name, call in (*request.slot.loads.items(), *request.probes.items()):
             try:
                 ray.get(call, timeout=0)
             except RayError:  # GetTimeoutError is one
@@ -243,7 +251,9 @@ class RewardPool:
         options = dict(self._options(index))
         options["name"] = incarnation_name(options["name"], replaced)
         worker = ray.remote(RewardWorker).options(**options).remote(self._scoring)
-        loads = {name: worker.load.remote(name, term) for name, term in self._terms.items()}
+        loads: dict[str, ray.ObjectRef] = {}
+        for name, term in self._terms.items():
+            loads[name] = worker.load.remote(name, term, *list(loads.values())[-1:])
         process = WorkerProcess(options["name"], worker.location.remote())
         return RewardSlot(f"reward/{index}", worker, process, loads, replaced)
 
