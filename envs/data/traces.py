@@ -103,7 +103,8 @@ def _jittered_window(evidence: TimeSpan, duration_s: float, jitter_s: float, rng
 
     The clip's end is written as it is, in whole hundredths: rounded up, it would teach to ask for what is not there.
     """
-    clip_end_s = math.floor(duration_s * 100 + 1e-6) / 100
+    hundredths = math.floor(duration_s * 100 + 1e-6)  # 0.29 * 100 is 28.999…
+    clip_end_s = (hundredths - (hundredths / 100 > duration_s)) / 100
     shortest_s = min(1.0, clip_end_s)
     start_s = round(evidence.start_s + rng.uniform(-jitter_s, jitter_s), 1)
     end_s = round(evidence.end_s + rng.uniform(-jitter_s, jitter_s), 1)

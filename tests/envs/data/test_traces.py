@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from envs.data.dataset import load_traces
@@ -132,6 +132,7 @@ def test_traces_made_from_evidence_are_roughly_right_and_playable(convert, clip)
     native_fps=st.sampled_from([0.0, 0.5, 1.0, 7.3, 23.976, 30.0]),
     seed=st.integers(0, 2**32),
 )
+@example(duration_s=0.9999999999999999, shares=(0.0, 0.0), jitter_s=0.0, native_fps=0.0, seed=0)
 def test_a_jittered_look_asks_for_nothing_that_the_clip_has_not(duration_s, shares, jitter_s, native_fps, seed):
     start_s, end_s = sorted(share * duration_s for share in shares)
     task = VideoTask("t", "clip.mp4", "?", "B", AnswerKind.LETTER, TimeSpan(start_s, end_s), evidence_fps=30.0)
