@@ -83,6 +83,9 @@ class ScriptedRunner:
     def __init__(self, folder):
         self._folder, self._now, self.engine = folder, 0, ScriptedEngine(folder)
 
+    def progress(self):
+        return self.engine.progress()
+
     def take_faults(self):
         broken = self._folder / "decoder broke"
         if not broken.exists():
