@@ -54,9 +54,19 @@ def deepspeed_settings(config: LearnerConfig, dtype: str, num_parameters: int) -
         "gradient_clipping": config.optimizer.max_grad_norm,
         "steps_per_print": QUIET,
         "bf16": {"enabled": dtype == "bfloat16"},
-        "data_types": {**extra.get("data_types", {}), "grad_accum_dtype": "fp32"},  # bf16 would lose small gradients
+        **_accumulation(config, dtype, extra),
         "zero_optimization": {**sizes, **extra.get("zero_optimization", {}), "stage": config.zero_stage},
     }
+
+
+def _accumulation(config: LearnerConfig, dtype: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """Gradients of micro-batches add up in float32: in bfloat16 each addition would round away what is small.
+
+    At stages 0 and 1 DeepSpeed would take another optimizer for that, whose state is not the one kept in checkpoints.
+    """
+    if dtype != "bfloat16" or config.zero_stage < 2:
+        return {}
+    return {"data_types": {"grad_accum_dtype": "fp32", **extra.get("data_types", {})}}
 
 
 def _read_extra(path: str) -> dict[str, Any]:

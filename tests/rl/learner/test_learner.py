@@ -148,6 +148,25 @@ def test_bfloat16_stays_close(world_of, plain, stage):
     assert furthest(learned["logprobs"], plain["logprobs"]) < 0.15
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16_gradients_add_up_in_float32(world_of, plain, stage, tmp_path, record_property):
+    """Six micro-batches: further from the float32 gradient where they are added in bfloat16, as DeepSpeed would."""
+    (tmp_path / "before.yaml").write_text("data_types: {grad_accum_dtype: bf16}\n")
+    options = {"stage": stage, "dtype": "bfloat16", "micro_batch": 1, "steps": 1}
+    ours = world_of(1)("update", **options)["gradients"]
+    before = world_of(1)("update", **options, deepspeed_config=str(tmp_path / "before.yaml"))["gradients"]
+    error, error_before = relative_error(ours, plain["gradients"]), relative_error(before, plain["gradients"])
+    record_property("relative error", (error, error_before))
+    assert error < 0.05 and error < 0.95 * error_before, (error, error_before)
+
+
+def relative_error(found, exact):
+    """Of all gradients together."""
+    squares = ((np.square(found[name] - exact[name]).sum(), np.square(exact[name]).sum()) for name in exact)
+    wrong, whole = (sum(column) for column in zip(*squares, strict=True))
+    return float(np.sqrt(wrong / whole))
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_activation_checkpointing_changes_nothing(world_of, plain, stage):
     learned = world_of(2)("update", stage=stage, activation_checkpointing=True, steps=1)

@@ -35,6 +35,7 @@ def test_our_keys_win_and_theirs_are_kept(tmp_path):
     assert settings["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
     assert settings["wall_clock_breakdown"] is True
     assert settings["bf16"] == {"enabled": True}
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
 def test_a_second_optimizer_is_ignored(tmp_path, caplog):
