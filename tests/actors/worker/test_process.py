@@ -169,7 +169,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.worker.process import WorkerProcess
 from tests.actors.test_node_loss import HEALTH
-from tests.actors.test_worker_process import Worker, gather_from
+from tests.actors.worker.test_process import Worker, gather_from
 
 options = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
 cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_config": HEALTH})
