@@ -189,8 +189,8 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 say = lambda line: (sys.stdout.write(line), sys.stdout.flush())
 with connected(PlacementConfig(dashboard=False), Demand(rollout=1, reward=1, learner=1)):
     square = ray.remote(lambda x: x * x)
-    say(f"connected {ray.get(square.remote(2))}\\n")
-    try:
+    try:  # before it says so: the signal may come as soon as it has
+        say(f"connected {ray.get(square.remote(2))}\\n")
         time.sleep(600)
     finally:
         say(f"stopping {ray.get(square.remote(3), timeout=60)}\\n")
