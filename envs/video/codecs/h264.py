@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from envs.video.codecs.bits import Bits, HeaderError, without_emulation
 from envs.video.codecs.content import HIDDEN, Content
-from envs.video.codecs.nal import NamedSet, OrderCount, ParameterSets, UnitReader, behind_start_codes
+from envs.video.codecs.nal import NamedSet, OrderCount, ParameterSets, UnitReader, behind_start_codes, sized_units
 
 _SLICE, _IDR, _MESSAGE, _SEQUENCE_SET, _PICTURE_SET = 1, 5, 6, 7, 8
 _SLICES = range(1, 6)
@@ -176,15 +176,13 @@ def _picture_set(content: bytes) -> tuple[int, bool]:
 
 
 def _avcc_sets(extradata: memoryview) -> Iterator[memoryview]:
-    place = 5
+    place: int | None = 5
     for mask in (0x1F, 0xFF):  # sequences, then pictures
-        count, place = (extradata[place] & mask if place < len(extradata) else 0), place + 1
-        for _ in range(count):
-            end = place + 2 + int.from_bytes(extradata[place : place + 2])
-            if end <= place + 2:
-                return
-            yield extradata[place + 2 : end]
-            place = end
+        count = extradata[place] & mask if place < len(extradata) else 0
+        units, place = sized_units(extradata, place + 1, count)
+        yield from units
+        if place is None:
+            return
 
 
 def _parameter_set(unit: memoryview) -> NamedSet | None:

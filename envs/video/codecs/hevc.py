@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from envs.video.codecs.bits import Bits, HeaderError, without_emulation
 from envs.video.codecs.content import HIDDEN, SHOWN, Content
-from envs.video.codecs.nal import NamedSet, OrderCount, ParameterSets, UnitReader, behind_start_codes
+from envs.video.codecs.nal import NamedSet, OrderCount, ParameterSets, UnitReader, behind_start_codes, sized_units
 
 _VPS, _SPS, _PPS, _END_OF_SEQUENCE, _END_OF_STREAM = 32, 33, 34, 36, 37
 _SKIPPED_LEADING = (8, 9)
@@ -134,12 +134,9 @@ def _parameter_set(unit: memoryview) -> NamedSet | None:
 
 
 def _hvcc_sets(extradata: memoryview) -> Iterator[memoryview]:
-    place = 23
+    place: int | None = 23
     for _ in range(extradata[22]):
-        count, place = int.from_bytes(extradata[place + 1 : place + 3]), place + 3
-        for _ in range(count):
-            end = place + 2 + int.from_bytes(extradata[place : place + 2])
-            if end <= place + 2:
-                return
-            yield extradata[place + 2 : end]
-            place = end
+        units, place = sized_units(extradata, place + 3, int.from_bytes(extradata[place + 1 : place + 3]))
+        yield from units
+        if place is None:
+            return

@@ -33,6 +33,19 @@ class UnitReader:
             place = end
 
 
+def sized_units(extradata: memoryview, place: int, count: int) -> tuple[list[memoryview], int | None]:
+    """`count` units of a codec's header in mp4, each behind its length in two bytes, and where they end; None: they
+    break off, and what was whole before is given."""
+    units = []
+    for _ in range(count):
+        end = place + 2 + int.from_bytes(extradata[place : place + 2])
+        if end <= place + 2:
+            return units, None
+        units.append(extradata[place + 2 : end])
+        place = end
+    return units, place
+
+
 def behind_start_codes(payload: memoryview) -> Iterator[memoryview]:
     content = bytes(payload)
     place = content.find(_START_CODE)
