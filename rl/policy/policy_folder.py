@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.config.policy import ScenesConfig
+from rl.policy.families import read_config
 from rl.policy.scenes import fingerprint
 from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
 
@@ -91,7 +92,7 @@ def require_model_ids(folder: Path, ids: TokenIds) -> None:
     Raises:
         PolicyFilesError: config.json and tokenizer.json disagree.
     """
-    declared = json.loads((folder / "config.json").read_text())
+    declared = read_config(folder / "config.json")
     for key, name in MODEL_IDS.items():
         if declared.get(key) not in (None, getattr(ids, name)):
             raise PolicyFilesError(

@@ -52,13 +52,10 @@ def require_given_policy(config: RunConfig) -> None:
     try:
         family_of(folder)
         require_inert(folder)
-    except PolicyFilesError as error:
-        raise ConfigError(f"policy.path={given}: {error}") from error
-    require(
-        any(folder.glob("*.safetensors")),
-        f"policy.path={given}: no weights (*.safetensors) in it; was it copied in full?",
-    )
-    try:
+        require(
+            any(folder.glob("*.safetensors")),
+            f"policy.path={given}: no weights (*.safetensors) in it; was it copied in full?",
+        )
         Geometry.read(folder)  # a clock that is not told
     except PolicyFilesError as error:
         raise ConfigError(f"policy.path={given}: {error}") from error
