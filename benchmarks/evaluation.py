@@ -37,7 +37,7 @@ from rl.evaluation.evaluate import Scorer, roll_out_remaining, summarise_outcome
 from rl.evaluation.predictions import Outcome, PredictionFile
 from rl.evaluation.scorers import reward_scorer
 from rl.evaluation.suite import EvaluationSuite, held_out_suite
-from rl.policy.vllm_plugin import engine_environment
+from rl.policy.vllm.plugin import engine_environment
 from rl.run.initial_policy import initial_policy
 from rl.run.workers import START_TIMEOUT_S, cluster, spawn_rewards, spawn_rollouts, start_rollout_runner
 

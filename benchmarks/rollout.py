@@ -48,7 +48,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from rl.policy.vllm_plugin import engine_environment
+from rl.policy.vllm.plugin import engine_environment
 
 os.environ.update(engine_environment("cpu"))  # before torch is imported
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig
-from rl.policy.vllm_plugin import engine_environment
+from rl.policy.vllm.plugin import engine_environment
 
 ROOT = Path(__file__).parents[1]
 SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
@@ -33,11 +33,11 @@ def main() -> None:
     """Start a deterministic engine with a tiny policy, and print how it pads rows, or why it refuses."""
     os.environ.update(engine_environment("cpu"))
     from actors.engine import engine as engines
-    from rl.policy import vllm_plugin
     from rl.policy.batch_invariant import RowPadding
     from rl.policy.tiny import build_tiny_policy
+    from rl.policy.vllm import plugin
 
-    vllm_plugin.register()
+    plugin.register()
     if "--unpadded" in sys.argv:
         engines.PADDINGS = (RowPadding(1),)
     scenes = ScenesConfig()

@@ -38,6 +38,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "envs/",  # the episode: what stands at the top of the folder
     "envs/video/",
     "envs/answers/",
+    "rl/policy/vllm/",
     "rl/policy/",
     "rl/config/",
     "rl/user_code/",
@@ -59,7 +60,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "ray": ("actors/", "cluster/", "rl/run/workers.py"),
-    "vllm": ("actors/engine/", "rl/policy/vllm_"),
+    "vllm": ("actors/engine/", "rl/policy/vllm/"),
     "deepspeed": ("rl/learner/engine.py",),
     "decord": ("envs/video/decord_backend.py",),
     "wandb": ("rl/tracking/sinks.py",),

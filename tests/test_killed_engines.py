@@ -96,7 +96,7 @@ def world(tmp_path_factory, refusal):
 def pool(ray_cluster, world, tmp_path_factory):
     from actors.rollout_group import RolloutWorkerGroup
     from actors.rollout_pool import RolloutPool
-    from rl.policy.vllm_plugin import engine_environment
+    from rl.policy.vllm.plugin import engine_environment
 
     config, policy_dir, _ = world
     folder = tmp_path_factory.mktemp("moments")

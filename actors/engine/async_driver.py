@@ -15,7 +15,7 @@ from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.engine.driver import TIMEOUT_S, Driver, result_within
-from rl.policy.vllm_plugin import ENVIRONMENT
+from rl.policy.vllm.plugin import ENVIRONMENT
 
 
 class AsyncDriver:

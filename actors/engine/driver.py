@@ -30,7 +30,7 @@ class Driver(Protocol):
         """
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """A method of rl.policy.vllm_weights.LiveWeights on the worker; rank 0's answer."""
+        """A method of rl.policy.vllm.live_weights.LiveWeights on the worker; rank 0's answer."""
 
     def set_weight_version(self, version: str) -> None:
         """Set the version that later completions carry."""

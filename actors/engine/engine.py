@@ -5,7 +5,7 @@
                                                               CUDA: AsyncDriver, a thread that runs an AsyncLLM
 
 Log-probs are of the distribution sampled from: logits over temperature, ids the policy may not write removed (by the
-model itself, see rl.policy.vllm_model), so they compare with the learner's one to one.
+model itself, see rl.policy.vllm.scene_engine), so they compare with the learner's one to one.
 
 Legend: T tokens of a prompt.
 """

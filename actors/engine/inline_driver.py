@@ -17,7 +17,7 @@ from vllm.inputs import TokensPrompt
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine.driver import TIMEOUT_S, Driver, result_within, settle
-from rl.policy.vllm_plugin import CPU_ENVIRONMENT, ENVIRONMENT
+from rl.policy.vllm.plugin import CPU_ENVIRONMENT, ENVIRONMENT
 
 
 class InlineDriver:

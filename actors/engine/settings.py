@@ -7,7 +7,7 @@ from typing import Any
 
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
-from rl.policy.vllm_plugin import BATCH_INVARIANT, WORKER_EXTENSION
+from rl.policy.vllm.plugin import BATCH_INVARIANT, WORKER_EXTENSION
 
 BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
 MIN_BATCHED_TOKENS = 8192  # prompts prefilled in one step together

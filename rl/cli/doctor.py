@@ -19,7 +19,7 @@ CUDA_ONLY_BUILDS = ("torchvision", "torchaudio", "torchcodec")  # of another tor
 HEAVY_IMPORTS = {
     "transformers imports": "import rl.policy.model",
     "deepspeed imports": "import rl.learner.learner",
-    "vllm imports": "import rl.policy.vllm_plugin as p; p.register(); import vllm.v1.engine.llm_engine",
+    "vllm imports": "import rl.policy.vllm.plugin as p; p.register(); import vllm.v1.engine.llm_engine",
 }
 IMPORT_S = 180.0  # for all imports together, on a machine that is slow or busy
 MIN_MEMORY_GIB = 6.0

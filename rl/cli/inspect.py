@@ -27,7 +27,7 @@ def parity(
     Example: `dynframe parity configs/quickstart.yaml --tasks 4`
     """
     config = load_runnable(inputs)
-    from rl.policy.vllm_plugin import engine_environment
+    from rl.policy.vllm.plugin import engine_environment
 
     os.environ.update(engine_environment("cuda" if config.placement.rollout_gpus else "cpu"))  # before torch
     from rl.cli.inspection import parity_failures, run_parity

@@ -27,7 +27,7 @@ from actors.traces import TracePool
 from actors.worker.waiting import do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig, with_absolute_code
-from rl.policy.vllm_plugin import engine_environment
+from rl.policy.vllm.plugin import engine_environment
 from rl.run.console.stages import say, stage
 from rl.run.prepare.episode_context import make_episode_context
 from rl.trajectory import Sampling

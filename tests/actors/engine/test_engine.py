@@ -316,7 +316,7 @@ def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp
 
 @FOR_EACH_FAMILY
 def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
-    from rl.policy.vllm_weights import tensor_digest
+    from rl.policy.vllm.live_weights import tensor_digest
 
     weights = stored_weights(policy_dir)
     assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
@@ -514,7 +514,7 @@ def test_bf16_engine_and_learner_agree_loosely(open_engine, policy_dir, processo
 
 
 def test_bf16_weights_arrive_as_bits_too(open_engine, policy_dir):
-    from rl.policy.vllm_weights import tensor_digest
+    from rl.policy.vllm.live_weights import tensor_digest
 
     engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
     name = "model.language_model.norm.weight"
@@ -534,7 +534,7 @@ def test_second_engine_in_a_process_is_refused(engine, policy_dir):
 
 NO_COMPILER = """
 import asyncio, os, shutil, sys
-from rl.policy.vllm_plugin import engine_environment
+from rl.policy.vllm.plugin import engine_environment
 os.environ.update(engine_environment("cpu"))
 from actors.engine.engine import make_engine
 from rl.config.policy import PolicyConfig, ScenesConfig

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def test_what_depends_on_the_batch_is_named_and_nothing_else():
@@ -42,7 +42,7 @@ def load(folder):
     from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
     from rl.config.rollout import EngineConfig
     from rl.policy.tiny import build_tiny_policy
-    from rl.policy.vllm_weights import LiveWeights
+    from rl.policy.vllm.live_weights import LiveWeights
 
     torch.accelerator.empty_cache = lambda: None  # as vLLM's CPU worker does
     tiny = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
@@ -64,7 +64,7 @@ def load(folder):
 
 
 def main():
-    from rl.policy.vllm_plugin import engine_environment, register
+    from rl.policy.vllm.plugin import engine_environment, register
 
     os.environ.update(engine_environment("cpu"))
     register()

@@ -20,27 +20,27 @@ def test_plugin_is_installed_and_cheap_to_import():
 
     (found,) = (point for point in entry_points(group="vllm.general_plugins") if point.name == "dynframe")
     script = (
-        "import sys, rl.policy.vllm_plugin; sys.exit(any(m in sys.modules for m in ('torch', 'vllm', 'transformers')))"
+        "import sys, rl.policy.vllm.plugin; sys.exit(any(m in sys.modules for m in ('torch', 'vllm', 'transformers')))"
     )
 
-    assert found.value == "rl.policy.vllm_plugin:register"
+    assert found.value == "rl.policy.vllm.plugin:register"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_registering_twice_is_harmless():
     from vllm import ModelRegistry
 
-    from rl.policy import vllm_plugin
+    from rl.policy.vllm import plugin
 
-    vllm_plugin.register()
-    vllm_plugin.register()
+    plugin.register()
+    plugin.register()
 
     assert {family.architecture for family in FAMILIES.values()} <= set(ModelRegistry.get_supported_archs())
 
 
 PARENT = """
 import multiprocessing, os, time
-from rl.policy.vllm_plugin import end_with_parent
+from rl.policy.vllm.plugin import end_with_parent
 
 def engine(ready):
     end_with_parent()
@@ -58,7 +58,7 @@ if __name__ == "__main__":
 
 def test_an_engine_process_ends_with_the_worker_that_started_it_however_that_dies(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])}
     parent = subprocess.run([sys.executable, tmp_path / "parent.py"], env=environment, capture_output=True, text=True)
     assert parent.returncode == -signal.SIGKILL, parent.stderr
     engine = int(parent.stdout)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from rl.policy.batch_invariant import RowPadding
-from rl.policy.vllm_probe import choose_padding, varying_kernels
+from rl.policy.vllm.probe import choose_padding, varying_kernels
 
 FUSED = {  # Hugging Face's name -> vLLM's fused parameter, and which part of it
     "q_proj": ("qkv_proj", 0),

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from rl.policy.families import FAMILIES
 
-WORKER_EXTENSION = "rl.policy.vllm_weights.LiveWeights"
+WORKER_EXTENSION = "rl.policy.vllm.live_weights.LiveWeights"
 BATCH_INVARIANT = (
     "dynframe_batch_invariant"  # key of vLLM's additional_config: nothing may depend on what else the engine computes
 )

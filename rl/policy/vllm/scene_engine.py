@@ -2,7 +2,7 @@
 
 Differs from stock in three places: patches are embedded by the shared FlexiPatchEmbed, positions come from the shared
 `mrope_positions`, and tokens a policy may not write are masked in `compute_logits`, so sampled and prompt log-probs are
-of the same distribution the learner normalises over. Inputs are those of rl.policy.vllm_inputs.
+of the same distribution the learner normalises over. Inputs are those of rl.policy.vllm.inputs.
 
 Legend: N patches · D values of a patch · K scenes · T tokens · V vocabulary.
 """
@@ -23,14 +23,14 @@ from rl.policy.patch_embed import make_patch_embed
 from rl.policy.policy_folder import scenes_of
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import Processor
-from rl.policy.vllm_inputs import VIDEO
-from rl.policy.vllm_plugin import BATCH_INVARIANT
+from rl.policy.vllm.inputs import VIDEO
+from rl.policy.vllm.plugin import BATCH_INVARIANT
 
 
 class SceneEngine:
     """What a family's model asks in vLLM: encodes items, says where tokens stand, masks what may not be written.
 
-    A family's class is its stock class with four methods that ask this object.
+    A family's class is ScenePolicy before its stock class.
     """
 
     def __init__(self, model: torch.nn.Module, vllm_config: VllmConfig) -> None:
@@ -89,6 +89,30 @@ class SceneEngine:
         _, _, grid_h, grid_w = feature.data["shapes"].data.tolist()
         times_s_K = tuple(feature.data["scene_times"].data.tolist())
         return SceneClock(times_s_K, grid_h, grid_w, self._geometry.merge)
+
+
+class ScenePolicy(torch.nn.Module):
+    """What stands before the stock class in a family's: an engine for scenes, and the calls of vLLM that ask it."""
+
+    supports_mm_device_do_normalize = False  # or vLLM normalises our embeddings again
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.scene_engine = SceneEngine(self, vllm_config)
+
+    def embed_multimodal(self, **fields: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Visual tokens of each item, in order."""
+        return self.scene_engine.encode(fields)
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
+    ) -> tuple[torch.Tensor, int]:
+        """The learner's positions, and by how much generated tokens are ahead."""
+        return self.scene_engine.positions(input_tokens, mm_features)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Logits over the vocabulary; -inf where the policy may not write."""
+        return self.scene_engine.mask(super().compute_logits(hidden_states))
 
 
 class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):

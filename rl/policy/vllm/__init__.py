@@ -1,0 +1,1 @@
+"""FlexiVideo inside vLLM: inputs, the families' models, their weights in place."""
