@@ -146,8 +146,9 @@ def test_check_refuses_a_context_that_cannot_hold_the_opening(tmp_path):
 
 
 @pytest.mark.real_data
-def test_the_full_configuration_passes_but_for_the_missing_weights(real_data_dir, tmp_path):
-    config = REPOSITORY / "configs" / "sd_grpo_qwen2_5_vl_3b.yaml"
+@pytest.mark.parametrize("model", ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b", "qwen3_vl_8b"])
+def test_the_full_configurations_pass_but_for_the_missing_weights(model, real_data_dir, tmp_path):
+    config = REPOSITORY / "configs" / f"sd_grpo_{model}.yaml"
     answer = dynframe("check", config, f"cache_dir={tmp_path}", "--json", DYNFRAME_REAL_DATA=str(real_data_dir))
     findings = json.loads(answer.stdout.splitlines()[-1])["findings"]
     assert [finding["subject"] for finding in findings if finding["level"] == "failed"] == ["policy"]
