@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from envs.clip_failures import clip_failure, clip_failure_note
 from envs.initial_observation import InitialObservation, VideoReader, decode, unseen_frames
-from envs.prompts import VideoProcessor, refusal_note
+from envs.prompts import OPENED_THOUGHT, VideoProcessor, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
 from envs.video.file import VideoError
 from rl.trajectory import (
@@ -234,8 +234,9 @@ def _is_end(completion: Completion, env: RetrievalEnv) -> bool:
 
 
 def _transcript(turns: list[Turn], processor: VideoProcessor) -> str:
-    """The text in order: the policy's text without its end token, notes as they are, videos as <video>."""
-    parts = []
+    """The text in order: the thought that the prompt opened, if it did, the policy's text without its end token, notes
+    as they are, videos as <video>."""
+    parts = [OPENED_THOUGHT] if turns and processor.opens_thought else []
     for number, turn in enumerate(turns):
         if number:
             parts.append("<video>" if turn.frames is not None else processor.decode(turn.context_token_ids))

@@ -2,6 +2,9 @@
 
     <|im_start|>user\n{coarse frames}\nquestion<|im_end|>\n<|im_start|>assistant\n
 
+A policy made from a Thinking checkpoint finds its thought open: its prompts go on with `<think>\n`. That is context, and
+stands before all that such a policy wrote wherever that is read as text.
+
 A marker spelled in a question (`<|video_pad|>`, `<span>`) stays text: it is cut before encoding, so that the
 tokenizer cannot take it for the token of that name.
 
@@ -20,6 +23,7 @@ from rl.trajectory import Frames
 if TYPE_CHECKING:
     import numpy as np
 
+OPENED_THOUGHT = "<think>\n"  # at the end of the prompt of a policy that finds its thought open
 _VIDEO_PLACEHOLDER = "<video>"
 _MARKER = re.compile(r"(?<=<)(?=[^\s<>]++>)")  # just after the `<` of anything that looks like a marker
 _TAG = re.compile(r"(</?(?:think|span|fps|answer)>)")  # the tokens a policy writes
@@ -49,6 +53,9 @@ class VideoProcessor(Protocol):
 
     @property
     def ids(self) -> TokenIds: ...
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the policy's prompts end within an open `<think>`."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids; markers in the text become the tokens of that name."""
@@ -96,6 +103,7 @@ def initial_prompt(
         *encode_reply(f"\n{form.instructions}" if form.instructions else "", processor),
         *end,
         *(ids.im_start, *processor.encode("assistant\n")),
+        *(encode_reply(OPENED_THOUGHT, processor) if processor.opens_thought else ()),
     )
 
 

@@ -192,7 +192,8 @@ class Trajectory:
 
     turns: tuple[Turn, ...]
     stop_reason: StopReason
-    answer_text: str = ""  # everything the policy wrote, decoded, retrieved videos shown as <video>
+    # everything the policy wrote, decoded, retrieved videos shown as <video>; behind the <think> that its prompt opened
+    answer_text: str = ""
     note: str = ""  # why it ended early, one line
     clip_failure: ClipFailure | None = None  # of a VIDEO_ERROR
 

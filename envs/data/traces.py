@@ -38,7 +38,7 @@ def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) 
     Raises:
         UnusableRow: a call is refused, the trace does not fit the context, or the video cannot be read.
     """
-    written = [encode_reply(reply, episode_context.processor) for reply in trace.replies]
+    written = [encode_reply(reply, episode_context.processor) for reply in _as_written(trace, episode_context)]
     written[-1] += (episode_context.processor.ids.im_end,)
     try:
         initial = make_initial_observation(
@@ -59,6 +59,20 @@ def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) 
             outcome = env.step(Completion(token_ids, (0.0,) * len(token_ids), "stop", policy_version=0))
     _require_success(trace, outcome)
     return outcome, initial.frames
+
+
+def _as_written(trace: RetrievalTrace, episode_context: EpisodeContext) -> tuple[str, ...]:
+    """The replies without what the prompt has written already: the `<think>` that it leaves open.
+
+    Raises:
+        UnusableRow: the thought that the prompt opens is never closed.
+    """
+    if not episode_context.processor.opens_thought:
+        return trace.replies
+    if not any("</think>" in reply for reply in trace.replies):
+        raise UnusableRow(f"{trace.task.task_id}: no </think>: this policy's prompts open a thought")
+    first, *further = trace.replies
+    return first.removeprefix("<think>").lstrip(), *further
 
 
 def traces_from_evidence(

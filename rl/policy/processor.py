@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rl.config.policy import ScenesConfig
+from rl.policy.chat_template import opens_thought
 from rl.policy.geometry import Geometry, PackedVideo
 from rl.policy.layout import find_blocks, video_block
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_inert, require_model_ids
@@ -33,11 +34,24 @@ UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character, or 
 class Processor:
     """Turns text into ids, frames into video blocks, and says where every token stands."""
 
-    def __init__(self, tokenizer: Tokenizer, geometry: Geometry, scenes: ScenesConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        geometry: Geometry,
+        scenes: ScenesConfig,
+        folder: Path,
+        *,
+        opens_thought: bool = False,
+    ) -> None:
+        """
+        Args:
+            opens_thought: the policy's prompts end within an open `<think>`, as a Thinking checkpoint's do.
+        """
         self.ids = TokenIds.of(tokenizer)
         self.scenes = scenes
         self.geometry = geometry
         self.folder = folder
+        self.opens_thought = opens_thought
         self._tokenizer = tokenizer
         self._literal = Tokenizer.from_str(tokenizer.to_str())
         self._literal.encode_special_tokens = True
@@ -56,7 +70,7 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, scenes: ScenesConfig) -> Processor:
-        """Read tokenizer.json and config.json of a policy folder.
+        """Read tokenizer.json, config.json and the chat template of a policy folder.
 
         Raises:
             PolicyFilesError: a file is missing or does not fit the other.
@@ -66,7 +80,8 @@ class Processor:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise PolicyFilesError(f"{path}: no such file; a policy folder needs tokenizer.json")
-        processor = cls(_read_tokenizer(path), Geometry.read(folder), scenes, folder)
+        geometry = Geometry.read(folder)
+        processor = cls(_read_tokenizer(path), geometry, scenes, folder, opens_thought=opens_thought(folder))
         require_model_ids(folder, processor.ids)
         return processor
 
