@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from envs.rollout import EpisodeContext, TokenHistory, greedy, run_group
+from envs.rollout import EpisodeContext, Generate, TokenHistory, greedy, run_group
 from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
 
 
@@ -49,13 +49,18 @@ class RolloutRunner:
         greedily: bool,
         occurrence: int = 0,
         history: TokenHistory | None = None,
+        generate: Generate | None = None,
     ) -> TrajectoryGroup:
-        """A group of sampled siblings, or one greedy trajectory; `occurrence` and `history` as in run_group."""
+        """A group of sampled siblings, or one greedy trajectory; `occurrence` and `history` as in run_group.
+
+        Args:
+            generate: what stands before the engine; None: the engine itself.
+        """
         return await run_group(
             task,
             group_size=1 if greedily else self._group_size,
             sampling=greedy(self._sampling) if greedily else self._sampling,
-            generate=self.engine.generate,
+            generate=generate or self.engine.generate,
             episode_context=self._episode_context,
             seed=self._seed,
             step=step,

@@ -2,8 +2,8 @@
 
     <|im_start|>user\n{coarse frames}\nquestion<|im_end|>\n<|im_start|>assistant\n
 
-A policy made from a Thinking checkpoint finds its thought open: its prompts go on with `<think>\n`. That is context, and
-stands before all that such a policy wrote wherever that is read as text.
+A policy made from a Thinking checkpoint finds its thought open: its prompts go on with `<think>\n`. That is context and
+stands before all that such a policy wrote, wherever that is read as text.
 
 A marker spelled in a question (`<|video_pad|>`, `<span>`) stays text: it is cut before encoding, so that the
 tokenizer cannot take it for the token of that name.

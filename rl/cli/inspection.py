@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rl.config.errors import ConfigError
+from envs.rollout import Generate
+from rl.config.errors import ConfigError, require
 from rl.config.run import RunConfig
-from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityReport, measure_parity
+from rl.evaluation.forced_calls import CallForcing
+from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityGates, ParityReport, measure_parity
 from rl.policy.model import load_policy
+from rl.policy.policy_folder import is_ours
 from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
 from rl.run.preflight.rewards import require_rewards
@@ -35,26 +38,29 @@ log = logging.getLogger(__name__)
 INSPECTION_STEP = -2  # its seeds never meet those of training or evaluation
 
 
-def run_parity(config: RunConfig, console: Console, *, num_tasks: int) -> ParityReport:
+def run_parity(config: RunConfig, console: Console, *, num_tasks: int, force_call: bool | None = None) -> ParityReport:
     """Roll out tasks with the engine in this process, score the same tokens with the learner's model, compare.
 
+    Args:
+        force_call: put a call where the policy writes none; None: where it was not trained here.
     Raises:
-        ConfigError: the policy never looks again, so that there is nothing to compare after an injection.
+        ConfigError: no trajectory looked again, so that there is nothing to compare after an injection.
     """
+    require(config.retrieval.max_calls > 0, "retrieval.max_calls is 0: parity compares what follows a look")
+    forced = not is_trained_here(config) if force_call is None else force_call
     policy_dir = initial_policy(config, console)
     tasks = prepare_tasks(config, "held_out", console).tasks[:num_tasks]
+    processor = Processor.from_pretrained(policy_dir, config.policy.scenes)
     runner = start_rollout_runner(config, policy_dir.absolute())
     try:
-        groups = asyncio.run(_two_turn_groups(runner, tasks))
+        generate = CallForcing(runner.engine.generate, processor) if forced else None
+        groups = asyncio.run(_two_turn_groups(runner, tasks, generate))
         if not groups:
-            raise ConfigError(
-                f"{policy_dir}: this policy never asked for frames in {len(tasks)} tasks, so there is no second turn "
-                "to compare; use a cold-started policy (cold_start.enabled=true or policy.path=...)"
-            )
+            raise ConfigError(f"{policy_dir}: {_why_no_look(len(tasks), forced)}")
         report = measure_parity(
             runner.engine,
             load_policy(policy_dir, config.policy.scenes, config.policy.dtype).to(_learner_device(config)),
-            Processor.from_pretrained(policy_dir, config.policy.scenes),
+            processor,
             groups,
             temperature=config.rollout.temperature,
         )
@@ -62,6 +68,12 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int) -> Parity
         runner.engine.close()
     print_parity(report, config, console)
     return report
+
+
+def is_trained_here(config: RunConfig) -> bool:
+    """Whether the policy has learned to ask for frames: by the supervised stage, or given as a folder of ours."""
+    given = config.policy.path
+    return config.cold_start.enabled or bool(given and is_ours(given))
 
 
 def run_rollout(
@@ -96,28 +108,45 @@ def _learner_device(config: RunConfig) -> str:
 def print_parity(report: ParityReport, config: RunConfig, console: Console) -> None:
     """The table: each segment's differences, each control's, and whether they pass."""
     table = Table(title=f"|engine - learner| log-prob, nat, {config.policy.dtype}", box=None, pad_edge=False)
-    for heading in ("", "max", "mean", "tokens"):
+    for heading in ("", "max", "mean", "spread", "tokens"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, deviation in report.segments.items():
-        table.add_row(name, f"{deviation.max:.2e}", f"{deviation.mean:.2e}", str(deviation.tokens))
+    for name, found in report.segments.items():
+        table.add_row(name, f"{found.max:.2e}", f"{found.mean:.2e}", f"{found.spread:.2f}", str(found.tokens))
     for name, value in report.controls.items():
-        table.add_row(f"control: {name}", f"{value:.2e}", "", "")
+        table.add_row(f"control: {name}", f"{value:.2e}")
     console.print(table)
+    console.print(f"log-probs compared spread by {report.spread:.2f} nat (standard deviation)", highlight=False)
+    for warning in report.warnings():
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
     failures = parity_failures(report, config)
     console.print("\n".join(f"[red]failed:[/] {escape(failure)}" for failure in failures) or "[green]passed[/]")
 
 
 def parity_failures(report: ParityReport, config: RunConfig) -> list[str]:
     """Why engine and learner may not be used together, by the limits of the policy's precision; empty if they may."""
+    limits = config.parity
     if config.policy.dtype == "float32":
-        return report.failures(config.parity.gate_nat)
-    return report.failures(config.parity.gate_bf16_nat, CONTROL_FACTOR_BF16)
+        return report.failures(ParityGates(limits.gate_nat, limits.gate_nat))
+    return report.failures(ParityGates(limits.gate_bf16_nat, limits.gate_bf16_mean_nat, CONTROL_FACTOR_BF16))
 
 
-async def _two_turn_groups(runner: Any, tasks: tuple[VideoTask, ...]) -> list[TrajectoryGroup]:
+async def _two_turn_groups(
+    runner: Any, tasks: tuple[VideoTask, ...], generate: Generate | None
+) -> list[TrajectoryGroup]:
     """Sampled groups with at least one granted retrieval each."""
-    groups = await asyncio.gather(*(runner.roll_out(task, step=INSPECTION_STEP, greedily=False) for task in tasks))
+    groups = await asyncio.gather(
+        *(runner.roll_out(task, step=INSPECTION_STEP, greedily=False, generate=generate) for task in tasks)
+    )
     return [group for group in groups if any(_looked(trajectory.calls) for trajectory in group.trajectories_G)]
+
+
+def _why_no_look(num_tasks: int, forced: bool) -> str:
+    said = f"no frames were granted in {num_tasks} tasks, so there is no second turn to compare; "
+    if forced:
+        return (
+            f"{said}the forced calls found no room or no video (rollout.max_new_tokens, rollout.engine.max_model_len)"
+        )
+    return f"{said}put a call where the policy writes none (--force-call), or compare a cold-started policy"
 
 
 def _looked(calls: tuple) -> bool:

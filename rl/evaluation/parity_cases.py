@@ -5,6 +5,7 @@ Legend: T tokens · K scenes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -30,21 +31,30 @@ class ParityCase:
 
     token_ids: tuple[int, ...]
     segment_ids: tuple[int, ...]  # Segment values
-    engine_logprobs: tuple[float, ...]  # sampled tokens: behaviour; context: scored at temperature 1
+    engine_logprobs: tuple[float, ...]  # drawn tokens: behaviour; others: scored at temperature 1
+    drawn: tuple[bool, ...]  # by the engine, at the run's temperature; false on context and in calls that were forced
     videos: tuple[Frames, ...]
 
 
 def parity_cases(engine: PromptScorer, group: TrajectoryGroup) -> list[ParityCase]:
-    """A group's trajectories as flat tokens, their context scored by the engine."""
+    """A group's trajectories as flat tokens; the engine scores what it did not draw: context, and calls forced on it.
+
+    Those have NaN for a behaviour log-prob (rl.evaluation.forced_calls).
+    """
     cases = []
     for trajectory in group.trajectories_G:
         token_ids, videos = trajectory_tokens(trajectory), trajectory_videos(group.coarse_frames, trajectory.turns)
-        scored, segment_ids, logprobs = engine.score(token_ids, videos), [], []
+        segment_ids, behaviour = [], []
         for turn in trajectory.turns:
             context = len(turn.context_token_ids)
-            logprobs += [*scored[len(logprobs) : len(logprobs) + context], *turn.completion.logprobs]
+            behaviour += [math.nan] * context + [*turn.completion.logprobs]
             segment_ids += [int(Segment.CONTEXT)] * context + [int(turn.segment)] * len(turn.completion.token_ids)
-        cases.append(ParityCase(token_ids, tuple(segment_ids), tuple(logprobs), videos))
+        drawn = tuple(not math.isnan(logprob) for logprob in behaviour)
+        scored = engine.score(token_ids, videos)
+        logprobs = tuple(
+            own if is_drawn else score for own, score, is_drawn in zip(behaviour, scored, drawn, strict=True)
+        )
+        cases.append(ParityCase(token_ids, tuple(segment_ids), logprobs, drawn, videos))
     return cases
 
 
@@ -54,10 +64,10 @@ def with_wrong_durations(processor: Processor, case: ParityCase) -> ParityCase:
         replace(video, timestamps_s_T=tuple(WRONG_PACE * time_s for time_s in video.timestamps_s_T))
         for video in case.videos
     )
-    columns, done = ([], [], []), 0
+    columns, done = ([], [], [], []), 0
     for video, (start, stop) in zip(videos, processor.block_spans(case.token_ids, case.videos), strict=True):
         block = processor.video_block(video)
-        new = (block, [int(Segment.CONTEXT)] * len(block), [np.nan] * len(block))
+        new = (block, *([value] * len(block) for value in (int(Segment.CONTEXT), np.nan, False)))
         for column, old, piece in zip(columns, _columns(case), new, strict=True):
             column += [*old[done:start], *piece]
         done = stop
@@ -92,5 +102,5 @@ def _reversed(video: Frames, times_s_K: Sequence[float]) -> Frames:
     return replace(video, pixels_THWC=np.concatenate(scenes[::-1]), scene_lengths=lengths, timestamps_s_T=times_s_T)
 
 
-def _columns(case: ParityCase) -> tuple[tuple, tuple, tuple]:
-    return case.token_ids, case.segment_ids, case.engine_logprobs
+def _columns(case: ParityCase) -> tuple[tuple, tuple, tuple, tuple]:
+    return case.token_ids, case.segment_ids, case.engine_logprobs, case.drawn

@@ -47,20 +47,27 @@ DEEPSTACK_LEVELS, POSITION_GRID = 3, 8  # of Qwen3-VL's tower: at most as many, 
 
 
 def build_tiny_policy(
-    config: TinyPolicyConfig, scenes: ScenesConfig, folder: str | Path, seed: int, *, stock: bool = False
+    config: TinyPolicyConfig,
+    scenes: ScenesConfig,
+    folder: str | Path,
+    seed: int,
+    *,
+    stock: bool = False,
+    tied: bool = False,
 ) -> Path:
     """Build a policy with random weights and its tokenizer; equal arguments give equal files.
 
     Args:
         folder: created if needed; files in it are overwritten.
         stock: save a stock checkpoint of the family instead, without our tags and with the two-frame kernel.
+        tied: the head is the embedding, as in the families' smaller checkpoints.
     Returns:
         The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(config.vocab_size, tags=not stock)
-    model_config = _model_config(config, tokenizer, None if stock else scenes)
+    model_config = _model_config(config, tokenizer, None if stock else scenes, tied)
     ours = policy_class(FAMILIES[config.family])
     model = AutoModelForImageTextToText.from_config(model_config) if stock else ours(model_config)
     _initialise(model, seed)
@@ -98,7 +105,9 @@ def vision_section(config: TinyPolicyConfig) -> dict[str, object]:
     }
 
 
-def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: ScenesConfig | None) -> PreTrainedConfig:
+def _model_config(
+    config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: ScenesConfig | None, tied: bool
+) -> PreTrainedConfig:
     vision = vision_section(config)
     if scenes is not None:
         vision["flexivideo"] = flexivideo_section(scenes)
@@ -125,7 +134,7 @@ def _model_config(config: TinyPolicyConfig, tokenizer: Tokenizer, scenes: Scenes
         video_token_id=tokenizer.token_to_id("<|video_pad|>"),
         vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
         vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         dtype="float32",
     )
 

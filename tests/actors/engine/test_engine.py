@@ -16,6 +16,7 @@ import torch
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig
+from rl.evaluation.parity import ParityGates
 from rl.policy.families import FAMILIES
 from rl.policy.processor import Processor
 from rl.trajectory import (
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.vllm
 SCENES = ScenesConfig(budget="none")
 SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
 ENGINE = EngineConfig(kv_cache_bytes=64 * 2**20)
+FLOAT32 = ParityGates(1e-4, 1e-4)
 QUESTION = "Look at the video, decide which time window to look at again and at which frame rate, then answer."
 
 
@@ -168,7 +170,7 @@ def test_engine_and_learner_agree_in_every_segment(engine, processor, policy_dir
     report = measure_parity(engine, load_policy(policy_dir, SCENES), processor, groups, temperature=temperature)
 
     record_property("parity", report.as_dict())
-    assert report.failures(gate_nat=1e-4) == []
+    assert report.failures(FLOAT32) == []
     assert {name: part.tokens for name, part in report.segments.items()}["sampling"] == 3 * 4 * 12
     assert set(report.controls) == {"wrong_durations", "shifted_pixels", "permuted_scenes"}
 
@@ -311,7 +313,7 @@ def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp
     report = measure_parity(engine, learner, processor, [play_group(engine, processor, siblings=2)], temperature=1.0)
     engine.load_weights(stored_weights(policy_dir).items(), 10)
 
-    assert report.failures(gate_nat=1e-4) == []
+    assert report.failures(FLOAT32) == []
 
 
 @FOR_EACH_FAMILY
@@ -488,7 +490,7 @@ def test_engine_and_learner_agree_however_videos_are_encoded(scenes, open_engine
     report = measure_parity(engine, load_policy(folder, scenes), processor, [group], temperature=1.0)
 
     record_property("parity", report.as_dict())
-    assert report.failures(gate_nat=1e-4) == []
+    assert report.failures(FLOAT32) == []
 
 
 def stored_weights(folder) -> dict[str, torch.Tensor]:

@@ -1,0 +1,53 @@
+"""Calls forced where a policy writes none: a second turn to compare before the policy has learned to ask for one.
+
+The first turn's own tokens stay; the call behind them is made. It was not drawn, so it has no behaviour log-probs: they
+are NaN, and `rl.evaluation.parity_cases` has the engine score those tokens like the context.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from envs.prompts import VideoProcessor, encode_reply
+from envs.retrieval import render_call
+from envs.rollout import Generate
+from rl.trajectory import Completion, GenerateRequest, TimeSpan
+
+OWN_TOKENS = 32  # of a turn: as long as a call, few enough for a large policy on CPU
+WINDOW_S, FPS = 4.0, 2.0  # of a made call, at most
+STARTS = 8  # siblings look at windows that start at as many different places
+
+
+class CallForcing:
+    """An engine whose trajectories look once: at the policy's own call if it writes one, else at a made one."""
+
+    def __init__(self, generate: Generate, processor: VideoProcessor) -> None:
+        """
+        Args:
+            generate: the engine.
+            processor: of the policy; it encodes the made calls.
+        """
+        self._generate = generate
+        self._processor = processor
+
+    async def __call__(self, request: GenerateRequest) -> Completion:
+        """As the engine, with turns of `OWN_TOKENS` at most, and a call at the end of those before the first look."""
+        ids, left = self._processor.ids, request.sampling.max_new_tokens
+        looked = len(request.videos) > 1
+        call = () if looked else self._call(request)
+        own = min(OWN_TOKENS, left if looked else (left - len(call)) // 2)  # as much for the answer
+        if own < 1:
+            return await self._generate(request)
+        drawn = await self._generate(replace(request, sampling=replace(request.sampling, max_new_tokens=own)))
+        if looked or drawn.token_ids[-1] == ids.fps_close:
+            return drawn
+        kept = drawn.token_ids[:-1] if drawn.token_ids[-1] == ids.im_end else drawn.token_ids
+        logprobs = (*drawn.logprobs[: len(kept)], *(math.nan for _ in call))
+        return replace(drawn, token_ids=(*kept, *call), logprobs=logprobs, finish_reason="stop")
+
+    def _call(self, request: GenerateRequest) -> tuple[int, ...]:
+        """A window in the clip's first half or beyond it, another one for each sibling; the clip's end cuts it off."""
+        last_s = request.videos[0].timestamps_s_T[-1]
+        start_s = round(0.5 * last_s * (request.sampling.seed % STARTS) / STARTS, 2)
+        return encode_reply(render_call(TimeSpan(start_s, start_s + WINDOW_S), FPS), self._processor)
