@@ -39,6 +39,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "envs/video/",
     "envs/answers/",
     "rl/policy/vllm/",
+    "rl/policy/stock/",
     "rl/policy/",
     "rl/config/",
     "rl/user_code/",

@@ -21,6 +21,7 @@ from rl.cli.encode_stats import encode_stats
 from rl.cli.evaluate import compare, evaluate, export, report
 from rl.cli.faults import chaos, verify_resume
 from rl.cli.inspect import parity, rollout
+from rl.cli.make_checkpoint import make_checkpoint
 from rl.cli.terminal import configure_logging, errors, say, show_tracebacks, tracebacks_shown
 from rl.cli.train import cold_start, submit, train
 from rl.config.errors import ConfigError
@@ -39,6 +40,7 @@ COMMANDS = {  # heading in --help -> name -> function
     },
     "Prove it": {
         **{"parity": parity, "verify-resume": verify_resume, "chaos": chaos, "encode-stats": encode_stats},
+        "make-checkpoint": make_checkpoint,
     },
 }
 

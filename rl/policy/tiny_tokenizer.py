@@ -45,15 +45,7 @@ def train_tokenizer(vocab_size: int, *, tags: bool = True) -> Tokenizer:
         vocab_size: of the model; the tokenizer, special tokens and tags included, stays within it.
         tags: add `<span>` and the other tags as single, non-special tokens.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_PIECES), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = qwen_splitting_bpe()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAG_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -63,6 +55,22 @@ def train_tokenizer(vocab_size: int, *, tags: bool = True) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
     if tags:
         tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in TAG_TOKENS])
+    return tokenizer
+
+
+def qwen_splitting_bpe(
+    vocabulary: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None
+) -> Tokenizer:
+    """A byte-level BPE that normalises and splits text as Qwen2.5 does; without a vocabulary, one to be trained."""
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges) if vocabulary else models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_PIECES), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 

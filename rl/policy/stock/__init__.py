@@ -1,0 +1,1 @@
+"""Checkpoints as the hub ships them: published files, vocabulary, and random ones at real widths."""
