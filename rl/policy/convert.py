@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoConfig
 
 from rl.config.policy import ScenesConfig
-from rl.policy.families import STOCK_KERNEL, Family, family_of, read_config
+from rl.policy.configuration import own_configuration, read_configuration
+from rl.policy.families import STOCK_KERNEL, Family, family_of, is_ours, read_config
 from rl.policy.geometry import padded_vocab, require_explicit_clock
 from rl.policy.patch_embed import expand_temporal_kernel
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, flexivideo_section, require_inert, require_scenes
@@ -44,9 +44,8 @@ def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path
         raise PolicyFilesError(f"policy.path={path}: no config.json; give a Hugging Face folder of a policy")
     require_inert(path)
     family_of(path)
-    config = AutoConfig.from_pretrained(path)
-    if getattr(config.vision_config, "flexivideo", None):
-        require_scenes(config, scenes, path)
+    if is_ours(read_config(path / "config.json")):
+        require_scenes(read_configuration(path), scenes, path)
         return path
     origin = f"{path.resolve()} {(path / 'config.json').stat().st_mtime_ns} {flexivideo_section(scenes)} {seed}"
     folder = Path(cache_dir) / "converted" / hashlib.sha256(origin.encode()).hexdigest()[:16]
@@ -63,7 +62,7 @@ def convert_stock_checkpoint(source: str | Path, target: str | Path, scenes: Sce
     require_inert(source)
     family = family_of(source)
     require_explicit_clock(read_config(source / "config.json"), family, source / "config.json")
-    config = AutoConfig.from_pretrained(source)
+    config = own_configuration(read_configuration(source).to_dict(), family)
     tokenizer, new_ids = _tagged_tokenizer(source)
     vocab_size = max(config.text_config.vocab_size, tokenizer.get_vocab_size())
     config.text_config.vocab_size = padded_vocab(vocab_size)

@@ -35,7 +35,8 @@ class SceneTime(Enum):
 class Family:
     """What distinguishes a model family for everything that both engine and learner do."""
 
-    model_type: str  # config.json's
+    model_type: str  # config.json's, of a stock checkpoint
+    own_model_type: str  # of a folder of ours, which stock classes cannot read
     architecture: str  # the name under which the engine knows it, and the learner's class
     learner: str  # module of that class
     engine: str  # module:class
@@ -56,6 +57,7 @@ class Family:
 
 QWEN2_5_VL = Family(
     model_type="qwen2_5_vl",
+    own_model_type="flexivideo_qwen2_5_vl",
     architecture="FlexiVideoForConditionalGeneration",
     learner="rl.policy.qwen2_5_vl",
     engine="rl.policy.vllm.qwen2_5_vl:FlexiVideoForConditionalGeneration",
@@ -70,6 +72,7 @@ QWEN2_5_VL = Family(
 )
 QWEN3_VL = Family(
     model_type="qwen3_vl",
+    own_model_type="flexivideo_qwen3_vl",
     architecture="FlexiVideoQwen3VLForConditionalGeneration",
     learner="rl.policy.qwen3_vl",
     engine="rl.policy.vllm.qwen3_vl:FlexiVideoQwen3VLForConditionalGeneration",
@@ -83,6 +86,7 @@ QWEN3_VL = Family(
     on_the_hub="Qwen/Qwen3-VL-4B-Instruct",
 )
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (QWEN2_5_VL, QWEN3_VL)}
+BY_MODEL_TYPE: Mapping[str, Family] = {**FAMILIES, **{family.own_model_type: family for family in FAMILIES.values()}}
 MISSING = {  # relatives, and what is missing for them
     "qwen3_vl_moe": "its experts would need their routing replayed and their weights read back one by one",
     "qwen3_5": "its linear attention has no shared-prefix and no parity proof here",
@@ -108,13 +112,21 @@ def family_in(config: Mapping[str, Any], path: str | Path) -> Family:
         path: of the file, for the message.
     """
     model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    family = BY_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         told = repr(model_type)[:60] if model_type is not None else "(none)"
         missing = f" ({MISSING[model_type]})" if isinstance(model_type, str) and model_type in MISSING else ""
         known = ", ".join(f"{known.model_type!r} such as {known.on_the_hub}" for known in FAMILIES.values())
         raise PolicyFilesError(f"{path}: model_type {told} cannot be trained here{missing}; what can is {known}")
+    if model_type == family.own_model_type and not is_ours(config):
+        raise PolicyFilesError(f"{path}: model_type {model_type!r} without vision_config.flexivideo; export it again")
     return family
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a policy of ours, which reads scenes, and not of a stock checkpoint."""
+    vision = config.get("vision_config")
+    return isinstance(vision, dict) and bool(vision.get("flexivideo"))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,157 +1,20 @@
-"""The policy on the learner's side: what all families share. It reads packed scenes and scores tokens.
-
-Files and names are those of rl.policy.policy_folder; the families' own classes stand in rl.policy.qwen2_5_vl and
-rl.policy.qwen3_vl.
-
-Every forward makes exactly one call of the vision tower, with a scene times zero where the micro-batch holds no video,
-and one of the head, so that ranks meet in the same collectives.
-
-Legend: B sequences · T tokens · N visual tokens · E hidden size · V vocabulary · S scored tokens.
-"""
+"""The learner's policy, loaded from a folder and saved to one. Files and names are those of rl.policy.policy_folder."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
-from transformers import AutoConfig
-from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rl.config.policy import ScenesConfig
+from rl.policy.configuration import read_configuration
 from rl.policy.families import Family, family_of
-from rl.policy.geometry import PackedVideo
-from rl.policy.patch_embed import FlexiPatchEmbed
 from rl.policy.policy_folder import require_inert, require_scenes
 from rl.policy.processor import Processor
-from rl.policy.scoring_head import Scoring
 from rl.policy.token_ids import PolicyFilesError
-from rl.policy.vision_tower import VisualTokens
-
-
-class VideoPolicy(nn.Module):
-    """A transformers model that reads packed scenes and is always told every token's position.
-
-    A family's class stands before its stock class: `class Ours(VideoPolicy, Stock)`, and says how its tower encodes
-    (`encode_videos`) and how its language model takes visual tokens (`decode`).
-    """
-
-    def encode_videos(self, videos: Sequence[PackedVideo]) -> VisualTokens:
-        """Visual tokens of the videos' placeholders, in order: one call of the vision tower."""
-        raise NotImplementedError
-
-    def decode(
-        self, embeddings_BTE: torch.Tensor, placeholders_BT: torch.Tensor, visual: VisualTokens | None, **inputs: Any
-    ) -> Any:
-        """The language model's output for embedded tokens; `visual` are those of the placeholders, where there are any.
-
-        Args:
-            inputs: attention_mask, position_ids, past_key_values, use_cache.
-        """
-        raise NotImplementedError
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, FlexiPatchEmbed):
-            init.normal_(module.weight, std=self.config.vision_config.initializer_range)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        videos: Sequence[PackedVideo] = (),
-        *,
-        scoring: Scoring | None = None,
-        past_key_values: object | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int = 0,
-        return_dict: bool = True,
-    ) -> CausalLMOutputWithPast | tuple[torch.Tensor, torch.Tensor]:
-        """One pass over right-padded sequences.
-
-        Args:
-            input_ids: (B, T) with every placeholder expanded.
-            attention_mask: (B, T), 0 on padding; None if there is none.
-            position_ids: (3, B, T) from `mrope_positions`; never guessed.
-            videos: all videos of all rows, in order of appearance, row after row.
-            scoring: if given, log-probs (B, T) and entropies (B, T) come back instead of logits, zero where not asked.
-            past_key_values: passed by `generate(input_ids, position_ids=..., videos=...)`, which continues positions
-                by itself; so are `use_cache`, `logits_to_keep` and `return_dict`.
-        Raises:
-            ValueError: no positions, or placeholders and videos do not match.
-        """
-        if position_ids is None:
-            raise ValueError("position_ids are needed: they come from rl.policy.positions.mrope_positions")
-        embeddings_BTE = self.model.language_model.embed_tokens(input_ids)
-        placeholders_BT, visual = input_ids == self.config.video_token_id, None
-        if past_key_values is None or past_key_values.get_seq_length() == 0:
-            embeddings_BTE, visual = self._with_videos(placeholders_BT, embeddings_BTE, videos)
-        output = self.decode(
-            embeddings_BTE,
-            placeholders_BT,
-            visual,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
-        if scoring is not None:
-            return self._scores(input_ids, output.last_hidden_state, scoring)
-        hidden_BTE = output.last_hidden_state[:, -logits_to_keep:]
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden_BTE), past_key_values=output.past_key_values)
-
-    def _with_videos(
-        self, placeholders_BT: torch.Tensor, embeddings_BTE: torch.Tensor, videos: Sequence[PackedVideo]
-    ) -> tuple[torch.Tensor, VisualTokens | None]:
-        given, asked = sum(map(self._num_tokens, videos)), int(placeholders_BT.sum())
-        if given != asked:
-            raise ValueError(f"{asked} video placeholders, but {len(videos)} videos with {given} tokens")
-        if not videos:
-            return embeddings_BTE + 0.0 * self.encode_videos([self._blank_scene()]).sum(), None
-        visual = self._encode_distinct(videos).to(embeddings_BTE.dtype)
-        return embeddings_BTE.masked_scatter(placeholders_BT[..., None], visual.embeddings_NE), visual
-
-    def _encode_distinct(self, videos: Sequence[PackedVideo]) -> VisualTokens:
-        """As `encode_videos`, but a video that siblings share (one object) is encoded once."""
-        distinct = list(dict.fromkeys(videos))
-        if len(distinct) == len(videos):
-            return self.encode_videos(videos)
-        places = {video: place for place, video in enumerate(distinct)}
-        sizes = [self._num_tokens(video) for video in distinct]
-        return self.encode_videos(distinct).taken(sizes, [places[video] for video in videos])
-
-    def _num_tokens(self, video: PackedVideo) -> int:
-        return video.num_scenes * video.patches_per_frame // self.config.vision_config.spatial_merge_size**2
-
-    def _blank_scene(self) -> PackedVideo:
-        vision = self.config.vision_config
-        side = vision.spatial_merge_size
-        return PackedVideo(np.zeros((side * side, 3 * vision.patch_size**2), np.uint8), (1,), side, side, (0.0,))
-
-    def _scores(
-        self, input_ids: torch.Tensor, hidden_BTE: torch.Tensor, scoring: Scoring
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        scored_BT = scoring.scored_BT[:, 1:].to(input_ids.device)
-        if not scored_BT.any():  # the head must run on every rank
-            blank_BT = (hidden_BTE[..., :1].sum() * 0 + self.lm_head(hidden_BTE[:1, :1]).sum() * 0).expand(
-                input_ids.shape
-            )
-            return blank_BT.float(), torch.zeros_like(blank_BT, dtype=torch.float32)
-        targets_S = input_ids[:, 1:][scored_BT]
-        if not scoring.allowed_V.to(input_ids.device)[targets_S].all():
-            raise ValueError("a token to be scored is one the policy may not sample (a vision token or a padding id)")
-        logprob_S, entropy_S = self.lm_head(hidden_BTE[:, :-1][scored_BT], targets_S, scoring)
-        blank_BT = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
-        where_BT = nn.functional.pad(scored_BT, (1, 0))
-        return blank_BT.masked_scatter(where_BT, logprob_S), blank_BT.masked_scatter(where_BT, entropy_S)
+from rl.policy.video_policy import VideoPolicy
 
 
 def load_policy(folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | str = torch.float32) -> VideoPolicy:
@@ -163,7 +26,7 @@ def load_policy(folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | s
     """
     require_inert(Path(folder))
     family = family_of(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_configuration(folder)
     require_scenes(config, scenes, folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     model, loading = policy_class(family).from_pretrained(

@@ -1,7 +1,7 @@
 """A policy's folder: what it may hold, that nothing in it runs code, and the scene parameters it was made for.
 
-A policy folder is an ordinary Hugging Face folder. Its config.json says the family's `model_type` (AutoConfig reads it
-without remote code), `architectures` (the name under which the engine's plugin registers; rl.policy.families), and
+A policy folder is an ordinary Hugging Face folder. Its config.json says a `model_type` of ours (rl.policy.families; up
+to version 0.3.0 the stock one), `architectures` (the name under which the engine's plugin registers) and
 `vision_config.flexivideo`: every field of ScenesConfig plus `fingerprint`. Weights carry the stock names
 (`model.visual.`, `model.language_model.`, `lm_head.`) except the patch embedding's: `model.visual.patch_embed.weight`
 of shape (C, 3, init_frames, p, p) stands for `model.visual.patch_embed.proj.weight`, and `.bias` likewise; in `fixed`
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.config.policy import ScenesConfig
-from rl.policy.families import read_config
+from rl.policy.families import FAMILIES, read_config
 from rl.policy.scenes import fingerprint
 from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+READ_BY_US = {family.own_model_type for family in FAMILIES.values()}  # code beside such a config.json is for others
 MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
     "video_token_id": "video_pad",
     "image_token_id": "image_pad",
@@ -59,7 +60,8 @@ def require_inert(folder: Path) -> None:
     for path in weights:
         _require_safetensors(path)
     for name in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in _json_object(folder / name):
+        found = _json_object(folder / name)
+        if "auto_map" in found and found.get("model_type") not in READ_BY_US:
             raise PolicyFilesError(
                 f"{folder / name}: names code of its own (auto_map), which is never run here; remove that key if the "
                 "checkpoint needs none of it"

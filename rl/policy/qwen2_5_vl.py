@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
@@ -19,12 +19,13 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from rl.config.policy import ScenesConfig
+from rl.policy.configuration import FlexiVideoQwen2_5_VLConfig
 from rl.policy.families import QWEN2_5_VL
 from rl.policy.geometry import PackedVideo
-from rl.policy.model import VideoPolicy
 from rl.policy.patch_embed import make_patch_embed
 from rl.policy.policy_folder import scenes_of
 from rl.policy.scoring_head import ScoringHead
+from rl.policy.video_policy import VideoPolicy
 from rl.policy.vision_tower import VisualTokens, attend_in_one_call, run_tower
 
 
@@ -47,7 +48,9 @@ class WindowAttention(Qwen2_5_VLVisionAttention):
 class FlexiVideoForConditionalGeneration(VideoPolicy, Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL that reads packed scenes."""
 
-    def __init__(self, config: Qwen2_5_VLConfig) -> None:
+    config_class = FlexiVideoQwen2_5_VLConfig
+
+    def __init__(self, config: FlexiVideoQwen2_5_VLConfig) -> None:
         super(Qwen2_5_VLForConditionalGeneration, self).__init__(config)
         text = config.text_config
         self.scenes = scenes_of(config)

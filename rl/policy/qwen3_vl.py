@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLModel,
@@ -23,12 +23,13 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from rl.config.policy import ScenesConfig
+from rl.policy.configuration import FlexiVideoQwen3VLConfig
 from rl.policy.families import QWEN3_VL
 from rl.policy.geometry import PackedVideo
-from rl.policy.model import VideoPolicy
 from rl.policy.patch_embed import make_patch_embed
 from rl.policy.policy_folder import scenes_of
 from rl.policy.scoring_head import ScoringHead
+from rl.policy.video_policy import VideoPolicy
 from rl.policy.vision_tower import VisualTokens, attend_in_one_call, run_tower
 
 
@@ -53,7 +54,9 @@ class SceneAttention(Qwen3VLVisionAttention):
 class FlexiVideoQwen3VLForConditionalGeneration(VideoPolicy, Qwen3VLForConditionalGeneration):
     """Qwen3-VL that reads packed scenes."""
 
-    def __init__(self, config: Qwen3VLConfig) -> None:
+    config_class = FlexiVideoQwen3VLConfig
+
+    def __init__(self, config: FlexiVideoQwen3VLConfig) -> None:
         super(Qwen3VLForConditionalGeneration, self).__init__(config)
         text = config.text_config
         self.scenes = scenes_of(config)

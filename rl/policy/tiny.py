@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy.configuration import configuration_class
 from rl.policy.convert import added_tokens
 from rl.policy.families import FAMILIES
 from rl.policy.geometry import padded_vocab
@@ -126,8 +128,9 @@ def _model_config(
     }
     if config.family == "qwen3_vl":
         text["head_dim"] = HEAD_DIM
-    return AutoConfig.for_model(
-        config.family,
+    family = FAMILIES[config.family]
+    make = configuration_class(family) if scenes is not None else partial(AutoConfig.for_model, family.model_type)
+    return make(
         text_config=text,
         vision_config=vision,
         image_token_id=tokenizer.token_to_id("<|image_pad|>"),

@@ -24,7 +24,7 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
-from rl.policy.families import FAMILIES, Markers
+from rl.policy.families import BY_MODEL_TYPE, Markers
 from rl.policy.geometry import PackedVideo
 from rl.policy.layout import find_marked, marked_counts
 
@@ -67,7 +67,7 @@ class SceneProcessingInfo(BaseProcessingInfo):
 
     def markers(self) -> Markers:
         """Where the family puts them."""
-        return FAMILIES[self.get_hf_config().model_type].markers
+        return BY_MODEL_TYPE[self.get_hf_config().model_type].markers
 
     def tokens_per_dummy_scene(self) -> int:
         return (DUMMY_GRID // self.get_hf_config().vision_config.spatial_merge_size) ** 2

@@ -52,6 +52,7 @@ def register() -> None:
     alias_missing_torchvision()
     tolerate_odd_modules()
     end_with_parent()
+    importlib.import_module("rl.policy.configuration").register()
     ModelRegistry = importlib.import_module("vllm").ModelRegistry
     known = ModelRegistry.get_supported_archs()
     for family in FAMILIES.values():

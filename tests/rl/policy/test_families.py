@@ -185,6 +185,10 @@ CHANGED = {
         {"model_type": "llava"},
         r"model_type 'llava' cannot be trained here; what can is 'qwen2_5_vl'",
     ),
+    "ours, without its section": (
+        {"model_type": "flexivideo_qwen3_vl", "vision_config": {}},
+        r"model_type 'flexivideo_qwen3_vl' without vision_config\.flexivideo",
+    ),
     "no architecture": ({"model_type": None}, r"model_type \(none\)"),
     "a list": ({"model_type": ["qwen3_vl"]}, r"model_type \['qwen3_vl'\] cannot"),
 }

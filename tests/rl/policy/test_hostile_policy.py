@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from rl.policy.convert import convert_stock_checkpoint, prepare_policy
-from rl.policy.model import load_policy
+from rl.policy.model import load_policy, save_policy
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
 from tests.rl.policy.conftest import SCENES
@@ -73,15 +73,28 @@ def test_what_only_calls_itself_safetensors_is_refused(kind, tiny_dir, copy_of, 
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_beside_the_weights_is_refused_and_not_imported(file, tiny_dir, copy_of, mark, tmp_path):
-    folder = copy_of(tiny_dir)
+def with_code(folder, file, mark):
+    """The folder, one of its files naming code that makes a folder when it is imported."""
     path = folder / file
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(config | {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}))
+    evil = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoProcessor": "evil.Evil"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": evil}))
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Evil: pass\n")
-    refused(folder, r"names code of its own \(auto_map\)", tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_the_weights_is_refused_and_not_imported(file, stock_dir, copy_of, mark, tmp_path):
+    refused(with_code(copy_of(stock_dir), file, mark), r"names code of its own \(auto_map\)", tmp_path)
     assert not mark.exists()
+
+
+def test_an_export_of_ours_is_read_by_this_package_whatever_code_lies_in_it(tiny_dir, copy_of, mark, tmp_path):
+    folder = with_code(copy_of(tiny_dir), "config.json", mark)
+    model = load_policy(folder, SCENES)
+    processor = Processor.from_pretrained(folder, SCENES)
+    assert prepare_policy(folder, SCENES, tmp_path / "cache") == folder
+    save_policy(model, processor, tmp_path / "saved")
+    assert "auto_map" not in (tmp_path / "saved" / "config.json").read_text() and not mark.exists()
 
 
 def test_shards_lie_beside_their_index(tiny_dir, copy_of, tmp_path):

@@ -1,5 +1,7 @@
 """The learner's side of the policy, against stock transformers where there is a stock to compare with."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from rl.config.policy import ScenesConfig
-from rl.policy.convert import convert_stock_checkpoint
+from rl.policy.convert import convert_stock_checkpoint, prepare_policy
 from rl.policy.model import freeze_vision, load_policy, save_policy
 from rl.policy.processor import Processor
 from rl.policy.scoring_head import token_logprobs
@@ -210,6 +212,17 @@ def test_saved_policy_loads_as_it_was(model, processor, family, tmp_path):
     assert all(torch.equal(mine, its) for mine, its in zip(model.parameters(), again.parameters(), strict=True))
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert files | {"chat_template.jinja"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_folder_of_version_0_3_0_says_the_stock_model_type_and_is_saved_under_ours(tiny_dir, family, tmp_path):
+    old, saved = tmp_path / "old", tmp_path / "saved"
+    shutil.copytree(tiny_dir, old)
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(config | {"model_type": family.model_type}))
+    assert prepare_policy(old, SCENES, tmp_path / "cache") == old
+    save_policy(load_policy(old, SCENES), Processor.from_pretrained(old, SCENES), saved)
+    assert json.loads((saved / "config.json").read_text())["model_type"] == family.own_model_type
+    assert (saved / "model.safetensors").read_bytes() == (old / "model.safetensors").read_bytes()
 
 
 def test_other_scene_parameters_are_refused_by_name(tiny_dir, stock_dir):

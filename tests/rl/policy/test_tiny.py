@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy.configuration import read_configuration
 from rl.policy.convert import canonical_name, convert_stock_checkpoint, prepare_policy
 from rl.policy.families import STOCK_KERNEL
 from rl.policy.model import load_policy
@@ -38,8 +39,8 @@ def test_default_policy_has_one_to_three_million_parameters(tmp_path):
 
 
 def test_folder_is_an_ordinary_one(tiny_dir, processor, family):
-    config = AutoConfig.from_pretrained(tiny_dir)
-    assert config.model_type == family.model_type and config.architectures == [family.architecture]
+    config = read_configuration(tiny_dir)
+    assert config.model_type == f"flexivideo_{family.model_type}" and config.architectures == [family.architecture]
     assert config.vision_config.flexivideo["tau"] == 0.2 and len(config.vision_config.flexivideo["fingerprint"]) == 12
     tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
     text = "<|im_start|>user\nWhich colour at 12.5 s?<|im_end|>\n<think><span>1 - 2</span>"
