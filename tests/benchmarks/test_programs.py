@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy.tiny import build_tiny_policy
 from tests.envs.setting import write_clip
 from tests.rl.report.recorded_run import write_run
 
@@ -119,6 +121,16 @@ def test_report(tmp_path):
     assert_positive(row, "trajectories", "page MiB", "build s", "build CPU s")
     if row["ready ms"] != "no browser":
         assert_positive(row, "ready ms", "open ms")
+
+
+def test_fidelity(tmp_path):
+    stock = build_tiny_policy(
+        TinyPolicyConfig(family="qwen3_vl"), ScenesConfig(), tmp_path / "stock", seed=3, stock=True
+    )
+    (rows,) = run("fidelity.py", stock)
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16"]
+    assert all(row["tokens"] == row["positions"] == "equal" for row in rows)
+    assert all(row["tower"] == row["logits"] == "0.0e+00" for row in rows)
 
 
 def test_batch_invariance():
