@@ -15,7 +15,11 @@ def encode_stats(
     clips: Annotated[list[Path], typer.Argument(metavar="CLIPS", help="Videos, and folders to search for them.")],
     fps: Annotated[str, typer.Option(help="Frame rates, separated by commas.")] = "2,4,8,10",
     geometry: Annotated[
-        str, typer.Option(help="Vision tower: tiny | qwen2.5-vl-3b (needs no weights) | a checkpoint's FOLDER.")
+        str,
+        typer.Option(
+            help="Vision tower: tiny | tiny-qwen3-vl | qwen2.5-vl-3b | qwen3-vl-4b | qwen3-vl-8b (need no weights) | "
+            "a checkpoint's FOLDER."
+        ),
     ] = "tiny",
     measure: Annotated[
         bool | None,

@@ -26,7 +26,7 @@ from envs.video.reader import VideoError, VideoIndex, VideoReader
 from rl.config.errors import ConfigError
 from rl.encode_stats.inputs import EncodeLimits, find_videos
 from rl.encode_stats.rows import MODES, Block, EncoderCost, EncodeReport, EncodeRow, Measured, Skipped, block_times
-from rl.encode_stats.vision_config import VisionSizes, named_vision_config
+from rl.encode_stats.vision_config import VisionGeometry, named_geometry
 from rl.policy.geometry import Geometry
 from rl.policy.processor import Processor
 from rl.policy.scenes import segment_scenes
@@ -62,22 +62,22 @@ def encode_stats(
     Args:
         paths: files, and folders to be searched with all that is in them.
         rates: frames per second.
-        geometry_name: tiny, qwen2.5-vl-3b, or a checkpoint's folder.
+        geometry_name: one of `vision_config.GEOMETRIES`, or a checkpoint's folder.
         measure: run a vision tower of that size, or only count; None: run it if it is small.
         repeats: of each measurement of seconds.
         on_clip: is given the rows of a clip as soon as it is done.
     Raises:
         ConfigError: no such geometry, or not one readable video among the paths.
     """
-    vision = named_vision_config(geometry_name)
+    geometry = named_geometry(geometry_name)
     videos, skipped = find_videos(paths)
-    processors = _processors(VisionSizes.of(vision), limits)
+    processors = _processors(geometry, limits)
     from rl.encode_stats.tower import FlopCounter, Tower
 
-    flops = FlopCounter(vision, MODES)
+    flops = FlopCounter(geometry, MODES)
     if measure is None:
         measure = flops.parameters <= MEASURED_PARAMETERS
-    tower = Tower(vision, MODES) if measure and videos else None
+    tower = Tower(geometry, MODES) if measure and videos else None
     rows: list[EncodeRow] = []
     with (
         VideoReader(timeout_s=limits.decode_timeout_s, workers=1, frame_cache_bytes=0) as reader,
@@ -154,7 +154,7 @@ class ClipMeter:
         return {mode: EncoderCost(seconds[mode], peaks[mode]) for mode in packed}
 
 
-def _processors(sizes: VisionSizes, limits: EncodeLimits) -> dict[str, Processor]:
+def _processors(geometry: VisionGeometry, limits: EncodeLimits) -> dict[str, Processor]:
     """One per mode; no text goes through them, so any tokenizer will do.
 
     Raises:
@@ -162,11 +162,11 @@ def _processors(sizes: VisionSizes, limits: EncodeLimits) -> dict[str, Processor
     """
     from rl.policy.tiny import train_tokenizer
 
-    unit = sizes.patch * sizes.merge
+    unit = geometry.patch * geometry.merge
     if limits.max_pixels < unit * unit:
         raise ConfigError(f"--max-pixels must be at least {unit * unit} ({unit} x {unit}), got {limits.max_pixels}")
     tokenizer = train_tokenizer(VOCABULARY)
-    shape = Geometry(sizes.patch, sizes.merge, tokens_per_second=2, vocab_size=VOCABULARY)
+    shape = Geometry(geometry.patch, geometry.merge, 2, VOCABULARY, geometry.family)
     return {mode: Processor(tokenizer, shape, scenes, Path()) for mode, scenes in MODES.items()}
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from rl.config.policy import ScenesConfig
 from rl.encode_stats.peak_memory import PeakMemory
+from rl.encode_stats.vision_config import VisionGeometry
 from rl.policy.patch_embed import make_patch_embed
 from rl.policy.vision_tower import make_vision_tower, run_tower
 
@@ -25,17 +26,16 @@ from rl.policy.vision_tower import make_vision_tower, run_tower
 class Tower:
     """A vision tower of random weights and one patch embedding per mode, each of which fits its scenes."""
 
-    def __init__(self, vision: Mapping[str, Any], modes: Mapping[str, ScenesConfig]) -> None:
+    def __init__(self, geometry: VisionGeometry, modes: Mapping[str, ScenesConfig]) -> None:
         """
         Args:
-            vision: a `vision_config` section.
             modes: names and scene parameters.
         """
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        config = Qwen2_5_VLVisionConfig(**vision)
-        self._visual = make_vision_tower(config, next(iter(modes.values())))
-        self._embeds = _patch_embeds(config, modes)
+        config = tower_config(geometry)
+        self._visual = make_vision_tower(config, next(iter(modes.values())), geometry.family)
+        self._embeds = _patch_embeds(geometry, config, modes)
         for embed in self._embeds.values():
             torch.nn.init.normal_(embed.weight, std=config.initializer_range)
 
@@ -56,20 +56,19 @@ class Tower:
 class FlopCounter:
     """Counts what encoding costs in a tower on the meta device, without weights.
 
-    A window never spans scenes, so that a block of K scenes costs K times what one scene does, but for the patch
+    Attention never spans scenes, so that a block of K scenes costs K times what one scene does, but for the patch
     embedding, whose kernels are resampled to the scenes' lengths.
     """
 
-    def __init__(self, vision: Mapping[str, Any], modes: Mapping[str, ScenesConfig]) -> None:
+    def __init__(self, geometry: VisionGeometry, modes: Mapping[str, ScenesConfig]) -> None:
         """
         Args:
-            vision: a `vision_config` section.
             modes: names and scene parameters.
         """
-        self._config = Qwen2_5_VLVisionConfig(**vision)
+        self._config = tower_config(geometry)
         with torch.device("meta"):
-            self._visual = make_vision_tower(self._config, ScenesConfig(mode="fixed"))
-            self._embeds = _patch_embeds(self._config, modes)
+            self._visual = make_vision_tower(self._config, ScenesConfig(mode="fixed"), geometry.family)
+            self._embeds = _patch_embeds(geometry, self._config, modes)
         self.parameters = sum(weight.numel() for weight in self._visual.parameters())  # with the stock kernel
         self._of_one_scene: dict[tuple[int, int], int] = {}  # (grid_h, grid_w) -> operations
 
@@ -102,16 +101,27 @@ class FlopCounter:
         return counter.get_total_flops()
 
     def _count_one_scene(self, grid_h: int, grid_w: int) -> int:
-        embedded_PE = torch.empty(grid_h * grid_w, self._config.hidden_size, device="meta")
+        patches = grid_h * grid_w
+        embedded_PE = torch.empty(patches, self._config.hidden_size, device="meta")
         grids = torch.tensor([(1, grid_h, grid_w)])  # on the CPU: windows are cut by its numbers
-        positions_P2 = torch.empty(grid_h * grid_w, 2, dtype=torch.long, device="meta")
+        places = {"position_ids": torch.empty(patches, 2, dtype=torch.long, device="meta")}
+        if hasattr(self._visual, "pos_embed"):  # learned positions, interpolated between four
+            places["interp_indices"] = torch.empty(patches, 4, dtype=torch.long, device="meta")
+            places["interp_weights"] = torch.empty(patches, 4, device="meta")
         with FlopCounterMode(display=False) as counter:
-            self._visual(embedded_PE, grid_thw=grids, position_ids=positions_P2)
+            self._visual(embedded_PE, grid_thw=grids, **places)
         return counter.get_total_flops()
 
 
-def _patch_embeds(config: Qwen2_5_VLVisionConfig, modes: Mapping[str, ScenesConfig]) -> dict[str, torch.nn.Module]:
+def tower_config(geometry: VisionGeometry) -> PreTrainedConfig:
+    """transformers' configuration of the tower alone."""
+    return AutoConfig.for_model(geometry.family.model_type, vision_config=dict(geometry.vision)).vision_config
+
+
+def _patch_embeds(
+    geometry: VisionGeometry, config: PreTrainedConfig, modes: Mapping[str, ScenesConfig]
+) -> dict[str, torch.nn.Module]:
+    sizes = (config.hidden_size, config.patch_size)
     return {
-        mode: make_patch_embed(config.hidden_size, config.patch_size, scenes).requires_grad_(False)
-        for mode, scenes in modes.items()
+        mode: make_patch_embed(*sizes, scenes, geometry.family).requires_grad_(False) for mode, scenes in modes.items()
     }

@@ -16,7 +16,7 @@ import torch
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig
-from rl.evaluation.parity import ParityGates
+from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityGates
 from rl.policy.families import FAMILIES
 from rl.policy.processor import Processor
 from rl.trajectory import (
@@ -37,20 +37,36 @@ SCENES = ScenesConfig(budget="none")
 SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
 ENGINE = EngineConfig(kv_cache_bytes=64 * 2**20)
 FLOAT32 = ParityGates(1e-4, 1e-4)
+BFLOAT16 = ParityGates(0.1, 0.02, CONTROL_FACTOR_BF16)
+LOUDER, QUIETER = 8.0, 0.25  # heads of a tiny policy, its own and a tied one; powers of two: exact, and back again
 QUESTION = "Look at the video, decide which time window to look at again and at which frame rate, then answer."
 
 
-FOR_EACH_FAMILY = pytest.mark.parametrize("policy_dir", list(FAMILIES), indirect=True)
+TIED = " with a tied head"
+FOR_EACH_FAMILY = pytest.mark.parametrize("build_policy", list(FAMILIES), indirect=True)
+FOR_EACH_HEAD = pytest.mark.parametrize(
+    "build_policy", [f + head for f in FAMILIES for head in ("", TIED)], indirect=True
+)
 
 
 @pytest.fixture(scope="module")
-def policy_dir(request, tmp_path_factory):
-    """A tiny policy: of Qwen2.5-VL, or of the family a test asks for."""
+def build_policy(request, tmp_path_factory):
+    """A tiny policy of Qwen2.5-VL, or of the family and head a test asks for; another one for each seed."""
     from rl.policy.tiny import build_tiny_policy
 
-    family = getattr(request, "param", "qwen2_5_vl")
-    sizes = replace(SMALL, family=family, vision_layers=3 if family == "qwen3_vl" else 2)  # two of DeepStack's levels
-    return build_tiny_policy(sizes, SCENES, tmp_path_factory.mktemp("policy"), seed=0)
+    family, tied, _ = getattr(request, "param", "qwen2_5_vl").partition(TIED)
+
+    def build(seed):
+        levels = 3 if family == "qwen3_vl" else 2  # two of DeepStack's
+        sizes = replace(SMALL, family=family, vision_layers=levels)
+        return build_tiny_policy(sizes, SCENES, tmp_path_factory.mktemp("policy"), seed, tied=bool(tied))
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def policy_dir(build_policy):
+    return build_policy(0)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +94,25 @@ def open_engine():
 @pytest.fixture
 def engine(open_engine, policy_dir):
     return open_engine(policy_dir, PolicyConfig(scenes=SCENES))
+
+
+@pytest.fixture
+def loud(engine, policy_dir):
+    """The learner's policy with a head ten times as loud as a tiny one's, and the engine with the same one: log-probs
+    that are nearly uniform would prove little."""
+    model = make_loud(policy_dir, engine)
+    yield model
+    quiet = model.lm_head.weight.detach() / LOUDER
+    engine.load_weights([("lm_head.weight", quiet)], engine.policy_version + 1)
+
+
+def make_loud(folder, engine, dtype="float32"):
+    from rl.policy.model import load_policy
+
+    model = load_policy(folder, SCENES, dtype)
+    model.lm_head.weight.data *= LOUDER
+    engine.load_weights([("lm_head.weight", model.lm_head.weight.detach())], engine.policy_version + 1)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +192,8 @@ def test_group_runs_the_encoder_once_per_video_and_prefills_what_is_new(engine, 
 
 @FOR_EACH_FAMILY
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_engine_and_learner_agree_in_every_segment(engine, processor, policy_dir, temperature, record_property):
+def test_engine_and_learner_agree_in_every_segment(engine, processor, loud, temperature, record_property):
     from rl.evaluation.parity import measure_parity
-    from rl.policy.model import load_policy
 
     sizes = ((84, 112), (56, 56), (56, 140))
     groups = [
@@ -167,10 +201,11 @@ def test_engine_and_learner_agree_in_every_segment(engine, processor, policy_dir
         for i, size in enumerate(sizes)
     ]
 
-    report = measure_parity(engine, load_policy(policy_dir, SCENES), processor, groups, temperature=temperature)
+    report = measure_parity(engine, loud, processor, groups, temperature=temperature)
 
     record_property("parity", report.as_dict())
     assert report.failures(FLOAT32) == []
+    assert min(report.spread, *(part.spread for part in report.segments.values())) >= 1
     assert {name: part.tokens for name, part in report.segments.items()}["sampling"] == 3 * 4 * 12
     assert set(report.controls) == {"wrong_durations", "shifted_pixels", "permuted_scenes"}
 
@@ -302,18 +337,27 @@ def test_new_visual_weights_are_seen_even_in_cached_clips_and_old_ones_return(en
     assert after.tolist() == before.tolist()
 
 
-def test_engine_computes_with_what_was_pushed(engine, processor, policy_dir, tmp_path):
+@FOR_EACH_HEAD
+def test_engine_computes_with_what_was_pushed(engine, processor, build_policy, policy_dir, record_property):
+    """Every trained parameter arrives, and the engine then is the learner: with a head of its own or a tied one."""
     from rl.evaluation.parity import measure_parity
     from rl.policy.model import load_policy
-    from rl.policy.tiny import build_tiny_policy
+    from rl.policy.vllm.live_weights import tensor_digest
 
-    learner = load_policy(build_tiny_policy(SMALL, SCENES, tmp_path, seed=9), SCENES)
+    learner = load_policy(build_policy(9), SCENES)
+    is_tied = learner.lm_head.weight is learner.get_input_embeddings().weight
+    learner.lm_head.weight.data *= QUIETER if is_tied else LOUDER
+    pushed = {name: value.detach() for name, value in learner.named_parameters()}
 
-    engine.load_weights(((name, value.detach()) for name, value in learner.named_parameters()), 9)
+    engine.load_weights(pushed.items(), engine.policy_version + 1)
+    arrived = engine.checksums(list(pushed))
     report = measure_parity(engine, learner, processor, [play_group(engine, processor, siblings=2)], temperature=1.0)
-    engine.load_weights(stored_weights(policy_dir).items(), 10)
+    engine.load_weights(stored_weights(policy_dir).items(), engine.policy_version + 1)
 
-    assert report.failures(FLOAT32) == []
+    record_property("parity", report.as_dict())
+    assert ("lm_head.weight" in pushed) is not is_tied
+    assert arrived == {name: tensor_digest(value) for name, value in pushed.items()}
+    assert report.failures(FLOAT32) == [] and report.spread >= 1
 
 
 @FOR_EACH_FAMILY
@@ -499,20 +543,19 @@ def stored_weights(folder) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in load_policy(folder, SCENES).named_parameters()}
 
 
+@FOR_EACH_FAMILY
 def test_bf16_engine_and_learner_agree_loosely(open_engine, policy_dir, processor, record_property):
     from rl.evaluation.parity import measure_parity
-    from rl.policy.model import load_policy
 
     engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
+    model = make_loud(policy_dir, engine, "bfloat16")
     group = play_group(engine, processor, siblings=4)
-    model = load_policy(policy_dir, SCENES, "bfloat16")
 
     report = measure_parity(engine, model, processor, [group], temperature=1.0)
 
     record_property("parity", report.as_dict())
-    assert group.trajectories_G[0].turns[0].completion.policy_version == 3
-    assert report.max < 0.1
-    assert max(part.mean for part in report.segments.values()) < 0.02
+    assert group.trajectories_G[0].turns[0].completion.policy_version == 4
+    assert report.failures(BFLOAT16) == [] and report.spread >= 1
 
 
 def test_bf16_weights_arrive_as_bits_too(open_engine, policy_dir):

@@ -34,6 +34,7 @@ from rl.encode_stats.rows import (
     totals,
 )
 from rl.encode_stats.tables import print_report
+from rl.encode_stats.vision_config import TINY
 from rl.policy.policy_folder import flexivideo_section
 from rl.policy.tiny import vision_section
 from tests.envs.setting import write_clip
@@ -282,9 +283,10 @@ def test_geometries_and_sizes_that_cannot_be_are_refused(geometry, limits, tmp_p
         encode_stats([tmp_path], [2.0], geometry, limits, Console(quiet=True))
 
 
-def test_the_tiny_tower_is_really_run(tmp_path, decoding_here):
+@pytest.mark.parametrize("geometry", TINY)
+def test_the_tiny_tower_is_really_run(geometry, tmp_path, decoding_here):
     clip = write_clip(tmp_path / "grey.mp4", seconds=1.0, size=56)
-    found = encode_stats([clip], [8.0], "tiny", EncodeLimits(), Console(quiet=True), repeats=2)
+    found = encode_stats([clip], [8.0], geometry, EncodeLimits(), Console(quiet=True), repeats=2)
     for r in found.rows:
         assert len(r.encoder.seconds.values) == 2 and min(r.encoder.seconds.values) > 0
         assert r.encoder.peak_bytes > 8 * 56 * 56 * 3  # at the least, the pixels
@@ -294,7 +296,7 @@ def test_a_checkpoints_own_tower_is_taken_from_its_folder(tmp_path, decoding_her
     clip = write_clip(tmp_path / "grey.mp4", seconds=1.0, size=56)
     wider = TinyPolicyConfig(vision_hidden_size=2 * TinyPolicyConfig().vision_hidden_size)
     vision = vision_section(wider) | {"flexivideo": flexivideo_section(ScenesConfig())}
-    (tmp_path / "config.json").write_text(json.dumps({"vision_config": vision}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": vision}))
     tiny, own = (
         encode_stats([clip], [8.0], geometry, EncodeLimits(), Console(quiet=True), repeats=1)
         for geometry in ("tiny", str(tmp_path))

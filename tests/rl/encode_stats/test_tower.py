@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
-from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.config.policy import ScenesConfig
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.encode_stats.rows import kpixel_per_tflop
-from rl.encode_stats.tower import FlopCounter
-from rl.encode_stats.vision_config import QWEN2_5_VL_3B
+from rl.encode_stats.tower import FlopCounter, tower_config
+from rl.encode_stats.vision_config import TINY, VisionGeometry, named_geometry
+from rl.policy.families import QWEN2_5_VL, QWEN3_VL
 from rl.policy.geometry import PackedVideo
-from rl.policy.tiny import vision_section
 from rl.policy.vision_tower import make_vision_tower, run_tower
 
-SMALL = {  # p = 1, m = 2, windows of 4 pixels, E = 16, I = 5
-    **{"patch_size": 1, "spatial_merge_size": 2, "window_size": 4, "hidden_size": 16, "num_heads": 2},
-    **{"intermediate_size": 5, "out_hidden_size": 3, "depth": 3, "fullatt_block_indexes": [2]},
+BOTH = {  # p = 1, m = 2, E = 16, I = 5
+    **{"patch_size": 1, "spatial_merge_size": 2, "hidden_size": 16, "num_heads": 2},
+    **{"intermediate_size": 5, "out_hidden_size": 3, "depth": 3},
 }
-TINY = vision_section(TinyPolicyConfig())
+SMALL = VisionGeometry.of(QWEN2_5_VL, BOTH | {"window_size": 4, "fullatt_block_indexes": [2]})
+SMALL_QWEN3 = VisionGeometry.of(QWEN3_VL, BOTH | {"num_position_embeddings": 4, "deepstack_visual_indexes": [0]})
 DYNAMIC, FIXED = ScenesConfig(), ScenesConfig(mode="fixed")
 MODES = {"dynamic": DYNAMIC, "fixed": FIXED, "fixed6": ScenesConfig(mode="fixed6")}
 
@@ -42,6 +42,17 @@ def test_a_small_tower_is_counted_by_hand():
     assert counted == patch_embed + projections + windowed_attention + full_attention + mlp + merger
 
 
+def test_a_small_tower_of_qwen3_vl_is_counted_by_hand():
+    """Full attention within every scene, an ungated MLP, and a merger more for each of DeepStack's levels."""
+    patch_embed = 2 * 6 * 48 * (1 + 2) + 2 * 24 * 48 * (1 + 2 + 2)  # the bias is added element by element
+    projections = 3 * 2 * 72 * 4 * 16**2
+    attention = 3 * 4 * 16 * 3 * 24**2
+    mlp = 3 * 4 * 72 * 16 * 5
+    mergers = 2 * 2 * 18 * 64 * (64 + 3)
+    counted = FlopCounter(SMALL_QWEN3, MODES).count("dynamic", (1, 2, 2), 4, 6)
+    assert counted == patch_embed + projections + attention + mlp + mergers
+
+
 def test_fixed_pairs_pay_for_two_frames_each_and_for_no_new_kernel():
     # 2 * 24 * 2 * 48 per pair, a single last frame is doubled; the rest is that of three scenes.
     flops = FlopCounter(SMALL, MODES)
@@ -50,31 +61,45 @@ def test_fixed_pairs_pay_for_two_frames_each_and_for_no_new_kernel():
     assert flops.count("fixed", (2, 2, 1), 4, 6) == 3 * (2 * 24 * 2 * 48) + rest
 
 
+@pytest.fixture(scope="module", params=TINY)
+def tiny(request):
+    return named_geometry(request.param)
+
+
+def tower_of(geometry, scenes):
+    return make_vision_tower(tower_config(geometry), scenes, geometry.family)
+
+
 @pytest.mark.parametrize(("grid_h", "grid_w"), [(2, 4), (16, 16), (10, 18)])
 @pytest.mark.parametrize(("mode", "lengths"), [("fixed", (2, 2, 1)), ("fixed6", (6, 1)), ("dynamic", (1, 3, 3, 7))])
 @torch.no_grad()
-def test_the_count_on_the_meta_device_is_that_of_the_real_tower_on_the_whole_block(mode, lengths, grid_h, grid_w):
-    tower = make_vision_tower(Qwen2_5_VLVisionConfig(**TINY), MODES[mode])
+def test_the_count_on_the_meta_device_is_that_of_the_real_tower_on_the_whole_block(tiny, mode, lengths, grid_h, grid_w):
+    tower = tower_of(tiny, MODES[mode])
     # Only attention written out as matrix products is counted by torch on a CPU.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run_tower(tower, [noise(lengths, grid_h, grid_w)])
-    assert FlopCounter(TINY, MODES).count(mode, lengths, grid_h, grid_w) == counter.get_total_flops()
+        run_tower(tower, [noise(lengths, grid_h, grid_w, tiny.patch)])
+    assert FlopCounter(tiny, MODES).count(mode, lengths, grid_h, grid_w) == counter.get_total_flops()
 
 
 def test_a_3b_tower_is_counted_without_its_weights():
     """Numbers of 0.3.0, whose formulas were written by hand."""
-    flops = FlopCounter(QWEN2_5_VL_3B, MODES)
+    flops = FlopCounter(named_geometry("qwen2.5-vl-3b"), MODES)
     assert flops.parameters == pytest.approx(669e6, rel=1e-3)
     assert flops.count("fixed", (2, 2, 1), 10, 18) == 697_747_783_680
     assert flops.count("dynamic", (1, 3, 3, 7), 16, 16) == 1_329_216_614_400
 
 
-def test_parameters_are_those_of_the_real_tower():
-    tower = make_vision_tower(Qwen2_5_VLVisionConfig(**TINY), FIXED)
-    assert FlopCounter(TINY, MODES).parameters == sum(weight.numel() for weight in tower.parameters())
+@pytest.mark.parametrize(("name", "millions"), [("qwen3-vl-4b", 415.3), ("qwen3-vl-8b", 576.4)])
+def test_the_towers_of_the_hubs_qwen3_vl_have_their_size(name, millions):
+    assert FlopCounter(named_geometry(name), MODES).parameters / 1e6 == pytest.approx(millions, rel=1e-3)
 
 
-COUNTED = FlopCounter(TINY, MODES)
+def test_parameters_are_those_of_the_real_tower(tiny):
+    tower = tower_of(tiny, FIXED)
+    assert FlopCounter(tiny, MODES).parameters == sum(weight.numel() for weight in tower.parameters())
+
+
+COUNTED = FlopCounter(named_geometry("tiny"), MODES)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
@@ -108,8 +133,8 @@ def test_peak_memory_is_the_largest_sum_alive_at_once():
 
 @pytest.mark.parametrize(("scenes", "lengths"), [(FIXED, (2,) * 4), (DYNAMIC, (1, 3, 4))])
 @torch.no_grad()
-def test_peak_memory_of_the_tower_is_what_torchs_profiler_recorded_and_the_blocks_own_patches(scenes, lengths):
-    tower, block = make_vision_tower(Qwen2_5_VLVisionConfig(**TINY), scenes), noise(lengths, 16, 10)
+def test_peak_memory_of_the_tower_is_what_torchs_profiler_recorded_and_the_blocks_own_patches(tiny, scenes, lengths):
+    tower, block = tower_of(tiny, scenes), noise(lengths, 16, 10, tiny.patch)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run_tower(tower, [block])
     alive = np.cumsum([e.nbytes() for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"])
@@ -118,8 +143,8 @@ def test_peak_memory_of_the_tower_is_what_torchs_profiler_recorded_and_the_block
     assert memory.peak_bytes == pytest.approx(alive.max() + block.patches_ND.nbytes, rel=0.01)
 
 
-def noise(lengths, grid_h, grid_w):
-    """A packed block of random patches of 14 x 14 pixels."""
-    shape = (sum(lengths) * grid_h * grid_w, 3 * 14 * 14)
+def noise(lengths, grid_h, grid_w, patch):
+    """A packed block of random patches."""
+    shape = (sum(lengths) * grid_h * grid_w, 3 * patch**2)
     patches_ND = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return PackedVideo(patches_ND, lengths, grid_h, grid_w, tuple(map(float, range(len(lengths)))))
