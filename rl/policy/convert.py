@@ -1,35 +1,33 @@
-"""From a stock checkpoint of a known family to a policy folder of ours, once, shard by shard.
+"""From a stock checkpoint of a known family to a policy folder of ours, once, a piece of a tensor at a time.
 
 The two-frame patch kernel is expanded in time (its bias stays as it is), the tags join the tokenizer, their embedding
-rows start at the mean of the existing ones plus small noise. Whatever loads a policy afterwards, ZeRO-3 included, reads
-an ordinary folder.
+rows start at the mean of the existing ones plus small noise; all else is copied byte for byte, in the precision it came
+in. Whatever loads a policy afterwards, ZeRO-3 included, reads an ordinary folder.
+
+Legend: V rows of the embedding · E hidden size.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer
 
 from rl.config.policy import ScenesConfig
-from rl.policy.configuration import own_configuration, read_configuration
-from rl.policy.families import STOCK_KERNEL, Family, family_of, is_ours, read_config
-from rl.policy.geometry import padded_vocab, require_explicit_clock
+from rl.policy.configuration import read_configuration
+from rl.policy.conversion import Conversion, Source, plan_conversion, require_weights
+from rl.policy.families import is_ours, read_config
+from rl.policy.given_folder import require_usable
 from rl.policy.patch_embed import expand_temporal_kernel
-from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, flexivideo_section, require_inert, require_scenes
-from rl.policy.token_ids import TAG_TOKENS, PolicyFilesError
+from rl.policy.policy_folder import flexivideo_section, require_scenes
+from rl.policy.token_ids import PolicyFilesError
+from rl.policy.tokenizer_file import write_tokenizer
+from rl.policy.weight_files import read_rows, require_disk_space, write_index, write_tensors
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-RENAMES = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
-ROWS_PER_TOKEN = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 NOISE = 0.02  # of the spread of the existing rows
 
 
@@ -42,136 +40,107 @@ def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path
     path = Path(path)
     if not (path / "config.json").is_file():
         raise PolicyFilesError(f"policy.path={path}: no config.json; give a Hugging Face folder of a policy")
-    require_inert(path)
-    family_of(path)
     if is_ours(read_config(path / "config.json")):
+        require_usable(path)
         require_scenes(read_configuration(path), scenes, path)
+        require_weights(path)
         return path
-    origin = f"{path.resolve()} {(path / 'config.json').stat().st_mtime_ns} {flexivideo_section(scenes)} {seed}"
-    folder = Path(cache_dir) / "converted" / hashlib.sha256(origin.encode()).hexdigest()[:16]
+    folder = converted_folder(path, scenes, cache_dir, seed)
     return folder if folder.is_dir() else convert_stock_checkpoint(path, folder, scenes, seed)
+
+
+def converted_folder(path: Path, scenes: ScenesConfig, cache_dir: str | Path, seed: int) -> Path:
+    """Where the conversion of a stock checkpoint lies, or will lie: named after all that it is made from."""
+    origin = f"{path.resolve()} {(path / 'config.json').stat().st_mtime_ns} {flexivideo_section(scenes)} {seed}"
+    return Path(cache_dir) / "converted" / hashlib.sha256(origin.encode()).hexdigest()[:16]
 
 
 def convert_stock_checkpoint(source: str | Path, target: str | Path, scenes: ScenesConfig, seed: int = 0) -> Path:
     """Write the policy folder `target` from the stock checkpoint `source`. Published by a rename: whole or not there.
 
     Raises:
-        PolicyFilesError: files are missing, unreadable or of no family that can be trained here.
+        PolicyFilesError: files are missing, unreadable or of no family that can be trained here, or the disk is full.
     """
-    source, target = Path(source), Path(target)
-    require_inert(source)
-    family = family_of(source)
-    require_explicit_clock(read_config(source / "config.json"), family, source / "config.json")
-    config = own_configuration(read_configuration(source).to_dict(), family)
-    tokenizer, new_ids = _tagged_tokenizer(source)
-    vocab_size = max(config.text_config.vocab_size, tokenizer.get_vocab_size())
-    config.text_config.vocab_size = padded_vocab(vocab_size)
-    config.vision_config.flexivideo = flexivideo_section(scenes)
-    config.architectures = [family.architecture]
+    target = Path(target)
+    plan = plan_conversion(Path(source), scenes)
+    require_disk_space(target, plan.nbytes, f"the converted copy of {source}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         folder = Path(scratch) / target.name
         folder.mkdir()
-        _convert_weights(source, folder, family, scenes, new_ids, config.text_config.vocab_size, seed)
-        config.save_pretrained(folder)
-        _write_tokenizer(source, folder, tokenizer)
+        _write_weights(plan, folder, seed)
+        plan.config.save_pretrained(folder)
+        write_tokenizer(plan.source, folder, plan.tokenizer)
         folder.rename(target)
     return target
 
 
-def _tagged_tokenizer(source: Path) -> tuple[Tokenizer, list[int]]:
-    path = source / "tokenizer.json"
-    if not path.is_file():
-        raise PolicyFilesError(f"{path}: no such file; a checkpoint needs its fast tokenizer")
-    tokenizer = Tokenizer.from_file(str(path))
-    absent = [text for text in TAG_TOKENS if tokenizer.token_to_id(text) is None]
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in absent])
-    return tokenizer, [tokenizer.token_to_id(text) for text in absent]
-
-
-def _convert_weights(
-    source: Path,
-    folder: Path,
-    family: Family,
-    scenes: ScenesConfig,
-    new_ids: list[int],
-    vocab_size: int,
-    seed: int,
-) -> None:
+def _write_weights(plan: Conversion, folder: Path, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    weight_map, total = {}, 0
-    for shard in _shards(source):
-        converted = {}
-        try:
-            with safe_open(source / shard, framework="pt") as weights:
-                for stock_name in sorted(weights.keys()):
-                    name = canonical_name(stock_name)
-                    tensor = weights.get_tensor(stock_name)
-                    if name == STOCK_KERNEL:
-                        tensor = _kernel(tensor, scenes)
-                    elif name in ROWS_PER_TOKEN:
-                        tensor = with_new_rows(tensor, new_ids, vocab_size, generator)
-                    converted[family.renames.get(name, name)] = tensor.contiguous()
-        except (OSError, SafetensorError) as error:
-            raise PolicyFilesError(f"{source / shard}: cannot be read ({error})") from error
-        save_file(converted, folder / shard, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(converted, shard)
-        total += sum(tensor.nbytes for tensor in converted.values())
-    absent = [stock for stock, ours in family.renames.items() if ours not in weight_map]
-    if absent:
-        raise PolicyFilesError(f"{source}: no {', '.join(absent)}; not a checkpoint of {family.model_type}")
-    if set(weight_map.values()) != {SINGLE}:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    files = {}
+    for file, tensors in plan.files.items():
+        entries = {name: tensor.ours for name, tensor in tensors.items()}
+        pieces = (
+            piece for tensor in tensors.values() for piece in _converted(plan, plan.source / file, tensor, generator)
+        )
+        write_tensors(folder / file, entries, pieces)
+        files[file] = entries
+    write_index(folder, files)
 
 
-def canonical_name(name: str) -> str:
-    """The name transformers 5 gives a weight, whichever release wrote it."""
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _converted(
+    plan: Conversion, path: Path, tensor: Source, generator: torch.Generator
+) -> Iterator[memoryview | bytearray]:
+    """The bytes of one tensor of ours."""
+    if tensor.has_rows_per_token:
+        yield from _with_new_rows(path, tensor, plan.new_ids, generator)
+    elif tensor.is_kernel and plan.scenes.mode != "fixed":
+        whole = bytearray(b"".join(read_rows(path, tensor.stock)))
+        stock = torch.frombuffer(whole, dtype=DTYPES[tensor.stock.dtype]).view(tensor.stock.shape)
+        yield _bytes(expand_temporal_kernel(stock, plan.scenes.init_frames))
+    else:
+        yield from read_rows(path, tensor.stock)
 
 
-def with_new_rows(
-    rows_VE: torch.Tensor, new_ids: list[int], vocab_size: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Rows for `vocab_size` ids; those of `new_ids` and of ids that had none are the mean of the others, plus noise."""
-    fresh = sorted({*new_ids, *range(len(rows_VE), vocab_size)})
-    known_E = torch.ones(len(rows_VE), dtype=torch.bool)
-    known_E[[token_id for token_id in fresh if token_id < len(rows_VE)]] = False
-    known = rows_VE[known_E].float()
-    noise = torch.randn(len(fresh), rows_VE.shape[1], generator=generator) * known.std() * NOISE
-    grown_VE = rows_VE.new_zeros(vocab_size, rows_VE.shape[1])
-    grown_VE[: len(rows_VE)] = rows_VE
-    grown_VE[fresh] = (known.mean(0) + noise).to(rows_VE.dtype)
-    return grown_VE
+def _with_new_rows(
+    path: Path, tensor: Source, new_ids: tuple[int, ...], generator: torch.Generator
+) -> Iterator[memoryview]:
+    """A row per token: those of `new_ids` and of ids that had none are the mean of the others, plus noise."""
+    stock_rows, rows = tensor.stock.shape[0], tensor.ours.shape[0]
+    fresh = torch.tensor(sorted({*new_ids, *range(stock_rows, rows)}), dtype=torch.long)
+    mean_E, spread = _statistics(_rows(path, tensor), fresh)
+    noise = torch.randn(len(fresh), len(mean_E), generator=generator) * spread * NOISE
+    made = (mean_E + noise).to(DTYPES[tensor.stock.dtype])
+    done = 0
+    for rows_VE in _rows(path, tensor):
+        here = (fresh >= done) & (fresh < done + len(rows_VE))
+        rows_VE[fresh[here] - done] = made[here]
+        done += len(rows_VE)
+        yield _bytes(rows_VE)
+    yield _bytes(made[fresh >= stock_rows])
 
 
-def _kernel(stock: torch.Tensor, scenes: ScenesConfig) -> torch.Tensor:
-    return stock if scenes.mode == "fixed" else expand_temporal_kernel(stock, scenes.init_frames)
+def _rows(path: Path, tensor: Source) -> Iterator[torch.Tensor]:
+    """The stock tensor, some rows (V, E) at a time."""
+    for chunk in read_rows(path, tensor.stock):
+        yield torch.frombuffer(chunk, dtype=DTYPES[tensor.stock.dtype]).view(-1, *tensor.stock.shape[1:])
 
 
-def _shards(source: Path) -> list[str]:
-    if (source / INDEX).is_file():
-        return sorted(set(json.loads((source / INDEX).read_text())["weight_map"].values()))
-    if (source / SINGLE).is_file():
-        return [SINGLE]
-    raise PolicyFilesError(f"{source}: neither {INDEX} nor {SINGLE}; weights must be safetensors")
+def _statistics(portions: Iterator[torch.Tensor], fresh: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Mean row (E) and standard deviation of all values, of the rows that are not `fresh`."""
+    total_E, squares, known, done = 0.0, 0.0, 0, 0
+    for rows_VE in portions:
+        kept = torch.ones(len(rows_VE), dtype=torch.bool)
+        kept[fresh[(fresh >= done) & (fresh < done + len(rows_VE))] - done] = False
+        values_VE = rows_VE[kept].float()
+        total_E = total_E + values_VE.sum(0, dtype=torch.float64)
+        squares += float(values_VE.square().sum(dtype=torch.float64))
+        known, done = known + len(values_VE), done + len(rows_VE)
+    count = known * len(total_E)
+    variance = (squares - float(total_E.sum()) ** 2 / count) / (count - 1)
+    return (total_E / known).float(), max(variance, 0.0) ** 0.5
 
 
-def _write_tokenizer(source: Path, folder: Path, tokenizer: Tokenizer) -> None:
-    for name in (*TOKENIZER_FILES, *OPTIONAL_FILES, "generation_config.json"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {}
-    settings["added_tokens_decoder"] = added_tokens(tokenizer)
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
-def added_tokens(tokenizer: Tokenizer) -> dict[str, dict[str, object]]:
-    """What tokenizer_config.json says of the added tokens."""
-    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    found = sorted(tokenizer.get_added_tokens_decoder().items())
-    return {str(token_id): {name: getattr(token, name) for name in names} for token_id, token in found}
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")

@@ -19,6 +19,7 @@ from rl.config.policy import ScenesConfig
 from rl.policy.families import FAMILIES, read_config
 from rl.policy.scenes import fingerprint
 from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
+from rl.policy.weight_files import INDEX, read_header, read_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -32,13 +33,13 @@ MODEL_IDS = {  # keys of config.json, and what the tokenizer must number alike
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # weights in them run code when they are loaded
-LONGEST_HEADER = 100_000_000  # bytes of JSON before the tensors; the format's own limit
 OPTIONAL_FILES = (
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
 )
 
 
@@ -58,7 +59,7 @@ def require_inert(folder: Path) -> None:
             "them to *.safetensors where you trust them (transformers: save_pretrained)"
         )
     for path in weights:
-        _require_safetensors(path)
+        read_header(path)
     for name in ("config.json", "tokenizer_config.json"):
         found = _json_object(folder / name)
         if "auto_map" in found and found.get("model_type") not in READ_BY_US:
@@ -66,17 +67,8 @@ def require_inert(folder: Path) -> None:
                 f"{folder / name}: names code of its own (auto_map), which is never run here; remove that key if the "
                 "checkpoint needs none of it"
             )
-    for shard in _json_object(folder / "model.safetensors.index.json").get("weight_map", {}).values():
-        if Path(str(shard)).name != shard:
-            raise PolicyFilesError(f"{folder / 'model.safetensors.index.json'}: {shard!r:.100} is not a file beside it")
-
-
-def _require_safetensors(path: Path) -> None:
-    """The file begins as the format does: the length of a JSON header, then the header."""
-    with path.open("rb") as file:
-        length, opening = int.from_bytes(file.read(8), "little"), file.read(1)
-    if opening != b"{" or not 2 <= length <= min(LONGEST_HEADER, path.stat().st_size - 8):
-        raise PolicyFilesError(f"{path}: cannot be read: not a safetensors file; was it downloaded in full?")
+    if (folder / INDEX).is_file():
+        read_index(folder / INDEX)
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_ine
 from rl.policy.positions import mrope_positions
 from rl.policy.scenes import fingerprint, segment_scenes
 from rl.policy.token_ids import VISION_TOKENS, PolicyFilesError, TokenIds
+from rl.policy.tokenizer_file import read_tokenizer
 from rl.trajectory import Frames
 
 UNFINISHED = "\ufffd"  # what decoding puts for bytes that are no character, or not yet
@@ -77,11 +78,8 @@ class Processor:
         """
         folder = Path(folder)
         require_inert(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise PolicyFilesError(f"{path}: no such file; a policy folder needs tokenizer.json")
-        geometry = Geometry.read(folder)
-        processor = cls(_read_tokenizer(path), geometry, scenes, folder, opens_thought=opens_thought(folder))
+        tokenizer, geometry = read_tokenizer(folder), Geometry.read(folder)
+        processor = cls(tokenizer, geometry, scenes, folder, opens_thought=opens_thought(folder))
         require_model_ids(folder, processor.ids)
         return processor
 
@@ -212,10 +210,3 @@ class Processor:
         if text not in self._time_ids:
             self._time_ids[text] = self.encode(text)
         return self._time_ids[text]
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower class
-        raise PolicyFilesError(f"{path}: not a tokenizer ({error})") from error

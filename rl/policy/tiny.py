@@ -23,13 +23,13 @@ from transformers import (
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.configuration import configuration_class
-from rl.policy.convert import added_tokens
 from rl.policy.families import FAMILIES
 from rl.policy.geometry import padded_vocab
 from rl.policy.model import policy_class
 from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel
 from rl.policy.policy_folder import flexivideo_section
 from rl.policy.tiny_tokenizer import TINY_GEOMETRY, train_tokenizer
+from rl.policy.tokenizer_file import added_tokens
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"

@@ -1,7 +1,7 @@
-"""Weights on disk, tensor by tensor: headers of safetensors files read without torch, and files written as a stream.
+"""Weights on disk, tensor by tensor: headers of safetensors files and their index, and files written as a stream.
 
 A safetensors file is eight bytes of length, a JSON header that gives every tensor's dtype, shape and place, then their
-bytes. `safetensors` itself writes a file from tensors that all lie in memory; here only one does.
+bytes. `safetensors` itself writes a file from tensors that all lie in memory; here only a part of one does. No torch.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rl.policy.token_ids import PolicyFilesError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FLOATS = ("BF16", "F16", "F32")  # what can be trained as it is
+READ_AT_ONCE = 2**26  # bytes
 LONGEST_HEADER = 100_000_000  # bytes of JSON before the tensors; the format's own limit
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
@@ -28,11 +30,72 @@ class TensorEntry:
 
     dtype: str  # as safetensors spells it: "BF16"
     shape: tuple[int, ...]
+    start: int = 0  # byte of the file where it begins; of no meaning before it is written
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor in its file."""
         return math.prod(self.shape) * BYTES[self.dtype]
+
+
+def read_weights(folder: Path) -> dict[str, dict[str, TensorEntry]]:
+    """The tensors of a checkpoint, file by file, as its index says; none of their bytes are read.
+
+    Raises:
+        PolicyFilesError: a file or a tensor that the index names is missing, a file was cut off, two sets of weights
+            lie side by side, or the weights are quantised; names the file and the tensor.
+    """
+    index, single = folder / INDEX, folder / SINGLE
+    placed = read_index(index) if index.is_file() else {SINGLE: ()}
+    if index.is_file() and single.is_file():
+        raise PolicyFilesError(
+            f"{folder}: {SINGLE} beside {INDEX}: an engine would read the one and a learner the other; delete the one "
+            "that is not the model's"
+        )
+    if not index.is_file() and not single.is_file():
+        raise PolicyFilesError(
+            f"{folder}: no weights: neither {INDEX} nor {SINGLE}; was it copied in full? (They must be safetensors.)"
+        )
+    for file, names in placed.items():
+        if not (folder / file).is_file():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise PolicyFilesError(
+                f"{folder / file}: no such file, and {INDEX} places {names[0]}{more} in it; download it again"
+            )
+    files = {file: read_header(folder / file) for file in placed}
+    for file, names in placed.items():
+        if absent := [name for name in names if name not in files[file]]:
+            raise PolicyFilesError(
+                f"{folder / file}: no tensor {absent[0]} in it, where {INDEX} places it: they are of different "
+                "checkpoints; download both again"
+            )
+        for name, entry in files[file].items():
+            if entry.dtype not in FLOATS:
+                raise PolicyFilesError(
+                    f"{folder / file}: {name} is {entry.dtype}: quantised weights cannot be trained; take the "
+                    "checkpoint in bfloat16"
+                )
+    return files
+
+
+def read_index(path: Path) -> dict[str, list[str]]:
+    """Which tensors an index places in which file.
+
+    Raises:
+        PolicyFilesError: it is not an index, or names files elsewhere.
+    """
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        placed: dict[str, list[str]] = {}
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise PolicyFilesError(f"{path}: {file!r:.100} is not a file beside it")
+            placed.setdefault(file, []).append(name)
+    except PolicyFilesError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise PolicyFilesError(f"{path}: not an index of weights ({error!r:.100}); download it again") from error
+    return dict(sorted(placed.items()))
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -43,20 +106,21 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """
     try:
         with path.open("rb") as file:
-            length, opening = int.from_bytes(file.read(8), "little"), file.read(1)
-            size = path.stat().st_size
-            if opening != b"{" or not 2 <= length <= min(LONGEST_HEADER, size - 8):
-                raise PolicyFilesError(f"{path}: cannot be read: not a safetensors file; was it downloaded in full?")
-            header = json.loads(opening + file.read(length - 1))
-        found = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((int(entry["data_offsets"][1]) for entry in found.values()), default=0)
-        tensors = {name: TensorEntry(entry["dtype"], tuple(entry["shape"])) for name, entry in found.items()}
+            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            text = file.read(length) if 2 <= length <= min(LONGEST_HEADER, size - 8) else b""
     except OSError as error:
         raise PolicyFilesError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not text.startswith(b"{"):
+        raise PolicyFilesError(f"{path}: cannot be read: not a safetensors file; was it downloaded in full?")
+    try:
+        found = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        end = max((int(entry["data_offsets"][1]) for entry in found.values()), default=0)
+        tensors = {
+            name: TensorEntry(entry["dtype"], tuple(entry["shape"]), 8 + length + int(entry["data_offsets"][0]))
+            for name, entry in found.items()
+        }
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise PolicyFilesError(
-            f"{path}: cannot be read: its header is no safetensors header ({error!r:.100})"
-        ) from error
+        raise PolicyFilesError(f"{path}: cannot be read: not a safetensors file ({error!r:.100})") from error
     if size != 8 + length + end:
         raise PolicyFilesError(
             f"{path}: cannot be read: {size:,} bytes, its header promises {8 + length + end:,}: the file was cut "
@@ -65,7 +129,20 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
-def write_tensors(path: Path, entries: Mapping[str, TensorEntry], chunks: Iterable[memoryview]) -> None:
+def read_rows(path: Path, entry: TensorEntry) -> Iterator[bytearray]:
+    """A tensor's bytes in portions of whole rows: what lies behind one place of its first dimension."""
+    row = entry.nbytes // entry.shape[0] if entry.shape and entry.shape[0] else entry.nbytes
+    portion = max(1, READ_AT_ONCE // max(row, 1)) * row
+    with path.open("rb") as file:
+        file.seek(entry.start)
+        for place in range(0, entry.nbytes, portion or 1):
+            chunk = bytearray(min(portion, entry.nbytes - place))
+            if file.readinto(chunk) != len(chunk):
+                raise PolicyFilesError(f"{path}: cannot be read: it ended while it was read; download it again")
+            yield chunk
+
+
+def write_tensors(path: Path, entries: Mapping[str, TensorEntry], chunks: Iterable[memoryview | bytearray]) -> None:
     """Write a safetensors file as its bytes come.
 
     Args:
@@ -85,7 +162,7 @@ def write_tensors(path: Path, entries: Mapping[str, TensorEntry], chunks: Iterab
         file.write(len(text).to_bytes(8, "little") + text)
         for chunk in chunks:
             file.write(chunk)
-            written += chunk.nbytes
+            written += len(chunk)
     if written != end:
         raise ValueError(f"{path}: {written} bytes of tensors were written, the header promises {end}")
 

@@ -20,7 +20,6 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from rl.policy.convert import added_tokens
 from rl.policy.geometry import padded_vocab
 from rl.policy.sizes import PublishedSize
 from rl.policy.stock.hub_files import (
@@ -33,6 +32,7 @@ from rl.policy.stock.hub_files import (
 from rl.policy.stock.vocabulary import qwen_tokenizer
 from rl.policy.tiny_tokenizer import train_tokenizer
 from rl.policy.token_ids import PolicyFilesError
+from rl.policy.tokenizer_file import added_tokens
 from rl.policy.weight_files import TensorEntry, require_disk_space, write_index, write_tensors
 
 SHARD_GB = 5.0  # as the hub's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -12,11 +11,11 @@ from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError, require, shown
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
-from rl.policy.families import QWEN2_5_VL, family_of
-from rl.policy.geometry import Geometry
-from rl.policy.policy_folder import require_inert
+from rl.policy.families import QWEN2_5_VL, is_ours, read_config
+from rl.policy.given_folder import require_usable
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
+from rl.policy.weight_files import read_header, require_disk_space
 from rl.run.prepare.built_once import built_once, fingerprint
 from rl.run.prepare.errors import as_config_error
 
@@ -50,13 +49,7 @@ def require_given_policy(config: RunConfig) -> None:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"policy.path={given}: {_why_no_policy(folder)}")
     try:
-        family_of(folder)
-        require_inert(folder)
-        require(
-            any(folder.glob("*.safetensors")),
-            f"policy.path={given}: no weights (*.safetensors) in it; was it copied in full?",
-        )
-        Geometry.read(folder)  # a clock that is not told
+        require_usable(folder)
     except PolicyFilesError as error:
         raise ConfigError(f"policy.path={given}: {error}") from error
 
@@ -100,37 +93,36 @@ def tiny_folder(config: RunConfig) -> Path:
 
 @as_config_error()
 def prepare_processor(config: RunConfig) -> Processor:
-    """The processor of the policy a run starts from; a tiny policy need not be built for it.
+    """The processor of the policy a run starts from; it needs neither a tiny policy built nor a stock one converted.
 
     Raises:
-        ConfigError: the policy's files cannot be used.
+        ConfigError: the policy's files cannot be used, or there is no room for the conversion.
     """
     from rl.policy.tiny_tokenizer import tiny_processor
 
+    scenes = config.policy.scenes
     if not config.policy.path and not tiny_folder(config).is_dir():
-        return tiny_processor(config.policy.tiny, config.policy.scenes, tiny_folder(config))
-    return Processor.from_pretrained(prepare_policy(config), config.policy.scenes)
+        return tiny_processor(config.policy.tiny, scenes, tiny_folder(config))
+    if config.policy.path and not is_ours(read_config(Path(config.policy.path) / "config.json")):
+        from rl.policy.conversion import plan_conversion  # torch and transformers: seconds to import
+        from rl.policy.convert import converted_folder
+
+        plan = plan_conversion(Path(config.policy.path), scenes)
+        converted = converted_folder(plan.source, scenes, config.cache_dir, config.seed)
+        if not converted.is_dir():
+            require_disk_space(converted, plan.nbytes, f"the converted copy of {plan.source} (cache_dir)")
+            return plan.processor()
+    return Processor.from_pretrained(prepare_policy(config), scenes)
 
 
 def count_parameters(folder: Path) -> int:
-    """Counted from the headers of the safetensors files: 8 bytes of length, then JSON. 0 where there are none.
+    """Counted from the headers of the safetensors files; 0 where there are none.
 
     Raises:
         PolicyFilesError: a file is not of that form, as a Git LFS pointer is not.
     """
-    return sum(_parameters_of(path) for path in folder.glob("*.safetensors"))
-
-
-def _parameters_of(path: Path) -> int:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise PolicyFilesError(f"{path}: not a safetensors file; was it downloaded in full?")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise PolicyFilesError(f"{path}: not a safetensors file ({error})") from error
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    headers = map(read_header, folder.glob("*.safetensors"))
+    return sum(math.prod(entry.shape) for header in headers for entry in header.values())
 
 
 def _why_no_policy(folder: Path) -> str:

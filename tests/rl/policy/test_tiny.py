@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.configuration import read_configuration
-from rl.policy.convert import canonical_name, convert_stock_checkpoint, prepare_policy
+from rl.policy.conversion import canonical_name
+from rl.policy.convert import convert_stock_checkpoint, prepare_policy
 from rl.policy.families import STOCK_KERNEL
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
+from rl.policy.tiny_tokenizer import train_tokenizer
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight import machine as this_machine
 from rl.run.preflight.check import kinds_of_answers, preflight, run_checks
@@ -153,8 +155,15 @@ def write_weights(folder, *shapes):
     vision = {"patch_size": 14, "spatial_merge_size": 2, "tokens_per_second": 2}
     config = {"model_type": "qwen2_5_vl", "vision_config": vision, "text_config": {"vocab_size": 768}}
     (folder / "config.json").write_text(json.dumps(config))
-    header = json.dumps({"__metadata__": {}} | {f"w{i}": {"shape": shape} for i, shape in enumerate(shapes)}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    train_tokenizer(768).save(str(folder / "tokenizer.json"))
+    header, end = {}, 0
+    for i, shape in enumerate(shapes):
+        start, end = end, end + 2 * math.prod(shape)
+        header[f"w{i}"] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)  # of no size on the disk
     return folder
 
 
@@ -175,7 +184,7 @@ def test_disk_must_hold_every_checkpoint_of_the_policy(small, tmp_path, monkeypa
 
 def test_weights_that_were_not_downloaded_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(PolicyFilesError, match=r"model\.safetensors: not a safetensors file"):
+    with pytest.raises(PolicyFilesError, match=r"model\.safetensors: cannot be read: not a safetensors file"):
         count_parameters(tmp_path)
 
 

@@ -51,7 +51,7 @@ WRONG = {
     "no architecture": (lambda folder: write(folder, config_json="{}"), r"model_type \(none\)"),
     "not JSON": (lambda folder: write(folder, config_json="{"), r"config\.json: cannot be read"),
     "a list": (lambda folder: write(folder, config_json="[]"), "holds no configuration of a model"),
-    "no weights": (lambda folder: write(folder, config_json=QWEN), r"no weights \(\*\.safetensors\) in it"),
+    "no weights": (lambda folder: write(folder, config_json=QWEN), r"no weights: neither .*; was it copied in full\?"),
     "pickled weights": (
         lambda folder: write(folder, config_json=QWEN, **{"a.bin": "x"}),
         "weights as a pickle run code",
