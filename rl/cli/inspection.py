@@ -17,8 +17,8 @@ from rl.config.errors import ConfigError, require
 from rl.config.run import RunConfig
 from rl.evaluation.forced_calls import CallForcing
 from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityGates, ParityReport, measure_parity
+from rl.policy.families import is_ours, read_config
 from rl.policy.model import load_policy
-from rl.policy.policy_folder import is_ours
 from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
 from rl.run.preflight.rewards import require_rewards
@@ -73,7 +73,7 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int, force_cal
 def is_trained_here(config: RunConfig) -> bool:
     """Whether the policy has learned to ask for frames: by the supervised stage, or given as a folder of ours."""
     given = config.policy.path
-    return config.cold_start.enabled or bool(given and is_ours(given))
+    return config.cold_start.enabled or bool(given and is_ours(read_config(Path(given) / "config.json")))
 
 
 def run_rollout(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rl.config.policy import ScenesConfig
 from rl.policy.families import QWEN2_5_VL, Family, SceneTime, family_in, read_config
 from rl.policy.positions import SceneClock
 from rl.policy.token_ids import PolicyFilesError
@@ -143,4 +144,19 @@ def require_explicit_clock(config: Mapping[str, Any], family: Family, path: Path
         raise PolicyFilesError(
             f"{path}: text_config.rope_scaling has no mrope_interleaved=true: engine and learner would turn "
             "positions into angles differently; copy rope_scaling from the original checkpoint"
+        )
+
+
+def require_clock(scenes: ScenesConfig, geometry: Geometry, where: str | Path) -> None:
+    """Refuse scenes without written times where positions have no clock either.
+
+    Args:
+        where: the policy's folder, for the message.
+    Raises:
+        PolicyFilesError: names the key.
+    """
+    if scenes.timestamps == "none" and not geometry.tokens_per_second:
+        raise PolicyFilesError(
+            f"{where}: policy.scenes.timestamps=none leaves {geometry.family.model_type} without a clock, as its "
+            "positions have none; set policy.scenes.timestamps=text"
         )

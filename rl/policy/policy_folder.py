@@ -95,16 +95,6 @@ def require_model_ids(folder: Path, ids: TokenIds) -> None:
             )
 
 
-def is_ours(folder: str | Path) -> bool:
-    """Whether a policy's folder was written by this project, and not by a family's own release.
-
-    Raises:
-        PolicyFilesError: no readable config.json.
-    """
-    vision = read_config(Path(folder) / "config.json").get("vision_config")
-    return isinstance(vision, dict) and bool(vision.get("flexivideo"))
-
-
 def scenes_of(config: PreTrainedConfig) -> ScenesConfig:
     """The scene parameters a checkpoint was made for.
 

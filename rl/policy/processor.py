@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from rl.config.policy import ScenesConfig
 from rl.policy.chat_template import opens_thought
-from rl.policy.geometry import Geometry, PackedVideo
+from rl.policy.geometry import Geometry, PackedVideo, require_clock
 from rl.policy.layout import find_blocks, video_block
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_inert, require_model_ids
 from rl.policy.positions import mrope_positions
@@ -63,11 +63,7 @@ class Processor:
                 f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {geometry.vocab_size}: "
                 "tokenizer.json and config.json are of different checkpoints"
             )
-        if scenes.timestamps == "none" and not geometry.tokens_per_second:
-            raise PolicyFilesError(
-                f"{folder}: policy.scenes.timestamps=none leaves {geometry.family.model_type} without a clock, as its "
-                "positions have none; set policy.scenes.timestamps=text"
-            )
+        require_clock(scenes, geometry, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, scenes: ScenesConfig) -> Processor:

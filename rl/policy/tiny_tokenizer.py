@@ -34,8 +34,12 @@ TINY_GEOMETRY = {  # patch, merge and clock rate of each family, as its checkpoi
 
 def tiny_processor(config: TinyPolicyConfig, scenes: ScenesConfig, folder: Path) -> Processor:
     """What the policy in `folder` will be processed with, before it is built."""
-    geometry = Geometry(*TINY_GEOMETRY[config.family], padded_vocab(config.vocab_size), FAMILIES[config.family])
-    return Processor(train_tokenizer(config.vocab_size), geometry, scenes, folder)
+    return Processor(train_tokenizer(config.vocab_size), tiny_geometry(config), scenes, folder)
+
+
+def tiny_geometry(config: TinyPolicyConfig) -> Geometry:
+    """What of its config.json will shape tokens."""
+    return Geometry(*TINY_GEOMETRY[config.family], padded_vocab(config.vocab_size), FAMILIES[config.family])
 
 
 def train_tokenizer(vocab_size: int, *, tags: bool = True) -> Tokenizer:

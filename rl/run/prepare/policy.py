@@ -12,6 +12,7 @@ from rl.config.errors import ConfigError, require, shown
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.policy.families import QWEN2_5_VL, is_ours, read_config
+from rl.policy.geometry import Geometry, require_clock
 from rl.policy.given_folder import require_usable
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
@@ -36,7 +37,10 @@ def require_given_policy(config: RunConfig) -> None:
     """
     given = config.policy.path
     if not given:
-        return
+        from rl.policy.tiny_tokenizer import tiny_geometry
+
+        tiny = config.policy.tiny
+        return require_clock(config.policy.scenes, tiny_geometry(tiny), f"policy.tiny.family={tiny.family}")
     folder = Path(given)
     if not folder.exists():
         require(
@@ -50,6 +54,7 @@ def require_given_policy(config: RunConfig) -> None:
         raise ConfigError(f"policy.path={given}: {_why_no_policy(folder)}")
     try:
         require_usable(folder)
+        require_clock(config.policy.scenes, Geometry.read(folder), folder)
     except PolicyFilesError as error:
         raise ConfigError(f"policy.path={given}: {error}") from error
 

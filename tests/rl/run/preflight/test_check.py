@@ -167,6 +167,47 @@ def write_weights(folder, *shapes):
     return folder
 
 
+ROPE = {"mrope_section": [24, 20, 20], "mrope_interleaved": True}
+SAID = {  # by a config.json as the hub has it, of what is refused where it is missing
+    "qwen2_5_vl": {"model_type": "qwen2_5_vl", "vision_config": {"patch_size": 14, "spatial_merge_size": 2}},
+    "qwen3_vl": {
+        "model_type": "qwen3_vl",
+        "vision_config": {"patch_size": 16, "spatial_merge_size": 2},
+        "text_config": {"vocab_size": 768, "rope_scaling": ROPE},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "overrides", "message"),
+    [
+        (SAID["qwen2_5_vl"], [], "config.json: vision_config has no tokens_per_second, the rate of the clock"),
+        (
+            SAID["qwen3_vl"] | {"text_config": {"rope_scaling": {"mrope_section": [24, 20, 20]}}},
+            [],
+            "config.json: text_config.rope_scaling has no mrope_interleaved=true",
+        ),
+        (SAID["qwen3_vl"] | {"model_type": "qwen3_vl_moe"}, [], "'qwen3_vl_moe' cannot be trained here (its experts"),
+        (SAID["qwen3_vl"] | {"model_type": "qwen3_5"}, [], "'qwen3_5' cannot be trained here (its linear attention"),
+        (SAID["qwen3_vl"], ["policy.scenes.timestamps=none"], "timestamps=none leaves qwen3_vl without a clock"),
+        (
+            None,
+            ["policy.tiny.family=qwen3_vl", "policy.scenes.timestamps=none"],
+            "policy.tiny.family=qwen3_vl: policy.scenes.timestamps=none leaves qwen3_vl without a clock",
+        ),
+    ],
+    ids=["no clock", "axes not told", "mixture of experts", "linear attention", "no times", "no times, tiny"],
+)
+def test_a_policy_that_would_be_misread_is_refused_before_it_is_converted(small, tmp_path, said, overrides, message):
+    folder = write_weights(tmp_path / "stock", [2, 2])
+    if said is not None:
+        (folder / "config.json").write_text(json.dumps(said))
+        overrides = [*overrides, f"policy.path={folder}"]
+    policy = found(small(*overrides))["policy"]
+    assert policy.level is Level.FAILED and message in policy.detail
+    assert not any((tmp_path / "cache").glob("converted*")) and not any((tmp_path / "cache").glob("tiny-*"))
+
+
 def test_disk_must_hold_every_checkpoint_of_the_policy(small, tmp_path, monkeypatch):
     folder = write_weights(tmp_path / "policy", [1024, 1024, 64], [1024, 1024])
     assert count_parameters(folder) == 65 * 2**20
