@@ -3,6 +3,7 @@
 What the numbers are is measured by hand (benchmarks/RESULTS.md); here the code that measures them is kept running.
 """
 
+import json
 import os
 import re
 import shutil
@@ -29,13 +30,17 @@ ENGINES = [pytest.mark.ray, pytest.mark.vllm]
 TRAINING = [*ENGINES, pytest.mark.deepspeed]
 
 
-def run(*command):
-    """A program of benchmarks/ as a user starts it; its tables, each a list of rows by heading."""
+def run(*command, path=""):
+    """A program of benchmarks/ as a user starts it; its tables, each a list of rows by heading.
+
+    Args:
+        path: before PYTHONPATH.
+    """
     program = ["-m", command[0]] if command[0].startswith("benchmarks.") else [ROOT / "benchmarks" / command[0]]
     ended = subprocess.run(
         list(map(str, (sys.executable, *program, *command[1:]))),
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -142,10 +147,56 @@ def test_batch_invariance():
     assert rows[0]["64"] == "holds"
 
 
+def test_gpu_learner(tmp_path):
+    """On a machine with PyTorch and transformers and nothing else of what training needs."""
+    absent = ("deepspeed", "vllm", "ray", "omegaconf", "av", "decord", "wandb", "typer", "rich")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
+    options = ("--device", "cpu", "--tiny", "--trajectories", 1, "--accumulate", 2, "--out", tmp_path / "out")
+
+    tables = run("gpu_learner.py", *options, path=tmp_path)
+
+    machine = {row["what"]: row["is"] for row in tables[0]}
+    assert machine["deepspeed"] == machine["vllm"] == "missing"
+    assert machine["optimizer steps"] == "torch: DeepSpeed is not installed"
+    rows = [row for table in tables for row in table]
+    updates = [row for row in rows if "tokens/s" in row]
+    assert [(row["policy"], row["mode"]) for row in updates] == [
+        ("qwen2_5_vl/tiny", "plain"),
+        ("qwen3_vl/tiny", "plain"),
+        ("qwen2_5_vl/tiny", "plain, with a reference"),
+        ("qwen2_5_vl/tiny", "plain, two per pass"),
+        ("qwen2_5_vl/tiny", "plain, activations kept"),
+    ]
+    for row in updates:
+        assert_positive(row, "tokens", "s", "tokens/s", "TFLOP/s", "of a large product")
+    counted = [row["SDPA calls"] for row in rows if "tower, one pass" in row]
+    assert counted == [row["SDPA calls"] for row in rows if "block" in row]  # without weights as with them
+    (error,) = [row for row in rows if "micro-batches" in row]
+    assert all(0 < number < 20 for number in numbers(error, "added in bf16", "added in float32"))
+    kept = json.loads((tmp_path / "out.json").read_text())
+    absent = {table["title"]: table["note"] for table in kept["tables"] if "note" in table}
+    assert kept["failed"] == [] and absent["Update of qwen2_5_vl/tiny, packed"].startswith("not there")
+    assert tables_in((tmp_path / "out.md").read_text()) == tables
+
+
+@pytest.mark.deepspeed
+def test_gpu_learner_with_deepspeed(tmp_path):
+    """The project's own engine, and a budget that leaves nothing for the last section."""
+    sections = ("--only", "update", "gradients", "modes", "--budget-seconds", 100)
+    small = ("--device", "cpu", "--tiny", "--policies", "qwen2_5_vl/tiny", "--trajectories", 1, "--accumulate", 2)
+
+    machine, (update,), (error,) = run("gpu_learner.py", *small, *sections, "--out", tmp_path / "out")
+
+    assert {row["what"]: row["is"] for row in machine}["optimizer steps"] == "deepspeed"
+    assert_positive(update, "s", "tokens/s")
+    assert all(0 < number < 20 for number in numbers(error, "added in bf16", "added in float32"))
+    assert "modes\n\nnot reached" in (tmp_path / "out.md").read_text()
+
+
 @pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
 def test_no_program_is_forgotten(program):
     parts = ("tables.py", "trainings.py", "cache_reuse.py", "transformers_rollouts.py")  # of programs, tested with them
-    assert program in parts or f'run("{program}"' in Path(__file__).read_text()
+    assert program in parts or program.startswith("learner_") or f'run("{program}"' in Path(__file__).read_text()
 
 
 class TestTrained:
