@@ -357,7 +357,7 @@ class Rank:
 
 
 def weights_of(learner):
-    return {name: tensor.float().numpy().copy() for name, tensor in learner.named_weights()}
+    return {name: tensor.float().cpu().numpy().copy() for name, tensor in learner.named_weights()}
 
 
 def whole_state(learner):
@@ -393,7 +393,7 @@ def watch_gradients(learner):
     def watched():
         if not seen:
             grads = {name: safe_get_full_grad(p) for name, p in engine.module.named_parameters() if p.requires_grad}
-            seen.update({name: grad.float().numpy().copy() for name, grad in grads.items() if grad is not None})
+            seen.update({name: grad.float().cpu().numpy().copy() for name, grad in grads.items() if grad is not None})
         return apply()
 
     engine.apply = watched

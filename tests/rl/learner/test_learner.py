@@ -27,12 +27,12 @@ TIMEOUT_S = 240
 class Ranks:
     """`ranks(scenario, **arguments)` runs a method of learner_ranks.Rank in every process; rank 0's result."""
 
-    def __init__(self, world, policy_dir, folder):
+    def __init__(self, world, policy_dir, folder, device="cpu"):
         with contextlib.closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         script, root = Path(__file__).with_name("learner_ranks.py"), Path(__file__).parents[3]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(root)}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": device, "PYTHONPATH": str(root)}
         addresses = [str(folder / f"rank{rank}of{world}") for rank in range(world)]
         listeners = [Listener(address, family="AF_UNIX") for address in addresses]
         self._processes = [
