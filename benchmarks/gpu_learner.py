@@ -33,7 +33,7 @@ import torch
 from learner_counts import SdpaCalls, TrajectoryCost, count_trajectory
 from learner_engines import Steps, has_deepspeed, join, make_engine
 from learner_report import Report
-from learner_work import COARSE, LOOK, SMALL_COARSE, SMALL_LOOK, Work, size_of, tokens_of
+from learner_work import COARSE, LOOK, SHORT, SMALL_COARSE, SMALL_LOOK, Work, size_of, tokens_of
 from torch import nn
 
 from rl.algorithm.batch import collate
@@ -54,7 +54,8 @@ ROOM_GIB = 16  # for activations, the head's chunk and what the allocator keeps
 LEARNED_RATE = 1e-6
 RUN = 4  # equal frames in a row where scenes are dynamic
 LARGE_CHUNK = 2**26  # words summed at a time by the digest, against the project's own setting
-WIDTH_LAYERS, ACCUMULATED = 2, (2, 8, 32)  # of the gradients' section: layers at real width, micro-batches
+# of the gradients' section: layers at real width, micro-batches, tokens written in each
+WIDTH_LAYERS, ACCUMULATED, ACCUMULATED_SAMPLED = 2, (2, 8, 32), 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +344,7 @@ def machine(options: argparse.Namespace, report: Report) -> None:
             ("peak, bf16 dense, by its datasheet", f"{peak:.0f} TFLOP/s" if peak else "unknown to this program"),
             *rows,
         ]
-    options.product_tflops = large_product(device, 512 if options.tiny else 8192)
+    options.product_tflops = large_product(device, 8192 if device.type == "cuda" else 512)
     rows += [
         ("processors", f"{os.cpu_count()}, {platform.machine()}, Python {platform.python_version()}"),
         ("large bf16 product", f"{options.product_tflops:.3g} TFLOP/s"),
@@ -410,51 +411,34 @@ def gradients(options: argparse.Namespace, report: Report, name: str, folder: Pa
     The reference is the gradient of the same weights in float32, added up in float32, at the policy's width with two
     layers.
     """
-    device = torch.device(options.device)
-    size = size_of(name)
+    device, size = torch.device(options.device), size_of(name)
     size = size if options.tiny else size.cut(WIDTH_LAYERS, WIDTH_LAYERS)
-    work = Work(replace(size, text=replace(size.text, vocab_rows=1024)), folder, SMALL_COARSE, SMALL_LOOK)
+    size = replace(size, text=replace(size.text, vocab_rows=1024))
+    work = Work(size, folder, SHORT, SHORT, sampled=ACCUMULATED_SAMPLED)
     weights = {name: p.detach().clone() for name, p in work.policy(device).named_parameters()}
-    counts = options.accumulate
-    samples = work.group(max(counts))
-    ways = {
-        "float32 throughout": (torch.float32, "torch", "fp32"),
-        "added in bf16": (torch.bfloat16, options.engine, "bf16"),
-        "added in float32": (torch.bfloat16, options.engine, "fp32"),
-    }
-    found = {
-        (way, count): accumulated(work, weights, samples[:count], dtype, engine, accumulate, device, folder)
-        for way, (dtype, engine, accumulate) in ways.items()
-        for count in counts
-    }
-    hidden, (float32, before, after) = size.text.hidden, ways
-    compared = {
-        "added in bf16": (before, float32),
-        "added in float32": (after, float32),
-        "of adding alone": (before, after),
-    }
-    rows = [
-        (
-            name,
-            f"{hidden} x {size.text.layers}",
-            count,
-            *(f"{distance(found[one, count], found[other, count]):.2%}" for one, other in compared.values()),
-        )
-        for count in counts
-    ]
-    headings = ("policy", "width x layers", "micro-batches", *compared)
+    samples = work.group(max(options.accumulate))
+    find = partial(accumulated, work, weights, device, folder)
+    rows = []
+    for count in options.accumulate:
+        float32 = find(samples[:count], torch.float32, "torch", "fp32")
+        before = find(samples[:count], torch.bfloat16, options.engine, "bf16")
+        after = find(samples[:count], torch.bfloat16, options.engine, "fp32")
+        errors = distance(before, float32), distance(after, float32), distance(before, after)
+        rows.append((name, f"{size.text.hidden} x {size.text.layers}", count, *(f"{error:.2%}" for error in errors)))
+    errors = ("added in bf16", "added in float32", "of adding alone")
+    headings = ("policy", "width x layers", "micro-batches", *errors)
     report.table(f"Error of accumulated gradients, {options.engine}", headings, rows)
 
 
 def accumulated(
     work: Work,
     weights: dict[str, torch.Tensor],
+    device: torch.device,
+    folder: Path,
     samples: Sequence[TrainingSample],
     dtype: torch.dtype,
     engine: str,
     accumulate: str,
-    device: torch.device,
-    folder: Path,
 ) -> dict[str, torch.Tensor]:
     """Gradients of one optimizer step, a micro-batch per trajectory, before clipping."""
     policy = work.policy(device, dtype).train()

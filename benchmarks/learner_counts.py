@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from learner_work import SAMPLED, Work
+from learner_work import Work
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,7 +69,7 @@ def count_trajectory(work: Work) -> TrajectoryCost:
     freeze_vision(policy)
     (sample,) = work.group(1)
     coarse, look = (count_tower(policy, work, frames) for frames in sample.videos)
-    forward, backward = _count_language(policy, len(sample.token_ids), coarse.tokens + look.tokens)
+    forward, backward = _count_language(policy, len(sample.token_ids), work.sampled)
     return TrajectoryCost(len(sample.token_ids), coarse, look, forward + coarse.flops + look.flops, backward)
 
 
@@ -112,7 +112,7 @@ def _meta_positions(visual: nn.Module, patches: int) -> dict[str, torch.Tensor]:
     return rotary | {"interp_indices": indices, "interp_weights": torch.empty(corners, device="meta")}
 
 
-def _count_language(policy: VideoPolicy, tokens: int, visual_tokens: int) -> tuple[int, int]:
+def _count_language(policy: VideoPolicy, tokens: int, sampled: int) -> tuple[int, int]:
     """Language model over a whole trajectory and head over its sampled tokens, forward and backward."""
     hidden = policy.config.text_config.hidden_size
     embedded_1TE = torch.empty(1, tokens, hidden, dtype=torch.bfloat16, device="meta", requires_grad=True)
@@ -121,7 +121,7 @@ def _count_language(policy: VideoPolicy, tokens: int, visual_tokens: int) -> tup
         hidden_1TE = policy.model.language_model(
             inputs_embeds=embedded_1TE, position_ids=positions_31T, attention_mask=None, use_cache=False
         ).last_hidden_state
-        logits_SV = nn.functional.linear(hidden_1TE[0, :SAMPLED], policy.lm_head.weight)
+        logits_SV = nn.functional.linear(hidden_1TE[0, :sampled], policy.lm_head.weight)
     forward = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         logits_SV.backward(torch.empty_like(logits_SV))

@@ -27,7 +27,7 @@ from rl.policy.tiny_tokenizer import train_tokenizer
 from rl.trajectory import Frames, Segment, TrainingSample
 
 SCENES = {"fixed": ScenesConfig(mode="fixed"), "dynamic": ScenesConfig(mode="dynamic")}
-SAMPLED, QUESTION = 300, 80  # tokens: written by the policy, half of them before the look; of the question
+QUESTION = 80  # tokens between the coarse frames and what the policy writes
 VOCABULARY = 768  # of the tokenizer trained on the spot: Qwen's own is not on every machine
 TINY = {  # for machines that are only to show that the program runs
     "qwen2_5_vl": PublishedSize(
@@ -54,6 +54,7 @@ class Block:
 
 COARSE, LOOK = Block(64, 252, 364), Block(60, 364, 504)  # as the shipped configurations show them
 SMALL_COARSE, SMALL_LOOK = Block(8, 84, 140), Block(6, 112, 140)
+SHORT = Block(4, 56, 84)  # where only the number of micro-batches counts
 
 
 def size_of(name: str) -> PublishedSize:
@@ -68,10 +69,18 @@ class Work:
     Args:
         folder: empty; gets config.json and tokenizer.json.
         coarse, look: the video blocks of every trajectory.
+        sampled: tokens that the policy writes, half of them before the look.
     """
 
-    def __init__(self, size: PublishedSize, folder: Path, coarse: Block = COARSE, look: Block = LOOK) -> None:
-        self.size, self.coarse, self.look = size, coarse, look
+    def __init__(
+        self,
+        size: PublishedSize,
+        folder: Path,
+        coarse: Block = COARSE,
+        look: Block = LOOK,
+        sampled: int = 300,
+    ) -> None:
+        self.size, self.coarse, self.look, self.sampled = size, coarse, look, sampled
         self._folder = folder
         tokenizer = train_tokenizer(VOCABULARY)
         config = model_config(size, tokenizer.get_vocab())
@@ -137,9 +146,9 @@ class Work:
 
         pieces = (
             (processor.video_block(opening) + text(QUESTION), Segment.CONTEXT),
-            (text(SAMPLED // 2), Segment.SAMPLING),
+            (text(self.sampled // 2), Segment.SAMPLING),
             (processor.video_block(look), Segment.CONTEXT),
-            (text(SAMPLED - SAMPLED // 2), Segment.REASONING),
+            (text(self.sampled - self.sampled // 2), Segment.REASONING),
         )
         segments = tuple(int(segment) for tokens, segment in pieces for _ in tokens)
         learned = tuple(segment != Segment.CONTEXT for segment in segments)
