@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from rl.policy.policy_folder import flexivideo_section
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
 from rl.policy.tokenizer_file import tagged_tokenizer
-from rl.policy.weight_files import TensorEntry, read_weights
+from rl.policy.weight_files import TensorEntry, read_rows, read_weights
 
 RENAMES = ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model."))
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -79,7 +80,9 @@ def plan_conversion(source: Path, scenes: ScenesConfig) -> Conversion:
     config.vision_config.flexivideo = flexivideo_section(scenes)
     config.architectures = [family.architecture]
     tokenizer, new_ids = tagged_tokenizer(source, stock_config)
-    files = _named(source, family, is_tied=config.tie_word_embeddings)
+    files = _named(source, family)
+    if config.tie_word_embeddings:
+        _leave_out_tied_head(source, files)
     files = {file: {name: _expanded(tensor, scenes) for name, tensor in found.items()} for file, found in files.items()}
     shapes = {name: (file, tensor.ours.shape) for file, found in files.items() for name, tensor in found.items()}
     _require_fit(source, family, config, shapes)
@@ -107,18 +110,30 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def _named(source: Path, family: Family, *, is_tied: bool) -> dict[str, dict[str, Source]]:
+def _named(source: Path, family: Family) -> dict[str, dict[str, Source]]:
     """The checkpoint's tensors under our names."""
     files: dict[str, dict[str, Source]] = {}
     for file, entries in read_weights(source).items():
         for stock_name, entry in sorted(entries.items()):
             stock = canonical_name(stock_name)
-            if stock == HEAD and is_tied:
-                continue
             name, is_kernel = family.renames.get(stock, stock), stock == STOCK_KERNEL
             tensor = Source(stock_name, entry, entry, name in (EMBEDDING, HEAD), is_kernel)
             files.setdefault(file, {})[name] = tensor
     return files
+
+
+def _leave_out_tied_head(source: Path, files: Mapping[str, dict[str, Source]]) -> None:
+    """Leave out a head that is a copy of the embedding, and refuse one that is not."""
+    places = {name: file for file, tensors in files.items() for name in tensors}
+    if HEAD not in places or EMBEDDING not in places:
+        return
+    of_embedding = read_rows(source / places[EMBEDDING], files[places[EMBEDDING]][EMBEDDING].stock)
+    of_head = read_rows(source / places[HEAD], files[places[HEAD]].pop(HEAD).stock)
+    if any(one != other for one, other in zip_longest(of_embedding, of_head)):
+        raise PolicyFilesError(
+            f"{source / places[HEAD]}: {HEAD} is not the embedding, though config.json has tie_word_embeddings=true; "
+            "set it to false if the head was trained by itself"
+        )
 
 
 def _expanded(tensor: Source, scenes: ScenesConfig) -> Source:

@@ -187,11 +187,16 @@ def test_a_folder_of_ours_is_looked_at_likewise(sound, tmp_path):
         require_weights(ours)
 
 
-def test_a_tied_head_that_the_checkpoint_ships_as_a_copy_is_left_out(tmp_path):
+def test_a_tied_head_that_the_checkpoint_ships_is_left_out_if_it_is_a_copy_and_refused_if_not(tmp_path):
     folder = make_checkpoint(small("qwen3_vl", "4b"), tmp_path / "folder", vocabulary="tiny")
     tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+    copy = tensors[EMBEDDING].clone()
+    save_file(tensors | {HEAD: copy}, folder / "model.safetensors", metadata={"format": "pt"})
     assert HEAD not in {name for names in plan_conversion(folder, SCENES).files.values() for name in names}
+    copy[-1] += 1
+    save_file(tensors | {HEAD: copy}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PolicyFilesError, match=rf"{HEAD} is not the embedding, though .*tie_word_embeddings=true"):
+        plan_conversion(folder, SCENES)
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(sound, tmp_path, monkeypatch):
