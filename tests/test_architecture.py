@@ -27,6 +27,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "actors/worker/",
     "actors/engine/",
     "rl/tracking/",
+    "rl/memory_plan/",
     "rl/learner/",
     "rl/algorithm/",
     "rl/checkpoint/",

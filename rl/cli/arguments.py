@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import typer
 
@@ -64,11 +65,15 @@ def load_runnable(inputs: Sequence[str]) -> RunConfig:
     return config
 
 
-def conclude(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print findings; exit code 3 if one failed."""
+def conclude(findings: Sequence[Finding], *, as_json: bool, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Print findings; exit code 3 if one failed.
+
+    Args:
+        more: for --json, beside the findings.
+    """
     print_findings(findings, console)
     if as_json:
-        print_json(as_dict(findings))
+        print_json(as_dict(findings) | more)
     end_with_gate(passed(findings))
 
 

@@ -13,14 +13,19 @@ from rl.cli.terminal import console, print_json
 def check(inputs: Inputs, as_json: AsJson = False) -> None:
     """Check configuration, policy, rewards, data, token budget, memory and disk before anything starts.
 
-    Takes seconds, starts no worker, and reports everything at once. Exits 3 if something failed.
+    Takes seconds, starts no worker, and reports everything at once: also what every GPU and the main memory will hold,
+    by name, and which keys help most where that is too much. Exits 3 if something failed.
 
     Example: `dynframe check configs/quickstart.yaml rollout.group_size=16`
     """
     config = load(inputs)
     from rl.run.preflight.check import run_checks
+    from rl.run.preflight.memory import plan_memory, print_plan
 
-    conclude(run_checks(config, console), as_json=as_json)
+    findings = run_checks(config, console)
+    plan = plan_memory(config)
+    print_plan(plan, console)
+    conclude(findings, as_json=as_json, more={"memory_plan": plan.as_dict() if plan else None})
 
 
 def doctor(as_json: AsJson = False) -> None:

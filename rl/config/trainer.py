@@ -29,6 +29,17 @@ class PlacementConfig:
     memory_gib: float = 0.0
     memory_margin: float = 0.25  # of that memory, wanted free beyond it: a note where it is not, never a refusal
     timeout_s: float = 120.0  # to wait for room on the cluster
+    # the GPU that memory is planned for: a name such as a100-80gb or h100-80gb; empty: the one that is found
+    gpu: str = ""
+    gpu_memory_gib: float = 0.0  # of a GPU that has no name here; 0: that of placement.gpu
+    gpus_per_node: int = 8  # for planning the main memory of the nodes of a cluster
+    # main memory of a node that a run may take; 0: what is free here, where the run would work here
+    node_memory_gib: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.gpus_per_node >= 1, f"placement.gpus_per_node must be >= 1, got {self.gpus_per_node}")
+        for key in ("gpu_memory_gib", "node_memory_gib", "memory_gib"):
+            require(getattr(self, key) >= 0, f"placement.{key} must be >= 0, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The learning-rate schedule, and the DeepSpeed configuration. Nothing heavy is imported here but torch."""
+"""The learning-rate schedule, and the DeepSpeed configuration. Nothing heavy is imported to make either."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import math
 import os
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rl.config.errors import ConfigError
 from rl.config.learner import LearnerConfig, OptimizerConfig
@@ -32,21 +30,28 @@ def learning_rate(step: int, total_steps: int, options: OptimizerConfig) -> floa
 
 def uses_cuda() -> bool:
     """Whether a learner in this process computes on a GPU: there is one, and DS_ACCELERATOR does not exclude it."""
+    import torch  # seconds, which what only plans a run does not take
+
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
 
 
-def deepspeed_settings(config: LearnerConfig, dtype: str, num_parameters: int) -> dict[str, Any]:
+def deepspeed_settings(
+    config: LearnerConfig, dtype: str, num_parameters: int, *, on_cuda: bool | None = None
+) -> dict[str, Any]:
     """DeepSpeed's configuration: the user's extra keys, ours over them.
 
+    Args:
+        on_cuda: whether the learner computes on a GPU; None: whether this process would.
     Raises:
         ConfigError: `learner.deepspeed_config` is not a readable JSON or YAML mapping.
     """
+    on_cuda = uses_cuda() if on_cuda is None else on_cuda
     extra = _read_extra(config.deepspeed_config)
     for key in ("optimizer", "scheduler"):
         if extra.pop(key, None) is not None:
             log.warning("learner.deepspeed_config: %r is ignored, see learner.optimizer", key)
     bucket = min(num_parameters, LARGEST_BUCKET)  # DeepSpeed allocates buckets at full size
-    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "overlap_comm": uses_cuda()}
+    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket, "overlap_comm": on_cuda}
     return {
         **extra,
         "train_micro_batch_size_per_gpu": 1,  # nominal: the learner cuts batches itself

@@ -16,7 +16,8 @@ from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight.findings import Finding, Level, passed
-from rl.run.preflight.machine import check_memory, check_output, check_resources, require_gpus
+from rl.run.preflight.machine import check_output, check_resources, require_gpus
+from rl.run.preflight.memory import check_plan, plan_memory
 from rl.run.preflight.rewards import check_rewards
 from rl.run.preflight.token_budget import check_token_budget
 from rl.run.prepare.episode_context import episode_context
@@ -36,7 +37,7 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
         policy,
         check_output(config, parameters),
         *check_resources(config),
-        check_memory(config, parameters),
+        *_memory(config),
         *check_rewards(config),
         *_data(config, console, tasks),
         *_token_budget(config, tasks, policy),
@@ -55,10 +56,18 @@ def preflight(config: RunConfig) -> None:
     if policy.level is Level.FAILED:
         raise ConfigError(policy.detail)
     require_sources(config)
-    findings = [check_output(config, parameters), check_memory(config, parameters), *check_rewards(config)]
+    findings = [check_output(config, parameters), *_memory(config), *check_rewards(config)]
     if not passed(findings):
         failed = [finding for finding in findings if finding.level is Level.FAILED]
         raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in failed))
+
+
+def _memory(config: RunConfig) -> list[Finding]:
+    """Of every GPU and of the node."""
+    try:
+        return check_plan(config, plan_memory(config))
+    except ConfigError as error:
+        return [Finding("memory", Level.FAILED, _on_one_line(error))]
 
 
 def _policy(config: RunConfig) -> tuple[Finding, int]:

@@ -10,50 +10,11 @@ import psutil
 
 from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
+from rl.memory_plan.disk import checkpoint_bytes, most_checkpoints
 from rl.run.preflight.findings import Finding, Level
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2: a container's own limits
-ENGINE_GIB = 1.3  # a vLLM process on CPU, before its caches
-LEARNER_GIB = 0.7
-DRIVER_GIB = 1.0
 MIN_FREE_GIB = 1.0  # of disk, beside checkpoints
-BYTES_PER_TRAINED_PARAMETER = 16  # fp32 weights, gradients and two Adam moments; on disk, both copies of the weights
-
-
-def check_memory(config: RunConfig, parameters: int) -> Finding:
-    """Main memory, by an estimate or by placement.memory_gib.
-
-    Args:
-        parameters: of the policy; 0: not known, or too few to matter.
-    """
-    placement = config.placement
-    if placement.learner_gpus or placement.rollout_gpus:
-        return Finding("memory", Level.NOTE, "GPU memory is checked by the engines when they start")
-    if _joins_a_cluster():
-        return Finding("memory", Level.NOTE, "not checked: the run's workers are on the cluster of RAY_ADDRESS")
-    needed, free = placement.memory_gib or _estimated_gib(config, parameters), available_bytes() / 2**30
-    wanted = needed * (1 + placement.memory_margin)
-    source = "placement.memory_gib" if placement.memory_gib else "estimated"
-    detail = f"{needed:.1f} GiB needed ({source}), {free:.1f} GiB free"
-    if needed > free:
-        return Finding(
-            "memory",
-            Level.FAILED,
-            f"{detail}; close programs, or lower rollout.num_workers, learner.num_ranks or "
-            "rollout.engine.kv_cache_bytes; where you know better than the estimate, set placement.memory_gib",
-        )
-    if wanted > free:
-        margin = f"{placement.memory_margin:.0%}"
-        return Finding("memory", Level.NOTE, f"{detail}: less than {margin} to spare (placement.memory_margin)")
-    return Finding("memory", Level.OK, detail)
-
-
-def _estimated_gib(config: RunConfig, parameters: int) -> float:
-    engines = config.rollout.num_workers * (ENGINE_GIB + config.rollout.engine.kv_cache_bytes / 2**30)
-    trained = parameters * BYTES_PER_TRAINED_PARAMETER / 2**30
-    learners = config.learner.num_ranks * (LEARNER_GIB + trained)
-    copied = trained  # a checkpoint in memory, until it is written beside the run
-    return engines + learners + copied + DRIVER_GIB
 
 
 def available_bytes() -> int:
@@ -70,16 +31,16 @@ def available_bytes() -> int:
 
 
 def check_output(config: RunConfig, parameters: int) -> Finding:
-    """The run's folder can be written, and its disk holds every checkpoint that is kept."""
+    """The run's folder can be written, and its disk holds every checkpoint that is kept.
+
+    Args:
+        parameters: of the policy; 0: not known, or too few to matter.
+    """
     folder = Path(config.output_dir)
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK):
         return Finding("output_dir", Level.FAILED, f"{existing} cannot be written; set output_dir=...")
-    kept = config.trainer.keep_checkpoints + 1  # the next one is written before the oldest goes
-    kept += bool(config.trainer.best_metric and config.trainer.eval_tasks)  # the best one stays
-    if config.trainer.keep_every:
-        kept += config.trainer.steps // config.trainer.keep_every
-    needed = MIN_FREE_GIB + kept * parameters * BYTES_PER_TRAINED_PARAMETER / 2**30
+    needed = MIN_FREE_GIB + most_checkpoints(config) * checkpoint_bytes(config, parameters, parameters) / 2**30
     free = psutil.disk_usage(str(existing)).free / 2**30
     if free < needed:
         remedy = "make room, keep fewer (trainer.keep_checkpoints, keep_every), or set output_dir to another disk"
@@ -98,7 +59,7 @@ def check_resources(config: RunConfig) -> Iterator[Finding]:
     )
     gpus = _gpus(config)
     needed = f"{cpus:g} CPU and {gpus:g} GPU"
-    if _joins_a_cluster():
+    if joins_a_cluster():
         yield Finding("resources", Level.OK, f"{needed}, asked of the cluster when the run starts")
     elif gpus and _lacks_gpus():
         yield Finding("resources", Level.NOTE, f"{needed}: this machine has no GPU; submit the run to a cluster")
@@ -127,8 +88,9 @@ def _gpus(config: RunConfig) -> float:
 
 
 def _lacks_gpus() -> bool:
-    return not _joins_a_cluster() and not Path("/dev/nvidiactl").exists()
+    return not joins_a_cluster() and not Path("/dev/nvidiactl").exists()
 
 
-def _joins_a_cluster() -> bool:
+def joins_a_cluster() -> bool:
+    """Whether the run's workers are on the cluster of RAY_ADDRESS."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")

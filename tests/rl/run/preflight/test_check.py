@@ -17,7 +17,8 @@ from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight import machine as this_machine
 from rl.run.preflight.check import kinds_of_answers, preflight, run_checks
 from rl.run.preflight.findings import Level
-from rl.run.preflight.machine import available_bytes, check_memory
+from rl.run.preflight.machine import available_bytes
+from rl.run.preflight.memory import check_plan, plan_memory
 from rl.run.preflight.rewards import check_rewards
 from rl.run.prepare.policy import count_parameters
 from rl.run.prepare.tasks import prepare_tasks
@@ -69,6 +70,12 @@ def machine(monkeypatch, *, memory_gib, disk_gib):
     monkeypatch.setattr(this_machine.psutil, "disk_usage", lambda _: SimpleNamespace(free=disk_gib * GIB))
 
 
+def memory_of(config):
+    """The only finding of memory: there is no GPU."""
+    (finding,) = check_plan(config, plan_memory(config))
+    return finding
+
+
 def found(config, console=None):
     return {finding.subject: finding for finding in run_checks(config, console or Console(quiet=True))}
 
@@ -100,7 +107,8 @@ def test_a_reward_that_never_says_a_number_or_raises_somewhere_is_refused(small,
 def test_too_little_memory_is_refused_with_the_keys_to_lower(small, monkeypatch):
     machine(monkeypatch, memory_gib=1, disk_gib=64)
     with pytest.raises(
-        ConfigError, match=r"memory: .* needed \(estimated\), 1\.0 GiB free; close programs, or lower rollout\.num"
+        ConfigError,
+        match=r"memory, the machine: \d\.\d of 1\.0 GiB \(free here\); largest: .* GiB: close programs, or .*=.* sav",
     ):
         preflight(small())
 
@@ -108,13 +116,14 @@ def test_too_little_memory_is_refused_with_the_keys_to_lower(small, monkeypatch)
 def test_memory_can_be_given_where_the_estimate_is_wrong_and_little_to_spare_is_a_note(small, monkeypatch):
     machine(monkeypatch, memory_gib=4, disk_gib=64)
     preflight(small("placement.memory_gib=3.9"))  # estimated, it would be refused
-    finding = check_memory(small("placement.memory_gib=3.9"), 0)
+    finding = memory_of(small("placement.memory_gib=3.9"))
     assert (finding.level, finding.detail) == (
         Level.NOTE,
-        "3.9 GiB needed (placement.memory_gib), 4.0 GiB free: less than 25% to spare (placement.memory_margin)",
+        "3.9 of 4.0 GiB (free here); largest: placement.memory_gib 3.9 GiB; less than 25% to spare "
+        "(placement.memory_margin)",
     )
-    assert check_memory(small("placement.memory_gib=3.9", "placement.memory_margin=0"), 0).level is Level.OK
-    with pytest.raises(ConfigError, match=r"4\.1 GiB needed \(placement\.memory_gib\), 4\.0 GiB free; close"):
+    assert memory_of(small("placement.memory_gib=3.9", "placement.memory_margin=0")).level is Level.OK
+    with pytest.raises(ConfigError, match=r"4\.1 of 4\.0 GiB \(free here\); largest: placement\.memory_gib 4\.1"):
         preflight(small("placement.memory_gib=4.1"))
 
 
@@ -250,7 +259,7 @@ def test_one_failure_does_not_hide_the_next(small, tmp_path, monkeypatch):
     machine(monkeypatch, memory_gib=1, disk_gib=0.1)
     findings = found(small("data.quickstart.native_fps=7", "rewards.answer.fn=answr", f"policy.path={tmp_path}"))
     wrong = {subject for subject, finding in findings.items() if finding.level is Level.FAILED}
-    assert wrong == {"rewards.answer", "data.train", "data.held_out", "policy", "memory", "output_dir"}
+    assert wrong == {"rewards.answer", "data.train", "data.held_out", "policy", "memory, the machine", "output_dir"}
     assert "native_fps must be a whole multiple" in findings["data.train"].detail
     assert findings["token budget"].level is Level.NOTE
 

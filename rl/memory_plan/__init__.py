@@ -1,0 +1,1 @@
+"""How much memory a run will take: GPU, node and disk, in named bytes, from shapes and settings alone."""

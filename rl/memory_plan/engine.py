@@ -1,0 +1,72 @@
+"""What a vLLM engine takes: weights, KV cache, and what it measures for itself when it starts.
+
+On a GPU an engine fills its share (rollout.engine.gpu_memory_utilization) whatever it needs: the KV cache gets what
+weights and the measured peak leave, and must hold one trajectory of the longest context.
+
+Legend: b bytes of a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.config.rollout import EngineConfig
+from rl.memory_plan.activations import block_working
+from rl.memory_plan.structure import Language, Structure
+
+MIN_BATCHED_TOKENS = 8192  # prompts prefilled together, as actors.engine.settings has it
+FLOAT = 4
+CONTEXT_BYTES = 0.9 * 2**30  # CUDA's context, kernels and NCCL of a process
+GRAPHS_BYTES = 1.0 * 2**30  # CUDA graphs of decoding, where there are any
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Bytes on one GPU of an engine, or in its process on the CPU."""
+
+    weights: float
+    working: float  # at its worst: a whole prompt prefilled, a video as long as the context encoded
+    graphs: float
+    context: float
+    kv_per_token: float
+
+    @property
+    def fixed(self) -> float:
+        """All but the KV cache."""
+        return self.weights + self.working + self.graphs + self.context
+
+
+def engine_memory(structure: Structure, engine: EngineConfig, itemsize: int, *, cuda: bool) -> EngineMemory:
+    """Of one GPU of the engine; the tower is whole on each of them.
+
+    Args:
+        itemsize: b.
+    """
+    language, tower = structure.language, structure.tower
+    split = engine.tensor_parallel_size if cuda else 1
+    return EngineMemory(
+        weights=(language.parameters / split + tower.parameters) * itemsize,
+        working=_prefill(structure, engine, itemsize, split),
+        graphs=GRAPHS_BYTES if cuda and not engine.enforce_eager else 0,
+        context=CONTEXT_BYTES if cuda else 0,
+        kv_per_token=kv_bytes(language, itemsize, split),
+    )
+
+
+def kv_bytes(language: Language, itemsize: int, split: int = 1) -> float:
+    """Keys and values of one token on one GPU; with fewer KV heads than GPUs each has one of them."""
+    heads = max(1, language.kv_heads // split)
+    return 2 * language.layers * heads * language.head_dim * itemsize
+
+
+def _prefill(structure: Structure, engine: EngineConfig, itemsize: int, split: int) -> float:
+    language, tower = structure.language, structure.tower
+    tokens = max(engine.max_model_len, MIN_BATCHED_TOKENS)
+    patches = engine.max_model_len * tower.merge**2
+    encoded = engine.max_model_len * language.hidden * (1 + tower.levels) * itemsize  # kept: the encoder's cache
+    pixels = patches * tower.patch_values * (1 + FLOAT + itemsize)
+    encoding = max(pixels, patches * block_working(tower, itemsize)) + patches * tower.hidden * itemsize
+    width = 2 * language.intermediate / split + 4 * language.hidden + language.query_width / split
+    prefill = tokens * width * itemsize
+    logits = engine.max_num_seqs * language.vocab * 3 * FLOAT
+    return encoded + max(encoding, prefill + logits)

@@ -1,0 +1,88 @@
+"""What a run takes in the main memory of a node, beside what lies on its GPUs.
+
+Legend: b bytes of a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.config.run import RunConfig
+from rl.memory_plan.engine import EngineMemory
+from rl.memory_plan.learner import ITEMSIZE, LearnerMemory
+from rl.memory_plan.record import GIB, Item, items
+from rl.memory_plan.structure import Structure
+from rl.memory_plan.trajectory import longest_trajectory, packed_values, stored_values
+
+DRIVER = 1.0 * GIB  # the run's own process, and Ray's
+REWARDS = 0.25 * GIB  # a reward worker, before the user's own code
+ENGINE_PROCESS = {True: 4.0 * GIB, False: 1.2 * GIB}  # with CUDA's libraries, and without
+LEARNER_PROCESS = {True: 3.0 * GIB, False: 0.7 * GIB}
+DECODER = 0.4 * GIB  # a decoding process at work; its limit is video.decode_memory_mib
+MASTERS_AND_MOMENTS = 12  # bytes per trained parameter in a checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many of each kind a node has."""
+
+    engines: int
+    learners: int
+    rewards: int
+    has_driver: bool = True
+
+
+def node_items(
+    config: RunConfig, structure: Structure, workers: Workers, learner: LearnerMemory, engine: EngineMemory
+) -> tuple[Item, ...]:
+    """What lies in a node's main memory at the worst moment: while learners load their weights on the way to GPUs, or
+    while a step learns and the checkpoint before it is being written.
+
+    Args:
+        learner, engine: of one worker; what they hold on a GPU is not counted here.
+    """
+    processes = _processes(config, workers)
+    loading = workers.learners * structure.parameters * ITEMSIZE[config.policy.dtype]
+    on_the_way = [("weights while learners load", loading if config.placement.learner_gpus else 0)]
+    moments = (on_the_way, _at_work(config, structure, workers, learner, engine))
+    return items([*processes, *max(moments, key=lambda named: sum(num_bytes for _, num_bytes in named))])
+
+
+def _processes(config: RunConfig, workers: Workers) -> list[tuple[str, float]]:
+    """What is there all the time."""
+    engines, placement = workers.engines, config.placement
+    return [
+        ("processes of engines", engines * ENGINE_PROCESS[bool(placement.rollout_gpus)]),
+        ("processes of learners", workers.learners * LEARNER_PROCESS[bool(placement.learner_gpus)]),
+        ("rewards, driver and Ray", workers.rewards * REWARDS + workers.has_driver * DRIVER),
+        ("frame caches", engines * config.video.frame_cache_bytes),
+        ("decoding processes", engines * config.video.decode_workers * DECODER),
+        ("processed frames kept by engines", engines * config.rollout.engine.mm_cache_gib * GIB),
+    ]
+
+
+def _at_work(
+    config: RunConfig, structure: Structure, workers: Workers, learner: LearnerMemory, engine: EngineMemory
+) -> list[tuple[str, float]]:
+    placement, itemsize = config.placement, ITEMSIZE[config.policy.dtype]
+    longest = longest_trajectory(config, structure.tower)
+    trained = structure.trained(freeze_vision=config.learner.freeze_vision)
+    policy = structure.parameters * itemsize
+    engines, ranks = workers.engines, workers.learners
+    share = ranks / config.learner.num_ranks
+    named = [
+        ("frames in the object store", stored_values(config, longest)),
+        ("packed micro-batches", ranks * packed_values(config, longest)),
+        ("weights on their way to engines", policy + 2 * config.weight_sync.bucket_bytes if ranks else 0),
+        ("a checkpoint until it is written", share * trained * MASTERS_AND_MOMENTS + (policy if ranks else 0)),
+        ("CPU offload of the optimizer", ranks * learner.zero.host),
+    ]
+    if not placement.learner_gpus:
+        named += [(f"learners: {item.name}", ranks * item.num_bytes) for item in learner.peak()]
+    if not placement.rollout_gpus:
+        named += [
+            ("engines: weights", engines * engine.weights),
+            ("engines: KV cache", engines * config.rollout.engine.kv_cache_bytes),
+            ("engines: prefill", engines * engine.working),
+        ]
+    return named

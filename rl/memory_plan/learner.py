@@ -1,0 +1,101 @@
+"""What a learner rank takes on its device, at the moment when it takes most: starting, going backward, or stepping.
+
+Legend: b bytes of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rl.config.run import RunConfig
+from rl.memory_plan.activations import Activations, activations
+from rl.memory_plan.engine import CONTEXT_BYTES
+from rl.memory_plan.record import Item, items
+from rl.memory_plan.structure import Structure
+from rl.memory_plan.trajectory import longest_trajectory, micro_batch
+from rl.memory_plan.zero import Parameters, ZeroMemory, zero_memory
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerMemory:
+    """A rank's memory: the parts, of which not all are there at once."""
+
+    zero: ZeroMemory
+    activations: Activations
+    reference: float  # the frozen policy of the divergence, whole on every rank; 0: none
+    context: float  # CUDA's
+
+    def peak(self) -> tuple[Item, ...]:
+        """What is there at the worst moment."""
+        return max((self.loading(), self.backward(), self.stepping()), key=_total)
+
+    def loading(self) -> tuple[Item, ...]:
+        """The start: weights laid end to end, before there are masters and moments."""
+        zero = self.zero
+        return items(
+            [("weights", zero.weights), ("weights while they load", zero.loading), ("CUDA and NCCL", self.context)]
+        )
+
+    def backward(self) -> tuple[Item, ...]:
+        """A micro-batch's backward pass: the moments of earlier steps are there, the gradients of earlier ones."""
+        working = max(self.activations.layer, self.activations.logits)
+        at_work = "logits of the chunk at work" if working == self.activations.logits else "the layer at work"
+        return items(
+            [
+                *self._kept(),
+                ("gathered weights", self.zero.gathered),
+                ("gradients", self.zero.gradients),
+                ("gradient buckets", self.zero.buckets),
+                ("activations", self.activations.kept),
+                ("activations of the vision tower", self.activations.tower),
+                (at_work, working),
+            ]
+        )
+
+    def stepping(self) -> tuple[Item, ...]:
+        """The optimizer's step."""
+        return items([*self._kept(), ("gradients in float32, and AdamW's own", self.zero.stepping)])
+
+    def _kept(self) -> list[tuple[str, float]]:
+        return [
+            ("weights", self.zero.weights),
+            ("masters and moments", self.zero.masters_and_moments),
+            ("reference policy", self.reference),
+            ("CUDA and NCCL", self.context),
+        ]
+
+
+def learner_memory(
+    config: RunConfig, structure: Structure, settings: Mapping[str, Any], *, cuda: bool
+) -> LearnerMemory:
+    """Of one rank on its device.
+
+    Args:
+        settings: DeepSpeed's, as rl.learner.settings makes them.
+    """
+    learner, itemsize = config.learner, ITEMSIZE[config.policy.dtype]
+    trained = structure.trained(freeze_vision=learner.freeze_vision)
+    largest, layer = structure.language.embedding, structure.language.layer_parameters
+    parameters = Parameters(trained, structure.parameters - trained, largest, max(largest, layer))
+    longest = longest_trajectory(config, structure.tower)
+    batch = micro_batch(config, longest, siblings=config.rollout.group_size)
+    return LearnerMemory(
+        zero_memory(parameters, learner.num_ranks, itemsize, settings, cuda=cuda),
+        activations(
+            structure,
+            batch,
+            itemsize,
+            checkpointing=learner.activation_checkpointing,
+            freeze_vision=learner.freeze_vision,
+        ),
+        structure.parameters * itemsize if config.algorithm.loss.kl_beta else 0.0,
+        CONTEXT_BYTES if cuda else 0.0,
+    )
+
+
+def _total(parts: tuple[Item, ...]) -> float:
+    return sum(item.num_bytes for item in parts)

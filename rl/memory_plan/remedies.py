@@ -1,0 +1,127 @@
+"""Which keys would help most where a plan does not fit: each is set, and the plan made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rl.config.errors import ConfigError
+from rl.config.run import RunConfig
+from rl.memory_plan.record import GIB, MemoryPlan
+
+OFFLOAD = "configs/deepspeed_zero2_offload.json"
+
+Plan = Callable[[RunConfig], MemoryPlan]
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A key at another value, and what comes of it."""
+
+    setting: str  # "learner.zero_stage=3"
+    saved: float  # bytes of the fullest place, that is too full
+    fits: bool  # with it alone
+
+    def __str__(self) -> str:
+        return f"{self.setting} saves {self.saved / GIB:.1f} GiB{' and fits' if self.fits else ''}"
+
+
+def remedies(config: RunConfig, plan: MemoryPlan, make_plan: Plan, count: int = 3) -> list[Remedy]:
+    """The settings that save most of what is too much, the best first."""
+    found = [
+        Remedy(setting, _saved(plan, other), other.fits)
+        for setting, other in _tried(config, make_plan)
+        if other.lacking < plan.lacking
+    ]
+    return sorted(found, key=lambda remedy: (not remedy.fits, -remedy.saved))[:count]
+
+
+def _saved(plan: MemoryPlan, other: MemoryPlan) -> float:
+    """Bytes by which the place that lacks most becomes lighter."""
+    before = max((place for place in plan.places if not place.fits), key=lambda place: place.lacking, default=None)
+    if before is None:  # an engine's share is too small for it
+        return plan.lacking
+    same = [place for place in other.places if place.name == before.name] or list(other.places)
+    return before.num_bytes - max(place.num_bytes for place in same)
+
+
+def _tried(config: RunConfig, make_plan: Plan) -> Iterator[tuple[str, MemoryPlan]]:
+    for setting, changed in _settings(config):
+        try:
+            yield setting, make_plan(changed())
+        except ConfigError:  # not together with what else is configured
+            continue
+
+
+def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]]:
+    """Keys that lower memory, each at the next value."""
+    learner, placement = config.learner, config.placement
+    for stage in range(learner.zero_stage + 1, 4):
+        yield f"learner.zero_stage={stage}", lambda stage=stage: _learner(config, zero_stage=stage)
+    if not learner.activation_checkpointing:
+        yield "learner.activation_checkpointing=true", lambda: _learner(config, activation_checkpointing=True)
+    if learner.micro_batch > 1:
+        half = learner.micro_batch // 2
+        yield f"learner.micro_batch={half}", lambda: _learner(config, micro_batch=half)
+    if not learner.freeze_vision:
+        yield "learner.freeze_vision=true", lambda: _learner(config, freeze_vision=True)
+    if placement.learner_gpus and not learner.deepspeed_config and Path(OFFLOAD).is_file():
+        yield f"learner.deepspeed_config={OFFLOAD}", lambda: _learner(config, deepspeed_config=OFFLOAD)
+    if learner.num_ranks > 1 and not placement.learner_gpus:
+        half = learner.num_ranks // 2
+        yield f"learner.num_ranks={half}", lambda: _learner(config, num_ranks=half)
+    if placement.learner_gpus:
+        double = 2 * learner.num_ranks
+        yield f"learner.num_ranks={double}", lambda: _learner(config, num_ranks=double)
+    if config.algorithm.loss.kl_beta:
+        yield "algorithm.loss.kl_beta=0", lambda: _without_reference(config)
+    if config.policy.dtype == "float32":
+        yield "policy.dtype=bfloat16", lambda: replace(config, policy=replace(config.policy, dtype="bfloat16"))
+    yield from _of_engines(config)
+
+
+def _of_engines(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]]:
+    engine, placement, rollout = config.rollout.engine, config.placement, config.rollout
+    shorter = 3 * engine.max_model_len // 4
+    yield f"rollout.engine.max_model_len={shorter}", lambda: _engine(config, max_model_len=shorter)
+    if placement.rollout_gpus:
+        for share in (0.9, 0.45, 0.3):
+            if abs(share - engine.gpu_memory_utilization) > 0.01:
+                setting = f"rollout.engine.gpu_memory_utilization={share:g}"
+                yield setting, lambda share=share: _engine(config, gpu_memory_utilization=share)
+        split = 2 * engine.tensor_parallel_size
+        yield (
+            f"rollout.engine.tensor_parallel_size={split} placement.rollout_gpus={split}",
+            lambda: _split(config, split),
+        )
+    else:
+        half = engine.kv_cache_bytes // 2
+        yield f"rollout.engine.kv_cache_bytes={half}", lambda: _engine(config, kv_cache_bytes=half)
+    if rollout.num_workers > 1 and not placement.rollout_gpus:
+        fewer = rollout.num_workers // 2
+        yield f"rollout.num_workers={fewer}", lambda: replace(config, rollout=replace(rollout, num_workers=fewer))
+    half = config.video.frame_cache_bytes // 2
+    yield (
+        f"video.frame_cache_bytes={half}",
+        lambda: replace(config, video=replace(config.video, frame_cache_bytes=half)),
+    )
+
+
+def _learner(config: RunConfig, **changed: object) -> RunConfig:
+    return replace(config, learner=replace(config.learner, **changed))
+
+
+def _engine(config: RunConfig, **changed: object) -> RunConfig:
+    return replace(config, rollout=replace(config.rollout, engine=replace(config.rollout.engine, **changed)))
+
+
+def _without_reference(config: RunConfig) -> RunConfig:
+    return replace(config, algorithm=replace(config.algorithm, loss=replace(config.algorithm.loss, kl_beta=0.0)))
+
+
+def _split(config: RunConfig, split: int) -> RunConfig:
+    """Each engine over so many GPUs."""
+    placed = replace(config.placement, rollout_gpus=float(split))
+    rollout = replace(config.rollout, engine=replace(config.rollout.engine, tensor_parallel_size=split))
+    return replace(config, placement=placed, rollout=rollout, weight_sync=replace(config.weight_sync, verify_tensors=0))

@@ -1,0 +1,166 @@
+"""The memory plan in `dynframe check`: made from what is there, shown as a table, refused where it cannot fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rl.config.run import RunConfig
+from rl.memory_plan.gpus import DRIVER, found_gpu_gib, gpu_gib
+from rl.memory_plan.plan import Hardware, memory_plan
+from rl.memory_plan.record import GIB, Item, MemoryPlan, Place
+from rl.memory_plan.remedies import Remedy, remedies
+from rl.memory_plan.structure import Structure, kernel_frames, read_structure, tiny_structure
+from rl.policy.families import read_config
+from rl.policy.sizes import SIZES
+from rl.policy.stock.hub_files import model_config
+from rl.policy.token_ids import PolicyFilesError
+from rl.run.preflight.findings import Finding, Level
+from rl.run.preflight.machine import available_bytes, joins_a_cluster
+
+SHOWN = 0.01  # share of a place below which an item is not shown by itself
+GIVEN = "where you know better than the estimate, set placement.memory_gib"
+
+
+def plan_memory(config: RunConfig) -> MemoryPlan | None:
+    """The plan of a run; None where nothing tells the shapes of its policy.
+
+    Raises:
+        ConfigError: `placement.gpu` or `learner.deepspeed_config` cannot be used.
+    """
+    found = planned_structure(config)
+    if found is None:
+        return None
+    plan = _plan(config, found[0])
+    return MemoryPlan(plan.places, plan.unmet, found[1])
+
+
+def _plan(config: RunConfig, structure: Structure) -> MemoryPlan:
+    """With what `placement.memory_gib` says instead of an estimate, where all of it is main memory."""
+    plan, placement = memory_plan(config, structure, hardware_of(config)), config.placement
+    if not placement.memory_gib or placement.rollout_gpus or placement.learner_gpus:
+        return plan
+    given = (Item("placement.memory_gib", placement.memory_gib * GIB),)
+    return replace(plan, places=tuple(replace(place, items=given) for place in plan.places))
+
+
+def planned_structure(config: RunConfig) -> tuple[Structure, str] | None:
+    """The policy's shapes, and what they are assumed from where its folder is not there."""
+    policy = config.policy
+    if not policy.path:
+        return tiny_structure(policy), ""
+    path, frames = Path(policy.path) / "config.json", kernel_frames(policy)
+    if path.is_file():
+        try:
+            return read_structure(read_config(path), str(path), init_frames=frames), ""
+        except PolicyFilesError:  # told where the policy is looked at
+            return None
+    size = next((size for size in SIZES if Path(size.repository).name == Path(policy.path).name), None)
+    if size is None:
+        return None
+    return read_structure(model_config(size), size.repository, init_frames=frames), size.repository
+
+
+def check_plan(config: RunConfig, plan: MemoryPlan | None) -> list[Finding]:
+    """A finding per GPU and for the node; what cannot fit has the keys that help most."""
+    if plan is None:
+        plan = _plan(config, tiny_structure(config.policy))  # whatever the policy is, it takes no less
+        if plan.fits:
+            return [Finding("memory", Level.NOTE, "not planned: it needs the policy's config.json")]
+    findings = [_found(config, place) for place in plan.places]
+    findings += [Finding(f"memory, {demand.place}", Level.FAILED, demand.reason) for demand in plan.unmet]
+    if plan.fits:
+        return findings
+    help_most = "; ".join(map(str, _remedies(config, plan))) or "no single key makes room"
+    if not (config.placement.rollout_gpus or config.placement.learner_gpus):
+        help_most = f"close programs, or {help_most}; {GIVEN}"
+    return [
+        Finding(found.subject, found.level, f"{found.detail}: {help_most}") if found.level is Level.FAILED else found
+        for found in findings
+    ]
+
+
+def print_plan(plan: MemoryPlan | None, console: Console) -> None:
+    """A table per place, its largest item first."""
+    if plan is None:
+        return
+    if plan.assumed:
+        console.print(f"memory, with the shapes of {escape(plan.assumed)}:", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("memory")
+    table.add_column("GiB", justify="right")
+    for place in plan.places:
+        for name, value in _rows(place):
+            table.add_row(name, value)
+    console.print(table)
+
+
+def _rows(place: Place) -> Iterator[tuple[str, str]]:
+    """A place's line, then its items."""
+    count = f"{place.count} x " if place.count > 1 else ""
+    yield f"[bold]{count}{escape(place.name)}[/]", f"[bold]{place.num_bytes / GIB:.1f}[/]{_of_capacity(place)}"
+    small = 0.0
+    for item in sorted(place.items, key=lambda item: -item.num_bytes):
+        if item.num_bytes < SHOWN * place.num_bytes:
+            small += item.num_bytes
+        else:
+            yield f"  {escape(item.name)}", f"{item.gib:.2f}"
+    if small:
+        yield "  everything else", f"{small / GIB:.2f}"
+
+
+def _found(config: RunConfig, place: Place) -> Finding:
+    subject = f"memory, {place.count} x {place.name}" if place.count > 1 else f"memory, {place.name}"
+    held = f"{place.num_bytes / GIB:.1f}{_of_capacity(place)} GiB"
+    detail = (
+        f"{held}{f' ({place.room})' if place.room else ''}; largest: {place.largest.name} {place.largest.gib:.1f} GiB"
+    )
+    if place.capacity is None:
+        remedy = "placement.gpu" if place.name.startswith("GPU") else "placement.node_memory_gib"
+        return Finding(subject, Level.NOTE, f"{detail}; not compared with anything: {remedy} says what there is")
+    if not place.fits:
+        return Finding(subject, Level.FAILED, detail)
+    margin = config.placement.memory_margin
+    if not place.name.startswith("GPU") and place.num_bytes * (1 + margin) > place.capacity:
+        return Finding(subject, Level.NOTE, f"{detail}; less than {margin:.0%} to spare (placement.memory_margin)")
+    return Finding(subject, Level.OK, detail)
+
+
+def _of_capacity(place: Place) -> str:
+    return "" if place.capacity is None else f" of {place.capacity / GIB:.1f}"
+
+
+def _remedies(config: RunConfig, plan: MemoryPlan) -> list[Remedy]:
+    def again(changed: RunConfig) -> MemoryPlan:
+        found = planned_structure(changed)
+        return _plan(changed, found[0] if found else tiny_structure(changed.policy))
+
+    return remedies(config, plan, again)
+
+
+def hardware_of(config: RunConfig) -> Hardware:
+    """What `placement` names, or what is found here where the run would be started here.
+
+    Raises:
+        ConfigError: `placement.gpu` is not known.
+    """
+    placement = config.placement
+    here = not joins_a_cluster()
+    needs_gpu = bool(placement.rollout_gpus or placement.learner_gpus)
+    gpu, name = placement.gpu_memory_gib, "placement.gpu_memory_gib"
+    if not gpu and placement.gpu:
+        gpu, name = gpu_gib(placement.gpu), placement.gpu
+    if not gpu and here and needs_gpu:
+        gpu, name = found_gpu_gib(), "found here"
+    if placement.node_memory_gib:
+        node, where = placement.node_memory_gib * GIB, "placement.node_memory_gib"
+    elif here and (not needs_gpu or DRIVER.exists()):
+        node, where = float(available_bytes()), "free here"
+    else:
+        node, where = None, ""
+    return Hardware(gpu, name if gpu else "", placement.gpus_per_node, node, where)

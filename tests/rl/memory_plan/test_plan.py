@@ -1,0 +1,130 @@
+"""A run's plan: what lies where, what is refused, and which keys help."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rl.config.file import load_config
+from rl.memory_plan.plan import Hardware, memory_plan
+from rl.memory_plan.record import GIB, Item, MemoryPlan, Place
+from rl.memory_plan.remedies import remedies
+from rl.memory_plan.structure import read_structure
+from rl.policy.sizes import BY_NAME
+from rl.policy.stock.hub_files import model_config
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+LARGE = Hardware(gpu_gib=80, gpu_name="a100-80gb", node_bytes=1000 * GIB)
+
+
+def shapes(family, size):
+    return read_structure(model_config(BY_NAME[family, size]), "config.json", init_frames=6)
+
+
+def shipped(name, *overrides):
+    return load_config([CONFIGS / f"{name}.yaml"], list(overrides))
+
+
+SHIPPED = {
+    "sd_grpo_qwen2_5_vl_3b": ("qwen2_5_vl", "3b"),
+    "sd_grpo_qwen2_5_vl_7b": ("qwen2_5_vl", "7b"),
+    "sd_grpo_qwen3_vl_4b": ("qwen3_vl", "4b"),
+    "sd_grpo_qwen3_vl_8b": ("qwen3_vl", "8b"),
+}
+
+
+@pytest.mark.parametrize(("name", "size"), SHIPPED.items())
+def test_every_shipped_configuration_fits_the_gpus_it_names(name, size):
+    plan = memory_plan(shipped(name), shapes(*size), LARGE)
+    assert plan.fits, plan.as_dict()
+    assert [place.count for place in plan.places[:-1]] == [
+        shipped(name).rollout.num_workers,
+        shipped(name).learner.num_ranks,
+    ]
+
+
+def test_an_engine_fills_its_share_and_leaves_the_rest_to_the_kv_cache():
+    config = shipped("sd_grpo_qwen2_5_vl_3b")
+    engine = memory_plan(config, shapes("qwen2_5_vl", "3b"), LARGE).places[0]
+    assert engine.num_bytes == pytest.approx(0.85 * 80 * GIB)
+    assert engine.largest.name == "engine: KV cache"
+
+
+def test_an_engine_that_cannot_hold_one_trajectory_is_refused():
+    config = shipped("sd_grpo_qwen3_vl_8b")
+    plan = memory_plan(config, shapes("qwen3_vl", "8b"), replace(LARGE, gpu_gib=24))
+    (demand,) = plan.unmet
+    assert "an engine needs 25.5 GiB" in demand.reason
+    assert "one trajectory of 24576 tokens, and may take 20.4 GiB" in demand.reason
+
+
+@pytest.mark.parametrize(
+    ("setting", "rises"),
+    [
+        ("learner.zero_stage=1", True),
+        ("learner.activation_checkpointing=false", True),
+        ("learner.micro_batch=2", True),
+        ("policy.dtype=float32", True),
+        ("learner.freeze_vision=false", True),
+        ("algorithm.loss.kl_beta=0", False),
+        ("rollout.engine.max_model_len=12288", False),
+    ],
+)
+def test_the_learners_memory_follows_its_keys(setting, rises):
+    def learner(*overrides):
+        plan = memory_plan(shipped("sd_grpo_qwen2_5_vl_3b", *overrides), shapes("qwen2_5_vl", "3b"), LARGE)
+        return plan.places[1].num_bytes
+
+    assert (learner(setting) > learner()) is rises
+    assert learner(setting) != learner()
+
+
+def test_more_ranks_take_less_each():
+    def learner(ranks):
+        settings = (f"learner.num_ranks={ranks}", f"rollout.tasks_per_step={4 * ranks}", "learner.zero_stage=3")
+        return memory_plan(shipped("sd_grpo_qwen3_vl_8b", *settings), shapes("qwen3_vl", "8b"), LARGE).places[1]
+
+    assert learner(8).num_bytes < learner(4).num_bytes < learner(2).num_bytes
+
+
+def test_workers_on_the_cpu_are_in_main_memory_and_on_no_gpu():
+    config = shipped("quickstart")
+    plan = memory_plan(config, shapes("qwen2_5_vl", "3b"), Hardware(node_bytes=8 * GIB))
+    (node,) = plan.places
+    assert {"learners: masters and moments", "engines: weights", "engines: KV cache"} <= {i.name for i in node.items}
+    assert not plan.fits
+
+
+def test_the_fullest_node_of_a_cluster_counts():
+    config = shipped("sd_grpo_qwen3_vl_8b")  # 2 engines, 6 learners
+    one, two = (
+        memory_plan(config, shapes("qwen3_vl", "8b"), replace(LARGE, gpus_per_node=per_node)).places[-1]
+        for per_node in (8, 4)
+    )
+    assert (one.name, two.name) == ("the machine", "the fullest of 2 nodes")
+    assert two.num_bytes < one.num_bytes
+
+
+def test_the_settings_that_help_are_tried_and_the_best_come_first():
+    config = shipped("sd_grpo_qwen2_5_vl_3b", "learner.activation_checkpointing=false", "learner.zero_stage=1")
+    small = replace(LARGE, gpu_gib=48)
+
+    def make_plan(changed):
+        return memory_plan(changed, shapes("qwen2_5_vl", "3b"), small)
+
+    plan = make_plan(config)
+    found = remedies(config, plan, make_plan)
+    assert not plan.fits
+    assert str(found[0]).startswith("learner.activation_checkpointing=true saves ")
+    assert [remedy.saved for remedy in found] == sorted((remedy.saved for remedy in found), reverse=True)
+    tried = make_plan(shipped("sd_grpo_qwen2_5_vl_3b", "learner.zero_stage=1"))
+    assert found[0].fits is tried.fits
+
+
+def test_a_place_tells_its_largest_item_and_what_it_lacks():
+    place = Place("GPU", (Item("weights", 3.0 * GIB), Item("KV cache", 4.0 * GIB)), 6.0 * GIB, count=2)
+    plan = MemoryPlan((place,))
+    assert (place.largest.name, place.fits, place.lacking) == ("KV cache", False, GIB)
+    assert plan.lacking == 2 * GIB
+    assert plan.as_dict()["places"][0]["items"] == {"weights": 3.0, "KV cache": 4.0}
+    assert Place("GPU", place.items, None).fits  # nothing is known against it
