@@ -100,17 +100,37 @@ def make_initial_observation(
         VideoError: the video cannot be read.
     """
     started = time.perf_counter()
-    clip = reader.describe(task.video_path)
+    clip, pixels_THWC, shown_s_T = decode_coarse(
+        task.video_path, processor=processor, reader=reader, rules=rules, look_pixels=look_pixels
+    )
+    decoded = time.perf_counter()
+    frames = processor.make_frames(pixels_THWC, shown_s_T)
+    token_ids = initial_prompt(task.question, frames, processor, form)
+    return InitialObservation(frames, token_ids, clip, decoded - started, time.perf_counter() - decoded)
+
+
+def decode_coarse(
+    path: str,
+    *,
+    processor: VideoProcessor,
+    reader: VideoReader,
+    rules: CoarseFrameRules,
+    look_pixels: int | None = None,
+) -> tuple[Clip, np.ndarray, tuple[float, ...]]:
+    """A clip, and its coarse frames: pixels and presentation times.
+
+    Args:
+        look_pixels: as in `make_initial_observation`.
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    clip = reader.describe(path)
     times_s_T = coarse_frame_times(clip.duration_s, clip.native_fps, rules)
     times_s_T, size = fit_visual_tokens(times_s_T, clip, processor, rules)
     look_size = NOT_LOOKED_AT if look_pixels == 0 else size
     if look_pixels:
         look_size = processor.fit(clip.height, clip.width, look_pixels)
-    pixels_THWC, shown_s_T = decode(reader, task.video_path, times_s_T, size, look_size)
-    decoded = time.perf_counter()
-    frames = processor.make_frames(pixels_THWC, shown_s_T)
-    token_ids = initial_prompt(task.question, frames, processor, form)
-    return InitialObservation(frames, token_ids, clip, decoded - started, time.perf_counter() - decoded)
+    return clip, *decode(reader, path, times_s_T, size, look_size)
 
 
 def decode(

@@ -32,6 +32,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "rl/algorithm/",
     "rl/checkpoint/",
     "rl/checkpoint/lease/",
+    "rl/serving/",
     "rewards/",
     "envs/benchmarks/",
     "envs/data/",
@@ -62,7 +63,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "ray": ("actors/", "cluster/", "rl/run/workers.py"),
-    "vllm": ("actors/engine/", "rl/policy/vllm/"),
+    "vllm": ("actors/engine/", "rl/policy/vllm/", "rl/serving/"),
     "deepspeed": ("rl/learner/engine.py",),
     "decord": ("envs/video/decord_backend.py",),
     "wandb": ("rl/tracking/sinks.py",),

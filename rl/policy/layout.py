@@ -29,11 +29,11 @@ def video_block(times_K: Sequence[Sequence[int]], tokens_per_scene: int, ids: To
     return [token for time in times_K for token in (*time, ids.vision_start, *pads, ids.vision_end)]
 
 
-def marked_counts(num_scenes: int, tokens_per_scene: int, markers: Markers) -> list[int]:
-    """Placeholders of each of a video's marker pairs (M)."""
-    if markers is Markers.AROUND_BLOCK:
-        return [num_scenes * tokens_per_scene]
-    return [tokens_per_scene] * num_scenes
+def counts_in(block: Sequence[int], ids: TokenIds) -> list[int]:
+    """Placeholders of each of a block's marker pairs (M)."""
+    block_T = np.asarray(block)
+    pair_P = np.cumsum(block_T == ids.vision_start)[block_T == ids.video_pad]
+    return np.bincount(pair_P)[1:].tolist()
 
 
 def find_marked(
@@ -43,7 +43,7 @@ def find_marked(
     placeholders. Scene times between them belong to the video, but carry no embedding of it.
 
     Args:
-        counts_IM: as `marked_counts`, of each video in order.
+        counts_IM: as `counts_in`, of each video in order.
     Returns:
         (start, stop, is_placeholder of shape (stop - start,)) of each video.
     Raises:
@@ -59,7 +59,7 @@ def find_marked(
             f"the prompt's video blocks hold {found[1:]} placeholders"
             f"{f' and {found[0]} stand outside any block' if found[0] else ''}, "
             f"but its {len(counts_IM)} videos have {expected} visual tokens: "
-            "prompts must come with placeholders already expanded, one block per video, in order"
+            "prompts must come with one placeholder per video, or with placeholders already expanded, in order"
         )
     last_of_pair = np.cumsum(expected) - 1  # numbers of placeholders
     spans, first = [], 0
@@ -68,6 +68,38 @@ def find_marked(
         spans.append((start, stop, is_pad_T[start:stop]))
         first += len(counts)
     return spans
+
+
+def expand_blocks(token_ids: Sequence[int], blocks: Sequence[Sequence[int]], ids: TokenIds) -> list[int]:
+    """A prompt whose blocks are all written out: `<|vision_start|><|video_pad|><|vision_end|>`, as chat templates put
+    it for a video, becomes the video's block; blocks that stand there already, as in training, stay as they are.
+
+    Args:
+        blocks: of the videos in order, as `video_block` writes them.
+    """
+    ids_T = np.asarray(token_ids)
+    pads = np.flatnonzero(ids_T == ids.video_pad)
+    if not _are_bare(ids_T, pads, ids).any():
+        return list(token_ids)
+    expanded, copied, passed = [], 0, 0
+    for block in blocks:
+        if passed == len(pads):
+            break  # a video without a place: for `find_marked` to refuse
+        pad, held = int(pads[passed]), sum(token == ids.video_pad for token in block)
+        start = pad - list(block).index(ids.video_pad)
+        written = held == 1 and start >= 0 and list(token_ids[start : start + len(block)]) == list(block)
+        if _are_bare(ids_T, pads[passed : passed + 1], ids).all() and not written:
+            expanded += [*token_ids[copied : pad - 1], *block]
+            copied, passed = pad + 2, passed + 1
+        else:
+            passed += held
+    return [*expanded, *token_ids[copied:]]
+
+
+def _are_bare(ids_T: np.ndarray, pads: np.ndarray, ids: TokenIds) -> np.ndarray:
+    """Which placeholders stand alone between two markers."""
+    padded = np.pad(ids_T, 1, constant_values=-1)
+    return (padded[pads] == ids.vision_start) & (padded[pads + 2] == ids.vision_end)
 
 
 def find_blocks(token_ids: Sequence[int], blocks: Sequence[Sequence[int]], video_pad: int) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ from rl.policy.chat_template import opens_thought
 from rl.policy.geometry import Geometry, PackedVideo, require_clock
 from rl.policy.layout import find_blocks, video_block
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_inert, require_model_ids
-from rl.policy.positions import mrope_positions
+from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.scenes import fingerprint, segment_scenes
 from rl.policy.token_ids import VISION_TOKENS, PolicyFilesError, TokenIds
 from rl.policy.tokenizer_file import read_tokenizer
@@ -169,7 +169,10 @@ class Processor:
     def video_block(self, frames: Frames) -> list[int]:
         """A block as the family lays it out: each scene's time as text (unless `timestamps: none`), its placeholders,
         expanded, and the markers around them; see rl.policy.layout."""
-        clock = self.geometry.clock(frames)
+        return self.block_at(self.geometry.clock(frames))
+
+    def block_at(self, clock: SceneClock) -> list[int]:
+        """The block of a video of which its scenes' times and its size are known; see `video_block`."""
         written = self.scenes.timestamps == "text"
         times_K = [self._encode_time(time_s) if written else [] for time_s in clock.times_s_K]
         return video_block(times_K, clock.tokens_per_scene, self.ids, self.geometry.family.markers)

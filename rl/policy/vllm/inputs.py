@@ -1,6 +1,8 @@
-"""Videos as vLLM takes them: packed scenes as multimodal items, found in prompts that are expanded already.
+"""Videos as vLLM takes them: packed scenes as multimodal items, and where they stand in prompts.
 
-Differs from stock: items arrive packed (no Hugging Face video processor), and prompts with their placeholders.
+Differs from stock: no Hugging Face video processor. In training items arrive as packers, under names of their own, and
+prompts with their blocks written out. Users send frames with their times or files, and prompts as chat templates leave
+them, with one placeholder per video: both become what training has.
 
 Legend: I video items · N patches · D values of a patch · K scenes · T tokens.
 """
@@ -8,11 +10,12 @@ Legend: I video items · N patches · D values of a patch · K scenes · T token
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from transformers import BatchFeature
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataItems, MultiModalDataParser, ProcessorBatchItems
 from vllm.multimodal.processing import (
@@ -24,35 +27,78 @@ from vllm.multimodal.processing import (
 )
 from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 
+from rl.policy.episode_settings import EpisodeSettings
 from rl.policy.families import BY_MODEL_TYPE, Markers
 from rl.policy.geometry import PackedVideo
-from rl.policy.layout import find_marked, marked_counts
+from rl.policy.layout import counts_in, expand_blocks, find_marked
+from rl.policy.policy_folder import scenes_of
+from rl.policy.positions import SceneClock
+from rl.policy.processor import Processor
+from rl.policy.vllm.videos import UnusableVideoError, frames_of, is_frames
 
 VIDEO = "video"
+NO_IMAGES = (
+    "images are not taken: the policy reads video; send one as a video of one frame, "
+    "(frames of shape (1, H, W, 3), {'times_s': [0.0]})"
+)
+WHO_SAYS = "how large frames are and how many is said by the policy's folder (episode.json) and by media_io_kwargs"
 DUMMY_GRID = 16  # patches along each side of the frames vLLM measures memory with
 
 Packer = Callable[[], PackedVideo]  # packs a video when it is needed: not at all when the engine has it cached
 
 
-class SceneItems(ProcessorBatchItems[Packer]):
-    """The videos of one prompt, not packed yet."""
+class SceneItems(ProcessorBatchItems[Packer | None]):
+    """The videos of one prompt, not packed yet; None where a request names one by its uuid alone."""
 
-    def __init__(self, packers: Sequence[Packer]) -> None:
+    def __init__(self, packers: Sequence[Packer | None], digests: Sequence[str | None]) -> None:
+        """
+        Args:
+            digests: of users' videos, which bring no name of their own: what they are cached under.
+        """
         super().__init__(packers, VIDEO)
+        self._digests = digests
+
+    def get_item_for_hash(self, index: int) -> object:
+        return self._digests[index] or self.data[index]
 
 
 class SceneParser(MultiModalDataParser):
-    """Accepts packers under `video` and nothing else."""
+    """Takes videos: packers, or what users send (see rl.policy.vllm.videos). Images are refused by name."""
 
-    def _parse_video_data(self, data: Sequence[Packer]) -> ModalityDataItems | None:
-        return SceneItems(data)
+    def __init__(self, processor: Processor, max_pixels: int) -> None:
+        super().__init__()
+        self._processor, self._max_pixels = processor, max_pixels
+
+    def _parse_video_data(self, data: object) -> ModalityDataItems | None:
+        videos = data if isinstance(data, list) and not is_frames(data) else [data]
+        parsed = [self._parse(video) for video in videos]
+        return SceneItems([packer for packer, _ in parsed], [digest for _, digest in parsed])
+
+    def _parse_image_data(self, data: object) -> ModalityDataItems | None:
+        raise UnusableVideoError(NO_IMAGES)
+
+    def _parse(self, video: object) -> tuple[Packer | None, str | None]:
+        if video is None or callable(video):
+            return video, None
+        frames = frames_of(video, self._processor, self._max_pixels)
+        return partial(self._processor.pack, frames), frames.digest
 
 
 class SceneProcessingInfo(BaseProcessingInfo):
     """What vLLM needs to know beforehand."""
 
     def get_data_parser(self) -> MultiModalDataParser:
-        return SceneParser()
+        return SceneParser(self.processor, EpisodeSettings.of(self.processor.folder).coarse.max_pixels)
+
+    @cached_property
+    def processor(self) -> Processor:
+        """Text to ids and frames to blocks, as the policy was trained with."""
+        return Processor.from_pretrained(self.ctx.model_config.model, scenes_of(self.get_hf_config()))
+
+    def validate_num_items(self, modality: str, num_items: int) -> None:
+        if modality == "image":
+            raise VLLMValidationError(NO_IMAGES, parameter=modality)
+        super().validate_num_items(modality, num_items)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {VIDEO: None}
@@ -99,7 +145,9 @@ def _itself(video: PackedVideo) -> PackedVideo:
 class SceneProcessor(BaseMultiModalProcessor[SceneProcessingInfo]):
     """Turns packed scenes into tensors, and finds them in prompts that are expanded already."""
 
-    def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, *_: object, **__: object) -> BatchFeature:
+    def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        if hf_kwargs:
+            raise UnusableVideoError(f"mm_processor_kwargs {sorted(hf_kwargs)} are not read here; {WHO_SAYS}")
         videos = [pack() for pack in mm_items[VIDEO].get_all()] if VIDEO in mm_items else []
         if not videos:
             return BatchFeature()
@@ -130,36 +178,33 @@ class SceneProcessor(BaseMultiModalProcessor[SceneProcessingInfo]):
     def _get_prompt_updates(
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: object, out_mm_kwargs: MultiModalKwargsItems
     ) -> Sequence[PromptUpdate]:
-        """The marked placeholders of each item; cached with it. Nothing is ever replaced."""
-        config, markers = self.info.get_hf_config(), self.info.markers()
+        """The block of each item, as it stands where a prompt has it; cached with the item."""
+        processor = self.info.processor
 
-        def marked(item: int) -> list[int]:
-            _, scenes, grid_h, grid_w = out_mm_kwargs[VIDEO][item]["shapes"].data.tolist()
-            tokens = grid_h * grid_w // config.vision_config.spatial_merge_size**2
-            counts = marked_counts(scenes, tokens, markers)
-            return [token for n in counts for token in (config.vision_start_token_id, *[config.video_token_id] * n)]
+        def block(item: int) -> list[int]:
+            fields = out_mm_kwargs[VIDEO][item]
+            _, _, grid_h, grid_w = fields["shapes"].data.tolist()
+            clock = SceneClock(tuple(fields["scene_times"].data.tolist()), grid_h, grid_w, processor.geometry.merge)
+            return processor.block_at(clock)
 
-        return [PromptReplacement(modality=VIDEO, target=[config.video_token_id], replacement=marked)]
+        return [PromptReplacement(modality=VIDEO, target=[processor.ids.video_pad], replacement=block)]
 
     def _apply_prompt_updates(
         self, token_ids: list[int], mm_prompt_updates: Mapping[str, Sequence]
     ) -> tuple[list[int], Mapping[str, list[PlaceholderFeaturesInfo]]]:
-        """The prompt as it is, and where its videos stand.
+        """The prompt, its blocks written out where a chat template left one placeholder, and where its videos stand.
 
         Raises:
             ValueError: blocks and items differ in number, or a block's placeholders and its item's tokens do.
         """
-        config = self.info.get_hf_config()
-        start, pad = config.vision_start_token_id, config.video_token_id
-        counts_IM = [_counts(updates[0].content.full, start) for updates in mm_prompt_updates.get(VIDEO, ())]
+        ids = self.info.processor.ids
+        blocks = [updates[0].content.full for updates in mm_prompt_updates.get(VIDEO, ())]
+        token_ids = expand_blocks(token_ids, blocks, ids)
+        counts_IM = [counts_in(block, ids) for block in blocks]
         found = [
             PlaceholderFeaturesInfo(VIDEO, item, first, token_ids[first:stop], torch.from_numpy(is_pad))
-            for item, (first, stop, is_pad) in enumerate(find_marked(token_ids, counts_IM, start, pad))
+            for item, (first, stop, is_pad) in enumerate(
+                find_marked(token_ids, counts_IM, ids.vision_start, ids.video_pad)
+            )
         ]
         return token_ids, ({VIDEO: found} if found else {})
-
-
-def _counts(marked: Sequence[int], vision_start: int) -> list[int]:
-    """Placeholders behind each marker."""
-    starts = [place for place, token in enumerate(marked) if token == vision_start]
-    return [stop - start - 1 for start, stop in zip(starts, [*starts[1:], len(marked)], strict=True)]

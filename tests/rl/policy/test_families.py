@@ -13,7 +13,7 @@ from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.convert import convert_stock_checkpoint
 from rl.policy.families import FAMILIES, family_of
 from rl.policy.geometry import Geometry
-from rl.policy.layout import find_blocks, find_marked, marked_counts
+from rl.policy.layout import counts_in, find_blocks, find_marked
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
@@ -51,7 +51,7 @@ def test_blocks_are_found_where_they_were_written(processor, frames):
         (first, first + len(block)),
         (second, second + len(block)),
     ]
-    counts = marked_counts(3, 6, processor.geometry.family.markers)
+    counts = counts_in(block, ids)
     spans = find_marked(sequence, [counts, counts], ids.vision_start, ids.video_pad)
     assert [int(is_pad.sum()) for *_, is_pad in spans] == [18, 18]
     assert all(sequence[start] == ids.vision_start and sequence[stop - 1] == ids.video_pad for start, stop, _ in spans)

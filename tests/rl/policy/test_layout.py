@@ -1,8 +1,10 @@
 """Video blocks found in token sequences, and refused where they are not those of the videos."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from rl.policy.layout import find_marked
+from rl.policy.layout import counts_in, expand_blocks, find_marked
 
 START, END, PAD, WORD = 1, 2, 3, 9
 
@@ -48,3 +50,26 @@ def test_a_prompt_without_videos_has_no_blocks():
 def test_a_prompt_whose_placeholders_are_not_its_videos_is_refused_with_both_counts(prompt, counts):
     with pytest.raises(ValueError, match="placeholders already expanded"):
         found(prompt, counts)
+
+
+IDS = SimpleNamespace(vision_start=START, vision_end=END, video_pad=PAD)
+BARE = [START, PAD, END]  # as a chat template leaves a video
+AROUND_BLOCK = [START, 7, PAD, PAD, 8, PAD, PAD, END]
+AROUND_SCENE = [7, START, PAD, PAD, END, 8, START, PAD, PAD, END]
+ONE_TOKEN = [7, START, PAD, END]  # a scene of one token, its own markers around it
+
+
+@pytest.mark.parametrize("block", [AROUND_BLOCK, AROUND_SCENE, ONE_TOKEN])
+def test_a_placeholder_becomes_its_videos_block_and_a_block_stays_as_it_is(block):
+    written = [WORD, *block, WORD, *block, *block, WORD]
+    assert expand_blocks([WORD, *BARE, WORD, *BARE, *BARE, WORD], [block] * 3, IDS) == written
+    assert expand_blocks(written, [block] * 3, IDS) == written
+    assert expand_blocks([WORD, *block, WORD, *BARE, *block, WORD], [block] * 3, IDS) == written
+    assert len(find_marked(written, [counts_in(block, IDS)] * 3, START, PAD)) == 3
+
+
+@pytest.mark.parametrize("blocks", [[], [AROUND_BLOCK], [AROUND_BLOCK] * 3])
+def test_placeholders_and_videos_of_other_numbers_are_left_for_the_refusal(blocks):
+    expanded = expand_blocks([*BARE, *BARE], blocks, IDS)
+    with pytest.raises(ValueError, match="one placeholder per video"):
+        find_marked(expanded, [counts_in(block, IDS) for block in blocks], START, PAD)

@@ -1,0 +1,1 @@
+"""Policies served by vLLM to others: the files they send, decoded as in training."""
