@@ -83,7 +83,7 @@ def run_rollout(
     if split not in ("train", "held_out"):
         raise ConfigError(f"--split must be train or held_out, got {split!r}")
     require_rewards(config)
-    policy_dir = prepare_policy(config)  # a wrong path is refused before a clip is rendered
+    policy_dir = prepare_policy(config, console)  # a wrong path is refused before a clip is rendered
     tasks = prepare_tasks(config, split, console).tasks[:num_tasks]
     with cluster(config, console) as slots:
         if config.cold_start.enabled:

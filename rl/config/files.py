@@ -18,7 +18,7 @@ def files_read(config: RunConfig) -> dict[str, str]:
     if config.cold_start.enabled:
         sources["cold_start.traces"] = config.cold_start.traces
     named = {
-        "policy.path": config.policy.path,
+        "policy.path": "" if config.policy.is_on_hub else config.policy.path,
         "data.quarantine": config.data.quarantine,
         "learner.deepspeed_config": config.learner.deepspeed_config,
         "resume": "" if config.resume in ("auto", "never") else config.resume,

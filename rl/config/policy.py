@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rl.config.errors import require, require_one_of
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,18 @@ class ScenesConfig:
 class PolicyConfig:
     """Which policy is trained."""
 
-    path: str = ""  # a Hugging Face folder: stock Qwen2.5-VL or Qwen3-VL, or ours; empty: build the tiny policy
+    # a Hugging Face folder: stock Qwen2.5-VL or Qwen3-VL, or ours; or a repository on the hub, as
+    # Qwen/Qwen3-VL-4B-Instruct; empty: build the tiny policy
+    path: str = ""
+    revision: str = ""  # of a repository on the hub: branch, tag or commit; empty: main
     tiny: TinyPolicyConfig = field(default_factory=TinyPolicyConfig)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     dtype: str = "float32"  # float32 | bfloat16; engine and learner alike
 
     def __post_init__(self) -> None:
         require_one_of("policy.dtype", self.dtype, ("float32", "bfloat16"))
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `path` can only mean a repository on the hub: `owner/name`, and no folder `owner` is here."""
+        return bool(HUB_ID.fullmatch(self.path)) and not Path(self.path).parent.is_dir()

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def initial_policy(config: RunConfig, console: Console) -> Path:
     """The policy a run would start reinforcement learning from."""
-    policy_dir = prepare_policy(config)
+    policy_dir = prepare_policy(config, console)
     if not config.cold_start.enabled:
         return policy_dir
     if (home := cold_start_home(config, policy_dir, prepare_traces(config, console))).is_dir():

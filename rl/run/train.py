@@ -82,7 +82,7 @@ def _train_from(
     tasks = prepare_tasks(config, "train", console).tasks
     held_out = prepare_tasks(config, "held_out", console).tasks if config.trainer.eval_tasks else ()
     with stage(console, "preparing the policy"):
-        policy_dir = prepare_policy(config)
+        policy_dir = prepare_policy(config, console)
     signals = StopSignals(config.trainer.stop_grace_s)
 
     def check() -> None:
@@ -121,7 +121,7 @@ def run_cold_start_only(config: RunConfig, console: Console) -> Path:
     """The supervised stage alone; returns the folder of its policy."""
     if not config.cold_start.enabled:
         raise ConfigError("cold_start.enabled is false; set cold_start.enabled=true")
-    policy_dir = prepare_policy(config)
+    policy_dir = prepare_policy(config, console)
     with cluster(config, console) as slots:
         return cold_started_policy(config, policy_dir, slots, console)
 

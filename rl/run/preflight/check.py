@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -21,7 +20,13 @@ from rl.run.preflight.memory import check_plan, plan_memory
 from rl.run.preflight.rewards import check_rewards
 from rl.run.preflight.token_budget import check_token_budget
 from rl.run.prepare.episode_context import episode_context
-from rl.run.prepare.policy import count_parameters, prepare_processor, require_given_policy, tiny_folder
+from rl.run.prepare.policy import (
+    count_parameters,
+    given_folder,
+    prepare_processor,
+    require_given_policy,
+    tiny_folder,
+)
 from rl.run.prepare.tasks import prepare_tasks, require_sources
 from rl.trajectory import AnswerKind, VideoTask
 
@@ -72,9 +77,11 @@ def _memory(config: RunConfig) -> list[Finding]:
 
 def _policy(config: RunConfig) -> tuple[Finding, int]:
     """The policy's folder, and its parameters; 0 for a tiny one that is not built yet."""
-    folder = Path(config.policy.path) if config.policy.path else tiny_folder(config)
     try:
         require_given_policy(config)
+        folder = given_folder(config) if config.policy.path else tiny_folder(config)
+        if folder is None:
+            return Finding("policy", Level.NOTE, f"{config.policy.path}, downloaded when a run starts"), 0
         parameters = count_parameters(folder)
     except (ConfigError, PolicyFilesError, OSError) as error:
         return Finding("policy", Level.FAILED, _on_one_line(error)), 0
@@ -120,7 +127,7 @@ def kinds_of_answers(tasks: Sequence[VideoTask]) -> str:
 
 
 def _token_budget(config: RunConfig, tasks: list[VideoTask], policy: Finding) -> Iterator[Finding]:
-    if policy.level is Level.FAILED:
+    if policy.level is Level.FAILED or (config.policy.path and given_folder(config) is None):
         yield Finding("token budget", Level.NOTE, "not checked: it needs the policy's tokenizer")
         return
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
+from dataclasses import replace
 from pathlib import Path
+
+from rich.console import Console
 
 from rl.checkpoint.checkpoint import POLICY_FOLDER
 from rl.checkpoint.store import CHECKPOINTS
@@ -21,7 +23,6 @@ from rl.run.prepare.built_once import built_once, fingerprint
 from rl.run.prepare.errors import as_config_error
 
 ON_THE_HUB = QWEN2_5_VL.on_the_hub
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REMEDY = (
     "give a Hugging Face folder of Qwen2.5-VL or Qwen3-VL, or an export of ours, "
     "or leave it empty to build the tiny policy"
@@ -35,20 +36,20 @@ def require_given_policy(config: RunConfig) -> None:
     Raises:
         ConfigError: it is not the folder of a policy that can be trained here; says what to give instead.
     """
-    given = config.policy.path
+    given, revision = config.policy.path, config.policy.revision
+    if revision and not config.policy.is_on_hub:
+        told = f"is {shown(given)}" if given else "is empty"
+        raise ConfigError(f"policy.revision is of a repository on the hub; policy.path {told}")
     if not given:
         from rl.policy.tiny_tokenizer import tiny_geometry
 
         tiny = config.policy.tiny
         return require_clock(config.policy.scenes, tiny_geometry(tiny), f"policy.tiny.family={tiny.family}")
-    folder = Path(given)
-    if not folder.exists():
-        require(
-            HUB_ID.fullmatch(given) is None,
-            f"policy.path: no folder {shown(given)}, and a run downloads nothing; fetch it with "
-            f"`hf download {given} --local-dir models/{folder.name}` and set policy.path=models/{folder.name}",
-        )
-        raise ConfigError(f"policy.path: no folder {given}; {REMEDY}")
+    if (folder := given_folder(config)) is None:
+        from rl.run.prepare.hub import require_reachable
+
+        return require_reachable(config.policy)
+    require(folder.exists(), f"policy.path: no folder {given}; {REMEDY}")
     require(folder.is_dir(), f"policy.path: {given} is a file; {REMEDY}")
     if not (folder / "config.json").is_file():
         raise ConfigError(f"policy.path={given}: {_why_no_policy(folder)}")
@@ -59,13 +60,29 @@ def require_given_policy(config: RunConfig) -> None:
         raise ConfigError(f"policy.path={given}: {error}") from error
 
 
-@as_config_error()
-def prepare_policy(config: RunConfig) -> Path:
-    """The folder of the policy a run starts from: ours as it is, a stock one converted, or the tiny one built.
+def given_folder(config: RunConfig) -> Path | None:
+    """What `policy.path` stands for: a folder, or a repository's files in the hub's cache; None: not downloaded yet."""
+    if not config.policy.is_on_hub:
+        return Path(config.policy.path)
+    from rl.run.prepare.hub import cached_snapshot  # a second to import
 
+    return cached_snapshot(config.policy)
+
+
+@as_config_error()
+def prepare_policy(config: RunConfig, console: Console | None = None) -> Path:
+    """The folder of the policy a run starts from: ours as it is, a stock one converted, or the tiny one built; one that
+    is on the hub is downloaded first.
+
+    Args:
+        console: where a download says how far it is.
     Raises:
-        ConfigError: `policy.path` is not a folder, or not a policy's.
+        ConfigError: `policy.path` is neither a policy's folder nor a repository that can be downloaded.
     """
+    if config.policy.is_on_hub:
+        from rl.run.prepare.hub import download
+
+        config = replace(config, policy=replace(config.policy, path=str(download(config.policy, console)), revision=""))
     require_given_policy(config)
     if not config.policy.path and (cached := tiny_folder(config)).is_dir():
         return cached
