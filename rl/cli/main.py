@@ -16,6 +16,7 @@ import typer
 
 from rl import __version__
 from rl.cli.arguments import EXIT_FAILED, EXIT_USAGE
+from rl.cli.ask import ask
 from rl.cli.check import check, config, doctor, validate_data
 from rl.cli.encode_stats import encode_stats
 from rl.cli.evaluate import compare, evaluate, export, report
@@ -36,7 +37,7 @@ COMMANDS = {  # heading in --help -> name -> function
     "Before a run": {"doctor": doctor, "config": config, "check": check, "validate-data": validate_data},
     "Train": {"train": train, "cold-start": cold_start, "submit": submit},
     "Look at it, measure it, use it": {
-        **{"report": report, "rollout": rollout, "eval": evaluate, "compare": compare, "export": export},
+        **{"ask": ask, "report": report, "rollout": rollout, "eval": evaluate, "compare": compare, "export": export},
     },
     "Prove it": {
         **{"parity": parity, "verify-resume": verify_resume, "chaos": chaos, "encode-stats": encode_stats},

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from envs.video.reader import VideoError, VideoIndex, VideoReader
 from rl.config.errors import ConfigError
-from rl.report.build import MIB, build_report
+from rl.report.build import MIB, Written, build_report
 from rl.report.live import serve
 from rl.report.run_files import open_run
 from rl.report.thumbnails import FramesUnavailableError
@@ -65,6 +65,22 @@ def run_report(run: Path, out: Path | None, *, max_mib: float, console: Console)
     out = run / "report.html" if out is None else out
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file, such as {out / 'report.html'}")
+    written = write_report(run, out, int(max_mib * MIB), console)
+    console.print(
+        f"{written.path}: {written.num_bytes / MIB:.1f} MiB, {written.num_trajectories} trajectories of "
+        f"{written.num_steps} steps and evaluations",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def write_report(run: Path, out: Path, max_bytes: int, console: Console) -> Written:
+    """Write the page of a folder that is laid out as a run's; says how far it is, and what it left out.
+
+    Raises:
+        ConfigError: nothing reported yet, or the budget is too small.
+    """
     with VideoReader(workers=1) as reader, ExitStack() as stages:
         under_way: dict[str, Stage] = {}  # the last job
 
@@ -75,16 +91,10 @@ def run_report(run: Path, out: Path | None, *, max_mib: float, console: Console)
                 under_way[job] = stages.enter_context(counted_stage(console, job, total))
             under_way[job].update(done, total)
 
-        written = build_report(run, out, ClipFrames(reader), max_bytes=int(max_mib * MIB), progress=progress)
+        written = build_report(run, out, ClipFrames(reader), max_bytes=max_bytes, progress=progress)
     for notice in written.notices:
         console.print(notice, markup=False, highlight=False)
-    console.print(
-        f"{written.path}: {written.num_bytes / MIB:.1f} MiB, {written.num_trajectories} trajectories of "
-        f"{written.num_steps} steps and evaluations",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    return written
 
 
 def serve_report(run: Path, *, port: int, console: Console) -> None:

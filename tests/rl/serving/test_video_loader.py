@@ -8,7 +8,6 @@ import pytest
 
 from envs.initial_observation import CoarseFrameRules, make_initial_observation
 from envs.prompts import PromptFormat
-from envs.synthetic.clip import write_mp4
 from envs.video.reader import VideoReader
 from rl.config.file import load_config
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
@@ -17,15 +16,6 @@ from rl.policy.tiny_tokenizer import tiny_processor
 from rl.trajectory import VideoTask
 
 pytestmark = pytest.mark.vllm
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """Noise that changes twice a second, for four seconds."""
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    pictures = np.random.default_rng(0).integers(0, 256, (8, 128, 160, 3), dtype=np.uint8)
-    write_mp4(pictures.repeat(6, axis=0), 12, path)
-    return path
 
 
 @pytest.fixture(scope="module")

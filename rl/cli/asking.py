@@ -1,0 +1,177 @@
+"""One question about one video, without a run: an engine in this process. Part of the composition root."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from rl.checkpoint.checkpoint import CONFIG, MANIFEST, POLICY_FOLDER
+from rl.checkpoint.store import CHECKPOINTS
+from rl.cli.viewer import write_report
+from rl.config.errors import require
+from rl.config.file import load_config
+from rl.config.policy import ScenesConfig
+from rl.config.run import RunConfig
+from rl.policy.episode_settings import EPISODE_FILE
+from rl.policy.families import read_config
+from rl.run.console.stages import say, spell_seconds, stage
+from rl.run.prepare.episode_context import make_episode_context, make_reader
+from rl.run.prepare.errors import as_config_error
+from rl.run.prepare.policy import prepare_policy, require_given_policy
+from rl.run.resume import checkpoint_of
+from rl.tracking.records import records, write_step
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    GenerateRequest,
+    Sampling,
+    ScoredGroup,
+    SegmentRewards,
+    VideoTask,
+)
+
+ASKED_STEP = -3  # its seeds never meet those of training, evaluation or inspection
+NOT_SCORED = "rewards.none.fn=format"  # a configuration has a reward; nothing is scored here
+PAGE_BYTES = 20 * 2**20
+STOCK = ("rollout.engine.max_model_len=16384", "rollout.max_new_tokens=1024")  # where a folder says nothing
+
+
+def configured(policy: str, overrides: Sequence[str], *, best: bool) -> RunConfig:
+    """The settings under which a policy is asked: those it was trained with, where they are known.
+
+    Args:
+        policy: an export, a stock folder, a run, a checkpoint, or a repository on the hub.
+    Raises:
+        ConfigError: there is no policy, or an override cannot be used.
+    """
+    folder = Path(policy)
+    if (folder / CHECKPOINTS).is_dir() or (folder / MANIFEST).is_file():
+        found = checkpoint_of(folder.absolute(), best=best).folder
+        files, given = [found / CONFIG], [f"policy.path={found / POLICY_FOLDER}"]
+    else:
+        require(not best, f"--best is of a run, and {policy} is none")
+        episode = folder / EPISODE_FILE
+        files = [episode] if episode.is_file() else []
+        given = [NOT_SCORED, *(() if files else STOCK), f"policy.path={policy}"]
+    engine = ("cold_start.enabled=false", "rollout.engine.max_num_seqs=1", "rollout.deterministic=false")
+    config = load_config(files, [*given, *engine, *overrides])
+    require_given_policy(config)
+    return config if files[:1] == [folder / CONFIG] else _as_the_folder_has_it(config, folder, overrides)
+
+
+def _as_the_folder_has_it(config: RunConfig, folder: Path, overrides: Sequence[str]) -> RunConfig:
+    """Scenes and precision of a folder of ours are what its config.json says."""
+    if not (folder / "config.json").is_file():
+        return config
+    found = read_config(folder / "config.json")
+    stored = {name: value for name, value in _scenes(found).items() if name != "fingerprint"}
+    scenes = ScenesConfig(**stored) if stored else config.policy.scenes
+    dtype = found.get("dtype", found.get("torch_dtype"))
+    chosen = any(item.startswith("policy.dtype=") for item in overrides)
+    dtype = dtype if dtype in ("float32", "bfloat16") and not chosen else config.policy.dtype
+    return replace(config, policy=replace(config.policy, scenes=scenes, dtype=dtype))
+
+
+def _scenes(found: dict[str, Any]) -> dict[str, Any]:
+    return found.get("vision_config", {}).get("flexivideo") or {}
+
+
+@as_config_error()
+def require_video(config: RunConfig, video: Path) -> None:
+    """
+    Raises:
+        ConfigError: it cannot be decoded. Found before an engine is started for it.
+    """
+    with make_reader(config.video) as reader:
+        reader.describe(str(video))
+
+
+def device_of(config: RunConfig) -> str:
+    """Where the engine computes: "cuda" or "cpu"."""
+    return "cuda" if config.placement.rollout_gpus or Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def answer(
+    config: RunConfig, video: Path, question: str, console: Console, *, temperature: float, seed: int
+) -> dict[str, Any]:
+    """One trajectory, as rl.tracking.records has it, and the policy's answer."""
+    from actors.engine.engine import make_engine  # torch and vLLM
+    from envs.rollout import run_group
+
+    with stage(console, "preparing the policy"):
+        policy_dir = prepare_policy(config, console)
+    context = make_episode_context(config, policy_dir)
+    with stage(console, "starting the engine"):
+        engine = make_engine(policy_dir, config.policy, config.rollout.engine, seed)
+    task = VideoTask("ask", str(video.absolute()), question, "", AnswerKind.OPEN)
+    turns = 0
+
+    async def generate(request: GenerateRequest) -> Completion:
+        nonlocal turns
+        turns += 1
+        frames = sum(one.num_frames for one in request.videos)
+        say(console, f"turn {turns}: {len(request.prompt_token_ids):,} tokens, {frames} frames …")
+        started_s = time.perf_counter()
+        completion = await engine.generate(request)
+        took = spell_seconds(time.perf_counter() - started_s)
+        say(console, f"turn {turns}: {len(completion.token_ids)} tokens written in {took}")
+        return completion
+
+    try:
+        group = asyncio.run(
+            run_group(
+                task,
+                group_size=1,
+                sampling=Sampling(config.rollout.max_new_tokens, temperature),
+                generate=generate,
+                episode_context=context,
+                seed=seed,
+                step=ASKED_STEP,
+            )
+        )
+    finally:
+        engine.close()
+        context.reader.close()
+    unscored = ScoredGroup(group, [SegmentRewards(None, math.nan, breakdown={})])
+    (record,) = records([unscored], context.processor.pieces)
+    return record
+
+
+def print_answer(record: dict[str, Any], console: Console) -> None:
+    """What the policy wrote, the windows it asked for, the frames it saw."""
+    coarse = record["coarse_frames"]
+    if coarse:
+        times_s, scenes = coarse["timestamps_s"], coarse["scene_lengths"]
+        console.print(
+            f"[bold]saw[/] {len(times_s)} frames in {len(scenes)} scenes, {times_s[0]:g} to {times_s[-1]:g} s"
+        )
+    for turn in record["turns"]:
+        if turn["frames"]:
+            shown = ", ".join(f"{time_s:.2f}" for time_s in turn["frames"]["timestamps_s"])
+            console.print(
+                f"[bold]was shown[/] {len(turn['frames']['timestamps_s'])} frames at {shown} s", highlight=False
+            )
+        console.print(escape("".join(turn["tokens"])), highlight=False, soft_wrap=True)
+        if turn["call"]:
+            console.print(f"[bold]call[/] {escape(json.dumps(turn['call']))}", highlight=False, soft_wrap=True)
+    if record["note"]:
+        console.print(f"[bold red]{record['stop']}[/] {escape(record['note'])}", highlight=False, soft_wrap=True)
+
+
+def write_page(record: dict[str, Any], out: Path, console: Console) -> None:
+    """The trajectory as a run's report shows one."""
+    with tempfile.TemporaryDirectory(prefix="dynframe-ask-") as scratch:
+        folder = Path(scratch) / "ask"
+        write_step(folder / "held_out", 0, [record])
+        write_report(folder, out, PAGE_BYTES, console)
+    say(console, f"page: {out}")
