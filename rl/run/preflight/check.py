@@ -22,7 +22,7 @@ from rl.run.preflight.token_budget import check_token_budget
 from rl.run.prepare.episode_context import episode_context
 from rl.run.prepare.policy import (
     count_parameters,
-    given_folder,
+    local_folder,
     prepare_processor,
     require_given_policy,
     tiny_folder,
@@ -79,7 +79,7 @@ def _policy(config: RunConfig) -> tuple[Finding, int]:
     """The policy's folder, and its parameters; 0 for a tiny one that is not built yet."""
     try:
         require_given_policy(config)
-        folder = given_folder(config) if config.policy.path else tiny_folder(config)
+        folder = local_folder(config) if config.policy.path else tiny_folder(config)
         if folder is None:
             return Finding("policy", Level.NOTE, f"{config.policy.path}, downloaded when a run starts"), 0
         parameters = count_parameters(folder)
@@ -127,7 +127,7 @@ def kinds_of_answers(tasks: Sequence[VideoTask]) -> str:
 
 
 def _token_budget(config: RunConfig, tasks: list[VideoTask], policy: Finding) -> Iterator[Finding]:
-    if policy.level is Level.FAILED or (config.policy.path and given_folder(config) is None):
+    if policy.level is Level.FAILED or (config.policy.path and local_folder(config) is None):
         yield Finding("token budget", Level.NOTE, "not checked: it needs the policy's tokenizer")
         return
     try:

@@ -7,7 +7,6 @@ in the hub's own cache (`HF_HOME`), shared with every other tool; what was inter
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,12 +27,12 @@ from rich.console import Console
 
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
+from rl.policy.token_ids import PolicyFilesError
+from rl.policy.weight_files import require_disk_space
 from rl.run.console.stages import counted_stage
 
 COMMIT = re.compile("[0-9a-f]{40}")
 FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt")  # no code, no pickles
-SPARE_BYTES = 2**30  # of disk that a download leaves free
-GIB = 2**30
 
 
 def cached_snapshot(policy: PolicyConfig) -> Path | None:
@@ -59,10 +58,10 @@ def download(policy: PolicyConfig, console: Console | None = None) -> Path:
         commit = HfApi().model_info(policy.path, revision=_revision(policy)).sha
         planned = snapshot_download(**_asked(policy), dry_run=True)
         missing = [file for file in planned if file.will_download]
-        _require_room(policy, sum(file.file_size or 0 for file in missing))
+        size = sum(file.file_size or 0 for file in missing)
+        require_disk_space(_cache(), size, f"policy.path={policy.path}, downloaded to HF_HOME,")
         if missing:
-            size_gb = sum(file.file_size or 0 for file in missing) / 1e9
-            doing = f"downloading {policy.path} ({commit:.12}, {size_gb:.1f} GB), file by file"
+            doing = f"downloading {policy.path} ({commit:.12}, {size / 1e9:.1f} GB), file by file"
             with counted_stage(console or Console(quiet=True), doing, len(missing)) as under_way:
                 for file in sorted(missing, key=lambda file: file.file_size or 0):
                     hf_hub_download(policy.path, file.filename, revision=commit)
@@ -92,22 +91,14 @@ def by_hand(policy: PolicyConfig) -> str:
     )
 
 
-def _require_room(policy: PolicyConfig, needed: int) -> None:
-    folder = next(folder for folder in (_cache(), *_cache().parents) if folder.exists())
-    free = shutil.disk_usage(folder).free
-    if needed + SPARE_BYTES > free:
-        raise ConfigError(
-            f"policy.path: {policy.path} takes {needed / GIB:.1f} GiB, and {folder} has {free / GIB:.1f} GiB free: "
-            "make room, or set HF_HOME to a folder on a larger disk"
-        )
-
-
 @contextmanager
 def _hub_errors(policy: PolicyConfig) -> Iterator[None]:
     """The hub's refusals as errors of the configuration. Nothing of a request is repeated, so no token either."""
     asked = f"policy.path={policy.path}"
     try:
         yield
+    except PolicyFilesError as error:
+        raise ConfigError(str(error)) from error
     except GatedRepoError as error:
         raise ConfigError(
             f"{asked}: access is granted by its owner: accept its terms at {constants.ENDPOINT}/{policy.path}, then "

@@ -45,7 +45,7 @@ def require_given_policy(config: RunConfig) -> None:
 
         tiny = config.policy.tiny
         return require_clock(config.policy.scenes, tiny_geometry(tiny), f"policy.tiny.family={tiny.family}")
-    if (folder := given_folder(config)) is None:
+    if (folder := local_folder(config)) is None:
         from rl.run.prepare.hub import require_reachable
 
         return require_reachable(config.policy)
@@ -60,7 +60,7 @@ def require_given_policy(config: RunConfig) -> None:
         raise ConfigError(f"policy.path={given}: {error}") from error
 
 
-def given_folder(config: RunConfig) -> Path | None:
+def local_folder(config: RunConfig) -> Path | None:
     """What `policy.path` stands for: a folder, or a repository's files in the hub's cache; None: not downloaded yet."""
     if not config.policy.is_on_hub:
         return Path(config.policy.path)

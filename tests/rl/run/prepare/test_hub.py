@@ -193,7 +193,7 @@ def test_every_refusal_is_one_line_that_says_what_to_do(tmp_path):
     )
     assert f"accept its terms at {address}/gated/tiny, then `hf auth login`" in gated
     assert revision == "error: policy.revision: policy.path=open/tiny has no revision 'v9'"
-    assert re.search(r"takes 1073741824\.\d GiB, and .* has [\d.]+ GiB free: make room, or set HF_HOME", large)
+    assert re.search(r"open/tiny, downloaded to HF_HOME, takes 1073741824\.\d GiB and a spare one, .* GiB free", large)
 
 
 def test_without_a_network_the_command_is_told_that_downloads_where_there_is_one(tmp_path):
