@@ -16,6 +16,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "rl/fault_injection/",
     "rl/encode_stats/",
     "rl/evaluation/",
+    "rl/export/",
     "rl/run/",
     "rl/run/preflight/",
     "rl/run/prepare/",

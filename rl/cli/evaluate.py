@@ -78,11 +78,15 @@ def export(
     ],
     best: Best = False,
 ) -> None:
-    """Turn a checkpoint into a Hugging Face folder that transformers and vLLM (with this package) load.
+    """Turn a checkpoint into a Hugging Face folder that others use without this package.
+
+    transformers loads it with `trust_remote_code=True`: the model's and the processor's code lie beside the weights.
+    vLLM loads it where this package is installed. README.md is its model card, from what the run has recorded; the
+    licence is yours to add.
 
     Example: `dynframe export runs/quickstart my_policy --best`
     """
-    from rl.run.train import run_export
+    from rl.export.export_run import run_export
 
     run_export(run, folder, best=best)
     say(f"exported to {folder}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-import yaml
-
 LONGEST = 1000  # characters of a message
 
 
@@ -26,13 +24,6 @@ def require(condition: bool, message: str) -> None:
 def shown(text: str) -> str:
     """A text as a message quotes it."""
     return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
-
-
-def first_line(error: Exception) -> str:
-    """What a parser complains of, on one line, with the line of the file where it says so."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"{error.problem} (line {error.problem_mark.line + 1})"[:LONGEST]
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]
 
 
 def require_one_of(key: str, value: str, choices: Iterable[str]) -> None:

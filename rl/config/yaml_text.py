@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rl.config.errors import ConfigError, first_line, require, shown
+from rl.config.errors import LONGEST, ConfigError, require, shown
 from rl.config.scalars import FALSE, HUGE, INTEGER, NULL, NUMBER, TRUE, advice, is_ambiguous, read_number
 
 MAX_BYTES, MAX_DEPTH = 2**20, 32  # of a YAML file: more than anybody writes, and less than its parsers choke on
@@ -59,7 +59,7 @@ def compose(text: str, origin: str) -> yaml.Node | None:
     try:
         node = yaml.compose(text, Loader=LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{origin}: not readable as YAML: {first_line(error)}") from error
+        raise ConfigError(f"{origin}: not readable as YAML: {_first_line(error)}") from error
     _check_nodes(node, origin)
     return node
 
@@ -237,10 +237,17 @@ def _events(text: str, origin: str) -> Iterator[yaml.Event]:
     try:
         yield from yaml.parse(text, Loader=LOADER)
     except (yaml.YAMLError, UnicodeEncodeError) as error:
-        raise ConfigError(f"{origin}: not readable as YAML: {first_line(error)}{_on_tabs(error, text)}") from error
+        raise ConfigError(f"{origin}: not readable as YAML: {_first_line(error)}{_on_tabs(error, text)}") from error
 
 
 def _on_tabs(error: Exception, text: str) -> str:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     line = "" if mark is None else [*text.splitlines(), ""][min(mark.line, text.count("\n"))]
     return "; YAML is indented by spaces, not by tabs" if "\t" in line[: len(line) - len(line.lstrip())] else ""
+
+
+def _first_line(error: Exception) -> str:
+    """What a parser complains of, on one line, with the line of the file where it says so."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} (line {error.problem_mark.line + 1})"[:LONGEST]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]

@@ -9,18 +9,23 @@ Legend: K scenes · P patches of one frame · D values of a patch · E hidden si
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
+from transformers import initialization as init
 
 from rl.config.policy import ScenesConfig
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.encode_stats.vision_config import VisionGeometry
+from rl.policy.families import QWEN2_5_VL, Family
 from rl.policy.patch_embed import make_patch_embed
-from rl.policy.vision_tower import make_vision_tower, run_tower
+from rl.policy.vision_tower import run_tower
 
 
 class Tower:
@@ -116,6 +121,15 @@ class FlopCounter:
 def tower_config(geometry: VisionGeometry) -> PreTrainedConfig:
     """transformers' configuration of the tower alone."""
     return AutoConfig.for_model(geometry.family.model_type, vision_config=dict(geometry.vision)).vision_config
+
+
+def make_vision_tower(vision: PreTrainedConfig, scenes: ScenesConfig, family: Family = QWEN2_5_VL) -> nn.Module:
+    """A vision tower of ours without its language model, with random weights: for measuring what encoding costs."""
+    vision = copy.deepcopy(vision)
+    vision._attn_implementation = "sdpa"
+    visual = importlib.import_module(family.learner).make_tower(vision, scenes)
+    init.normal_(visual.patch_embed.weight, std=vision.initializer_range)
+    return visual.eval().requires_grad_(False)
 
 
 def _patch_embeds(

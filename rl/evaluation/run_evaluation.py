@@ -7,11 +7,12 @@ was interrupted is resumed by the same command.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 
@@ -37,6 +38,7 @@ from rl.tracking.log_file import keep_log
 
 log = logging.getLogger(__name__)
 
+WRITTEN_BY_EXPORT = ("processor_config.json",)  # for others, from what the run has said
 POLICY_FILES = {".safetensors", ".json", ".txt", ".jinja"}  # that decide what a policy writes
 
 
@@ -104,10 +106,22 @@ def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tu
 def policy_sha256(folder: Path) -> str:
     """Sixteen hex digits that change with any weight, with the tokenizer, and with the policy's settings."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in POLICY_FILES and path.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    files = sorted(path for path in folder.iterdir() if path.suffix in POLICY_FILES and path.is_file())
+    for path in files:
+        if path.name in WRITTEN_BY_EXPORT:
+            continue
+        with _without_auto_map(path) as content:
+            digest.update(f"{path.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _without_auto_map(path: Path) -> BinaryIO:
+    """A file's bytes; those of an export's config.json as they were in the checkpoint."""
+    config = json.loads(path.read_bytes()) if path.name == "config.json" else {}
+    if "auto_map" not in config:
+        return path.open("rb")
+    del config["auto_map"]
+    return io.BytesIO(f"{json.dumps(config, indent=2, sort_keys=True)}\n".encode())
 
 
 def _roll_out_remaining(

@@ -5,8 +5,6 @@ Legend: N patches, or visual tokens · D values of a patch · E hidden size.
 
 from __future__ import annotations
 
-import copy
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
-from transformers import initialization as init
 
-from rl.config.policy import ScenesConfig
-from rl.policy.families import QWEN2_5_VL, Family
 from rl.policy.geometry import PackedVideo
 
 
@@ -84,12 +78,3 @@ def attend_in_one_call(
     windows = (part.unflatten(0, (len(lengths), -1)).transpose(1, 2) for part in (query, key, qkv[:, 2]))
     attended = nn.functional.scaled_dot_product_attention(*windows, scale=attention.scaling)
     return attention.proj(attended.transpose(1, 2).reshape(len(hidden_NE), -1))
-
-
-def make_vision_tower(vision: PreTrainedConfig, scenes: ScenesConfig, family: Family = QWEN2_5_VL) -> nn.Module:
-    """A vision tower of ours without its language model, with random weights: for measuring what encoding costs."""
-    vision = copy.deepcopy(vision)
-    vision._attn_implementation = "sdpa"
-    visual = importlib.import_module(family.learner).make_tower(vision, scenes)
-    init.normal_(visual.patch_embed.weight, std=vision.initializer_range)
-    return visual.eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,14 @@ class EvaluationRow:
     why_not: str | None = None
 
 
-def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
-    """eval/*/metrics.json: {benchmark, metrics: {name: {value, low, high, n}}, published: {name: {comparable, …}}}."""
+def read_evaluations(
+    run: Path, wanted: Callable[[Mapping[str, Any]], bool] = lambda report: True
+) -> tuple[list[EvaluationRow], list[Broken]]:
+    """eval/*/metrics.json: {benchmark, metrics: {name: {value, low, high, n}}, published: {name: {comparable, …}}}.
+
+    Args:
+        wanted: whether a report is read; all are by default.
+    """
     rows, broken = [], []
     for path in sorted((run / "eval").glob("*/metrics.json")):
         place = path.relative_to(run).as_posix()
@@ -35,6 +41,8 @@ def read_evaluations(run: Path) -> tuple[list[EvaluationRow], list[Broken]]:
             report = read_object(path, place)
             if isinstance(report, Broken):
                 broken.append(report)
+                continue
+            if not wanted(report):
                 continue
             benchmark, name = str(report.get("benchmark", path.parent.name)), path.parent.name
             name = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rl.checkpoint.checkpoint import POLICY_FOLDER, Checkpoint
+from rl.checkpoint.checkpoint import Checkpoint
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.saver import Saver
 from rl.checkpoint.store import CheckpointStore
@@ -26,7 +25,7 @@ from rl.run.prepare.policy import prepare_policy
 from rl.run.prepare.tasks import prepare_tasks
 from rl.run.rebuilds import train_to_the_end
 from rl.run.reporter import conclude
-from rl.run.resume import checkpoint_of, find_checkpoint, remote_of
+from rl.run.resume import find_checkpoint, remote_of
 from rl.run.run import Run
 from rl.run.stop_signals import StopSignals
 from rl.run.workers import (
@@ -124,14 +123,3 @@ def run_cold_start_only(config: RunConfig, console: Console) -> Path:
     policy_dir = prepare_policy(config, console)
     with cluster(config, console) as slots:
         return cold_started_policy(config, policy_dir, slots, console)
-
-
-def run_export(run: Path, folder: Path, *, best: bool = False) -> None:
-    """Copy the Hugging Face folder of a run's newest valid checkpoint, its best, or a given one, to `folder`.
-
-    Raises:
-        ConfigError: no checkpoint there, or `folder` exists.
-    """
-    if folder.exists():
-        raise ConfigError(f"{folder} exists already; name a folder that does not")
-    shutil.copytree(checkpoint_of(run, best=best).folder / POLICY_FOLDER, folder)

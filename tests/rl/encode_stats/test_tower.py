@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from rl.config.policy import ScenesConfig
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.encode_stats.rows import kpixel_per_tflop
-from rl.encode_stats.tower import FlopCounter, tower_config
+from rl.encode_stats.tower import FlopCounter, make_vision_tower, tower_config
 from rl.encode_stats.vision_config import TINY, VisionGeometry, named_geometry
 from rl.policy.families import QWEN2_5_VL, QWEN3_VL
 from rl.policy.geometry import PackedVideo
-from rl.policy.vision_tower import make_vision_tower, run_tower
+from rl.policy.vision_tower import run_tower
 
 BOTH = {  # p = 1, m = 2, E = 16, I = 5
     **{"patch_size": 1, "spatial_merge_size": 2, "hidden_size": 16, "num_heads": 2},

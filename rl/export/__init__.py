@@ -1,0 +1,1 @@
+"""Policies taken away: a folder that others load without this package, and a model card."""
