@@ -1,4 +1,8 @@
-"""Placement: one placement group with a bundle per worker, reserved before any worker starts."""
+"""Placement: one placement group, reserved before any worker starts.
+
+A bundle per worker; where engines and learners have fractions of GPUs, a bundle per GPU: a learner rank and the engines
+beside it. Ray by itself fills one GPU after the other, and NCCL refuses two ranks on one.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ class Demand:
 
 
 class Slots:
-    """One reserved bundle per worker. `options("rollout", 0)` goes into `.options(**...)` of the worker's actor."""
+    """A place in a bundle per worker. `options("rollout", 0)` goes into `.options(**...)` of the worker's actor."""
 
     def __init__(self, placement: PlacementConfig, demand: Demand, run: str) -> None:
         """Reserve the bundles of a run; waits for room up to placement.timeout_s.
@@ -51,7 +55,12 @@ class Slots:
             PlacementError: it had no room in time.
         """
         self._run, self._bundles = run, bundles_of(placement, demand)
-        self._first = {"rollout": 0, "reward": demand.rollout, "learner": demand.rollout + demand.reward}
+        self._demand, self._is_shared = demand, _share_gpus(placement, demand)
+        self._resources = {
+            "rollout": (placement.rollout_cpus, placement.rollout_gpus),
+            "reward": (placement.reward_cpus, 0.0),
+            "learner": (placement.learner_cpus, placement.learner_gpus),
+        }
         if not os.environ.get("RAY_ADDRESS"):  # no nodes join a Ray that was started here
             _require_capacity(self._bundles)
         elif not placement.autoscaling:
@@ -67,11 +76,12 @@ class Slots:
 
     def options(self, kind: str, index: int) -> dict[str, Any]:
         """Actor options of worker `index` of a kind: its name in Ray's dashboard, its resources, its bundle."""
-        bundle = self._first[kind] + index
+        cpus, gpus = self._resources[kind]
+        bundle = self._bundle(kind, index)
         return {
             "name": f"{self._run}/{kind}/{index}",
-            "num_cpus": self._bundles[bundle].get("CPU", 0.0),
-            "num_gpus": self._bundles[bundle].get("GPU", 0.0),
+            "num_cpus": cpus,
+            "num_gpus": gpus,
             "max_restarts": 0,  # a dead worker is rebuilt by its pool, with weights and state of our choosing
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
         }
@@ -80,6 +90,13 @@ class Slots:
         """Release the bundles; Ray kills the actors still in them."""
         remove_placement_group(self._group)
 
+    def _bundle(self, kind: str, index: int) -> int:
+        """Which bundle holds worker `index` of a kind; in the order of `bundles_of`."""
+        rollout, reward, ranks = self._demand.rollout, self._demand.reward, self._demand.learner
+        if self._is_shared:
+            return {"rollout": index % ranks, "learner": index, "reward": ranks + index}[kind]
+        return index + {"rollout": 0, "reward": rollout, "learner": rollout + reward}[kind]
+
 
 def incarnation_name(name: str, replaced: int) -> str:
     """A unique actor name after `replaced` workers of this name: Ray frees a killed actor's name late."""
@@ -87,16 +104,44 @@ def incarnation_name(name: str, replaced: int) -> str:
 
 
 def bundles_of(placement: PlacementConfig, demand: Demand) -> list[dict[str, float]]:
-    """The resources of every worker: rollout workers first, then reward workers, then learner ranks."""
+    """What is reserved: a bundle per rollout worker, then per reward worker, then per learner rank.
+
+    Where GPUs are shared: a bundle of one GPU per rank and the engines beside it, then one per reward worker.
+
+    Raises:
+        ConfigError: a shared GPU has no room for a rank and its engines.
+    """
 
     def bundle(cpus: float, gpus: float = 0.0) -> dict[str, float]:
         return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
+    rewards = [bundle(placement.reward_cpus)] * demand.reward
+    if _share_gpus(placement, demand):
+        engines = [len(range(rank, demand.rollout, demand.learner)) for rank in range(demand.learner)]
+        _require_room(placement, max(engines))
+        return [bundle(placement.learner_cpus + n * placement.rollout_cpus, 1.0) for n in engines] + rewards
+    # NCCL refuses two ranks on one GPU, so a rank with a fraction reserves a whole one
+    rank_gpus = 1.0 if demand.learner > 1 and 0 < placement.learner_gpus < 1 else placement.learner_gpus
     return (
         [bundle(placement.rollout_cpus, placement.rollout_gpus)] * demand.rollout
-        + [bundle(placement.reward_cpus)] * demand.reward
-        + [bundle(placement.learner_cpus, placement.learner_gpus)] * demand.learner
+        + rewards
+        + [bundle(placement.learner_cpus, rank_gpus)] * demand.learner
     )
+
+
+def _share_gpus(placement: PlacementConfig, demand: Demand) -> bool:
+    return placement.shares_gpus and demand.learner > 0 and demand.rollout > 0
+
+
+def _require_room(placement: PlacementConfig, engines: int) -> None:
+    """Refuse a rank and so many engines that are more than one GPU."""
+    needed = placement.learner_gpus + engines * placement.rollout_gpus
+    if needed > 1 + 1e-6:
+        raise ConfigError(
+            f"a learner rank ({placement.learner_gpus:g} GPU) and {engines} engines beside it "
+            f"({placement.rollout_gpus:g} each) need {needed:g} of one GPU: lower placement.rollout_gpus or "
+            "rollout.num_workers, raise learner.num_ranks, or give both whole GPUs"
+        )
 
 
 def _wait_for_room(group: PlacementGroup, bundles: Sequence[Bundle], timeout_s: float) -> None:

@@ -16,8 +16,7 @@ class EngineConfig:
     kv_cache_bytes: int = 268_435_456  # on CPU; on GPU gpu_memory_utilization decides
     # of one GPU, for weights and KV cache; leave room for learners on the same GPU
     gpu_memory_utilization: float = 0.85
-    # GPUs per engine; above 1 weights cannot be read back: weight_sync.verify_tensors must be 0
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = 1  # GPUs per engine: placement.rollout_gpus must be at least as many
     enforce_eager: bool = True  # no CUDA graphs: slower decoding, faster start, weights may change under it
     mm_cache_gib: float = 0.25  # processed frames that vLLM keeps for the next turn of the same trajectory
 

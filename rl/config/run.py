@@ -84,14 +84,17 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
     )
     split = engine.tensor_parallel_size
     require(
-        split == 1 or config.weight_sync.verify_tensors == 0,
-        f"rollout.engine.tensor_parallel_size={split}: a weight cut over several GPUs cannot be read back; "
-        "set weight_sync.verify_tensors=0",
-    )
-    require(
         split == 1 or placement.rollout_gpus >= split,
         f"rollout.engine.tensor_parallel_size={split} needs placement.rollout_gpus >= {split}, "
         f"got {placement.rollout_gpus:g}",
+    )
+    beside = placement.engines_per_gpu(config.rollout.num_workers, config.learner.num_ranks)
+    taken = beside * engine.gpu_memory_utilization
+    require(
+        taken <= 1,
+        f"rollout.engine.gpu_memory_utilization={engine.gpu_memory_utilization:g}: {beside} engines on one GPU "
+        f"(placement.rollout_gpus={placement.rollout_gpus:g}) would take {taken:.0%} of its memory; set it below "
+        f"{1 / beside:.2f}, less what learners on the same GPU need",
     )
     stall, decode = config.rollout.stall_timeout_s, config.video.decode_stall_timeout_s
     require(

@@ -19,7 +19,8 @@ class PlacementConfig:
 
     colocate: bool = True  # one placement group packed on few nodes; false: spread
     rollout_cpus: float = 1.0  # per rollout worker
-    rollout_gpus: float = 0.0  # per rollout worker; 0: vLLM on CPU
+    # per rollout worker; 0: vLLM on CPU; below 1, with learner_gpus below 1: a GPU holds a rank and its engines
+    rollout_gpus: float = 0.0
     reward_cpus: float = 0.25  # per reward worker
     learner_cpus: float = 1.0  # per learner rank
     learner_gpus: float = 0.0  # per learner rank; 0: DeepSpeed on CPU
@@ -40,6 +41,17 @@ class PlacementConfig:
         require(self.gpus_per_node >= 1, f"placement.gpus_per_node must be >= 1, got {self.gpus_per_node}")
         for key in ("gpu_memory_gib", "node_memory_gib", "memory_gib"):
             require(getattr(self, key) >= 0, f"placement.{key} must be >= 0, got {getattr(self, key)}")
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Engines and learner ranks stand on the same GPUs."""
+        return 0 < self.rollout_gpus < 1 and 0 < self.learner_gpus < 1
+
+    def engines_per_gpu(self, engines: int, ranks: int) -> int:
+        """How many engines stand on the fullest GPU."""
+        if not 0 < self.rollout_gpus < 1:
+            return 1
+        return -(-engines // ranks) if self.shares_gpus else min(engines, int(1 / self.rollout_gpus + 1e-6))
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from rich.console import Console
 
 from actors.cluster.connection import connected
+from actors.cluster.gpu_turn import gpu_turn
 from actors.cluster.placement import Demand, Slots, incarnation_name
 from actors.learner import LearnerGroup, Restore
 from actors.reward import RewardPool
@@ -27,6 +29,7 @@ from actors.traces import TracePool
 from actors.worker.waiting import do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig, with_absolute_code
+from rl.config.trainer import PlacementConfig
 from rl.policy.vllm.plugin import engine_environment
 from rl.run.console.stages import say, stage
 from rl.run.prepare.episode_context import make_episode_context
@@ -35,9 +38,11 @@ from rl.trajectory import Sampling
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # an engine or learner that has not started by then never will
-LEARNER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+LEARNER_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _GROUPS = itertools.count()  # of learners and trace workers that this process has spawned
-NO_GPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # of a learner that computes on the CPU beside a GPU
+# of a learner that computes on the CPU, also beside a GPU; a step of a small policy is 50 times slower with two threads
+# on busy cores
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
@@ -75,7 +80,7 @@ def spawn_rollouts(
         config.rollout.num_workers,
         lambda index: slots.options("rollout", index) | environment,
         stall_timeout_s=config.rollout.stall_timeout_s,
-        start_timeout_s=START_TIMEOUT_S,
+        start_timeout_s=_engine_start_s(config),
         memory_growth_mib=config.rollout.memory_growth_mib,
         device_memory_growth_mib=config.rollout.device_memory_growth_mib,
     )
@@ -86,11 +91,17 @@ def spawn_rollouts(
 def starting_rollouts(
     config: RunConfig, policy_dir: Path, slots: Slots, console: Console, check: Callable[[], None] = do_nothing
 ) -> Iterator[RolloutPool]:
-    """Engines that load while the body runs, and are ready after it; `check` as in spawn_rollouts."""
+    """Engines that load while the body runs, and are ready after it; `check` as in spawn_rollouts.
+
+    On GPUs that they share with learners they are ready before it: vLLM measures free memory when it starts, and a cold
+    start in the body would allocate and free beside it.
+    """
     with stage(console, f"starting {config.rollout.num_workers} engines"):
         rollouts = spawn_rollouts(config, policy_dir, slots, check)
+        if config.placement.shares_gpus:
+            rollouts.workers.wait_ready(_engine_start_s(config))
         yield rollouts
-        rollouts.workers.wait_ready(START_TIMEOUT_S)
+        rollouts.workers.wait_ready(_engine_start_s(config))
 
 
 def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
@@ -127,7 +138,7 @@ def spawn_learners(
         poll, restore: as in LearnerGroup.
     """
     built, run = next(_GROUPS), config.name
-    environment = LEARNER_ENVIRONMENT | ({} if config.placement.learner_gpus else NO_GPU)
+    environment = learner_environment(config.placement)
     return LearnerGroup(
         partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
         config.learner.num_ranks,
@@ -150,7 +161,10 @@ def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
     from actors.engine.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
 
     rollout = config.rollout
-    engine = make_engine(policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic)
+    with _turn(config, config.placement.rollout_gpus):
+        engine = make_engine(
+            policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic
+        )
     return RolloutRunner(
         engine,
         make_episode_context(config, policy_dir),
@@ -166,4 +180,25 @@ def start_learner(
     """Runs in a learner worker: its rank. `rendezvous` is rank, world_size, master_addr and master_port."""
     from rl.learner.learner import make_learner  # DeepSpeed: only learner workers may import it
 
-    return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **rendezvous)
+    with _turn(config, config.placement.learner_gpus):
+        return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **rendezvous)
+
+
+def learner_environment(placement: PlacementConfig) -> dict[str, str]:
+    """Environment of a learner rank, to be set before torch is imported.
+
+    Beside a GPU it has as many threads as CPUs are reserved for it: an optimizer that is offloaded computes there.
+    """
+    threads = {"OMP_NUM_THREADS": str(max(1, int(placement.learner_cpus)))}
+    return LEARNER_ENVIRONMENT | (threads if placement.learner_gpus else ON_CPU)
+
+
+def _turn(config: RunConfig, gpus: float) -> AbstractContextManager[None]:
+    """A worker's turn to start on a GPU of which it has a fraction."""
+    ids = ray.get_gpu_ids() if 0 < gpus < 1 else ()
+    return gpu_turn(ids, _engine_start_s(config))
+
+
+def _engine_start_s(config: RunConfig) -> float:
+    """For an engine to start, those before it on the same GPU included."""
+    return START_TIMEOUT_S * config.placement.engines_per_gpu(config.rollout.num_workers, config.learner.num_ranks)

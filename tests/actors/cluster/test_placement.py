@@ -50,6 +50,53 @@ def test_every_worker_is_named_after_the_run_and_has_its_own_bundle(reserve):
     assert bundles == [0, 1, 2, 3, 4]
 
 
+HALVES = replace(PLACEMENT, rollout_gpus=0.5, learner_gpus=0.5)
+
+
+def test_on_shared_gpus_every_rank_has_one_of_its_own_with_its_engines_beside_it():
+    """Ray by itself would put both ranks on the second GPU, where NCCL refuses them."""
+    from actors.cluster.placement import Demand, bundles_of
+
+    shared = {"CPU": 1.5, "GPU": 1.0}
+    assert bundles_of(HALVES, Demand(rollout=2, reward=1, learner=2)) == [shared, shared, {"CPU": 0.25}]
+    quarters = replace(HALVES, rollout_gpus=0.25)
+    three = bundles_of(quarters, Demand(rollout=3, reward=0, learner=2))
+    assert three == [{"CPU": 2.5, "GPU": 1.0}, {"CPU": 1.5, "GPU": 1.0}]
+    alone = bundles_of(HALVES, Demand(rollout=2, reward=0, learner=0))  # an evaluation has no learners
+    assert alone == [{"CPU": 1, "GPU": 0.5}] * 2
+
+
+def test_a_rank_beside_engines_with_gpus_of_their_own_still_has_a_whole_one():
+    from actors.cluster.placement import Demand, bundles_of
+
+    placement = replace(PLACEMENT, rollout_gpus=1.0, learner_gpus=0.5)
+    gpus = [bundle.get("GPU", 0.0) for bundle in bundles_of(placement, Demand(rollout=1, reward=1, learner=2))]
+    assert gpus == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_more_engines_than_a_shared_gpu_holds_are_refused_with_what_helps():
+    from actors.cluster.placement import Demand, bundles_of
+
+    with pytest.raises(ConfigError, match=r"2 engines beside it \(0\.5 each\) need 1\.5 of one GPU: lower placement"):
+        bundles_of(HALVES, Demand(rollout=3, reward=0, learner=2))
+
+
+def test_workers_of_one_gpu_are_in_one_bundle(reserve, monkeypatch):
+    from actors.cluster import placement
+
+    asked = []
+    monkeypatch.setattr(placement, "_require_capacity", lambda bundles: None)  # there is no GPU here
+    monkeypatch.setattr(placement, "_wait_for_room", lambda group, bundles, timeout_s: asked.append(bundles))
+    slots = reserve(rollout=2, reward=1, learner=2, rollout_gpus=0.5, learner_gpus=0.5)
+    places = {
+        (kind, index): slots.options(kind, index)["scheduling_strategy"].placement_group_bundle_index
+        for kind, index in (("rollout", 0), ("rollout", 1), ("learner", 0), ("learner", 1), ("reward", 0))
+    }
+    assert list(places.values()) == [0, 1, 0, 1, 2]
+    assert [slots.options(kind, 1)["num_gpus"] for kind in ("rollout", "learner")] == [0.5, 0.5]
+    assert len(asked[0]) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"learner_cpus": 100.0}, r"needs 101\.25 CPU but the cluster has 8"), ({"rollout_gpus": 1.0}, "needs 1 GPU")],

@@ -1,0 +1,75 @@
+"""How the workers of a run are started: on which threads, and in which order where they share GPUs."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from rl.config.file import load_config
+from rl.config.trainer import PlacementConfig
+
+pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
+
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+SHARED = ("placement.rollout_gpus=0.5", "placement.learner_gpus=0.5", "rollout.engine.gpu_memory_utilization=0.3")
+
+
+@pytest.mark.parametrize(
+    ("placement", "threads"),
+    [
+        ({"learner_gpus": 1.0, "learner_cpus": 8.0}, "8"),  # an offloaded optimizer computes on them
+        ({"learner_gpus": 0.5, "learner_cpus": 0.5}, "1"),
+        ({"learner_gpus": 0.0, "learner_cpus": 8.0}, "1"),
+    ],
+)
+def test_a_rank_beside_a_gpu_has_a_thread_for_each_of_its_cpus(placement, threads):
+    from rl.run.workers import learner_environment
+
+    environment = learner_environment(PlacementConfig(**placement))
+    assert environment["OMP_NUM_THREADS"] == threads
+    assert ("DS_ACCELERATOR" in environment) == (not placement["learner_gpus"])
+
+
+@pytest.fixture
+def engines_start(monkeypatch):
+    """What happens, in order, where engines start around a cold start."""
+    from rl.run import workers
+
+    def start(*overrides):
+        events = []
+        group = SimpleNamespace(wait_ready=lambda timeout_s: events.append("engines are ready"))
+        monkeypatch.setattr(workers, "spawn_rollouts", lambda *_: SimpleNamespace(workers=group))
+        with workers.starting_rollouts(load_config([QUICKSTART], list(overrides)), Path(), None, Console(quiet=True)):
+            events.append("cold start")
+        return events
+
+    return start
+
+
+def test_engines_load_during_the_cold_start_but_on_its_gpus_before_it(engines_start):
+    assert engines_start() == ["cold start", "engines are ready"]
+    assert engines_start("placement.rollout_gpus=1", "placement.learner_gpus=1")[0] == "cold start"
+    assert engines_start(*SHARED)[:2] == ["engines are ready", "cold start"]
+
+
+@pytest.mark.parametrize(("gpus", "turns"), [("0.5", ["engine", "learner"]), ("1", [])])
+def test_engines_and_learners_start_in_turn_where_they_share_a_gpu(gpus, turns, monkeypatch):
+    from rl.run import workers
+
+    held = []
+
+    @contextmanager
+    def turn(ids, timeout_s):
+        held.append([*ids])
+        yield
+        held.append("left")
+
+    config = load_config([QUICKSTART], [*SHARED, f"placement.rollout_gpus={gpus}", f"placement.learner_gpus={gpus}"])
+    monkeypatch.setattr(workers, "gpu_turn", turn)
+    monkeypatch.setattr(workers.ray, "get_gpu_ids", lambda: ["3"])
+    for fraction in (config.placement.rollout_gpus, config.placement.learner_gpus):
+        with workers._turn(config, fraction):
+            pass
+    assert held == ([["3"], "left"] * 2 if turns else [[], "left"] * 2)
