@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,14 @@ HEAVY_IMPORTS = {
     "vllm imports": "import rl.policy.vllm.plugin as p; p.register(); import vllm.v1.engine.llm_engine",
 }
 IMPORT_S = 180.0  # for all imports together, on a machine that is slow or busy
+GPU_DEVICE = Path("/dev/nvidiactl")
 MIN_MEMORY_GIB = 6.0
 MIN_DISK_GIB = 2.0
 
 
 def examine() -> list[Finding]:
     """Look at Python, packages, processors, memory, disk, and whether the heavy imports work."""
-    return [_python(), *_packages(), _processors(), _memory(), _disk(), _gpu(), *_imports()]
+    return [_python(), *_packages(), _processors(), _memory(), _disk(), *_gpu(), *_imports()]
 
 
 def _found(subject: str, ok: bool, detail: str) -> Finding:
@@ -71,9 +73,19 @@ def _disk() -> Finding:
     return _found("disk", ok, f"{free_gib:.1f} GiB free here" + ("" if ok else f"; {MIN_DISK_GIB:g} GiB are needed"))
 
 
-def _gpu() -> Finding:
-    if not Path("/dev/nvidiactl").exists():
-        return _found("gpu", True, "none; the CPU path is used")
+def _gpu() -> list[Finding]:
+    if not GPU_DEVICE.exists():
+        return [_found("gpu", True, "none; the CPU path is used")]
+    return [_driver(), _compiler()]
+
+
+def _compiler() -> Finding:
+    """Triton, with which vLLM computes on GPUs, compiles its launchers when they are first used."""
+    found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return _found("compiler", bool(found), found or "none, and engines on GPUs need one: install gcc, or set CC")
+
+
+def _driver() -> Finding:
     try:
         answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
@@ -83,7 +95,7 @@ def _gpu() -> Finding:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:  # not installed beside the driver, or it hangs
-        return _found("gpu", False, f"/dev/nvidiactl is there, but nvidia-smi gave no answer: {error}")
+        return _found("gpu", False, f"{GPU_DEVICE} is there, but nvidia-smi gave no answer: {error}")
     return _found("gpu", answer.returncode == 0, answer.stdout.strip() or answer.stderr.strip())
 
 
