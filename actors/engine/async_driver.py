@@ -42,8 +42,8 @@ class AsyncDriver:
         finally:
             self._wait(self._llm.resume_generation())
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        return self._wait(self._llm.collective_rpc(method, args=arguments))[0]
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        return self._wait(self._llm.collective_rpc(method, args=arguments))
 
     def set_weight_version(self, version: str) -> None:
         self._wait(self._llm.update_weight_version(version))

@@ -29,8 +29,8 @@ class Driver(Protocol):
             TimeoutError: the requests running did not end, or the action did not.
         """
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """A method of rl.policy.vllm.live_weights.LiveWeights on the worker; rank 0's answer."""
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """A method of rl.policy.vllm.live_weights.LiveWeights on every worker of the engine; their answers, by rank."""
 
     def set_weight_version(self, version: str) -> None:
         """Set the version that later completions carry."""

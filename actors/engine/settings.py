@@ -44,16 +44,22 @@ def engine_arguments(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    if not on_cpu:
-        several = engine.tensor_parallel_size > 1
-        return common | {
-            "gpu_memory_utilization": engine.gpu_memory_utilization,
+    if engine.tensor_parallel_size > 1:
+        common |= {
             "tensor_parallel_size": engine.tensor_parallel_size,
             # inside a placement group vLLM would choose Ray, and refuse a bundle that holds all its GPUs
-            "distributed_executor_backend": "mp" if several else "uni",
-            # the tower is small and its videos are many: each GPU encodes some of them, whole
-            "mm_encoder_tp_mode": "data" if several else "weights",
+            "distributed_executor_backend": "mp",
+            # the tower is small and scenes are many: each GPU has all of it and encodes some of them
+            "mm_encoder_tp_mode": "data",
         }
+    if not on_cpu:
+        return (
+            {"distributed_executor_backend": "uni"}
+            | common
+            | {
+                "gpu_memory_utilization": engine.gpu_memory_utilization,
+            }
+        )
     return common | {
         "enforce_eager": True,
         "kv_cache_memory_bytes": engine.kv_cache_bytes,

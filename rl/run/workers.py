@@ -158,9 +158,11 @@ def spawn_learners(
 
 def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
     """Runs in a rollout worker: its engine and environment."""
-    from actors.engine.engine import make_engine  # vLLM takes over a process's torch: only engine workers may import it
+    # vLLM takes over a process's torch: only engine workers may import it
+    from actors.engine.engine import make_engine, require_device
 
     rollout = config.rollout
+    require_device(config.placement.rollout_gpus)
     with _turn(config, config.placement.rollout_gpus):
         engine = make_engine(
             policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic
@@ -195,7 +197,7 @@ def learner_environment(placement: PlacementConfig) -> dict[str, str]:
 
 def _turn(config: RunConfig, gpus: float) -> AbstractContextManager[None]:
     """A worker's turn to start on a GPU of which it has a fraction."""
-    ids = ray.get_gpu_ids() if 0 < gpus < 1 else ()
+    ids = ray.get_gpu_ids() if 0 < gpus < 1 and ray.is_initialized() else ()
     return gpu_turn(ids, _engine_start_s(config))
 
 

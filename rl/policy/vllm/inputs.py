@@ -169,7 +169,8 @@ class SceneProcessor(BaseMultiModalProcessor[SceneProcessingInfo]):
             return {}
         patches_I, scenes_I = hf_inputs["shapes"][:, 0], hf_inputs["shapes"][:, 1]
         return {
-            "patches": MultiModalFieldConfig.flat_from_sizes(VIDEO, patches_I),
+            # kept here, for they go to the GPU a part at a time (SceneEngine.encode)
+            "patches": MultiModalFieldConfig.flat_from_sizes(VIDEO, patches_I, keep_on_cpu=True),
             "scene_lengths": MultiModalFieldConfig.flat_from_sizes(VIDEO, scenes_I, keep_on_cpu=True),
             "scene_times": MultiModalFieldConfig.flat_from_sizes(VIDEO, scenes_I, keep_on_cpu=True),
             "shapes": MultiModalFieldConfig.batched(VIDEO, keep_on_cpu=True),

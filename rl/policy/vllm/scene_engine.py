@@ -10,12 +10,15 @@ Legend: N patches · D values of a patch · K scenes · T tokens · V vocabulary
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
+from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from rl.policy.batch_invariant import PADDINGS, BatchInvariantLinear
@@ -25,6 +28,8 @@ from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import Processor
 from rl.policy.vllm.inputs import VIDEO
 from rl.policy.vllm.plugin import BATCH_INVARIANT
+
+PATCHES_AT_ONCE = 2**16  # that are embedded together, of whole scenes; in float32 each takes 5 kB
 
 
 class SceneEngine:
@@ -41,6 +46,8 @@ class SceneEngine:
         with model._mark_tower_model(vllm_config, {VIDEO}):
             model.visual.patch_embed = make_patch_embed(vision.hidden_size, vision.patch_size, scenes, family)
         self._visual, self._ids, self._geometry = model.visual, processor.ids, processor.geometry
+        self._one_grid_per_scene = model.one_grid_per_scene
+        self._several_gpus = model.use_data_parallel and get_tensor_model_parallel_world_size() > 1
         self._banned_ids = torch.from_numpy(np.flatnonzero(~processor.allowed_token_mask()))
         self.encoded_items = 0  # by the vision tower
         self.product = BatchInvariantLinear(PADDINGS[0]) if vllm_config.additional_config.get(BATCH_INVARIANT) else None
@@ -55,14 +62,12 @@ class SceneEngine:
         """
         if self.product and len(fields["shapes"]) > 1:
             return tuple(tokens for alone in _one_by_one(fields) for tokens in self.encode(alone))
-        shapes = fields["shapes"].tolist()
-        per_scene = [grid_h * grid_w for _, scenes, grid_h, grid_w in shapes for _ in range(scenes)]
-        patches_ND = fields["patches"].to(self._visual.device)
-        embedded = self._visual.patch_embed(patches_ND, fields["scene_lengths"].tolist(), per_scene)
-        grids = [[scenes, grid_h, grid_w] for _, scenes, grid_h, grid_w in shapes]
+        grids = [[scenes, grid_h, grid_w] for _, scenes, grid_h, grid_w in fields["shapes"].tolist()]
+        per_scene_K = [grid_h * grid_w for scenes, grid_h, grid_w in grids for _ in range(scenes)]
+        embedded = self._embed(fields["patches"], fields["scene_lengths"].tolist(), per_scene_K)
         self.encoded_items += len(grids)
         merge = self._geometry.merge**2
-        return self._visual(embedded, grid_thw=grids).split([t * h * w // merge for t, h, w in grids])
+        return self._run_tower(embedded, grids).split([t * h * w // merge for t, h, w in grids])
 
     def positions(
         self, token_ids: Sequence[int], features: Sequence[MultiModalFeatureSpec]
@@ -85,6 +90,28 @@ class SceneEngine:
             logits_TV.index_fill_(-1, self._banned_ids, -torch.inf)
         return logits_TV
 
+    def _embed(
+        self, patches_ND: torch.Tensor, scene_lengths_K: Sequence[int], per_scene_K: Sequence[int]
+    ) -> torch.Tensor:
+        """Patches embedded, a bounded number of them at a time: vLLM's budget is one of tokens, and a still clip of
+        many frames has few."""
+        counts_K = [length * patches for length, patches in zip(scene_lengths_K, per_scene_K, strict=True)]
+        embedded, row = [], 0
+        for first, last in _parts(counts_K, PATCHES_AT_ONCE):
+            rows = sum(counts_K[first:last])
+            part_ND = patches_ND[row : row + rows].to(self._visual.device)
+            embedded.append(self._visual.patch_embed(part_ND, scene_lengths_K[first:last], per_scene_K[first:last]))
+            row += rows
+        return torch.cat(embedded) if len(embedded) > 1 else embedded[0]
+
+    def _run_tower(self, embedded: torch.Tensor, grids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Visual tokens of all scenes. No scene attends to another one, so several GPUs run some scenes each."""
+        if self._several_gpus or self._one_grid_per_scene:
+            grids = [[1, grid_h, grid_w] for scenes, grid_h, grid_w in grids for _ in range(scenes)]
+        if self._several_gpus:
+            return torch.cat(run_dp_sharded_mrope_vision_model(self._visual, embedded, grids, rope_type="rope_3d"))
+        return self._visual(embedded, grid_thw=grids)
+
     def _clock(self, feature: MultiModalFeatureSpec) -> SceneClock:
         _, _, grid_h, grid_w = feature.data["shapes"].data.tolist()
         times_s_K = tuple(feature.data["scene_times"].data.tolist())
@@ -95,6 +122,7 @@ class ScenePolicy(torch.nn.Module):
     """What stands before the stock class in a family's: an engine for scenes, and the calls of vLLM that ask it."""
 
     supports_mm_device_do_normalize = False  # or vLLM normalises our embeddings again
+    one_grid_per_scene: ClassVar[bool] = False  # its tower is told of every scene; else of every video's number of them
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -163,6 +191,17 @@ def make_products_batch_invariant(model: torch.nn.Module, product: BatchInvarian
             layer.quant_method = BatchInvariantLinearMethod(product)
         elif isinstance(layer, VocabParallelEmbedding):
             layer.quant_method = BatchInvariantEmbeddingMethod(product)
+
+
+def _parts(counts_K: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of scenes, each of at most so many patches, or of one scene."""
+    first = held = 0
+    for k, count in enumerate(counts_K):
+        if held and held + count > most:
+            yield first, k
+            first, held = k, 0
+        held += count
+    yield first, len(counts_K)
 
 
 def _one_by_one(fields: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from rl.trajectory import (
 
 pytestmark = pytest.mark.vllm
 
+ROOT = Path(__file__).parents[3]
 SCENES = ScenesConfig(budget="none")
 SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1)
 ENGINE = EngineConfig(kv_cache_bytes=64 * 2**20)
@@ -638,47 +640,61 @@ def test_nobody_waits_for_ever():
     assert never.cancelled()
 
 
-ENGINE_IN_OTHER_PROCESSES = """
-import asyncio, hashlib, sys
+ENGINE_ON_TWO_WORKERS = """
+import asyncio, sys
 import numpy as np
 import pytest
 from actors.engine.engine import EngineError, VllmEngine
 from actors.engine.async_driver import AsyncDriver
-from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
+from rl.evaluation.parity import measure_parity
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
-from rl.trajectory import GenerateRequest, Sampling
+from rl.policy.vllm.live_weights import tensor_digest
+from tests.actors.engine.test_engine import FLOAT32, SCENES, clip, make_loud, opening, play_group, request, run
 
-def main(folder, scenes=ScenesConfig(budget="none")):
-    engine = VllmEngine(folder, PolicyConfig(scenes=scenes), EngineConfig(), 0, driver=AsyncDriver)
-    processor = Processor.from_pretrained(folder, scenes)
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 56, 84, 3), dtype=np.uint8)
-    video = processor.make_frames(pixels, [0.5 * i for i in range(8)])
-    prompt = (*processor.video_block(video), 5)
+def spoil(worker):
+    if worker.rank == 1:
+        worker.get_model().language_model.model.layers[0].self_attn.qkv_proj.weight[-1] += 1
 
-    async def siblings(ids, seeds):
-        requests = [GenerateRequest(f"r{seed}", ids, (video,), Sampling(8, seed=seed)) for seed in seeds]
-        return await asyncio.gather(*map(engine.generate, requests))
+def main(folder):
+    two = EngineConfig(tensor_parallel_size=2)
+    engine = VllmEngine(folder, PolicyConfig(scenes=SCENES), two, 0, driver=AsyncDriver)
+    processor, learner = Processor.from_pretrained(folder, SCENES), load_policy(folder, SCENES)
+    weights = {name: value.detach() for name, value in learner.named_parameters()}
+    digests = {name: tensor_digest(value) for name, value in weights.items()}
+    video = clip(processor, seed=0)
+    prompt = opening(processor, video)
 
     with pytest.raises(EngineError, match="placeholders"):
-        asyncio.run(siblings(prompt[:-3], [0]))
-    before = asyncio.run(siblings(prompt, range(8)))
+        run(engine, [request(prompt[:5], [video])])
+    before = run(engine, [request(prompt, [video], seed=seed) for seed in range(8)])
     stats = engine.stats()
     assert stats["encoder_items"] == 1 and stats["requests"] == 8, stats
     assert len({one.token_ids for one in before}) == 8
+    assert engine.checksums(list(weights)) == digests
 
-    name = "model.visual.blocks.0.mlp.gate_proj.weight"
-    weights = {name: value.detach() for name, value in load_policy(folder, scenes).named_parameters()}
-    engine.load_weights([(name, weights[name] + 1)], 1)
-    (moved,) = asyncio.run(siblings(prompt, [0]))
-    engine.load_weights(weights.items(), 2)
-    (returned,) = asyncio.run(siblings(prompt, [0]))
-    assert [one.policy_version for one in (before[0], moved, returned)] == [0, 1, 2]
+    loud, group = make_loud(folder, engine), play_group(engine, processor, siblings=4)
+    report = measure_parity(engine, loud, processor, [group], temperature=1.0)
+    assert report.failures(FLOAT32) == [], report.as_dict()
+
+    changed = {name: value.flip(0) for name, value in weights.items()}
+    engine.load_weights(changed.items(), 2)
+    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in changed.items()}
+    (moved,) = run(engine, [request(prompt, [video])])
+    engine.load_weights(weights.items(), 3)
+    assert engine.checksums(list(weights)) == digests
+    (returned,) = run(engine, [request(prompt, [video])])
+    assert [one.policy_version for one in (before[0], moved, returned)] == [0, 2, 3]
     assert returned.token_ids == before[0].token_ids
     assert np.abs(np.array(returned.logprobs) - before[0].logprobs).max() < 1e-5
     assert moved.logprobs != before[0].logprobs
-    assert engine.checksums([name]) == {name: hashlib.sha256(weights[name].numpy()).hexdigest()}
+
+    engine._driver.call(spoil)
+    held = engine.checksums(list(weights))
+    wrong = {name for name in weights if held[name] != digests[name]}
+    assert wrong == {"model.language_model.layers.0.self_attn.v_proj.weight"}, wrong
     engine.close()
 
 if __name__ == "__main__":
@@ -686,13 +702,15 @@ if __name__ == "__main__":
 """
 
 
-def test_driver_of_gpus_keeps_the_same_promises(policy_dir, tmp_path):
-    """AsyncLLM with its worker in processes of its own, as on a GPU; here on the CPU."""
-    script = tmp_path / "engine_in_other_processes.py"
-    script.write_text(ENGINE_IN_OTHER_PROCESSES)
+@pytest.mark.parametrize("build_policy", ["qwen3_vl"], indirect=True)
+def test_driver_of_gpus_keeps_the_same_promises_on_several_workers(policy_dir, tmp_path):
+    """AsyncLLM with two workers in processes of their own, the policy cut over them as on two GPUs; here on the CPU."""
+    script = tmp_path / "engine_on_two_workers.py"
+    script.write_text(ENGINE_ON_TWO_WORKERS)
     threads = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    processes = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}  # to spoil a shard
 
-    run_script(script, policy_dir, os.environ | threads | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"})
+    run_script(script, policy_dir, os.environ | threads | processes | {"PYTHONPATH": str(ROOT)})
 
 
 def run_script(script, policy_dir, environment) -> None:

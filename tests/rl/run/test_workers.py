@@ -68,6 +68,7 @@ def test_engines_and_learners_start_in_turn_where_they_share_a_gpu(gpus, turns, 
 
     config = load_config([QUICKSTART], [*SHARED, f"placement.rollout_gpus={gpus}", f"placement.learner_gpus={gpus}"])
     monkeypatch.setattr(workers, "gpu_turn", turn)
+    monkeypatch.setattr(workers.ray, "is_initialized", lambda: True)
     monkeypatch.setattr(workers.ray, "get_gpu_ids", lambda: ["3"])
     for fraction in (config.placement.rollout_gpus, config.placement.learner_gpus):
         with workers._turn(config, fraction):
