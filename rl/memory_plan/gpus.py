@@ -66,10 +66,16 @@ class Shared:
 
 
 def share_gpus(engines: int, engine_share: float, learners: int, learner_share: float) -> list[Shared]:
-    """Every GPU of a run with its workers, as Ray deals them: in order, a part to the fullest GPU that still has it.
+    """Every GPU of a run with its workers, as they are placed (actors.cluster.placement).
 
-    A worker that asks for several GPUs has each of them to itself.
+    Where both have parts, each rank has a GPU with its engines beside it. Else parts go, in order, to the fullest GPU
+    that still has one, but for ranks, which never share; a worker that asks for several GPUs has each to itself.
     """
+    if engines and learners and 0 < engine_share < 1 and 0 < learner_share < 1:
+        beside = [len(range(rank, engines, learners)) for rank in range(learners)]
+        return [Shared(n, 1, 1.0 - learner_share - n * engine_share) for n in beside]
+    if learners > 1 and 0 < learner_share < 1:
+        learner_share = 1.0
     gpus: list[Shared] = []
     for is_engine in (*(True,) * engines, *(False,) * learners):
         share = engine_share if is_engine else learner_share

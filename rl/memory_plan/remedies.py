@@ -124,4 +124,4 @@ def _split(config: RunConfig, split: int) -> RunConfig:
     """Each engine over so many GPUs."""
     placed = replace(config.placement, rollout_gpus=float(split))
     rollout = replace(config.rollout, engine=replace(config.rollout.engine, tensor_parallel_size=split))
-    return replace(config, placement=placed, rollout=rollout, weight_sync=replace(config.weight_sync, verify_tensors=0))
+    return replace(config, placement=placed, rollout=rollout)

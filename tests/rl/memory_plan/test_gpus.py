@@ -10,9 +10,12 @@ from rl.memory_plan.gpus import by_content, found_gpu_gib, gpu_gib, share_gpus
     ("engines", "engine_share", "learners", "learner_share", "found"),
     [  # (engines, learners) of a GPU, and how many GPUs have them
         (2, 1, 6, 1, [((1, 0), 2), ((0, 1), 6)]),
-        (2, 0.5, 2, 0.5, [((2, 0), 1), ((0, 2), 1)]),  # a part goes where least is left
+        (2, 0.5, 2, 0.5, [((1, 1), 2)]),  # never two ranks on a GPU
+        (3, 0.25, 2, 0.5, [((2, 1), 1), ((1, 1), 1)]),
+        (1, 1, 2, 0.5, [((1, 0), 1), ((0, 1), 2)]),
+        (3, 0.5, 0, 0.5, [((2, 0), 1), ((1, 0), 1)]),  # a part goes where least is left
         (1, 0.4, 1, 0.6, [((1, 1), 1)]),
-        (4, 0.3, 4, 0.7, [((3, 0), 1), ((1, 1), 1), ((0, 1), 3)]),
+        (4, 0.3, 4, 0.7, [((1, 1), 4)]),
         (1, 2, 1, 1, [((1, 0), 2), ((0, 1), 1)]),  # tensor parallel
         (2, 0, 2, 0, []),
         (2, 0, 2, 1, [((0, 1), 2)]),
