@@ -121,7 +121,7 @@ def ask(
     """Ask, cut the windows that are asked for, and go on until the policy answers.
 
     Args:
-        folder: the policy's, or a copy of its config.json and episode.json.
+        folder: the policy's, or a copy of its config.json and processor_config.json.
         max_tokens: that the policy may write, in all turns together.
         by_path: name the file to the server (`--allowed-local-media-path`) instead of sending it.
     Raises:

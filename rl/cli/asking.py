@@ -7,8 +7,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from rl.config.errors import require
 from rl.config.file import load_config
 from rl.config.policy import ScenesConfig
 from rl.config.run import RunConfig
-from rl.policy.episode_settings import EPISODE_FILE
-from rl.policy.families import read_config
+from rl.policy.episode_settings import EpisodeSettings
+from rl.policy.families import is_ours, read_config
 from rl.run.console.stages import say, spell_seconds, stage
 from rl.run.prepare.episode_context import make_episode_context, make_reader
 from rl.run.prepare.errors import as_config_error
@@ -43,7 +43,7 @@ from rl.trajectory import (
 ASKED_STEP = -3  # its seeds never meet those of training, evaluation or inspection
 NOT_SCORED = "rewards.none.fn=format"  # a configuration has a reward; nothing is scored here
 PAGE_BYTES = 20 * 2**20
-STOCK = ("rollout.engine.max_model_len=16384", "rollout.max_new_tokens=1024")  # where a folder says nothing
+MAX_MODEL_LEN, MAX_NEW_TOKENS = 16384, 1024  # where nothing is known of a run
 
 
 def configured(policy: str, overrides: Sequence[str], *, best: bool) -> RunConfig:
@@ -60,30 +60,30 @@ def configured(policy: str, overrides: Sequence[str], *, best: bool) -> RunConfi
         files, given = [found / CONFIG], [f"policy.path={found / POLICY_FOLDER}"]
     else:
         require(not best, f"--best is of a run, and {policy} is none")
-        episode = folder / EPISODE_FILE
-        files = [episode] if episode.is_file() else []
-        given = [NOT_SCORED, *(() if files else STOCK), f"policy.path={policy}"]
+        files, given = [], [NOT_SCORED, f"policy.path={policy}", *_as_the_folder_has_it(folder)]
     engine = ("cold_start.enabled=false", "rollout.engine.max_num_seqs=1", "rollout.deterministic=false")
     config = load_config(files, [*given, *engine, *overrides])
     require_given_policy(config)
-    return config if files[:1] == [folder / CONFIG] else _as_the_folder_has_it(config, folder, overrides)
+    return config
 
 
-def _as_the_folder_has_it(config: RunConfig, folder: Path, overrides: Sequence[str]) -> RunConfig:
-    """Scenes and precision of a folder of ours are what its config.json says."""
-    if not (folder / "config.json").is_file():
-        return config
-    found = read_config(folder / "config.json")
-    stored = {name: value for name, value in _scenes(found).items() if name != "fingerprint"}
-    scenes = ScenesConfig(**stored) if stored else config.policy.scenes
-    dtype = found.get("dtype", found.get("torch_dtype"))
-    chosen = any(item.startswith("policy.dtype=") for item in overrides)
-    dtype = dtype if dtype in ("float32", "bfloat16") and not chosen else config.policy.dtype
-    return replace(config, policy=replace(config.policy, scenes=scenes, dtype=dtype))
-
-
-def _scenes(found: dict[str, Any]) -> dict[str, Any]:
-    return found.get("vision_config", {}).get("flexivideo") or {}
+@as_config_error()
+def _as_the_folder_has_it(folder: Path) -> Iterator[str]:
+    """Overrides that say what a policy's folder does: its episodes, scenes and precision."""
+    episode = EpisodeSettings.of(folder)
+    sections = {"video.coarse": episode.coarse, "retrieval": episode.retrieval, "prompt": episode.prompt}
+    path = folder / "config.json"
+    found = read_config(path) if path.is_file() else {}
+    length = found.get("text_config", found).get("max_position_embeddings", MAX_MODEL_LEN)
+    yield f"rollout.engine.max_model_len={min(length, MAX_MODEL_LEN)}"
+    yield f"rollout.max_new_tokens={MAX_NEW_TOKENS}"
+    if (dtype := found.get("dtype", found.get("torch_dtype"))) in ("float32", "bfloat16"):
+        yield f"policy.dtype={dtype}"
+    if is_ours(found):
+        scenes = ScenesConfig(**{k: v for k, v in found["vision_config"]["flexivideo"].items() if k != "fingerprint"})
+        sections["policy.scenes"] = scenes
+    for section, values in sections.items():
+        yield from (f"{section}.{name}={json.dumps(value)}" for name, value in asdict(values).items())
 
 
 @as_config_error()

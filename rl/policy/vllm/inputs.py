@@ -41,7 +41,9 @@ NO_IMAGES = (
     "images are not taken: the policy reads video; send one as a video of one frame, "
     "(frames of shape (1, H, W, 3), {'times_s': [0.0]})"
 )
-WHO_SAYS = "how large frames are and how many is said by the policy's folder (episode.json) and by media_io_kwargs"
+WHO_SAYS = (
+    "how large frames are and how many is said by the policy's folder (processor_config.json) and by media_io_kwargs"
+)
 DUMMY_GRID = 16  # patches along each side of the frames vLLM measures memory with
 
 Packer = Callable[[], PackedVideo]  # packs a video when it is needed: not at all when the engine has it cached

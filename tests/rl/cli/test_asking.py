@@ -6,9 +6,7 @@ import pytest
 
 from rl.cli.asking import configured, require_video
 from rl.config.errors import ConfigError
-from rl.config.file import load_config
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
-from rl.policy.episode_settings import write_episode_settings
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +19,18 @@ def folder(tmp_path_factory):
 
 
 def test_an_export_is_asked_as_it_was_trained(folder):
-    trained = ["rewards.answer.fn=answer", "video.coarse.fps=1", "retrieval.max_calls=3", "rollout.max_new_tokens=99"]
-    write_episode_settings(load_config([], trained), folder)
+    episode = {"coarse": {"fps": 1.0}, "retrieval": {"max_calls": 3}, "prompt": {"instructions": ' "Look."\n'}}
+    (folder / "processor_config.json").write_text(json.dumps({"episode": episode}))
     config = configured(str(folder), ["video.coarse.max_frames=9"], best=False)
     assert (config.policy.path, config.policy.scenes.tau, config.policy.dtype) == (str(folder), 0.5, "float32")
     assert (config.video.coarse.fps, config.video.coarse.max_frames, config.retrieval.max_calls) == (1.0, 9, 3)
-    assert config.rollout.max_new_tokens == 99 and not config.cold_start.enabled
+    assert config.prompt.instructions == ' "Look."\n' and not config.cold_start.enabled
 
 
 def test_a_folder_that_says_nothing_has_room_for_a_video_and_an_answer(folder):
-    (folder / "episode.json").unlink(missing_ok=True)
+    (folder / "processor_config.json").unlink(missing_ok=True)
     config = configured(str(folder), ["policy.dtype=bfloat16"], best=False)
-    assert (config.rollout.engine.max_model_len, config.rollout.max_new_tokens) == (16384, 1024)
+    assert (config.rollout.engine.max_model_len, config.rollout.max_new_tokens) == (4096, 1024)
     assert config.policy.dtype == "bfloat16"
 
 

@@ -1,6 +1,7 @@
 """Files of requests are decoded as in training: the same frames, at the same times, by the same reader."""
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,8 @@ import pytest
 from envs.initial_observation import CoarseFrameRules, make_initial_observation
 from envs.prompts import PromptFormat
 from envs.video.reader import VideoReader
-from rl.config.file import load_config
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
-from rl.policy.episode_settings import VIDEO_PROCESSOR, write_episode_settings
+from rl.policy.episode_settings import VIDEO_PROCESSOR
 from rl.policy.tiny_tokenizer import tiny_processor
 from rl.trajectory import VideoTask
 
@@ -44,8 +44,8 @@ def test_a_file_becomes_the_coarse_view_of_training(clip, processor):
 
 
 def test_the_folder_says_which_view_and_a_request_may_say_otherwise(clip, processor, tmp_path):
-    config = load_config([], ["rewards.answer.fn=answer", "video.coarse.fps=1", "video.coarse.max_pixels=6272"])
-    write_episode_settings(config, tmp_path)
+    episode = {"coarse": {"fps": 1.0, "max_pixels": 6272}, "retrieval": {}, "prompt": {}}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"episode": episode}))
     there = tiny_processor(TinyPolicyConfig(), ScenesConfig(), tmp_path)
     rules = CoarseFrameRules(fps=1.0, max_pixels=6272)
     assert loaded(clip.read_bytes(), there) == in_training(clip, processor, rules)

@@ -1,7 +1,6 @@
 """Videos as users of vLLM send them become frames with times, or are refused with what to send instead."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,23 +131,17 @@ def test_images_are_refused_by_name(parse):
         parse(image=noise(1)[0])
 
 
-def test_what_a_folder_says_of_its_episodes_decides_unless_a_request_does(tmp_path, processor):
-    from rl.config.file import load_config
-    from rl.policy.episode_settings import EPISODE_FILE, EpisodeSettings, write_episode_settings
+def test_what_a_folder_says_of_its_episodes_counts_and_defaults_where_it_says_nothing(tmp_path):
+    from rl.policy.episode_settings import EpisodeSettings
     from rl.policy.token_ids import PolicyFilesError
 
     assert EpisodeSettings.of(tmp_path) == EpisodeSettings()
-    config = load_config(
-        [], ["rewards.answer.fn=answer", "video.coarse.fps=1", "retrieval.max_calls=3", "prompt.system=Look."]
-    )
-    write_episode_settings(config, tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_text("{}")  # of a stock processor
+    assert EpisodeSettings.of(tmp_path) == EpisodeSettings()
+    path.write_text(json.dumps({"episode": {"coarse": {"fps": 1.0}, "retrieval": {"max_calls": 3}, "prompt": {}}}))
     settings = EpisodeSettings.of(tmp_path)
-    assert settings.coarse == replace(settings.coarse, fps=1.0)
-    assert (settings.retrieval.max_calls, settings.prompt.system) == (3, "Look.")
-    assert (
-        load_config([tmp_path / EPISODE_FILE], ["rewards.answer.fn=answer"]).retrieval == config.retrieval
-    )  # it is a configuration, too
-    broken = json.loads((tmp_path / EPISODE_FILE).read_text()) | {"retrieval": {"max_call": 1}}
-    (tmp_path / EPISODE_FILE).write_text(json.dumps(broken))
-    with pytest.raises(PolicyFilesError, match=r"episode\.json: .*max_call"):
+    assert (settings.coarse.fps, settings.retrieval.max_calls, settings.prompt.system) == (1.0, 3, "")
+    path.write_text(json.dumps({"episode": {"coarse": {}, "retrieval": {"max_call": 1}, "prompt": {}}}))
+    with pytest.raises(PolicyFilesError, match=r"processor_config\.json: .*max_call"):
         EpisodeSettings.of(tmp_path)
