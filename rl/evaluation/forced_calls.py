@@ -1,7 +1,7 @@
 """Calls forced where a policy writes none: a second turn to compare before the policy has learned to ask for one.
 
-The first turn's own tokens stay; the call behind them is made. It was not drawn, so it has no behaviour log-probs: they
-are NaN, and `rl.evaluation.parity_cases` has the engine score those tokens like the context.
+The first turn's own tokens stay; the call behind them is made. It was not drawn, so it has no behaviour log-probs:
+`NOT_DRAWN` stands for them, and `rl.evaluation.parity_cases` has the engine score those tokens like the context.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from envs.retrieval import render_call
 from envs.rollout import Generate
 from rl.trajectory import Completion, GenerateRequest, TimeSpan
 
+NOT_DRAWN = math.inf  # no log-prob is
 OWN_TOKENS = 32  # of a turn: as long as a call, few enough for a large policy on CPU
 WINDOW_S, FPS = 4.0, 2.0  # of a made call, at most
 STARTS = 8  # siblings look at windows that start at as many different places
@@ -43,7 +44,7 @@ class CallForcing:
         if looked or drawn.token_ids[-1] == ids.fps_close:
             return drawn
         kept = drawn.token_ids[:-1] if drawn.token_ids[-1] == ids.im_end else drawn.token_ids
-        logprobs = (*drawn.logprobs[: len(kept)], *(math.nan for _ in call))
+        logprobs = (*drawn.logprobs[: len(kept)], *(NOT_DRAWN for _ in call))
         return replace(drawn, token_ids=(*kept, *call), logprobs=logprobs, finish_reason="stop")
 
     def _call(self, request: GenerateRequest) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rl.evaluation.forced_calls import NOT_DRAWN
 from rl.policy.processor import Processor
 from rl.trajectory import Frames, Segment, TrajectoryGroup, trajectory_tokens, trajectory_videos
 
@@ -39,7 +40,8 @@ class ParityCase:
 def parity_cases(engine: PromptScorer, group: TrajectoryGroup) -> list[ParityCase]:
     """A group's trajectories as flat tokens; the engine scores what it did not draw: context, and calls forced on it.
 
-    Those have NaN for a behaviour log-prob (rl.evaluation.forced_calls).
+    Raises:
+        ValueError: the engine gave a token NaN.
     """
     cases = []
     for trajectory in group.trajectories_G:
@@ -47,13 +49,15 @@ def parity_cases(engine: PromptScorer, group: TrajectoryGroup) -> list[ParityCas
         segment_ids, behaviour = [], []
         for turn in trajectory.turns:
             context = len(turn.context_token_ids)
-            behaviour += [math.nan] * context + [*turn.completion.logprobs]
+            behaviour += [NOT_DRAWN] * context + [*turn.completion.logprobs]
             segment_ids += [int(Segment.CONTEXT)] * context + [int(turn.segment)] * len(turn.completion.token_ids)
-        drawn = tuple(not math.isnan(logprob) for logprob in behaviour)
+        drawn = tuple(logprob != NOT_DRAWN for logprob in behaviour)
         scored = engine.score(token_ids, videos)
         logprobs = tuple(
             own if is_drawn else score for own, score, is_drawn in zip(behaviour, scored, drawn, strict=True)
         )
+        if any(map(math.isnan, logprobs)):
+            raise ValueError(f"task {group.task.task_id}: the engine gave {sum(map(math.isnan, logprobs))} tokens NaN")
         cases.append(ParityCase(token_ids, tuple(segment_ids), logprobs, drawn, videos))
     return cases
 

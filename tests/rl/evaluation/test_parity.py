@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
-from rl.evaluation.forced_calls import FPS, OWN_TOKENS, WINDOW_S, CallForcing
+from rl.evaluation.forced_calls import FPS, NOT_DRAWN, OWN_TOKENS, WINDOW_S, CallForcing
 from rl.evaluation.parity import Deviation, ParityGates, ParityReport, compare, learner_logprobs, measure_parity
 from rl.evaluation.parity_cases import (
     CONTROLS,
@@ -167,14 +167,14 @@ class LearnerAsEngine:
 
     def score(self, token_ids, videos):
         case = ParityCase(tuple(token_ids), (PROMPT,) * len(token_ids), (), (False,) * len(token_ids), tuple(videos))
-        return learner_logprobs(self._model, self._processor, case, 1.0).tolist()
+        return np.nan_to_num(learner_logprobs(self._model, self._processor, case, 1.0), nan=-np.inf).tolist()
 
 
 def measured(processor, model, case, *, forced=()):
     """Parity of the learner with itself, on the case as a trajectory; `forced` of its tokens were not drawn."""
     context, called, answered = case.token_ids[:-4], case.token_ids[-4:-2], case.token_ids[-2:]
     logprobs = learner_logprobs(model, processor, case, 0.7)[-4:].tolist()
-    logprobs = [math.nan if place in forced else logprob for place, logprob in enumerate(logprobs)]
+    logprobs = [NOT_DRAWN if place in forced else logprob for place, logprob in enumerate(logprobs)]
     turns = (
         Turn(context, Completion(called, tuple(logprobs[:2]), "stop", 0), SAMPLING),
         Turn((), Completion(answered, tuple(logprobs[2:]), "stop", 0), REASONING),
@@ -192,6 +192,15 @@ def test_equal_policies_have_no_difference_and_live_controls(processor, model, c
     assert report.failures(ParityGates(1e-6, 1e-6)) == []
     assert report.segments["sampling"].tokens == report.segments["reasoning"].tokens == 2
     assert report.spread >= 1 and report.warnings() == []
+
+
+def test_an_engine_that_computes_no_number_is_not_compared(processor, model, case):
+    turn = Turn(case.token_ids[:-1], Completion(case.token_ids[-1:], (math.nan,), "stop", 0), REASONING)
+    task = VideoTask("t", "/clip.mp4", "?", "A", "letter")
+    group = TrajectoryGroup(task, (Trajectory((turn,), StopReason.ANSWERED),), case.videos[0])
+
+    with pytest.raises(ValueError, match="task t: the engine gave 1 tokens NaN"):
+        measure_parity(LearnerAsEngine(model, processor), model, processor, [group], temperature=1.0)
 
 
 def test_a_policy_that_never_asks_is_made_to_look_once(processor):
@@ -212,7 +221,7 @@ def test_a_policy_that_never_asks_is_made_to_look_once(processor):
     assert first.token_ids[:2] == fourth.token_ids[:2] == (40, 41) and first.logprobs[:2] == (-1.0, -2.0)
     assert processor.decode(first.token_ids[2:]) == f"<span>0.00 - {WINDOW_S:.2f}</span><fps>{FPS:g}</fps>"
     assert processor.decode(fourth.token_ids[2:]).startswith("<span>2.00 - 6.00")
-    assert first.token_ids[-1] == ids.fps_close and all(map(math.isnan, first.logprobs[2:]))
+    assert first.token_ids[-1] == ids.fps_close and set(first.logprobs[2:]) == {NOT_DRAWN}
     assert ask(0, videos=(frames, frames)).token_ids == (40, 41, ids.im_end)  # it has looked
 
     async def asks(request):
