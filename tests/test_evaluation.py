@@ -13,7 +13,10 @@ from rich.console import Console
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
 REPOSITORY = Path(__file__).parents[1]
-SMALL = ("data.quickstart.train_clips=1", "data.quickstart.held_out_clips=6", "cold_start.enabled=false")
+SMALL = (
+    *("data.quickstart.train_clips=1", "data.quickstart.held_out_clips=6", "cold_start.enabled=false"),
+    "policy.tiny.family=qwen3_vl",
+)
 BENCHMARK = '''
 """Questions about the clips of the synthetic world. Its metric kills the evaluation at the third one, if told to."""
 import json, os, signal

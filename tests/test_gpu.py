@@ -144,7 +144,7 @@ def ranks_on_gpus(policy_of, tmp_path_factory):
 
     def get(world):
         if world not in started:
-            started[world] = Ranks(world, policy_of("qwen2_5_vl"), tmp_path_factory.mktemp("sockets"), "cuda")
+            started[world] = Ranks(world, policy_of, tmp_path_factory.mktemp("sockets"), "cuda")
         return started[world]
 
     yield get

@@ -45,6 +45,7 @@ ROPE = {  # rotary settings of each family: how frequencies are shared by time, 
     "qwen3_vl": {"rope_theta": 5e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
 }
 PATCH_BIAS = 0.1  # its spread
+TIED_SPREAD = 0.15  # of an embedding that is the head, too: log-probs that spread by about a nat
 DEEPSTACK_LEVELS, POSITION_GRID = 3, 8  # of Qwen3-VL's tower: at most as many, and learned positions a side
 
 
@@ -157,7 +158,9 @@ def _initialise(model: nn.Module, seed: int) -> None:
         elif "patch_embed" in name:
             _initialise_kernel(parameter, generator)
         else:
-            parameter.normal_(0.0, _spread(name, parameter, depth), generator=generator)
+            tied = model.config.tie_word_embeddings and "embed_tokens" in name
+            spread = TIED_SPREAD if tied else _spread(name, parameter, depth)
+            parameter.normal_(0.0, spread, generator=generator)
 
 
 def _initialise_kernel(kernel_C3Tpp: nn.Parameter, generator: torch.Generator) -> None:

@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from envs.initial_observation import CoarseFrameRules
+from envs.retrieval import RetrievalRules
+from envs.rollout import EpisodeContext
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig
+from rl.evaluation.forced_calls import NOT_DRAWN, CallForcing
 from rl.evaluation.parity import CONTROL_FACTOR_BF16, ParityGates
 from rl.policy.families import FAMILIES
 from rl.policy.processor import Processor
@@ -31,6 +35,7 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
+from tests.envs.setting import make_reader, make_task, write_clip
 
 pytestmark = pytest.mark.vllm
 
@@ -40,7 +45,7 @@ SMALL = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads
 ENGINE = EngineConfig(kv_cache_bytes=64 * 2**20)
 FLOAT32 = ParityGates(1e-4, 1e-4)
 BFLOAT16 = ParityGates(0.1, 0.02, CONTROL_FACTOR_BF16)
-LOUDER, QUIETER = 8.0, 0.25  # heads of a tiny policy, its own and a tied one; powers of two: exact, and back again
+LOUDER = 8.0  # a power of two: exact, and back again
 QUESTION = "Look at the video, decide which time window to look at again and at which frame rate, then answer."
 
 
@@ -212,6 +217,35 @@ def test_engine_and_learner_agree_in_every_segment(engine, processor, loud, temp
     assert set(report.controls) == {"wrong_durations", "shifted_pixels", "permuted_scenes"}
 
 
+@FOR_EACH_FAMILY
+def test_a_call_forced_on_a_policy_that_writes_none_is_scored_alike(engine, processor, loud, tmp_path, record_property):
+    """Its own tokens were drawn at another temperature than the call is scored at."""
+    from actors.rollout_runner import RolloutRunner
+    from rl.evaluation.parity import measure_parity
+
+    task, pixels = make_task(write_clip(tmp_path / "clip.mp4")), 4 * processor.geometry.unit**2
+    with make_reader() as reader:
+        coarse, rules = CoarseFrameRules(fps=1.0, max_pixels=pixels), RetrievalRules(max_pixels=pixels)
+        runner = RolloutRunner(
+            engine,
+            EpisodeContext(processor, reader, coarse, rules, 1024),
+            Sampling(80, 0.7),
+            group_size=2,
+            seed=0,
+        )
+        forcing = CallForcing(engine.generate, processor)
+        group = asyncio.run(runner.roll_out(task, step=0, greedily=False, generate=forcing))
+
+    report = measure_parity(engine, loud, processor, [group], temperature=0.7)
+
+    record_property("parity", report.as_dict())
+    looks = [trajectory.turns[0].completion for trajectory in group.trajectories_G]
+    assert [len(trajectory.granted_calls) for trajectory in group.trajectories_G] == [1, 1]
+    assert all(0 < look.logprobs.count(NOT_DRAWN) < len(look.logprobs) for look in looks)
+    assert report.failures(FLOAT32) == []
+    assert report.segments["sampling"].tokens == sum(len(look.token_ids) for look in looks)
+
+
 def test_what_is_shown_at_the_second_turn_is_seen(engine, processor):
     first, shown = clip(processor, seed=1), clip(processor, seed=2, start_s=3.0)
     other = processor.make_frames(255 - shown.pixels_THWC, shown.timestamps_s_T)
@@ -348,7 +382,8 @@ def test_engine_computes_with_what_was_pushed(engine, processor, build_policy, p
 
     learner = load_policy(build_policy(9), SCENES)
     is_tied = learner.lm_head.weight is learner.get_input_embeddings().weight
-    learner.lm_head.weight.data *= QUIETER if is_tied else LOUDER
+    if not is_tied:
+        learner.lm_head.weight.data *= LOUDER
     pushed = {name: value.detach() for name, value in learner.named_parameters()}
 
     engine.load_weights(pushed.items(), engine.policy_version + 1)

@@ -9,15 +9,17 @@ import torch
 from rl.algorithm.batch import build_training_samples, collate, loss_totals, micro_batches
 from rl.algorithm.loss import policy_loss, token_weights
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy.families import FAMILIES
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.policy.scoring_head import token_logprobs
 from rl.policy.tiny import build_tiny_policy
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    folder = build_tiny_policy(TinyPolicyConfig(), ScenesConfig(), tmp_path_factory.mktemp("policy"), seed=0)
+@pytest.fixture(scope="module", params=FAMILIES)
+def policy(request, tmp_path_factory):
+    tiny = TinyPolicyConfig(family=request.param)
+    folder = build_tiny_policy(tiny, ScenesConfig(), tmp_path_factory.mktemp("policy"), seed=0)
     return load_policy(folder, ScenesConfig()), Processor.from_pretrained(folder, ScenesConfig())
 
 
@@ -25,10 +27,10 @@ def policy(tmp_path_factory):
 def samples(policy, trajectory, scored_group):
     """Four siblings that share the opening frames; three looked again, each at another window."""
     _, processor = policy
-    noise = np.random.default_rng(0)
+    noise, side = np.random.default_rng(0), 2 * processor.geometry.unit
 
     def video(num_frames):
-        pixels = noise.integers(0, 255, (num_frames, 56, 56, 3), np.uint8)
+        pixels = noise.integers(0, 255, (num_frames, side, side, 3), np.uint8)
         return processor.make_frames(pixels, [0.5 * t for t in range(num_frames)])
 
     def shown(episode, opening):

@@ -1,7 +1,8 @@
-"""What runs inside the rank processes of test_learner.py: `python learner_ranks.py SOCKET RANK WORLD PORT POLICY_DIR`.
+"""What runs inside the rank processes of test_learner.py: `python learner_ranks.py SOCKET RANK WORLD PORT`.
 
-A rank takes (scenario name, arguments) from the test through a socket, runs it together with the other ranks, and
-sends the result back. One process runs many scenarios: importing torch and DeepSpeed is what takes long.
+A rank takes (folder of a policy, scenario name, arguments) from the test through a socket, runs it together with the
+other ranks, and sends the result back. One process runs many scenarios, with any policy: importing torch and DeepSpeed
+is what takes long.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import sys
 import traceback
 from dataclasses import replace
 from multiprocessing.connection import Client
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ def make_sample(processor, seed, *, videos=2, said=(9, 6)):
         return rng.integers(0, 200, count).tolist()
 
     def block(num_frames, fps):
-        pixels = rng.integers(0, 256, (num_frames, 56, 56, 3), dtype=np.uint8)
+        side = 2 * processor.geometry.unit
+        pixels = rng.integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)
         return processor.make_frames(pixels, [i / fps for i in range(num_frames)])
 
     shown = [block(4 + seed % 3, 2), block(3 + seed % 2, 5)][:videos]
@@ -101,7 +102,8 @@ def the_groups(processor):
         return Trajectory((*looks, turn(answer)), stop)
 
     def group(*siblings):
-        pixels = rng.integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+        side = 2 * processor.geometry.unit
+        pixels = rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
         opening = processor.make_frames(pixels, [0.0, 1.0])
         block = tuple(processor.video_block(opening))
         shown = [
@@ -131,11 +133,16 @@ def share_of(samples, rank, world):
 class Rank:
     """One process; every public method but the first two is a scenario."""
 
-    def __init__(self, rank, world, port, policy_dir):
-        self.rank, self.world, self.port, self.policy_dir = rank, world, port, policy_dir
+    def __init__(self, rank, world, port):
+        self.rank, self.world, self.port = rank, world, port
+
+    def of(self, policy_dir):
+        """This rank with the policy of a folder."""
+        self.policy_dir = policy_dir
         self.processor = Processor.from_pretrained(policy_dir, ScenesConfig())
         self.batch = the_batch(self.processor)
-        self.mine = share_of(self.batch, rank, world)
+        self.mine = share_of(self.batch, self.rank, self.world)
+        return self
 
     def learner(self, *, stage=1, micro_batch=2, dtype="float32", loss=None, optimizer=None, **options):
         return Learner(
@@ -400,13 +407,13 @@ def watch_gradients(learner):
     return seen
 
 
-def main(socket, rank, world, port, policy_dir):
-    rank_process = Rank(int(rank), int(world), int(port), Path(policy_dir))
+def main(socket, rank, world, port):
+    rank_process = Rank(int(rank), int(world), int(port))
     with Client(socket, family="AF_UNIX") as connection:
         while (request := connection.recv()) is not None:
-            scenario, arguments = request
+            policy_dir, scenario, arguments = request
             try:
-                connection.send((True, getattr(rank_process, scenario)(**arguments)))
+                connection.send((True, getattr(rank_process.of(policy_dir), scenario)(**arguments)))
             except Exception:  # shown by the test
                 connection.send((False, traceback.format_exc()))
 

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
 from multiprocessing.connection import Listener
 from pathlib import Path
 
@@ -22,12 +24,14 @@ from rl.policy.tiny import build_tiny_policy
 pytestmark = pytest.mark.deepspeed
 TINY = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=600)
 TIMEOUT_S = 240
+QWEN2_5, QWEN3, TIED = "qwen2_5_vl", "qwen3_vl", " with a tied head"
 
 
 class Ranks:
-    """`ranks(scenario, **arguments)` runs a method of learner_ranks.Rank in every process; rank 0's result."""
+    """`ranks(scenario, policy=…, **arguments)`: a method of learner_ranks.Rank, run on every rank; rank 0's result."""
 
     def __init__(self, world, policy_dir, folder, device="cpu"):
+        self._policy_dir = policy_dir
         with contextlib.closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -37,7 +41,7 @@ class Ranks:
         listeners = [Listener(address, family="AF_UNIX") for address in addresses]
         self._processes = [
             subprocess.Popen(
-                list(map(str, (sys.executable, script, address, rank, world, port, policy_dir))),
+                list(map(str, (sys.executable, script, address, rank, world, port))),
                 env=environment,
                 stdout=subprocess.DEVNULL,
             )
@@ -45,9 +49,9 @@ class Ranks:
         ]
         self._connections = [listener.accept() for listener in listeners]
 
-    def __call__(self, scenario, **arguments):
+    def __call__(self, scenario, *, policy=QWEN2_5, **arguments):
         for connection in self._connections:
-            connection.send((scenario, arguments))
+            connection.send((self._policy_dir(policy), scenario, arguments))
         answers = []
         for connection in self._connections:
             assert connection.poll(TIMEOUT_S), f"{scenario} did not end within {TIMEOUT_S} s"
@@ -66,7 +70,17 @@ class Ranks:
 
 @pytest.fixture(scope="module")
 def policy_dir(tmp_path_factory):
-    return build_tiny_policy(TINY, ScenesConfig(), tmp_path_factory.mktemp("learner") / "policy", seed=7)
+    """`policy_dir(QWEN3 + TIED)`: tiny policies of both families, with a head of their own or a tied one."""
+    home = tmp_path_factory.mktemp("learner")
+
+    def get(policy):
+        if not (home / policy).exists():
+            family, tied, _ = policy.partition(TIED)
+            sizes = replace(TINY, family=family)
+            build_tiny_policy(sizes, ScenesConfig(), home / policy, seed=7, tied=bool(tied))
+        return home / policy
+
+    return get
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +99,14 @@ def world_of(policy_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(world_of):
-    return world_of(1)("plain")
+def plain_of(world_of):
+    """`plain_of(policy)`: what plain PyTorch makes of it; each once for all tests."""
+    return cache(lambda policy: world_of(1)("plain", policy=policy))
+
+
+@pytest.fixture(scope="module")
+def plain(plain_of):
+    return plain_of(QWEN2_5)
 
 
 def deviation(ours, theirs):
@@ -101,33 +121,39 @@ def furthest(ours, theirs):
     return max(np.abs(np.subtract(a, b)).max() for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_stage_on_one_rank_and_two_is_plain_pytorch(world_of, plain, stage, world):
+@pytest.mark.parametrize(
+    ("stage", "world", "policy"),
+    [
+        *((stage, 2, policy) for stage in (0, 1, 2, 3) for policy in (QWEN2_5, QWEN3)),
+        *((0, 1, QWEN3), (1, 1, QWEN2_5 + TIED), (2, 1, QWEN3 + TIED), (3, 1, QWEN2_5)),
+        *((2, 2, QWEN2_5 + TIED), (3, 2, QWEN3 + TIED)),
+    ],
+)
+def test_every_stage_on_one_rank_and_two_is_plain_pytorch(world_of, plain_of, stage, world, policy):
     """On two ranks one shows no video at all and has one micro-batch to the other's two."""
-    learned = world_of(world)("update", stage=stage)
+    plain, learned = plain_of(policy), world_of(world)("update", stage=stage, policy=policy)
 
     assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
     assert furthest(learned["logprobs"], plain["logprobs"]) < 1e-4
     assert learned["metrics"][-1]["grad/norm"] == pytest.approx(plain["norm"], rel=1e-3)
 
 
-def test_stage_3_is_plain_pytorch_where_every_parameter_is_partitioned(world_of, plain, tmp_path):
+def test_stage_3_is_plain_pytorch_where_every_parameter_is_partitioned(world_of, plain_of, tmp_path):
     """By default small parameters stay whole on every rank; here none does."""
     settings = tmp_path / "deepspeed.json"
     settings.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
 
-    learned = world_of(2)("update", stage=3, deepspeed_config=str(settings))
+    learned = world_of(2)("update", stage=3, deepspeed_config=str(settings), policy=QWEN3)
 
-    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
-    assert furthest(learned["logprobs"], plain["logprobs"]) < 1e-4
+    assert deviation(learned["gradients"], plain_of(QWEN3)["gradients"]) < 1e-5
+    assert furthest(learned["logprobs"], plain_of(QWEN3)["logprobs"]) < 1e-4
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+@pytest.mark.parametrize(("micro_batch", "policy"), [(1, QWEN2_5), (3, QWEN3), (8, QWEN2_5)])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_micro_batch_does_not_matter(world_of, plain, stage, micro_batch):
-    learned = world_of(2)("update", stage=stage, micro_batch=micro_batch, steps=1)
-    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+def test_the_micro_batch_does_not_matter(world_of, plain_of, stage, micro_batch, policy):
+    learned = world_of(2)("update", stage=stage, micro_batch=micro_batch, steps=1, policy=policy)
+    assert deviation(learned["gradients"], plain_of(policy)["gradients"]) < 1e-5
 
 
 @pytest.mark.parametrize("normaliser", ["token", "segment"])
@@ -138,9 +164,9 @@ def test_denominators_are_those_of_the_whole_batch(world_of, normaliser):
     assert deviation(learned["gradients"], whole["gradients"]) < 1e-5
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_stays_close(world_of, plain, stage):
-    learned = world_of(2)("update", stage=stage, dtype="bfloat16")
+@pytest.mark.parametrize(("stage", "policy"), [(1, QWEN2_5), (2, QWEN3), (3, QWEN3)])
+def test_bfloat16_stays_close(world_of, plain_of, stage, policy):
+    plain, learned = plain_of(policy), world_of(2)("update", stage=stage, dtype="bfloat16", policy=policy)
     a, b = (
         np.concatenate([g[n].ravel() for n in plain["gradients"]]) for g in (learned["gradients"], plain["gradients"])
     )
@@ -167,20 +193,21 @@ def relative_error(found, exact):
     return float(np.sqrt(wrong / whole))
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_activation_checkpointing_changes_nothing(world_of, plain, stage):
-    learned = world_of(2)("update", stage=stage, activation_checkpointing=True, steps=1)
-    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+@pytest.mark.parametrize(("stage", "policy"), [(1, QWEN2_5), (3, QWEN3)])
+def test_activation_checkpointing_changes_nothing(world_of, plain_of, stage, policy):
+    learned = world_of(2)("update", stage=stage, activation_checkpointing=True, steps=1, policy=policy)
+    assert deviation(learned["gradients"], plain_of(policy)["gradients"]) < 1e-5
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_frozen_vision_tower_stays_and_the_rest_learns_the_same(world_of, stage):
-    frozen = world_of(1)("plain", frozen=True, steps=1)
-    learned = world_of(2)("update", stage=stage, freeze_vision=True, steps=2)
+@pytest.mark.parametrize(("stage", "policy"), [(0, QWEN2_5), (2, QWEN3), (3, QWEN3)])
+def test_a_frozen_vision_tower_stays_and_the_rest_learns_the_same(world_of, stage, policy):
+    """Mergers, DeepStack's among them, are of the rest; learned positions are of the tower."""
+    frozen = world_of(1)("plain", frozen=True, steps=1, policy=policy)
+    learned = world_of(2)("update", stage=stage, freeze_vision=True, steps=2, policy=policy)
 
     assert deviation(learned["gradients"], frozen["gradients"]) < 1e-5
-    tower = [name for name in learned["moved"] if ".visual." in name]
-    assert tower and all(".merger." in name for name in tower)
+    tower = {name.split(".visual.")[1].split(".")[0] for name in learned["moved"] if ".visual." in name}
+    assert tower == ({"merger", "deepstack_merger_list"} if policy == QWEN3 else {"merger"})
     assert any(".language_model." in name for name in learned["moved"])
 
 
@@ -281,10 +308,14 @@ def test_a_step_with_nothing_to_learn_from_is_not_taken(world_of):
 
 
 @pytest.mark.parametrize(
-    ("stage", "dtype"), [(0, "float32"), (1, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16")]
+    ("stage", "dtype", "policy"),
+    [
+        *((0, "float32", QWEN3), (1, "float32", QWEN2_5 + TIED), (2, "bfloat16", QWEN3 + TIED)),
+        *((3, "float32", QWEN2_5), (3, "bfloat16", QWEN3)),
+    ],
 )
-def test_a_saved_run_goes_on_bit_for_bit(world_of, tmp_path, stage, dtype):
-    found = world_of(2)("resumed", folder=tmp_path, stage=stage, dtype=dtype)
+def test_a_saved_run_goes_on_bit_for_bit(world_of, tmp_path, stage, dtype, policy):
+    found = world_of(2)("resumed", folder=tmp_path, stage=stage, dtype=dtype, policy=policy)
     assert found["resumed"] == found["straight"]  # the weights, and the optimizer's state
     for fresh, loaded, straight in zip(found["fresh"], found["loaded"], found["straight"], strict=True):
         assert len({fresh, loaded, straight}) == 3
@@ -302,10 +333,13 @@ def content(path):
     return metadata, {name: (str(t.dtype), tuple(t.shape), t.tolist()) for name, t in tensors.items()}
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (2, "bfloat16"), (3, "float32")])
-def test_training_on_after_the_copy_does_not_change_what_is_written(world_of, tmp_path, stage, dtype):
+@pytest.mark.parametrize(
+    ("stage", "dtype", "policy"),
+    [(0, "float32", QWEN2_5), (2, "bfloat16", QWEN3), (3, "float32", QWEN3 + TIED)],
+)
+def test_training_on_after_the_copy_does_not_change_what_is_written(world_of, tmp_path, stage, dtype, policy):
     """The rank's state and the policy are copied, not referred to: on the CPU that takes asking for."""
-    written = world_of(2)("captured", folder=tmp_path, stage=stage, dtype=dtype)
+    written = world_of(2)("captured", folder=tmp_path, stage=stage, dtype=dtype, policy=policy)
     names = sorted(path.relative_to(tmp_path / "at_once").as_posix() for path in files_under(tmp_path / "at_once"))
     assert sorted(record.name for record in written) == names
     for record in written:
@@ -459,13 +493,13 @@ def test_what_cannot_be_taken_over_is_refused_with_the_difference(world_of, kept
     assert "rank_0.safetensors: not readable" in world_of(1)("refused", folder=tmp_path, stage=1)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_the_exported_policy_is_the_policy_in_training(world_of, tmp_path, stage):
-    found = world_of(2)("exported", folder=tmp_path / "policy", stage=stage)
+@pytest.mark.parametrize(("stage", "policy"), [(1, QWEN2_5 + TIED), (3, QWEN2_5), (1, QWEN3), (3, QWEN3 + TIED)])
+def test_the_exported_policy_is_the_policy_in_training(world_of, tmp_path, stage, policy):
+    found = world_of(2)("exported", folder=tmp_path / "policy", stage=stage, policy=policy)
     assert furthest(found["inside"], found["outside"]) < 1e-5
 
 
 def test_supervision_lowers_the_loss_of_what_it_shows(world_of):
-    losses = world_of(1)("supervised", steps=25)
+    losses = world_of(1)("supervised", steps=25, policy=QWEN3)
     assert losses[0] == pytest.approx(np.log(600), abs=0.3)  # knows nothing yet
     assert losses[-1] < 0.5 * losses[0]

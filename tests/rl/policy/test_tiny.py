@@ -67,6 +67,15 @@ def test_conversion_expands_the_kernel_and_adds_the_tags(stock_dir, tmp_path):
     assert len(rows) % 64 == 0
 
 
+def test_a_head_that_is_the_embedding_stays_so_through_conversion(tiny, tmp_path):
+    stock = build_tiny_policy(tiny, SCENES, tmp_path / "stock", seed=7, stock=True, tied=True)
+    folder = convert_stock_checkpoint(stock, tmp_path / "ours", SCENES)
+    assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
+    model = load_policy(folder, SCENES)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert len(model.lm_head.weight) == model.config.text_config.vocab_size
+
+
 def test_conversion_is_deterministic_and_reads_shards(stock_dir, tmp_path):
     whole = convert_stock_checkpoint(stock_dir, tmp_path / "whole", SCENES, seed=1)
     assert digests(whole) == digests(convert_stock_checkpoint(stock_dir, tmp_path / "again", SCENES, seed=1))
