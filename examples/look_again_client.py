@@ -1,15 +1,18 @@
 """Ask a served policy about a video, and show it the frames that it asks for: the environment's loop, over HTTP.
 
-    vllm serve exported --host 127.0.0.1 --port 8000
+    vllm serve exported --host 127.0.0.1 --port 8000 --enable-scale-out --generation-config vllm
     python examples/look_again_client.py http://127.0.0.1:8000 clip.mp4 "What colour flashes?"
 
-The first turn is a chat completion with a `video_url`: the server decodes the coarse view that the policy was trained
-with. The policy may answer, or ask for a window (`<span>2.0 - 4.5</span><fps>4</fps>`) and stop. The window is cut here
-and sent to `/inference/v1/generate`, which continues token ids: those the server had read, those the policy wrote, and
-one placeholder for the new frames. So every turn reads exactly the tokens that it would have read in training; a chat
-message would have to be encoded again, and no chat template puts a video into an assistant's turn.
+The server decodes the coarse view that the policy was trained with. The policy may answer, or ask for a window
+(`<span>2.0 - 4.5</span><fps>4</fps>`) and stop. The window is cut here and sent, and the policy goes on.
 
-Needs this package for its grammar and its decoder, and the policy's folder for its settings; no torch, no vLLM.
+Every turn is token ids, sent to `/inference/v1/generate`: those the server had read, those the policy wrote, and one
+placeholder for the new frames, in whose place the server writes their block. So each turn reads exactly what it would
+have read in training. Chat completions answer questions about videos, too, but a chat message would have to be encoded
+again, no template puts a video into an assistant's turn, and stock templates add words of their own.
+
+Needs this package for its grammar, its prompt and its decoder, and the policy's folder for its settings; no torch, no
+vLLM. The server offers that endpoint with `--enable-scale-out`.
 """
 
 from __future__ import annotations
@@ -28,15 +31,17 @@ from typing import Any
 
 import numpy as np
 
+from envs.prompts import PromptFormat, initial_prompt, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
 from envs.video.file import VideoError
 from envs.video.reader import VideoReader
+from rl.policy.chat_template import opens_thought
 from rl.policy.episode_settings import EpisodeSettings
 from rl.policy.geometry import Geometry
-from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError
+from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
 from rl.trajectory import RetrievalCall
 
-PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"  # the server writes the block of a video in its place
+AS_WRITTEN = {"skip_special_tokens": False, "include_stop_str_in_output": True, "logprobs": 0}  # all, and how likely
 TIMEOUT_S = 600.0  # of one request
 
 
@@ -75,16 +80,15 @@ class Server:
         self.model: str = served["id"]
         self.folder: str = served["root"]  # where the server has it
 
-    def chat(self, content: list[dict[str, Any]], system: str, **sampling: Any) -> dict[str, Any]:
-        """A chat completion, with the token ids that were read and written."""
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": content})
-        return self._post("/v1/chat/completions", {"model": self.model, "messages": messages, **sampling})
-
-    def continue_tokens(self, token_ids: list[int], video_urls: list[str], **sampling: Any) -> dict[str, Any]:
-        """What the policy writes after these tokens; the last placeholder is that of a video not read before."""
+    def generate(self, token_ids: list[int], video_urls: list[str], **sampling: Any) -> dict[str, Any]:
+        """What the policy writes after these tokens; videos stand in them as blocks, or as placeholders, in order."""
         videos = [{"type": "video_url", "url": url} for url in video_urls]
-        asked = {"token_ids": token_ids, "content_parts": videos, "sampling_params": sampling}
+        asked = {
+            "model": self.model,
+            "token_ids": token_ids,
+            "content_parts": videos,
+            "sampling_params": sampling | AS_WRITTEN,
+        }
         return self._post("/inference/v1/generate", {**asked, "return_token_ids": True, "output_mode": "text"})
 
     def tokens_of(self, text: str) -> list[int]:
@@ -108,6 +112,23 @@ class Server:
             raise ServerError(f"{request.full_url}: {error}; is the server up?") from error
 
 
+class ServedTokens:
+    """What envs.prompts asks of a processor, answered by the server: text to tokens, a placeholder for a video."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server = server
+        self.opens_thought = opens_thought(folder)
+        self.ids = TokenIds(**dict(zip(TOKEN_TEXT, server.tokens_of("".join(TOKEN_TEXT.values())), strict=True)))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; markers in the text become the tokens of that name."""
+        return self._server.tokens_of(text)
+
+    def video_block(self, _: object) -> list[int]:
+        """The server knows the scenes, and writes the block."""
+        return [self.ids.vision_start, self.ids.video_pad, self.ids.vision_end]
+
+
 def ask(
     server: Server,
     video: Path,
@@ -121,56 +142,55 @@ def ask(
     """Ask, cut the windows that are asked for, and go on until the policy answers.
 
     Args:
-        folder: the policy's, or a copy of its config.json and processor_config.json.
+        folder: the policy's, or a copy of its config.json, processor_config.json and chat template.
         max_tokens: that the policy may write, in all turns together.
         by_path: name the file to the server (`--allowed-local-media-path`) instead of sending it.
     Raises:
         ServerError: a request is refused.
         VideoError: the video cannot be read.
     """
-    settings, reader = EpisodeSettings.of(folder), VideoReader(workers=0)
-    rules = RetrievalRules(**vars(settings.retrieval))
-    clip = reader.describe(str(video))
-    size = Geometry.read(folder).fit(clip.height, clip.width, rules.max_pixels)
-    stop_ids = [server.tokens_of(TOKEN_TEXT[name])[0] for name in ("fps_close", "im_end")]
+    settings, words, cutter = EpisodeSettings.of(folder), ServedTokens(server, folder), Cutter(video, folder)
+    form = PromptFormat(settings.prompt.system, settings.prompt.instructions)
+    stop_ids = [words.ids.fps_close, words.ids.im_end]
     videos = [video.resolve().as_uri() if by_path else _data_url("video/mp4", video.read_bytes())]
-    asked = "\n".join(["", question.strip(), *filter(None, [settings.prompt.instructions])])
-    first = server.chat(
-        [{"type": "video_url", "video_url": {"url": videos[0]}}, {"type": "text", "text": asked}],
-        settings.prompt.system,
-        **{"temperature": temperature, "max_tokens": max_tokens, "stop_token_ids": stop_ids},
-        **{"return_token_ids": True, "skip_special_tokens": False, "logprobs": True},
-    )
-    history, turn = list(first["prompt_token_ids"]), first["choices"][0]
-    said, written, looks, logprobs = turn["message"]["content"], len(turn["token_ids"]), [], _logprobs(turn)
-    texts = [said]
-    while turn["token_ids"][-1] == stop_ids[0] and written < max_tokens:
-        history += turn["token_ids"]
-        granted = sum(not look.refused for look in looks)
-        look, window_url = _cut(texts[-1], video, clip, size, rules, granted, reader)
+    history, text, looks, logprobs = list(initial_prompt(question, None, words, form)), "", [], []
+    while len(logprobs) < max_tokens:
+        left = {"temperature": temperature, "max_tokens": max_tokens - len(logprobs), "stop_token_ids": stop_ids}
+        answer = server.generate(history, videos, **left)
+        (turn,) = answer["choices"]
+        history = [*answer["prompt_token_ids"], *turn["token_ids"]]
+        text += turn["text"]
+        logprobs += [token["logprob"] for token in turn["logprobs"]["content"]]
+        if turn["token_ids"][-1] != words.ids.fps_close:
+            break
+        look, window_url = cutter.cut(turn["text"])
         looks.append(look)
-        history += server.tokens_of(PLACEHOLDER if window_url else f"\n[no frames: {look.refused}]\n")
+        history += words.video_block(None) if window_url else refusal_note(look.refused, words)
         videos += [window_url] if window_url else []
-        left = {"temperature": temperature, "max_tokens": max_tokens - written, "stop_token_ids": stop_ids}
-        answer = server.continue_tokens(history, videos, **left, skip_special_tokens=False, logprobs=0)
-        history, turn = list(answer["prompt_token_ids"]), answer["choices"][0]
-        written += len(turn["token_ids"])
-        texts.append(turn["text"])
-        logprobs += _logprobs(turn)
-    return Answer("".join(texts), tuple(looks), (*history, *turn["token_ids"]), tuple(logprobs))
+    return Answer(text.removesuffix(TOKEN_TEXT["im_end"]), tuple(looks), tuple(history), tuple(logprobs))
 
 
-def _cut(
-    text: str, video: Path, clip: Any, size: tuple[int, int], rules: RetrievalRules, granted: int, reader: VideoReader
-) -> tuple[Look, str]:
-    """The look that a turn ends in, and its frames as a URL; empty: none is granted."""
-    if granted >= rules.max_calls:
-        return Look(text, refused=f"the limit of {rules.max_calls} per answer is reached"), ""
-    call = parse_call(text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=rules)
-    if not isinstance(call, RetrievalCall):
-        return Look(text, refused=call.reason if call else "the request cannot be read"), ""
-    pixels_THWC, times_s, _ = reader.frames(str(video), frame_times(call), size)
-    return Look(text[text.rindex("<span>") :], times_s), frames_url(pixels_THWC, times_s)
+class Cutter:
+    """Cuts the windows that a policy asks for, within the limits of its training."""
+
+    def __init__(self, video: Path, folder: Path) -> None:
+        self._path, self._reader = str(video), VideoReader(workers=0)
+        self._rules = RetrievalRules(**vars(EpisodeSettings.of(folder).retrieval))
+        self._clip = self._reader.describe(self._path)
+        self._size = Geometry.read(folder).fit(self._clip.height, self._clip.width, self._rules.max_pixels)
+        self._granted = 0
+
+    def cut(self, text: str) -> tuple[Look, str]:
+        """The look that a turn's text ends in, and its frames as a URL; empty: it is not granted."""
+        asked, clip = text[max(text.rfind("<span>"), 0) :], self._clip
+        if self._granted >= self._rules.max_calls:
+            return Look(asked, refused=f"the limit of {self._rules.max_calls} per answer is reached"), ""
+        call = parse_call(text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=self._rules)
+        if not isinstance(call, RetrievalCall):
+            return Look(asked, refused=call.reason if call else "the request cannot be read"), ""
+        self._granted += 1
+        pixels_THWC, times_s, _ = self._reader.frames(self._path, frame_times(call), self._size)
+        return Look(asked, times_s), frames_url(pixels_THWC, times_s)
 
 
 def frames_url(pixels_THWC: np.ndarray, times_s: Sequence[float]) -> str:
@@ -182,10 +202,6 @@ def frames_url(pixels_THWC: np.ndarray, times_s: Sequence[float]) -> str:
 
 def _data_url(media_type: str, data: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def _logprobs(turn: dict[str, Any]) -> list[float]:
-    return [token["logprob"] for token in turn["logprobs"]["content"]]
 
 
 def main() -> int:

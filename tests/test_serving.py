@@ -1,5 +1,6 @@
 """A policy served by vLLM on loopback, asked by the client in examples/: it looks, and answers as in training."""
 
+import base64
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ REPLIES = (
 SETTINGS = (
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "4"),
     *("--kv-cache-memory-bytes", str(2**26), "--block-size", "32", "--distributed-executor-backend", "uni"),
+    *("--enable-scale-out", "--generation-config", "vllm"),
 )
 ENVIRONMENT = {
     **{"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"},
@@ -109,6 +111,19 @@ def ask(address, clip, *arguments):
     return done.stdout
 
 
+def chat(address, clip):
+    """An OpenAI-style request with a video in it."""
+    url = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": f"\n{QUESTION}"}]
+    asked = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 64}
+    asked |= {"stop": ["</fps>"], "include_stop_str_in_output": True, "return_token_ids": True}
+    request = urllib.request.Request(
+        f"{address}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=within(60)) as answer:
+        return json.load(answer)
+
+
 FAMILIES = ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.soak)]
 
 
@@ -118,10 +133,13 @@ def test_a_served_policy_is_asked_looks_and_answers_with_the_tokens_and_log_prob
     folder, group = trained
     (trajectory,) = group.trajectories_G
     with served(folder, "--allowed-local-media-path", str(clip.parent)) as address:
+        chatted = chat(address, clip)
         answer = json.loads(ask(address, clip, "--json"))
         by_path = json.loads(ask(address, clip, "--json", "--by-path"))
         printed = ask(address, clip)
 
+    assert chatted["choices"][0]["message"]["content"] == REPLIES[0]
+    assert tuple(chatted["prompt_token_ids"]) == trajectory.turns[0].context_token_ids
     assert tuple(answer["token_ids"]) == trajectory_tokens(trajectory)
     assert answer["looks"] == [
         {

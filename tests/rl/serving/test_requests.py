@@ -90,6 +90,11 @@ def same(found, expected):
     )
 
 
+def placeholder(ids):
+    """As a chat template leaves a video."""
+    return ids.vision_start, ids.video_pad, ids.vision_end
+
+
 def packed(trained):
     from rl.config.policy import ScenesConfig
     from rl.policy.processor import Processor
@@ -111,7 +116,7 @@ def test_a_chat_message_with_a_file_is_the_prompt_of_training(trained, chat, cli
 
 
 def test_tokens_that_go_on_with_a_window_are_the_history_of_training(trained, renderer, clip):
-    from look_again_client import PLACEHOLDER, frames_url
+    from look_again_client import frames_url
 
     processor, videos = packed(trained)
     group = trained[1]
@@ -122,7 +127,7 @@ def test_tokens_that_go_on_with_a_window_are_the_history_of_training(trained, re
 
     connector = MediaConnector({"video": {"video_backend": "dynframe"}}, allowed_local_media_path=str(clip.parent))
     loaded = [connector.fetch_video(clip.as_uri()), connector.fetch_video(url)]
-    token_ids = [*first.context_token_ids, *first.completion.token_ids, *processor._tokenizer.encode(PLACEHOLDER).ids]
+    token_ids = [*first.context_token_ids, *first.completion.token_ids, *placeholder(processor.ids)]
     (prompt,) = renderer.render_cmpl([{"prompt_token_ids": token_ids, "multi_modal_data": {"video": loaded}}])
 
     said = len(second.completion.token_ids)
