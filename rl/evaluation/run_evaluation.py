@@ -38,7 +38,10 @@ from rl.tracking.log_file import keep_log
 
 log = logging.getLogger(__name__)
 
-WRITTEN_BY_EXPORT = ("processor_config.json",)  # for others, from what the run has said
+WRITTEN_BY_EXPORT = (
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)  # for others
 POLICY_FILES = {".safetensors", ".json", ".txt", ".jinja"}  # that decide what a policy writes
 
 

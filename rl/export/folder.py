@@ -12,11 +12,13 @@ from typing import Any
 
 from rl.export.portable_code import auto_map, portable_files, processor_map
 from rl.policy.configuration import configuration_class, read_configuration
+from rl.policy.episode_settings import VIDEO_PROCESSOR
 from rl.policy.families import family_of, read_config
 from rl.policy.policy_folder import scenes_of
 from rl.policy.processor import Processor
 
 PROCESSOR_CONFIG, PROCESSOR_CLASS = "processor_config.json", "FlexiVideoProcessor"
+VIDEO_PROCESSOR_CONFIG = "video_preprocessor_config.json"  # by it vLLM chooses who decodes files
 CARD = "README.md"
 
 
@@ -49,6 +51,7 @@ def write_export(policy: Path, folder: Path, episode: Mapping[str, Any], card: s
         shutil.copytree(policy, draft)
         _write_json(draft / "config.json", config)
         _write_json(draft / PROCESSOR_CONFIG, about)
+        _write_json(draft / VIDEO_PROCESSOR_CONFIG, {"video_processor_type": VIDEO_PROCESSOR})
         for name, text in (portable_files(family) | {CARD: card}).items():
             (draft / name).write_text(text, encoding="utf-8")
         draft.rename(folder)

@@ -26,10 +26,11 @@ from envs.initial_observation import CoarseFrameRules, coarse_frame_times, fit_v
 from envs.prompts import PromptFormat, initial_prompt, refusal_note
 from envs.retrieval import RetrievalRules, frame_times, parse_call
 from rl.config.policy import ScenesConfig
-from rl.export.given_videos import Source, metadata_in, pixels_and_times, read_file, resized, videos_in
+from rl.export.given_videos import Source, metadata_in, read_file, videos_in
 from rl.export.video_tensors import VIDEO_TENSORS, to_tensors
 from rl.policy.families import BY_MODEL_TYPE
 from rl.policy.geometry import Geometry
+from rl.policy.given_frames import pixels_and_times, resized
 from rl.policy.processor import Processor
 from rl.trajectory import Call, Frames, RetrievalCall
 
@@ -165,7 +166,7 @@ class FlexiVideoProcessor(ProcessorMixin):
             written: what `generate` returned for `inputs`: one sequence, from its first token.
             video: frames of the window, with their times.
         """
-        pixels_THWC, times_s_T = pixels_and_times(video, *metadata_in(video_metadata))
+        pixels_THWC, times_s_T = pixels_and_times(*_with_metadata(video, *metadata_in(video_metadata)))
         size = self._inner.fit(*pixels_THWC.shape[1:3], self._looks.max_pixels)
         frames = self._inner.make_frames(resized(pixels_THWC, size), times_s_T)
         return self._continued(written, inputs, self._inner.video_block(frames), [frames])
@@ -196,7 +197,7 @@ class FlexiVideoProcessor(ProcessorMixin):
                 video, lambda source: coarse_frame_times(source.duration_s, source.native_fps, self._coarse)
             )
         else:
-            read = pixels_and_times(video, metadata)
+            read = pixels_and_times(*_with_metadata(video, metadata))
         pixels_THWC, times_s_T = read
         source = Source(times_s_T[-1], 0.0, *pixels_THWC.shape[1:3])
         _, size = fit_visual_tokens(tuple(times_s_T), source, self._inner, self._coarse)
@@ -244,6 +245,11 @@ class FlexiVideoProcessor(ProcessorMixin):
                 **tensors,
             }
         )
+
+
+def _with_metadata(video: object, metadata: object = None) -> tuple[object, object]:
+    """Frames, and what says when they were on screen: a video that brings its own has the last word."""
+    return video if isinstance(video, tuple) and len(video) == 2 else (video, metadata)
 
 
 def _one(written: object) -> list[int]:

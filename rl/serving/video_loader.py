@@ -21,8 +21,9 @@ from envs.initial_observation import CoarseFrameRules, decode_coarse
 from envs.video.file import VideoError
 from envs.video.reader import VideoReader
 from rl.policy.episode_settings import EpisodeSettings
+from rl.policy.given_frames import UnusableVideoError
 from rl.policy.processor import Processor
-from rl.policy.vllm.videos import OPEN, UnusableVideoError
+from rl.policy.vllm.videos import OPEN
 from rl.trajectory import Frames
 
 NUM_FRAMES = 32  # what vLLM says where nobody has said anything

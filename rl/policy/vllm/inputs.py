@@ -30,11 +30,12 @@ from vllm.multimodal.processing.processor import PlaceholderFeaturesInfo
 from rl.policy.episode_settings import EpisodeSettings
 from rl.policy.families import BY_MODEL_TYPE, Markers
 from rl.policy.geometry import PackedVideo
+from rl.policy.given_frames import UnusableVideoError, is_frames
 from rl.policy.layout import counts_in, expand_blocks, find_marked
 from rl.policy.policy_folder import scenes_of
 from rl.policy.positions import SceneClock
 from rl.policy.processor import Processor
-from rl.policy.vllm.videos import UnusableVideoError, frames_of, is_frames
+from rl.policy.vllm.videos import frames_of
 
 VIDEO = "video"
 NO_IMAGES = (

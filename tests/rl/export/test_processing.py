@@ -13,9 +13,9 @@ from envs.prompts import initial_prompt, refusal_note
 from envs.retrieval import frame_times
 from envs.synthetic.clip import write_mp4
 from rl.export.folder import geometry_section
-from rl.export.given_videos import resized
 from rl.export.processing import FlexiVideoProcessor
 from rl.export.video_tensors import VIDEO_TENSORS, from_tensors, to_tensors
+from rl.policy.given_frames import resized
 from rl.policy.processor import Processor
 from rl.trajectory import MalformedCall, RetrievalCall
 from tests.rl.export.conftest import EPISODE, FORM, SCENES
@@ -128,9 +128,9 @@ REFUSED = {
     "floats": ({"text": CHAT, "videos": np.zeros((2, 60, 90, 3)), "video_metadata": {"fps": 2}}, "float64"),
     "times out of order": (
         {"text": CHAT, "videos": (np.zeros((2, 60, 90, 3), np.uint8), {"times_s": [1.0, 0.0]})},
-        "2 frames need as many times, in order",
+        "2 frames need as many times_s, in order",
     ),
-    "grey": ({"text": CHAT, "videos": (np.zeros((2, 60, 90, 1), np.uint8), {"fps": 2})}, "no RGB pictures"),
+    "grey": ({"text": CHAT, "videos": (np.zeros((2, 60, 90, 1), np.uint8), {"fps": 2})}, "uint8 of shape"),
     "a place too many": ({"text": CHAT}, r"1 places for videos .* given were 0"),
     "a video too many": ({"text": "Hi", "videos": (np.zeros((2, 60, 90, 3), np.uint8), {"fps": 2})}, "0 places"),
     "an image": ({"text": "Hi", "images": [1]}, "reads text and video"),

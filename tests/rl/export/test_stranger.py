@@ -15,8 +15,8 @@ import torch
 
 from envs.prompts import initial_prompt
 from rl.export.folder import write_export
-from rl.export.given_videos import resized
 from rl.policy.families import FAMILIES
+from rl.policy.given_frames import resized
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.policy.scoring_head import token_logprobs

@@ -88,7 +88,7 @@ def test_frames_are_resized_to_the_size_of_training(processor, parse, height, wi
 
 
 def test_a_plain_picture_stays_plain_when_it_is_resized():
-    from rl.policy.vllm.videos import resized
+    from rl.policy.given_frames import resized
 
     plain = np.full((2, 60, 90, 3), (10, 100, 200), np.uint8)
     assert np.abs(resized(plain, (56, 84)).astype(int) - (10, 100, 200)).max() <= 1
