@@ -66,13 +66,14 @@ def test_frames_are_embedded_a_part_at_a_time_and_towers_are_told_of_scenes_or_o
         "shapes": torch.tensor([[16 * 8, 3, 4, 4], [16 * 4, 2, 4, 4]]),
     }
     whole = model.embed_multimodal(**fields)
+    monkeypatch.setattr(model.scene_engine, "_one_grid_per_scene", not model.one_grid_per_scene)
+    assert all(map(torch.equal, whole, model.embed_multimodal(**fields)))
     rows = []
     embed = model.visual.patch_embed.forward
     monkeypatch.setattr(
         model.visual.patch_embed, "forward", lambda patches, *rest: rows.append(len(patches)) or embed(patches, *rest)
     )
     monkeypatch.setattr("rl.policy.vllm.scene_engine.PATCHES_AT_ONCE", 64)
-    monkeypatch.setattr(model.scene_engine, "_one_grid_per_scene", not model.one_grid_per_scene)
     parts = model.embed_multimodal(**fields)
     assert rows[:-1] == [48, 80, 64]  # a scene is never cut; the last is the tower's own call
     assert [len(tokens) for tokens in whole] == [len(tokens) for tokens in parts] == [12, 8]
