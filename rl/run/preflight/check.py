@@ -18,6 +18,7 @@ from rl.run.preflight.findings import Finding, Level, passed
 from rl.run.preflight.machine import check_output, check_resources, require_gpus
 from rl.run.preflight.memory import check_plan, plan_memory
 from rl.run.preflight.rewards import check_rewards
+from rl.run.preflight.shards import check_shards
 from rl.run.preflight.token_budget import check_token_budget
 from rl.run.prepare.episode_context import episode_context
 from rl.run.prepare.policy import (
@@ -42,6 +43,7 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
         policy,
         check_output(config, parameters),
         *check_resources(config),
+        *check_shards(config),
         *_memory(config),
         *check_rewards(config),
         *_data(config, console, tasks),
@@ -61,7 +63,7 @@ def preflight(config: RunConfig) -> None:
     if policy.level is Level.FAILED:
         raise ConfigError(policy.detail)
     require_sources(config)
-    findings = [check_output(config, parameters), *_memory(config), *check_rewards(config)]
+    findings = [check_output(config, parameters), *check_shards(config), *_memory(config), *check_rewards(config)]
     if not passed(findings):
         failed = [finding for finding in findings if finding.level is Level.FAILED]
         raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in failed))
