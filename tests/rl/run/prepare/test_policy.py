@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,10 @@ import pytest
 
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
+from rl.policy.processor import Processor
+from rl.policy.stock.make import make_checkpoint
 from rl.run.prepare.policy import prepare_policy, prepare_processor, require_given_policy, tiny_folder
+from tests.rl.policy.stock.test_make import small as small_size
 
 REPOSITORY = Path(__file__).parents[4]
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
@@ -100,3 +104,30 @@ def test_a_tiny_policys_processor_is_the_same_before_and_after_it_is_built(tmp_p
     assert before.geometry == after.geometry and before.ids == after.ids
     text = "<|im_start|>user\nWhat colour flashes? <span>1.00 - 2.50</span><fps>4</fps>"
     assert before.encode(text) == after.encode(text)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    size = small_size("qwen3_vl", "8b")
+    return make_checkpoint(size, tmp_path_factory.mktemp("stock") / "folder", vocabulary="tiny")
+
+
+def test_check_plans_a_conversion_and_writes_nothing_and_the_run_has_the_same_processor(stock, tmp_path):
+    config = replace(given(stock), cache_dir=str(tmp_path / "cache"))
+    planned = prepare_processor(config)
+    assert not (tmp_path / "cache").exists()
+    converted = Processor.from_pretrained(prepare_policy(config), config.policy.scenes)
+    assert planned.geometry == converted.geometry and planned.ids == converted.ids
+    assert (planned.allowed_token_mask() == converted.allowed_token_mask()).all()
+
+
+@pytest.mark.parametrize("prepare", [prepare_processor, prepare_policy])  # in `check`, and at a run's start
+def test_weights_of_another_model_are_refused_without_a_worker(prepare, stock, tmp_path):
+    folder = shutil.copytree(stock, tmp_path / "folder")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["intermediate_size"] = 64
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = replace(given(folder), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"mlp\.\S+ has shape \(.*, config\.json asks for \(.*different checkpoints"):
+        prepare(config)
+    assert not (tmp_path / "cache").exists()
