@@ -17,7 +17,7 @@ from rl.policy.token_ids import PolicyFilesError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = ("BF16", "F16", "F32")  # what can be trained as it is
-READ_AT_ONCE = 2**26  # bytes
+READ_AT_ONCE = 2**24  # bytes
 LONGEST_HEADER = 100_000_000  # bytes of JSON before the tensors; the format's own limit
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
