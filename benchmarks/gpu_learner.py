@@ -103,6 +103,7 @@ class Bench:
         self.work, self._folder = Work(size, folder, *blocks), folder
         self._policy: VideoPolicy | None = None
         self._steps: Steps | None = None
+        self._objective: tuple[Mode, Objective] | None = None  # of the mode measured last; it may hold a reference
 
     # counts: the same on every machine
 
@@ -139,7 +140,7 @@ class Bench:
 
             with SdpaCalls() as calls:
                 encode()
-            seconds, cpu_s = self._timed(encode)
+            seconds, cpu_s = min(self._timed(encode) for _ in range(3))
             size = f"{frames.num_frames} x {frames.height} x {frames.width}"
             rows.append(
                 (self.name, what, size, len(packed.patches_ND) // 2, calls.count, f"{seconds:.3f}", f"{cpu_s:.3f}")
@@ -253,7 +254,7 @@ class Bench:
         """Free the device for the next policy."""
         if self._steps is not None:
             self._steps.close()
-        self._policy = self._steps = None
+        self._policy = self._steps = self._objective = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -272,23 +273,14 @@ class Bench:
         """What a rank does with its samples: rl.learner.learner.Learner.update, without its schedule."""
         steps, processor = self._steps_of(mode), self.work.processor(scenes)
         part = build_mini_batch(samples, mode.micro_batch, processor, self.device)
-        objective = self._objective(steps, mode)
-        tally, kept = Tally(), []
-        norm = steps.step(losses_of(objective, part, tally, kept), LEARNED_RATE)
+        if self._objective is None or self._objective[0] is not mode:
+            self._objective = None  # its reference is freed before another is loaded
+            self._objective = mode, objective_of(self.work, steps.policy, self.device, mode.kl_beta)
+        tally = Tally()
+        norm = steps.step(losses_of(self._objective[1], part, tally), LEARNED_RATE)
         tally.reduced(self.device)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}: nothing was learned, and nothing measured")
-
-    def _objective(self, steps: Steps, mode: Mode) -> Objective:
-        allowed_V = torch.from_numpy(self.work.processor().allowed_token_mask()).to(self.device)
-        return Objective(
-            steps.policy,
-            LossConfig(kl_beta=mode.kl_beta),
-            load_reference=lambda: self.work.policy(self.device),
-            allowed_V=allowed_V,
-            temperature=1.0,
-            world_size=1,
-        )
 
     def _timed(self, work: Callable[[], object]) -> tuple[float, float]:
         """Seconds, and seconds of this process's processor time, until the device has done it."""
@@ -321,10 +313,22 @@ class Bench:
 MFU_HEADINGS = ("TFLOP/s", "MFU of the peak", "of a large product")
 
 
-def losses_of(objective: Objective, part: MiniBatch, tally: Tally, kept: list) -> list[Callable[[], torch.Tensor]]:
-    """The losses of all micro-batches, against the log-probs that came with the samples."""
-    old = [batch.behavior_logprobs_BT for batch in part.batches]
-    return [partial(objective.policy_loss, part, index, old_BT, tally, kept) for index, old_BT in enumerate(old)]
+def objective_of(work: Work, policy: nn.Module, device: torch.device, kl_beta: float = 0.0) -> Objective:
+    """The loss of a policy in training; above 0 a reference policy with random weights is loaded when first asked."""
+    return Objective(
+        policy,
+        LossConfig(kl_beta=kl_beta),
+        load_reference=lambda: work.policy(device),
+        allowed_V=torch.from_numpy(work.processor().allowed_token_mask()).to(device),
+        temperature=1.0,
+        world_size=1,
+    )
+
+
+def losses_of(objective: Objective, part: MiniBatch, tally: Tally) -> list[Callable[[], torch.Tensor]]:
+    """The losses of all micro-batches. Ratios are one, as on the first step: none is near the bounds where a rounding
+    would clip it, and change its gradient by all of it."""
+    return [partial(objective.policy_loss, part, index, None, tally, []) for index in range(len(part.batches))]
 
 
 def learner_config() -> LearnerConfig:
@@ -446,13 +450,11 @@ def accumulated(
         for name, parameter in policy.named_parameters():
             parameter.copy_(weights[name])
     steps = make_engine(engine, policy, learner_config(), accumulate, folder)
-    allowed_V = torch.from_numpy(work.processor().allowed_token_mask()).to(device)
-    objective = Objective(
-        steps.policy, LossConfig(), load_reference=lambda: policy, allowed_V=allowed_V, temperature=1.0, world_size=1
-    )
     part = build_mini_batch(samples, 1, work.processor(), device)
-    found = steps.gradients(losses_of(objective, part, Tally(), []))
+    found = steps.gradients(losses_of(objective_of(work, steps.policy, device), part, Tally()))
     steps.close()
+    del policy, steps
+    gc.collect()  # hooks and parameters hold each other
     return found
 
 

@@ -36,6 +36,7 @@ SHARED = (  # of every GPU one engine and one rank
     "placement.rollout_gpus=0.5",
     "placement.learner_gpus=0.5",
     "learner.num_ranks=1",
+    "learner.zero_stage=2",
     "rollout.engine.gpu_memory_utilization=0.3",
 )
 GPUS = len(list(Path("/dev").glob("nvidia[0-9]*")))
