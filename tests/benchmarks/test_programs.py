@@ -179,6 +179,7 @@ def test_gpu_learner(tmp_path):
     assert tables_in((tmp_path / "out.md").read_text()) == tables
 
 
+@pytest.mark.soak  # the engine itself is tested elsewhere
 @pytest.mark.deepspeed
 def test_gpu_learner_with_deepspeed(tmp_path):
     """The project's own engine, and a budget that leaves nothing for the last section."""
