@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from learner_counts import SdpaCalls, TrajectoryCost, count_trajectory
 from learner_engines import Steps, has_deepspeed, join, make_engine
+from learner_memory import layers_that_fit, micro_batch_of, planned_bytes
 from learner_report import Report
 from learner_work import COARSE, LOOK, SHORT, SMALL_COARSE, SMALL_LOOK, Work, size_of, tokens_of
 from torch import nn
@@ -43,19 +44,17 @@ from rl.learner import digest
 from rl.learner.metrics import Tally
 from rl.learner.mini_batch import MiniBatch, build_mini_batch
 from rl.learner.objective import Objective
+from rl.memory_plan.activations import MicroBatch
 from rl.policy.model import VideoPolicy, freeze_vision
 from rl.policy.vision_tower import run_tower
 from rl.trajectory import TrainingSample
 
 LOOKED_FOR = ("torch", "transformers", "deepspeed", "vllm", "flash-attn", "triton", "numpy")
 DENSE_BF16_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
-BYTES_PER_PARAMETER = 18  # trained: weight 2, gradient 4, master 4, moments 8
-ROOM_GIB = 16  # for activations, the head's chunk and what the allocator keeps
 LEARNED_RATE = 1e-6
 RUN = 4  # equal frames in a row where scenes are dynamic
 LARGE_CHUNK = 2**26  # words summed at a time by the digest, against the project's own setting
-# of the gradients' section: layers at real width, micro-batches, tokens written in each
-WIDTH_LAYERS, ACCUMULATED, ACCUMULATED_SAMPLED = 2, (2, 8, 32), 24
+ACCUMULATED = (2, 8, 32)  # micro-batches of the gradients' section
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +97,14 @@ class Bench:
         self.device = torch.device(options.device)
         blocks = (SMALL_COARSE, SMALL_LOOK) if options.tiny else (COARSE, LOOK)
         published = size_of(name)
-        self.layers = options.layers or layers_that_fit(published, self.device)
-        size = published.cut(self.layers) if self.layers < published.text.layers else published
-        self.work, self._folder = Work(size, folder, *blocks), folder
+        self.layers = options.layers or published.text.layers
+        self.work, self._folder = Work(published, folder, *blocks), folder
+        free = free_bytes(options, self.device)
+        if free is not None and not options.layers:
+            batch = self._micro_batch(self.work.group(1))
+            self.layers = layers_that_fit(self.work.structure(), learner_config(), batch, free)
+        if self.layers < published.text.layers:
+            self.work = Work(published.cut(self.layers), folder, *blocks)
         self._policy: VideoPolicy | None = None
         self._steps: Steps | None = None
         self._objective: tuple[Mode, Objective] | None = None  # of the mode measured last; it may hold a reference
@@ -166,10 +170,22 @@ class Bench:
         seconds, cpu_s = self._timed(lambda: self._learn(samples, mode))
         row = (self.name, name, self.layers, len(samples), tokens_of(samples), f"{seconds:.2f}", f"{cpu_s:.2f}")
         rate = tokens_of(samples) / seconds
+        memory = self._peak_gib(), self._planned_gib(samples[: mode.micro_batch], mode)
         self.report.table(
             f"Update of {self.name}, {name}",
-            ("policy", "mode", "layers", "trajectories", "tokens", "s", "CPU s", "tokens/s", "peak GiB", *MFU_HEADINGS),
-            [(*row, f"{rate:.0f}", self._peak_gib(), *self._mfu(len(samples), seconds))],
+            (
+                "policy",
+                "mode",
+                "layers",
+                "trajectories",
+                "tokens",
+                "s",
+                "CPU s",
+                "tokens/s",
+                *MEMORY_HEADINGS,
+                *MFU_HEADINGS,
+            ),
+            [(*row, f"{rate:.0f}", *memory, *self._mfu(len(samples), seconds))],
         )
 
     def profile(self) -> None:
@@ -205,7 +221,9 @@ class Bench:
             self._reset_peak()
             seconds, _ = self._timed(partial(self._learn, samples, MODES["plain"], mode))
             scenes = [len(frames.scene_lengths) for frames in samples[0].videos]
-            rows.append((self.name, mode, *scenes, len(samples[0].token_ids), f"{seconds:.2f}", self._peak_gib()))
+            planned = self._planned_gib(samples[:1], MODES["plain"], mode)
+            row = (self.name, mode, *scenes, len(samples[0].token_ids), f"{seconds:.2f}")
+            rows.append((*row, self._peak_gib(), planned))
         headings = (
             "policy",
             "scenes",
@@ -213,7 +231,7 @@ class Bench:
             "of the look",
             "tokens",
             "s, two trajectories",
-            "peak GiB",
+            *MEMORY_HEADINGS,
         )
         self.report.table(f"Fixed pairs against dynamic scenes, {self.name}", headings, rows)
         self.work.show_scenes(self.policy(), "fixed")
@@ -301,6 +319,20 @@ class Bench:
     def _peak_gib(self) -> str:
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if self.device.type == "cuda" else "no GPU"
 
+    def _planned_gib(self, samples: Sequence[TrainingSample], mode: Mode, scenes: str = "fixed") -> str:
+        planned = planned_bytes(
+            self.work.structure(scenes),
+            learner_config(),
+            self._micro_batch(samples, scenes),
+            recompute=mode.recompute,
+            reference=mode.kl_beta > 0,
+        )
+        return f"{planned / 2**30:.3g}"
+
+    def _micro_batch(self, samples: Sequence[TrainingSample], scenes: str = "fixed") -> MicroBatch:
+        videos = {frames.digest: frames for sample in samples for frames in sample.videos}.values()
+        return micro_batch_of(samples, sum(map(self.work.processor(scenes).visual_tokens, videos)))
+
     def _mfu(self, trajectories: int, seconds: float) -> tuple[str, ...]:
         if self.name not in self._costs:
             return ("not counted", "", "")
@@ -310,6 +342,7 @@ class Bench:
         return f"{reached:.4g}", of_peak, f"{reached / product:.1%}" if product else "not measured"
 
 
+MEMORY_HEADINGS = ("peak GiB", "planned GiB")
 MFU_HEADINGS = ("TFLOP/s", "MFU of the peak", "of a large product")
 
 
@@ -387,16 +420,11 @@ def large_product(device: torch.device, side: int) -> float:
     return 2 * side**3 / sorted(seconds[3:])[5] / 1e12
 
 
-def layers_that_fit(size: object, device: torch.device) -> int:
-    """As many of the language model's layers as can be trained in the device's free memory; on a CPU all."""
-    layers = size.text.layers
-    if device.type != "cuda":
-        return layers
-    free = torch.cuda.mem_get_info(device)[0] - ROOM_GIB * 2**30
-    text = size.text
-    one = 3 * text.hidden * text.intermediate + text.hidden * 128 * 2 * (text.heads + text.kv_heads)
-    rest = text.vocab_rows * text.hidden * (1 if text.is_tied else 2)
-    return max(1, min(layers, int((free / BYTES_PER_PARAMETER - rest) // one)))
+def free_bytes(options: argparse.Namespace, device: torch.device) -> float | None:
+    """Memory that the policy's layers are chosen for; None: all of them are trained."""
+    if options.memory_gib:
+        return options.memory_gib * 2**30
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 @contextmanager
@@ -412,26 +440,25 @@ def chunks_of(words: int) -> Iterator[None]:
 def gradients(options: argparse.Namespace, report: Report, name: str, folder: Path) -> None:
     """How far gradients of bf16 weights are from float32's when micro-batches add up in bf16, and in float32.
 
-    The reference is the gradient of the same weights in float32, added up in float32, at the policy's width with two
+    The reference is the gradient of the same weights in float32, added up in float32, at the policy's width with few
     layers.
     """
     device, size = torch.device(options.device), size_of(name)
-    size = size if options.tiny else size.cut(WIDTH_LAYERS, WIDTH_LAYERS)
+    size = size if options.tiny else size.cut(options.width_layers, options.width_layers)
     size = replace(size, text=replace(size.text, vocab_rows=1024))
-    work = Work(size, folder, SHORT, SHORT, sampled=ACCUMULATED_SAMPLED)
+    work = Work(size, folder, SHORT, SHORT, question=8, sampled=24)
     weights = {name: p.detach().clone() for name, p in work.policy(device).named_parameters()}
     samples = work.group(max(options.accumulate))
     find = partial(accumulated, work, weights, device, folder)
-    rows = []
+    errors = ("added in bf16", "added in float32", "of adding alone")
+    headings = ("policy", "width x layers", "micro-batches", *errors)
     for count in options.accumulate:
         float32 = find(samples[:count], torch.float32, "torch", "fp32")
         before = find(samples[:count], torch.bfloat16, options.engine, "bf16")
         after = find(samples[:count], torch.bfloat16, options.engine, "fp32")
-        errors = distance(before, float32), distance(after, float32), distance(before, after)
-        rows.append((name, f"{size.text.hidden} x {size.text.layers}", count, *(f"{error:.2%}" for error in errors)))
-    errors = ("added in bf16", "added in float32", "of adding alone")
-    headings = ("policy", "width x layers", "micro-batches", *errors)
-    report.table(f"Error of accumulated gradients, {options.engine}", headings, rows)
+        found = distance(before, float32), distance(after, float32), distance(before, after)
+        row = (name, f"{size.text.hidden} x {size.text.layers}", count, *(f"{error:.2%}" for error in found))
+        report.table(f"Error of gradients of {count} micro-batches, {options.engine}", headings, [row])
 
 
 def accumulated(
@@ -532,8 +559,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tiny", action="store_true", help="tiny policies, small clips: does it run on this machine?")
     parser.add_argument("--layers", type=int, help="of the language model (default: as many as fit the GPU)")
+    parser.add_argument("--memory-gib", type=float, help="to choose layers for (default: what the GPU has free)")
     parser.add_argument("--trajectories", type=int, default=8, help="of one update (default 8)")
     parser.add_argument("--accumulate", type=int, nargs="+", default=list(ACCUMULATED), help="micro-batches added up")
+    parser.add_argument("--width-layers", type=int, default=2, help="layers for that, at real width (default 2)")
     parser.add_argument("--engine", choices=("deepspeed", "torch"), help="default: deepspeed where it is installed")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections (default: all)")
     parser.add_argument("--budget-seconds", type=float, default=330.0, help="default 330")

@@ -117,30 +117,25 @@ class TorchSteps:
         self.policy = model
         self._clip = config.optimizer.max_grad_norm
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._masters = {name: nn.Parameter(p.detach().float()) for name, p in self._trained.items()}
+        self._masters: dict[str, nn.Parameter] = {}  # made at the first step, as AdamW's moments are
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[accumulate]
         self._sums: dict[str, Tensor] = {}
-        options = config.optimizer
-        self._adamw = torch.optim.AdamW(
-            self._masters.values(),
-            lr=options.lr,
-            betas=tuple(options.betas),
-            weight_decay=options.weight_decay,
-            fused=next(iter(self._masters.values())).is_cuda,
-        )
+        self._options = config.optimizer
+        self._adamw: torch.optim.AdamW | None = None
         for name, parameter in self._trained.items():
             parameter.register_post_accumulate_grad_hook(lambda p, name=name: self._add(name, p))
 
     def step(self, losses: Sequence[Callable[[], Tensor]], lr: float) -> float:
         """As Steps."""
         self._accumulate(losses)
+        adamw = self._optimizer()
         for name, master in self._masters.items():
             master.grad = self._sums.pop(name).float()
         norm = nn.utils.clip_grad_norm_(self._masters.values(), self._clip, foreach=True)
-        for group in self._adamw.param_groups:
+        for group in adamw.param_groups:
             group["lr"] = lr
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_copy_(list(self._trained.values()), list(self._masters.values()))
         return float(norm)
@@ -154,7 +149,7 @@ class TorchSteps:
         """As Steps."""
         kept: dict[str, Tensor] = {}
         for name, master in self._masters.items():
-            moments: Mapping[str, Tensor] = self._adamw.state.get(master, {})
+            moments: Mapping[str, Tensor] = self._optimizer().state.get(master, {})
             kept |= {f"{name}.master": master.detach(), **{f"{name}.{key}": value for key, value in moments.items()}}
         return kept
 
@@ -162,7 +157,20 @@ class TorchSteps:
         """As Steps."""
         self._masters.clear()
         self._sums.clear()
-        self._adamw.state.clear()
+        self._adamw = None
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        if self._adamw is None:
+            self._masters = {name: nn.Parameter(p.detach().float()) for name, p in self._trained.items()}
+            options, fused = self._options, next(iter(self._masters.values())).is_cuda
+            self._adamw = torch.optim.AdamW(
+                self._masters.values(),
+                lr=options.lr,
+                betas=tuple(options.betas),
+                weight_decay=options.weight_decay,
+                fused=fused,
+            )
+        return self._adamw
 
     def _accumulate(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         for loss in losses:

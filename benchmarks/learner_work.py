@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from rl.config.policy import ScenesConfig
+from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.memory_plan.structure import Structure, kernel_frames, read_structure
 from rl.policy.families import QWEN2_5_VL, QWEN3_VL
 from rl.policy.model import VideoPolicy, policy_class
 from rl.policy.patch_embed import make_patch_embed
@@ -27,7 +28,6 @@ from rl.policy.tiny_tokenizer import train_tokenizer
 from rl.trajectory import Frames, Segment, TrainingSample
 
 SCENES = {"fixed": ScenesConfig(mode="fixed"), "dynamic": ScenesConfig(mode="dynamic")}
-QUESTION = 80  # tokens between the coarse frames and what the policy writes
 VOCABULARY = 768  # of the tokenizer trained on the spot: Qwen's own is not on every machine
 TINY = {  # for machines that are only to show that the program runs
     "qwen2_5_vl": PublishedSize(
@@ -69,7 +69,7 @@ class Work:
     Args:
         folder: empty; gets config.json and tokenizer.json.
         coarse, look: the video blocks of every trajectory.
-        sampled: tokens that the policy writes, half of them before the look.
+        question, sampled: tokens after the coarse frames, and those that the policy writes, half before the look.
     """
 
     def __init__(
@@ -78,9 +78,11 @@ class Work:
         folder: Path,
         coarse: Block = COARSE,
         look: Block = LOOK,
+        question: int = 80,
         sampled: int = 300,
     ) -> None:
-        self.size, self.coarse, self.look, self.sampled = size, coarse, look, sampled
+        self.size, self.coarse, self.look = size, coarse, look
+        self.question, self.sampled = question, sampled
         self._folder = folder
         tokenizer = train_tokenizer(VOCABULARY)
         config = model_config(size, tokenizer.get_vocab())
@@ -96,6 +98,12 @@ class Work:
     def config(self) -> PreTrainedConfig:
         """Its config.json, as transformers reads it."""
         return AutoConfig.from_pretrained(self._folder)
+
+    def structure(self, mode: str = "fixed") -> Structure:
+        """Its parts and their sizes, with the patch embedding of this mode."""
+        path = self._folder / "config.json"
+        frames = kernel_frames(PolicyConfig(scenes=SCENES[mode]))
+        return read_structure(json.loads(path.read_text()), str(path), init_frames=frames)
 
     def policy(self, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> VideoPolicy:
         """A policy with random weights, made where it will be: on the meta device without weights."""
@@ -145,7 +153,7 @@ class Work:
             return rng.integers(0, letters, count).tolist()
 
         pieces = (
-            (processor.video_block(opening) + text(QUESTION), Segment.CONTEXT),
+            (processor.video_block(opening) + text(self.question), Segment.CONTEXT),
             (text(self.sampled // 2), Segment.SAMPLING),
             (processor.video_block(look), Segment.CONTEXT),
             (text(self.sampled - self.sampled // 2), Segment.REASONING),

@@ -151,9 +151,9 @@ def test_gpu_learner(tmp_path):
     """On a machine with PyTorch and transformers and nothing else of what training needs."""
     absent = ("deepspeed", "vllm", "ray", "omegaconf", "av", "decord", "wandb", "typer", "rich")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
-    options = ("--device", "cpu", "--tiny", "--trajectories", 1, "--accumulate", 2, "--out", tmp_path / "out")
+    small = ("--device", "cpu", "--tiny", "--trajectories", 1, "--accumulate", 2, "--memory-gib", 1)
 
-    tables = run("gpu_learner.py", *options, path=tmp_path)
+    tables = run("gpu_learner.py", *small, "--out", tmp_path / "out", path=tmp_path)
 
     machine = {row["what"]: row["is"] for row in tables[0]}
     assert machine["deepspeed"] == machine["vllm"] == "missing"
@@ -168,7 +168,8 @@ def test_gpu_learner(tmp_path):
         ("qwen2_5_vl/tiny", "plain, activations kept"),
     ]
     for row in updates:
-        assert_positive(row, "tokens", "s", "tokens/s", "TFLOP/s", "of a large product")
+        assert row["layers"] == "2"  # both fit
+        assert_positive(row, "tokens", "s", "tokens/s", "planned GiB", "TFLOP/s", "of a large product")
     counted = [row["SDPA calls"] for row in rows if "tower, one pass" in row]
     assert counted == [row["SDPA calls"] for row in rows if "block" in row]  # without weights as with them
     (error,) = [row for row in rows if "micro-batches" in row]
