@@ -1,12 +1,14 @@
 """The memory plan against measured peaks: learner ranks at the real widths of published sizes, on the CPU.
 
-    python -m benchmarks.memory_plan --scratch /tmp/widths
+    python benchmarks/memory_plan.py                                   # counted: within 2 GiB, seconds a case
+    python benchmarks/memory_plan.py --resident --scratch /tmp/widths  # processes that really hold it: up to 14 GiB
 
-Every case is a policy with random weights, cut to fewer layers, and a small vocabulary unless --vocabulary qwen; its
-learner takes two updates in processes of its own, and the larger of the second's two peaks (backward pass, optimizer
-step) is compared with what `dynframe check` would plan. A peak is the process's largest resident memory since the phase
-began, less what it held after its imports. Matrix products and attention are not computed (their results are written
-with zeros): what is measured is who holds how much, at sizes that two cores could not compute. --compute computes them.
+Every case is a policy with random weights whose learner takes two updates; the larger of the second's two peaks
+(backward pass, optimizer step) is compared with what `dynframe check` would plan. Counted are the allocations of one
+rank, with large tensors that have no contents (benchmarks/learner_allocations.py): any depth, any number of ranks.
+With --resident each rank is a process, cut to few layers; its peak is its largest resident memory since the phase
+began, less what it held after its imports, and matrix products and attention are not computed but for --compute: their
+results are written with zeros.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import print_conditions, print_table
+from tables import print_conditions, print_table
 
 GIB = 2**30
 SCORED, FRAMES = 64, 4
@@ -47,50 +51,87 @@ class Case:
     @property
     def name(self) -> str:
         """As the table has it."""
-        return f"{self.family} {self.size}, {self.layers} layers"
+        return f"{self.family} {self.size}, {self.layers or 'all'} layers"
 
 
+def case(name: str, layers: int, dtype: str, zero_stage: int, ranks: int, checkpointing: bool, tokens: int) -> Case:
+    """A case in one line; layers 0: all."""
+    family, _, size = name.partition(" ")
+    return Case(family, size, layers, dtype, zero_stage, ranks, checkpointing, tokens)
+
+
+THREE, FOUR = "qwen2_5_vl 3b", "qwen3_vl 4b"
 CASES = (
-    Case("qwen2_5_vl", "3b", 2, "bfloat16", 1, 1, True, 1024),
-    Case("qwen2_5_vl", "3b", 2, "bfloat16", 2, 1, True, 1024),
-    Case("qwen2_5_vl", "3b", 2, "bfloat16", 3, 1, True, 1024),
-    Case("qwen2_5_vl", "3b", 2, "float32", 1, 1, True, 1024),
-    Case("qwen2_5_vl", "3b", 2, "float32", 2, 1, True, 1024),
-    Case("qwen2_5_vl", "3b", 2, "bfloat16", 2, 2, True, 4096),
-    Case("qwen2_5_vl", "3b", 4, "bfloat16", 2, 1, False, 4096),
-    Case("qwen2_5_vl", "3b", 4, "bfloat16", 2, 1, True, 4096),
-    Case("qwen3_vl", "4b", 2, "bfloat16", 1, 2, True, 1024),
-    Case("qwen3_vl", "4b", 2, "bfloat16", 2, 1, False, 4096),
-    Case("qwen3_vl", "4b", 2, "bfloat16", 2, 2, True, 4096, freeze_vision=True),
-    Case("qwen3_vl", "4b", 2, "bfloat16", 3, 2, True, 1024),
-    Case("qwen3_vl", "4b", 2, "float32", 3, 1, True, 1024),
+    case(THREE, 2, "bfloat16", 1, 2, True, 1024),
+    case(THREE, 2, "bfloat16", 2, 2, True, 1024),
+    case(THREE, 2, "bfloat16", 3, 2, True, 1024),
+    case(THREE, 2, "float32", 1, 2, True, 1024),
+    case(THREE, 2, "float32", 2, 2, True, 1024),
+    case(THREE, 2, "float32", 3, 2, True, 1024),
+    case(THREE, 4, "bfloat16", 2, 4, False, 4096),
+    case(THREE, 4, "float32", 1, 4, False, 4096),
+    case(FOUR, 2, "bfloat16", 1, 2, True, 1024),
+    case(FOUR, 2, "bfloat16", 2, 2, True, 1024),
+    case(FOUR, 2, "bfloat16", 3, 2, True, 1024),
+    case(FOUR, 2, "float32", 2, 2, True, 1024),
+    case(FOUR, 4, "bfloat16", 2, 4, False, 4096),
+    case(FOUR, 4, "float32", 3, 4, False, 4096),
+    case(THREE, 0, "bfloat16", 2, 6, True, 4096),
+    case(THREE, 0, "bfloat16", 3, 6, True, 16384),
+    case(FOUR, 0, "bfloat16", 2, 6, True, 16384),
+    case("qwen2_5_vl 7b", 0, "bfloat16", 3, 6, True, 4096),
+    case("qwen3_vl 8b", 0, "bfloat16", 3, 6, True, 16384),
 )
-SMALL = (Case("qwen2_5_vl", "3b", 1, "bfloat16", 2, 1, True, 512, freeze_vision=True),)
+RESIDENT = (
+    case(THREE, 2, "bfloat16", 2, 1, True, 1024),
+    case(FOUR, 2, "bfloat16", 2, 1, False, 4096),
+    case(FOUR, 2, "bfloat16", 3, 2, True, 1024),
+)
+SMALL = (case(THREE, 1, "bfloat16", 2, 2, True, 512),)
 
 
 def main() -> None:
     options = parse_arguments()
-    print_conditions("torch", "transformers", "deepspeed", module="benchmarks.memory_plan")
-    rows = []
-    for case in SMALL if options.small else CASES[options.first : options.last]:
-        measured = measure(case, options.scratch, options.vocabulary, compute=options.compute)
-        planned = plan(case, options.vocabulary)
-        rows += [row(case, planned, measured)]
-        print(json.dumps({"case": asdict(case), "planned": planned, "measured": measured}), flush=True)
+    print_conditions("torch", "transformers", "deepspeed")
+    rows, cases = [], SMALL if options.small else RESIDENT if options.resident else CASES
+    for each in cases[options.first : options.last]:
+        if options.resident:
+            measured = measure(each, options.scratch, options.vocabulary, compute=options.compute)
+        else:
+            measured = counted(each, options.vocabulary)
+        rows += [row(each, plan(each, options.vocabulary), measured)]
     headings = ("policy", "dtype", "ZeRO", "ranks", "checkpointing", "tokens")
-    phases = ("backward planned", "measured", "step planned", "measured", "error of the peak")
+    phases = ("backward planned", "backward measured", "step planned", "step measured", "error of the peak")
     print_table((*headings, *phases), rows)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for policies; a few GB each, deleted again")
-    parser.add_argument("--vocabulary", choices=("tiny", "qwen"), default="tiny", help="rows of embeddings and head")
+    parser.add_argument("--resident", action="store_true", help="measure resident memory instead of counting")
+    parser.add_argument("--scratch", type=Path, help="folder for policies; a few GB each, deleted again")
+    parser.add_argument("--vocabulary", choices=("tiny", "qwen"), default="qwen", help="rows of embeddings and head")
     parser.add_argument("--compute", action="store_true", help="compute products and attention")
     parser.add_argument("--small", action="store_true", help="one small case")
     parser.add_argument("--first", type=int, default=0, help="first case")
     parser.add_argument("--last", type=int, default=None, help="the case to stop before")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.resident and options.scratch is None:
+        parser.error("--resident needs --scratch")
+    return options
+
+
+def counted(case: Case, vocabulary: str) -> dict[str, float]:
+    """Bytes of both phases, counted in a process of its own."""
+    given = json.dumps({"case": asdict(case), "vocabulary": vocabulary})
+    ended = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("learner_allocations.py")), given],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)},  # large tensors are pages that nobody has touched
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=1800,
+        check=True,
+    )
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def row(case: Case, planned: Mapping[str, float], measured: Mapping[str, float]) -> tuple[str, ...]:
@@ -126,14 +167,19 @@ def plan(case: Case, vocabulary: str) -> dict[str, float]:
     }
 
 
-def model_config_of(case: Case, vocabulary: str) -> dict[str, Any]:
-    """config.json of the policy."""
+def model_config_of(case: Case, vocabulary: str, ids: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """config.json of the policy.
+
+    Args:
+        ids: of special tokens; None: Qwen's.
+    """
     from rl.policy.geometry import padded_vocab
     from rl.policy.sizes import published_size
-    from rl.policy.stock.hub_files import model_config
+    from rl.policy.stock.hub_files import PUBLISHED_IDS, model_config
     from rl.policy.stock.make import TINY_VOCABULARY
 
-    found = model_config(published_size(case.family, case.size).cut(case.layers, case.layers))
+    size = published_size(case.family, case.size).cut(case.layers, case.layers and min(case.layers, 24))
+    found = model_config(size, PUBLISHED_IDS if ids is None else ids)
     if vocabulary == "tiny":
         found.get("text_config", found)["vocab_size"] = padded_vocab(TINY_VOCABULARY)
     return found

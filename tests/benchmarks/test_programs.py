@@ -138,6 +138,13 @@ def test_fidelity(tmp_path):
     assert all(row["tower"] == row["logits"] == "0.0e+00" for row in rows)
 
 
+@pytest.mark.deepspeed
+def test_memory_plan():
+    ((row,),) = run("memory_plan.py", "--small", "--vocabulary", "tiny")
+    assert_positive(row, "backward planned", "backward measured", "step planned", "step measured")
+    assert abs(float(row["error of the peak"].removesuffix("%"))) < 15
+
+
 def test_batch_invariance():
     (rows,) = run("batch_invariance.py", "--only", "no settings")
     assert [row["settings"] for row in rows] == ["no settings", "as Intel, no settings"]

@@ -1,0 +1,228 @@
+"""docs/hardware.md: which policy can be trained on which GPUs, and at which settings, from the memory plan.
+
+    python docs/hardware.py        # writes the page
+
+Every cell is the first of the settings, best first, with which `dynframe check` says that it fits: the longest context,
+then the fewest sacrifices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from rl.config.file import load_config
+from rl.config.run import RunConfig
+from rl.memory_plan.gpus import GPUS
+from rl.memory_plan.plan import Hardware, memory_plan
+from rl.memory_plan.record import GIB, MemoryPlan
+from rl.memory_plan.structure import Structure, kernel_frames, read_structure
+from rl.policy.sizes import PublishedSize, published_size
+from rl.policy.stock.hub_files import model_config
+
+HERE = Path(__file__).parent
+PAGE = HERE / "hardware.md"
+SIZES = (("qwen2_5_vl", "3b"), ("qwen2_5_vl", "7b"), ("qwen3_vl", "2b"), ("qwen3_vl", "4b"), ("qwen3_vl", "8b"))
+CONFIGS = {"qwen2_5_vl": "configs/sd_grpo_qwen2_5_vl_3b.yaml", "qwen3_vl": "configs/sd_grpo_qwen3_vl_4b.yaml"}
+MEMORY = {"24 GB": "a10-24gb", "40 GB": "a100-40gb", "80 GB": "h100-80gb", "141 GB": "h200-141gb"}
+NUMBERS = (1, 2, 4, 8)
+CONTEXTS = (24_576, 16_384, 8_192)
+OFFLOAD = "configs/deepspeed_zero2_offload.json"
+SHARED = {"rollout_gpus": 0.4, "learner_gpus": 0.6}  # of the one GPU that engine and learner share
+
+
+@dataclass(frozen=True)
+class Sacrifice:
+    """Settings of a learner that take less memory than the ones before."""
+
+    told: str
+    zero_stage: int
+    has_reference: bool = True
+    is_offloaded: bool = False
+
+
+SACRIFICES = (
+    Sacrifice("ZeRO-2", 2),
+    Sacrifice("ZeRO-3", 3),
+    Sacrifice("ZeRO-2, no reference", 2, has_reference=False),
+    Sacrifice("ZeRO-3, no reference", 3, has_reference=False),
+    Sacrifice("offload", 2, is_offloaded=True),
+    Sacrifice("offload, no reference", 2, has_reference=False, is_offloaded=True),
+)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A setting that fits."""
+
+    told: str
+    plan: MemoryPlan
+
+
+def main() -> None:
+    os.chdir(HERE.parent)
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The whole page."""
+    tables = "\n".join(_table(published_size(*name)) for name in SIZES)
+    reported = ", ".join(f"{name}: {GPUS[gpu]:g} GiB" for name, gpu in MEMORY.items())
+    shared = f"placement.rollout_gpus={SHARED['rollout_gpus']} placement.learner_gpus={SHARED['learner_gpus']}"
+    return f"""# Hardware
+
+<!-- written by `python docs/hardware.py` -->
+
+Which policy can be trained on how many GPUs, and at which settings. The tables are what `dynframe check` answers with
+the settings of `configs/`: bfloat16, vision blocks frozen, activations recomputed, one trajectory per forward pass, a
+coarse view of up to 128 frames and a look of up to 64. Of 2 and 4 GPUs one has an engine, of 8 two have engines; the
+others have a learner rank each.
+
+A cell is the first of these that fits: a context of 24k tokens (`rollout.engine.max_model_len=24576`), 16k, 8k; within
+each, as little given up as possible:
+
+| cell | settings |
+|---|---|
+| ZeRO-2 | `learner.zero_stage=2`: optimizer and gradients are cut up over the learner's GPUs |
+| ZeRO-3 | `learner.zero_stage=3`: weights, too; gathering them layer by layer costs time |
+| no reference | `algorithm.loss.kl_beta=0`: no frozen policy beside the one in training, hence no divergence from it |
+| offload | `learner.deepspeed_config={OFFLOAD}`: optimizer and its step in main memory |
+| tp 2 | `rollout.engine.tensor_parallel_size=2 placement.rollout_gpus=2`: an engine over two GPUs |
+| – | does not fit with any of them |
+
+{tables}
+On one GPU engine and learner share it (`{shared}`, and the smallest
+`rollout.engine.gpu_memory_utilization` of 0.3, 0.4, 0.5 and 0.6 that holds one trajectory). Memory of a GPU is what its
+driver reports ({reported}), of which 5 % are left to gaps.
+
+Your own settings, before any GPU is taken:
+
+```
+dynframe check configs/sd_grpo_qwen3_vl_8b.yaml placement.gpu=h100-80gb placement.node_memory_gib=1000
+```
+
+It prints what every GPU and the fullest node will hold, by name, and where that is too much the three keys that help
+most, each tried. `placement.gpu_memory_gib` is for GPUs that have no name there (`dynframe config placement`); without
+either, the GPU that is found counts.
+
+## Main memory and disk
+
+Of a node with 8 GPUs of 80 GB, at the settings of the tables. Most of it is the checkpoint that is being written while
+training goes on.
+
+{_hosts()}
+How far plans are from measured peaks stands in [the measurements](../benchmarks/RESULTS.md#memory-plan); those are of
+CPUs, at the real widths: no GPU has confirmed the tables yet.
+"""
+
+
+def _table(size: PublishedSize) -> str:
+    rows = [f"| {count} | {' | '.join(_cell(size, count, gpu) for gpu in MEMORY.values())} |" for count in NUMBERS]
+    heading = f"| GPUs | {' | '.join(MEMORY)} |\n|{'---|' * (len(MEMORY) + 1)}"
+    name = size.repository.partition("/")[2].removesuffix("-Instruct")
+    return f"## {name}\n\n{heading}\n" + "\n".join(rows) + "\n"
+
+
+def _cell(size: PublishedSize, count: int, gpu: str) -> str:
+    fit = first_fit(size, count, gpu)
+    return fit.told if fit else "–"
+
+
+def _hosts() -> str:
+    rows = []
+    for name in SIZES:
+        size = published_size(*name)
+        fit = first_fit(size, 8, MEMORY["80 GB"])
+        if fit is None:
+            continue
+        shapes = structure(size.family.model_type, size.name)
+        trained = shapes.trained(freeze_vision=True)
+        checkpoint = shapes.parameters * 2 + trained * 12
+        node = fit.plan.places[-1]
+        repository = size.repository.partition("/")[2].removesuffix("-Instruct")
+        rows.append(
+            f"| {repository} | {shapes.parameters / 1e9:.2f} B | {node.num_bytes / GIB:.0f} GiB | "
+            f"{node.largest.name}: {node.largest.gib:.0f} GiB | {checkpoint / 1e9:.0f} GB |\n"
+        )
+    return "| policy | parameters | main memory | of which | one checkpoint |\n|---|---|---|---|---|\n" + "".join(rows)
+
+
+def first_fit(size: PublishedSize, count: int, gpu: str) -> Fit | None:
+    """The first setting that fits; None: none does."""
+    hardware = Hardware(gpu_gib=GPUS[gpu], gpu_name=gpu)
+    for context in CONTEXTS:
+        for sacrifice in SACRIFICES:
+            for told, config in _configurations(size, count, context, sacrifice):
+                plan = memory_plan(config, structure(size.family.model_type, size.name), hardware)
+                if plan.fits:
+                    return Fit(f"{context // 1024}k: {told}", plan)
+    return None
+
+
+def _configurations(
+    size: PublishedSize, count: int, context: int, sacrifice: Sacrifice
+) -> Iterator[tuple[str, RunConfig]]:
+    """The ways to lay out engines and learners over so many GPUs."""
+    config = _with(_base(size.family.model_type), context, sacrifice)
+    if count == 1:
+        for share in (0.3, 0.4, 0.5, 0.6):
+            yield sacrifice.told, _laid_out(config, 1, 1, share, **SHARED)
+        return
+    engines = 2 if count == 8 else 1
+    yield sacrifice.told, _laid_out(config, engines, count - engines, 0.9)
+    if count >= 4:
+        split = _laid_out(config, engines // 2 or 1, count - 2, 0.9, rollout_gpus=2.0)
+        rollout = replace(split.rollout, engine=replace(split.rollout.engine, tensor_parallel_size=2))
+        yield f"{sacrifice.told}, tp 2", replace(split, rollout=rollout)
+
+
+def _with(config: RunConfig, context: int, sacrifice: Sacrifice) -> RunConfig:
+    loss = replace(config.algorithm.loss, kl_beta=config.algorithm.loss.kl_beta if sacrifice.has_reference else 0.0)
+    return replace(
+        config,
+        algorithm=replace(config.algorithm, loss=loss),
+        rollout=replace(config.rollout, engine=replace(config.rollout.engine, max_model_len=context)),
+        learner=replace(
+            config.learner,
+            zero_stage=sacrifice.zero_stage,
+            deepspeed_config=OFFLOAD if sacrifice.is_offloaded else "",
+        ),
+    )
+
+
+def _laid_out(
+    config: RunConfig,
+    engines: int,
+    ranks: int,
+    utilization: float,
+    rollout_gpus: float = 1.0,
+    learner_gpus: float = 1.0,
+) -> RunConfig:
+    engine = replace(config.rollout.engine, gpu_memory_utilization=utilization)
+    per_rank = -(-config.rollout.tasks_per_step // ranks)
+    return replace(
+        config,
+        rollout=replace(config.rollout, num_workers=engines, tasks_per_step=per_rank * ranks, engine=engine),
+        learner=replace(config.learner, num_ranks=ranks),
+        placement=replace(config.placement, rollout_gpus=rollout_gpus, learner_gpus=learner_gpus),
+        weight_sync=replace(config.weight_sync, verify_tensors=0),
+    )
+
+
+@cache
+def _base(model_type: str) -> RunConfig:
+    return load_config([HERE.parent / CONFIGS[model_type]], [])
+
+
+@cache
+def structure(model_type: str, name: str) -> Structure:
+    """A published size's shapes, with our kernel."""
+    size, frames = published_size(model_type, name), kernel_frames(_base(model_type).policy)
+    return read_structure(model_config(size), size.repository, init_frames=frames)
+
+
+if __name__ == "__main__":
+    main()
