@@ -208,7 +208,6 @@ def _laid_out(
         rollout=replace(config.rollout, num_workers=engines, tasks_per_step=per_rank * ranks, engine=engine),
         learner=replace(config.learner, num_ranks=ranks),
         placement=replace(config.placement, rollout_gpus=rollout_gpus, learner_gpus=learner_gpus),
-        weight_sync=replace(config.weight_sync, verify_tensors=0),
     )
 
 

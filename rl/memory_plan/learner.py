@@ -41,7 +41,11 @@ class LearnerMemory:
         )
 
     def backward(self) -> tuple[Item, ...]:
-        """A micro-batch's backward pass: the moments of earlier steps are there, the gradients of earlier ones."""
+        """A micro-batch's backward pass: at its beginning, or when the first bucket of gradients is reduced."""
+        return max(self._backward(0.0, 0.0), self._backward(self.zero.until_full, self.zero.reducing), key=_total)
+
+    def _backward(self, done: float, reducing: float) -> tuple[Item, ...]:
+        """When so much of it is done: the moments of earlier steps are there, and the gradients of earlier passes."""
         working = max(self.activations.layer, self.activations.logits)
         at_work = "logits of the chunk at work" if working == self.activations.logits else "the layer at work"
         return items(
@@ -49,8 +53,8 @@ class LearnerMemory:
                 *self._kept(),
                 ("gathered weights", self.zero.gathered),
                 ("gradients", self.zero.gradients),
-                ("gradient buckets", self.zero.buckets),
-                ("activations", self.activations.kept),
+                ("gradient buckets", self.zero.buckets + reducing),
+                ("activations", (1 - done) * self.activations.kept),
                 ("activations of the vision tower", self.activations.tower),
                 (at_work, working),
             ]

@@ -45,7 +45,9 @@ class ZeroMemory:
     gathered: float  # by stage 3, for the layers at work and those that come next
     masters_and_moments: float
     gradients: float  # kept from micro-batch to micro-batch
-    buckets: float  # while gradients are reduced: buckets, their copies, one layer's gradients
+    buckets: float  # that gradients are put into, and one layer's gradients on the way there
+    reducing: float  # while a full bucket is reduced, beside it
+    until_full: float  # share of the backward pass until then
     stepping: float  # while the optimizer steps, in place of gradients and buckets: gradients in float32, AdamW's own
     loading: float  # at the worst moment of the start
     host: float
@@ -77,7 +79,9 @@ def _stage_0(parameters: Parameters, itemsize: int, *, cuda: bool) -> ZeroMemory
         gathered=0,
         masters_and_moments=2 * FLOAT * trained,
         gradients=trained * itemsize,
-        buckets=trained * itemsize,  # flattened for one all-reduce
+        buckets=0,
+        reducing=trained * itemsize,  # flattened for one all-reduce
+        until_full=1.0,
         stepping=trained * itemsize + _adamw(trained, cuda=cuda),
         loading=0,
         host=0,
@@ -92,20 +96,22 @@ def _stage_1_or_2(
     is_offloaded = _offloads(zero, "offload_optimizer")
     bucket = min(int(zero["reduce_bucket_size"]), trained)
     buffers = 2 if zero.get("overlap_comm") else 1
-    buckets = (buffers + 1) * bucket * itemsize + parameters.layer * itemsize
+    reducing = bucket * itemsize
     if int(zero["stage"]) == 1:
         gradients = trained * itemsize
         left = gradients / ranks
     elif accumulated != itemsize:
         gradients, left = share * accumulated, 0.0
     else:  # micro-batches are added from a partition of their own
-        gradients, buckets, left = share * accumulated, buckets + share * accumulated, share * accumulated
+        gradients, reducing, left = share * accumulated, reducing + share * accumulated, share * accumulated
     return ZeroMemory(
         weights=parameters.all * itemsize,
         gathered=0,
         masters_and_moments=0 if is_offloaded else 3 * FLOAT * share,
         gradients=gradients,
-        buckets=buckets + (parameters.largest * itemsize if is_offloaded else 0),
+        buckets=(buffers * bucket + parameters.layer + (parameters.largest if is_offloaded else 0)) * itemsize,
+        reducing=reducing,
+        until_full=bucket / trained,
         stepping=gradients if is_offloaded else FLOAT * share + left + _adamw(share, cuda=cuda),
         loading=trained * itemsize,  # laid end to end beside the original
         host=(4 * FLOAT + itemsize) * share + _adamw(share, cuda=False) if is_offloaded else 0,
@@ -128,7 +134,9 @@ def _stage_3(
         gathered=gathered * itemsize,
         masters_and_moments=0 if is_offloaded else masters + 2 * FLOAT * share,
         gradients=gradients,
-        buckets=bucket * itemsize + parameters.layer * itemsize,
+        buckets=parameters.layer * itemsize,
+        reducing=bucket * itemsize,
+        until_full=bucket / parameters.trained,
         stepping=gradients + (0 if is_offloaded else FLOAT * stepped + _adamw(stepped, cuda=cuda)),
         loading=parameters.all * itemsize,
         host=4 * FLOAT * share + _adamw(stepped, cuda=False) if is_offloaded else 0,
