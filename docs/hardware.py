@@ -114,8 +114,8 @@ Of a node with 8 GPUs of 80 GB, at the settings of the tables. Most of it is the
 training goes on.
 
 {_hosts()}
-How far plans are from measured peaks stands in [the measurements](../benchmarks/RESULTS.md#memory-plan); those are of
-CPUs, at the real widths: no GPU has confirmed the tables yet.
+How far plans are from measured peaks stands in [the measurements](../benchmarks/RESULTS.md#12-the-memory-plan); those
+are of CPUs, at the real widths: no GPU has confirmed the tables yet.
 """
 
 
