@@ -15,6 +15,7 @@ from rl.memory_plan.activations import block_working
 from rl.memory_plan.structure import Language, Structure
 
 MIN_BATCHED_TOKENS = 8192  # prompts prefilled together, as actors.engine.settings has it
+EMBEDDED_AT_ONCE = 2**16  # patches, as rl.policy.vllm.scene_engine has it
 FLOAT = 4
 CONTEXT_BYTES = 0.9 * 2**30  # CUDA's context, kernels and NCCL of a process
 GRAPHS_BYTES = 1.0 * 2**30  # CUDA graphs of decoding, where there are any
@@ -64,7 +65,7 @@ def _prefill(structure: Structure, engine: EngineConfig, itemsize: int, split: i
     tokens = max(engine.max_model_len, MIN_BATCHED_TOKENS)
     patches = engine.max_model_len * tower.merge**2
     encoded = engine.max_model_len * language.hidden * (1 + tower.levels) * itemsize  # kept: the encoder's cache
-    pixels = patches * tower.patch_values * (1 + FLOAT + itemsize)
+    pixels = tower.patch_values * (patches + min(patches, EMBEDDED_AT_ONCE) * (FLOAT + itemsize))
     encoding = max(pixels, patches * block_working(tower, itemsize)) + patches * tower.hidden * itemsize
     width = 2 * language.intermediate / split + 4 * language.hidden + language.query_width / split
     prefill = tokens * width * itemsize

@@ -16,7 +16,7 @@ from rl.config.run import RunConfig
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight.findings import Finding, Level, passed
 from rl.run.preflight.machine import check_output, check_resources, require_gpus
-from rl.run.preflight.memory import check_plan, plan_memory
+from rl.run.preflight.memory import check_plan, plan_memory, planned_parameters
 from rl.run.preflight.rewards import check_rewards
 from rl.run.preflight.shards import check_shards
 from rl.run.preflight.token_budget import check_token_budget
@@ -41,7 +41,7 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
     return [
         Finding("configuration", Level.OK, f"{config.name}: keys and ranges are valid"),
         policy,
-        check_output(config, parameters),
+        check_output(config, parameters or planned_parameters(config)),
         *check_resources(config),
         *check_shards(config),
         *_memory(config),

@@ -66,6 +66,12 @@ def planned_structure(config: RunConfig) -> tuple[Structure, str] | None:
     return read_structure(model_config(size), size.repository, init_frames=frames), size.repository
 
 
+def planned_parameters(config: RunConfig) -> int:
+    """Of the policy, where its folder does not tell; 0: nothing does."""
+    found = planned_structure(config)
+    return found[0].parameters if found else 0
+
+
 def check_plan(config: RunConfig, plan: MemoryPlan | None) -> list[Finding]:
     """A finding per GPU and for the node; what cannot fit has the keys that help most."""
     if plan is None:

@@ -100,3 +100,8 @@ def test_the_table_shows_every_place_its_largest_item_first(run, capsys):
     assert lines[engine].split()[-3:] == ["67.7", "of", "75.6"]
     assert lines[engine + 1].split()[:3] == ["engine:", "KV", "cache"]
     assert sum(line.startswith(("GPU with 1 learner rank", "the machine")) for line in lines) == 2
+
+
+def test_the_disk_for_checkpoints_is_asked_for_before_the_policy_is_there(run, tmp_path):
+    assert memory.planned_parameters(run("policy.path=models/Qwen3-VL-4B-Instruct")) == pytest.approx(4.44e9, rel=0.01)
+    assert memory.planned_parameters(run("policy.path=models/other")) == 0
