@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+from tokenizers import AddedToken, Tokenizer
 
+from envs.initial_observation import unseen_frames
+from envs.prompts import PromptFormat, encode_reply, initial_prompt
+from rl.config.policy import ScenesConfig
+from rl.policy.families import QWEN3_VL
+from rl.policy.geometry import Geometry
+from rl.policy.processor import Processor
 from rl.policy.stock import vocabulary
 from rl.policy.stock.hub_files import PUBLISHED_IDS
 from rl.policy.stock.vocabulary import qwen_tokenizer
 from rl.policy.tiny_tokenizer import QWEN_PIECES
-from rl.policy.token_ids import PolicyFilesError
+from rl.policy.token_ids import TAG_TOKENS, PolicyFilesError
 
 needs_ranks = pytest.mark.skipif(importlib.util.find_spec("dashscope") is None, reason="dashscope is not installed")
 
@@ -46,6 +53,18 @@ def test_text_is_cut_as_the_ranks_demand(tokenizer):
     ):
         text = unicodedata.normalize("NFC", text)
         assert tokenizer.encode(text).ids == reference.encode(text, disallowed_special=())
+
+
+@pytest.mark.thorough
+@needs_ranks
+def test_a_thinking_prompt_ends_in_the_published_ids(tokenizer):
+    """<|im_start|> assistant, a line break, <think>, a line break."""
+    tagged, geometry = Tokenizer.from_str(tokenizer.to_str()), Geometry(16, 2, 0.0, 151_936, QWEN3_VL)
+    tagged.add_tokens([AddedToken(text, special=False) for text in TAG_TOKENS if tagged.token_to_id(text) is None])
+    processor = Processor(tagged, geometry, ScenesConfig(), Path(), opens_thought=True)
+    prompt = initial_prompt("Why?", unseen_frames((0.0, 1.0), (64, 64)), processor, PromptFormat())
+    assert prompt[-5:] == (151_644, 77_091, 198, 151_667, 198)
+    assert encode_reply("</think>", processor) == (151_668,)
 
 
 def test_without_the_package_the_command_says_which_to_install(monkeypatch):
