@@ -87,7 +87,7 @@ def expand_blocks(token_ids: Sequence[int], blocks: Sequence[Sequence[int]], ids
             break  # a video without a place: for `find_marked` to refuse
         pad, held = int(pads[passed]), sum(token == ids.video_pad for token in block)
         start = pad - list(block).index(ids.video_pad)
-        written = held == 1 and start >= 0 and list(token_ids[start : start + len(block)]) == list(block)
+        written = start >= 0 and list(token_ids[start : start + len(block)]) == list(block)
         if _are_bare(ids_T, pads[passed : passed + 1], ids).all() and not written:
             expanded += [*token_ids[copied : pad - 1], *block]
             copied, passed = pad + 2, passed + 1

@@ -56,10 +56,10 @@ IDS = SimpleNamespace(vision_start=START, vision_end=END, video_pad=PAD)
 BARE = [START, PAD, END]  # as a chat template leaves a video
 AROUND_BLOCK = [START, 7, PAD, PAD, 8, PAD, PAD, END]
 AROUND_SCENE = [7, START, PAD, PAD, END, 8, START, PAD, PAD, END]
-ONE_TOKEN = [7, START, PAD, END]  # a scene of one token, its own markers around it
+ONE_TOKEN = [7, START, PAD, END]  # a scene of one token, its own markers around it: bare, but for its time
 
 
-@pytest.mark.parametrize("block", [AROUND_BLOCK, AROUND_SCENE, ONE_TOKEN])
+@pytest.mark.parametrize("block", [AROUND_BLOCK, AROUND_SCENE, ONE_TOKEN, ONE_TOKEN * 3])
 def test_a_placeholder_becomes_its_videos_block_and_a_block_stays_as_it_is(block):
     written = [WORD, *block, WORD, *block, *block, WORD]
     assert expand_blocks([WORD, *BARE, WORD, *BARE, *BARE, WORD], [block] * 3, IDS) == written
