@@ -183,9 +183,8 @@ def _said(turn):
     return [False] * len(turn.context_token_ids) + [True] * len(turn.completion.token_ids)
 
 
-@pytest.mark.vllm
-@pytest.mark.cli
-@pytest.mark.parametrize("trained", FAMILIES, indirect=True)
+@pytest.mark.soak
+@pytest.mark.parametrize("trained", ["qwen2_5_vl", "qwen3_vl"], indirect=True)
 def test_dynframe_ask_rolls_out_the_trajectory_of_training_and_writes_its_page(trained, clip, tmp_path):
     folder, group = trained
     page = tmp_path / "answer.html"
@@ -200,4 +199,4 @@ def test_dynframe_ask_rolls_out_the_trajectory_of_training_and_writes_its_page(t
     assert record["turns"][1]["frames"]["timestamps_s"] == pytest.approx(trajectory.turns[1].frames.timestamps_s_T)
     said = "\n".join(lines)
     assert "turn 2: " in said and "<answer>B</answer>" in said and "was shown 8 frames at 1.00, 1.25" in said
-    assert QUESTION in page.read_text() or page.stat().st_size > 20_000
+    assert page.stat().st_size > 20_000

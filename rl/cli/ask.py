@@ -50,6 +50,6 @@ def ask(
     if html is not None:
         write_page(record, html, console)
     if as_json:
-        print_json(record)
+        print_json({key: value for key, value in record.items() if key not in ("group", "sibling", "rewards")})
     if record["stop"] == "video_error":
         raise typer.Exit(EXIT_FAILED)

@@ -24,6 +24,7 @@ from rl.config.policy import ScenesConfig
 from rl.config.run import RunConfig
 from rl.policy.episode_settings import EpisodeSettings
 from rl.policy.families import is_ours, read_config
+from rl.policy.token_ids import TOKEN_TEXT
 from rl.run.console.stages import say, spell_seconds, stage
 from rl.run.prepare.episode_context import make_episode_context, make_reader
 from rl.run.prepare.errors import as_config_error
@@ -161,7 +162,8 @@ def print_answer(record: dict[str, Any], console: Console) -> None:
             console.print(
                 f"[bold]was shown[/] {len(turn['frames']['timestamps_s'])} frames at {shown} s", highlight=False
             )
-        console.print(escape("".join(turn["tokens"])), highlight=False, soft_wrap=True)
+        said = "".join(turn["tokens"]).removesuffix(TOKEN_TEXT["im_end"])
+        console.print(escape(said), highlight=False, soft_wrap=True)
         if turn["call"]:
             console.print(f"[bold]call[/] {escape(json.dumps(turn['call']))}", highlight=False, soft_wrap=True)
     if record["note"]:

@@ -1,12 +1,19 @@
 """Under which settings `dynframe ask` asks: those of training, where they are known; mistakes are told in one line."""
 
+import io
 import json
 
+import numpy as np
 import pytest
+from rich.console import Console
 
-from rl.cli.asking import configured, require_video
+from envs.prompts import encode_reply
+from envs.synthetic.clip import write_mp4
+from rl.cli.asking import answer, configured, print_answer, require_video, write_page
 from rl.config.errors import ConfigError
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy.processor import Processor
+from tests.fakes import ScriptedEngine
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +66,37 @@ def test_what_is_no_video_is_refused_before_an_engine_starts(folder, tmp_path, c
         video.write_bytes(content)
     with pytest.raises(ConfigError, match=r"clip\.mp4: "):
         require_video(configured(str(folder), [], best=False), video)
+
+
+@pytest.mark.vllm
+def test_an_answer_is_printed_with_its_windows_and_frames_and_written_as_a_page(folder, tmp_path, monkeypatch):
+    import actors.engine.engine
+
+    clip, page, console = tmp_path / "clip.mp4", tmp_path / "answer.html", Console(file=io.StringIO(), width=200)
+    write_mp4(np.random.default_rng(0).integers(0, 256, (8, 64, 96, 3), dtype=np.uint8).repeat(6, axis=0), 12, clip)
+    config = configured(str(folder), [], best=False)
+    processor = Processor.from_pretrained(folder, config.policy.scenes)
+    replies = ("<think>Unclear.</think><span>1.0 - 3.0</span><fps>4</fps>", "[bold]<answer>B</answer>")
+    script = [list(encode_reply(reply, processor)) for reply in replies]
+    script[-1].append(processor.ids.im_end)
+    asked = []
+
+    class Engine(ScriptedEngine):
+        async def generate(self, request):
+            asked.append(request.sampling)
+            return await self(request)
+
+        def close(self):
+            asked.append("closed")
+
+    monkeypatch.setattr(actors.engine.engine, "make_engine", lambda *_, **__: Engine([script]))
+    record = answer(config, clip, "What colour?", console, temperature=0.7, seed=3)
+    print_answer(record, console)
+    write_page(record, page, console)
+
+    printed = console.file.getvalue()
+    assert [sampling.temperature for sampling in asked[:-1]] == [0.7, 0.7] and asked[-1] == "closed"
+    assert "turn 2: " in printed and "saw 8 frames in " in printed
+    assert "was shown 8 frames at 1.00, 1.25, " in printed and "[bold]<answer>B</answer>\n" in printed
+    assert record["stop"] == "answered" and record["turns"][0]["call"]["granted_s"] == [1.0, 3.0]
+    assert page.read_text().startswith("<!doctype html>") and page.stat().st_size > 20_000
