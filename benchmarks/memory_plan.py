@@ -1,6 +1,6 @@
 """The memory plan against measured peaks: learner ranks at the real widths of published sizes, on the CPU.
 
-    python benchmarks/memory_plan.py                                   # counted: within 2 GiB, seconds a case
+    python benchmarks/memory_plan.py                                   # counted: 1 to 4 GiB, half a minute a case
     python benchmarks/memory_plan.py --resident --scratch /tmp/widths  # processes that really hold it: up to 14 GiB
 
 Every case is a policy with random weights whose learner takes two updates; the larger of the second's two peaks
