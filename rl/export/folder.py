@@ -16,6 +16,7 @@ from rl.policy.episode_settings import VIDEO_PROCESSOR
 from rl.policy.families import family_of, read_config
 from rl.policy.policy_folder import scenes_of
 from rl.policy.processor import Processor
+from rl.policy.weight_files import require_disk_space
 
 PROCESSOR_CONFIG, PROCESSOR_CLASS = "processor_config.json", "FlexiVideoProcessor"
 VIDEO_PROCESSOR_CONFIG = "video_preprocessor_config.json"  # by it vLLM chooses who decodes files
@@ -45,6 +46,7 @@ def write_export(policy: Path, folder: Path, episode: Mapping[str, Any], card: s
         "scenes": asdict(scenes),
         "episode": dict(episode),
     }
+    require_disk_space(folder.parent, sum(path.stat().st_size for path in policy.iterdir()), f"the export of {policy}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         draft = Path(scratch) / folder.name
