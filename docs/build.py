@@ -31,6 +31,7 @@ ELSEWHERE = {  # pages that stand outside docs/: their place in the repository -
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/RESULTS.md": "measured/RESULTS.md",
+    "benchmarks/GPU.md": "measured/GPU.md",
     "benchmarks/decode.md": "measured/decode.md",
     "benchmarks/decode_looks.md": "measured/decode_looks.md",
     "benchmarks/encode.md": "measured/encode.md",
