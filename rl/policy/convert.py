@@ -46,7 +46,12 @@ def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path
         require_weights(path)
         return path
     folder = converted_folder(path, scenes, cache_dir, seed)
-    return folder if folder.is_dir() else convert_stock_checkpoint(path, folder, scenes, seed)
+    try:
+        return folder if folder.is_dir() else convert_stock_checkpoint(path, folder, scenes, seed)
+    except OSError:
+        if not folder.is_dir():  # not merely another process that was faster
+            raise
+        return folder
 
 
 def converted_folder(path: Path, scenes: ScenesConfig, cache_dir: str | Path, seed: int) -> Path:

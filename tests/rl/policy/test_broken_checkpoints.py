@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from rl.config.policy import ScenesConfig
 from rl.policy.conversion import plan_conversion, require_weights
-from rl.policy.convert import convert_stock_checkpoint
+from rl.policy.convert import convert_stock_checkpoint, prepare_policy
 from rl.policy.given_folder import require_usable
 from rl.policy.stock.make import make_checkpoint
 from rl.policy.tiny_tokenizer import train_tokenizer
@@ -204,3 +204,13 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(sound, tmp_
     with pytest.raises(PolicyFilesError, match=r"the converted copy of .* takes 0\.0 GiB .* free: make room"):
         convert_stock_checkpoint(sound, tmp_path / "cache" / "ours", SCENES)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_that_convert_at_once_both_get_the_folder(sound, tmp_path, monkeypatch):
+    def convert_slowly(source, target, *rest):
+        convert_stock_checkpoint(source, target, *rest)  # the other run is faster
+        return convert_stock_checkpoint(source, target, *rest)
+
+    monkeypatch.setattr("rl.policy.convert.convert_stock_checkpoint", convert_slowly)
+    folder = prepare_policy(sound, SCENES, tmp_path)
+    assert (folder / "config.json").is_file() and [path.name for path in folder.parent.iterdir()] == [folder.name]
