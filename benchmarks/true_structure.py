@@ -129,7 +129,7 @@ class Walk:
     def _program(
         self, source: str, arguments: Sequence[Path], read: Callable[[str], str], *, alone: bool = False
     ) -> Callable[[str], str]:
-        """A few lines of Python; `alone`: where this package cannot be imported."""
+        """A few lines of Python; `alone`: away from this checkout."""
         return lambda mark: read(completed(("-c", source, *map(str, arguments)), mark, alone=alone))
 
     def _parity(self, path: str, dtype: str) -> Callable[[str], str]:
