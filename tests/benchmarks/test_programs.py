@@ -145,6 +145,16 @@ def test_memory_plan():
     assert abs(float(row["error of the peak"].removesuffix("%"))) < 15
 
 
+@pytest.mark.deepspeed
+def test_loading(tmp_path):
+    small = TinyPolicyConfig(hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=600)
+    policy = build_tiny_policy(small, ScenesConfig(), tmp_path / "policy", seed=0)
+    ((row,),) = run("loading.py", policy, "--stages", 3, "--ranks", 2, "--reference", "yes", "--scratch", tmp_path)
+    assert (row["ZeRO"], row["ranks"], row["reference"]) == ("3", "2", "yes")
+    assert_positive(row, "processes, GiB", "peak", "held", "peak, copies", "held, copies", "largest rank's peak")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]  # nothing is left of the checkpoint
+
+
 def test_batch_invariance():
     (rows,) = run("batch_invariance.py", "--only", "no settings")
     assert [row["settings"] for row in rows] == ["no settings", "as Intel, no settings"]
