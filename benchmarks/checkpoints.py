@@ -104,9 +104,10 @@ def _multiplications_per_s(is_over: Callable[[], bool]) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _export(policy: Tensor, folder: Path) -> None:
+def _export(policy: Tensor, folder: Path) -> list[Path]:
     folder.mkdir()
     save_file({"weight": policy}, folder / "model.safetensors")
+    return [folder / "model.safetensors"]
 
 
 if __name__ == "__main__":

@@ -347,11 +347,11 @@ MFU_HEADINGS = ("TFLOP/s", "MFU of the peak", "of a large product")
 
 
 def objective_of(work: Work, policy: nn.Module, device: torch.device, kl_beta: float = 0.0) -> Objective:
-    """The loss of a policy in training; above 0 a reference policy with random weights is loaded when first asked."""
+    """The loss of a policy in training; above 0 beside a reference policy with random weights."""
     return Objective(
         policy,
         LossConfig(kl_beta=kl_beta),
-        load_reference=lambda: work.policy(device),
+        reference=work.policy(device).requires_grad_(False).eval() if kl_beta else None,
         allowed_V=torch.from_numpy(work.processor().allowed_token_mask()).to(device),
         temperature=1.0,
         world_size=1,

@@ -80,7 +80,7 @@ class DeepSpeedSteps:
             path = folder / "accumulate.json"
             path.write_text(json.dumps({"data_types": {"grad_accum_dtype": accumulate}}))
             config = LearnerConfig(zero_stage=2, deepspeed_config=str(path), optimizer=config.optimizer)
-        self._engine = TrainingEngine(model, config, "bfloat16", 1)
+        self._engine = TrainingEngine(model, config, "bfloat16", next(model.parameters()).device, 1)
         self.policy: nn.Module = self._engine.deepspeed
 
     def step(self, losses: Sequence[Callable[[], Tensor]], lr: float) -> float:

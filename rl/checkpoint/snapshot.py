@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rl.checkpoint.checkpoint import POLICY_FOLDER
-from rl.checkpoint.manifest import CheckpointError, explained, file_record, files_under, flush, flush_tree
+from rl.checkpoint.manifest import CheckpointError, explained, file_record, flush
 from rl.trajectory import WrittenFile
 
 
@@ -30,10 +30,12 @@ class CapturedState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """What training can no longer change: the rank's state and, on rank 0, the whole policy."""
+    """What training can no longer change: the rank's state, and its part of the policy."""
 
     state: CapturedState
-    export_policy: Callable[[Path], None] | None  # writes a Hugging Face folder; None on the other ranks
+    export_policy: (
+        Callable[[Path], Sequence[Path]] | None
+    )  # writes this rank's files of the policy's folder; says which
 
     def write(self, folder: Path) -> list[WrittenFile]:
         """Write this rank's files into the draft `folder` and flush them to the disk; from any thread.
@@ -49,8 +51,9 @@ class Snapshot:
             flush(mine)
             if self.export_policy is None:
                 return [file_record(folder, mine)]
-            self.export_policy(policy)
-            flush_tree(policy)
-            return [file_record(folder, path) for path in (mine, *files_under(policy))]
+            written = self.export_policy(policy)
+            for path in (*written, policy):
+                flush(path)
+            return [file_record(folder, path) for path in (mine, *written)]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: could not be written: {explained(error)}") from error

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl.config.learner import LearnerConfig
-from rl.learner.settings import deepspeed_settings, uses_cuda
+from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, whole_shape
+from rl.learner.settings import deepspeed_settings, inference_settings, uses_cuda
 
 GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
 
@@ -37,17 +38,22 @@ class StepOutcome(NamedTuple):
 class TrainingEngine:
     """A policy, its AdamW and the DeepSpeed engine around both. Every method is collective.
 
-    engine = TrainingEngine(model, config, "float32", world_size=2)
+    engine = TrainingEngine(map_policy(folder, scenes), config, "float32", device, world_size=2)
     outcome = engine.step([lambda: loss_of(0), lambda: loss_of(1)], lr=1e-6)
     """
 
-    def __init__(self, model: nn.Module, config: LearnerConfig, dtype: str, world_size: int) -> None:
+    def __init__(
+        self, model: nn.Module, config: LearnerConfig, dtype: str, device: torch.device, world_size: int
+    ) -> None:
         """Weight decay spares vectors: biases and the gains of norms.
 
+        Args:
+            model: whole, wherever and of whatever type it is; it is moved to `device` as `dtype`, and cut up at ZeRO 3.
         Raises:
             ConfigError: `learner.deepspeed_config` cannot be read.
         """
         self.zero_stage, self._world_size = config.zero_stage, world_size
+        self._device, self._dtype = device, getattr(torch, dtype)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         options = config.optimizer
         groups = [
@@ -55,15 +61,29 @@ class TrainingEngine:
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas))
-        settings = deepspeed_settings(config, dtype, sum(parameter.numel() for parameter in trained))
+        self._settings = deepspeed_settings(config, dtype, sum(parameter.numel() for parameter in trained))
+        if config.zero_stage == 3:
+            place_cut_up(model, device, self._dtype, self._settings)
+        else:
+            place_whole(model, device, self._dtype)
         self.deepspeed: Any = deepspeed.initialize(
-            model=model, optimizer=self.adamw, config=settings, dist_init_required=False
+            model=model, optimizer=self.adamw, config=self._settings, dist_init_required=False
         )[0]
+        self._reference: Any = None
 
     @property
     def module(self) -> nn.Module:
         """The model itself; at ZeRO 3 its parameters are cut up."""
         return self.deepspeed.module
+
+    def add_reference(self, model: nn.Module) -> Callable[..., Any]:
+        """A model that is asked beside the trained one and never changes, on the same device; cut up at ZeRO 3."""
+        model.requires_grad_(False).eval()
+        if self.zero_stage < 3:
+            place_whole(model, self._device, self._dtype)
+            return model
+        self._reference = cut_up_for_inference(model, self._device, self._dtype, inference_settings(self._settings))
+        return self._reference
 
     def step(self, losses: Sequence[Callable[[], Tensor]], lr: float) -> StepOutcome:
         """Accumulate the gradients of all micro-batches, then take one optimizer step if they are finite.
@@ -92,20 +112,32 @@ class TrainingEngine:
         self.deepspeed.step()
         return StepOutcome(self.deepspeed.was_step_applied(), float(self.deepspeed.get_global_grad_norm()))
 
-    def named_weights(self, *, trainable_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Whole parameters under their Hugging Face names. At ZeRO 3 every rank has to run through all of them."""
+    def named_weights(
+        self, *, trainable_only: bool = False, wanted: Container[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters under their Hugging Face names. At ZeRO 3 every rank has to run through all of them.
+
+        Args:
+            wanted: names that this rank has a use for; the others are gathered and not given. None: all.
+        """
         named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad or not trainable_only]
         if self.zero_stage < 3:
-            yield from ((name, parameter.detach()) for name, parameter in named)
+            yield from ((name, p.detach()) for name, p in named if wanted is None or name in wanted)
             return
         for bucket in _buckets(named, GATHER_BYTES):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
-                whole = [(name, parameter.detach().clone()) for name, parameter in bucket]
+                whole = [(name, p.detach().clone()) for name, p in bucket if wanted is None or name in wanted]
             yield from whole
+
+    def whole_shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        """Shape when whole, and type, of every parameter under its Hugging Face name."""
+        return {name: (whole_shape(p), p.dtype) for name, p in self.module.named_parameters()}
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""
         self.deepspeed.destroy()
+        if self._reference is not None:
+            self._reference.destroy()
 
 
 def join_ranks(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> torch.device:

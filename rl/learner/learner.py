@@ -31,10 +31,11 @@ from rl.learner.engine import TrainingEngine, join_ranks
 from rl.learner.metrics import Tally, tally_work
 from rl.learner.mini_batch import MiniBatch, build_mini_batch, consecutive_parts, sampled_logprobs
 from rl.learner.objective import Objective
+from rl.learner.policy_copy import PolicyCopy, copy_policy, place_weights
 from rl.learner.rank_files import Layout
 from rl.learner.settings import learning_rate
 from rl.learner.state import capture_state, load_state, optimizer_tensors
-from rl.policy.model import freeze_vision, load_policy, save_policy
+from rl.policy.model import freeze_vision, map_policy, save_all_but_weights
 from rl.policy.processor import Processor
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
 
@@ -78,12 +79,12 @@ class Learner:
         self._device = join_ranks(rank, world_size, master_addr, master_port, learner.timeout_s)
         torch.manual_seed(seed + rank)
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
-        load = partial(load_policy, policy_dir, policy.scenes, policy.dtype)
-        self._engine = TrainingEngine(_prepared(load(), learner), learner, policy.dtype, world_size)
+        mapped = partial(map_policy, policy_dir, policy.scenes)
+        self._engine = TrainingEngine(_prepared(mapped(), learner), learner, policy.dtype, self._device, world_size)
         self._objective = Objective(
             self._engine.deepspeed,
             algorithm.loss,
-            load_reference=load,
+            reference=self._engine.add_reference(mapped()) if algorithm.loss.kl_beta > 0 else None,
             allowed_V=torch.from_numpy(self._processor.allowed_token_mask()).to(self._device),
             temperature=temperature,
             world_size=world_size,
@@ -157,13 +158,13 @@ class Learner:
         return tensors_digest(optimizer_tensors(self._engine.deepspeed, self._engine.adamw, self._layout))
 
     def capture(self) -> Snapshot:
-        """Copy what a checkpoint needs to the CPU: this rank's state and, on rank 0, the whole policy.
+        """Copy what a checkpoint needs to the CPU: this rank's state, and its share of the policy's files.
 
         Training may continue at once; the copies are written by `Snapshot.write`, from any thread. They take as much
-        memory as the optimizer's state, and on rank 0 the policy once more, until they are written.
+        memory as the optimizer's state and this rank's files of the policy, until they are written.
         """
         state = capture_state(self._engine.deepspeed, self._engine.adamw, self._layout, self._steps)
-        return Snapshot(state, self._captured_policy())
+        return Snapshot(state, self._copied_policy().write)
 
     def save(self, folder: str | Path) -> None:
         """Write everything needed to resume into `folder`; returns when all ranks have."""
@@ -181,10 +182,8 @@ class Learner:
         dist.barrier()
 
     def export_policy(self, folder: str | Path) -> None:
-        """Write the current policy as a Hugging Face folder (rank 0 writes)."""
-        write = self._captured_policy()
-        if write is not None:
-            write(Path(folder))
+        """Write the current policy as a Hugging Face folder, which all ranks must see; each writes its files."""
+        self._copied_policy().write(Path(folder))
         dist.barrier()
 
     def close(self) -> None:
@@ -192,13 +191,9 @@ class Learner:
         self._engine.close()
         dist.destroy_process_group()
 
-    def _captured_policy(self) -> Callable[[Path], None] | None:
-        """On rank 0 a copy of the weights, waiting to be written; the others take part in the gathering."""
-        first = self._layout.rank == 0
-        weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.named_weights() if first}
-        if not first:
-            return None
-        return partial(save_policy, self._engine.module, self._processor, state_dict=weights)
+    def _copied_policy(self) -> PolicyCopy:
+        engine, write_rest = self._engine, partial(save_all_but_weights, self._engine.module, self._processor)
+        return copy_policy(engine.named_weights, place_weights(engine.whole_shapes()), self._layout, write_rest)
 
     def _mini_batch(self, samples: Sequence[TrainingSample]) -> MiniBatch:
         return build_mini_batch(samples, self._config.micro_batch, self._processor, self._device)

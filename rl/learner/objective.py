@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Objective:
 
     Args:
         policy: the policy in training, as a callable module.
-        load_reference: loads the policy the run started from; called once, if `options.kl_beta` > 0.
+        reference: the policy the run started from, callable likewise; needed if `options.kl_beta` > 0.
         allowed_V: bool; tokens that may be sampled.
         temperature: trajectories are sampled at.
         world_size: number of ranks.
@@ -35,14 +36,13 @@ class Objective:
         policy: nn.Module,
         options: LossConfig,
         *,
-        load_reference: Callable[[], nn.Module],
+        reference: Callable[..., Any] | None,
         allowed_V: Tensor,
         temperature: float,
         world_size: int,
     ) -> None:
-        self._policy, self._options, self._load_reference = policy, options, load_reference
+        self._policy, self._options, self._reference = policy, options, reference
         self._allowed_V, self._temperature, self._world_size = allowed_V, temperature, world_size
-        self._reference: nn.Module | None = None
 
     @torch.no_grad()
     def logprobs(self, batch: LearnerBatch, scored_BT: Tensor | None = None) -> Tensor:
@@ -111,15 +111,13 @@ class Objective:
         )
 
     def _reference_logprobs(self, batch: LearnerBatch) -> Tensor | None:
-        if self._options.kl_beta == 0:
-            return None
         if self._reference is None:
-            self._reference = self._load_reference().to(self._allowed_V.device).requires_grad_(False).eval()
+            return None
         with torch.no_grad():
             return self._score(self._reference, batch, batch.loss_mask_BT)[0]
 
     def _score(
-        self, model: nn.Module, batch: LearnerBatch, scored_BT: Tensor | None, temperature: float | None = None
+        self, model: Callable[..., Any], batch: LearnerBatch, scored_BT: Tensor | None, temperature: float | None = None
     ) -> tuple[Tensor, Tensor]:
         return token_logprobs(
             model,

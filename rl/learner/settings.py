@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def deepspeed_settings(
         **_accumulation(config, dtype, extra),
         "zero_optimization": {**sizes, **extra.get("zero_optimization", {}), "stage": config.zero_stage},
     }
+
+
+def inference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model beside the trained one that has no optimizer."""
+    zero = {key: value for key, value in settings["zero_optimization"].items() if key != "offload_optimizer"}
+    return {**settings, "zero_optimization": zero}
 
 
 def _accumulation(config: LearnerConfig, dtype: str, extra: dict[str, Any]) -> dict[str, Any]:

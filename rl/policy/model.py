@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rl.policy.policy_folder import require_inert, require_scenes
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
 from rl.policy.video_policy import VideoPolicy
+from rl.policy.weight_files import stored_dtype
 
 
 def load_policy(folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | str = torch.float32) -> VideoPolicy:
@@ -38,23 +40,32 @@ def load_policy(folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | s
     return model
 
 
+def map_policy(folder: str | Path, scenes: ScenesConfig) -> VideoPolicy:
+    """As `load_policy`, in the type the weights are stored in: no parameter is copied, all are pages of the files.
+
+    For a caller that moves and casts parameters itself, one after the other (rl.learner.loading). What is written to
+    such a parameter becomes a private copy of its pages, and never gets into the files. Buffers are in memory.
+    """
+    return load_policy(folder, scenes, stored_dtype(Path(folder)))
+
+
 def policy_class(family: Family) -> type[Any]:
     """The learner's class of a family; its file is imported when it is asked for."""
     return getattr(importlib.import_module(family.learner), family.architecture)
 
 
-def save_policy(
-    model: VideoPolicy,
-    processor: Processor,
-    folder: str | Path,
-    state_dict: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """An ordinary Hugging Face folder: configuration, weights, tokenizer, chat template.
+def save_policy(model: VideoPolicy, processor: Processor, folder: str | Path) -> None:
+    """An ordinary Hugging Face folder: configuration, weights, tokenizer, chat template."""
+    model.save_pretrained(folder)
+    processor.save(folder)
 
-    Args:
-        state_dict: weights under HF names where the model's own are not whole (ZeRO-3).
-    """
-    model.save_pretrained(folder, state_dict=state_dict)
+
+def save_all_but_weights(model: VideoPolicy, processor: Processor, folder: str | Path) -> None:
+    """What `save_policy` writes beside the weights, which may be cut up (ZeRO 3)."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
     processor.save(folder)
 
 

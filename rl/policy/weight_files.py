@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from rl.policy.token_ids import PolicyFilesError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-FLOATS = ("BF16", "F16", "F32")  # what can be trained as it is
+FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # what can be trained as it is, and torch's names
 READ_AT_ONCE = 2**24  # bytes
 LONGEST_HEADER = 100_000_000  # bytes of JSON before the tensors; the format's own limit
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -76,6 +77,21 @@ def read_weights(folder: Path) -> dict[str, dict[str, TensorEntry]]:
                     "checkpoint in bfloat16"
                 )
     return files
+
+
+def stored_dtype(folder: Path) -> str:
+    """The type, as torch calls it, in which a checkpoint stores most of its weights.
+
+    Raises:
+        PolicyFilesError: as `read_weights`, or there are no weights.
+    """
+    stored: Counter[str] = Counter()
+    for entries in read_weights(folder).values():
+        for entry in entries.values():
+            stored[entry.dtype] += entry.nbytes
+    if not stored:
+        raise PolicyFilesError(f"{folder}: its weights' files hold no tensors; was it copied in full?")
+    return FLOATS[stored.most_common(1)[0][0]]
 
 
 def read_index(path: Path) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,12 @@ def _cold_start(
         workers.callback(pool.stop)
         with stage(console, f"starting {config.learner.num_ranks} learners for the cold start"):
             learners = spawn_learners(
-                config, policy_dir, slots, optimizer=optimizer, total_updates=declared.steps, name="cold-start"
+                without_reference(config),
+                policy_dir,
+                slots,
+                optimizer=optimizer,
+                total_updates=declared.steps,
+                name="cold-start",
             )
         workers.callback(learners.stop)
         workers.enter_context(stage(console, f"cold start of {declared.steps} steps on {len(traces):,} traces"))
@@ -129,6 +135,12 @@ def _cold_start(
         )
         learners.export_policy(folder)
     say(console, f"cold start: {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} nat per token")
+
+
+def without_reference(config: RunConfig) -> RunConfig:
+    """Of a stage that has no use for the reference policy: its learners do not load it."""
+    loss = replace(config.algorithm.loss, kl_beta=0.0)
+    return replace(config, algorithm=replace(config.algorithm, loss=loss))
 
 
 def _show(progress: Progress, bar: TaskID, step: int, steps: int, nll: float) -> None:

@@ -138,10 +138,11 @@ class Rank:
     def result(self, timeout_s: float):
         return self._snapshot.write(self._draft)
 
-    def _export(self, folder: Path, step: int) -> None:
+    def _export(self, folder: Path, step: int) -> list[Path]:
         folder.mkdir()
         safetensors.torch.save_file({"weight": torch.full((64,), float(step))}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"step": step}))
+        return [folder / "config.json", folder / "model.safetensors"]
 
 
 class Run:

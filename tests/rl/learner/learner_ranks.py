@@ -272,6 +272,16 @@ class Rank:
         self._end(learner)
         return {"straight": straight, "resumed": again, "fresh": fresh, "loaded": loaded, "steps": steps}
 
+    def holding(self, **options):
+        """What share of policy and reference this rank holds once it has loaded, and the types of their buffers."""
+        learner = self.learner(**options)
+        models = [learner._engine.module, learner._engine._reference.module]
+        held = [[p.numel() + p.ds_tensor.numel() for p in model.parameters()] for model in models]
+        whole = [[p.ds_numel for p in model.parameters()] for model in models]
+        types = {str(buffer.dtype) for model in models for buffer in model.buffers()}
+        self._end(learner)
+        return {"shares": [sum(h) / sum(w) for h, w in zip(held, whole, strict=True)], "buffers": types}
+
     def captured(self, folder, **options):
         """Everything written at once; and copied, written after two more steps."""
         learner = self.learner(**options)

@@ -149,6 +149,27 @@ def test_stage_3_is_plain_pytorch_where_every_parameter_is_partitioned(world_of,
     assert furthest(learned["logprobs"], plain_of(QWEN3)["logprobs"]) < 1e-4
 
 
+def test_stage_3_holds_a_share_of_policy_and_reference_from_the_start(world_of, tmp_path):
+    """Rotary frequencies stay float32: transformers' loading under DeepSpeed's `zero.Init` would round them."""
+    settings = tmp_path / "deepspeed.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
+    options = {"stage": 3, "dtype": "bfloat16", "loss": {"kl_beta": 0.1}, "deepspeed_config": str(settings)}
+
+    found = world_of(2)("holding", **options, policy=QWEN3)
+
+    assert found["shares"] == pytest.approx([0.5, 0.5], abs=0.01)
+    assert found["buffers"] == {"torch.float32"}
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_reference_stays_where_the_run_began(world_of, stage):
+    """At stage 3 it is cut up like the policy, and says the same."""
+    metrics = world_of(2)("update", stage=stage, loss={"kl_beta": 0.1}, steps=2)["metrics"]
+    alone = world_of(1)("update", stage=1, loss={"kl_beta": 0.1}, steps=2)["metrics"]
+    assert metrics[0]["loss/kl"] == 0.0 < metrics[1]["loss/kl"]
+    assert metrics[1]["loss/kl"] == pytest.approx(alone[1]["loss/kl"], rel=1e-3)
+
+
 @pytest.mark.parametrize(("micro_batch", "policy"), [(1, QWEN2_5), (3, QWEN3), (8, QWEN2_5)])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_micro_batch_does_not_matter(world_of, plain_of, stage, micro_batch, policy):
