@@ -141,3 +141,8 @@ def anchored(config: RunConfig, folder: Path) -> RunConfig:
     return replace(
         config, output_dir=str(folder / config.output_dir), cache_dir=str(folder / config.cache_dir)
     )  # joining an absolute path gives that path
+
+
+def without_reference(config: RunConfig) -> RunConfig:
+    """The same without the divergence from the initial policy: no learner loads that a second time."""
+    return replace(config, algorithm=replace(config.algorithm, loss=replace(config.algorithm.loss, kl_beta=0.0)))

@@ -35,17 +35,14 @@ class Workers:
 def node_items(
     config: RunConfig, structure: Structure, workers: Workers, learner: LearnerMemory, engine: EngineMemory
 ) -> tuple[Item, ...]:
-    """What lies in a node's main memory at the worst moment: while learners load their weights on the way to GPUs, or
-    while a step learns and the checkpoint before it is being written.
+    """What lies in a node's main memory at the worst moment: a step learns while a checkpoint is being written.
+
+    Loading is no such moment: weights are mapped from their files and go to the GPUs a parameter at a time.
 
     Args:
         learner, engine: of one worker; what they hold on a GPU is not counted here.
     """
-    processes = _processes(config, workers)
-    loading = workers.learners * structure.parameters * ITEMSIZE[config.policy.dtype]
-    on_the_way = [("weights while learners load", loading if config.placement.learner_gpus else 0)]
-    moments = (on_the_way, _at_work(config, structure, workers, learner, engine))
-    return items([*processes, *max(moments, key=lambda named: sum(num_bytes for _, num_bytes in named))])
+    return items([*_processes(config, workers), *_at_work(config, structure, workers, learner, engine)])
 
 
 def _processes(config: RunConfig, workers: Workers) -> list[tuple[str, float]]:
@@ -74,7 +71,7 @@ def _at_work(
         ("frames in the object store", stored_values(config, longest)),
         ("packed micro-batches", ranks * packed_values(config, longest)),
         ("weights on their way to engines", policy + 2 * config.weight_sync.bucket_bytes if ranks else 0),
-        ("a checkpoint until it is written", share * trained * MASTERS_AND_MOMENTS + (policy if ranks else 0)),
+        ("a checkpoint until it is written", share * (trained * MASTERS_AND_MOMENTS + policy)),
         ("CPU offload of the optimizer", ranks * learner.zero.host),
     ]
     if not placement.learner_gpus:

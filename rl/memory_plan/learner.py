@@ -26,7 +26,7 @@ class LearnerMemory:
 
     zero: ZeroMemory
     activations: Activations
-    reference: float  # the frozen policy of the divergence, whole on every rank; 0: none
+    reference: float  # the frozen policy of the divergence, cut up at ZeRO 3, else whole on every rank; 0: none
     context: float  # CUDA's
 
     def peak(self) -> tuple[Item, ...]:
@@ -96,9 +96,15 @@ def learner_memory(
             checkpointing=learner.activation_checkpointing,
             freeze_vision=learner.freeze_vision,
         ),
-        structure.parameters * itemsize if config.algorithm.loss.kl_beta else 0.0,
+        _reference(config, structure.parameters * itemsize),
         CONTEXT_BYTES if cuda else 0.0,
     )
+
+
+def _reference(config: RunConfig, whole: float) -> float:
+    if not config.algorithm.loss.kl_beta:
+        return 0.0
+    return whole / config.learner.num_ranks if config.learner.zero_stage == 3 else whole
 
 
 def _total(parts: tuple[Item, ...]) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rl.config.errors import ConfigError
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, without_reference
 from rl.memory_plan.record import GIB, MemoryPlan
 
 OFFLOAD = "configs/deepspeed_zero2_offload.json"
@@ -75,7 +75,7 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]
         double = 2 * learner.num_ranks
         yield f"learner.num_ranks={double}", lambda: _learner(config, num_ranks=double)
     if config.algorithm.loss.kl_beta:
-        yield "algorithm.loss.kl_beta=0", lambda: _without_reference(config)
+        yield "algorithm.loss.kl_beta=0", lambda: without_reference(config)
     if config.policy.dtype == "float32":
         yield "policy.dtype=bfloat16", lambda: replace(config, policy=replace(config.policy, dtype="bfloat16"))
     yield from _of_engines(config)
@@ -114,10 +114,6 @@ def _learner(config: RunConfig, **changed: object) -> RunConfig:
 
 def _engine(config: RunConfig, **changed: object) -> RunConfig:
     return replace(config, rollout=replace(config.rollout, engine=replace(config.rollout.engine, **changed)))
-
-
-def _without_reference(config: RunConfig) -> RunConfig:
-    return replace(config, algorithm=replace(config.algorithm, loss=replace(config.algorithm.loss, kl_beta=0.0)))
 
 
 def _split(config: RunConfig, split: int) -> RunConfig:

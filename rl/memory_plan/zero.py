@@ -138,7 +138,7 @@ def _stage_3(
         reducing=bucket * itemsize,
         until_full=bucket / parameters.trained,
         stepping=gradients + (0 if is_offloaded else FLOAT * stepped + _adamw(stepped, cuda=cuda)),
-        loading=parameters.all * itemsize,
+        loading=parameters.largest * itemsize,  # parameters are cut up one by one
         host=4 * FLOAT * share + _adamw(stepped, cuda=False) if is_offloaded else 0,
     )
 

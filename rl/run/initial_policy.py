@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from actors.traces import TraceError, TraceFeed
 from envs.data.formats import RetrievalTrace
 from rl.config.file import to_dict
 from rl.config.learner import OptimizerConfig
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, without_reference
 from rl.learner.sft import run_cold_start
 from rl.policy.scenes import fingerprint as scenes_fingerprint
 from rl.run.console.stages import progress_bar, say, stage
@@ -109,7 +108,7 @@ def _cold_start(
         workers.callback(pool.stop)
         with stage(console, f"starting {config.learner.num_ranks} learners for the cold start"):
             learners = spawn_learners(
-                without_reference(config),
+                without_reference(config),  # supervision has no use for it
                 policy_dir,
                 slots,
                 optimizer=optimizer,
@@ -135,12 +134,6 @@ def _cold_start(
         )
         learners.export_policy(folder)
     say(console, f"cold start: {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} nat per token")
-
-
-def without_reference(config: RunConfig) -> RunConfig:
-    """Of a stage that has no use for the reference policy: its learners do not load it."""
-    loss = replace(config.algorithm.loss, kl_beta=0.0)
-    return replace(config, algorithm=replace(config.algorithm, loss=loss))
 
 
 def _show(progress: Progress, bar: TaskID, step: int, steps: int, nll: float) -> None:
