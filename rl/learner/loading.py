@@ -2,7 +2,7 @@
 
 It comes mapped from its files (rl.policy.model.map_policy): pages of the page cache, which all ranks of a host share.
 Each parameter is moved, cast and, at ZeRO 3, cut up before the next one is touched, so that a rank never holds more
-private memory than what it keeps, and one parameter. docs/decisions/0033-loading.md says why transformers does not do
+private memory than what it keeps, and one parameter. docs/decisions/0035-loading.md says why transformers does not do
 it (HfDeepSpeedConfig).
 """
 
