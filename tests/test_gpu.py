@@ -35,7 +35,6 @@ SHARED = (  # of every GPU one engine and one rank
     "policy.dtype=bfloat16",
     "placement.rollout_gpus=0.5",
     "placement.learner_gpus=0.5",
-    "learner.num_ranks=1",
     "learner.zero_stage=2",
     "rollout.engine.gpu_memory_utilization=0.3",
 )
@@ -171,11 +170,12 @@ def test_a_learner_on_a_gpu_goes_on_from_its_checkpoint(ranks_on_gpus, tmp_path,
     assert found["loaded"] != found["fresh"] and found["steps"] == 1
 
 
-@needs_gpu
+@pytest.mark.parametrize("gpus", [pytest.param(1, marks=needs_gpu), pytest.param(2, marks=needs_two_gpus)])
 @pytest.mark.timeout(1200)
-def test_a_run_with_engine_and_learner_on_one_gpu_trains_agrees_and_resumes(tmp_path):
-    dynframe(tmp_path, "train", "name=shared", "trainer.steps=2", *SHARED, timeout=590)
-    dynframe(tmp_path, "train", "name=shared", "trainer.steps=3", *SHARED, timeout=590)
+def test_a_run_with_an_engine_and_a_learner_on_every_gpu_trains_agrees_and_resumes(tmp_path, gpus):
+    shared = (*SHARED, f"rollout.num_workers={gpus}", f"learner.num_ranks={gpus}")
+    dynframe(tmp_path, "train", "name=shared", "trainer.steps=2", *shared, timeout=590)
+    dynframe(tmp_path, "train", "name=shared", "trainer.steps=3", *shared, timeout=590)
     steps = steps_of(tmp_path, "shared")
     assert [steps[step]["policy/version"] for step in (1, 2, 3)] == [1, 2, 3]
     for step in steps.values():
