@@ -36,6 +36,9 @@ CPU_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the worker's process
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled: no C compiler is needed
 }
+GPU_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # else Ray's, one per CPU of the worker: vLLM keeps them, and they spin between its steps
+}
 
 
 def engine_environment(device: str) -> dict[str, str]:
@@ -44,7 +47,7 @@ def engine_environment(device: str) -> dict[str, str]:
     Args:
         device: "cpu" or "cuda".
     """
-    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
+    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else GPU_ENVIRONMENT)
 
 
 def register() -> None:

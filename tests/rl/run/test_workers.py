@@ -32,6 +32,13 @@ def test_a_rank_beside_a_gpu_has_a_thread_for_each_of_its_cpus(placement, thread
     assert ("DS_ACCELERATOR" in environment) == (not placement["learner_gpus"])
 
 
+def test_an_engine_has_one_thread_everywhere():
+    """vLLM keeps what Ray sets: a thread for each CPU of the worker, which spin between its steps."""
+    from rl.policy.vllm.plugin import engine_environment
+
+    assert {engine_environment(device)["OMP_NUM_THREADS"] for device in ("cpu", "cuda")} == {"1"}
+
+
 @pytest.fixture
 def engines_start(monkeypatch):
     """What happens, in order, where engines start around a cold start."""
