@@ -42,7 +42,7 @@ STATISTICS = {  # of pixels, and the side of a patch: as the families' hub folde
 }
 NUM_FRAMES, ROWS, COLUMNS = 5, 6, 8  # an odd last frame; visual tokens high and wide
 TIMES_S = np.arange(NUM_FRAMES) / 2
-QUESTION = ("Look. ", " Which colour?")
+QUESTION = ("Look.\n", " Which colour?")  # a blank before a block would merge with the "<" of Qwen3-VL's first time
 
 
 @dataclass(frozen=True, slots=True)
