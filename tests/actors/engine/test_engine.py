@@ -17,6 +17,7 @@ import torch
 from envs.initial_observation import CoarseFrameRules
 from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext
+from envs.synthetic.clip import write_mp4
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig
@@ -35,7 +36,7 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
-from tests.envs.setting import make_reader, make_task, write_clip
+from tests.envs.setting import make_reader, make_task
 
 pytestmark = pytest.mark.vllm
 
@@ -223,7 +224,9 @@ def test_a_call_forced_on_a_policy_that_writes_none_is_scored_alike(engine, proc
     from actors.rollout_runner import RolloutRunner
     from rl.evaluation.parity import measure_parity
 
-    task, pixels = make_task(write_clip(tmp_path / "clip.mp4")), 4 * processor.geometry.unit**2
+    noise = np.random.default_rng(0).integers(0, 256, (80, 64, 64, 3), dtype=np.uint8)  # shifted pixels must tell
+    write_mp4(noise, 10, tmp_path / "clip.mp4")
+    task, pixels = make_task(tmp_path / "clip.mp4"), 4 * processor.geometry.unit**2
     with make_reader() as reader:
         coarse, rules = CoarseFrameRules(fps=1.0, max_pixels=pixels), RetrievalRules(max_pixels=pixels)
         runner = RolloutRunner(
