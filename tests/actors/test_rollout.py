@@ -439,6 +439,8 @@ def test_weights_lost_with_their_learner_are_an_error_and_no_engine_samples_befo
     learner = ray_cluster.remote(Learner).options(num_cpus=0).remote()
     lost = WeightBucket((WeightTensor("w", "uint8", (8,), 0, "sha"),), *ray_cluster.get(learner.weights.remote()))
     ray_cluster.kill(learner)
+    with pytest.raises(ray_cluster.exceptions.RayActorError):  # it is dead only when this is raised
+        ray_cluster.get(learner.weights.remote(), timeout=60)
     with pytest.raises(WeightsLostError, match="could not be fetched"):
         pool.workers.load_weights([lost], 5, timeout_s=60)
     assert len(pool.workers.new_workers) == 1 and kinds(pool) == []
