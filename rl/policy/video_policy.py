@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rl.policy.geometry import PackedVideo
-from rl.policy.patch_embed import FlexiPatchEmbed
 from rl.policy.scoring_head import Scoring
 from rl.policy.vision_tower import VisualTokens
 
@@ -45,13 +43,6 @@ class VideoPolicy(nn.Module):
             inputs: attention_mask, position_ids, past_key_values, use_cache.
         """
         raise NotImplementedError
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, FlexiPatchEmbed):
-            init.normal_(module.weight, std=self.config.vision_config.initializer_range)
-            if module.bias is not None:
-                init.zeros_(module.bias)
 
     def forward(
         self,
