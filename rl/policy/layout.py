@@ -83,7 +83,7 @@ def expand_blocks(token_ids: Sequence[int], blocks: Sequence[Sequence[int]], ids
         return list(token_ids)
     expanded, copied, passed = [], 0, 0
     for block in blocks:
-        if passed == len(pads):
+        if passed >= len(pads):  # beyond: a block that stands there is shorter than its video's
             break  # a video without a place: for `find_marked` to refuse
         pad, held = int(pads[passed]), sum(token == ids.video_pad for token in block)
         start = pad - list(block).index(ids.video_pad)

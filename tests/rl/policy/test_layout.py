@@ -68,8 +68,26 @@ def test_a_placeholder_becomes_its_videos_block_and_a_block_stays_as_it_is(block
     assert len(find_marked(written, [counts_in(block, IDS)] * 3, START, PAD)) == 3
 
 
-@pytest.mark.parametrize("blocks", [[], [AROUND_BLOCK], [AROUND_BLOCK] * 3])
-def test_placeholders_and_videos_of_other_numbers_are_left_for_the_refusal(blocks):
-    expanded = expand_blocks([*BARE, *BARE], blocks, IDS)
+def block_of(pads):
+    return [START, *[PAD] * pads, END]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "blocks"),
+    [
+        ([*BARE, *BARE], []),
+        ([*BARE, *BARE], [AROUND_BLOCK]),
+        ([*BARE, *BARE], [AROUND_BLOCK] * 3),
+        # a block that stands there is another video's: longer or shorter than its own, by less or more than is left
+        ([*block_of(2), *BARE], [block_of(5), block_of(2)]),
+        ([*block_of(2), *BARE], [block_of(4), block_of(2)]),
+        ([*block_of(2), *BARE], [block_of(3), block_of(2)]),
+        ([*block_of(3), *BARE], [block_of(2), block_of(2)]),
+        ([*BARE, *block_of(2)], [block_of(2), block_of(5)]),
+        ([*BARE, *block_of(2)], [block_of(2), block_of(5), block_of(2)]),
+    ],
+)
+def test_placeholders_that_are_not_their_videos_are_left_for_the_refusal(prompt, blocks):
+    expanded = expand_blocks(prompt, blocks, IDS)
     with pytest.raises(ValueError, match="one placeholder per video"):
         find_marked(expanded, [counts_in(block, IDS) for block in blocks], START, PAD)
