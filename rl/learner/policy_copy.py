@@ -6,6 +6,7 @@ that rank's host once more. A small policy is one file, of rank 0.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +41,15 @@ class PolicyCopy:
             save_file(dict(weights), folder / file, metadata={"format": "pt"})
         written = [folder / file for file in self.weights]
         if self.placed is not None:
-            self.write_rest(folder)
-            write_index(folder, self.placed)
-            written += [path for path in sorted(folder.iterdir()) if path.suffix != Path(SINGLE).suffix]
+            written += self._write_rest(folder, self.placed)
         return written
+
+    def _write_rest(self, folder: Path, placed: Placed) -> list[Path]:
+        """What is not weights, made aside: other ranks write into `folder` meanwhile, under names of their own."""
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rest.") as scratch:
+            self.write_rest(Path(scratch))
+            write_index(Path(scratch), placed)
+            return [path.replace(folder / path.name) for path in sorted(Path(scratch).iterdir())]
 
 
 def place_weights(whole: Mapping[str, tuple[Sequence[int], torch.dtype]], file_bytes: int = FILE_BYTES) -> Placed:

@@ -81,3 +81,14 @@ def test_a_mapped_policy_has_the_type_it_is_stored_in_and_never_writes_to_its_fi
         for parameter in mapped.parameters():
             parameter.zero_()
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_files_that_another_rank_is_still_writing_are_its_own(write, tmp_path):
+    """safetensors writes under a passing name beside the file."""
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    passing = folder / ".tmpoX4Pd0"
+    passing.write_bytes(b"half of a file")
+    first, *_ = write(folder, world=2, file_bytes=200_000)
+    assert passing not in first and all(path.parent == folder and path.is_file() for path in first)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy"}
