@@ -76,10 +76,13 @@ def page() -> str:
 
 <!-- written by `python docs/hardware.py` -->
 
-Which policy can be trained on how many GPUs, and at which settings. The tables are what `dynframe check` answers with
-the settings of `configs/`: bfloat16, vision blocks frozen, activations recomputed, one trajectory per forward pass, a
-coarse view of up to 128 frames and a look of up to 64. Of 2 and 4 GPUs one has an engine, of 8 two have engines; the
-others have a learner rank each.
+Which policy can be trained on how many GPUs, and at which settings. The tables are the memory part of what
+`dynframe check` answers with the settings of `configs/`: bfloat16, vision blocks frozen, activations recomputed, one
+trajectory per forward pass, a coarse view of up to 128 frames and a look of up to 64. Of 2 and 4 GPUs one has an
+engine, of 8 two have engines; the others have a learner rank each (`rollout.num_workers=1` with `learner.num_ranks=1`
+or `3`; 8: 2 and 6, as shipped;
+`rollout.engine.gpu_memory_utilization=0.9`). At 8k set `video.coarse.max_visual_tokens=4096`, too; at 16k the widest
+looks get fewer frames.
 
 A cell is the first of these that fits: a context of 24k tokens (`rollout.engine.max_model_len=24576`), 16k, 8k; within
 each, as little given up as possible:
@@ -114,6 +117,9 @@ Of a node with 8 GPUs of 80 GB, at the settings of the tables. Most of it is the
 training goes on.
 
 {_hosts()}
+A run keeps `trainer.keep_checkpoints` and two more checkpoints at once (the 4B as shipped: 291 GiB); `cache_dir` takes
+two copies of the policy's weights (converted, cold-started), the hub's cache one.
+
 How far plans are from measured peaks stands in [the measurements](../benchmarks/RESULTS.md#12-the-memory-plan); those
 are of CPUs, at the real widths: no GPU has confirmed the tables yet.
 """

