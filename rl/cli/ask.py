@@ -38,7 +38,7 @@ def ask(
     """
     from rl.cli.asking import configured, device_of, require_video
 
-    config = configured(policy, overrides or [], best=best)
+    config = configured(policy, overrides or [], best=best, console=console)
     require_video(config, video)
     from rl.policy.vllm.plugin import engine_environment
 

@@ -28,7 +28,7 @@ from rl.policy.token_ids import TOKEN_TEXT
 from rl.run.console.stages import say, spell_seconds, stage
 from rl.run.prepare.episode_context import make_episode_context, make_reader
 from rl.run.prepare.errors import as_config_error
-from rl.run.prepare.policy import prepare_policy, require_given_policy
+from rl.run.prepare.policy import downloaded_policy, in_folder, prepare_policy, require_given_policy
 from rl.run.resume import checkpoint_of
 from rl.tracking.records import records, write_step
 from rl.trajectory import (
@@ -47,23 +47,31 @@ PAGE_BYTES = 20 * 2**20
 MAX_MODEL_LEN, MAX_NEW_TOKENS = 16384, 1024  # where nothing is known of a run
 
 
-def configured(policy: str, overrides: Sequence[str], *, best: bool) -> RunConfig:
+def configured(policy: str, overrides: Sequence[str], *, best: bool, console: Console | None = None) -> RunConfig:
     """The settings under which a policy is asked: those it was trained with, where they are known.
 
     Args:
-        policy: an export, a stock folder, a run, a checkpoint, or a repository on the hub.
+        policy: an export, a stock folder, a run, a checkpoint, or a repository on the hub, which is downloaded: what
+            its files say of its settings is asked as well.
+        console: where a download says how far it is.
     Raises:
         ConfigError: there is no policy, or an override cannot be used.
     """
-    folder = Path(policy)
+    folder, downloaded = Path(policy), False
     if (folder / CHECKPOINTS).is_dir() or (folder / MANIFEST).is_file():
         found = checkpoint_of(folder.absolute(), best=best).folder
-        files, given = [found / CONFIG], [f"policy.path={found / POLICY_FOLDER}"]
+        files, given = [found / CONFIG], [f"policy.path={found / POLICY_FOLDER}", "policy.revision=''"]
     else:
         require(not best, f"--best is of a run, and {policy} is none")
-        files, given = [], [NOT_SCORED, f"policy.path={policy}", *_as_the_folder_has_it(folder)]
+        files, given = [], [NOT_SCORED, f"policy.path={policy}"]
+        named = load_config(files, [*given, *(text for text in overrides if text.startswith("policy."))])
+        if downloaded := named.policy.is_on_hub:
+            folder = downloaded_policy(named, console)
+        given += _as_the_folder_has_it(folder)
     engine = ("cold_start.enabled=false", "rollout.engine.max_num_seqs=1", "rollout.deterministic=false")
     config = load_config(files, [*given, *engine, *overrides])
+    if downloaded:
+        config = in_folder(config, folder)
     require_given_policy(config)
     return config
 

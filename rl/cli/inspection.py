@@ -22,7 +22,7 @@ from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
 from rl.run.preflight.rewards import require_rewards
-from rl.run.prepare.policy import prepare_policy
+from rl.run.prepare.policy import local_folder, prepare_policy
 from rl.run.prepare.tasks import prepare_tasks
 from rl.run.workers import (
     cluster,
@@ -47,8 +47,8 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int, force_cal
         ConfigError: no trajectory looked again, so that there is nothing to compare after an injection.
     """
     require(config.retrieval.max_calls > 0, "retrieval.max_calls is 0: parity compares what follows a look")
-    forced = not is_trained_here(config) if force_call is None else force_call
     policy_dir = initial_policy(config, console)
+    forced = not is_trained_here(config) if force_call is None else force_call
     tasks = prepare_tasks(config, "held_out", console).tasks[:num_tasks]
     processor = Processor.from_pretrained(policy_dir, config.policy.scenes)
     runner = start_rollout_runner(config, policy_dir.absolute())
@@ -71,9 +71,12 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int, force_cal
 
 
 def is_trained_here(config: RunConfig) -> bool:
-    """Whether the policy has learned to ask for frames: by the supervised stage, or given as a folder of ours."""
-    given = config.policy.path
-    return config.cold_start.enabled or bool(given and is_ours(read_config(Path(given) / "config.json")))
+    """Whether the policy has learned to ask for frames: by the supervised stage, or given as one of ours.
+
+    Asked of a policy that is prepared: one on the hub is downloaded by then.
+    """
+    given = local_folder(config) if config.policy.path else None
+    return config.cold_start.enabled or (given is not None and is_ours(read_config(given / "config.json")))
 
 
 def run_rollout(

@@ -99,7 +99,7 @@ def with_policy_of(found: Checkpoint, config: RunConfig, console: Console) -> tu
         say(console, f"other settings than it was trained with: {'; '.join(changed)}")
     config = replace(
         config,
-        policy=replace(config.policy, path=str(found.folder / POLICY_FOLDER)),
+        policy=replace(config.policy, path=str(found.folder / POLICY_FOLDER), revision=""),
         cold_start=replace(config.cold_start, enabled=False),
     )
     state = found.state

@@ -79,6 +79,16 @@ def read_weights(folder: Path) -> dict[str, dict[str, TensorEntry]]:
     return files
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether every file of weights is there, as the index has them; what is wrong in them `read_weights` tells."""
+    index = folder / INDEX
+    try:
+        placed = read_index(index) if index.is_file() else {SINGLE: []}
+    except PolicyFilesError:  # it is there, and no later download would make it another
+        return True
+    return all((folder / file).is_file() for file in placed)
+
+
 def stored_dtype(folder: Path) -> str:
     """The type, as torch calls it, in which a checkpoint stores most of its weights.
 

@@ -22,6 +22,7 @@ from rl.policy.stock.hub_files import model_config
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight.findings import Finding, Level
 from rl.run.preflight.machine import available_bytes, joins_a_cluster
+from rl.run.prepare.policy import local_folder
 
 SHOWN = 0.01  # share of a place below which an item is not shown by itself
 GIVEN = "where you know better than the estimate, set placement.memory_gib"
@@ -54,8 +55,8 @@ def planned_structure(config: RunConfig) -> tuple[Structure, str] | None:
     policy = config.policy
     if not policy.path:
         return tiny_structure(policy), ""
-    path, frames = Path(policy.path) / "config.json", kernel_frames(policy)
-    if path.is_file():
+    folder, frames = local_folder(config), kernel_frames(policy)
+    if folder is not None and (path := folder / "config.json").is_file():
         try:
             return read_structure(read_config(path), str(path), init_frames=frames), ""
         except PolicyFilesError:  # told where the policy is looked at

@@ -28,19 +28,25 @@ from rich.console import Console
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
 from rl.policy.token_ids import PolicyFilesError
-from rl.policy.weight_files import require_disk_space
+from rl.policy.weight_files import has_weights, require_disk_space
 from rl.run.console.stages import counted_stage
 
 COMMIT = re.compile("[0-9a-f]{40}")
 FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt")  # no code, no pickles
+NEEDED = ("config.json", "tokenizer.json")  # beside the weights, of every policy
 
 
 def cached_snapshot(policy: PolicyConfig) -> Path | None:
-    """The repository's files in the hub's cache; None if they are not all there. Nothing is asked of the hub."""
+    """The repository's files in the hub's cache; None if they are not all there. Nothing is asked of the hub.
+
+    Its library knows what a commit consists of only once one of its downloads was begun for the whole of it; of a
+    commit that was fetched file by file, or in part by another tool, it returns the folder as it is.
+    """
     try:
-        return Path(snapshot_download(**_asked(policy), local_files_only=True))
+        folder = Path(snapshot_download(**_asked(policy), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+    return folder if all((folder / name).is_file() for name in NEEDED) and has_weights(folder) else None
 
 
 def download(policy: PolicyConfig, console: Console | None = None) -> Path:

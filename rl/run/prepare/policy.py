@@ -69,6 +69,22 @@ def local_folder(config: RunConfig) -> Path | None:
     return cached_snapshot(config.policy)
 
 
+def downloaded_policy(config: RunConfig, console: Console | None = None) -> Path:
+    """The files of a policy that is on the hub, in the hub's cache.
+
+    Raises:
+        ConfigError: they can neither be found nor downloaded.
+    """
+    from rl.run.prepare.hub import download  # a second to import
+
+    return download(config.policy, console)
+
+
+def in_folder(config: RunConfig, folder: Path) -> RunConfig:
+    """The same configuration with a folder for the policy, whatever repository or revision it named."""
+    return replace(config, policy=replace(config.policy, path=str(folder), revision=""))
+
+
 @as_config_error()
 def prepare_policy(config: RunConfig, console: Console | None = None) -> Path:
     """The folder of the policy a run starts from: ours as it is, a stock one converted, or the tiny one built; one that
@@ -80,9 +96,7 @@ def prepare_policy(config: RunConfig, console: Console | None = None) -> Path:
         ConfigError: `policy.path` is neither a policy's folder nor a repository that can be downloaded.
     """
     if config.policy.is_on_hub:
-        from rl.run.prepare.hub import download
-
-        config = replace(config, policy=replace(config.policy, path=str(download(config.policy, console)), revision=""))
+        config = in_folder(config, downloaded_policy(config, console))
     require_given_policy(config)
     if not config.policy.path and (cached := tiny_folder(config)).is_dir():
         return cached
@@ -123,6 +137,8 @@ def prepare_processor(config: RunConfig) -> Processor:
     from rl.policy.tiny_tokenizer import tiny_processor
 
     scenes = config.policy.scenes
+    if config.policy.is_on_hub and (downloaded := local_folder(config)):
+        config = in_folder(config, downloaded)
     if not config.policy.path and not tiny_folder(config).is_dir():
         return tiny_processor(config.policy.tiny, scenes, tiny_folder(config))
     if config.policy.path and not is_ours(read_config(Path(config.policy.path) / "config.json")):

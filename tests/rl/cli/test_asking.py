@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,15 @@ from rich.console import Console
 
 from envs.prompts import encode_reply
 from envs.synthetic.clip import write_mp4
+from rl.checkpoint.checkpoint import RunState
+from rl.checkpoint.store import CheckpointStore
 from rl.cli.asking import answer, configured, print_answer, require_video, write_page
 from rl.config.errors import ConfigError
+from rl.config.file import load_config, to_yaml
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.processor import Processor
 from tests.fakes import ScriptedEngine
+from tests.hub_cache import COMMIT, NAME, put_in_cache
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,29 @@ def test_a_folder_that_says_nothing_has_room_for_a_video_and_an_answer(folder):
 def test_what_is_no_policy_is_refused_before_an_engine_starts(folder, tmp_path, policy, said):
     with pytest.raises(ConfigError, match=said):
         configured(str(policy(folder, tmp_path)), [], best=False)
+
+
+def test_a_repository_on_the_hub_is_asked_as_its_files_say(folder, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
+        configured(NAME, [], best=False)
+    cached = put_in_cache(folder, tmp_path / "hub", monkeypatch)
+    (cached / "processor_config.json").write_text(
+        json.dumps({"episode": {"coarse": {"fps": 1.0}, "retrieval": {"max_calls": 3}, "prompt": {}}})
+    )
+    for revision in ("main", COMMIT):
+        config = configured(NAME, [f"policy.revision={revision}", "video.coarse.max_frames=9"], best=False)
+        assert (config.policy.path, config.policy.revision) == (str(cached), "")
+        assert (config.policy.scenes.tau, config.video.coarse.fps, config.retrieval.max_calls) == (0.5, 1.0, 3)
+
+
+def test_a_runs_policy_is_its_checkpoints_whatever_revision_it_began_with(folder, tmp_path):
+    store = CheckpointStore(tmp_path / "run")
+    begun = store.begin(5)
+    shutil.copytree(folder, begun / "policy")
+    trained = load_config([], ["rewards.answer.fn=answer", f"policy.path={NAME}", "policy.revision=v1"])
+    found = store.commit(begun, RunState(5, 6, seed=0), to_yaml(trained))
+    config = configured(str(tmp_path / "run"), [], best=False)
+    assert (config.policy.path, config.policy.revision) == (str(found.folder / "policy"), "")
 
 
 def test_best_is_of_a_run(folder):

@@ -111,8 +111,10 @@ def test_the_policy_of_a_run_takes_the_place_of_the_configured_one_and_other_set
     found = store.commit(store.begin(5), RunState(5, 6, seed=0), to_yaml(CONFIG))
     console = Console(width=200, record=True, file=io.StringIO())
     blind = replace(CONFIG, retrieval=replace(CONFIG.retrieval, max_calls=0))
+    blind = replace(blind, policy=replace(blind.policy, path="open/tiny", revision="v1"))
     config, origin = with_policy_of(found, blind, console)
     assert config.policy.path == str(found.folder / "policy") and not config.cold_start.enabled
+    assert config.policy.revision == ""  # that was of the repository
     assert origin == {"checkpoint": str(found.folder), "step": 5, "version": 6}
     assert "other settings than it was trained with: retrieval.max_calls: 1 -> 0" in console.export_text()
 

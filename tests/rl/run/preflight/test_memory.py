@@ -13,6 +13,7 @@ from rl.policy.stock.hub_files import model_config
 from rl.run.preflight import memory
 from rl.run.preflight.findings import Level
 from rl.run.preflight.memory import check_plan, hardware_of, plan_memory, planned_structure, print_plan
+from tests.hub_cache import NAME, put_in_cache
 
 GPUS = ("placement.rollout_gpus=1", "placement.learner_gpus=1", "policy.dtype=bfloat16")
 
@@ -44,6 +45,18 @@ def test_shapes_are_those_of_the_folder_or_of_the_published_size_that_it_is_name
     assert planned_structure(run("policy.path=models/other")) is None
     (folder / "config.json").write_text('{"model_type": "qwen3_vl", "vision_config": {}}')
     assert planned_structure(run(f"policy.path={folder}")) is None
+
+
+def test_shapes_of_a_repository_of_any_name_are_known_once_it_is_in_the_hubs_cache(run, tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(model_config(BY_NAME["qwen3_vl", "4b"])))
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).write_bytes(b"")  # not looked at
+    assert planned_structure(run(f"policy.path={NAME}")) is None
+    put_in_cache(folder, tmp_path / "hub", monkeypatch)
+    found, assumed = planned_structure(run(f"policy.path={NAME}"))
+    assert (found.language.hidden, assumed) == (2560, "")
 
 
 def test_a_gpu_is_named_by_key_and_found_else(run, monkeypatch):

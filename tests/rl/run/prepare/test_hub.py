@@ -174,9 +174,9 @@ def test_what_was_interrupted_goes_on_where_it_stopped_at_the_revision_that_was_
             r"error: policy\.path=open/tiny: http://.* did not give it \(\w+\); give the command again", said
         )
         server.drops = 0
-        *_, folder = fetch(tmp_path, server, revisions="v1")
+        *_, folder, again = fetch(tmp_path, server, revisions=f"{OLDER},v1")  # a commit's files, and no list of them
         resumed = [byte_range for _, path, byte_range in server.asked if "model.safetensors" in path and byte_range]
-    assert Path(folder).name == OLDER
+    assert Path(folder).name == OLDER and again == folder
     assert (Path(folder) / "model.safetensors").read_bytes() == WEIGHTS
     assert f"bytes={10 * 2**20}-" in resumed
 

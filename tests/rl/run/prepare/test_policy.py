@@ -14,7 +14,8 @@ from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.policy.processor import Processor
 from rl.policy.stock.make import make_checkpoint
-from rl.run.prepare.policy import prepare_policy, prepare_processor, require_given_policy, tiny_folder
+from rl.run.prepare.policy import local_folder, prepare_policy, prepare_processor, require_given_policy, tiny_folder
+from tests.hub_cache import COMMIT, NAME, put_in_cache
 from tests.rl.policy.stock.test_make import small as small_size
 
 REPOSITORY = Path(__file__).parents[4]
@@ -119,6 +120,37 @@ def test_check_plans_a_conversion_and_writes_nothing_and_the_run_has_the_same_pr
     converted = Processor.from_pretrained(prepare_policy(config), config.policy.scenes)
     assert planned.geometry == converted.geometry and planned.ids == converted.ids
     assert (planned.allowed_token_mask() == converted.allowed_token_mask()).all()
+
+
+def test_a_repository_in_the_hubs_cache_is_read_where_it_lies(stock, tmp_path, monkeypatch):
+    config = replace(given(NAME), cache_dir=str(tmp_path / "cache"))
+    assert local_folder(config) is None
+    cached = put_in_cache(stock, tmp_path / "hub", monkeypatch)
+    assert local_folder(config) == cached
+    planned = prepare_processor(config)
+    assert planned.geometry == prepare_processor(given(stock)).geometry and not (tmp_path / "cache").exists()
+    converted = prepare_policy(config)
+    assert prepare_processor(config).ids == Processor.from_pretrained(converted, config.policy.scenes).ids
+
+
+@pytest.mark.parametrize("revision", ["", COMMIT])
+@pytest.mark.parametrize(
+    "absent", ["config.json", "tokenizer.json", "model-00002-of-00002.safetensors", "*.safetensors*"]
+)
+def test_a_repository_that_is_cached_in_part_is_still_to_be_downloaded(revision, absent, stock, tmp_path, monkeypatch):
+    cached = put_in_cache(stock, tmp_path / "hub", monkeypatch)
+    (shard,) = cached.glob("*.safetensors")
+    shutil.copyfile(shard, cached / "model-00001-of-00002.safetensors")
+    shard.rename(cached / "model-00002-of-00002.safetensors")
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (cached / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = replace(CONFIG, policy=replace(CONFIG.policy, path=NAME, revision=revision))
+    assert local_folder(config) == cached
+    for path in cached.glob(absent):
+        path.unlink()
+    assert local_folder(config) is None
+    with pytest.raises(ConfigError, match=r"it is not in .*, and HF_HUB_OFFLINE is set"):
+        prepare_policy(config)
 
 
 @pytest.mark.parametrize("prepare", [prepare_processor, prepare_policy])  # in `check`, and at a run's start
