@@ -85,14 +85,25 @@ def _pixels(frames: Any) -> np.ndarray:
 def _times_s(metadata: Mapping[str, Any], num_frames: int) -> list[float]:
     given = {name: metadata[name] for name in metadata}  # a mapping's own `get` need not know that a key is absent
     if given.get("times_s") is not None:
-        return _checked([float(time_s) for time_s in given["times_s"]], "times_s", num_frames)
+        return _checked(_numbers(given["times_s"], "times_s", float), "times_s", num_frames)
     rate, numbers = given.get("fps"), given.get("frames_indices")
     if numbers is None and given.get("total_num_frames") in (None, num_frames):
         numbers = range(num_frames)  # the whole source
     if numbers is None or not isinstance(rate, int | float) or not (math.isfinite(rate) and rate > 0):
         told = {name: given[name] for name in KEYS if name in given}
         raise UnusableVideoError(f"no times follow from {told!r:.200} for {num_frames} frames; {HOW}")
-    return _checked([int(number) / float(rate) for number in numbers], "frames_indices", num_frames)
+    numbers = _numbers(numbers, "frames_indices", int)
+    return _checked([number / float(rate) for number in numbers], "frames_indices", num_frames)
+
+
+def _numbers(given: Any, key: str, kind: type[float] | type[int]) -> list[float]:
+    """What should be numbers in a row, as such."""
+    try:
+        if np.ndim(given) == 1:
+            return [kind(number) for number in given]
+    except (TypeError, ValueError, OverflowError):  # rows of unequal length, words, an infinite index
+        pass
+    raise UnusableVideoError(f"{key} must be numbers in one dimension, one per frame, got {given!r:.200}; {HOW}")
 
 
 def _is_picture(given: object) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,45 @@ def test_frames_that_a_client_has_cut_come_through_to_the_bit(processor):
 def test_a_broken_archive_is_refused_and_nothing_in_it_is_run(processor, data):
     with pytest.raises(ValueError, match="needs arrays `frames` and `times_s`"):
         loaded(data, processor)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1), (70_000,)])
+def test_times_that_are_not_one_per_frame_are_refused_where_they_are_read(processor, shape):
+    with pytest.raises(ValueError, match=r"`times_s` of shape \(T\), a time per frame, at most 65536; got \("):
+        loaded(archive(frames=np.zeros((2, 56, 56, 3), np.uint8), times_s=np.zeros(shape)), processor)
+
+
+def members(kind=zipfile.ZIP_DEFLATED, **members) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def test_an_archive_that_unpacks_to_more_than_a_decoder_may_take_is_refused_before_it_is_unpacked(
+    processor, monkeypatch
+):
+    from rl.serving import video_loader
+
+    sound = archive(frames=np.zeros((20, 224, 224, 3), np.uint8), times_s=np.arange(20.0))
+    assert len(sound) < 20_000
+    assert loaded(sound, processor)  # 3 MiB
+    monkeypatch.setattr(video_loader, "MEMORY_MIB", 2)
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(ValueError, match=r"an \.npz of 3 MiB unpacked, at most 2 are taken; send fewer or smaller"):
+        loaded(sound, processor)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packing_that_has_no_bound_is_refused(processor, kind):
+    with pytest.raises(ValueError, match="must be stored or deflated"):
+        loaded(members(kind, frames=b"", times_s=b""), processor)
+
+
+def test_members_that_are_no_arrays_are_refused(processor):
+    with pytest.raises(ValueError, match="needs arrays `frames` and `times_s`, as numpy"):
+        loaded(members(frames=b"pixels", times_s=b"times"), processor)
 
 
 def test_vllm_chooses_this_decoder_by_what_an_export_writes_into_its_folder():
