@@ -24,10 +24,11 @@ from rl.policy.given_folder import require_usable
 from rl.policy.patch_embed import expand_temporal_kernel
 from rl.policy.policy_folder import flexivideo_section, require_scenes
 from rl.policy.token_ids import PolicyFilesError
-from rl.policy.tokenizer_file import write_tokenizer
-from rl.policy.weight_files import read_rows, require_disk_space, write_index, write_tensors
+from rl.policy.tokenizer_file import COPIED, write_tokenizer
+from rl.policy.weight_files import INDEX, read_rows, require_disk_space, write_index, write_tensors
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+CONVERTER = 1  # to be raised when equal files are converted to other ones
 NOISE = 0.02  # of the spread of the existing rows
 
 
@@ -55,8 +56,14 @@ def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path
 
 
 def converted_folder(path: Path, scenes: ScenesConfig, cache_dir: str | Path, seed: int) -> Path:
-    """Where the conversion of a stock checkpoint lies, or will lie: named after all that it is made from."""
-    origin = f"{path.resolve()} {(path / 'config.json').stat().st_mtime_ns} {flexivideo_section(scenes)} {seed}"
+    """Where the conversion of a stock checkpoint lies, or will lie: named after all that it is made from.
+
+    Files count by name, size and time of their last change: weights are not read for it.
+    """
+    small = [path / name for name in ("config.json", INDEX, *COPIED)]
+    files = [file for file in (*small, *sorted(path.glob("*.safetensors"))) if file.is_file()]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    origin = f"{CONVERTER} {path.resolve()} {stats} {flexivideo_section(scenes)} {seed}"
     return Path(cache_dir) / "converted" / hashlib.sha256(origin.encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,8 @@ from rl.policy.families import family_in
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_model_ids
 from rl.policy.token_ids import TAG_TOKENS, TOKEN_TEXT, PolicyFilesError, TokenIds
 
+COPIED = (*TOKENIZER_FILES, *OPTIONAL_FILES, "generation_config.json")  # of a stock folder, beside its weights
+
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """A folder's tokenizer.json.
@@ -58,7 +60,7 @@ def tagged_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer
 
 def write_tokenizer(source: Path, folder: Path, tokenizer: Tokenizer) -> None:
     """The tokenizer's files of a stock folder, with the tags; the other small files as they are."""
-    for name in (*TOKENIZER_FILES, *OPTIONAL_FILES, "generation_config.json"):
+    for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
+from rl.policy import convert
 from rl.policy.configuration import read_configuration
 from rl.policy.conversion import canonical_name
-from rl.policy.convert import convert_stock_checkpoint, prepare_policy
+from rl.policy.convert import convert_stock_checkpoint, converted_folder, prepare_policy
 from rl.policy.families import STOCK_KERNEL
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
@@ -120,6 +122,47 @@ def test_prepare_converts_once_and_leaves_ours_alone(tiny_dir, stock_dir, tmp_pa
     assert prepare_policy(stock_dir, ScenesConfig(tau=0.3), tmp_path) != folder
     with pytest.raises(PolicyFilesError, match=r"no config\.json"):
         prepare_policy(tmp_path / "nowhere", SCENES, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "preprocessor_config.json",
+        "generation_config.json",
+    ],
+)
+def test_a_file_that_is_replaced_or_new_makes_another_conversion(tmp_path, name):
+    def where():
+        return converted_folder(tmp_path, SCENES, "cache", 0)
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("of no meaning")
+    first, file = where(), tmp_path / name
+    file.write_text("one")
+    one = where()
+    assert one == where() != first
+    (tmp_path / "README.md").unlink()
+    assert one == where()
+    changed = file.stat().st_mtime_ns
+    file.write_text("other")
+    os.utime(file, ns=(changed, changed))  # as a copy that keeps times
+    assert where() != one
+    file.write_text("one")
+    os.utime(file, ns=(changed, changed + 1))  # of the same size
+    assert where() != one
+
+
+def test_another_converter_makes_another_conversion(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    before = converted_folder(tmp_path, SCENES, "cache", 0)
+    monkeypatch.setattr(convert, "CONVERTER", convert.CONVERTER + 1)
+    assert converted_folder(tmp_path, SCENES, "cache", 0) != before
 
 
 def test_unreadable_weights_are_named_and_leave_nothing_behind(stock_dir, tmp_path):
