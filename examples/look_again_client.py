@@ -11,6 +11,10 @@ placeholder for the new frames, in whose place the server writes their block. So
 have read in training. Chat completions answer questions about videos, too, but a chat message would have to be encoded
 again, no template puts a video into an assistant's turn, and stock templates add words of their own.
 
+A server with an API key is asked with the one in VLLM_API_KEY, where `vllm serve` itself looks for one:
+
+    VLLM_API_KEY=$(cat key) python examples/look_again_client.py http://127.0.0.1:8000 clip.mp4 "What colour flashes?"
+
 Needs this package for its grammar, its prompt and its decoder, and the policy's folder for its settings; no torch, no
 vLLM. The server offers that endpoint with `--enable-scale-out`.
 """
@@ -21,6 +25,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -43,6 +48,7 @@ from rl.trajectory import RetrievalCall
 
 AS_WRITTEN = {"skip_special_tokens": False, "include_stop_str_in_output": True, "logprobs": 0}  # all, and how likely
 TIMEOUT_S = 600.0  # of one request
+KEY = "VLLM_API_KEY"  # in the environment: command lines are for all to see; OPENAI_API_KEY is for OpenAI alone to see
 
 
 class ServerError(RuntimeError):
@@ -107,7 +113,9 @@ class Server:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            raise ServerError(f"{request.full_url}: {error.code}: {error.read().decode(errors='replace')}") from error
+            remedy = f"; put the server's API key into the environment as {KEY}" if error.code == 401 else ""
+            said = error.read().decode(errors="replace")
+            raise ServerError(f"{request.full_url}: {error.code}: {said}{remedy}") from error
         except OSError as error:
             raise ServerError(f"{request.full_url}: {error}; is the server up?") from error
 
@@ -206,7 +214,9 @@ def _data_url(media_type: str, data: bytes) -> str:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog=f"A server that asks for an API key gets the one in {KEY}."
+    )
     parser.add_argument("address", help="of the server, as http://127.0.0.1:8000")
     parser.add_argument("video", type=Path)
     parser.add_argument("question")
@@ -217,7 +227,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     try:
-        server = Server(given.address)
+        server = Server(given.address, os.environ.get(KEY, "").strip())
         answer = ask(
             server,
             given.video,

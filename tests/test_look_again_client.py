@@ -8,6 +8,8 @@ import base64
 import io
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,52 @@ def test_an_answer_ends_where_its_allowance_does(processor, clip):
     server = StandIn(processor, train_tokenizer(TinyPolicyConfig().vocab_size), clip, script)
     answer = ask(server, clip, QUESTION, folder=processor.folder, max_tokens=len(script[0]) + 3)
     assert len(answer.logprobs) == len(script[0]) + 3
+
+
+KEY = "a-key"
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A server with an API key, which has a model and then fails."""
+
+    def answer(self):
+        welcome = self.headers["Authorization"] == f"Bearer {KEY}"
+        status = (200 if self.command == "GET" else 500) if welcome else 401
+        body = json.dumps({"data": [{"id": "policy", "root": "."}]} if status == 200 else {"error": "no"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+@pytest.fixture
+def guarded():
+    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("", '/v1/models: 401: {"error": "no"}; put the server\'s API key into the environment as VLLM_API_KEY'),
+        ("another", "/v1/models: 401"),
+        (f"{KEY}\n", "/tokenize: 500"),  # let in; as a key read from a file ends
+    ],
+)
+def test_the_servers_key_comes_from_the_environment(guarded, clip, monkeypatch, capsys, key, said):
+    from look_again_client import main
+
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)  # somebody else's: never sent
+    monkeypatch.setattr(sys, "argv", ["look_again_client.py", guarded, str(clip), "What?"])
+    assert main() == 1
+    assert said in capsys.readouterr().err
