@@ -106,6 +106,15 @@ def test_the_run_is_shown_with_headline_curves_tables_and_configuration(report, 
     assert page.locator("#config-table dl div").count() == 1 and "1 of" in page.locator("#config-count").inner_text()
 
 
+def test_what_has_no_curves_opens_at_its_trajectory(tmp_path, clips, open_page):
+    """As a question that was asked (`dynframe ask --html`)."""
+    run = write_run(tmp_path / "run", clips, steps=1)
+    (run / "metrics.jsonl").unlink()
+    page = open_page(written(run).as_uri())
+    assert page.get_attribute("#tab-trajectory", "aria-current") == "page"
+    assert page.locator("h1", has_text="Sibling 0").count() == 1
+
+
 def test_pointing_at_a_step_reads_every_curve_there(report, open_page):
     page = open_page(report.as_uri())
     entropy = page.locator("[data-chart='Policy entropy']")

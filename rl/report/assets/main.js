@@ -10,7 +10,11 @@ let run = null;
 
 function route() {
   const [name, ...path] = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decoded);
-  return Object.hasOwn(PAGES, name) ? [name, ...path] : ["run"];
+  return Object.hasOwn(PAGES, name) ? [name, ...path] : [firstPage()];
+}
+// What has no curves is not a run: a question that was asked (dynframe ask).
+function firstPage() {
+  return run && !run.metrics.length && run.report_steps.length ? "trajectory" : "run";
 }
 function decoded(text) {
   try {
