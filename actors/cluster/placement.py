@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.config.errors import ConfigError
-from rl.config.trainer import PlacementConfig
+from rl.config.trainer import PlacementConfig, engines_beside
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def bundles_of(placement: PlacementConfig, demand: Demand) -> list[dict[str, flo
 
     rewards = [bundle(placement.reward_cpus)] * demand.reward
     if _share_gpus(placement, demand):
-        engines = [len(range(rank, demand.rollout, demand.learner)) for rank in range(demand.learner)]
+        engines = engines_beside(demand.rollout, demand.learner)
         _require_room(placement, max(engines))
         return [bundle(placement.learner_cpus + n * placement.rollout_cpus, 1.0) for n in engines] + rewards
     # NCCL refuses two ranks on one GPU, so a rank with a fraction reserves a whole one

@@ -51,7 +51,14 @@ class PlacementConfig:
         """How many engines stand on the fullest GPU."""
         if not 0 < self.rollout_gpus < 1:
             return 1
-        return -(-engines // ranks) if self.shares_gpus else min(engines, int(1 / self.rollout_gpus + 1e-6))
+        return (
+            max(engines_beside(engines, ranks)) if self.shares_gpus else min(engines, int(1 / self.rollout_gpus + 1e-6))
+        )
+
+
+def engines_beside(engines: int, ranks: int) -> list[int]:
+    """How many engines stand on each rank's GPU, where GPUs are shared: they are dealt out one by one."""
+    return [len(range(rank, engines, ranks)) for rank in range(ranks)]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.config.errors import require
+from rl.config.trainer import engines_beside
 
 GPUS: Mapping[str, float] = {  # GiB that the driver reports
     "l4-24gb": 22.5,
@@ -72,7 +73,7 @@ def share_gpus(engines: int, engine_share: float, learners: int, learner_share: 
     that still has one, but for ranks, which never share; a worker that asks for several GPUs has each to itself.
     """
     if engines and learners and 0 < engine_share < 1 and 0 < learner_share < 1:
-        beside = [len(range(rank, engines, learners)) for rank in range(learners)]
+        beside = engines_beside(engines, learners)
         return [Shared(n, 1, 1.0 - learner_share - n * engine_share) for n in beside]
     if learners > 1 and 0 < learner_share < 1:
         learner_share = 1.0
