@@ -20,10 +20,10 @@ from rl.checkpoint.store import CHECKPOINTS
 from rl.cli.viewer import write_report
 from rl.config.errors import require
 from rl.config.file import load_config
-from rl.config.policy import ScenesConfig
 from rl.config.run import RunConfig
 from rl.policy.episode_settings import EpisodeSettings
 from rl.policy.families import is_ours, read_config
+from rl.policy.policy_folder import scenes_in
 from rl.policy.token_ids import TOKEN_TEXT
 from rl.run.console.stages import say, spell_seconds, stage
 from rl.run.prepare.episode_context import make_episode_context, make_reader
@@ -76,7 +76,6 @@ def configured(policy: str, overrides: Sequence[str], *, best: bool, console: Co
     return config
 
 
-@as_config_error()
 def _as_the_folder_has_it(folder: Path) -> Iterator[str]:
     """Overrides that say what a policy's folder does: its episodes, scenes and precision."""
     episode = EpisodeSettings.of(folder)
@@ -89,8 +88,7 @@ def _as_the_folder_has_it(folder: Path) -> Iterator[str]:
     if (dtype := found.get("dtype", found.get("torch_dtype"))) in ("float32", "bfloat16"):
         yield f"policy.dtype={dtype}"
     if is_ours(found):
-        scenes = ScenesConfig(**{k: v for k, v in found["vision_config"]["flexivideo"].items() if k != "fingerprint"})
-        sections["policy.scenes"] = scenes
+        sections["policy.scenes"] = scenes_in(found["vision_config"]["flexivideo"])
     for section, values in sections.items():
         yield from (f"{section}.{name}={json.dumps(value)}" for name, value in asdict(values).items())
 

@@ -11,6 +11,7 @@ mode the kernel has 2 frames.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,12 @@ def scenes_of(config: PreTrainedConfig) -> ScenesConfig:
         raise PolicyFilesError(
             "config.json has no vision_config.flexivideo: a stock checkpoint; convert it with convert_stock_checkpoint"
         )
-    return ScenesConfig(**{name: value for name, value in stored.items() if name != "fingerprint"})
+    return scenes_in(stored)
+
+
+def scenes_in(section: Mapping[str, Any]) -> ScenesConfig:
+    """The scene parameters that a config.json keeps under vision_config.flexivideo."""
+    return ScenesConfig(**{name: value for name, value in section.items() if name != "fingerprint"})
 
 
 def flexivideo_section(scenes: ScenesConfig) -> dict[str, object]:
