@@ -33,9 +33,7 @@ class Snapshot:
     """What training can no longer change: the rank's state, and its part of the policy."""
 
     state: CapturedState
-    export_policy: (
-        Callable[[Path], Sequence[Path]] | None
-    )  # writes this rank's files of the policy's folder; says which
+    export_policy: Callable[[Path], Sequence[Path]]  # writes this rank's files of the policy's folder; says which
 
     def write(self, folder: Path) -> list[WrittenFile]:
         """Write this rank's files into the draft `folder` and flush them to the disk; from any thread.
@@ -49,8 +47,6 @@ class Snapshot:
         try:
             self.state.write(folder)
             flush(mine)
-            if self.export_policy is None:
-                return [file_record(folder, mine)]
             written = self.export_policy(policy)
             for path in (*written, policy):
                 flush(path)

@@ -40,7 +40,7 @@ def make_learner(gate, rank, world_size, **_place):
 
         def capture(self):
             state = Gated(f"rank_{rank}.safetensors", {"master": self.weight.clone()}, {"steps": "1"})
-            return Snapshot(state, None)
+            return Snapshot(state, lambda policy: policy.mkdir(exist_ok=True) or [])
 
     return Learner()
 

@@ -57,7 +57,8 @@ class Rank:
 
     def __init__(self, mib, then=lambda: None):
         state = CapturedState("rank_0.safetensors", {"group_0.master": torch.zeros(mib * 2**18)}, {"steps": "1"})
-        self._snapshot, self._then = Snapshot(state, None), then
+        self._snapshot = Snapshot(state, lambda policy: policy.mkdir(exist_ok=True) or [])
+        self._then = then
 
     def save(self, draft):
         self._draft = draft
