@@ -21,6 +21,7 @@ from rl.cli.viewer import write_report
 from rl.config.errors import require
 from rl.config.file import load_config
 from rl.config.run import RunConfig
+from rl.memory_plan.gpus import DRIVER
 from rl.policy.episode_settings import EpisodeSettings
 from rl.policy.families import is_ours, read_config
 from rl.policy.policy_folder import scenes_in
@@ -105,7 +106,7 @@ def require_video(config: RunConfig, video: Path) -> None:
 
 def device_of(config: RunConfig) -> str:
     """Where the engine computes: "cuda" or "cpu"."""
-    return "cuda" if config.placement.rollout_gpus or Path("/dev/nvidiactl").exists() else "cpu"
+    return "cuda" if config.placement.rollout_gpus or DRIVER.exists() else "cpu"
 
 
 def answer(

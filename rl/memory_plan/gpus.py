@@ -45,16 +45,21 @@ def found_gpu_gib(driver: Path = DRIVER) -> float:
     if not driver.exists():
         return 0.0
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
+        answer = ask_driver("memory.total", "csv,noheader,nounits")
+        answer.check_returncode()
         return min(float(line) for line in answer.stdout.split()) / 1024
     except (OSError, ValueError, subprocess.SubprocessError):
         return 0.0  # `dynframe doctor` tells what is wrong with it
+
+
+def ask_driver(query: str, form: str = "csv,noheader") -> subprocess.CompletedProcess[str]:
+    """What the driver says of every GPU of this machine, a line each.
+
+    Raises:
+        OSError, subprocess.TimeoutExpired: its program is not installed, or gives no answer.
+    """
+    command = ["nvidia-smi", f"--query-gpu={query}", f"--format={form}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import psutil
 from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
 from rl.memory_plan.disk import checkpoint_bytes, most_checkpoints
+from rl.memory_plan.gpus import DRIVER
 from rl.run.preflight.findings import Finding, Level
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2: a container's own limits
@@ -88,7 +89,7 @@ def _gpus(config: RunConfig) -> float:
 
 
 def _lacks_gpus() -> bool:
-    return not joins_a_cluster() and not Path("/dev/nvidiactl").exists()
+    return not joins_a_cluster() and not DRIVER.exists()
 
 
 def joins_a_cluster() -> bool:
