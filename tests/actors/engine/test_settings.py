@@ -57,7 +57,7 @@ def test_a_video_as_long_as_the_context_is_within_the_encoders_budget(context):
     [
         (0.0, True, ""),
         (0.5, False, ""),
-        (1.0, True, r"placement\.rollout_gpus=1, but the vLLM installed on this node computes on CPUs: install"),
+        (1.0, True, r"placement\.rollout_gpus=1, but the vLLM installed on this node computes on CPUs: set up"),
         (
             0.0,
             False,
