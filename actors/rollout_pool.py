@@ -1,24 +1,27 @@
-"""Rollout requests of a step: sent to workers, collected, and continued by other workers when one is lost.
+"""The rollout pool: requests sent to workers, collected, and continued by other workers when one is lost.
 
 The driver keeps the token history of every group in flight, turn by turn, from the heartbeats. When a worker is lost,
 its groups are continued elsewhere from there, with the seeds they would have had. Only results of calls still in flight
 are used, so a worker that lives on after it was replaced changes nothing.
+
+Several batches may be under way. `advance` moves all of them on and need not wait, so that groups are handed out and
+collected while the caller waits for something else, such as the learners.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.frames import blocks_of, exchange
 from actors.rollout import EngineGoneError
-from actors.rollout_group import MAX_LOSSES, OnTurn, RolloutError, RolloutWorkerGroup, ignore_turn
+from actors.rollout_group import MAX_LOSSES, OnTurn, RolloutError, RolloutWorkerGroup
+from actors.rollout_requests import GenerationOptions, RolloutBatch, RolloutRequest, WaitingRequests
 from actors.worker.label import label
 from actors.worker.waiting import COLLECT_S, POLL_S, WORKER_IS_GONE, cause_of, do_nothing
 from actors.worker_slot import WorkerHandle, WorkerSlot
@@ -30,19 +33,7 @@ DECODE_ATTEMPTS = 3  # to get lost frames from their video again
 
 
 class StaleWeightsError(RuntimeError):
-    """A group was sampled with other weights than those pushed last."""
-
-
-@dataclass(slots=True)
-class RolloutRequest:
-    """A group to roll out, and the completions of its siblings so far."""
-
-    index: int  # of its task
-    task: VideoTask
-    occurrence: int
-    completions: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenHistory
-    losses: int = 0  # workers lost while they had it
-    failures: int = 0
+    """A group was sampled with older weights than its batch allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +51,33 @@ class InFlight:
         return self.slot.worker is not self.worker
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """How requests are rolled out."""
-
-    step: int
-    greedily: bool
-    max_in_flight: int  # groups at a time, per worker
-    one_deadline: bool  # True: the timeout bounds all groups together; False: the time in which none finishes
-
-
 class RolloutPool:
     """Rolls out tasks on the workers there are. Every task is returned once, whichever workers are lost."""
 
     def __init__(
-        self, workers: RolloutWorkerGroup, *, timeout_s: float, check: Callable[[], None] = do_nothing
+        self,
+        workers: RolloutWorkerGroup,
+        *,
+        timeout_s: float,
+        check: Callable[[], None] = do_nothing,
+        max_num_seqs: int = 32,
+        group_size: int = 8,
     ) -> None:
         """
         Args:
-            timeout_s: of a whole `generate`; in `roll_out`, of the time in which no group finishes.
+            timeout_s: of a whole batch; in `roll_out`, of the time in which no group finishes.
             check: called about once a second while waiting; what it raises ends the wait.
+            max_num_seqs: trajectories that an engine decodes at once; with `group_size` it says how many groups keep an
+                engine busy.
         """
         self.workers = workers
         self._timeout_s, self._check = timeout_s, check
-        self._calls = itertools.count()
+        self._max_num_seqs, self._group_size = max_num_seqs, group_size
+        self._calls, self._serials = itertools.count(), itertools.count()
+        self._waiting = WaitingRequests()
+        self._in_flight: dict[ray.ObjectRef, InFlight] = {}
+        self._is_advancing = False
+        workers.set_on_turn(_record_turns(self._in_flight))
 
     def generate(
         self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0, greedily: bool = False
@@ -95,7 +89,8 @@ class RolloutPool:
         Raises:
             RolloutError: a task cannot be rolled out, or not all were within the deadline.
         """
-        return self._generate(_requests(tasks, attempt), step, greedily)
+        groups = dict(itertools.chain(*self._collected(self._begun(tasks, attempt, self._options(step, greedily)))))
+        return [groups[index] for index in range(len(tasks))]
 
     def roll_out(
         self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
@@ -110,7 +105,48 @@ class RolloutPool:
             RolloutError: a task cannot be rolled out, or nothing finished within the deadline. What else had finished
                 by then is yielded first.
         """
-        yield from self._roll_out(_requests(tasks), GenerationOptions(step, greedily, in_flight, one_deadline=False))
+        options = GenerationOptions(step, greedily, in_flight, one_deadline=False)
+        yield from self._collected(self._begun(tasks, 0, options))
+
+    def start(self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0, max_lag: int = 0) -> RolloutBatch:
+        """Begin to roll out tasks, in the background: `advance` moves them on, `RolloutBatch.take` gives the groups.
+
+        Args:
+            attempt: as in `generate`.
+            max_lag: pushes by which the weights that sampled a group may be behind when it has finished.
+        """
+        return self._begun(tasks, attempt, self._options(step, greedily=False, max_lag=max_lag, is_urgent=False))
+
+    def advance(self, timeout_s: float = 0.0) -> None:
+        """Hand out requests, collect groups, replace workers; waits at most `timeout_s` for a group.
+
+        Raises:
+            RolloutError: a task cannot be rolled out, or a batch was not within its deadline.
+        """
+        if self._is_advancing:  # called by what waits for the learners, who give a new worker its weights
+            return self.workers.poll()
+        self._is_advancing = True
+        try:
+            if self._waiting or self._in_flight:
+                self.workers.sync_new_workers()
+                self._dispatch()
+                self._collect(timeout_s)
+            self._poll_workers()
+        finally:
+            self._is_advancing = False
+
+    def cancel(self, batch: RolloutBatch) -> None:
+        """Give a batch up."""
+        self._waiting.drop(batch)
+        for reference in [reference for reference, sent in self._in_flight.items() if sent.request.batch is batch]:
+            self._in_flight.pop(reference).worker.in_flight -= 1
+            ray.cancel(reference)
+
+    @property
+    def references(self) -> list[ray.ObjectRef]:
+        """What `advance` would wait for: requests in flight, and workers that are starting."""
+        starting = [slot.worker.started for slot in self.workers.slots if slot.worker.location is None]
+        return [*self._in_flight, *starting]
 
     def restore(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
         """The same groups with their pixels decoded again: those in the object store were lost with their worker.
@@ -140,56 +176,54 @@ class RolloutPool:
 
     def _replayed(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
         """The groups rolled out again from their recorded completions; nothing is sampled."""
-        requests = _requests([group.task for group in groups])
-        for request, group in zip(requests, groups, strict=True):
-            recorded = [[turn.completion for turn in trajectory.turns] for trajectory in group.trajectories_G]
-            request.completions = {sibling: [*turns, None] for sibling, turns in enumerate(recorded)}
-        return self._generate(requests, step=0, greedily=False)
+        batch = self._begun([group.task for group in groups], 0, self._options(step=0, greedily=False), groups)
+        replayed = dict(itertools.chain(*self._collected(batch)))
+        return [replayed[index] for index in range(len(groups))]
 
-    def _generate(self, requests: Sequence[RolloutRequest], step: int, greedily: bool) -> list[TrajectoryGroup]:
-        groups: dict[int, TrajectoryGroup] = {}
-        options = GenerationOptions(step, greedily, max_in_flight=len(requests), one_deadline=True)
-        for finished in self._roll_out(requests, options):
-            groups |= dict(finished)
-        return [groups[index] for index in range(len(requests))]
+    def _options(self, step: int, greedily: bool, max_lag: int = 0, is_urgent: bool = True) -> GenerationOptions:
+        """One group more at a time than fills an engine: some siblings always wait for frames."""
+        siblings = 1 if greedily else self._group_size
+        busy = -(-self._max_num_seqs // siblings) + 1
+        return GenerationOptions(step, greedily, busy, max_lag=max_lag, is_urgent=is_urgent)
 
-    def _roll_out(
-        self, requests: Sequence[RolloutRequest], options: GenerationOptions
-    ) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
-        waiting, in_flight = deque(requests), {}
-        left_s = self._timeout_s
-        self.workers.set_on_turn(_record_turns(in_flight))
+    def _begun(
+        self,
+        tasks: Sequence[VideoTask],
+        attempt: int,
+        options: GenerationOptions,
+        recorded: Sequence[TrajectoryGroup] | None = None,
+    ) -> RolloutBatch:
+        """A batch whose requests are in line; `recorded` groups are not sampled again."""
+        batch = RolloutBatch(next(self._serials), options, len(tasks), self._timeout_s)
+        numbers = occurrences([task.task_id for task in tasks], attempt)
+        for index, (task, number) in enumerate(zip(tasks, numbers, strict=True)):
+            request = RolloutRequest(batch, index, task, number)
+            if recorded is not None:
+                request.completions = _completions(recorded[index])
+            self._waiting.add(request)
+        return batch
+
+    def _collected(self, batch: RolloutBatch) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
+        """The groups of a batch as they finish; whatever ends the wait ends the batch."""
         try:
-            while waiting or in_flight:
+            while batch.unfinished or batch.finished:
                 self._check()
-                self.workers.sync_new_workers()
-                self._dispatch(waiting, in_flight, options)
-                began = time.monotonic()
-                finished, failure = self._collect(waiting, in_flight)
-                waited_s = time.monotonic() - began
-                if finished:
-                    yield finished
-                if failure is not None:
-                    raise failure
-                self._poll_workers(waiting, in_flight)
-                left_s = self._timeout_s if finished and not options.one_deadline else left_s
-                left_s -= waited_s if self.workers.ready else 0.0  # a start has a deadline of its own
-                if left_s < 0:
-                    raise self._timed_out(len(waiting) + len(in_flight), options)
+                try:
+                    self.advance(POLL_S)
+                finally:
+                    if finished := batch.take():
+                        yield finished
         finally:
-            self.workers.set_on_turn(ignore_turn)
-            for reference, sent in in_flight.items():
-                sent.worker.in_flight -= 1
-                ray.cancel(reference)
+            self.cancel(batch)
 
-    def _dispatch(
-        self, waiting: deque[RolloutRequest], in_flight: dict[ray.ObjectRef, InFlight], options: GenerationOptions
-    ) -> None:
-        """Send waiting requests, each to the worker with the fewest groups."""
-        while waiting and (
-            free := [slot for slot in self.workers.ready if slot.worker.in_flight < options.max_in_flight]
-        ):
-            slot, request, call = min(free, key=_load), waiting.popleft(), next(self._calls)
+    def _dispatch(self) -> None:
+        """Send waiting requests, each to the worker with the fewest groups, none to one that has enough."""
+        while self._waiting:
+            options = self._waiting.first().batch.options
+            free = [slot for slot in self.workers.ready if slot.worker.in_flight < options.max_in_flight]
+            if not free:
+                return
+            slot, request, call = min(free, key=_load), self._waiting.pop(), next(self._calls)
             worker = slot.worker
             if not worker.in_flight:
                 worker.stall_detector.reset()
@@ -199,64 +233,96 @@ class RolloutPool:
             sent = worker.actor.generate.options(**shown).remote(
                 call, request.task, options.step, request.occurrence, options.greedily, completions
             )
-            in_flight[sent] = InFlight(call, request, slot, worker)
+            self._in_flight[sent] = InFlight(call, request, slot, worker)
 
-    def _collect(
-        self, waiting: deque[RolloutRequest], in_flight: dict[ray.ObjectRef, InFlight]
-    ) -> tuple[list[tuple[int, TrajectoryGroup]], RolloutError | None]:
-        """Groups that have finished; failed requests wait again, or are an error if they have failed too often."""
-        starting = [slot.worker.started for slot in self.workers.slots if slot.worker.location is None]
-        if not in_flight and not starting:
+    def _collect(self, timeout_s: float) -> None:
+        """Take groups that have finished; failed requests wait again, or are an error if they have failed too often."""
+        references = self.references
+        if not references:
             raise RolloutError("no worker holds the current weights")
-        if not ray.wait([*in_flight, *starting], timeout=POLL_S)[0] or not in_flight:
-            return [], None
-        finished, failure = [], None
-        for reference in ray.wait(list(in_flight), num_returns=len(in_flight), timeout=0)[0]:
-            sent = in_flight.pop(reference)
-            sent.worker.in_flight -= 1
-            try:
-                finished.append((sent.request.index, self._accepted(ray.get(reference, timeout=COLLECT_S), sent)))
-            except StaleWeightsError as error:
-                sent.request.completions.clear()
-                failure = failure or _retry(waiting, sent.request, cause_of(error), is_loss=False)
-            except RayError as error:
-                loss = _loss_kind(error)
-                if loss and not sent.is_lost:
-                    sent.worker.in_flight += 1  # as it was when it died, for the record
-                    self.workers.replace_worker(sent.slot, loss, cause_of(error), error)
-                failure = failure or _retry(waiting, sent.request, cause_of(error), is_loss=bool(loss))
-        return finished, failure
+        began = time.monotonic()
+        ray.wait(references, timeout=timeout_s)
+        waited_s, failure = time.monotonic() - began, None
+        underway = {sent.request.batch for sent in self._in_flight.values()}
+        done = (
+            ray.wait(list(self._in_flight), num_returns=len(self._in_flight), timeout=0)[0] if self._in_flight else ()
+        )
+        for reference in done:
+            sent = self._in_flight.pop(reference)
+            ended = self._take(reference, sent)
+            failure = failure or ended
+        if failure is not None:
+            raise failure
+        self._require_in_time(underway, waited_s)
+
+    def _take(self, reference: ray.ObjectRef, sent: InFlight) -> RolloutError | None:
+        """The result of a call that has returned; the error of a request that has failed too often."""
+        request, batch = sent.request, sent.request.batch
+        sent.worker.in_flight -= 1
+        try:
+            group = self._accepted(ray.get(reference, timeout=COLLECT_S), sent)
+        except StaleWeightsError as error:
+            request.completions.clear()
+            return self._retry(request, cause_of(error), is_loss=False)
+        except RayError as error:
+            loss = _loss_kind(error)
+            if loss and not sent.is_lost:
+                sent.worker.in_flight += 1  # as it was when it died, for the record
+                self.workers.replace_worker(sent.slot, loss, cause_of(error), error)
+            return self._retry(request, cause_of(error), is_loss=bool(loss))
+        batch.finished.append((request.index, group))
+        batch.unfinished -= 1
+        if not batch.options.one_deadline:
+            batch.left_s = self._timeout_s
+        self._waiting.finished(group)
+        return None
 
     def _accepted(self, group: TrajectoryGroup, sent: InFlight) -> TrajectoryGroup:
-        """The group, if it was sampled with the weights pushed last."""
-        pushed = self.workers.version
+        """The group, if no token of it was sampled with weights older than its batch allows."""
+        pushed, max_lag = self.workers.version, sent.request.batch.options.max_lag
         versions = {turn.completion.policy_version for t in group.trajectories_G for turn in t.turns}
-        if pushed is not None and versions - {pushed}:
-            raise StaleWeightsError(f"{sent.slot.name} sampled with weights {sorted(versions)}, not {pushed}")
+        if pushed is not None and any(not pushed - max_lag <= version <= pushed for version in versions):
+            behind = f", nor up to {max_lag} pushes before it" if max_lag else ""
+            raise StaleWeightsError(f"{sent.slot.name} sampled with weights {sorted(versions)}, not {pushed}{behind}")
         sent.slot.consecutive_losses = 0
         return group
 
-    def _poll_workers(self, waiting: deque[RolloutRequest], in_flight: dict[ray.ObjectRef, InFlight]) -> None:
+    def _poll_workers(self) -> None:
         """Check every worker; the requests of lost ones wait again, with their siblings' completions."""
         self.workers.poll()
-        for reference in [reference for reference, sent in in_flight.items() if sent.is_lost]:
-            sent = in_flight.pop(reference)
+        for reference in [reference for reference, sent in self._in_flight.items() if sent.is_lost]:
+            sent = self._in_flight.pop(reference)
             cause = sent.slot.open_fault.cause if sent.slot.open_fault else "its worker was lost"
-            if failure := _retry(waiting, sent.request, cause, is_loss=True):
+            if failure := self._retry(sent.request, cause, is_loss=True):
                 raise failure
 
-    def _timed_out(self, left: int, options: GenerationOptions) -> RolloutError:
-        what = (
-            f"could not roll out {left} tasks: no answer" if options.one_deadline else f"none of {left} tasks finished"
-        )
-        return RolloutError(f"{what} within {self._timeout_s:g} s (rollout.call_timeout_s)")
+    def _retry(self, request: RolloutRequest, cause: str, *, is_loss: bool) -> RolloutError | None:
+        """Put the request first in line again; an error if it has failed too often."""
+        name = request.task.task_id
+        request.losses, request.failures = request.losses + is_loss, request.failures + (not is_loss)
+        self._waiting.add(request)
+        if request.losses >= MAX_LOSSES:
+            return RolloutError(f"could not roll out task {name}: {MAX_LOSSES} workers were lost over it: {cause}")
+        return RolloutError(f"could not roll out task {name}: {cause}") if request.failures >= MAX_FAILURES else None
+
+    def _require_in_time(self, batches: Iterable[RolloutBatch], waited_s: float) -> None:
+        """Only time counts in which a worker was there: a start has a deadline of its own."""
+        if not self.workers.ready:
+            return
+        for batch in batches:
+            batch.left_s -= waited_s
+            if batch.unfinished and batch.left_s < 0:
+                left = batch.unfinished
+                what = f"none of {left} tasks finished"
+                if batch.options.one_deadline:
+                    what = f"could not roll out {left} tasks: no answer"
+                raise RolloutError(f"{what} within {self._timeout_s:g} s (rollout.call_timeout_s)")
 
 
-def _requests(tasks: Sequence[VideoTask], attempt: int = 0) -> list[RolloutRequest]:
-    numbers = occurrences([task.task_id for task in tasks], attempt)
-    return [
-        RolloutRequest(index, task, number) for index, (task, number) in enumerate(zip(tasks, numbers, strict=True))
-    ]
+def _completions(group: TrajectoryGroup) -> dict[int, list[Completion | None]]:
+    """Of the siblings of a group that has finished, as in a TokenHistory."""
+    recorded = [[turn.completion for turn in trajectory.turns] for trajectory in group.trajectories_G]
+    return {sibling: [*turns, None] for sibling, turns in enumerate(recorded)}
 
 
 def _record_turns(in_flight: Mapping[ray.ObjectRef, InFlight]) -> OnTurn:
@@ -280,15 +346,3 @@ def _loss_kind(error: RayError) -> str:
     if isinstance(error, WORKER_IS_GONE):
         return "worker_died"
     return "engine_died" if isinstance(error, RayTaskError) and isinstance(error.cause, EngineGoneError) else ""
-
-
-def _retry(
-    waiting: deque[RolloutRequest], request: RolloutRequest, cause: str, *, is_loss: bool
-) -> RolloutError | None:
-    """Put the request first in line again; an error if it has failed too often."""
-    name = request.task.task_id
-    request.losses, request.failures = request.losses + is_loss, request.failures + (not is_loss)
-    waiting.appendleft(request)
-    if request.losses >= MAX_LOSSES:
-        return RolloutError(f"could not roll out task {name}: {MAX_LOSSES} workers were lost over it: {cause}")
-    return RolloutError(f"could not roll out task {name}: {cause}") if request.failures >= MAX_FAILURES else None

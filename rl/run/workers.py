@@ -84,7 +84,13 @@ def spawn_rollouts(
         memory_growth_mib=config.rollout.memory_growth_mib,
         device_memory_growth_mib=config.rollout.device_memory_growth_mib,
     )
-    return RolloutPool(workers, timeout_s=config.rollout.call_timeout_s, check=check)
+    return RolloutPool(
+        workers,
+        timeout_s=config.rollout.call_timeout_s,
+        check=check,
+        max_num_seqs=config.rollout.engine.max_num_seqs,
+        group_size=config.rollout.group_size,
+    )
 
 
 @contextmanager

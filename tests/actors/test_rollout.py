@@ -278,9 +278,10 @@ def test_turns_reported_while_another_caller_polls_are_recorded_too(pool_of, ray
 
 
 def test_a_turn_without_those_before_it_is_dropped():
-    from actors.rollout_pool import InFlight, RolloutRequest, _record_turns
+    from actors.rollout_pool import InFlight, _record_turns
+    from actors.rollout_requests import RolloutRequest
 
-    request = RolloutRequest(0, None, 0)
+    request = RolloutRequest(None, 0, None, 0)
     on_turn = _record_turns({None: InFlight(7, request, None, None)})
     first, second = (Completion((token,), (0.0,), "stop", 0) for token in (1, 2))
     on_turn(7, 0, 1, second)
