@@ -216,7 +216,7 @@ class LearnerGroup:
         ]
         updates = self._wait(calls, "update the policy")
         logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates])
-        first, optimizers = updates[0], " ".join(update.optimizer for update in updates)
+        first, optimizers = updates[0], " ".join(update.optimizer for update in updates if update.optimizer)
         return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers)
 
     def _deliver(self, scored: Sequence[ScoredGroup], assignment: Sequence[Sequence[int]]) -> None:

@@ -285,7 +285,9 @@ class LearnerUpdate:
     metrics: Mapping[str, float]  # of all ranks
     logprobs_PG: tuple[tuple[np.ndarray | None, ...], ...]
     steps_taken: int  # optimizer steps; 0: there was nothing to learn, the weights are what they were
-    optimizer: str = ""  # digest of the master weights and AdamW's state after it, of all ranks in order
+    # digest of the master weights and AdamW's state after it, of all ranks in order; empty: `learner.digest_every` left
+    # this step out
+    optimizer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

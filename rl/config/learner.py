@@ -39,6 +39,9 @@ class LearnerConfig:
     freeze_vision: bool = False  # vision blocks frozen; merger and language model trained
     # recompute activations in the backward pass: less memory, about a third more time
     activation_checkpointing: bool = False
+    # steps between two digests of masters and AdamW's state in metrics.jsonl (state/optimizer), each of which reads all
+    # of it. 0: never. `verify-resume` makes one at every step
+    digest_every: int = 1
     timeout_s: float = 600.0  # for one update; also the timeout of collectives
     max_rebuilds: int = 3  # times lost learners are rebuilt from the newest checkpoint without a step in between
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -47,6 +50,7 @@ class LearnerConfig:
         require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
         require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
+        require(self.digest_every >= 0, f"learner.digest_every must be >= 0, got {self.digest_every}")
         require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
         require(self.max_rebuilds >= 0, f"learner.max_rebuilds must be >= 0, got {self.max_rebuilds}")
 

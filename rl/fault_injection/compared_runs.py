@@ -192,6 +192,7 @@ def proof_config(
         output_dir=str(output_dir),
         resume="auto",
         rollout=replace(config.rollout, deterministic=deterministic),
+        learner=replace(config.learner, digest_every=1),  # whatever the run leaves out: a proof is of every step
         trainer=replace(
             config.trainer,
             steps=steps,

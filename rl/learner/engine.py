@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rl.config.learner import LearnerConfig
 from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, whole_shape
-from rl.learner.settings import deepspeed_settings, inference_settings, uses_cuda
+from rl.learner.settings import deepspeed_settings, inference_settings, steps_fused, uses_cuda
 
 GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
 
@@ -60,8 +60,9 @@ class TrainingEngine:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas))
         self._settings = deepspeed_settings(config, dtype, sum(parameter.numel() for parameter in trained))
+        fused = steps_fused(self._settings, device.type) or None  # None: torch chooses
+        self.adamw = torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), fused=fused)
         if config.zero_stage == 3:
             place_cut_up(model, device, self._dtype, self._settings)
         else:

@@ -102,7 +102,8 @@ class Learner:
         metrics, logprobs = self.update([s for samples_G in samples_PG for s in samples_G if s is not None])
         rest = iter(logprobs)
         logprobs_PG = tuple(tuple(None if s is None else next(rest) for s in samples_G) for samples_G in samples_PG)
-        return LearnerUpdate(metrics, logprobs_PG, int(metrics["update/optimizer_steps"]), self.optimizer_digest())
+        digest = self.optimizer_digest() if self._is_digested() else ""
+        return LearnerUpdate(metrics, logprobs_PG, int(metrics["update/optimizer_steps"]), digest)
 
     def update(self, samples: Sequence[TrainingSample]) -> tuple[dict[str, float], list[np.ndarray | None]]:
         """Take `learner.updates_per_step` optimizer steps, each on its share of the samples.
@@ -190,6 +191,11 @@ class Learner:
         """Leave the group of ranks."""
         self._engine.close()
         dist.destroy_process_group()
+
+    def _is_digested(self) -> bool:
+        """Whether the step just learned is one of every `learner.digest_every` of the run, also after a resume."""
+        every, steps = self._config.digest_every, self._steps // self._config.updates_per_step
+        return every > 0 and steps % every == 0
 
     def _copied_policy(self) -> PolicyCopy:
         engine, write_rest = self._engine, partial(save_all_but_weights, self._engine.module, self._processor)

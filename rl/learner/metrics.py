@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from itertools import chain
+from operator import add
 
 import torch
 import torch.distributed as dist
@@ -17,11 +20,15 @@ from rl.algorithm.loss import LossTerms
 from rl.learner.mini_batch import MiniBatch
 from rl.trajectory import Segment, TrainingSample
 
+Number = Tensor | float
+
 SEGMENTS = {"sampling": Segment.SAMPLING, "reasoning": Segment.REASONING}
 
 
 class Tally:
     """Sums, weighted means and maxima over micro-batches and ranks. All ranks must name the same numbers.
+
+    Tensors stay where they are until `reduced` fetches all of them together: a number never waits for the device.
 
     tally.mean("policy/entropy", entropy_BT.sum(), count=mask_BT.sum())
     tally.peak("parity/max/sampling", difference_BT.max())
@@ -29,39 +36,66 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._means: dict[str, tuple[float, float]] = {}
-        self._peaks: dict[str, float] = {}
+        self._added: dict[tuple[str, str], list[Number]] = {}  # by kind ("sum", "total" or "count") and name
+        self._peaks: dict[str, list[Number]] = {}
 
-    def sum(self, name: str, value: Tensor | float) -> None:
+    def sum(self, name: str, value: Number) -> None:
         """Add to a number that is reported as its sum."""
-        self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._added.setdefault(("sum", name), []).append(_without_graph(value))
 
-    def mean(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+    def mean(self, name: str, total: Number, count: Number) -> None:
         """Add to a number that is reported as sum of totals / sum of counts; left out if nothing was counted."""
-        old_total, old_count = self._means.get(name, (0.0, 0.0))
-        self._means[name] = (old_total + float(total), old_count + float(count))
+        self._added.setdefault(("total", name), []).append(_without_graph(total))
+        self._added.setdefault(("count", name), []).append(_without_graph(count))
 
-    def peak(self, name: str, value: Tensor | float) -> None:
+    def peak(self, name: str, value: Number) -> None:
         """Report the largest value; left out if there was none (minus infinity)."""
-        value, known = float(value), self._peaks.get(name, -math.inf)
-        self._peaks[name] = value if value > known or math.isnan(value) else known
+        self._peaks.setdefault(name, []).append(_without_graph(value))
 
     def reduced(self, device: torch.device) -> dict[str, float]:
-        """Every number over all ranks; collective."""
-        sums = self._all_reduced(self._sums, dist.ReduceOp.SUM, device)
-        totals = self._all_reduced({name: total for name, (total, _) in self._means.items()}, dist.ReduceOp.SUM, device)
-        counts = self._all_reduced({name: count for name, (_, count) in self._means.items()}, dist.ReduceOp.SUM, device)
-        means = {name: totals[name] / count for name, count in counts.items() if count > 0}
-        peaks = self._all_reduced(self._peaks, dist.ReduceOp.MAX, device)
-        return sums | means | {name: value for name, value in peaks.items() if value != -math.inf}
+        """Every number over all ranks; collective. Sums are of 64 bits, in the order in which numbers came."""
+        added, largest = sorted(self._added), sorted(self._peaks)
+        given = [*(self._added[key] for key in added), *(self._peaks[name] for name in largest)]
+        fetched = iter(_fetched(list(chain.from_iterable(given))))
+        mine = [[next(fetched) for _ in numbers] for numbers in given]
+        sums = [reduce(add, numbers, 0.0) for numbers in mine[: len(added)]]
+        sums_N = torch.tensor(sums, dtype=torch.float64, device=device)
+        peaks = [_largest(numbers) for numbers in mine[len(added) :]]
+        peaks_N = torch.tensor(peaks, dtype=torch.float64, device=device)
+        dist.all_reduce(sums_N, op=dist.ReduceOp.SUM)
+        dist.all_reduce(peaks_N, op=dist.ReduceOp.MAX)
+        over_ranks = torch.cat([sums_N, peaks_N]).tolist()
+        found = dict(zip([*added, *(("peak", name) for name in largest)], over_ranks, strict=True))
+        numbers = {}
+        for (kind, name), value in found.items():
+            if kind == "total" and (count := found["count", name]) > 0:
+                numbers[name] = value / count
+            elif kind == "sum" or (kind == "peak" and value != -math.inf):
+                numbers[name] = value
+        return numbers
 
-    @staticmethod
-    def _all_reduced(values: dict[str, float], op: dist.ReduceOp, device: torch.device) -> dict[str, float]:
-        names = sorted(values)
-        values_N = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
-        dist.all_reduce(values_N, op=op)
-        return dict(zip(names, values_N.tolist(), strict=True))
+
+def _without_graph(value: Number) -> Number:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _largest(numbers: Sequence[float]) -> float:
+    """NaN if one is."""
+    return math.nan if any(map(math.isnan, numbers)) else max(numbers)
+
+
+def _fetched(numbers: Sequence[Number]) -> list[float]:
+    """Numbers as floats; the tensors among them come from each device in one transfer."""
+    fetched: list[float] = [math.nan if isinstance(number, Tensor) else float(number) for number in numbers]
+    devices: dict[torch.device, dict[torch.dtype, list[int]]] = {}
+    for index, number in enumerate(numbers):
+        if isinstance(number, Tensor):
+            devices.setdefault(number.device, {}).setdefault(number.dtype, []).append(index)
+    for types in devices.values():
+        stacked = [torch.stack([numbers[index] for index in indices]).double() for indices in types.values()]
+        for index, value in zip(chain.from_iterable(types.values()), torch.cat(stacked).tolist(), strict=True):
+            fetched[index] = value
+    return fetched
 
 
 def tally_policy(tally: Tally, batch: LearnerBatch, terms: LossTerms, entropy_BT: Tensor) -> None:

@@ -65,6 +65,20 @@ def deepspeed_settings(
     }
 
 
+def offloads(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether DeepSpeed keeps off the device what the key says: "offload_optimizer" or "offload_param"."""
+    given = settings["zero_optimization"].get(key)
+    return isinstance(given, Mapping) and given.get("device", "none") != "none"
+
+
+def steps_fused(settings: Mapping[str, Any], device_type: str) -> bool:
+    """Whether AdamW steps in one kernel per list of parameters, without temporaries: where its state lies on a GPU.
+
+    On a CPU it would round otherwise than the loop that runs have been compared by.
+    """
+    return device_type == "cuda" and not offloads(settings, "offload_optimizer")
+
+
 def inference_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a model beside the trained one that has no optimizer."""
     zero = {key: value for key, value in settings["zero_optimization"].items() if key != "offload_optimizer"}

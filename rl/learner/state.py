@@ -141,7 +141,7 @@ def _fill(master: Tensor, cut: Sequence[Stretch], optimizer: torch.optim.Optimiz
     for key in state.keys() - keys:
         del state[key]
     if STEP in keys:
-        state[STEP] = _common_step(cut, read)
+        state[STEP] = _common_step(cut, read).to(_step_device(optimizer, master))
     for key in keys - {STEP}:
         target = master.data if key == "master" else _made_room(state, key, master)
         for stretch in cut:
@@ -184,6 +184,11 @@ def _common_step(cut: Sequence[Stretch], read: Reader) -> Tensor:
                 f"{steps[0].item():g}: they {APART}"
             )
     return steps[0].clone()
+
+
+def _step_device(optimizer: torch.optim.Optimizer, master: Tensor) -> torch.device:
+    """Where AdamW counts the steps of a master: on the CPU, but for the fused one, beside it."""
+    return master.device if optimizer.defaults.get("fused") else torch.device("cpu")
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rl.learner.settings import offloads
+
 FLOAT = 4
 STAGE_3 = {  # deepspeed's defaults, elements
     "stage3_max_live_parameters": 1_000_000_000,
@@ -68,7 +70,7 @@ def zero_memory(
     if stage == 0:
         return _stage_0(parameters, itemsize, cuda=cuda)
     of_stage = _stage_3 if stage == 3 else _stage_1_or_2
-    return of_stage(parameters, ranks, itemsize, accumulated, zero, cuda=cuda)
+    return of_stage(parameters, ranks, itemsize, accumulated, settings, cuda=cuda)
 
 
 def _stage_0(parameters: Parameters, itemsize: int, *, cuda: bool) -> ZeroMemory:
@@ -89,11 +91,11 @@ def _stage_0(parameters: Parameters, itemsize: int, *, cuda: bool) -> ZeroMemory
 
 
 def _stage_1_or_2(
-    parameters: Parameters, ranks: int, itemsize: int, accumulated: int, zero: Mapping[str, Any], *, cuda: bool
+    parameters: Parameters, ranks: int, itemsize: int, accumulated: int, settings: Mapping[str, Any], *, cuda: bool
 ) -> ZeroMemory:
     """Masters, moments and (2) gradients cut up over ranks; weights whole."""
-    trained, share = parameters.trained, parameters.trained / ranks
-    is_offloaded = _offloads(zero, "offload_optimizer")
+    zero, trained, share = settings["zero_optimization"], parameters.trained, parameters.trained / ranks
+    is_offloaded = offloads(settings, "offload_optimizer")
     bucket = min(int(zero["reduce_bucket_size"]), trained)
     buffers = 2 if zero.get("overlap_comm") else 1
     reducing = bucket * itemsize
@@ -119,18 +121,18 @@ def _stage_1_or_2(
 
 
 def _stage_3(
-    parameters: Parameters, ranks: int, itemsize: int, accumulated: int, zero: Mapping[str, Any], *, cuda: bool
+    parameters: Parameters, ranks: int, itemsize: int, accumulated: int, settings: Mapping[str, Any], *, cuda: bool
 ) -> ZeroMemory:
     """Weights cut up as well, gathered when layers need them and kept up to a limit."""
-    share = parameters.trained / ranks
-    is_offloaded = _offloads(zero, "offload_optimizer")
+    zero, share = settings["zero_optimization"], parameters.trained / ranks
+    is_offloaded = offloads(settings, "offload_optimizer")
     limits = {name: int(zero.get(name, default)) for name, default in STAGE_3.items()}
     gathered = min(parameters.all, limits["stage3_max_live_parameters"] + limits["stage3_prefetch_bucket_size"])
     bucket = min(int(zero["reduce_bucket_size"]), parameters.trained)
     gradients, stepped = share * accumulated + bucket * itemsize, min(share, SUB_GROUP)
     masters = 0 if itemsize == FLOAT and not is_offloaded else FLOAT * share  # the weights' own, in float32
     return ZeroMemory(
-        weights=0 if _offloads(zero, "offload_param") else parameters.all * itemsize / ranks,
+        weights=0 if offloads(settings, "offload_param") else parameters.all * itemsize / ranks,
         gathered=gathered * itemsize,
         masters_and_moments=0 if is_offloaded else masters + 2 * FLOAT * share,
         gradients=gradients,
@@ -144,10 +146,5 @@ def _stage_3(
 
 
 def _adamw(elements: float, *, cuda: bool) -> float:
-    """What torch's AdamW makes beside its moments: one square root of them; on the CPU also the quotient."""
-    return FLOAT * elements * (1 if cuda else 2)
-
-
-def _offloads(zero: Mapping[str, Any], key: str) -> bool:
-    given = zero.get(key)
-    return isinstance(given, Mapping) and given.get("device", "none") != "none"
+    """What torch's AdamW makes beside its moments: fused, nothing; on the CPU a square root of them and a quotient."""
+    return 0.0 if cuda else 2 * FLOAT * elements

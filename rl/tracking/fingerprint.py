@@ -19,6 +19,7 @@ from rl.learner.digest import Part, id_bytes, sha256_of
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Turn
 
 STAGES = ("prompts", "tokens", "logprobs", "rewards", "advantages", "optimizer", "weights")  # as a step passes them
+OPTIONAL = "optimizer"  # learner.digest_every leaves steps out
 PREFIX = "state/"  # of their names in metrics.jsonl
 MARK = "sha256:"  # keeps readers of numbers from taking hexadecimal digits for one
 DIGITS = 16
@@ -32,7 +33,7 @@ def step_fingerprints(
     Args:
         scored: the step's groups, in order.
         credit_PG: what each sibling's tokens are credited with (rl.algorithm.batch.learned_credit).
-        optimizer: LearnerUpdate.optimizer.
+        optimizer: LearnerUpdate.optimizer; empty: the step has no such fingerprint.
         weights: sha256 of every parameter after the step, by Hugging Face name.
     """
     prints = {
@@ -46,15 +47,18 @@ def step_fingerprints(
         "optimizer": fingerprint([optimizer]),
         "weights": fingerprint(f"{name} {digest}" for name, digest in sorted(weights.items())),
     }
-    named = {f"{PREFIX}{stage}": prints[stage] for stage in STAGES}
+    named = {f"{PREFIX}{stage}": prints[stage] for stage in STAGES if optimizer or stage != OPTIONAL}
     return named | {f"{PREFIX}hash": fingerprint(named.values())}
 
 
 def first_difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
-    """The first stage whose fingerprints differ or are missing, of two lines of metrics.jsonl; None: none does."""
+    """The first stage whose fingerprints differ or are missing, of two lines of metrics.jsonl; None: none does.
+
+    The optimizer's may be missing in both.
+    """
     for stage in STAGES:
-        mine = ours.get(f"{PREFIX}{stage}")
-        if mine is None or mine != theirs.get(f"{PREFIX}{stage}"):
+        mine, other = (line.get(f"{PREFIX}{stage}") for line in (ours, theirs))
+        if mine != other or (mine is None and stage != OPTIONAL):
             return stage
     return None
 

@@ -75,7 +75,11 @@ def test_the_result_is_a_table_and_a_sentence(proof, words):
 
 
 def test_the_runs_of_a_proof_are_the_configured_one_made_deterministic(tmp_path):
-    mirrored = replace(CONFIG, trainer=replace(CONFIG.trainer, remote="memory://runs"))
+    mirrored = replace(
+        CONFIG,
+        trainer=replace(CONFIG.trainer, remote="memory://runs"),
+        learner=replace(CONFIG.learner, digest_every=50),  # every step of a proof has its digest
+    )
     declared = proof_config(mirrored, name="straight", output_dir=tmp_path, steps=4, save_every=2)
     assert declared.trainer.remote == ""  # nothing there to go on from, now or the next time
     assert declared.rollout == replace(CONFIG.rollout, deterministic=True)

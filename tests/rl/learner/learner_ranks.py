@@ -232,6 +232,14 @@ class Rank:
             "records": list(shown),
         }
 
+    def digested(self, *, steps, **options):
+        """The digests that `learn` gives with each of its steps."""
+        groups, learner = the_groups(self.processor), self.learner(**options)
+        dealt = assign_ranks(groups, self.world)[self.rank]
+        digests = [learner.learn([groups[index] for index in dealt]).optimizer for _ in range(steps)]
+        self._end(learner)
+        return digests
+
     def _alone(self, sample):
         """The log-probs a fresh policy gives to the sampled tokens of one sample, in a batch of its own."""
         if sample is None:

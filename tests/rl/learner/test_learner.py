@@ -292,6 +292,13 @@ def test_log_probs_are_of_the_policy_that_sampled_not_of_a_later_step(world_of):
     )
 
 
+def test_the_optimizers_state_is_digested_every_so_many_steps_of_the_run(world_of):
+    every = world_of(2)("digested", steps=2)
+    assert len(set(every)) == 2 and all(len(digest) == 64 for digest in every)
+    assert world_of(2)("digested", steps=2, digest_every=2) == ["", every[1]]
+    assert world_of(2)("digested", steps=2, digest_every=0) == ["", ""]
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 def test_recomputed_log_probs_make_the_first_ratio_exactly_one(world_of, updates):
     metrics = world_of(2)(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rl.config.errors import ConfigError
 from rl.config.learner import LearnerConfig, OptimizerConfig
-from rl.learner.settings import deepspeed_settings, learning_rate, uses_cuda
+from rl.learner.settings import deepspeed_settings, learning_rate, steps_fused, uses_cuda
 
 OPTIONS = OptimizerConfig(lr=1.0, warmup_fraction=0.2, min_lr_fraction=0.1)
 
@@ -36,6 +36,22 @@ def test_our_keys_win_and_theirs_are_kept(tmp_path):
     assert settings["wall_clock_breakdown"] is True
     assert settings["bf16"] == {"enabled": True}
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "device", "fused"),
+    [
+        ("{}", "cuda", True),
+        ("{}", "cpu", False),
+        ("zero_optimization: {offload_optimizer: {device: none}}", "cuda", True),
+        ("zero_optimization: {offload_optimizer: {device: cpu}}", "cuda", False),
+    ],
+)
+def test_adamw_is_fused_where_its_state_lies_on_a_gpu(tmp_path, extra, device, fused):
+    path = tmp_path / "extra.yaml"
+    path.write_text(extra)
+    settings = deepspeed_settings(LearnerConfig(deepspeed_config=str(path)), "bfloat16", 1000)
+    assert steps_fused(settings, device) is fused
 
 
 def test_a_second_optimizer_is_ignored(tmp_path, caplog):

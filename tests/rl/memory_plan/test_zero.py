@@ -52,8 +52,8 @@ def test_offload_moves_masters_and_moments_to_the_host(tmp_path):
     on_gpu, on_host = memory(2, 4), memory(2, 4, extra=str(extra))
     assert (on_host.masters_and_moments, on_gpu.host) == (0, 0)
     assert on_host.host / MANY == pytest.approx((16 + 2 + 8) / 4)  # with gradients, weights to be sent, AdamW's own
-    assert on_host.stepping < on_gpu.stepping
+    assert on_host.stepping <= on_gpu.stepping  # a fused AdamW needs no room of its own there
 
 
-def test_adamw_takes_more_of_its_own_on_the_cpu():
-    assert memory(2, 1, cuda=False).stepping - memory(2, 1).stepping == 4 * MANY
+def test_adamw_takes_room_of_its_own_on_the_cpu_alone():
+    assert memory(2, 1, cuda=False).stepping - memory(2, 1).stepping == 8 * MANY

@@ -111,6 +111,16 @@ def test_steps_that_lack_fingerprints_are_not_equal():
     assert first_difference({}, {}) == "prompts"
 
 
+def test_of_the_optimizer_both_steps_may_lack_the_fingerprint_but_not_one_of_them(scored):
+    whole, without = prints_of(scored), prints_of(scored, optimizer="")
+    assert set(whole) - set(without) == {"state/optimizer"}
+    assert whole["state/hash"] != without["state/hash"]
+    assert first_difference(without, prints_of(scored, optimizer="")) is None
+    assert first_difference(without, whole) == first_difference(whole, without) == "optimizer"
+    for stage in set(STAGES) - {"optimizer"}:
+        assert first_difference(*[{k: v for k, v in whole.items() if k != f"state/{stage}"}] * 2) == stage
+
+
 @given(st.lists(st.text(max_size=4), max_size=4), st.lists(st.text(max_size=4), max_size=4))
 def test_only_equal_sequences_of_parts_have_equal_fingerprints(ours, theirs):
     assert (fingerprint(ours) == fingerprint(theirs)) == (ours == theirs)
@@ -127,6 +137,12 @@ def plain_checksum(values: np.ndarray) -> list[int]:
 def test_a_checksum_is_the_sum_of_words_and_of_words_times_places(size):
     values = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     assert checksum(torch.from_numpy(values)).tolist() == plain_checksum(values)
+
+
+@given(st.integers(0, 40), st.integers(1, 50), st.sampled_from([torch.float32, torch.bfloat16, torch.int8]))
+def test_however_many_words_are_summed_at_a_time_a_checksum_is_the_same(size, chunk, dtype):
+    tensor = torch.randint(-(2**31), 2**31 - 1, (size,), dtype=torch.int32).to(dtype)
+    assert checksum(tensor, chunk_words=chunk).tolist() == checksum(tensor).tolist()
 
 
 def test_a_checksum_by_hand():
