@@ -15,7 +15,7 @@ from actors.weight_buckets import WeightBucket, pack
 from actors.worker.label import WorkerLabel, label
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, WorkerProcess, own_location
-from actors.worker.waiting import WorkerError, do_nothing, gather
+from actors.worker.waiting import POLL_S, WorkerError, do_nothing, gather
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WrittenFile
@@ -93,11 +93,11 @@ class LearnerWorker:
                 lost.append(index)
         return lost
 
-    def update(self, step: int) -> LearnerUpdate:
-        """Take the optimizer steps of one update on the groups received."""
+    def update(self, step: int, version: int) -> LearnerUpdate:
+        """Take the optimizer steps of one update on the groups received, from weights of this version."""
         self._label.at(step)
         received, self._received = self._received, []
-        return self._learner.learn(received)
+        return self._learner.learn(received, version)
 
     def supervise(self, samples: list[TrainingSample]) -> dict[str, float]:
         """One supervised step on this rank's samples."""
@@ -179,14 +179,16 @@ class LearnerGroup:
         start_timeout_s: float,
         timeout_s: float,
         poll: Callable[[], None] = do_nothing,
+        poll_every_s: float = POLL_S,
         restore: Restore | None = None,
     ) -> None:
         """
         Args:
-            poll: called about once a second while the driver waits for the ranks, to check on other workers.
+            poll: called every `poll_every_s` while the driver waits for the ranks: other workers go on meanwhile.
             restore: decodes the pixels of groups again that were lost on their way.
         """
-        self._timeout_s, self._poll, self._restore = start_timeout_s, poll, restore
+        self._timeout_s, self._restore = start_timeout_s, restore
+        self._poll, self._poll_every_s = poll, poll_every_s
         remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
         named = [dict(options(rank)) for rank in range(world_size)]
         self._ranks = [remote.options(**given).remote(rank) for rank, given in enumerate(named)]
@@ -195,6 +197,7 @@ class LearnerGroup:
             for rank, (given, actor) in enumerate(zip(named, self._ranks, strict=True))
         ]
         self._writing: PendingWrite | None = None
+        self.has_moved = False  # the ranks may hold other weights than they last exported
         try:
             self._start(make_learner)
         except LearnerError:
@@ -202,19 +205,23 @@ class LearnerGroup:
             raise
         self._timeout_s = timeout_s
 
-    def update(self, scored: Sequence[ScoredGroup], *, step: int) -> LearnerUpdate:
+    def update(self, scored: Sequence[ScoredGroup], *, step: int, version: int) -> LearnerUpdate:
         """Learn from the scored groups of a step; whole groups go to ranks, balanced by tokens.
 
+        Args:
+            version: of the weights that the ranks hold.
         Raises:
             LearnerError: a rank died, failed or did not answer: the ranks must be replaced.
         """
         assignment = assign_ranks(scored, len(self._ranks))
         self._deliver(scored, assignment)
+        self.has_moved = True
         calls = [
-            rank.update.options(name=label(process.name, step)).remote(step)
+            rank.update.options(name=label(process.name, step)).remote(step, version)
             for rank, process in zip(self._ranks, self._processes, strict=True)
         ]
         updates = self._wait(calls, "update the policy")
+        self.has_moved = updates[0].steps_taken > 0
         logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates])
         first, optimizers = updates[0], " ".join(update.optimizer for update in updates if update.optimizer)
         return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers)
@@ -244,9 +251,10 @@ class LearnerGroup:
 
     def export(self, bucket_bytes: int, *, trainable_only: bool) -> list[WeightBucket]:
         """The current weights, in the object store."""
-        return self._wait(
-            [rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks], "export the weights"
-        )[0]
+        calls = [rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks]
+        buckets = self._wait(calls, "export the weights")[0]
+        self.has_moved = False
+        return buckets
 
     def save(self, folder: Path) -> PendingWrite:
         """Capture the learners' part of a checkpoint; it is written into `folder` in the background."""
@@ -300,4 +308,5 @@ class LearnerGroup:
             failure=LearnerError,
             processes=self._processes[: len(calls)],  # one call asks rank 0
             poll=self._poll,
+            poll_every_s=self._poll_every_s,
         )

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 5.0  # beyond scoring.timeout_s, before a worker that ignores its own alarm is killed
 START_S = 120.0  # for a worker to start and load its rewards, before its first group
-POLL_S = 0.5  # between two checks of which workers have started
+POLL_S = 0.5  # between two checks of deadlines, and of which workers have started
 
 
 class RewardError(RuntimeError):
@@ -105,11 +105,21 @@ class RewardSlot:
     open_fault: Fault | None = None  # how the last worker was lost, until this one has answered
 
 
+@dataclass(slots=True, eq=False)
+class ScoreRequest:
+    """A group to score, and its scores once they are there."""
+
+    group: TrajectoryGroup
+    step: int
+    has_lost_a_worker: bool = False
+    result: ScoredGroup | None = None
+
+
 @dataclass(slots=True)
 class InFlight:
-    """A group that was sent to a worker."""
+    """A request that was sent to a worker."""
 
-    index: int
+    request: ScoreRequest
     slot: RewardSlot
     timeout_s: float
     deadline: float  # time.monotonic(); moves to timeout_s after its start if the worker is still starting
@@ -120,7 +130,10 @@ class InFlight:
 
 
 class RewardPool:
-    """Driver's end of the reward workers: scores groups in order; a worker that hangs, dies or leaks is replaced."""
+    """Driver's end of the reward workers: scores groups; a worker that hangs, dies or leaks is replaced.
+
+    Groups may come one by one: `advance` hands them out and collects scores, and need not wait.
+    """
 
     def __init__(
         self,
@@ -131,28 +144,46 @@ class RewardPool:
         self._terms, self._scoring, self._options = terms, scoring, options
         self._faults: list[Fault] = []
         self._slots = [self._launch(index) for index in range(scoring.num_workers)]
+        self._waiting: deque[ScoreRequest] = deque()
+        self._in_flight: dict[ray.ObjectRef, InFlight] = {}
 
     def score_all(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]:
-        """Score groups; those that cannot be scored come back with failures in place of rewards, however many."""
-        scored: list[ScoredGroup | None] = [None] * len(groups)
-        waiting, retried = deque(range(len(groups))), set()  # indices; of groups that have lost a worker already
-        in_flight: dict[ray.ObjectRef, InFlight] = {}
-        while waiting or in_flight:
-            busy = {id(request.slot) for request in in_flight.values()}
-            for slot in self._slots:
-                if waiting and id(slot) not in busy:
-                    index = waiting.popleft()
-                    request = self._request(index, slot, groups[index], probed=index in retried)
-                    sent = slot.worker.score.options(name=label(slot.process.name, step))
-                    in_flight[sent.remote(groups[index], step)] = request
-            for reference in self._finished(in_flight):
-                request = in_flight.pop(reference)
-                result = self._collect(reference, request, groups[request.index], is_last=request.index in retried)
-                scored[request.index] = result
-                if result is None:
-                    retried.add(request.index)
-                    waiting.appendleft(request.index)
-        return scored
+        """Score groups, in order; those that cannot be come back with failures in place of rewards, however many."""
+        requests = [self.submit(group, step=step) for group in groups]
+        while any(request.result is None for request in requests):
+            self.advance(POLL_S)
+        return [request.result for request in requests]
+
+    def submit(self, group: TrajectoryGroup, *, step: int) -> ScoreRequest:
+        """Begin to score a group; `advance` moves it on until its result is there."""
+        request = ScoreRequest(group, step)
+        self._waiting.append(request)
+        self._dispatch()
+        return request
+
+    def advance(self, timeout_s: float = 0.0) -> None:
+        """Hand out groups and collect scores; waits at most `timeout_s` for one.
+
+        Raises:
+            ConfigError: a reward cannot be loaded where a worker runs.
+        """
+        self._dispatch()
+        for reference, is_overdue in self._finished(timeout_s):
+            sent = self._in_flight.pop(reference)
+            sent.request.result = self._collect(reference, sent, is_overdue=is_overdue)
+            if sent.request.result is None:
+                sent.request.has_lost_a_worker = True
+                self._waiting.appendleft(sent.request)
+        self._dispatch()
+
+    @property
+    def references(self) -> list[ray.ObjectRef]:
+        """What `advance` would wait for."""
+        return list(self._in_flight)
+
+    def forget(self) -> None:
+        """Give up what is not scored yet; workers end what they are at."""
+        self._waiting.clear()
 
     def take_faults(self) -> list[Fault]:
         """Faults recovered from since the last call of this method."""
@@ -162,40 +193,51 @@ class RewardPool:
         faults, self._faults = self._faults, []
         return faults
 
-    def _request(self, index: int, slot: RewardSlot, group: TrajectoryGroup, *, probed: bool) -> InFlight:
+    def _dispatch(self) -> None:
+        busy = {id(sent.slot) for sent in self._in_flight.values()}
+        for slot in self._slots:
+            if self._waiting and id(slot) not in busy:
+                request = self._waiting.popleft()
+                sent = self._sent(request, slot)
+                call = slot.worker.score.options(name=label(slot.process.name, request.step))
+                self._in_flight[call.remote(request.group, request.step)] = sent
+
+    def _sent(self, request: ScoreRequest, slot: RewardSlot) -> InFlight:
+        """Deadline of a request at a worker; one that has lost a worker goes there term by term first."""
         probes: dict[str, ray.ObjectRef] = {}
-        if probed and len(self._terms) > 1:
-            sent = ray.put(group)
+        if request.has_lost_a_worker and len(self._terms) > 1:
+            sent = ray.put(request.group)
             for name in self._terms:
                 probes[name] = slot.worker.probe.remote(name, sent, *list(probes.values())[-1:])
-        calls = max(len(group.trajectories_G), 1) * (2 if probes else 1)
+        calls = max(len(request.group.trajectories_G), 1) * (2 if probes else 1)
         timeout_s = self._scoring.timeout_s * calls + GRACE_S
-        return InFlight(index, slot, timeout_s, time.monotonic() + START_S + timeout_s, probes=probes)
+        return InFlight(request, slot, timeout_s, time.monotonic() + START_S + timeout_s, probes=probes)
 
-    @staticmethod
-    def _finished(in_flight: Mapping[ray.ObjectRef, InFlight]) -> list[ray.ObjectRef]:
-        """Calls that have returned, or else those past their deadline; possibly none."""
-        for request in in_flight.values():
-            if not request.has_started and request.slot.process.has_answered:
-                request.has_started, request.deadline = True, time.monotonic() + request.timeout_s
-        left_s = min(request.deadline for request in in_flight.values()) - time.monotonic()
-        answered, _ = ray.wait(list(in_flight), timeout=min(max(left_s, 0.0), POLL_S))
-        now = time.monotonic()
-        return answered or [reference for reference, request in in_flight.items() if request.deadline <= now]
+    def _finished(self, timeout_s: float) -> list[tuple[ray.ObjectRef, bool]]:
+        """Calls that have returned, or else those past their deadline; and whether they are the latter."""
+        if not self._in_flight:
+            return []
+        for sent in self._in_flight.values():
+            if not sent.has_started and sent.slot.process.has_answered:
+                sent.has_started, sent.deadline = True, time.monotonic() + sent.timeout_s
+        left_s = min(sent.deadline for sent in self._in_flight.values()) - time.monotonic()
+        calls = list(self._in_flight)
+        ray.wait(calls, timeout=min(max(left_s, 0.0), timeout_s))
+        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        overdue = [call for call, sent in self._in_flight.items() if sent.deadline <= time.monotonic()]
+        return [(call, False) for call in answered] or [(call, True) for call in overdue]
 
-    def _collect(
-        self, reference: ray.ObjectRef, request: InFlight, group: TrajectoryGroup, *, is_last: bool
-    ) -> ScoredGroup | None:
+    def _collect(self, reference: ray.ObjectRef, sent: InFlight, *, is_overdue: bool) -> ScoredGroup | None:
         """The result of a call, or a masked group if it failed; None: another worker has to score the group."""
-        slot, overdue = request.slot, request.deadline <= time.monotonic()
+        slot, group, is_last = sent.slot, sent.request.group, sent.request.has_lost_a_worker
         try:
-            scored, grown_mib = ray.get(reference, timeout=0 if overdue else COLLECT_S)
+            scored, grown_mib = ray.get(reference, timeout=0 if is_overdue else COLLECT_S)
         except GetTimeoutError:
-            detail = f"no result within {request.timeout_s:.0f} s of {', '.join(self._terms)}; worker killed"
-            failure = RewardFailure(self._lost_term(request), "timeout", detail, group.task.task_id)
+            detail = f"no result within {sent.timeout_s:.0f} s of {', '.join(self._terms)}; worker killed"
+            failure = RewardFailure(self._lost_term(sent), "timeout", detail, group.task.task_id)
             self._replace(slot, "worker_hung", cause_line(failure), "the group is masked")
         except WORKER_IS_GONE as error:
-            failure = RewardFailure(self._lost_term(request), "worker_died", first_line(error), group.task.task_id)
+            failure = RewardFailure(self._lost_term(sent), "worker_died", first_line(error), group.task.task_id)
             action = "the group is masked" if is_last else "its group is scored by another worker"
             self._replace(slot, "worker_died", cause_line(failure), action, error)
             if not is_last:
@@ -208,11 +250,11 @@ class RewardPool:
             return self._accept(slot, scored, grown_mib, is_last=is_last)
         return ScoredGroup(group, (failure,) * len(group.trajectories_G))
 
-    def _lost_term(self, request: InFlight) -> str:
+    def _lost_term(self, sent: InFlight) -> str:
         """The term during which a worker was lost: the only one, or the first whose load or probe did not return."""
         if len(self._terms) == 1:
             return next(iter(self._terms))
-        for name, call in (*request.slot.loads.items(), *request.probes.items()):
+        for name, call in (*sent.slot.loads.items(), *sent.probes.items()):
             try:
                 ray.get(call, timeout=0)
             except RayError:  # GetTimeoutError is one

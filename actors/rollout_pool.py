@@ -71,7 +71,7 @@ class RolloutPool:
                 engine busy.
         """
         self.workers = workers
-        self._timeout_s, self._check = timeout_s, check
+        self._timeout_s, self.check = timeout_s, check
         self._max_num_seqs, self._group_size = max_num_seqs, group_size
         self._calls, self._serials = itertools.count(), itertools.count()
         self._waiting = WaitingRequests()
@@ -117,9 +117,11 @@ class RolloutPool:
         """
         return self._begun(tasks, attempt, self._options(step, greedily=False, max_lag=max_lag, is_urgent=False))
 
-    def advance(self, timeout_s: float = 0.0) -> None:
+    def advance(self, timeout_s: float = 0.0, *, waited_s: float = 0.0) -> None:
         """Hand out requests, collect groups, replace workers; waits at most `timeout_s` for a group.
 
+        Args:
+            waited_s: for which the caller has waited for `references`; it counts towards deadlines.
         Raises:
             RolloutError: a task cannot be rolled out, or a batch was not within its deadline.
         """
@@ -130,7 +132,7 @@ class RolloutPool:
             if self._waiting or self._in_flight:
                 self.workers.sync_new_workers()
                 self._dispatch()
-                self._collect(timeout_s)
+                self._collect(timeout_s, waited_s)
             self._poll_workers()
         finally:
             self._is_advancing = False
@@ -148,6 +150,11 @@ class RolloutPool:
         starting = [slot.worker.started for slot in self.workers.slots if slot.worker.location is None]
         return [*self._in_flight, *starting]
 
+    @property
+    def needs_push(self) -> bool:
+        """Every worker is new and could not be given the current weights: the learners have moved on."""
+        return not self.workers.ready and len(self.workers.new_workers) == len(self.workers.slots)
+
     def restore(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
         """The same groups with their pixels decoded again: those in the object store were lost with their worker.
 
@@ -157,6 +164,15 @@ class RolloutPool:
             RolloutError: a video does not give the same frames, in DECODE_ATTEMPTS attempts.
         """
         detected_s = time.time()
+        restored = self.decode_again(groups)
+        seconds = time.time() - detected_s
+        self.workers.record(
+            Fault("frames_lost", "rollout", f"pixels of {len(groups)} groups", "decoded anew", detected_s, seconds)
+        )
+        return restored
+
+    def decode_again(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
+        """As `restore`, for groups that have no pixels because they were read from a disk: that is no fault."""
         wanted, found = [set(blocks_of([group])) for group in groups], [{} for _ in groups]
         for _ in range(DECODE_ATTEMPTS):
             missing = [index for index, digests in enumerate(wanted) if digests - found[index].keys()]
@@ -165,13 +181,9 @@ class RolloutPool:
         for group, digests, blocks in zip(groups, wanted, found, strict=True):
             if digests - blocks.keys():
                 raise RolloutError(
-                    f"{group.task.video_path}: the frames of task {group.task.task_id} were lost with their worker, "
-                    f"and in {DECODE_ATTEMPTS} attempts the video did not give the same again"
+                    f"{group.task.video_path}: the frames of task {group.task.task_id} are needed once more, and in "
+                    f"{DECODE_ATTEMPTS} attempts the video did not give the same again"
                 )
-        seconds = time.time() - detected_s
-        self.workers.record(
-            Fault("frames_lost", "rollout", f"pixels of {len(groups)} groups", "decoded anew", detected_s, seconds)
-        )
         return [exchange(group, blocks) for group, blocks in zip(groups, found, strict=True)]
 
     def _replayed(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
@@ -199,7 +211,7 @@ class RolloutPool:
         for index, (task, number) in enumerate(zip(tasks, numbers, strict=True)):
             request = RolloutRequest(batch, index, task, number)
             if recorded is not None:
-                request.completions = _completions(recorded[index])
+                request.completions, request.is_recorded = _completions(recorded[index]), True
             self._waiting.add(request)
         return batch
 
@@ -207,7 +219,7 @@ class RolloutPool:
         """The groups of a batch as they finish; whatever ends the wait ends the batch."""
         try:
             while batch.unfinished or batch.finished:
-                self._check()
+                self.check()
                 try:
                     self.advance(POLL_S)
                 finally:
@@ -235,14 +247,16 @@ class RolloutPool:
             )
             self._in_flight[sent] = InFlight(call, request, slot, worker)
 
-    def _collect(self, timeout_s: float) -> None:
+    def _collect(self, timeout_s: float, waited_s: float) -> None:
         """Take groups that have finished; failed requests wait again, or are an error if they have failed too often."""
         references = self.references
+        if not references and self.needs_push:
+            return
         if not references:
             raise RolloutError("no worker holds the current weights")
         began = time.monotonic()
         ray.wait(references, timeout=timeout_s)
-        waited_s, failure = time.monotonic() - began, None
+        waited_s, failure = waited_s + time.monotonic() - began, None
         underway = {sent.request.batch for sent in self._in_flight.values()}
         done = (
             ray.wait(list(self._in_flight), num_returns=len(self._in_flight), timeout=0)[0] if self._in_flight else ()
@@ -281,7 +295,11 @@ class RolloutPool:
         """The group, if no token of it was sampled with weights older than its batch allows."""
         pushed, max_lag = self.workers.version, sent.request.batch.options.max_lag
         versions = {turn.completion.policy_version for t in group.trajectories_G for turn in t.turns}
-        if pushed is not None and any(not pushed - max_lag <= version <= pushed for version in versions):
+        if (
+            pushed is not None
+            and not sent.request.is_recorded
+            and any(not pushed - max_lag <= version <= pushed for version in versions)
+        ):
             behind = f", nor up to {max_lag} pushes before it" if max_lag else ""
             raise StaleWeightsError(f"{sent.slot.name} sampled with weights {sorted(versions)}, not {pushed}{behind}")
         sent.slot.consecutive_losses = 0

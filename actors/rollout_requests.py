@@ -51,6 +51,7 @@ class RolloutRequest:
     task: VideoTask
     occurrence: int
     completions: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenHistory
+    is_recorded: bool = False  # all of them are there: nothing is sampled, whichever weights an engine holds
     losses: int = 0  # workers lost while they had it
     failures: int = 0
 

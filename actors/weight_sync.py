@@ -27,9 +27,24 @@ class WeightSync:
     """
 
     def __init__(
-        self, learners: LearnerGroup, workers: RolloutWorkerGroup, config: WeightSyncConfig, version: int
+        self,
+        learners: LearnerGroup,
+        workers: RolloutWorkerGroup,
+        config: WeightSyncConfig,
+        version: int,
+        *,
+        keeps_pushed: bool = False,
     ) -> None:
+        """
+        Args:
+            version: of the learners' weights.
+            keeps_pushed: what was pushed last stays in the object store, for engines that start while the learners work
+                on the next version; they wait for its push otherwise.
+        """
         self._learners, self._workers, self._config = learners, workers, config
+        self._keeps_pushed = keeps_pushed
+        self._pushed: list[WeightBucket] = []  # of the last push of everything, then of the last one after it
+        self._num_everything = 0  # of these, the former
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
         self._pushed_all = False
         self.metrics: dict[str, float] = {}
@@ -48,8 +63,13 @@ class WeightSync:
         return self._version
 
     def sync_new_workers(self) -> None:
-        """Push the current weights to engines that have started since the last push."""
-        self._send(self._version, everything=True, only=self._workers.new_workers)
+        """Give engines that have started since the last push what was pushed then; a learner may have moved on."""
+        if not self._learners.has_moved:
+            self._send(self._version, everything=True, only=self._workers.new_workers)
+        elif self._pushed:
+            only = self._workers.new_workers
+            self._workers.load_weights(self._pushed, self._version, timeout_s=self._config.timeout_s, only=only)
+            self._verify(self._pushed, self._version, only)
 
     def _send(self, version: int, *, everything: bool, only: Sequence[str] | None = None) -> dict[str, float]:
         start = time.perf_counter()
@@ -84,6 +104,9 @@ class WeightSync:
         if not everything:  # engines that started during the export get everything later
             only = [slot.name for slot in self._workers.ready]
         self._workers.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
+        if self._keeps_pushed:
+            self._pushed[0 if everything else self._num_everything :] = buckets
+            self._num_everything = len(buckets) if everything else self._num_everything
         return buckets, exported
 
     def _verify(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str] | None) -> int:

@@ -1,11 +1,17 @@
-"""The whole loop. No Ray, no torch, no config object: four parts behind four small Protocols.
+"""The whole loop. No Ray, no torch, no config object: three parts behind three small Protocols.
 
 | stage | consumes | produces | waits for |
 |---|---|---|---|
-| rollouts.generate | VideoTask | TrajectoryGroup | engines; deadline rollout.call_timeout_s |
-| rewards.score | TrajectoryGroup | ScoredGroup | reward workers; deadline scoring.timeout_s |
+| rollouts.start | VideoTask | - | nothing |
+| rollouts.collect | - | SampledStep | engines, reward workers; deadlines rollout.call_timeout_s, scoring.timeout_s |
 | learners.update | ScoredGroup | LearnerUpdate | learner ranks; deadline learner.timeout_s |
+| rollouts.settle | - | - | in a deterministic run, the steps started; deadlines as of collect |
 | weights.push | - | policy version | learners, then engines; deadline weight_sync.timeout_s |
+
+Rollouts run up to `Schedule.max_lag` steps ahead. A step is started when the weights are at most `max_lag` pushes older
+than those it will be learned with, and always at the same place of this loop; in a deterministic run nothing is under
+way while weights change. So step s is sampled with the weights after s - max_lag steps, or the first, however fast
+anything is.
 """
 
 from __future__ import annotations
@@ -15,25 +21,26 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rl.tracking.stage_clock import StageClock
-from rl.trajectory import LearnerUpdate, RewardFailure, ScoredGroup, TrajectoryGroup, VideoTask
+from rl.trajectory import Drawing, LearnerUpdate, RewardFailure, SampledStep, ScoredGroup, VideoTask
 
 
 class Rollouts(Protocol):
-    """Makes trajectories. Order in = order out; a task that repeats in a step gets other seeds."""
+    """Samples steps: rolls tasks out and scores them, also while the caller does something else."""
 
-    def generate(self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0) -> list[TrajectoryGroup]: ...
+    def start(self, step: int, drawing: Drawing) -> None:
+        """Begin to sample a step."""
 
+    def collect(self, step: int) -> SampledStep:
+        """The groups of a step that was started. A task that repeats in a step gets other seeds."""
 
-class Rewards(Protocol):
-    """Scores trajectories. Order in = order out."""
-
-    def score(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]: ...
+    def settle(self) -> None:
+        """Return when the engines' weights may change."""
 
 
 class Learners(Protocol):
     """Splits, credits, and takes the optimizer steps."""
 
-    def update(self, scored: Sequence[ScoredGroup], *, step: int) -> LearnerUpdate: ...
+    def update(self, scored: Sequence[ScoredGroup], *, step: int, version: int) -> LearnerUpdate: ...
 
 
 class Weights(Protocol):
@@ -51,6 +58,7 @@ class Schedule:
     save_every: int
     eval_every: int  # 0: only before the first and after the last step
     resample_attempts: int = 0  # dynamic sampling
+    max_lag: int = 0  # steps that are sampled ahead of the one that is learned from
     evaluate_first: bool = False  # the start of a run; or where it was stopped before its evaluation was done
 
 
@@ -63,7 +71,6 @@ def train(
     *,
     tasks_for: TasksForStep,
     rollouts: Rollouts,
-    rewards: Rewards,
     learners: Learners,
     weights: Weights,
     report: Report,
@@ -78,18 +85,32 @@ def train(
         save: called with (next step, policy version) when a checkpoint is due; the last step is always saved.
         evaluate: called with the step reached when an evaluation is due; a policy it finds the best so far is saved.
     """
-    version = weights.push()
+    version, started = weights.push(), schedule.first_step
+
+    def start_through(last: int) -> None:
+        nonlocal started
+        for step in range(started, min(last + 1, schedule.steps)):
+            rollouts.start(step, draw(schedule, step, tasks_for))
+            started = step + 1
+
     if schedule.evaluate_first and evaluate(schedule.first_step):
         save(schedule.first_step, version)
     for step in range(schedule.first_step, schedule.steps):
         clock = StageClock()
-        scored, resampled = _sample(schedule, step, tasks_for, rollouts, rewards, clock)
+        start_through(step + schedule.max_lag)
+        with clock("wait"):
+            sampled = rollouts.collect(step)
         with clock("update"):
-            learned = learners.update(scored, step=step)
+            learned = learners.update(sampled.groups, step=step, version=version)
+        with clock("wait"):
+            rollouts.settle()
         with clock("sync"):
             version = weights.push() if learned.steps_taken else version  # what has not changed is not sent
-        counters = {"policy/version": version, "rollout/resampled_groups": resampled}
-        report(step, scored, learned, {**counters, **clock.metrics()})
+        if schedule.max_lag:  # engines go on while the step is reported, evaluated and saved
+            start_through(step + 1 + schedule.max_lag)
+        timed = {"seconds/rollout": sampled.rollout_s, "seconds/reward": sampled.reward_s, **clock.metrics()}
+        counters = {"policy/version": version, "rollout/resampled_groups": sampled.resampled}
+        report(step, sampled.groups, learned, {**counters, **timed})
         # evaluated before saving: a run killed in between repeats the step, and so the evaluation
         is_best = is_due(step + 1, schedule.eval_every, schedule.steps) and evaluate(step + 1)
         if is_best or is_due(step + 1, schedule.save_every, schedule.steps):
@@ -108,24 +129,13 @@ def is_zero_variance(scored: ScoredGroup) -> bool:
     return len({(reward.sampling, reward.reasoning) for reward in rewards}) <= 1
 
 
-def _sample(
-    schedule: Schedule,
-    step: int,
-    tasks_for: TasksForStep,
-    rollouts: Rollouts,
-    rewards: Rewards,
-    clock: StageClock,
-) -> tuple[list[ScoredGroup], int]:
-    """One step's scored groups; zero-variance ones are replaced a bounded number of times (DAPO's dynamic sampling)."""
+def draw(schedule: Schedule, step: int, tasks_for: TasksForStep) -> Drawing:
+    """One step's tasks; zero-variance groups are replaced a bounded number of times (DAPO's dynamic sampling)."""
     kept: list[ScoredGroup] = []
-    drawn: list[ScoredGroup] = []
     tasks, resampled = tasks_for(step, 0), 0
     wanted = len(tasks)
     for attempt in range(schedule.resample_attempts + 1):
-        with clock("rollout"):
-            groups = rollouts.generate(tasks, step=step, attempt=attempt)
-        with clock("reward"):
-            drawn = rewards.score(groups, step=step)
+        drawn = yield tasks, attempt
         last = attempt == schedule.resample_attempts
         kept += [group for group in drawn if last or not is_zero_variance(group)]
         missing = wanted - len(kept)

@@ -10,7 +10,7 @@ Times are seconds on the video clock: 0 is the first displayable frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,21 @@ class ScoredGroup:
 
     group: TrajectoryGroup
     rewards_G: tuple[SegmentRewards | RewardFailure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledStep:
+    """The scored groups of a step, and what it took to get them."""
+
+    groups: tuple[ScoredGroup, ...]
+    resampled: int = 0  # zero-variance groups that others were drawn for
+    rollout_s: float = 0.0  # from the start of the step's first group to the end of its last
+    reward_s: float = 0.0  # in which only scores were missing
+
+
+# one step's tasks, draw by draw: yields (tasks, attempt), is sent their groups, scored and in order; returns the groups
+# to learn from, and how many of them stand in for others
+Drawing = Generator[tuple[Sequence[VideoTask], int], list[ScoredGroup], tuple[list[ScoredGroup], int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
-"""The one fake: an engine that plays given tokens. It stands at the `Generate` protocol, so that the whole rollout path
-runs without vLLM."""
+"""Two fakes: an engine that plays given tokens, at the `Generate` protocol, so that the whole rollout path runs without
+vLLM; and a step sampled at once, for the loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from rl.trajectory import Completion, GenerateRequest
+from rl.trajectory import Completion, GenerateRequest, SampledStep
 
 
 class ScriptedEngine:
@@ -34,3 +34,14 @@ class ScriptedEngine:
         finish_reason = "stop" if token_ids and token_ids[-1] in stops else "length"
         logprobs = tuple(-0.5 - i / 100 for i in range(len(token_ids)))
         return Completion(token_ids, logprobs, finish_reason, self.policy_version)
+
+
+def sampled_now(drawing, scored_of):
+    """A step sampled at once: `scored_of(tasks, attempt)` stands for engines and rewards."""
+    draw = next(drawing)
+    while True:
+        try:
+            draw = drawing.send(scored_of(*draw))
+        except StopIteration as stop:
+            kept, resampled = stop.value
+            return SampledStep(tuple(kept), resampled, rollout_s=2.0, reward_s=1.0)

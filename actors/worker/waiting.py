@@ -60,6 +60,7 @@ def gather(
     failure: type[WorkerError],
     processes: Sequence[WorkerProcess] = (),
     poll: Callable[[], None] = do_nothing,
+    poll_every_s: float = POLL_S,
 ) -> list[Any]:
     """Results of all calls, in order.
 
@@ -67,11 +68,11 @@ def gather(
         doing: what the workers were asked, for the message: "play 8 tasks".
         failure: raised, with the cause, as soon as a call fails or its worker dies, or when the deadline passes.
         processes: of the calls' workers, in the same order: the one that fails is logged with the end of its log.
-        poll: called about once a second while no call has finished, to check other workers; must not block.
+        poll: called every `poll_every_s` while no call has finished, to check other workers; must not block.
     """
     waiting, results, deadline = list(calls), {}, time.monotonic() + timeout_s
     while waiting:
-        ready, waiting = ray.wait(waiting, timeout=min(POLL_S, max(deadline - time.monotonic(), 0.0)))
+        ready, waiting = ray.wait(waiting, timeout=min(poll_every_s, max(deadline - time.monotonic(), 0.0)))
         for call in ready:
             try:
                 results[call] = ray.get(call, timeout=COLLECT_S)

@@ -6,6 +6,7 @@
         score.json          the value of trainer.best_metric, if the policy was evaluated at this step
         config.yaml         the resolved configuration
         kernels.json        what the bits of a deterministic run depend on (rl.policy.kernels); other runs have none
+        sampled_steps.json.gz  steps sampled ahead (rl.checkpoint.sampled_steps); other runs have none
         policy/             the policy as a Hugging Face folder, for use elsewhere
         rank_0.safetensors  what learner rank 0 needs to go on (rl.learner.state); one file per rank
 

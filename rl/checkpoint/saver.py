@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,8 +27,9 @@ from rl.checkpoint.checkpoint import Checkpoint
 from rl.checkpoint.lease.lease import LeaseLostError, may_always_write
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.mirror import Mirror
+from rl.checkpoint.sampled_steps import write_sampled_steps
 from rl.checkpoint.store import CheckpointStore
-from rl.trajectory import Fault, RunState, WrittenFile
+from rl.trajectory import Fault, RunState, SampledStep, WrittenFile
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Contents:
     config_yaml: str
     value: float | None = None  # of trainer.best_metric, if the policy was evaluated at this step
     kernels: Mapping[str, str] | None = None  # what the bits of a deterministic run depend on
+    sampled: Mapping[int, SampledStep] = field(default_factory=dict)  # steps sampled ahead, by their numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,6 +208,8 @@ class Saver:
         """Runs in a thread of its own."""
         start = time.perf_counter()
         try:
+            if contents.sampled:
+                write_sampled_steps(draft, contents.sampled)
             written = pending.result(self._timeout_s)
             self._may_write()
             found = self._store.commit(

@@ -102,6 +102,13 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_stall_timeout_s ({decode:g}): a worker that waits "
         "for a slow disk does not hang",
     )
+    loss, lag = config.algorithm.loss, config.trainer.max_policy_lag
+    require(
+        lag == 0 or loss.old_logprobs == "engine" or loss.tis_cap > 0,
+        f"trainer.max_policy_lag={lag} with algorithm.loss.old_logprobs=recompute and "
+        "algorithm.loss.tis_cap=0: nothing would correct for tokens that an older policy sampled; set "
+        "algorithm.loss.tis_cap=2, or algorithm.loss.old_logprobs=engine",
+    )
     _refuse_unknown_metric(config.trainer.best_metric, config.rewards)
     train = config.data.train.format
     require(

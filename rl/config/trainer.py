@@ -92,6 +92,9 @@ class EvaluationConfig:
 class TrainerConfig:
     """The loop, and what it leaves on disk."""
 
+    # steps by which the policy that samples may be behind the one that learns: so many later steps are rolled out while
+    # one is learned from; 0: rollouts and learning take turns
+    max_policy_lag: int = 0
     steps: int = 100  # optimizer steps in all, those of a resumed checkpoint included
     save_every: int = 20  # steps between two checkpoints; the last step is always saved, 0: only that one
     keep_checkpoints: int = 2  # the newest ones kept on disk
@@ -111,6 +114,7 @@ class TrainerConfig:
     best_metric: str = "held_out/reward_reasoning"
 
     def __post_init__(self) -> None:
+        require(self.max_policy_lag >= 0, f"trainer.max_policy_lag must be >= 0, got {self.max_policy_lag}")
         require(self.steps >= 0, "trainer.steps must be >= 0")
         require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
         require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")

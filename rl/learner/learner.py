@@ -95,22 +95,26 @@ class Learner:
         """Optimizer steps so far, skipped ones included."""
         return self._steps
 
-    def learn(self, scored: Sequence[ScoredGroup]) -> LearnerUpdate:
+    def learn(self, scored: Sequence[ScoredGroup], version: int | None = None) -> LearnerUpdate:
         """Split and credit this rank's groups, then `update`; the metrics are of all ranks."""
         truncated = self._loss.mask_truncated
         samples_PG = [build_training_samples(group, self._rules, mask_truncated=truncated) for group in scored]
-        metrics, logprobs = self.update([s for samples_G in samples_PG for s in samples_G if s is not None])
+        metrics, logprobs = self.update([s for samples_G in samples_PG for s in samples_G if s is not None], version)
         rest = iter(logprobs)
         logprobs_PG = tuple(tuple(None if s is None else next(rest) for s in samples_G) for samples_G in samples_PG)
         digest = self.optimizer_digest() if self._is_digested() else ""
         return LearnerUpdate(metrics, logprobs_PG, int(metrics["update/optimizer_steps"]), digest)
 
-    def update(self, samples: Sequence[TrainingSample]) -> tuple[dict[str, float], list[np.ndarray | None]]:
+    def update(
+        self, samples: Sequence[TrainingSample], version: int | None = None
+    ) -> tuple[dict[str, float], list[np.ndarray | None]]:
         """Take `learner.updates_per_step` optimizer steps, each on its share of the samples.
 
         An optimizer step without a token to learn from on any rank is not taken; one whose gradient is NaN or infinite
         is skipped and counted. Parity compares log-probs while the policy is still the one that sampled.
 
+        Args:
+            version: of the policy that learns: tokens of older ones are no matter of parity. None: all are its own.
         Returns:
             Metrics of all ranks; and of each sample those log-probs that parity compares, as in `LearnerUpdate`: they
             are kept from the passes that learn.
@@ -121,7 +125,8 @@ class Learner:
         for index, (part, old) in enumerate(zip(parts, self._old_logprobs(parts), strict=True)):
             kept = on_policy if index == 0 else None
             losses = [
-                partial(self._objective.policy_loss, part, i, old_BT, tally, kept) for i, old_BT in enumerate(old)
+                partial(self._objective.policy_loss, part, i, old_BT, tally, kept, version)
+                for i, old_BT in enumerate(old)
             ]
             self._step(part, losses, tally)
         tally_work(tally, parts, samples, time.perf_counter() - start)

@@ -111,11 +111,17 @@ def tally_policy(tally: Tally, batch: LearnerBatch, terms: LossTerms, entropy_BT
         tally.mean(f"policy/clip_fraction/{name}", clipped_BT[here_BT].sum(), here_BT.sum())
 
 
-def tally_parity(tally: Tally, batch: LearnerBatch, logp_BT: Tensor) -> None:
-    """|engine - learner| in nat over the tokens learned from; only while the policy is still the one that sampled."""
+def tally_parity(tally: Tally, batch: LearnerBatch, logp_BT: Tensor, is_own_BT: Tensor) -> None:
+    """|engine - learner| in nat over the tokens learned from; only while the policy is still the one that sampled.
+
+    Args:
+        is_own_BT: bool; tokens that this very policy sampled, not an older one.
+    """
+    compared_BT = batch.loss_mask_BT & is_own_BT
+    tally.mean("parity/compared", compared_BT.sum(), batch.loss_mask_BT.sum())
     difference_BT = (logp_BT.detach() - batch.behavior_logprobs_BT).abs()
     for name, segment in SEGMENTS.items():
-        difference_N = difference_BT[batch.loss_mask_BT & (batch.segment_ids_BT == segment)]
+        difference_N = difference_BT[compared_BT & (batch.segment_ids_BT == segment)]
         tally.mean(f"parity/mean/{name}", difference_N.sum(), len(difference_N))
         tally.peak(f"parity/max/{name}", difference_N.max() if len(difference_N) else -math.inf)
 

@@ -54,13 +54,20 @@ class Objective:
         return self._score(self._policy, batch, scored_BT)[0]
 
     def policy_loss(
-        self, part: MiniBatch, index: int, old_BT: Tensor | None, tally: Tally, on_policy: list[Tensor] | None
+        self,
+        part: MiniBatch,
+        index: int,
+        old_BT: Tensor | None,
+        tally: Tally,
+        on_policy: list[Tensor] | None,
+        version: int | None = None,
     ) -> Tensor:
         """The surrogate loss of micro-batch `index`: a scalar, a sum, with gradient.
 
         Args:
             old_BT: log-probs the ratio is taken against; None: the current ones.
             on_policy: gets the log-probs, while the policy is still the one that sampled; None: it no longer is.
+            version: of this policy: tokens that an older one sampled are not compared. None: it sampled all.
         """
         batch, options = part.batches[index], self._options
         logp_BT, entropy_BT = self._score(self._policy, batch, batch.loss_mask_BT)
@@ -84,8 +91,9 @@ class Objective:
         tally.mean("loss/kl", kl, share)
         tally_policy(tally, batch, terms, entropy_BT)
         if on_policy is not None:
-            tally_parity(tally, batch, logp_BT)
-            on_policy.append(logp_BT.detach())
+            is_own_BT = batch.loss_mask_BT if version is None else batch.policy_versions_BT == version
+            tally_parity(tally, batch, logp_BT, is_own_BT)
+            on_policy.append(logp_BT.detach().masked_fill(~is_own_BT, math.nan))
         return _finite_or_nan_gradient(terms.loss, logp_BT)
 
     def supervised_loss(self, part: MiniBatch, index: int, tally: Tally) -> Tensor:

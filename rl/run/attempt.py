@@ -9,14 +9,17 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from rich.progress import Progress
 
 from actors.learner import LearnerGroup
+from actors.rollout_group import RolloutError
 from actors.weight_sync import WeightSync
 from envs.data.dataset import tasks_for_step
 from rl.checkpoint.checkpoint import Checkpoint
-from rl.checkpoint.manifest import CheckpointError
+from rl.checkpoint.manifest import CheckpointError, DamagedError
+from rl.checkpoint.sampled_steps import read_sampled_steps
 from rl.checkpoint.saver import Contents
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig
@@ -29,9 +32,10 @@ from rl.tracking.faults import fault_metrics
 from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
 from rl.tracking.records import records
 from rl.tracking.sinks import MetricLog
+from rl.tracking.step_metrics import min_version
 from rl.tracking.summary import is_evaluated
 from rl.trainer import Schedule, is_due, train
-from rl.trajectory import LearnerUpdate, RunState, ScoredGroup, VideoTask
+from rl.trajectory import LearnerUpdate, RunState, SampledStep, ScoredGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,15 @@ class Attempt:
     def __init__(self, run: Run, learners: LearnerGroup, found: Checkpoint | None) -> None:
         self._run, self._config, self._learners = run, run.config, learners
         self._reached = found.state if found else RunState(step=0, policy_version=0, seed=run.config.seed)
+        self._found = found
         self._resumed, run.step = self._reached.step if found else -1, self._reached.step + 1
-        self._weights = WeightSync(learners, run.rollouts.workers, run.config.weight_sync, self._reached.policy_version)
+        self._weights = WeightSync(
+            learners,
+            run.rollouts.workers,
+            run.config.weight_sync,
+            self._reached.policy_version,
+            keeps_pushed=run.config.trainer.max_policy_lag > 0,
+        )
 
     def train(self) -> None:
         """The loop of rl.trainer.
@@ -52,6 +63,7 @@ class Attempt:
             StopRequested: a signal came; the run is saved at the step it had reached.
             LearnerError: a rank was lost, and with it all of them.
         """
+        self._run.sampler.reset(self._sampled_ahead())
         sinks = make_sinks(self._config, self._run.run_dir, self._run.backlog, keep_through_step=self._resumed)
         with closing(MetricLog(sinks)) as numbers, progress_bar(self._run.console) as progress:
             try:
@@ -59,8 +71,35 @@ class Attempt:
             except StopRequested:
                 self._save_reached()
                 raise
+            finally:
+                self._run.sampler.reset()
             with stage(self._run.console, "saving the last checkpoint"):
                 self._run.saver.flush()  # the ranks write it, and end with the attempt
+
+    def _sampled_ahead(self) -> dict[int, SampledStep]:
+        """Steps that the checkpoint brings along, pixels decoded again; what cannot be had so is sampled anew."""
+        if self._found is None:
+            return {}
+        run, oldest = self._run, self._reached.policy_version - self._config.trainer.max_policy_lag
+        tasks = {task.task_id: task for task in run.tasks}
+        try:
+            brought = read_sampled_steps(self._found.folder, tasks.__getitem__)
+        except DamagedError as error:  # the file is whole: tasks have gone from the data
+            say(run.console, f"steps that had been sampled ahead are sampled anew: {error}")
+            return {}
+        sampled = {}
+        for step, one in brought.items():
+            if min_version(one.groups) < oldest:
+                say(run.console, f"step {step + 1} is sampled anew: what the checkpoint holds of it is too old")
+                continue
+            try:
+                groups = run.rollouts.decode_again([scored.group for scored in one.groups])
+            except RolloutError as error:
+                say(run.console, f"step {step + 1} is sampled anew, so it is not as it would have been: {error}")
+                continue
+            pairs = zip(groups, one.groups, strict=True)
+            sampled[step] = replace(one, groups=tuple(ScoredGroup(group, old.rewards_G) for group, old in pairs))
+        return sampled
 
     def _loop(self, numbers: MetricLog, progress: Progress) -> None:
         run, trainer, first = self._run, self._config.trainer, self._reached.step
@@ -79,12 +118,12 @@ class Attempt:
                 save_every=trainer.save_every,
                 eval_every=trainer.eval_every,
                 resample_attempts=self._config.algorithm.dynamic_sampling,
+                max_lag=trainer.max_policy_lag,
                 evaluate_first=first == 0
                 or (is_due(first, trainer.eval_every, trainer.steps) and not is_evaluated(run.run_dir, first)),
             ),
             tasks_for=task_stream(run.tasks, self._config),
-            rollouts=run.rollouts,
-            rewards=run,
+            rollouts=run.sampler,
             learners=self._learners,
             weights=self._weights,
             report=report,
@@ -109,7 +148,8 @@ class Attempt:
     def _save(self, step: int, version: int) -> None:
         """A checkpoint from which `step` is the next one, written while the run goes on."""
         state = RunState(step, version, self._config.seed)
-        contents = Contents(state, to_yaml(self._config), self._run.values.get(step), self._run.kernels)
+        sampled = self._run.sampler.sampled
+        contents = Contents(state, to_yaml(self._config), self._run.values.get(step), self._run.kernels, sampled)
         self._run.saver.save(self._learners.save, contents)
 
     def _save_reached(self) -> None:

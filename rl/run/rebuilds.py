@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from actors.learner import LearnerError, LearnerGroup
 from actors.weight_buckets import WeightsLostError
+from actors.worker.waiting import POLL_S
 from rl.checkpoint.checkpoint import Checkpoint
 from rl.run.attempt import Attempt
 from rl.run.console.stages import stage
@@ -22,6 +23,8 @@ from rl.run.workers import spawn_learners
 from rl.trajectory import Fault
 
 log = logging.getLogger(__name__)
+
+LOOK_AHEAD_POLL_S = 0.05  # between two looks at rollouts that run while the learners work
 
 
 def train_to_the_end(run: Run, found: Checkpoint | None) -> None:
@@ -78,7 +81,8 @@ def _learners(run: Run, found: Checkpoint | None) -> Iterator[LearnerGroup]:
             run.slots,
             optimizer=config.learner.optimizer,
             total_updates=config.trainer.steps * config.learner.updates_per_step,
-            poll=run.rollouts.workers.poll,
+            poll=run.sampler.poll,
+            poll_every_s=LOOK_AHEAD_POLL_S if config.trainer.max_policy_lag else POLL_S,
             restore=run.rollouts.restore,
         )
     try:

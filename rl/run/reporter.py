@@ -34,7 +34,7 @@ from rl.tracking.faults import FAULTS
 from rl.tracking.fingerprint import step_fingerprints
 from rl.tracking.records import records, step_path, write_step
 from rl.tracking.sinks import JsonlSink, MetricLog, Sink, TensorBoardSink, WandbSink
-from rl.tracking.step_metrics import reward_metrics, rollout_metrics
+from rl.tracking.step_metrics import reward_metrics, rollout_metrics, staleness_metrics
 from rl.tracking.summary import summarise
 from rl.trajectory import LearnerUpdate, ScoredGroup
 
@@ -91,9 +91,11 @@ class Reporter:
             "memory/driver": own_memory_mib(),
         }
         credit = credit_metrics(scored, self._rules)
-        everything = {**rolled, **rewards, **credit, **own, **learned.metrics, **metrics}
         truncated = self._config.algorithm.loss.mask_truncated
         credit_PG = [learned_credit(group, self._rules, mask_truncated=truncated) for group in scored]
+        learned_version = int(metrics["policy/version"]) - (learned.steps_taken > 0)  # it is that after the push
+        stale = staleness_metrics(scored, credit_PG, learned_version)
+        everything = {**rolled, **rewards, **credit, **stale, **own, **learned.metrics, **metrics}
         prints = step_fingerprints(scored, credit_PG, optimizer=learned.optimizer, weights=weights)
         self._numbers.write(step + 1, everything, prints)
         self._record(step, scored, learned, credit_PG)

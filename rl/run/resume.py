@@ -27,7 +27,7 @@ MEANING = (  # keys that a resumed run may not change unless told; how long, how
     *("retrieval.", "prompt.", "rewards.", "scoring.calls", "algorithm."),
     *("rollout.group_size", "rollout.tasks_per_step", "rollout.max_new_tokens", "rollout.temperature"),
     *("rollout.engine.max_model_len", "learner.freeze_vision", "learner.updates_per_step", "learner.optimizer."),
-    "cold_start.",
+    *("cold_start.", "trainer.max_policy_lag"),
 )
 ABSENT = object()  # a key that a configuration does not have
 LONGEST = 200  # characters of a value that are shown

@@ -13,6 +13,7 @@ from rich.console import Console
 from actors.cluster.placement import Slots
 from actors.reward import RewardError, RewardPool
 from actors.rollout_pool import RolloutPool
+from actors.step_sampler import StepSampler
 from rl.checkpoint.saver import Saver
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor
@@ -49,8 +50,16 @@ class Run:
     values: dict[int, float] = field(default_factory=dict)  # of trainer.best_metric, by the step it was evaluated at
     backlog: Backlog = field(init=False)  # metrics, records and faults that a full disk has not taken yet
     failures: FailureLog = field(init=False)
+    sampler: StepSampler = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sampler = StepSampler(
+            self.rollouts,
+            self.rewards,
+            accept=lambda step, scored: self.accept(step + 1, scored),
+            max_lag=self.config.trainer.max_policy_lag,
+            settles=self.config.rollout.deterministic,
+        )
         self.backlog = Backlog(self.config.trainer.max_failed_saves, self.writer.check)
 
     @property
@@ -74,32 +83,41 @@ class Run:
         self.has_begun = True
 
     def score(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]:
-        """Score groups; every new cause of a failure is said at once, and all of them are in failures.jsonl.
+        """Score groups, as `accept`.
 
         Args:
             step: as in rl.trainer, or EVALUATION_STEP; for Ray's dashboard.
+        """
+        scored = self.rewards.score_all(groups, step=step)
+        self.accept(self.step, scored)
+        return scored
+
+    def accept(self, step: int, scored: Sequence[ScoredGroup]) -> None:
+        """Take note of scores: every new cause of a failure is said at once, and all of them are in failures.jsonl.
+
+        Args:
+            step: that the groups are of, counted from 1.
         Raises:
             RewardError: as RewardPool.refuse_too_many_failures.
             UnwrittenError: too many steps in a row could not be written down.
         """
-        scored = self.rewards.score_all(groups, step=step)
-        new = self.failures.add(self.step, scored)
+        new = self.failures.add(step, scored)
         try:
             self.rewards.refuse_too_many_failures(scored)
         except RewardError as error:
-            self._say_failures([failure for failure in new if failure.cause not in str(error)])  # it names one itself
+            told = [failure for failure in new if failure.cause not in str(error)]  # it names one itself
+            self._say_failures(step, told)
             raise RewardError(f"{error}; {self.run_dir / FAILURES} has traceback and trajectory") from error
-        self._say_failures(new)
-        return scored
+        self._say_failures(step, new)
 
     def say_repeated_failures(self) -> None:
         """How many trajectories each cause has cost that was met more than once."""
         for failure, count in self.failures.repeated():
             say(self.console, f"masked {count} trajectories in all: {failure.cause}", style="red")
 
-    def _say_failures(self, failures: Sequence[Failure]) -> None:
+    def _say_failures(self, step: int, failures: Sequence[Failure]) -> None:
         for failure in failures:
-            where = f"step {self.step}, {self.run_dir / FAILURES} has traceback and trajectory"
+            where = f"step {step}, {self.run_dir / FAILURES} has traceback and trajectory"
             say(self.console, f"masked {failure.count} trajectories: {failure.cause} ({where})", style="red")
             if failure.traceback:
                 log.debug("%s", failure.traceback.rstrip())

@@ -26,7 +26,7 @@ from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from actors.rollout_runner import RolloutRunner
 from actors.traces import TracePool
-from actors.worker.waiting import do_nothing
+from actors.worker.waiting import POLL_S, do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig, with_absolute_code
 from rl.config.trainer import PlacementConfig
@@ -135,13 +135,14 @@ def spawn_learners(
     total_updates: int,
     name: str = "learner",
     poll: Callable[[], None] = do_nothing,
+    poll_every_s: float = POLL_S,
     restore: Restore | None = None,
 ) -> LearnerGroup:
     """DeepSpeed ranks around the policy in `policy_dir`.
 
     Args:
         name: of the actors, before their rank. Ray frees a killed actor's name late, so each group takes another.
-        poll, restore: as in LearnerGroup.
+        poll, poll_every_s, restore: as in LearnerGroup.
     """
     built, run = next(_GROUPS), config.name
     environment = learner_environment(config.placement)
@@ -158,6 +159,7 @@ def spawn_learners(
         start_timeout_s=START_TIMEOUT_S,
         timeout_s=config.learner.timeout_s,
         poll=poll,
+        poll_every_s=poll_every_s,
         restore=restore,
     )
 

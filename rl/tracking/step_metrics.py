@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
+from rl.algorithm.advantages import Credit
 from rl.trajectory import (
     Frames,
     MalformedCall,
@@ -59,6 +61,31 @@ def call_shares(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "malformed_calls": _mean(isinstance(call, MalformedCall) for call in calls),
         "refused_calls": _mean(isinstance(call, RefusedCall) for call in calls),
     }
+
+
+def staleness_metrics(
+    scored: Sequence[ScoredGroup], credit_PG: Sequence[Sequence[Credit]], version: int
+) -> dict[str, float]:
+    """By how many pushes the weights that sampled the learned tokens were behind those that learned from them.
+
+    Args:
+        credit_PG: what each sibling's tokens are credited with (rl.algorithm.batch.learned_credit).
+        version: of the weights that learned.
+    """
+    tokens_of: Counter[int] = Counter()  # by staleness
+    for group, credit_G in zip(scored, credit_PG, strict=True):
+        for trajectory, credit in zip(group.group.trajectories_G, credit_G, strict=True):
+            for turn in trajectory.turns:
+                if credit.of(turn.segment) is not None:
+                    tokens_of[version - turn.completion.policy_version] += len(turn.completion.token_ids)
+    mean = sum(behind * tokens for behind, tokens in tokens_of.items()) / max(tokens_of.total(), 1)
+    return {"policy/staleness_mean": mean, "policy/staleness_max": float(max(tokens_of, default=0))}
+
+
+def min_version(scored: Sequence[ScoredGroup]) -> float:
+    """The oldest weights that sampled any of the groups; infinity if nothing was sampled."""
+    turns = (turn for group in scored for trajectory in group.group.trajectories_G for turn in trajectory.turns)
+    return min((turn.completion.policy_version for turn in turns), default=math.inf)
 
 
 def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:

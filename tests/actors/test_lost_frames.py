@@ -101,7 +101,7 @@ def test_lost_pixels_are_restored_and_the_step_is_taken_with_every_group(learner
 
     whole = ray_cluster.put(PIXELS)
     update = learners_of(restore).update(
-        [scored("a", whole), scored("b", lost), scored("c", whole), scored("d", whole)], step=0
+        [scored("a", whole), scored("b", lost), scored("c", whole), scored("d", whole)], step=0, version=0
     )
     assert asked == ["b"]
     assert len(update.logprobs_PG) == 4
@@ -112,4 +112,4 @@ def test_pixels_that_stay_lost_end_the_attempt_with_a_reason(learners_of, lost):
     from actors.learner import LearnerError
 
     with pytest.raises(LearnerError, match="the pixels of 1 groups got lost on their way"):
-        learners_of(restore=lambda groups: list(groups)).update([scored("a", lost)], step=0)
+        learners_of(restore=lambda groups: list(groups)).update([scored("a", lost)], step=0, version=0)

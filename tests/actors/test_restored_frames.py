@@ -145,7 +145,7 @@ def test_only_frames_that_stay_lost_end_the_run(pool, play, tmp_path):
 
     group = play()
     refuse(tmp_path, 3)
-    with pytest.raises(RolloutError, match=r"clip\.mp4: the frames of task t were lost .* in 3 attempts"):
+    with pytest.raises(RolloutError, match=r"clip\.mp4: the frames of task t are needed once more, .* in 3 attempts"):
         pool.restore([group])
     assert requests(tmp_path) == 2 + 2
 

@@ -19,7 +19,7 @@ class Learners:
     """Parameters without values; the first two are frozen."""
 
     def __init__(self):
-        self.exports = []
+        self.exports, self.has_moved = [], False
 
     def export(self, bucket_bytes, *, trainable_only):
         from actors.weight_buckets import WeightBucket, WeightTensor
@@ -63,8 +63,9 @@ class Engines:
 def sync():
     from actors.weight_sync import WeightSync
 
-    def make(engines, verify_tensors=2, version=0):
-        return WeightSync(Learners(), engines, WeightSyncConfig(verify_tensors=verify_tensors), version)
+    def make(engines, verify_tensors=2, version=0, keeps_pushed=False):
+        config = WeightSyncConfig(verify_tensors=verify_tensors)
+        return WeightSync(Learners(), engines, config, version, keeps_pushed=keeps_pushed)
 
     return make
 
@@ -138,6 +139,38 @@ def test_a_push_to_which_an_engine_joins_carries_everything(sync):
     engines.new_workers = ["rollout/1"]
     weights.push()
     assert weights._learners.exports == [False, False]
+
+
+def test_an_engine_that_starts_while_the_learners_have_moved_on_gets_what_was_pushed_last(sync):
+    engines, sent = Engines(), []
+    load = engines.load_weights
+    engines.load_weights = lambda buckets, version, **to: (
+        sent.append((buckets, version)),
+        load(buckets, version, **to),
+    )
+    weights = sync(engines, keeps_pushed=True)
+    for _ in range(3):
+        weights.push()
+    weights._learners.has_moved, engines.new_workers = True, ["rollout/1"]
+    weights.sync_new_workers()
+    assert weights._learners.exports == [
+        False,
+        True,
+        True,
+    ]  # the learners were not asked: they hold other weights by now
+    buckets, version = sent[-1]
+    assert version == 2 and engines.loaded_by[-1] == ["rollout/1"]
+    assert buckets == sent[0][0] + sent[2][0]  # frozen parameters as of the first push, the others as of the last
+
+
+def test_where_nothing_is_kept_it_waits_for_the_next_push(sync):
+    engines = Engines()
+    weights = sync(engines)
+    weights.push()
+    weights._learners.has_moved, engines.new_workers = True, ["rollout/1"]
+    weights.sync_new_workers()
+    assert engines.versions == [0]
+    assert weights.push() == 1 and weights._learners.exports == [False, False]
 
 
 def test_weights_lost_in_transit_are_sent_once_more_and_whole(sync):

@@ -14,6 +14,7 @@ from rl.trajectory import (
     TrajectoryGroup,
     VideoTask,
 )
+from tests.fakes import sampled_now
 
 
 def task(name):
@@ -27,22 +28,32 @@ def scored(rewards, name="t"):
 
 
 class Stages:
-    """All four stages, writing down what is asked of them; groups of tasks named 'same…' are degenerate."""
+    """All stages, writing down what is asked of them; groups of tasks named 'same…' are degenerate."""
 
     def __init__(self, idle=()):
         self.idle = idle  # steps in which nothing can be learned
-        self.diary, self.version, self.learned, self.attempts = [], -1, [], []
+        self.diary, self.version, self.learned, self.attempts, self._sampled = [], -1, [], [], {}
+        self.versions = {}  # by step: of the weights that sampled it, and of those that learned from it
 
-    def generate(self, tasks, *, step, attempt=0):
-        self.diary.append(f"generate {step}")
+    def start(self, step, drawing):
+        self.diary.append(f"start {step}")
+        self.versions[step] = [self.version]
+        self._sampled[step] = sampled_now(drawing, self._scored)
+
+    def _scored(self, tasks, attempt):
         self.attempts.append(attempt)
-        return list(tasks)
+        return [scored([(0.0, 0.0), (0.0, 0.0 if g.task_id.startswith("same") else 1.0)], g.task_id) for g in tasks]
 
-    def score(self, groups, *, step):
-        return [scored([(0.0, 0.0), (0.0, 0.0 if g.task_id.startswith("same") else 1.0)], g.task_id) for g in groups]
+    def collect(self, step):
+        self.diary.append(f"collect {step}")
+        return self._sampled.pop(step)
 
-    def update(self, scored_groups, *, step):
+    def settle(self):
+        self.diary.append("settle")
+
+    def update(self, scored_groups, *, step, version):
         self.diary.append("update")
+        self.versions[step].append(version)
         self.learned.append([group.group.task.task_id for group in scored_groups])
         return LearnerUpdate({"loss/total": 0.5}, logprobs_PG=(), steps_taken=int(step not in self.idle))
 
@@ -63,7 +74,6 @@ def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_a
         schedule,
         tasks_for=tasks_for,
         rollouts=stages,
-        rewards=stages,
         learners=stages,
         weights=stages,
         report=lambda step, groups, learned, metrics: reports.append((step, {**learned.metrics, **metrics})),
@@ -80,12 +90,37 @@ def test_weights_that_have_not_changed_are_not_pushed():
     assert [metrics["policy/version"] for _, metrics in reports] == [1, 1, 2]
 
 
-def test_one_step_is_generate_update_push_and_engines_have_weights_before_the_first():
+def test_one_step_is_rollouts_update_push_and_engines_have_weights_before_the_first():
     stages, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0, evaluate_first=True))
-    assert stages.diary == ["push 0", "evaluate 0", "generate 0", "update", "push 1", "evaluate 1", "save 1 v1"]
+    assert stages.diary == [
+        *("push 0", "evaluate 0", "start 0", "collect 0", "update", "settle", "push 1", "evaluate 1", "save 1 v1")
+    ]
     ((step, metrics),) = reports
     assert step == 0 and metrics["policy/version"] == 1 and metrics["loss/total"] == 0.5
-    assert {"seconds/rollout", "seconds/reward", "seconds/update", "seconds/sync", "seconds/step"} <= metrics.keys()
+    assert {"seconds/wait", "seconds/update", "seconds/sync", "seconds/step"} <= metrics.keys()
+    assert (metrics["seconds/rollout"], metrics["seconds/reward"]) == (2.0, 1.0)  # as the step was sampled
+
+
+def test_with_a_lag_of_one_the_next_step_is_sampled_while_this_one_is_learned_from():
+    stages, _ = run(Schedule(first_step=0, steps=3, save_every=1, eval_every=0, max_lag=1))
+    assert stages.diary == [
+        *("push 0", "start 0", "start 1"),
+        *("collect 0", "update", "settle", "push 1", "start 2", "save 1 v1"),
+        *("collect 1", "update", "settle", "push 2", "save 2 v2"),
+        *("collect 2", "update", "settle", "push 3", "evaluate 3", "save 3 v3"),
+    ]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("lag", [0, 1, 2, 9])
+def test_the_version_that_samples_a_step_follows_from_the_step_alone(first, lag):
+    stages, _ = run(Schedule(first, steps=6, save_every=0, eval_every=2, max_lag=lag))
+    assert stages.versions == {step: [max(0, step - first - lag), step - first] for step in range(first, 6)}
+
+
+def test_a_step_without_an_update_makes_nothing_staler():
+    stages, _ = run(Schedule(0, steps=5, save_every=0, eval_every=0, max_lag=1), idle=(1, 2))
+    assert stages.versions == {0: [0, 0], 1: [0, 1], 2: [1, 1], 3: [1, 1], 4: [1, 2]}
 
 
 def test_a_resumed_run_goes_on_where_it_stopped_and_does_not_evaluate_its_start_again():

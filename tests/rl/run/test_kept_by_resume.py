@@ -23,6 +23,7 @@ from rl.trajectory import (
     TrajectoryGroup,
     VideoTask,
 )
+from tests.fakes import sampled_now
 
 STEPS, PER_STEP, GROUP, SEED = 6, 3, 2, 11
 TASKS = [VideoTask(f"t{i}", "clip.mp4", "?", "A", AnswerKind.LETTER) for i in range(7)]  # an epoch ends inside step 2
@@ -48,31 +49,37 @@ class Stages:
     """Plays tasks with real seeds; luck decides which groups are degenerate. Killed at its `dies_at`-th call."""
 
     def __init__(self, luck, dies_at):
-        self._luck, self._calls, self._version, self.played = luck, dies_at, 0, []
+        self._luck, self._calls, self._version, self.played, self._sampled = luck, dies_at, 0, [], {}
 
     def _live(self):
         self._calls -= 1
         if self._calls == 0:
             raise Killed
 
-    def generate(self, tasks, *, step, attempt=0):
+    def start(self, step, drawing):
+        self._sampled[step] = sampled_now(drawing, lambda tasks, attempt: self._scored(tasks, step, attempt))
+
+    def collect(self, step):
+        return self._sampled.pop(step)
+
+    def settle(self):
+        pass
+
+    def _scored(self, tasks, step, attempt):
         self._live()
         numbers = occurrences([task.task_id for task in tasks], attempt)
         for task, number in zip(tasks, numbers, strict=True):
             seeds = tuple(derive_seed(SEED, step, task.task_id, sibling, 0, number) for sibling in range(GROUP))
             self.played.append((step, attempt, task.task_id, seeds))
-        return list(tasks)
-
-    def score(self, groups, *, step):
         self._live()
         siblings = (Trajectory((), StopReason.ANSWERED),) * GROUP
-        verdicts = [tuple(SegmentRewards(None, self._luck.choice((0.0, 1.0)), {}) for _ in siblings) for _ in groups]
+        verdicts = [tuple(SegmentRewards(None, self._luck.choice((0.0, 1.0)), {}) for _ in siblings) for _ in tasks]
         return [
             ScoredGroup(TrajectoryGroup(task, siblings, None), rewards_G)
-            for task, rewards_G in zip(groups, verdicts, strict=True)
+            for task, rewards_G in zip(tasks, verdicts, strict=True)
         ]
 
-    def update(self, scored, *, step):
+    def update(self, scored, *, step, version):
         self._live()
         return LearnerUpdate({}, (), steps_taken=1)
 
@@ -94,7 +101,6 @@ def live(disk, luck, save_every, dies_at=0):
             Schedule(disk.resume(), STEPS, save_every, eval_every=0, resample_attempts=2),
             tasks_for=lambda step, attempt: tasks_for_step(TASKS, SEED + ATTEMPT * attempt, step, PER_STEP),
             rollouts=stages,
-            rewards=stages,
             learners=stages,
             weights=stages,
             report=lambda step, scored, learned, metrics: disk.lines.__setitem__(step, len(scored)),

@@ -31,7 +31,7 @@ def step(tmp_path):
     reporter = Reporter(config, tmp_path, numbers, backlog, progress, 0, make_processor(tmp_path))
 
     def run(scored, logprobs_PG=((None,) * 4,), **metrics):
-        timed = {"seconds/step": 1.0, "seconds/rollout": 0.5}
+        timed = {"seconds/step": 1.0, "seconds/rollout": 0.5, "policy/version": 9.0}
         learned = LearnerUpdate({name.replace("__", "/"): value for name, value in metrics.items()}, logprobs_PG, 1)
         reporter.step(0, scored, learned, timed, {"w": "00"})
         return json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -47,6 +47,12 @@ def test_a_step_is_logged_with_everything_that_was_measured(step):
     line = step(scored(), parity__mean__reasoning=1e-7)
     assert line["step"] == 1 and line["reward/term/window"] == 0.25 and line["rollout/trajectories"] == 4
     assert "advantage/sampling" in line and "memory/driver" in line
+    assert line["policy/staleness_mean"] == line["policy/staleness_max"] == 8 - golden_version()
+
+
+def golden_version():
+    """Of the weights that sampled the golden group; those that learned from it, before the push, are of version 8."""
+    return golden_group().trajectories_G[0].turns[0].completion.policy_version
 
 
 def test_a_step_says_what_it_was_bit_by_bit(step):
