@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from learner_work import Work
 from torch import nn
+from torch.nn.attention import varlen  # noqa: F401, defines an operator
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl.policy.model import VideoPolicy, freeze_vision
+from rl.policy.vision_tower import Grid
 from rl.trajectory import Frames
+
+ATTENTION = (nn.functional.scaled_dot_product_attention, torch.ops.torch_attn._varlen_attn)
 
 
 class SdpaCalls(TorchFunctionMode):
-    """Counts calls of scaled_dot_product_attention."""
+    """Counts calls of scaled_dot_product_attention, and of the one that takes windows of any length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +35,7 @@ class SdpaCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, and go on."""
-        self.count += func is nn.functional.scaled_dot_product_attention
+        self.count += func in ATTENTION
         return func(*args, **(kwargs or {}))
 
 
@@ -96,20 +100,9 @@ def count_tower(policy: VideoPolicy, work: Work, frames: Frames) -> TowerCost:
 def _tower_pass(visual: nn.Module, scenes: int, grid_h: int, grid_w: int) -> tuple[int, int]:
     patches = scenes * grid_h * grid_w
     embedded_NE = torch.empty(patches, visual.patch_embed.weight.shape[0], dtype=torch.bfloat16, device="meta")
-    grids = torch.tensor([(scenes, grid_h, grid_w)])  # on the CPU: windows are cut by its numbers
     with torch.no_grad(), SdpaCalls() as calls, FlopCounterMode(display=False) as counter:
-        visual(embedded_NE, grid_thw=grids, **_meta_positions(visual, patches))
+        visual(embedded_NE, [Grid(scenes, grid_h, grid_w)])
     return calls.count, counter.get_total_flops()
-
-
-def _meta_positions(visual: nn.Module, patches: int) -> dict[str, torch.Tensor]:
-    """What a tower would else compute from its grids, on the CPU."""
-    rotary = {"position_ids": torch.empty(patches, 2, dtype=torch.long, device="meta")}
-    if not hasattr(visual, "pos_embed"):
-        return rotary
-    corners = (patches, 4)  # of the table of learned positions, around each patch
-    indices = torch.empty(corners, dtype=torch.long, device="meta")
-    return rotary | {"interp_indices": indices, "interp_weights": torch.empty(corners, device="meta")}
 
 
 def _count_language(policy: VideoPolicy, tokens: int, sampled: int) -> tuple[int, int]:

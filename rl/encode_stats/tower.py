@@ -10,7 +10,6 @@ Legend: K scenes · P patches of one frame · D values of a patch · E hidden si
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +23,9 @@ from rl.config.policy import ScenesConfig
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.encode_stats.vision_config import VisionGeometry
 from rl.policy.families import QWEN2_5_VL, Family
+from rl.policy.model import policy_class
 from rl.policy.patch_embed import make_patch_embed
-from rl.policy.vision_tower import run_tower
+from rl.policy.vision_tower import Grid, run_tower
 
 
 class Tower:
@@ -108,13 +108,8 @@ class FlopCounter:
     def _count_one_scene(self, grid_h: int, grid_w: int) -> int:
         patches = grid_h * grid_w
         embedded_PE = torch.empty(patches, self._config.hidden_size, device="meta")
-        grids = torch.tensor([(1, grid_h, grid_w)])  # on the CPU: windows are cut by its numbers
-        places = {"position_ids": torch.empty(patches, 2, dtype=torch.long, device="meta")}
-        if hasattr(self._visual, "pos_embed"):  # learned positions, interpolated between four
-            places["interp_indices"] = torch.empty(patches, 4, dtype=torch.long, device="meta")
-            places["interp_weights"] = torch.empty(patches, 4, device="meta")
         with FlopCounterMode(display=False) as counter:
-            self._visual(embedded_PE, grid_thw=grids, **places)
+            self._visual(embedded_PE, [Grid(1, grid_h, grid_w)])
         return counter.get_total_flops()
 
 
@@ -127,7 +122,7 @@ def make_vision_tower(vision: PreTrainedConfig, scenes: ScenesConfig, family: Fa
     """A vision tower of ours without its language model, with random weights: for measuring what encoding costs."""
     vision = copy.deepcopy(vision)
     vision._attn_implementation = "sdpa"
-    visual = importlib.import_module(family.learner).make_tower(vision, scenes)
+    visual = policy_class(family).tower_class(vision, scenes)
     init.normal_(visual.patch_embed.weight, std=vision.initializer_range)
     return visual.eval().requires_grad_(False)
 

@@ -11,7 +11,7 @@ Legend: B sequences · T tokens · N visual tokens · E hidden size · V vocabul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,19 +20,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rl.policy.geometry import PackedVideo
 from rl.policy.scoring_head import Scoring
-from rl.policy.vision_tower import VisualTokens
+from rl.policy.vision_tower import SceneTower, VisualTokens, run_tower
 
 
 class VideoPolicy(nn.Module):
     """A transformers model that reads packed scenes and is always told every token's position.
 
-    A family's class stands before its stock class: `class Ours(VideoPolicy, Stock)`, and says how its tower encodes
-    (`encode_videos`) and how its language model takes visual tokens (`decode`).
+    A family's class stands before its stock class: `class Ours(VideoPolicy, Stock)`, and says which tower it has
+    (`tower_class`) and how its language model takes visual tokens (`decode`).
     """
+
+    tower_class: ClassVar[type[SceneTower]]  # made of (vision_config, scene parameters); it is `model.visual`
 
     def encode_videos(self, videos: Sequence[PackedVideo]) -> VisualTokens:
         """Visual tokens of the videos' placeholders, in order: one call of the vision tower."""
-        raise NotImplementedError
+        return run_tower(self.model.visual, videos)
 
     def decode(
         self, embeddings_BTE: torch.Tensor, placeholders_BT: torch.Tensor, visual: VisualTokens | None, **inputs: Any

@@ -1,17 +1,20 @@
-"""The learner's vision tower: a stock one with FlexiVideo's patch embedding and equal windows in one call.
+"""The learner's vision tower: a stock one with FlexiVideo's patch embedding, in two parts.
 
-Legend: N patches, or visual tokens · D values of a patch · E hidden size.
+The trunk (patch embedding and blocks) makes features of patches; the mergers make visual tokens of them. With
+`learner.freeze_vision` the trunk never changes and the mergers learn.
+
+Legend: N patches, or visual tokens · D values of a patch · C hidden size of the tower · E of the language model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rl.policy.geometry import PackedVideo
 
@@ -20,12 +23,10 @@ from rl.policy.geometry import PackedVideo
 class VisualTokens:
     """What a tower makes of videos, placeholder by placeholder."""
 
-    embeddings_NE: torch.Tensor  # in place of the placeholders' embeddings
-    levels: tuple[torch.Tensor, ...] = field(
-        default=()
-    )  # (N, E) each: added after the first language layers (DeepStack)
+    embeddings_NE: Tensor  # in place of the placeholders' embeddings
+    levels: tuple[Tensor, ...] = field(default=())  # (N, E) each: added after the first language layers (DeepStack)
 
-    def sum(self) -> torch.Tensor:
+    def sum(self) -> Tensor:
         """Of everything, so that a graph may hang on all of it."""
         return self.embeddings_NE.sum() + sum(level_NE.sum() for level_NE in self.levels)
 
@@ -36,45 +37,53 @@ class VisualTokens:
     def taken(self, sizes: Sequence[int], order: Sequence[int]) -> VisualTokens:
         """Cut into pieces of these sizes, and pieces put together in this order; they may repeat."""
 
-        def take(tokens_NE: torch.Tensor) -> torch.Tensor:
+        def take(tokens_NE: Tensor) -> Tensor:
             pieces = tokens_NE.split(list(sizes))
             return torch.cat([pieces[place] for place in order])
 
         return VisualTokens(take(self.embeddings_NE), tuple(map(take, self.levels)))
 
 
-def run_tower(visual: nn.Module, videos: Sequence[PackedVideo]) -> Any:
-    """The output of one pass through a tower of ours over all scenes of all videos."""
-    device = visual.patch_embed.weight.device
-    patches_ND = torch.from_numpy(np.concatenate([video.patches_ND for video in videos])).to(device)
+class Grid(NamedTuple):
+    """Patches of a video."""
+
+    scenes: int
+    height: int  # patches of a scene
+    width: int
+
+
+Features = tuple[Tensor, ...]  # (N, C) each: after the last block, and after those that DeepStack's mergers read
+
+
+class SceneTower(nn.Module):
+    """What stands before a family's stock tower, which says how patches become features, and these visual tokens."""
+
+    def trunk(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> Features:
+        """Features of embedded patches, in the order in which the mergers read them."""
+        raise NotImplementedError
+
+    def merge(self, features: Features, grids: Sequence[Grid]) -> VisualTokens:
+        """Visual tokens of features, video after video as the placeholders stand."""
+        raise NotImplementedError
+
+    def forward(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> VisualTokens:
+        """Both."""
+        return self.merge(self.trunk(embedded_NC, grids), grids)
+
+
+def run_tower(visual: SceneTower, videos: Sequence[PackedVideo]) -> VisualTokens:
+    """One pass through a tower of ours over all scenes of all videos."""
+    return visual(embed(visual, videos), list(map(grid_of, videos)))
+
+
+def embed(visual: SceneTower, videos: Sequence[PackedVideo]) -> Tensor:
+    """Embedded patches (N, C) of all scenes of all videos."""
+    patches_ND = torch.from_numpy(np.concatenate([video.patches_ND for video in videos]))
     lengths = [length for video in videos for length in video.scene_lengths]
     patches_per_frame = [video.patches_per_frame for video in videos for _ in video.scene_lengths]
-    grids = torch.tensor([(video.num_scenes, video.grid_h, video.grid_w) for video in videos], device=device)
-    embedded = visual.patch_embed(patches_ND, lengths, patches_per_frame)
-    return visual(embedded, grid_thw=grids)
+    return visual.patch_embed(patches_ND.to(visual.patch_embed.weight.device), lengths, patches_per_frame)
 
 
-def attend_in_one_call(
-    attention: nn.Module,
-    hidden_NE: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    rotate: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-) -> torch.Tensor | None:
-    """A tower's attention over windows of equal length, which stock attends to one after the other.
-
-    Args:
-        cu_seqlens: the windows' bounds.
-        position_embeddings: rotary (cos, sin).
-        rotate: the family's rotary function.
-    Returns:
-        (N, E); None where windows differ in length or attention is not SDPA: stock's own way has to be taken.
-    """
-    lengths = cu_seqlens.diff()
-    if attention.config._attn_implementation != "sdpa" or bool((lengths != lengths[0]).any()):
-        return None
-    qkv = attention.qkv(hidden_NE).reshape(len(hidden_NE), 3, attention.num_heads, -1)
-    query, key = rotate(qkv[:, 0], qkv[:, 1], *position_embeddings)
-    windows = (part.unflatten(0, (len(lengths), -1)).transpose(1, 2) for part in (query, key, qkv[:, 2]))
-    attended = nn.functional.scaled_dot_product_attention(*windows, scale=attention.scaling)
-    return attention.proj(attended.transpose(1, 2).reshape(len(hidden_NE), -1))
+def grid_of(video: PackedVideo) -> Grid:
+    """The patches that blocks and mergers see of it."""
+    return Grid(video.num_scenes, video.grid_h, video.grid_w)

@@ -197,6 +197,15 @@ def test_gpu_learner(tmp_path):
     assert tables_in((tmp_path / "out.md").read_text()) == tables
 
 
+def test_tower_attention():
+    (rows,) = run("tower_attention.py", "qwen2_5_vl/tiny", "qwen3_vl/tiny", "--scenes", 2, "--repeats", 2)
+    assert [row["pass"] for row in rows] == ["forward", "with gradients"] * 4
+    for row in rows:
+        calls, of_stock = numbers(row, "calls per block", "stock's calls")
+        assert calls <= 10 and calls < of_stock and float(row["difference"]) == 0
+        assert_positive(row, "CPU s", "stock's CPU s", "stock / ours")
+
+
 @pytest.mark.soak  # the engine itself is tested elsewhere
 @pytest.mark.deepspeed
 def test_gpu_learner_with_deepspeed(tmp_path):

@@ -10,16 +10,19 @@ Legend: N patches · D values of a patch · K scenes · T tokens · V vocabulary
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from rl.policy.batch_invariant import PADDINGS, BatchInvariantLinear
 from rl.policy.patch_embed import make_patch_embed
@@ -28,6 +31,7 @@ from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.processor import Processor
 from rl.policy.vllm.inputs import VIDEO
 from rl.policy.vllm.plugin import BATCH_INVARIANT
+from rl.policy.window_attention import Windows, attend
 
 PATCHES_AT_ONCE = 2**16  # that are embedded together, of whole scenes; in float32 each takes 5 kB
 
@@ -52,6 +56,7 @@ class SceneEngine:
         self.encoded_items = 0  # by the vision tower
         self.product = BatchInvariantLinear(PADDINGS[0]) if vllm_config.additional_config.get(BATCH_INVARIANT) else None
         keep_weights_plain(model)
+        attend_to_windows_together(model.visual)
         if self.product:
             make_products_batch_invariant(model, self.product)
 
@@ -143,6 +148,26 @@ class ScenePolicy(torch.nn.Module):
         return self.scene_engine.mask(super().compute_logits(hidden_states))
 
 
+class WindowsTogether(torch.nn.Module):
+    """The tower's attention where vLLM would call SDPA for one window after the other: the learner's."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self._scale = scale
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor, **_: object
+    ) -> torch.Tensor:
+        """(1, N, heads, values) each; see `attend`."""
+        windows = _windows(tuple(cu_seqlens.diff().tolist()), query.device)
+        return attend(query[0], key[0], value[0], windows, self._scale)[None]
+
+
+@lru_cache(maxsize=16)  # all blocks of a pass have the same one or two
+def _windows(lengths: tuple[int, ...], device: torch.device) -> Windows:
+    return Windows.of(lengths, device)
+
+
 class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
     """Embeddings and output head computed from the parameter itself."""
 
@@ -173,6 +198,14 @@ class BatchInvariantEmbeddingMethod(UnquantizedEmbeddingMethod):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """As PlainEmbeddingMethod."""
         layer.cpu_linear = self._product
+
+
+def attend_to_windows_together(tower: torch.nn.Module) -> None:
+    """Give the tower's blocks the learner's attention, where vLLM's loops over windows: on CPU."""
+    for module in list(tower.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, MMEncoderAttention) and layer.attn_backend is AttentionBackendEnum.TORCH_SDPA:
+                setattr(module, name, WindowsTogether(layer.scale))
 
 
 def keep_weights_plain(model: torch.nn.Module) -> None:

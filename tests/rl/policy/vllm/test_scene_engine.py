@@ -65,3 +65,19 @@ def test_an_engine_process_ends_with_the_worker_that_started_it_however_that_die
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(engine).wait(timeout=20)
     assert not psutil.pid_exists(engine)
+
+
+def test_windows_are_attended_to_in_one_call_per_length_with_the_bits_of_vllm_s_loop(load_model, build_policy):
+    import torch
+    from vllm.v1.attention.ops.vit_attn_wrappers import torch_sdpa_wrapper
+
+    from rl.policy.vllm.scene_engine import WindowsTogether
+
+    model = load_model(build_policy("qwen2_5_vl", False)).model
+    attention = [block.attn.attn for block in model.visual.blocks]
+    assert all(isinstance(layer, WindowsTogether) for layer in attention)
+    lengths = [64, 16, 64, 4, 16, 64]
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+    query, key, value = torch.randn(3, 1, sum(lengths), 4, 16, generator=torch.Generator().manual_seed(0))
+    together = attention[0](query=query, key=key, value=value, cu_seqlens=bounds, max_seqlen=None)
+    assert torch.equal(together, torch_sdpa_wrapper(query, key, value, attention[0]._scale, bounds))
