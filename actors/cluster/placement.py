@@ -60,6 +60,7 @@ class Slots:
             "rollout": (placement.rollout_cpus, placement.rollout_gpus),
             "reward": (placement.reward_cpus, 0.0),
             "learner": (placement.learner_cpus, placement.learner_gpus),
+            "cold_start": (placement.learner_cpus, placement.learner_gpus),
         }
         if not os.environ.get("RAY_ADDRESS"):  # no nodes join a Ray that was started here
             _require_capacity(self._bundles)
@@ -75,11 +76,17 @@ class Slots:
             raise
 
     def options(self, kind: str, index: int) -> dict[str, Any]:
-        """Actor options of worker `index` of a kind: its name in Ray's dashboard, its resources, its bundle."""
-        cpus, gpus = self._resources[kind]
-        bundle = self._bundle(kind, index)
+        """Actor options of worker `index` of a kind: its name in Ray's dashboard, its resources, its bundle.
+
+        Args:
+            kind: rollout | reward | learner | cold_start: learner ranks, and beyond them one on each GPU of an engine.
+        """
+        cpus, gpus, bundle = *self._resources[kind], self._bundle(kind, index)
+        if kind == "cold_start" and index >= self._demand.learner:
+            engine_cpus, engine_gpus = self._resources["rollout"]
+            cpus, gpus = min(cpus, engine_cpus / int(engine_gpus)), 1.0
         return {
-            "name": f"{self._run}/{kind}/{index}",
+            "name": f"{self._run}/{kind.replace('_', '-')}/{index}",
             "num_cpus": cpus,
             "num_gpus": gpus,
             "max_restarts": 0,  # a dead worker is rebuilt by its pool, with weights and state of our choosing
@@ -93,8 +100,12 @@ class Slots:
     def _bundle(self, kind: str, index: int) -> int:
         """Which bundle holds worker `index` of a kind; in the order of `bundles_of`."""
         rollout, reward, ranks = self._demand.rollout, self._demand.reward, self._demand.learner
+        if kind == "cold_start" and index < ranks:
+            kind = "learner"
         if self._is_shared:
             return {"rollout": index % ranks, "learner": index, "reward": ranks + index}[kind]
+        if kind == "cold_start":
+            return (index - ranks) // int(self._resources["rollout"][1])
         return index + {"rollout": 0, "reward": rollout, "learner": rollout + reward}[kind]
 
 

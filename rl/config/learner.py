@@ -64,6 +64,7 @@ class ColdStartConfig:
     # traces to learn from: dm_cot is a file of them; of any other format they are made from annotated evidence
     traces: SourceConfig = field(default_factory=SourceConfig)
     steps: int = 400  # optimizer steps
+    save_every: int = 100  # steps between two checkpoints of the stage, which it goes on from when stopped; 0: none
     batch_size: int = 32  # traces per optimizer step
     lr: float = 2e-3  # peak learning rate; its schedule has the defaults of learner.optimizer
     # where traces are made: windows are off by up to this much, so that RL has something to learn
@@ -74,6 +75,7 @@ class ColdStartConfig:
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"cold_start.steps must be >= 1, got {self.steps}; cold_start.enabled=false skips it")
         require(self.batch_size >= 1, f"cold_start.batch_size must be >= 1, got {self.batch_size}")
+        require(self.save_every >= 0, f"cold_start.save_every must be >= 0, got {self.save_every}")
         require(self.lr > 0, f"cold_start.lr must be > 0, got {self.lr}")
         require_columns("cold_start.traces", self.traces)
 

@@ -8,6 +8,7 @@ pixels of a large data set are never in memory together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +38,7 @@ def run_cold_start(
     batch_size: int,
     seed: int,
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    first: int = 0,
 ) -> dict[str, float]:
     """Train for a number of steps; the order of samples follows from the seed alone.
 
@@ -45,14 +47,16 @@ def run_cold_start(
         num_samples: indices are drawn from 0 … num_samples - 1.
         batch_size: samples per optimizer step, over all ranks.
         progress: called after each step with (steps done, its metrics).
+        first: steps that have been taken already, by a trainer whose state was saved then.
     Returns:
-        "cold_start/nll_first" and "cold_start/nll_last" (nat per token, the latter a mean over the last tenth).
+        "cold_start/nll_first" and "cold_start/nll_last" (nat per token: of the first step taken here, and a mean over
+        the last tenth).
     Raises:
         ValueError: no sample, no step, or an empty batch.
     """
     losses = []
-    drawn = samples_of(batches(num_samples, steps=steps, batch_size=batch_size, seed=seed))
-    for step, samples in enumerate(drawn, start=1):
+    drawn = batches(num_samples, steps=steps, batch_size=batch_size, seed=seed)
+    for step, samples in enumerate(samples_of(islice(drawn, first, None)), start=first + 1):
         metrics = trainer.supervise(samples)
         losses.append(metrics["loss/nll"])
         progress(step, metrics)

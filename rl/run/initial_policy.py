@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from actors.cluster.placement import Slots
 from actors.learner import LearnerError
-from actors.traces import TraceError, TraceFeed
+from actors.traces import TraceError
 from envs.data.formats import RetrievalTrace
 from rl.config.file import to_dict
-from rl.config.learner import OptimizerConfig
-from rl.config.run import RunConfig, without_reference
-from rl.learner.sft import run_cold_start
+from rl.config.run import RunConfig
 from rl.policy.scenes import fingerprint as scenes_fingerprint
-from rl.run.console.stages import progress_bar, say, stage
+from rl.run.cold_start import cold_start, forget_progress
+from rl.run.console.stages import say
 from rl.run.prepare.built_once import built_once, fingerprint
 from rl.run.prepare.policy import prepare_policy
 from rl.run.prepare.tasks import prepare_traces
-from rl.run.workers import cluster, spawn_learners, spawn_traces
+from rl.run.workers import cluster
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +48,18 @@ def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, conso
 
     def attempt(folder: Path) -> None:
         begun.clear()
-        _cold_start(config, policy_dir, traces, slots, console, folder, begun)
+        cold_start(config, policy_dir, traces, slots, console, home=home, folder=folder, begun=begun)
 
-    for _ in range(config.learner.max_rebuilds):
+    for rebuilds in itertools.count(1):
         try:
-            return built_once(home, attempt)
+            built_once(home, attempt)
+            break
         except (LearnerError, TraceError) as error:
-            if not begun:
+            if not begun or rebuilds > config.learner.max_rebuilds:
                 raise
-            log.warning("a worker of the cold start is lost, it begins again: %s", error)
-    return built_once(home, attempt)
+            log.warning("a worker of the cold start is lost, it goes on from its last checkpoint: %s", error)
+    forget_progress(home)
+    return home
 
 
 def cold_start_home(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> Path:
@@ -74,7 +74,8 @@ def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence
         "scenes": scenes_fingerprint(config.policy.scenes),
         "dtype": config.policy.dtype,
         "traces": fingerprint([[t.task.task_id, t.task.video_path, t.task.question, *t.replies] for t in traces]),
-        **{section: to_dict(getattr(config, section)) for section in ("cold_start", "video", "retrieval", "prompt")},
+        **{section: to_dict(getattr(config, section)) for section in ("video", "retrieval", "prompt")},
+        "cold_start": {key: value for key, value in to_dict(config.cold_start).items() if key != "save_every"},
         "max_model_len": config.rollout.engine.max_model_len,
         "freeze_vision": config.learner.freeze_vision,
         "max_grad_norm": config.learner.optimizer.max_grad_norm,
@@ -89,54 +90,3 @@ def _policy_identity(policy_dir: Path, cache_dir: Path) -> Any:
         return folder.name
     weights = sorted((file.name, file.stat()) for file in folder.glob("*.safetensors"))
     return [str(folder), [[name, status.st_size, status.st_mtime_ns] for name, status in weights]]
-
-
-def _cold_start(
-    config: RunConfig,
-    policy_dir: Path,
-    traces: Sequence[RetrievalTrace],
-    slots: Slots,
-    console: Console,
-    folder: Path,
-    begun: list[int],
-) -> None:
-    """One attempt; `begun` gets every step it took."""
-    declared = config.cold_start
-    optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
-    with ExitStack() as workers, progress_bar(console) as progress:
-        pool = spawn_traces(config, policy_dir)
-        workers.callback(pool.stop)
-        with stage(console, f"starting {config.learner.num_ranks} learners for the cold start"):
-            learners = spawn_learners(
-                without_reference(config),  # supervision has no use for it
-                policy_dir,
-                slots,
-                optimizer=optimizer,
-                total_updates=declared.steps,
-                name="cold-start",
-            )
-        workers.callback(learners.stop)
-        workers.enter_context(stage(console, f"cold start of {declared.steps} steps on {len(traces):,} traces"))
-        bar = progress.add_task("cold start", total=declared.steps)
-
-        def show(step: int, metrics: Mapping[str, float]) -> None:
-            begun.append(step)
-            _show(progress, bar, step, declared.steps, metrics["loss/nll"])
-
-        last = run_cold_start(
-            learners,
-            TraceFeed(pool, traces).samples,
-            num_samples=len(traces),
-            steps=declared.steps,
-            batch_size=declared.batch_size,
-            seed=declared.seed,
-            progress=show,
-        )
-        learners.export_policy(folder)
-    say(console, f"cold start: {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} nat per token")
-
-
-def _show(progress: Progress, bar: TaskID, step: int, steps: int, nll: float) -> None:
-    progress.update(bar, completed=step)
-    if step % max(1, steps // 10) == 0:
-        say(progress.console, f"cold start {step}/{steps}  {nll:.3f} nat per token")

@@ -27,7 +27,8 @@ MEANING = (  # keys that a resumed run may not change unless told; how long, how
     *("retrieval.", "prompt.", "rewards.", "scoring.calls", "algorithm."),
     *("rollout.group_size", "rollout.tasks_per_step", "rollout.max_new_tokens", "rollout.temperature"),
     *("rollout.engine.max_model_len", "learner.freeze_vision", "learner.updates_per_step", "learner.optimizer."),
-    *("cold_start.", "trainer.max_policy_lag"),
+    *("cold_start.enabled", "cold_start.traces.", "cold_start.steps", "cold_start.batch_size", "cold_start.lr"),
+    *("cold_start.window_jitter_s", "cold_start.fps_jitter", "cold_start.seed", "trainer.max_policy_lag"),
 )
 ABSENT = object()  # a key that a configuration does not have
 LONGEST = 200  # characters of a value that are shown

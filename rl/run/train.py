@@ -32,6 +32,7 @@ from rl.run.workers import (
     cluster,
     spawn_rewards,
     starting_rollouts,
+    uses_engines_gpus,
 )
 from rl.run.writer import Writer, only_writer
 from rl.tracking.log_file import keep_log
@@ -90,8 +91,11 @@ def _train_from(
 
     with keep_log(writer.run_dir) as log_file, cluster(config, console) as slots:
         say(console, f"all that is logged: {log_file}")
+        teach = config.cold_start.enabled
+        if teach and uses_engines_gpus(config):
+            policy_dir, teach = cold_started_policy(config, policy_dir, slots, console), False
         with starting_rollouts(config, policy_dir, slots, console, check) as rollouts:  # during the cold start
-            if config.cold_start.enabled:
+            if teach:
                 policy_dir = cold_started_policy(config, policy_dir, slots, console)
             rewards = spawn_rewards(config, slots)
             processor = Processor.from_pretrained(policy_dir, config.policy.scenes)

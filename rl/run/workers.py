@@ -133,7 +133,8 @@ def spawn_learners(
     *,
     optimizer: OptimizerConfig,
     total_updates: int,
-    name: str = "learner",
+    kind: str = "learner",
+    num_ranks: int | None = None,
     poll: Callable[[], None] = do_nothing,
     poll_every_s: float = POLL_S,
     restore: Restore | None = None,
@@ -141,20 +142,18 @@ def spawn_learners(
     """DeepSpeed ranks around the policy in `policy_dir`.
 
     Args:
-        name: of the actors, before their rank. Ray frees a killed actor's name late, so each group takes another.
+        kind: as in `Slots.options`. Ray frees a killed actor's name late, so each group takes other names.
+        num_ranks: None: learner.num_ranks.
         poll, poll_every_s, restore: as in LearnerGroup.
     """
-    built, run = next(_GROUPS), config.name
+    built = next(_GROUPS)
     environment = learner_environment(config.placement)
     return LearnerGroup(
         partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
-        config.learner.num_ranks,
+        num_ranks or config.learner.num_ranks,
         lambda rank: (
-            slots.options("learner", rank)
-            | {
-                "name": incarnation_name(f"{run}/{name}/{rank}", built),
-                "runtime_env": {"env_vars": environment},
-            }
+            (placed := slots.options(kind, rank))
+            | {"name": incarnation_name(placed["name"], built), "runtime_env": {"env_vars": environment}}
         ),
         start_timeout_s=START_TIMEOUT_S,
         timeout_s=config.learner.timeout_s,
@@ -162,6 +161,21 @@ def spawn_learners(
         poll_every_s=poll_every_s,
         restore=restore,
     )
+
+
+def uses_engines_gpus(config: RunConfig) -> bool:
+    """Whether the cold start learns on the GPUs of the engines, too, which then start after it.
+
+    Where engines and learners share GPUs there is a rank on each of them anyway.
+    """
+    placement = config.placement
+    return placement.rollout_gpus >= 1 and placement.learner_gpus > 0
+
+
+def cold_start_ranks(config: RunConfig) -> int:
+    """Learner ranks of the cold start: one per GPU of the run, unless a batch has fewer traces."""
+    others = config.rollout.num_workers * int(config.placement.rollout_gpus) if uses_engines_gpus(config) else 0
+    return max(config.learner.num_ranks, min(config.learner.num_ranks + others, config.cold_start.batch_size))
 
 
 def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:

@@ -50,6 +50,18 @@ def test_every_worker_is_named_after_the_run_and_has_its_own_bundle(reserve):
     assert bundles == [0, 1, 2, 3, 4]
 
 
+def test_ranks_of_the_cold_start_stand_with_the_learners_and_on_each_gpu_of_an_engine(reserve, monkeypatch):
+    from actors.cluster import placement
+
+    monkeypatch.setattr(placement, "_require_capacity", lambda bundles: None)  # there is no GPU here
+    monkeypatch.setattr(placement, "_wait_for_room", lambda *_: None)
+    slots = reserve(rollout=2, reward=1, learner=2, rollout_gpus=2.0, learner_gpus=1.0)
+    placed = [slots.options("cold_start", rank) for rank in range(6)]
+    bundles = [one["scheduling_strategy"].placement_group_bundle_index for one in placed]
+    assert bundles == [3, 4, 0, 0, 1, 1] and placed[5]["name"] == "video-r1/cold-start/5"
+    assert [(one["num_cpus"], one["num_gpus"]) for one in placed] == [(0.5, 1.0)] * 6  # two halves of an engine's CPU
+
+
 HALVES = replace(PLACEMENT, rollout_gpus=0.5, learner_gpus=0.5)
 
 

@@ -53,6 +53,16 @@ def test_every_sample_is_learned_from_and_first_and_last_loss_are_reported():
     assert (report["cold_start/samples"], report["cold_start/steps"]) == (6.0, 3.0)
 
 
+@given(st.integers(0, 5))
+def test_a_stage_that_goes_on_sees_the_batches_that_are_left_and_no_others(first):
+    def seen(first):
+        trainer = Recorder()
+        run_cold_start(trainer, samples_from("abcdefg"), num_samples=7, steps=6, batch_size=4, seed=3, first=first)
+        return trainer.seen
+
+    assert seen(first) == seen(0)[first:]
+
+
 def test_training_without_samples_is_refused():
     with pytest.raises(ValueError, match="cold start needs samples"):
         run_cold_start(Recorder(), samples_from(""), num_samples=0, steps=3, batch_size=2, seed=0)

@@ -58,6 +58,11 @@ def test_a_policy_of_the_cache_is_known_by_its_name_however_often_it_is_built(na
     assert name_of(config, export(tmp_path / "cache" / "tiny-4567"), [TRACE]) != before
 
 
+def test_how_often_the_stage_is_saved_changes_nothing(name_of, config, tmp_path):
+    policy, saved = export(tmp_path / "policy"), replace(config, cold_start=ColdStartConfig(save_every=7))
+    assert name_of(config, policy, [TRACE]) == name_of(saved, policy, [TRACE])
+
+
 @pytest.mark.parametrize(
     "other",
     [

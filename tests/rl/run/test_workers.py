@@ -61,6 +61,22 @@ def test_engines_load_during_the_cold_start_but_on_its_gpus_before_it(engines_st
     assert engines_start(*SHARED)[:2] == ["engines are ready", "cold start"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "ranks"),
+    [
+        ([], 2),  # no GPUs: the learners' CPUs
+        (["placement.rollout_gpus=1", "placement.learner_gpus=1"], 4),
+        (["placement.rollout_gpus=2", "placement.learner_gpus=1", "rollout.engine.tensor_parallel_size=2"], 6),
+        (["placement.rollout_gpus=1", "placement.learner_gpus=1", "cold_start.batch_size=3"], 3),
+        ([*SHARED], 2),  # a rank on each GPU anyway
+    ],
+)
+def test_the_cold_start_has_a_rank_on_every_gpu_of_the_run(overrides, ranks):
+    from rl.run.workers import cold_start_ranks
+
+    assert cold_start_ranks(load_config([QUICKSTART], overrides)) == ranks
+
+
 @pytest.mark.parametrize(("gpus", "turns"), [("0.5", ["engine", "learner"]), ("1", [])])
 def test_engines_and_learners_start_in_turn_where_they_share_a_gpu(gpus, turns, monkeypatch):
     from rl.run import workers
