@@ -32,9 +32,7 @@ from vllm.inputs import TokensPrompt
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from actors.engine.async_driver import AsyncDriver
 from actors.engine.driver import TIMEOUT_S, Driver, result_within, settle
-from actors.engine.inline_driver import InlineDriver
 from actors.engine.settings import engine_arguments
 from actors.engine.weights import PARTIAL, replace_weights
 from rl.config.errors import ConfigError
@@ -95,7 +93,7 @@ class VllmEngine:
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         on_cpu = current_platform.is_cpu()
         arguments = engine_arguments(policy_dir, policy, engine, seed, on_cpu=on_cpu, deterministic=deterministic)
-        self._driver = (driver or (InlineDriver if on_cpu else AsyncDriver))(arguments)
+        self._driver = (driver or driver_of(on_cpu))(arguments)
         self._serial = itertools.count()
         self._counters = Counters()
         self._lock = threading.Lock()
@@ -267,6 +265,17 @@ class VllmEngine:
 
     def _encoded_items(self) -> int:
         return self._driver.call("count_encoded_items")[0]
+
+
+def driver_of(on_cpu: bool) -> type[Driver]:
+    """InlineDriver on CPU, AsyncDriver on CUDA; the other one and what of vLLM it takes are not imported."""
+    if on_cpu:
+        from actors.engine.inline_driver import InlineDriver
+
+        return InlineDriver
+    from actors.engine.async_driver import AsyncDriver
+
+    return AsyncDriver
 
 
 def require_device(gpus: float) -> None:

@@ -11,6 +11,7 @@ import typer
 from rl.cli.arguments import Inputs, load, load_runnable
 from rl.cli.submission import relative_to_here, require_travelling, variables_of
 from rl.cli.terminal import console, say
+from rl.run.imports import uncollected
 
 
 def train(inputs: Inputs) -> None:
@@ -22,7 +23,8 @@ def train(inputs: Inputs) -> None:
     Example: `dynframe train configs/quickstart.yaml trainer.steps=200 name=longer`
     """
     config = load_runnable(inputs)
-    from rl.run.train import run_training
+    with uncollected():
+        from rl.run.train import run_training
 
     run_training(config, console)
 
@@ -35,7 +37,8 @@ def cold_start(inputs: Inputs) -> None:
     Example: `dynframe cold-start configs/quickstart.yaml cold_start.steps=200`
     """
     config = load_runnable(inputs)
-    from rl.run.train import run_cold_start_only
+    with uncollected():
+        from rl.run.train import run_cold_start_only
 
     say(str(run_cold_start_only(config, console)))
 

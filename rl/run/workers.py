@@ -30,8 +30,9 @@ from actors.worker.waiting import POLL_S, do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig, with_absolute_code
 from rl.config.trainer import PlacementConfig
-from rl.policy.vllm.plugin import engine_environment
+from rl.policy.vllm.plugin import engine_environment, without_sound
 from rl.run.console.stages import say, stage
+from rl.run.imports import uncollected
 from rl.run.prepare.episode_context import make_episode_context
 from rl.trajectory import Sampling
 
@@ -181,7 +182,8 @@ def cold_start_ranks(config: RunConfig) -> int:
 def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
     """Runs in a rollout worker: its engine and environment."""
     # vLLM takes over a process's torch: only engine workers may import it
-    from actors.engine.engine import make_engine, require_device
+    with uncollected(), without_sound():
+        from actors.engine.engine import make_engine, require_device
 
     rollout = config.rollout
     require_device(config.placement.rollout_gpus)
@@ -202,7 +204,8 @@ def start_learner(
     config: RunConfig, policy_dir: Path, optimizer: OptimizerConfig, total_updates: int, **rendezvous: Any
 ) -> Any:
     """Runs in a learner worker: its rank. `rendezvous` is rank, world_size, master_addr and master_port."""
-    from rl.learner.learner import make_learner  # DeepSpeed: only learner workers may import it
+    with uncollected():
+        from rl.learner.learner import make_learner  # DeepSpeed: only learner workers may import it
 
     with _turn(config, config.placement.learner_gpus):
         return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **rendezvous)

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import wandb
-
 from rl.checkpoint.manifest import explained
 from rl.tracking.backlog import Backlog
 from rl.tracking.lines import append, cut_torn_line, replace_whole
@@ -122,6 +120,8 @@ class WandbSink:
     holds_text = False
 
     def __init__(self, folder: Path, *, mode: str, project: str, name: str, config: Mapping[str, Any]) -> None:
+        import wandb  # a quarter of a second, for runs that use it
+
         identity = {"id": name, "resume": "allow"}  # a resumed run goes on in its own curves
         self._run = wandb.init(dir=str(folder), mode=mode, project=project, name=name, config=dict(config), **identity)
 

@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import connection
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 from rl.policy.families import FAMILIES
 
@@ -23,6 +24,7 @@ BATCH_INVARIANT = (
 )
 
 TORCHVISION_MODULE = "transformers.models.qwen2_vl.image_processing_qwen2_vl"
+SOUND = ("scipy.signal",)
 PILLOW_MODULE = "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
 
 ENVIRONMENT = {
@@ -53,7 +55,7 @@ def engine_environment(device: str) -> dict[str, str]:
 def register() -> None:
     """Make FlexiVideo known to vLLM, by name: the model file is imported when a checkpoint asks for it."""
     alias_missing_torchvision()
-    tolerate_odd_modules()
+    look_for_kernels_at_home()
     end_with_parent()
     importlib.import_module("rl.policy.configuration").register()
     ModelRegistry = importlib.import_module("vllm").ModelRegistry
@@ -92,16 +94,32 @@ def alias_missing_torchvision() -> None:
     sys.modules[TORCHVISION_MODULE] = twin
 
 
-def tolerate_odd_modules() -> None:
-    """Let vLLM start on CPU where numba is loaded.
+def look_for_kernels_at_home() -> None:
+    """Have vLLM look for kernels to replace in its own modules only.
 
-    Without Triton, vLLM 0.32 scans the attributes of every loaded module for kernels to replace, and trips over
-    llvmlite's library handles, which answer `__dict__` with something that is no mapping.
+    Without Triton, vLLM 0.32 looks at every attribute of every module that is loaded: half a second of each start, and
+    it trips over llvmlite's library handles, which answer `__dict__` with something that is no mapping.
     """
-    dispatcher = importlib.import_module("vllm.triton_utils.dispatcher")
-    dispatcher.vars = _mapping_of
+    importlib.import_module("vllm.triton_utils.dispatcher").sys = _OwnModules()
 
 
-def _mapping_of(value: object) -> Mapping[str, object]:
-    attributes = vars(value)
-    return attributes if isinstance(attributes, Mapping) else {}
+class _OwnModules(SimpleNamespace):
+    """What vLLM's search asks of `sys`."""
+
+    @property
+    def modules(self) -> dict[str, ModuleType]:
+        """Those of vLLM, by name."""
+        return {name: module for name, module in list(sys.modules.items()) if name.split(".", 1)[0] == "vllm"}
+
+
+@contextmanager
+def without_sound() -> Iterator[None]:
+    """Import vLLM as where scipy is not installed, which it takes to resample sound: the policy hears none, and with
+    all that it imports it is a twentieth of an engine's start."""
+    absent = [name for name in SOUND if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]

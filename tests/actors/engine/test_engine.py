@@ -617,22 +617,24 @@ def test_second_engine_in_a_process_is_refused(engine, policy_dir):
         make_engine(policy_dir, PolicyConfig(scenes=SCENES), ENGINE, seed=0)
 
 
-NO_COMPILER = """
+BARE = """
 import asyncio, os, shutil, sys
-from rl.policy.vllm.plugin import engine_environment
+from rl.policy.vllm.plugin import engine_environment, without_sound
 os.environ.update(engine_environment("cpu"))
-from actors.engine.engine import make_engine
+with without_sound():
+    from actors.engine.engine import make_engine
 from rl.config.policy import PolicyConfig, ScenesConfig
 from rl.config.rollout import EngineConfig
 from rl.trajectory import GenerateRequest, Sampling
 assert not [name for name in ("gcc", "cc", "g++", "clang") if shutil.which(name)]
 engine = make_engine(sys.argv[1], PolicyConfig(scenes=ScenesConfig(budget="none")), EngineConfig(), 0)
 print(asyncio.run(engine.generate(GenerateRequest("r", (5, 6, 7), (), Sampling(4)))).token_ids)
+assert not [name for name in ("scipy.signal", "vllm.v1.engine.async_llm") if name in sys.modules]
 engine.close()
 """
 
 
-def test_engine_needs_no_compiler(policy_dir, tmp_path):
+def test_engine_needs_no_compiler_and_imports_neither_sound_nor_the_driver_of_gpus(policy_dir, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
     (tmp_path / "bin").mkdir()
     for program in ("uname", "ldconfig", "lscpu"):  # of the few that Python asks for
@@ -640,7 +642,7 @@ def test_engine_needs_no_compiler(policy_dir, tmp_path):
             (tmp_path / "bin" / program).symlink_to(found)
     environment |= {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}  # nothing compiled earlier is found either
 
-    run_script(NO_COMPILER, policy_dir, environment)
+    run_script(BARE, policy_dir, environment)
 
 
 def test_an_engine_that_breaks_tells_everybody_who_waits(open_engine, policy_dir, processor):

@@ -38,6 +38,30 @@ def test_registering_twice_is_harmless():
     assert {family.architecture for family in FAMILIES.values()} <= set(ModelRegistry.get_supported_archs())
 
 
+def test_vllm_looks_for_kernels_in_its_own_modules_only():
+    from vllm.triton_utils import dispatcher
+
+    from rl.policy.vllm.plugin import look_for_kernels_at_home
+
+    look_for_kernels_at_home()
+    searched = dispatcher.sys.modules
+
+    assert {name.partition(".")[0] for name in searched} == {"vllm"}
+    assert searched["vllm.triton_utils.dispatcher"] is dispatcher
+
+
+def test_what_is_imported_without_sound_finds_none_and_the_rest_of_the_process_does(monkeypatch):
+    from rl.policy.vllm.plugin import without_sound
+
+    monkeypatch.delitem(sys.modules, "scipy.signal", raising=False)
+    with without_sound(), pytest.raises(ModuleNotFoundError):
+        import scipy.signal
+
+    import scipy.signal
+
+    assert scipy.signal.resample_poly
+
+
 PARENT = """
 import multiprocessing, os, time
 from rl.policy.vllm.plugin import end_with_parent
