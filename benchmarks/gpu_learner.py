@@ -37,7 +37,8 @@ from learner_report import Report
 from learner_work import COARSE, LOOK, SHORT, SMALL_COARSE, SMALL_LOOK, Work, size_of, tokens_of
 from torch import nn
 
-from rl.algorithm.batch import collate
+from rl.algorithm.learner_batch import collate
+from rl.algorithm.packing import Limits
 from rl.config.algorithm import LossConfig
 from rl.config.learner import LearnerConfig, OptimizerConfig
 from rl.learner import digest
@@ -62,17 +63,17 @@ class Mode:
     """One way to learn from the same trajectories."""
 
     micro_batch: int = 1  # trajectories per pass
+    shared_prefix: bool = False  # their common opening is computed once
     recompute: bool = True  # activation checkpointing
     kl_beta: float = 0.0  # above 0 a reference policy scores every trajectory too
-    absent: str = ""  # why it cannot be measured
 
 
 MODES = {
     "plain": Mode(),
-    "packed": Mode(absent="not there: the learner pads trajectories, it does not pack them yet"),
-    "shared prefix": Mode(absent="not there: siblings repeat their common opening"),
+    "packed, two per pass": Mode(micro_batch=2),
+    "shared prefix, two per pass": Mode(micro_batch=2, shared_prefix=True),
+    "shared prefix, eight per pass": Mode(micro_batch=8, shared_prefix=True),
     "plain, with a reference": Mode(kl_beta=0.02),
-    "plain, two per pass": Mode(micro_batch=2),
     "plain, activations kept": Mode(recompute=False),
 }
 
@@ -157,11 +158,7 @@ class Bench:
     def update(self, names: Sequence[str]) -> None:
         """One optimizer step from all trajectories, per mode."""
         for name in names:
-            mode = MODES[name]
-            if mode.absent:
-                self.report.note(f"Update of {self.name}, {name}", mode.absent)
-            else:
-                self._update(name, mode)
+            self._update(name, MODES[name])
 
     def _update(self, name: str, mode: Mode) -> None:
         samples = self.work.group(self.options.trajectories)
@@ -290,7 +287,8 @@ class Bench:
     def _learn(self, samples: Sequence[TrainingSample], mode: Mode, scenes: str = "fixed") -> None:
         """What a rank does with its samples: rl.learner.learner.Learner.update, without its schedule."""
         steps, processor = self._steps_of(mode), self.work.processor(scenes)
-        part = build_mini_batch(samples, mode.micro_batch, processor, self.device)
+        limits, shared = Limits(mode.micro_batch), mode.shared_prefix
+        part = build_mini_batch(samples, limits, processor, self.device, shared_prefix=shared)
         if self._objective is None or self._objective[0] is not mode:
             self._objective = None  # its reference is freed before another is loaded
             self._objective = mode, objective_of(self.work, steps.policy, self.device, mode.kl_beta)
@@ -477,7 +475,7 @@ def accumulated(
         for name, parameter in policy.named_parameters():
             parameter.copy_(weights[name])
     steps = make_engine(engine, policy, learner_config(), accumulate, folder)
-    part = build_mini_batch(samples, 1, work.processor(), device)
+    part = build_mini_batch(samples, Limits(1), work.processor(), device)
     found = steps.gradients(losses_of(objective_of(work, steps.policy, device), part, Tally()))
     steps.close()
     del policy, steps

@@ -18,18 +18,17 @@ DTYPE = "bfloat16"
 
 
 def micro_batch_of(samples: Sequence[TrainingSample], visual_tokens: int) -> MicroBatch:
-    """One micro-batch, padded to its longest trajectory.
+    """One micro-batch of trajectories that share nothing but videos.
 
     Args:
         visual_tokens: of all its distinct videos.
     """
     videos = {frames.digest: frames for sample in samples for frames in sample.videos}.values()
     return MicroBatch(
-        tokens=len(samples) * max(len(sample.token_ids) for sample in samples),
+        tokens=sum(len(sample.token_ids) for sample in samples),
         visual_tokens=visual_tokens,
         frames_values=sum(frames.num_frames * frames.height * frames.width * 3 for frames in videos),
         scored=sum(sum(sample.loss_mask) for sample in samples),
-        rows=len(samples),
     )
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from rl.config.policy import PolicyConfig, ScenesConfig
 from rl.memory_plan.structure import Structure, kernel_frames, read_structure
 from rl.policy.families import QWEN2_5_VL, QWEN3_VL
-from rl.policy.model import VideoPolicy, policy_class
+from rl.policy.model import ATTENTION, VideoPolicy, policy_class
 from rl.policy.patch_embed import make_patch_embed
 from rl.policy.policy_folder import flexivideo_section
 from rl.policy.processor import Processor
@@ -109,7 +109,9 @@ class Work:
         """A policy with random weights, made where it will be: on the meta device without weights."""
         torch.manual_seed(0)
         with torch.device(device):
-            made = policy_class(self.size.family)._from_config(self.config(), dtype=dtype, attn_implementation="sdpa")
+            made = policy_class(self.size.family)._from_config(
+                self.config(), dtype=dtype, attn_implementation=ATTENTION
+            )
         self._draw_kernel(made.model.visual.patch_embed)
         return made
 

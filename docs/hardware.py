@@ -84,8 +84,8 @@ or `3`; 8: 2 and 6, as shipped;
 `rollout.engine.gpu_memory_utilization=0.9`). At 8k set `video.coarse.max_visual_tokens=4096`, too; at 16k the widest
 looks get fewer frames.
 
-A cell is the first of these that fits: a context of 24k tokens (`rollout.engine.max_model_len=24576`), 16k, 8k; within
-each, as little given up as possible:
+A cell is the first of these that fits: a context of 24k tokens (`rollout.engine.max_model_len` and
+`learner.micro_tokens` 24576), 16k, 8k; within each, as little given up as possible:
 
 | cell | settings |
 |---|---|
@@ -193,6 +193,7 @@ def _with(config: RunConfig, context: int, sacrifice: Sacrifice) -> RunConfig:
         rollout=replace(config.rollout, engine=replace(config.rollout.engine, max_model_len=context)),
         learner=replace(
             config.learner,
+            micro_tokens=context,
             zero_stage=sacrifice.zero_stage,
             deepspeed_config=OFFLOAD if sacrifice.is_offloaded else "",
         ),

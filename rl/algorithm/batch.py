@@ -1,27 +1,22 @@
-"""Scored groups -> samples -> ranks -> micro-batches -> tensors.
+"""Scored groups -> samples, and groups -> ranks; rl.algorithm.packing and learner_batch make tensors of samples.
 
-A group never spans ranks, and every rank makes the same number of micro-batches: each is one collective forward pass
-with exactly one call of the vision tower.
+A group never spans ranks, so that what siblings share is computed once.
 
-Legend: G siblings · B samples of a micro-batch · T tokens, right-padded · S sampled tokens of one row.
+Legend: G siblings · T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rl.algorithm.advantages import NOT_LEARNED, Credit, GroupCredit, credit_group, token_advantages
 from rl.algorithm.loss import LossTotals
 from rl.algorithm.segments import FlatTrajectory, flatten
 from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import (
-    Frames,
     RewardFailure,
     ScoredGroup,
     Segment,
@@ -30,39 +25,8 @@ from rl.trajectory import (
     trajectory_tokens,
 )
 
-if TYPE_CHECKING:
-    from rl.policy.geometry import PackedVideo
-    from rl.policy.token_ids import TokenIds
-
 SD_GRPO = AdvantageConfig()
 Made = TypeVar("Made")
-
-
-class VideoPacker(Protocol):
-    """What collating needs of rl.policy.processor.Processor."""
-
-    ids: TokenIds
-
-    def pack(self, frames: Frames) -> PackedVideo:
-        """Patches as the vision tower reads them."""
-
-    def positions(self, token_ids: Sequence[int], videos: Sequence[Frames]) -> np.ndarray:
-        """MRoPE positions, int64 (3, T)."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LearnerBatch:
-    """One micro-batch as tensors. Values of a token stand at its own place, 0 on context and padding."""
-
-    input_ids_BT: Tensor
-    attention_mask_BT: Tensor  # 1 on tokens, 0 on padding
-    position_ids_3BT: Tensor
-    segment_ids_BT: Tensor
-    loss_mask_BT: Tensor  # bool: learned from
-    behavior_logprobs_BT: Tensor
-    advantages_BT: Tensor
-    policy_versions_BT: Tensor  # -1 on context and padding
-    videos: tuple[PackedVideo, ...]  # of all rows, in order of appearance; siblings share one object
 
 
 def build_training_samples(
@@ -157,61 +121,6 @@ def gather_ranks(dealt: Sequence[Sequence[int]], made: Sequence[Sequence[Made]])
     return tuple(by_group[index] for index in range(len(by_group)))
 
 
-def num_micro_batches(num_samples: int, size: int) -> int:
-    """Micro-batches a rank needs; all ranks then make as many as the one that needs most."""
-    return -(-num_samples // size)
-
-
-def micro_batches(
-    samples: Sequence[TrainingSample], size: int, count: int | None = None
-) -> list[tuple[TrainingSample, ...]]:
-    """Cut samples, in order, into `count` micro-batches of at most `size`; those for which nothing is left are empty.
-
-    Raises:
-        ValueError: more samples than fit.
-    """
-    needed = num_micro_batches(len(samples), size)
-    count = needed if count is None else count
-    if needed > count:
-        raise ValueError(f"{len(samples)} samples need {needed} micro-batches of {size}, not {count}")
-    return [tuple(samples[i * size : (i + 1) * size]) for i in range(count)]
-
-
-def collate(
-    samples: Sequence[TrainingSample], processor: VideoPacker, device: torch.device | str = "cpu"
-) -> LearnerBatch:
-    """Tensors of one micro-batch, right-padded. An empty one becomes a row of padding without a gradient, so that
-    its rank can take part in the forward pass. A block shared by siblings is packed once."""
-    samples = samples or (_blank(processor.ids.pad),)
-    packed: dict[str, PackedVideo] = {}
-    for frames in (frames for sample in samples for frames in sample.videos):
-        if frames.digest not in packed:
-            packed[frames.digest] = processor.pack(frames)
-    positions = [processor.positions(sample.token_ids, sample.videos) for sample in samples]
-
-    def padded(rows: Sequence[Sequence], fill: float, dtype: torch.dtype) -> Tensor:
-        return _padded(rows, fill, dtype).to(device)
-
-    return LearnerBatch(
-        input_ids_BT=padded([sample.token_ids for sample in samples], processor.ids.pad, torch.long),
-        attention_mask_BT=padded([[1] * len(sample.token_ids) for sample in samples], 0, torch.long),
-        position_ids_3BT=torch.stack([padded([p[axis] for p in positions], 0, torch.long) for axis in range(3)]),
-        segment_ids_BT=padded([sample.segment_ids for sample in samples], Segment.CONTEXT.value, torch.long),
-        loss_mask_BT=padded([sample.loss_mask for sample in samples], False, torch.bool),
-        behavior_logprobs_BT=padded([sample.behavior_logprobs for sample in samples], 0.0, torch.float32),
-        advantages_BT=padded([sample.advantages for sample in samples], 0.0, torch.float32),
-        policy_versions_BT=padded([sample.policy_versions for sample in samples], -1, torch.long),
-        videos=tuple(packed[frames.digest] for sample in samples for frames in sample.videos),
-    )
-
-
-def sampled_values(batch: LearnerBatch, values_BT: Tensor) -> Iterator[np.ndarray]:
-    """Of each row, the values at its sampled tokens (S, float32); NaN on those not learned from."""
-    learned_BT = values_BT.detach().float().masked_fill(~batch.loss_mask_BT, float("nan")).cpu()
-    sampled_BT = (batch.segment_ids_BT != Segment.CONTEXT.value).cpu()
-    return (row_T[mask_T].numpy() for row_T, mask_T in zip(learned_BT, sampled_BT, strict=True))
-
-
 def _sample(flat: FlatTrajectory, advantages_T: tuple[float, ...], mask_T: tuple[bool, ...]) -> TrainingSample:
     return TrainingSample(
         token_ids=flat.token_ids,
@@ -223,17 +132,6 @@ def _sample(flat: FlatTrajectory, advantages_T: tuple[float, ...], mask_T: tuple
         policy_versions=flat.policy_versions,
         videos=flat.videos,
     )
-
-
-def _blank(pad_id: int) -> TrainingSample:
-    return TrainingSample((pad_id,) * 2, (0, 0), (0, 0), (0.0,) * 2, (0.0,) * 2, (False,) * 2, (-1,) * 2, ())
-
-
-def _padded(rows: Sequence[Sequence], fill: float, dtype: torch.dtype) -> Tensor:
-    padded_BT = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=dtype)
-    for row_T, values in zip(padded_BT, rows, strict=True):
-        row_T[: len(values)] = torch.as_tensor(values, dtype=dtype)
-    return padded_BT
 
 
 def _tokens(scored: ScoredGroup) -> int:

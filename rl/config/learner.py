@@ -34,7 +34,10 @@ class LearnerConfig:
     num_ranks: int = 1  # DeepSpeed ranks, one process each
     zero_stage: int = 1  # 0 | 1 (optimizer state split over ranks) | 2 (gradients, too) | 3 (weights, too)
     deepspeed_config: str = ""  # extra DeepSpeed keys from a JSON or YAML file; ours win where they collide
-    micro_batch: int = 8  # trajectories per forward pass and rank; lower it where activations do not fit
+    micro_batch: int = 8  # trajectories per forward pass and rank, at most; lower it where activations do not fit
+    micro_tokens: int = 0  # tokens per forward pass and rank, at most, unless one trajectory is longer; 0: no limit
+    # auto: what siblings begin with alike, prompt and coarse frames, is computed once per forward pass | off
+    shared_prefix: str = "auto"
     updates_per_step: int = 1  # optimizer steps per batch of rollouts; above 1 the later ones are off-policy
     freeze_vision: bool = False  # vision blocks frozen; merger and language model trained
     # recompute activations in the backward pass: less memory, about a third more time
@@ -51,6 +54,11 @@ class LearnerConfig:
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
         require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
         require(self.digest_every >= 0, f"learner.digest_every must be >= 0, got {self.digest_every}")
+        require(self.micro_tokens >= 0, f"learner.micro_tokens must be >= 0, got {self.micro_tokens}")
+        require(
+            self.shared_prefix in ("auto", "off"),
+            f"learner.shared_prefix must be auto or off, got {self.shared_prefix!r}",
+        )
         require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
         require(self.max_rebuilds >= 0, f"learner.max_rebuilds must be >= 0, got {self.max_rebuilds}")
 

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl.algorithm.batch import build_training_samples
+from rl.algorithm.packing import Limits
 from rl.checkpoint.snapshot import Snapshot
 from rl.config.algorithm import AlgorithmConfig
 from rl.config.learner import LearnerConfig, OptimizerConfig
@@ -145,10 +146,8 @@ class Learner:
         """The current policy's log-prob of every token after the first, per sample; 0 where it may not be sampled."""
         part, rows = self._mini_batch(samples), []
         for batch in part.batches:
-            logp_BT = self._objective.logprobs(batch)
-            rows += [
-                row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, batch.attention_mask_BT.sum(1), strict=True)
-            ]
+            logp_BT, lengths_B = self._objective.logprobs(batch), (batch.places_BT >= 0).sum(1)
+            rows += [row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, lengths_B, strict=True)]
         return part.by_sample(rows)
 
     def named_weights(self, *, trainable_only: bool = False) -> Iterator[tuple[str, Tensor]]:
@@ -207,7 +206,14 @@ class Learner:
         return copy_policy(engine.named_weights, place_weights(engine.whole_shapes()), self._layout, write_rest)
 
     def _mini_batch(self, samples: Sequence[TrainingSample]) -> MiniBatch:
-        return build_mini_batch(samples, self._config.micro_batch, self._processor, self._device)
+        learner = self._config
+        return build_mini_batch(
+            samples,
+            Limits(learner.micro_batch, learner.micro_tokens),
+            self._processor,
+            self._device,
+            shared_prefix=learner.shared_prefix == "auto",
+        )
 
     def _old_logprobs(self, parts: Sequence[MiniBatch]) -> list[list[Tensor | None]]:
         """Per micro-batch, the log-probs ratios are taken against; None: the current ones, at the time.

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl.algorithm.batch import LearnerBatch
+from rl.algorithm.learner_batch import LearnerBatch
 from rl.algorithm.loss import LossTerms
 from rl.learner.mini_batch import MiniBatch
 from rl.trajectory import Segment, TrainingSample
@@ -127,12 +127,20 @@ def tally_parity(tally: Tally, batch: LearnerBatch, logp_BT: Tensor, is_own_BT: 
 
 
 def tally_work(tally: Tally, parts: Sequence[MiniBatch], samples: Sequence[TrainingSample], seconds: float) -> None:
-    """How much was learned from, how much of it was padding, and how long it took."""
+    """How much was learned from, what of it was computed, and how long it took.
+
+    Shared are tokens of samples that were not computed, since another sample begins with them; padding are tokens
+    computed for the other ranks' sake only.
+    """
     tokens = sum(len(sample.token_ids) for sample in samples)
-    places = sum(batch.input_ids_BT.numel() for part in parts for batch in part.batches)
+    batches = [batch for part in parts for batch in part.batches]
+    computed = sum(batch.token_ids_R.numel() for batch in batches)
+    padding = sum(batch.token_ids_R.numel() for batch in batches if not batch.num_samples)
     tally.sum("update/trajectories", len(samples))
     tally.sum("update/tokens", tokens)
     tally.sum("update/learned_tokens", sum(sum(sample.loss_mask) for sample in samples))
-    tally.mean("update/padding_share", places - tokens, places)
+    tally.sum("update/computed_tokens", computed)
+    tally.mean("update/padding_share", padding, computed)
+    tally.mean("update/shared_prefix_share", tokens - (computed - padding), tokens)
     tally.peak("update/micro_batches", sum(len(part.batches) for part in parts))
     tally.peak("update/seconds", seconds)

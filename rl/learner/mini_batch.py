@@ -3,7 +3,7 @@
 A rank with fewer micro-batches than another makes up the difference with empty ones, which run through every part of
 the model (the vision tower included) and contribute no gradient.
 
-Legend: B sequences of a micro-batch · T tokens, right-padded · S sampled tokens of one row.
+Legend: B samples of a micro-batch · T tokens of a sample, right-padded · S sampled tokens of one sample.
 """
 
 from __future__ import annotations
@@ -18,16 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl.algorithm.batch import (
-    LearnerBatch,
-    VideoPacker,
-    collate,
-    loss_totals,
-    micro_batches,
-    num_micro_batches,
-    sampled_values,
-)
+from rl.algorithm.batch import loss_totals
+from rl.algorithm.learner_batch import LearnerBatch, collate, sampled_values
 from rl.algorithm.loss import LossTotals
+from rl.algorithm.packing import Limits, alone, micro_batches, with_common_openings
+from rl.policy.processor import Processor
 from rl.trajectory import TrainingSample
 
 Row = TypeVar("Row")
@@ -48,19 +43,26 @@ class MiniBatch:
 
 
 def build_mini_batch(
-    samples: Sequence[TrainingSample], micro_batch: int, processor: VideoPacker, device: torch.device
+    samples: Sequence[TrainingSample],
+    limits: Limits,
+    processor: Processor,
+    device: torch.device,
+    *,
+    shared_prefix: bool = True,
 ) -> MiniBatch:
-    """Micro-batches of samples of similar length, longest first. Collective.
+    """Micro-batches, the largest pieces first. Collective.
 
     Args:
-        micro_batch: samples per forward pass, at most.
+        shared_prefix: what samples begin with alike is computed once.
     """
     mine = loss_totals(samples)
-    most = _all_reduce([num_micro_batches(len(samples), micro_batch)], dist.ReduceOp.MAX, device)[0]
+    sharings = with_common_openings(samples, processor) if shared_prefix else alone(samples)
+    cut = micro_batches(sharings, limits)
+    most = _all_reduce([len(cut)], dist.ReduceOp.MAX, device)[0]
     totals = LossTotals(*_all_reduce([mine.num_sequences, mine.num_tokens], dist.ReduceOp.SUM, device))
-    order = _longest_first(samples)
-    cut = micro_batches([samples[index] for index in order], micro_batch, max(most, 1))
-    return MiniBatch(tuple(collate(batch, processor, device) for batch in cut), totals, order)
+    cut += [()] * (max(most, 1) - len(cut))
+    order = tuple(member for batch in cut for sharing in batch for member in sharing.members)
+    return MiniBatch(tuple(collate(samples, processor, device, batch) for batch in cut), totals, order)
 
 
 def consecutive_parts(samples: Sequence[TrainingSample], count: int) -> list[Sequence[TrainingSample]]:
@@ -79,10 +81,6 @@ def sampled_logprobs(parts: Sequence[MiniBatch], logp_BT: Sequence[Tensor]) -> l
     rows = [row for pair in zip(first.batches, logp_BT, strict=False) for row in sampled_values(*pair)]
     rows = first.by_sample(rows) if rows else [None] * len(first.order)
     return rows + [None] * sum(len(part.order) for part in later)
-
-
-def _longest_first(samples: Sequence[TrainingSample]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(samples)), key=lambda index: (-len(samples[index].token_ids), index)))
 
 
 def _all_reduce(values: list[int], op: dist.ReduceOp, device: torch.device) -> list[int]:

@@ -1,6 +1,6 @@
 """The loss of one micro-batch, by the policy in training, and the metrics that describe it.
 
-Legend: B sequences of a micro-batch · T tokens, right-padded · V vocabulary.
+Legend: B samples of a micro-batch · T tokens of a sample, right-padded · S scored tokens · V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl.algorithm.batch import LearnerBatch
+from rl.algorithm.learner_batch import LearnerBatch
 from rl.algorithm.loss import policy_loss, supervised_loss, token_weights
 from rl.config.algorithm import LossConfig
 from rl.learner.metrics import Tally, tally_parity, tally_policy
 from rl.learner.mini_batch import MiniBatch
-from rl.policy.scoring_head import token_logprobs
+from rl.policy.scoring_head import Scoring, placed
 
 
 class Objective:
@@ -127,16 +127,24 @@ class Objective:
     def _score(
         self, model: Callable[..., Any], batch: LearnerBatch, scored_BT: Tensor | None, temperature: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        return token_logprobs(
-            model,
-            batch.input_ids_BT,
-            batch.attention_mask_BT,
-            batch.position_ids_3BT,
+        """Log-probs and entropies (B, T), each token's predicted by the hidden state before it in its own sample."""
+        if scored_BT is None:
+            scored_BT = self._allowed_V[batch.token_ids_BT] & (batch.places_BT >= 0)
+        scored_BT = torch.cat([torch.zeros_like(scored_BT[:, :1]), scored_BT[:, 1:]], dim=1)
+        logprobs_S, entropies_S = model(
+            batch.token_ids_R[None],
+            None,
+            batch.position_ids_3R[:, None],
             batch.videos,
-            allowed_V=self._allowed_V,
-            temperature=self._temperature if temperature is None else temperature,
-            scored_BT=scored_BT,
+            packing=batch.packing,
+            scoring=Scoring(
+                batch.places_BT[:, :-1][scored_BT[:, 1:]],
+                batch.places_BT[scored_BT],
+                self._allowed_V,
+                self._temperature if temperature is None else temperature,
+            ),
         )
+        return placed(logprobs_S, scored_BT), placed(entropies_S, scored_BT)
 
 
 def _finite_or_nan_gradient(loss: Tensor, logp_BT: Tensor) -> Tensor:

@@ -22,11 +22,10 @@ FLOAT = 4
 class MicroBatch:
     """How large a micro-batch can become."""
 
-    tokens: int  # T, of all rows
+    tokens: int  # T, of all its trajectories
     visual_tokens: int  # N, of all distinct videos
     frames_values: int  # pixel values of all their frames
     scored: int  # S
-    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +64,9 @@ def activations(
     patches = batch.visual_tokens * tower.merge**2
     kept = inputs if checkpointing else language.layers * saved
     tower_kept = _tower_kept(tower, patches, batch, itemsize, checkpointing=checkpointing, frozen=freeze_vision)
-    mask = batch.tokens**2 / batch.rows if batch.rows > 1 else 0  # padded rows: one bool for every pair of tokens
     embedded = 3 * language.hidden * itemsize * batch.tokens  # with videos put in, and the last norm's
     return Activations(
-        kept + mask + embedded,
+        kept + embedded,
         (saved if checkpointing else 0) + working,
         head_bytes(language, batch.scored),
         tower_kept,

@@ -61,9 +61,10 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]
         yield f"learner.zero_stage={stage}", lambda stage=stage: _learner(config, zero_stage=stage)
     if not learner.activation_checkpointing:
         yield "learner.activation_checkpointing=true", lambda: _learner(config, activation_checkpointing=True)
-    if learner.micro_batch > 1:
-        half = learner.micro_batch // 2
-        yield f"learner.micro_batch={half}", lambda: _learner(config, micro_batch=half)
+    longest = config.rollout.engine.max_model_len
+    if learner.micro_batch > 1 and (not learner.micro_tokens or learner.micro_tokens > longest):
+        most = max(longest, (learner.micro_tokens or learner.micro_batch * longest) // 2)
+        yield f"learner.micro_tokens={most}", lambda: _learner(config, micro_tokens=most)
     if not learner.freeze_vision:
         yield "learner.freeze_vision=true", lambda: _learner(config, freeze_vision=True)
     if placement.learner_gpus and not learner.deepspeed_config and Path(OFFLOAD).is_file():

@@ -37,23 +37,23 @@ def longest_trajectory(config: RunConfig, tower: Tower) -> Longest:
 
 
 def micro_batch(config: RunConfig, longest: Longest, *, siblings: int) -> MicroBatch:
-    """The largest micro-batch: of siblings, which share their coarse frames, as far as there are so many.
+    """The largest micro-batch: of siblings, as far as there are so many, with nothing in common but coarse frames.
 
     Args:
         siblings: trajectories that a rank has of one group.
     """
-    rows = min(config.learner.micro_batch, _samples_per_update(config))
+    rows = min(_most_trajectories(config, longest), _samples_per_update(config))
     groups = math.ceil(rows / siblings)
     scored = config.rollout.max_new_tokens * rows
     values = groups * longest.coarse_values + rows * longest.look_values
     tokens_per_value = longest.visual_tokens / max(1, longest.coarse_values + longest.look_values)
-    return MicroBatch(longest.tokens * rows, round(values * tokens_per_value), values, scored, rows)
+    return MicroBatch(longest.tokens * rows, round(values * tokens_per_value), values, scored)
 
 
 def packed_values(config: RunConfig, longest: Longest) -> int:
     """Bytes of patches of all micro-batches of one rank's update: they are made before its first pass."""
     samples = _samples_per_rank(config)
-    batches = math.ceil(samples / config.learner.micro_batch)
+    batches = math.ceil(samples / _most_trajectories(config, longest))
     coarse = max(batches, math.ceil(samples / config.rollout.group_size))
     return coarse * longest.coarse_values + samples * longest.look_values
 
@@ -62,6 +62,13 @@ def stored_values(config: RunConfig, longest: Longest) -> int:
     """Bytes of frames in the object store, of all groups of a step."""
     siblings = config.rollout.group_size * longest.look_values
     return config.rollout.tasks_per_step * (longest.coarse_values + siblings)
+
+
+def _most_trajectories(config: RunConfig, longest: Longest) -> int:
+    """Of the longest ones, in one micro-batch."""
+    learner = config.learner
+    within = max(1, learner.micro_tokens // longest.tokens) if learner.micro_tokens else learner.micro_batch
+    return min(learner.micro_batch, within)
 
 
 def _samples_per_rank(config: RunConfig) -> int:

@@ -12,11 +12,14 @@ import torch
 from rl.config.policy import ScenesConfig
 from rl.policy.configuration import read_configuration
 from rl.policy.families import Family, family_of
+from rl.policy.packed_attention import PACKED
 from rl.policy.policy_folder import require_inert, require_scenes
 from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
 from rl.policy.video_policy import VideoPolicy
 from rl.policy.weight_files import stored_dtype
+
+ATTENTION = {"": "sdpa", "text_config": PACKED, "vision_config": "sdpa"}
 
 
 def load_policy(folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | str = torch.float32) -> VideoPolicy:
@@ -32,7 +35,12 @@ def load_policy(folder: str | Path, scenes: ScenesConfig, dtype: torch.dtype | s
     require_scenes(config, scenes, folder)
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     model, loading = policy_class(family).from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True, use_safetensors=True
+        folder,
+        config=config,
+        dtype=dtype,
+        attn_implementation=ATTENTION,
+        output_loading_info=True,
+        use_safetensors=True,
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
     if wrong:

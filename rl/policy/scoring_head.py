@@ -1,6 +1,6 @@
 """Log-probs that fit in memory: the output layer scores tokens chunk by chunk and recomputes logits going backward.
 
-Legend: B sequences · T tokens · E hidden size · V vocabulary · S scored tokens.
+Legend: B rows · T tokens of a row · E hidden size · V vocabulary · S scored tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from rl.policy.geometry import PackedVideo
 class Scoring:
     """Ask the model for log-probs of its tokens instead of logits."""
 
-    scored_BT: torch.Tensor  # bool: tokens whose log-prob is wanted, given those before; the first of a row never is
+    predictors_S: torch.Tensor  # places, in all rows one after the other, whose hidden states predict the tokens
+    targets_S: torch.Tensor  # places of the tokens whose log-probs are wanted
     allowed_V: torch.Tensor  # bool: ids the policy may sample; the others have probability zero
     temperature: float = 1.0
     chunk_tokens: int = 2048  # logits of so many tokens exist at a time
@@ -79,5 +80,14 @@ def token_logprobs(
     if scored_BT is None:
         scored_BT = allowed_V.to(input_ids_BT.device)[input_ids_BT]
         scored_BT = scored_BT if attention_mask_BT is None else scored_BT & attention_mask_BT.bool()
-    scoring = Scoring(scored_BT, allowed_V, temperature, chunk_tokens)
-    return model(input_ids_BT, attention_mask_BT, position_ids_3BT, videos, scoring=scoring)
+    scored_BT = scored_BT.to(input_ids_BT.device).clone()
+    scored_BT[:, 0] = False
+    targets_S = scored_BT.flatten().nonzero().squeeze(-1)
+    scoring = Scoring(targets_S - 1, targets_S, allowed_V, temperature, chunk_tokens)
+    found = model(input_ids_BT, attention_mask_BT, position_ids_3BT, videos, scoring=scoring)
+    return placed(found[0], scored_BT), placed(found[1], scored_BT)
+
+
+def placed(values_S: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
+    """Values of scored tokens at their tokens (B, T), zero elsewhere."""
+    return torch.zeros_like(scored_BT, dtype=values_S.dtype).masked_scatter(scored_BT, values_S)

@@ -5,7 +5,7 @@ The families' own classes stand in rl.policy.qwen2_5_vl and rl.policy.qwen3_vl.
 Every forward makes exactly one call of the vision tower, with a scene times zero where the micro-batch holds no video,
 and one of the head, so that ranks meet in the same collectives.
 
-Legend: B sequences · T tokens · N visual tokens · E hidden size · V vocabulary · S scored tokens.
+Legend: B rows · T tokens of a row · N visual tokens · E hidden size · V vocabulary · S scored tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rl.policy.geometry import PackedVideo
+from rl.policy.packed_attention import PACKED, prepare_packing
+from rl.policy.packing import Packing
 from rl.policy.scoring_head import Scoring
 from rl.policy.vision_tower import SceneTower, VisualTokens, run_tower
 
@@ -42,7 +44,7 @@ class VideoPolicy(nn.Module):
         """The language model's output for embedded tokens; `visual` are those of the placeholders, where there are any.
 
         Args:
-            inputs: attention_mask, position_ids, past_key_values, use_cache.
+            inputs: attention_mask, position_ids, past_key_values, use_cache, packing.
         """
         raise NotImplementedError
 
@@ -53,27 +55,31 @@ class VideoPolicy(nn.Module):
         position_ids: torch.Tensor | None = None,
         videos: Sequence[PackedVideo] = (),
         *,
+        packing: Packing | None = None,
         scoring: Scoring | None = None,
         past_key_values: object | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
         return_dict: bool = True,
     ) -> CausalLMOutputWithPast | tuple[torch.Tensor, torch.Tensor]:
-        """One pass over right-padded sequences.
+        """One pass over right-padded sequences, or over one row of packed ones.
 
         Args:
             input_ids: (B, T) with every placeholder expanded.
             attention_mask: (B, T), 0 on padding; None if there is none.
             position_ids: (3, B, T) from `mrope_positions`; never guessed.
             videos: all videos of all rows, in order of appearance, row after row.
-            scoring: if given, log-probs (B, T) and entropies (B, T) come back instead of logits, zero where not asked.
+            packing: the sequences of the only row, which has no padding and no mask; None: every row is a sequence.
+            scoring: if given, log-probs (S) and entropies (S) come back instead of logits.
             past_key_values: passed by `generate(input_ids, position_ids=..., videos=...)`, which continues positions
                 by itself; so are `use_cache`, `logits_to_keep` and `return_dict`.
         Raises:
-            ValueError: no positions, or placeholders and videos do not match.
+            ValueError: no positions, placeholders and videos do not match, or an attention that knows no packing.
         """
         if position_ids is None:
             raise ValueError("position_ids are needed: they come from rl.policy.positions.mrope_positions")
+        if packing is not None and self.config.text_config._attn_implementation != PACKED:
+            raise ValueError(f"packed rows need attn_implementation={PACKED!r}; rl.policy.model loads a policy with it")
         embeddings_BTE = self.model.language_model.embed_tokens(input_ids)
         placeholders_BT, visual = input_ids == self.config.video_token_id, None
         if past_key_values is None or past_key_values.get_seq_length() == 0:
@@ -86,6 +92,7 @@ class VideoPolicy(nn.Module):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            packing=None if packing is None else prepare_packing(packing, input_ids.device),
         )
         if scoring is not None:
             return self._scores(input_ids, output.last_hidden_state, scoring)
@@ -123,16 +130,10 @@ class VideoPolicy(nn.Module):
     def _scores(
         self, input_ids: torch.Tensor, hidden_BTE: torch.Tensor, scoring: Scoring
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        scored_BT = scoring.scored_BT[:, 1:].to(input_ids.device)
-        if not scored_BT.any():  # the head must run on every rank
-            blank_BT = (hidden_BTE[..., :1].sum() * 0 + self.lm_head(hidden_BTE[:1, :1]).sum() * 0).expand(
-                input_ids.shape
-            )
-            return blank_BT.float(), torch.zeros_like(blank_BT, dtype=torch.float32)
-        targets_S = input_ids[:, 1:][scored_BT]
+        targets_S = input_ids.flatten()[scoring.targets_S]
+        if not len(targets_S):  # the head must run on every rank
+            blank = hidden_BTE[..., :1].sum() * 0 + self.lm_head(hidden_BTE[:1, :1]).sum() * 0
+            return blank.float().expand(1)[:0], torch.zeros(0, device=input_ids.device)
         if not scoring.allowed_V.to(input_ids.device)[targets_S].all():
             raise ValueError("a token to be scored is one the policy may not sample (a vision token or a padding id)")
-        logprob_S, entropy_S = self.lm_head(hidden_BTE[:, :-1][scored_BT], targets_S, scoring)
-        blank_BT = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
-        where_BT = nn.functional.pad(scored_BT, (1, 0))
-        return blank_BT.masked_scatter(where_BT, logprob_S), blank_BT.masked_scatter(where_BT, entropy_S)
+        return self.lm_head(hidden_BTE.flatten(0, 1)[scoring.predictors_S], targets_S, scoring)

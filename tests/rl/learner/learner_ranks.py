@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, safe_get_full_optimizer_state
 
-from rl.algorithm.batch import assign_ranks, build_training_samples, collate, gather_ranks, learned_credit, loss_totals
+from rl.algorithm.batch import assign_ranks, build_training_samples, gather_ranks, learned_credit, loss_totals
+from rl.algorithm.learner_batch import collate
 from rl.algorithm.loss import policy_loss, token_weights
 from rl.config.algorithm import AlgorithmConfig, LossConfig
 from rl.config.learner import LearnerConfig, OptimizerConfig
@@ -26,7 +27,6 @@ from rl.config.policy import PolicyConfig, ScenesConfig
 from rl.learner.learner import Learner
 from rl.policy.model import freeze_vision, load_policy
 from rl.policy.processor import Processor
-from rl.policy.scoring_head import token_logprobs
 from rl.tracking.records import records
 from rl.trajectory import (
     AnswerKind,
@@ -43,26 +43,31 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
+from tests.padded_rows import padded_logprobs
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, warmup_fraction=0.0, min_lr_fraction=1.0, max_grad_norm=0.05, weight_decay=0.01)
 LOSS = LossConfig(old_logprobs="engine", kl_beta=0.0)
 
 
 def make_sample(processor, seed, *, videos=2, said=(9, 6)):
-    """Noise in the shape of a trajectory: opening, question, a call, injected frames, an answer."""
-    rng = np.random.default_rng(seed)
+    """Noise in the shape of a trajectory: opening, question, a call, injected frames, an answer.
 
-    def text(count):
+    Two seeds, an even one and the odd one after it, are siblings: their openings are the same.
+    """
+    group, rng = np.random.default_rng(1000 + seed // 2), np.random.default_rng(seed)
+
+    def text(count, rng=rng):
         return rng.integers(0, 200, count).tolist()
 
-    def block(num_frames, fps):
+    def block(num_frames, fps, rng=rng):
         side = 2 * processor.geometry.unit
         pixels = rng.integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)
         return processor.make_frames(pixels, [i / fps for i in range(num_frames)])
 
-    shown = [block(4 + seed % 3, 2), block(3 + seed % 2, 5)][:videos]
+    shown = [block(4 + seed // 2 % 3, 2, group), block(3 + seed % 2, 5)][:videos]
     blocks = [processor.video_block(frames) for frames in shown] + [[], []]
-    pieces = [(blocks[0] + text(5 + seed), 0), (text(said[0]), 1), (blocks[1] + text(1), 0), (text(said[1]), 2)]
+    opening = blocks[0] + text(5 + seed // 2, group)
+    pieces = [(opening, 0), (text(said[0]), 1), (blocks[1] + text(1), 0), (text(said[1]), 2)]
     token_ids = tuple(token for tokens, _ in pieces for token in tokens)
     segments = tuple(segment for tokens, segment in pieces for _ in tokens)
     credit = {0: 0.0, 1: float(rng.standard_normal()), 2: float(rng.standard_normal())}
@@ -177,7 +182,7 @@ class Rank:
         )
         batch, first = collate(self.batch, self.processor), {}
         for _ in range(steps):
-            logp_BT = self._logprobs(model, batch, batch.loss_mask_BT)
+            logp_BT = self._logprobs(model, self.batch, batch.loss_mask_BT)
             weights_BT = token_weights(
                 batch.segment_ids_BT, batch.loss_mask_BT, loss_totals(self.batch), normaliser=options.normaliser
             )
@@ -196,7 +201,7 @@ class Rank:
             adamw.step()
             adamw.zero_grad()
         with torch.no_grad():
-            logp_BT = self._logprobs(model, batch, None)
+            logp_BT = self._logprobs(model, self.batch, None)
         rows = [row[1 : len(s.token_ids)].tolist() for row, s in zip(logp_BT, self.batch, strict=True)]
         return {"gradients": first, "norm": norm, "logprobs": rows}
 
@@ -246,7 +251,7 @@ class Rank:
             return None
         with torch.no_grad():
             model = load_policy(self.policy_dir, ScenesConfig())
-            logp_T = self._logprobs(model, collate([sample], self.processor), None)[0].tolist()
+            logp_T = self._logprobs(model, [sample], None)[0].tolist()
         return [logp for logp, segment in zip(logp_T, sample.segment_ids, strict=True) if segment]
 
     def poisoned(self, **options):
@@ -357,8 +362,7 @@ class Rank:
         learner.export_policy(folder)
         self._end(learner)
         with torch.no_grad():
-            batch = collate(self.batch, self.processor)
-            logp_BT = self._logprobs(load_policy(folder, ScenesConfig()), batch, None)
+            logp_BT = self._logprobs(load_policy(folder, ScenesConfig()), self.batch, None)
         outside = [row[1 : len(s.token_ids)].tolist() for row, s in zip(logp_BT, self.batch, strict=True)]
         return {"inside": inside, "outside": outside}
 
@@ -371,10 +375,8 @@ class Rank:
         self._end(learner)
         return {"unchanged": before == after, "metrics": metrics}
 
-    def _logprobs(self, model, batch, scored_BT):
-        allowed_V = torch.from_numpy(self.processor.allowed_token_mask())
-        inputs = (batch.input_ids_BT, batch.attention_mask_BT, batch.position_ids_3BT, batch.videos)
-        return token_logprobs(model, *inputs, allowed_V=allowed_V, temperature=0.9, scored_BT=scored_BT)[0]
+    def _logprobs(self, model, samples, scored_BT):
+        return padded_logprobs(model, samples, self.processor, scored_BT, temperature=0.9)[0]
 
     def _end(self, learner):
         learner._engine.close()

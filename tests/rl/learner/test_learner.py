@@ -170,10 +170,17 @@ def test_the_reference_stays_where_the_run_began(world_of, stage):
     assert metrics[1]["loss/kl"] == pytest.approx(alone[1]["loss/kl"], rel=1e-3)
 
 
+def test_siblings_share_their_opening_in_all_of_these(world_of):
+    shared = world_of(1)("update", steps=1)["metrics"][0]["update/shared_prefix_share"]
+    assert 0.1 < shared < 0.5
+    assert world_of(1)("update", steps=1, shared_prefix="off")["metrics"][0]["update/shared_prefix_share"] == 0
+
+
 @pytest.mark.parametrize(("micro_batch", "policy"), [(1, QWEN2_5), (3, QWEN3), (8, QWEN2_5)])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_micro_batch_does_not_matter(world_of, plain_of, stage, micro_batch, policy):
-    learned = world_of(2)("update", stage=stage, micro_batch=micro_batch, steps=1, policy=policy)
+    most = {"micro_batch": micro_batch, "micro_tokens": 0 if micro_batch > 1 else 60}
+    learned = world_of(2)("update", stage=stage, **most, steps=1, policy=policy)
     assert deviation(learned["gradients"], plain_of(policy)["gradients"]) < 1e-5
 
 

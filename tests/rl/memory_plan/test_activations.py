@@ -68,6 +68,6 @@ def test_the_head_takes_five_copies_of_a_chunks_logits(dtype, scored):
         hidden = torch.randn(scored, 64, dtype=dtype, requires_grad=True)
         targets, allowed = torch.zeros(scored, dtype=torch.long), torch.ones(language.vocab, dtype=torch.bool)
         with PeakMemory([*head.parameters(), hidden]) as memory:
-            logprobs, _ = head(hidden, targets, Scoring(torch.ones(1), allowed))
+            logprobs, _ = head(hidden, targets, Scoring(targets, targets, allowed))
             logprobs.sum().backward()
     assert memory.peak_bytes == pytest.approx(head_bytes(language, scored), rel=0.02)

@@ -63,11 +63,11 @@ def test_an_engine_that_cannot_hold_one_trajectory_is_refused():
     [
         ("learner.zero_stage=1", True),
         ("learner.activation_checkpointing=false", True),
-        ("learner.micro_batch=2", True),
+        ("learner.micro_tokens=49152", True),
         ("policy.dtype=float32", True),
         ("learner.freeze_vision=false", True),
         ("algorithm.loss.kl_beta=0", False),
-        ("rollout.engine.max_model_len=12288", False),
+        ("rollout.engine.max_model_len=12288 learner.micro_tokens=12288", False),
     ],
 )
 def test_the_learners_memory_follows_its_keys(setting, rises):
@@ -75,8 +75,8 @@ def test_the_learners_memory_follows_its_keys(setting, rises):
         plan = memory_plan(shipped("sd_grpo_qwen2_5_vl_3b", *overrides), shapes("qwen2_5_vl", "3b"), LARGE)
         return plan.places[1].num_bytes
 
-    assert (learner(setting) > learner()) is rises
-    assert learner(setting) != learner()
+    changed = learner(*setting.split())
+    assert (changed > learner()) is rises and changed != learner()
 
 
 def test_more_ranks_take_less_each():
