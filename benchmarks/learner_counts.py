@@ -1,10 +1,9 @@
 """What one trajectory costs a policy of a published size, counted without its weights: the same on every machine.
 
-The policy stands on torch's meta device and torch's FlopCounterMode counts: a multiply with its addition is two,
-attention is counted in full although it is causal, what is done element by element is not counted. Recomputed
-activations are no part of it: these are the operations that the model needs, as MFU asks for.
+Operations are those of rl.policy.flops, as every run reports them; calls of attention are counted as the policy makes
+them on torch's meta device.
 
-Legend: T tokens · E hidden size · K scenes · N patches · S scored tokens.
+Legend: T tokens · K scenes · N patches.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from learner_work import Work
 from torch import nn
 from torch.nn.attention import varlen  # noqa: F401, defines an operator
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from rl.policy.model import VideoPolicy, freeze_vision
+from rl.policy.flops import VideoShape, Workload, language_flops, tower_flops, training_flops
+from rl.policy.model import VideoPolicy
 from rl.policy.vision_tower import Grid
 from rl.trajectory import Frames
 
@@ -69,53 +68,41 @@ class TrajectoryCost:
 
 def count_trajectory(work: Work) -> TrajectoryCost:
     """Of the trajectories that `Work.group` makes."""
-    policy = work.policy("meta")
-    freeze_vision(policy)
+    policy, structure = work.policy("meta"), work.structure()
     (sample,) = work.group(1)
     coarse, look = (count_tower(policy, work, frames) for frames in sample.videos)
-    forward, backward = _count_language(policy, len(sample.token_ids), work.sampled)
-    return TrajectoryCost(len(sample.token_ids), coarse, look, forward + coarse.flops + look.flops, backward)
+    tokens = len(sample.token_ids)
+    whole = Workload(tokens, tokens**2, work.sampled, tuple(map(_shape, sample.videos)))
+    forward = language_flops(structure.language, whole) + coarse.flops + look.flops
+    both = training_flops(structure, whole, freeze_vision=True)
+    return TrajectoryCost(tokens, coarse, look, forward, both - forward)
 
 
 def count_tower(policy: VideoPolicy, work: Work, frames: Frames) -> TowerCost:
-    """One forward pass. No window spans scenes, so that all scenes cost what one does, call by call.
+    """One forward pass. No window spans scenes.
 
     Calls are those of two scenes and one, continued: where windows are equal, scenes share a call.
     """
     packed = work.processor().pack(frames)
     grid, scenes = (packed.grid_h, packed.grid_w), packed.num_scenes
-    calls, flops = _tower_pass(policy.model.visual, 1, *grid)
-    two, _ = _tower_pass(policy.model.visual, 2, *grid)
-    embed = policy.model.visual.patch_embed.weight.numel() * 2 * scenes * packed.patches_per_frame
+    calls, two = (_tower_calls(policy.model.visual, count, *grid) for count in (1, 2))
     return TowerCost(
         scenes,
         scenes * packed.patches_per_frame,
         work.processor().visual_tokens(frames),
         packed.patches_ND.nbytes,
         calls + (scenes - 1) * (two - calls),
-        embed + scenes * flops,
+        tower_flops(work.structure().tower, _shape(frames)),
     )
 
 
-def _tower_pass(visual: nn.Module, scenes: int, grid_h: int, grid_w: int) -> tuple[int, int]:
+def _shape(frames: Frames) -> VideoShape:
+    return VideoShape(frames.scene_lengths, frames.height, frames.width)
+
+
+def _tower_calls(visual: nn.Module, scenes: int, grid_h: int, grid_w: int) -> int:
     patches = scenes * grid_h * grid_w
     embedded_NE = torch.empty(patches, visual.patch_embed.weight.shape[0], dtype=torch.bfloat16, device="meta")
-    with torch.no_grad(), SdpaCalls() as calls, FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), SdpaCalls() as calls:
         visual(embedded_NE, [Grid(scenes, grid_h, grid_w)])
-    return calls.count, counter.get_total_flops()
-
-
-def _count_language(policy: VideoPolicy, tokens: int, sampled: int) -> tuple[int, int]:
-    """Language model over a whole trajectory and head over its sampled tokens, forward and backward."""
-    hidden = policy.config.text_config.hidden_size
-    embedded_1TE = torch.empty(1, tokens, hidden, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    positions_31T = torch.empty(3, 1, tokens, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        hidden_1TE = policy.model.language_model(
-            inputs_embeds=embedded_1TE, position_ids=positions_31T, attention_mask=None, use_cache=False
-        ).last_hidden_state
-        logits_SV = nn.functional.linear(hidden_1TE[0, :sampled], policy.lm_head.weight)
-    forward = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        logits_SV.backward(torch.empty_like(logits_SV))
-    return forward, counter.get_total_flops()
+    return calls.count

@@ -10,8 +10,8 @@ from rl.learner.settings import deepspeed_settings
 from rl.memory_plan.activations import MicroBatch, activations
 from rl.memory_plan.gpus import USABLE
 from rl.memory_plan.learner import ITEMSIZE, LearnerMemory
-from rl.memory_plan.structure import Structure
 from rl.memory_plan.zero import Parameters, zero_memory
+from rl.policy.structure import Structure
 from rl.trajectory import TrainingSample
 
 DTYPE = "bfloat16"

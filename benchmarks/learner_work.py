@@ -16,7 +16,6 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from rl.config.policy import PolicyConfig, ScenesConfig
-from rl.memory_plan.structure import Structure, kernel_frames, read_structure
 from rl.policy.families import QWEN2_5_VL, QWEN3_VL
 from rl.policy.model import ATTENTION, VideoPolicy, policy_class
 from rl.policy.patch_embed import make_patch_embed
@@ -24,6 +23,7 @@ from rl.policy.policy_folder import flexivideo_section
 from rl.policy.processor import Processor
 from rl.policy.sizes import PublishedSize, TextSize, VisionSize, published_size
 from rl.policy.stock.hub_files import model_config
+from rl.policy.structure import Structure, kernel_frames, read_structure
 from rl.policy.tiny_tokenizer import train_tokenizer
 from rl.trajectory import Frames, Segment, TrainingSample
 

@@ -153,7 +153,7 @@ def plan(case: Case, vocabulary: str) -> dict[str, float]:
     """Bytes of both phases, of one rank."""
     from rl.learner.settings import deepspeed_settings
     from rl.memory_plan.learner import learner_memory
-    from rl.memory_plan.structure import kernel_frames, read_structure
+    from rl.policy.structure import kernel_frames, read_structure
 
     config = run_config(case)
     published = model_config_of(case, vocabulary)

@@ -19,9 +19,9 @@ from rl.config.run import RunConfig
 from rl.memory_plan.gpus import GPUS
 from rl.memory_plan.plan import Hardware, memory_plan
 from rl.memory_plan.record import GIB, MemoryPlan
-from rl.memory_plan.structure import Structure, kernel_frames, read_structure
 from rl.policy.sizes import PublishedSize, published_size
 from rl.policy.stock.hub_files import model_config
+from rl.policy.structure import Structure, kernel_frames, read_structure
 
 HERE = Path(__file__).parent
 PAGE = HERE / "hardware.md"

@@ -36,8 +36,11 @@ from rl.learner.policy_copy import PolicyCopy, copy_policy, place_weights
 from rl.learner.rank_files import Layout
 from rl.learner.settings import learning_rate
 from rl.learner.state import capture_state, load_state, optimizer_tensors
+from rl.learner.throughput import peak_tflops, throughput, workload
+from rl.policy.flops import training_flops
 from rl.policy.model import freeze_vision, map_policy, save_all_but_weights
 from rl.policy.processor import Processor
+from rl.policy.structure import structure_of
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
 
 
@@ -79,6 +82,8 @@ class Learner:
         self._layout = Layout(learner.zero_stage, world_size, rank)
         self._device = join_ranks(rank, world_size, master_addr, master_port, learner.timeout_s)
         torch.manual_seed(seed + rank)
+        self._peak_tflops = peak_tflops(torch.cuda.get_device_name()) if self._device.type == "cuda" else None
+        self._structure = structure_of(policy_dir, policy)
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         mapped = partial(map_policy, policy_dir, policy.scenes)
         self._engine = TrainingEngine(_prepared(mapped(), learner), learner, policy.dtype, self._device, world_size)
@@ -130,8 +135,7 @@ class Learner:
                 for i, old_BT in enumerate(old)
             ]
             self._step(part, losses, tally)
-        tally_work(tally, parts, samples, time.perf_counter() - start)
-        return tally.reduced(self._device), sampled_logprobs(parts, on_policy)
+        return self._numbers(tally, parts, samples, start), sampled_logprobs(parts, on_policy)
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One optimizer step towards the samples' own tokens; "loss/nll" is their mean negative log-prob in nat."""
@@ -139,8 +143,7 @@ class Learner:
         part = self._mini_batch(samples)
         losses = [partial(self._objective.supervised_loss, part, index, tally) for index in range(len(part.batches))]
         self._step(part, losses, tally)
-        tally_work(tally, [part], samples, time.perf_counter() - start)
-        return tally.reduced(self._device)
+        return self._numbers(tally, [part], samples, start)
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """The current policy's log-prob of every token after the first, per sample; 0 where it may not be sampled."""
@@ -225,6 +228,21 @@ class Learner:
         if len(parts) == 1:
             return [[None] * len(parts[0].batches)]
         return [[self._objective.logprobs(b, b.loss_mask_BT) for b in part.batches] for part in parts]
+
+    def _numbers(
+        self, tally: Tally, parts: Sequence[MiniBatch], samples: Sequence[TrainingSample], start: float
+    ) -> dict[str, float]:
+        """What an update reports, over all ranks; collective.
+
+        Args:
+            start: time.perf_counter() when it began.
+        """
+        reference, frozen = self._loss.kl_beta > 0, self._config.freeze_vision
+        work = workload(samples)
+        tally.sum("update/flops", training_flops(self._structure, work, freeze_vision=frozen, reference=reference))
+        tally_work(tally, parts, samples, time.perf_counter() - start)
+        numbers = tally.reduced(self._device)
+        return numbers | throughput(numbers, ranks=self._layout.world_size, peak=self._peak_tflops)
 
     def _step(self, part: MiniBatch, losses: Sequence[Callable[[], Tensor]], tally: Tally) -> None:
         """One optimizer step, if there is anything to learn and the gradient is finite."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rl.memory_plan.structure import Language, Structure, Tower
+from rl.policy.structure import Language, Structure, Tower
 
 HEAD_CHUNK = 2048  # tokens whose logits exist at a time, as rl.policy.scoring_head has it
 LOGIT_COPIES = 5  # of a chunk in float32 at the worst moment: scaled, masked, softmax and gradients

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rl.config.rollout import EngineConfig
 from rl.memory_plan.activations import block_working
-from rl.memory_plan.structure import Language, Structure
+from rl.policy.structure import Language, Structure
 
 MIN_BATCHED_TOKENS = 8192  # prompts prefilled together, as actors.engine.settings has it
 EMBEDDED_AT_ONCE = 2**16  # patches, as rl.policy.vllm.scene_engine has it

@@ -11,8 +11,8 @@ from rl.config.run import RunConfig
 from rl.memory_plan.engine import EngineMemory
 from rl.memory_plan.learner import ITEMSIZE, LearnerMemory
 from rl.memory_plan.record import GIB, Item, items
-from rl.memory_plan.structure import Structure
 from rl.memory_plan.trajectory import longest_trajectory, packed_values, stored_values
+from rl.policy.structure import Structure
 
 DRIVER = 1.0 * GIB  # the run's own process, and Ray's
 REWARDS = 0.25 * GIB  # a reward worker, before the user's own code

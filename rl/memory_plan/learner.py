@@ -13,9 +13,9 @@ from rl.config.run import RunConfig
 from rl.memory_plan.activations import Activations, activations
 from rl.memory_plan.engine import CONTEXT_BYTES
 from rl.memory_plan.record import Item, items
-from rl.memory_plan.structure import Structure
 from rl.memory_plan.trajectory import longest_trajectory, micro_batch
 from rl.memory_plan.zero import Parameters, ZeroMemory, zero_memory
+from rl.policy.structure import Structure
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 

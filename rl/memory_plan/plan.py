@@ -13,7 +13,7 @@ from rl.memory_plan.gpus import USABLE, Shared, by_content, share_gpus
 from rl.memory_plan.host import Workers, node_items
 from rl.memory_plan.learner import ITEMSIZE, LearnerMemory, learner_memory
 from rl.memory_plan.record import GIB, Demand, Item, MemoryPlan, Place, items
-from rl.memory_plan.structure import Structure
+from rl.policy.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)

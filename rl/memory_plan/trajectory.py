@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rl.config.run import RunConfig
 from rl.memory_plan.activations import MicroBatch
-from rl.memory_plan.structure import Tower
+from rl.policy.structure import Tower
 
 FRAMES_PER_SCENE = {"fixed": 2, "fixed6": 6}  # of modes in which it is always the same
 

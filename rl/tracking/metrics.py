@@ -67,6 +67,14 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "update/padding_share": ("share", "of the tokens computed, those there only so that ranks keep in step"),
     "update/shared_prefix_share": ("share", "of all tokens, those not computed since another trajectory begins alike"),
     "update/seconds": ("s", "inside the learner ranks"),
+    "update/tokens_per_s": ("1/s", "update/tokens per second inside the learner ranks, all of them together"),
+    "update/tokens_per_s_per_rank": ("1/s", "likewise, of one rank: of one GPU, where ranks have GPUs"),
+    "update/flops": (
+        "FLOP",
+        "that the model needs for the update, over all ranks: forward and backward, attention in full, a reference's "
+        "forward pass; nothing recomputed, no padding",
+    ),
+    "update/mfu": ("share", "update/flops of what the learners' GPUs could do in that time, dense bfloat16"),
     "seconds/rollout": (
         "s",
         "from the start of the step's first group to the end of its last; beside other stages, or not",

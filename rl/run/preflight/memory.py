@@ -15,10 +15,9 @@ from rl.memory_plan.gpus import DRIVER, found_gpu_gib, gpu_gib
 from rl.memory_plan.plan import Hardware, memory_plan
 from rl.memory_plan.record import GIB, Item, MemoryPlan, Place
 from rl.memory_plan.remedies import Remedy, remedies
-from rl.memory_plan.structure import Structure, kernel_frames, read_structure, tiny_structure
-from rl.policy.families import read_config
 from rl.policy.sizes import SIZES
 from rl.policy.stock.hub_files import model_config
+from rl.policy.structure import Structure, kernel_frames, read_structure, structure_of, tiny_structure
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight.findings import Finding, Level
 from rl.run.preflight.machine import available_bytes, joins_a_cluster
@@ -56,9 +55,9 @@ def planned_structure(config: RunConfig) -> tuple[Structure, str] | None:
     if not policy.path:
         return tiny_structure(policy), ""
     folder, frames = local_folder(config), kernel_frames(policy)
-    if folder is not None and (path := folder / "config.json").is_file():
+    if folder is not None and (folder / "config.json").is_file():
         try:
-            return read_structure(read_config(path), str(path), init_frames=frames), ""
+            return structure_of(folder, policy), ""
         except PolicyFilesError:  # told where the policy is looked at
             return None
     size = next((size for size in SIZES if Path(size.repository).name == Path(policy.path).name), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rl.config.run import RunConfig
-from rl.memory_plan.structure import Language
+from rl.policy.structure import Language
 from rl.run.preflight.findings import Finding, Level
 from rl.run.preflight.memory import planned_structure
 

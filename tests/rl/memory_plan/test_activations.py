@@ -9,10 +9,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLay
 
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.memory_plan.activations import head_bytes, layer_saved, layer_working
-from rl.memory_plan.structure import read_structure
 from rl.policy.scoring_head import Scoring, ScoringHead
 from rl.policy.sizes import BY_NAME
 from rl.policy.stock.hub_files import model_config
+from rl.policy.structure import read_structure
 
 TOKENS = 65_536  # so many that the layer's own weights do not matter
 LAYERS = {"qwen2_5_vl": Qwen2_5_VLDecoderLayer, "qwen3_vl": Qwen3VLTextDecoderLayer}

@@ -9,9 +9,9 @@ from rl.config.file import load_config
 from rl.memory_plan.plan import Hardware, memory_plan
 from rl.memory_plan.record import GIB, Item, MemoryPlan, Place
 from rl.memory_plan.remedies import remedies
-from rl.memory_plan.structure import read_structure
 from rl.policy.sizes import BY_NAME
 from rl.policy.stock.hub_files import model_config
+from rl.policy.structure import read_structure
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 LARGE = Hardware(gpu_gib=80, gpu_name="a100-80gb", node_bytes=1000 * GIB)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rl.config.policy import PolicyConfig
-from rl.policy.families import FAMILIES, Family, family_in
+from rl.policy.families import FAMILIES, Family, family_in, read_config
 from rl.policy.geometry import padded_vocab
 from rl.policy.token_ids import PolicyFilesError
 
+STOCK_WINDOW, STOCK_FULL = 112, (7, 15, 23, 31)  # of Qwen2.5-VL where its config.json does not say
 STOCK_FRAMES = 2  # of a kernel that is not expanded
-TINY_HEAD_DIM, TINY_POSITIONS, TINY_LEVELS = 32, 64, 3  # of the policy that rl.policy.tiny builds
+TINY_HEAD_DIM, TINY_POSITIONS, TINY_LEVELS, TINY_WINDOW = 32, 64, 3, 112  # of the policy that rl.policy.tiny builds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Tower:
     has_patch_bias: bool
     positions: int  # learned ones
     levels: int  # DeepStack's, each with a merger of its own
+    window: int  # pixels along each side of what a patch attends to; 0: the whole frame
+    full_blocks: int  # blocks that attend to the whole frame all the same
 
     @property
     def unit(self) -> int:
@@ -156,6 +160,16 @@ def read_structure(config: Mapping[str, Any], path: str, *, init_frames: int) ->
         raise PolicyFilesError(f"{path}: not a configuration of {family.model_type} ({error!r})") from error
 
 
+def structure_of(folder: str | Path, policy: PolicyConfig) -> Structure:
+    """Of the policy in a folder of ours.
+
+    Raises:
+        PolicyFilesError: as read_structure.
+    """
+    path = Path(folder) / "config.json"
+    return read_structure(read_config(path), str(path), init_frames=kernel_frames(policy))
+
+
 def kernel_frames(policy: PolicyConfig) -> int:
     """Temporal extent of the patch embedding's kernel."""
     return STOCK_FRAMES if policy.scenes.mode == "fixed" else policy.scenes.init_frames
@@ -189,6 +203,8 @@ def tiny_structure(policy: PolicyConfig) -> Structure:
         has_patch_bias=is_qwen3,
         positions=TINY_POSITIONS if is_qwen3 else 0,
         levels=min(TINY_LEVELS, tiny.vision_layers - 1) if is_qwen3 else 0,
+        window=0 if is_qwen3 else TINY_WINDOW,
+        full_blocks=tiny.vision_layers if is_qwen3 else 1,
     )
     return Structure(language, tower)
 
@@ -223,4 +239,8 @@ def _tower(vision: Mapping[str, Any], text: Mapping[str, Any], family: Family, i
         has_patch_bias=family.has_patch_bias,
         positions=int(vision.get("num_position_embeddings", 0)),
         levels=len(vision.get("deepstack_visual_indexes", ())),
+        window=0 if family.has_patch_bias else int(vision.get("window_size", STOCK_WINDOW)),
+        full_blocks=int(vision["depth"])
+        if family.has_patch_bias
+        else len(vision.get("fullatt_block_indexes", STOCK_FULL)),
     )

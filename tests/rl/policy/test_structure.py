@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
-from rl.memory_plan.structure import kernel_frames, read_structure, tiny_structure
 from rl.policy.configuration import own_configuration
 from rl.policy.model import freeze_vision, policy_class
 from rl.policy.policy_folder import flexivideo_section
 from rl.policy.sizes import BY_NAME
 from rl.policy.stock.hub_files import model_config
+from rl.policy.structure import kernel_frames, read_structure, tiny_structure
 from rl.policy.tiny import build_tiny_policy
 from rl.policy.token_ids import PolicyFilesError
 from rl.policy.weight_files import read_header
