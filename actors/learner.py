@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from actors.worker.label import WorkerLabel, label
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, WorkerProcess, own_location
 from actors.worker.waiting import POLL_S, WorkerError, do_nothing, gather
+from actors.worker.working_time import WorkingTime
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
-from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WrittenFile
+from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WorkSpan, WrittenFile
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class LearnerWorker:
     def __init__(self, rank: int) -> None:
         self._rank, self._label = rank, WorkerLabel()
         self._learner: Any = None
+        self._working = WorkingTime()
         self._port: socket.socket | None = None
         self._received: list[ScoredGroup] = []
         self._captured: dict[str, Snapshot] = {}
@@ -97,7 +100,10 @@ class LearnerWorker:
         """Take the optimizer steps of one update on the groups received, from weights of this version."""
         self._label.at(step)
         received, self._received = self._received, []
-        return self._learner.learn(received, version)
+        with self._working:
+            update = self._learner.learn(received, version)
+        worked = [WorkSpan(f"learner/{self._rank}", "update", *interval) for interval in self._working.take()]
+        return replace(update, spans=tuple(worked))
 
     def supervise(self, samples: list[TrainingSample]) -> dict[str, float]:
         """One supervised step on this rank's samples."""
@@ -224,7 +230,8 @@ class LearnerGroup:
         self.has_moved = updates[0].steps_taken > 0
         logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates])
         first, optimizers = updates[0], " ".join(update.optimizer for update in updates if update.optimizer)
-        return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers)
+        spans = tuple(span for update in updates for span in update.spans)
+        return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers, spans)
 
     def _deliver(self, scored: Sequence[ScoredGroup], assignment: Sequence[Sequence[int]]) -> None:
         """Send every rank its groups; those whose pixels are lost are restored and sent again."""

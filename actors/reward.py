@@ -34,12 +34,14 @@ from rewards.registry import RewardLoadError, resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config.errors import ConfigError
 from rl.config.rewards import RewardTermConfig, ScoringConfig
-from rl.trajectory import Fault, RewardFailure, ScoredGroup, Segment, TrajectoryGroup
+from rl.tracking.lanes import Interval
+from rl.trajectory import Fault, RewardFailure, ScoredGroup, Segment, TrajectoryGroup, WorkSpan
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 5.0  # beyond scoring.timeout_s, before a worker that ignores its own alarm is killed
 START_S = 120.0  # for a worker to start and load its rewards, before its first group
+MOST_SPANS_KEPT = 100_000  # of work, until somebody takes them
 POLL_S = 0.5  # between two checks of deadlines, and of which workers have started
 
 
@@ -83,13 +85,14 @@ class RewardWorker:
         terms = [term for term in self._terms if term.name == name]
         score_group(group, terms, calls=self._scoring.calls, guard=self._guard)
 
-    def score(self, group: TrajectoryGroup, step: int) -> tuple[ScoredGroup, float]:
-        """The scored group, and the MiB by which this process has grown since its start."""
+    def score(self, group: TrajectoryGroup, step: int) -> tuple[ScoredGroup, float, Interval]:
+        """The scored group, the MiB by which this process has grown since its start, and when it worked."""
         self._label.at(step)
+        start_s = time.time()
         if self._unloadable:  # never without one of its terms
             raise self._unloadable
         scored = score_group(group, self._terms, calls=self._scoring.calls, guard=self._guard)
-        return scored, own_memory_mib() - self._baseline_mib
+        return scored, own_memory_mib() - self._baseline_mib, (start_s, time.time())
 
 
 @dataclass(slots=True, eq=False)
@@ -143,6 +146,7 @@ class RewardPool:
     ) -> None:
         self._terms, self._scoring, self._options = terms, scoring, options
         self._faults: list[Fault] = []
+        self._spans: deque[WorkSpan] = deque(maxlen=MOST_SPANS_KEPT)
         self._slots = [self._launch(index) for index in range(scoring.num_workers)]
         self._waiting: deque[ScoreRequest] = deque()
         self._in_flight: dict[ray.ObjectRef, InFlight] = {}
@@ -193,6 +197,12 @@ class RewardPool:
         faults, self._faults = self._faults, []
         return faults
 
+    def take_spans(self) -> list[WorkSpan]:
+        """When which worker scored a group, since the last call of this method."""
+        spans = list(self._spans)
+        self._spans.clear()
+        return spans
+
     def _dispatch(self) -> None:
         busy = {id(sent.slot) for sent in self._in_flight.values()}
         for slot in self._slots:
@@ -231,7 +241,7 @@ class RewardPool:
         """The result of a call, or a masked group if it failed; None: another worker has to score the group."""
         slot, group, is_last = sent.slot, sent.request.group, sent.request.has_lost_a_worker
         try:
-            scored, grown_mib = ray.get(reference, timeout=0 if is_overdue else COLLECT_S)
+            scored, grown_mib, worked = ray.get(reference, timeout=0 if is_overdue else COLLECT_S)
         except GetTimeoutError:
             detail = f"no result within {sent.timeout_s:.0f} s of {', '.join(self._terms)}; worker killed"
             failure = RewardFailure(self._lost_term(sent), "timeout", detail, group.task.task_id)
@@ -247,6 +257,7 @@ class RewardPool:
             failure = RewardFailure("*", "raised", cause_of(error), group.task.task_id)
             self._replace(slot, "worker_failed", failure.detail, "the group is masked", error)
         else:
+            self._spans.append(WorkSpan(slot.name, "reward", *worked))
             return self._accept(slot, scored, grown_mib, is_last=is_last)
         return ScoredGroup(group, (failure,) * len(group.trajectories_G))
 

@@ -13,6 +13,7 @@ from actors.worker.label import WorkerLabel
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, own_location
 from envs.rollout import SampledTurns, TokenHistory
+from rl.tracking.lanes import Interval
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
 
 NewTurns = Mapping[int, list[tuple[int, int, Completion]]]  # by call: sibling, index of the turn, its completion
@@ -39,6 +40,7 @@ class WorkerHealth:
     memory_mib: float  # of this process and its children
     device_memory_mib: float  # of the engine on its accelerator; 0: it has none
     faults: tuple[Fault, ...]  # recovered from inside the worker, since the last report
+    worked: tuple[Interval, ...]  # when the engine had requests, since the last report
 
 
 class RolloutWorker:
@@ -111,4 +113,5 @@ class RolloutWorker:
         """Counters, memory and faults."""
         engine = self._runner.engine
         counters, faults = engine.stats(), tuple(self._runner.take_faults())
-        return WorkerHealth(counters, own_memory_mib(with_children=True), engine.device_memory_mib(), faults)
+        memory_mib, worked = own_memory_mib(with_children=True), tuple(self._runner.working.take())
+        return WorkerHealth(counters, memory_mib, engine.device_memory_mib(), faults, worked)

@@ -23,7 +23,7 @@ from actors.worker.process import ProcessLocation, on_next_line
 from actors.worker.stall_detector import dump_stacks
 from actors.worker.waiting import COLLECT_S, POLL_S, WorkerError, as_completed, cause_of, do_nothing
 from actors.worker_slot import WorkerHandle, WorkerLimits, WorkerSlot, launch
-from rl.trajectory import Completion, Fault
+from rl.trajectory import Completion, Fault, WorkSpan
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class RolloutWorkerGroup:
         self._limits = WorkerLimits(stall_timeout_s, start_timeout_s, memory_growth_mib, device_memory_growth_mib)
         self._version: int | None = None  # of the weights pushed last; None: no push yet
         self._faults: list[Fault] = []
+        self._spans: list[WorkSpan] = []
         self._sync: Callable[[], None] = do_nothing
         self._on_turn: OnTurn = ignore_turn
         self._last_poll_s = time.monotonic()
@@ -183,6 +184,7 @@ class RolloutWorkerGroup:
                 continue
             reports.append(health)
             self._faults += [replace(fault, worker=f"{slot.name}/{fault.worker}") for fault in health.faults]
+            self._spans += [WorkSpan(slot.name, "rollout", *interval) for interval in health.worked]
             slot.worker.memory.update(health.memory_mib)
             slot.worker.device_memory.update(health.device_memory_mib)
             slopes_mib.append(slot.worker.memory.slope_mib)
@@ -254,6 +256,11 @@ class RolloutWorkerGroup:
                 self._close_fault(slot, "; not back when the run ended")
         faults, self._faults = self._faults, []
         return faults
+
+    def take_spans(self) -> list[WorkSpan]:
+        """When which engine worked, as the last `stats` have told, since the last call of this method."""
+        spans, self._spans = self._spans, []
+        return spans
 
     def _launch(self, index: int, replaced: int = 0) -> WorkerHandle:
         return launch(self._make_rollout_runner, self._options(index), self._limits, replaced)

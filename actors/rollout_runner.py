@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from actors.worker.working_time import WorkingTime
 from envs.rollout import EpisodeContext, Generate, TokenHistory, greedy, run_group
 from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
 
@@ -39,6 +40,7 @@ class RolloutRunner:
         self._episode_context = episode_context
         self._sampling = sampling
         self._group_size = group_size
+        self.working = WorkingTime()  # of the engine: requests are in it
         self._seed = seed
 
     async def roll_out(
@@ -60,13 +62,17 @@ class RolloutRunner:
             task,
             group_size=1 if greedily else self._group_size,
             sampling=greedy(self._sampling) if greedily else self._sampling,
-            generate=generate or self.engine.generate,
+            generate=generate or self._generate,
             episode_context=self._episode_context,
             seed=self._seed,
             step=step,
             occurrence=occurrence,
             history=history,
         )
+
+    async def _generate(self, request: GenerateRequest) -> Completion:
+        with self.working:
+            return await self.engine.generate(request)
 
     def progress(self) -> int:
         """A number that grows as long as the engine, or a decoding process, gets on with its work."""

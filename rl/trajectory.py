@@ -288,6 +288,16 @@ class TrainingSample:
     videos: tuple[Frames, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class WorkSpan:
+    """A time in which a worker worked, by the wall clock of its machine (time.time())."""
+
+    worker: str  # "rollout/0"
+    work: str  # what it did: "rollout", "reward", "update", …
+    start_s: float
+    end_s: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LearnerUpdate:
     """What came of learning from scored groups; groups and siblings in their order.
@@ -303,6 +313,7 @@ class LearnerUpdate:
     # digest of the master weights and AdamW's state after it, of all ranks in order; empty: `learner.digest_every` left
     # this step out
     optimizer: str = ""
+    spans: tuple[WorkSpan, ...] = ()  # when each rank worked on it
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.sampled_steps import write_sampled_steps
 from rl.checkpoint.store import CheckpointStore
-from rl.trajectory import Fault, RunState, SampledStep, WrittenFile
+from rl.trajectory import Fault, RunState, SampledStep, WorkSpan, WrittenFile
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Saver:
         self._published: set[int] = set()  # steps, by this process
         self._metrics: dict[str, float] = {}
         self._faults: list[Fault] = []
+        self._spans: deque[WorkSpan] = deque()  # the thread that writes appends, the run's takes
 
     def save(self, copy: Callable[[Path], Pending], contents: Contents) -> None:
         """Start a save; returns when `copy` has. What `copy` raises is passed on.
@@ -145,6 +147,10 @@ class Saver:
         """Saves and copies that failed since the last call of this method."""
         faults, self._faults = self._faults, []
         return faults + (self._mirror.take_faults() if self._mirror else [])
+
+    def take_spans(self) -> list[WorkSpan]:
+        """When a checkpoint was written beside the run, since the last call of this method."""
+        return [self._spans.popleft() for _ in range(len(self._spans))]
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until what is under way is published.
@@ -206,7 +212,7 @@ class Saver:
 
     def _finish(self, save: Save, draft: Path, pending: Pending, contents: Contents) -> None:
         """Runs in a thread of its own."""
-        start = time.perf_counter()
+        start, began_s = time.perf_counter(), time.time()
         try:
             if contents.sampled:
                 write_sampled_steps(draft, contents.sampled)
@@ -221,6 +227,7 @@ class Saver:
             finally:
                 save.done.set_exception(error)
             return
+        self._spans.append(WorkSpan("checkpoint", "write", began_s, time.time()))
         seconds, size = time.perf_counter() - start, sum(file.num_bytes for file in written)
         log.info("checkpoint of step %d: %s, %.1f s after the copy", save.step, found.folder, seconds)
         save.done.set_result({"save/write_seconds": seconds, "save/bytes": float(size)})

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from actors.worker.working_time import WorkingTime
 from rl.trajectory import (
     AnswerKind,
     Completion,
@@ -82,6 +83,7 @@ class ScriptedRunner:
 
     def __init__(self, folder):
         self._folder, self._now, self.engine = folder, 0, ScriptedEngine(folder)
+        self.working = WorkingTime()
 
     def progress(self):
         return self.engine.progress()
