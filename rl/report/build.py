@@ -30,6 +30,7 @@ from rl.report.run_files import (
 )
 from rl.report.steps import FrameNeeds, ReportStep, compact, packed
 from rl.report.thumbnails import ClipThumbnails, FrameSource, Thumbnails, evenly, make_thumbnails
+from rl.report.work_lanes import WorkLanes, read_work_lanes
 from rl.tracking.metrics import describe
 
 MIB = 2**20
@@ -48,6 +49,7 @@ class RunData:
     folder: Path
     metrics: MetricTable
     faults: FaultLog
+    lanes: WorkLanes
     failures: tuple[FailureRow, ...]
     steps: tuple[ReportStep, ...]
     config: tuple[tuple[str, str], ...]
@@ -85,7 +87,7 @@ class StepCache:
 
 def read_run(run: Path, cache: StepCache, progress: Progress = lambda *_: None) -> RunData:
     """Read a run's folder; damaged lines and files are listed in `broken`."""
-    metrics, faults = read_metrics(run), read_fault_log(run)
+    metrics, faults, lanes = read_metrics(run), read_fault_log(run), read_work_lanes(run)
     failures, bad_failures = read_failure_rows(run)
     config, bad_config = read_config(run)
     summary, bad_summary = read_summary(run)
@@ -100,6 +102,7 @@ def read_run(run: Path, cache: StepCache, progress: Progress = lambda *_: None) 
         folder=run,
         metrics=metrics,
         faults=faults,
+        lanes=lanes,
         failures=tuple(failures),
         steps=tuple(steps),
         config=tuple(config),
@@ -108,6 +111,7 @@ def read_run(run: Path, cache: StepCache, progress: Progress = lambda *_: None) 
         broken=(
             *metrics.broken,
             *faults.broken,
+            *lanes.broken,
             *bad_failures,
             *bad_config,
             *bad_summary,
@@ -173,6 +177,7 @@ def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -
             "steps": list(data.faults.steps.items()),
             "newest": [asdict(row) for row in data.faults.newest],
         },
+        "lanes": {"steps": [asdict(step) for step in data.lanes.steps], "left_out": data.lanes.left_out},
         "failures": [asdict(row) for row in data.failures],
         "config": data.config,
         "summary": data.summary,

@@ -27,13 +27,14 @@ from rl.report.steps import packed
 from rl.report.thumbnails import LADDER, ClipThumbnails, FrameSource, clip_thumbnails
 from rl.tracking.failures import FAILURES
 from rl.tracking.faults import FAULTS
+from rl.tracking.lanes import LANES
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 ROUTE = re.compile(r"/data/(run|step|clip)(?:/(h?\d{1,12}))?")
 REQUEST_S = 30.0  # a connection that is silent for so long is closed
-WATCHED = ("metrics.jsonl", FAILURES, FAULTS, "config.yaml", "summary.json")
+WATCHED = ("metrics.jsonl", FAILURES, FAULTS, LANES, "config.yaml", "summary.json")
 
 
 class LiveRun:

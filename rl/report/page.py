@@ -29,6 +29,7 @@ SCRIPTS = (
     "tables.js",
     "failures.js",
     "faults.js",
+    "lanes.js",
     "run.js",
     "groups.js",
     "filters.js",

@@ -28,6 +28,7 @@ from rl.run.console.step_line import evaluation_line
 from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks
 from rl.run.run import Run
 from rl.run.stop_signals import StopRequested
+from rl.run.timeline import Timeline
 from rl.tracking.faults import fault_metrics
 from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
 from rl.tracking.records import records
@@ -55,6 +56,7 @@ class Attempt:
             self._reached.policy_version,
             keeps_pushed=run.config.trainer.max_policy_lag > 0,
         )
+        self._timeline = Timeline(run.run_dir, run.backlog)
 
     def train(self) -> None:
         """The loop of rl.trainer.
@@ -109,7 +111,8 @@ class Attempt:
             step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
         ) -> None:
             self._reached = RunState(step + 1, int(metrics["policy/version"]), self._config.seed)
-            reporter.step(step, scored, learned, {**metrics, **self._workers(step + 1)}, self._weights.digests)
+            numbers = {**metrics, **self._workers(step + 1), **self._idle(step + 1, learned)}
+            reporter.step(step, scored, learned, numbers, self._weights.digests)
 
         train(
             Schedule(
@@ -125,11 +128,23 @@ class Attempt:
             tasks_for=task_stream(run.tasks, self._config),
             rollouts=run.sampler,
             learners=self._learners,
-            weights=self._weights,
+            weights=self,
             report=report,
             save=self._save,
             evaluate=lambda step: self._evaluate(step, numbers),
         )
+
+    def push(self) -> int:
+        """Push the learners' weights to every engine; returns the version they now run."""
+        with self._timeline.span("push"):
+            return self._weights.push()
+
+    def _idle(self, step: int, learned: LearnerUpdate) -> dict[str, float]:
+        """How long engines and learners had nothing to do; who worked when goes into lanes.jsonl."""
+        run, workers = self._run, self._run.rollouts.workers
+        spans = [*learned.spans, *workers.take_spans(), *run.rewards.take_spans(), *run.saver.take_spans()]
+        ranks = [f"learner/{rank}" for rank in range(self._config.learner.num_ranks)]
+        return self._timeline.step(step, spans, workers=[*(slot.name for slot in workers.slots), *ranks])
 
     def _workers(self, step: int) -> dict[str, float]:
         """Numbers of all workers that took part in a step, and the faults during it."""
@@ -150,7 +165,8 @@ class Attempt:
         state = RunState(step, version, self._config.seed)
         sampled = self._run.sampler.sampled
         contents = Contents(state, to_yaml(self._config), self._run.values.get(step), self._run.kernels, sampled)
-        self._run.saver.save(self._learners.save, contents)
+        with self._timeline.span("save"):
+            self._run.saver.save(self._learners.save, contents)
 
     def _save_reached(self) -> None:
         """What the learners hold is on the disk; if a save of it has failed, there is another one.
@@ -176,7 +192,8 @@ class Attempt:
         chosen = run.held_out[: self._config.trainer.eval_tasks]
         if not chosen:
             return False
-        with stage(run.console, f"evaluating on {len(chosen):,} held-out tasks after step {step}"):
+        evaluating = stage(run.console, f"evaluating on {len(chosen):,} held-out tasks after step {step}")
+        with evaluating, self._timeline.span("evaluation"):
             groups = run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True)
             scored = run.score(groups, step=EVALUATION_STEP)
         run.rollouts.workers.stats()  # the next step's counters start here

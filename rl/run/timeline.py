@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rl.tracking.backlog import Backlog
 from rl.tracking.lanes import LANES, idle_shares, write_lanes
+from rl.tracking.lines import cut_torn_line
 from rl.trajectory import WorkSpan
 
 
@@ -22,6 +23,7 @@ class Timeline:
 
     def __init__(self, run_dir: Path, backlog: Backlog, clock: Callable[[], float] = time.time) -> None:
         self._path, self._backlog, self._clock = run_dir / LANES, backlog, clock
+        cut_torn_line(self._path)
         self._since_s = clock()
         self._spans: list[WorkSpan] = []
 

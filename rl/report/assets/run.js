@@ -45,6 +45,9 @@ const CHARTS = [
     first: ["rollout", "reward", "update", "sync"],
     stacked: true,
   },
+  { title: "Idle engines and learners", under: "idle/", floor: 0 },
+  { title: "Learner tokens per second", names: ["update/tokens_per_s"], floor: 0 },
+  { title: "Learner MFU", names: ["update/mfu"], floor: 0 },
   { title: "Memory by process", under: "memory/", floor: 0 },
   { title: "Gradient norm", names: ["grad/norm"], floor: 0 },
 ];
@@ -70,6 +73,7 @@ function runPage(run) {
     noticesOf(run),
     headline(run),
     curvesSection(run),
+    lanesSection(run),
     failureSection(run),
     faultTable(run),
     tables(run),
@@ -176,6 +180,7 @@ function afterRunPage(run) {
   }
   if (missing.length)
     place.after(el("p", { class: "hint missing" }, `Not reported by this run: ${missing.join(" · ")}.`));
+  fillLanes(run);
   fillFaults(run);
   if (run.settings.size) fillConfig(run);
   fillMetrics(run);

@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.synthetic.world import QuickstartWorld, render_world, world_rows
 from rl.algorithm.batch import credit_metrics, learned_credit
+from rl.tracking.lanes import LANES, write_lanes
 from rl.tracking.records import records, write_step
 from rl.tracking.step_metrics import reward_metrics, rollout_metrics
 from rl.trajectory import (
@@ -26,6 +27,7 @@ from rl.trajectory import (
     TrajectoryGroup,
     Turn,
     VideoTask,
+    WorkSpan,
 )
 
 WORLD = QuickstartWorld(train_clips=4, held_out_clips=2)
@@ -102,10 +104,23 @@ def write_failures(folder: Path, *changes: dict) -> None:
 
 
 def append_step(folder: Path, step: int, metrics: dict[str, float]) -> None:
-    """One more training step in metrics.jsonl."""
+    """One more training step in metrics.jsonl, and who worked when in lanes.jsonl."""
     seconds = {"seconds/rollout": 0.8, "seconds/reward": 0.1, "seconds/update": 0.7, "seconds/sync": 0.05}
     numbers = {"policy/entropy": 0.3 / step, "parity/mean/sampling": 3e-7, "memory/driver": 400.0 + step}
-    _append(folder, step, metrics | seconds | numbers | {"seconds/step": 1.65, "policy/version": step})
+    idle = {"idle/engines": 0.5, "idle/learners": 0.58, "update/tokens_per_s": 5000.0 + step}
+    _append(folder, step, metrics | seconds | numbers | idle | {"seconds/step": 1.65, "policy/version": step})
+    write_lanes(folder / LANES, step, _worked(1.7e9 + 1.7 * step), 1.7e9 + 1.7 * step, 1.7e9 + 1.7 * (step + 1))
+
+
+def _worked(start_s: float) -> list[WorkSpan]:
+    """Of one step: two engines with a pause, scores beside them, two ranks, a push; a checkpoint is still written."""
+    made = [
+        *(("rollout/0", "rollout", 0.0, 0.5), ("rollout/0", "rollout", 0.55, 0.78), ("rollout/1", "rollout", 0.0, 0.7)),
+        *(("reward/0", "reward", 0.5, 0.6), ("reward/0", "reward", 0.78, 0.85)),
+        *(("learner/0", "update", 0.88, 1.55), ("learner/1", "update", 0.88, 1.5), ("push", "push", 1.58, 1.65)),
+        *(("save", "save", 0.0, 0.04), ("checkpoint", "write", 0.04, 2.1)),
+    ]
+    return [WorkSpan(worker, work, start_s + first, start_s + last) for worker, work, first, last in made]
 
 
 def _append(folder: Path, step: int, metrics: dict[str, float]) -> None:

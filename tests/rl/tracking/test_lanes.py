@@ -1,6 +1,7 @@
 """Who worked when: lanes of a step, bounded, and the shares of it in which nobody did."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -57,9 +58,9 @@ def test_of_too_many_spans_the_shortest_pauses_are_closed(lengths, most):
     kept = thinned(intervals, most)
     assert len(kept) == min(most, len(intervals))
     assert (kept[0][0], kept[-1][1]) == (intervals[0][0], intervals[-1][1])
-    assert all(first[1] <= then[0] for first, then in zip(kept, kept[1:], strict=False))
-    pauses = sorted(b[0] - a[1] for a, b in zip(intervals, intervals[1:], strict=False))
-    left = sorted(b[0] - a[1] for a, b in zip(kept, kept[1:], strict=False))
+    assert all(first[1] <= then[0] for first, then in pairwise(kept))
+    pauses = sorted(b[0] - a[1] for a, b in pairwise(intervals))
+    left = sorted(b[0] - a[1] for a, b in pairwise(kept))
     assert left == pytest.approx(pauses[len(pauses) - len(left) :])
 
 
