@@ -134,6 +134,18 @@ class LearnerWorker:
         """Write the current policy as a Hugging Face folder (rank 0 writes)."""
         self._learner.export_policy(Path(folder))
 
+    def begin_profile(self) -> None:
+        """Begin to record what this rank computes."""
+        from rl.policy.profiler import Profiler  # torch, which the driver does without
+
+        self._profiler = Profiler()
+
+    def write_profile(self, path: str) -> str:
+        """Write what has been recorded; returns the file's name."""
+        self._profiler.write(Path(path))
+        del self._profiler
+        return Path(path).name
+
     def memory_mib(self) -> float:
         """Memory this process holds by itself."""
         return own_memory_mib()
@@ -278,6 +290,16 @@ class LearnerGroup:
     def export_policy(self, folder: Path) -> None:
         """Write the current policy as a Hugging Face folder."""
         self._wait([rank.export_policy.remote(str(folder)) for rank in self._ranks], "export the policy")
+
+    def begin_profiles(self) -> None:
+        """Begin to record what every rank computes."""
+        self._wait([rank.begin_profile.remote() for rank in self._ranks], "begin their profiles")
+
+    def write_profiles(self, folder: Path) -> list[str]:
+        """Write what has been recorded; returns the names of the files in `folder`."""
+        paths = [str(folder / f"learner_{index}.json.gz") for index in range(len(self._ranks))]
+        calls = [rank.write_profile.remote(path) for rank, path in zip(self._ranks, paths, strict=True)]
+        return self._wait(calls, "write their profiles")
 
     def memory_mib(self) -> float:
         """Memory of the largest rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from actors.frames import park
 from actors.rollout_runner import RolloutRunner
@@ -108,6 +109,14 @@ class RolloutWorker:
     async def checksums(self, names: list[str]) -> dict[str, str]:
         """sha256 of parameters as the engine holds them."""
         return await asyncio.to_thread(self._runner.engine.checksums, names)
+
+    async def begin_profile(self) -> None:
+        """Begin to record what the engine computes."""
+        await asyncio.to_thread(self._runner.engine.begin_profile)
+
+    async def write_profile(self, path: str) -> list[str]:
+        """Write what has been recorded; returns the names of the files."""
+        return await asyncio.to_thread(self._runner.engine.write_profile, Path(path))
 
     async def health(self) -> WorkerHealth:
         """Counters, memory and faults."""

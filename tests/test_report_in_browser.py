@@ -129,6 +129,38 @@ def test_pointing_at_a_step_reads_every_curve_there(report, open_page):
     assert at.inner_text() in ("step 3", "step 4")
 
 
+def test_who_worked_when_is_drawn_worker_by_worker_and_what_overlaps_side_by_side(report, open_page):
+    page = open_page(report.as_uri())
+    lanes = page.locator("#lanes svg")
+    assert lanes.locator(".lane-label").all_inner_texts() == [
+        *("rollout/0", "rollout/1", "reward/0", "learner/0", "learner/1", "push", "save", "checkpoint")
+    ]
+    said = lanes.get_attribute("aria-label")  # of 1.7 s
+    assert said.startswith("Step 6, ") and "rollout/0 43 %, rollout/1 41 %, reward/0 10 %, learner/0 39 %" in said
+
+    def bars(color):
+        found = lanes.locator(f".work-span[style*='{color}']").evaluate_all(
+            "bars => bars.map((bar) => ['x', 'width', 'y'].map((name) => Number(bar.getAttribute(name))))"
+        )
+        return sorted(found)
+
+    first, second = bars("--c8")  # the checkpoint of the step before is still being written while this one's is
+    assert first[0] < second[0] < first[0] + first[1] and first[2] != second[2]
+    engines, ranks = bars("--c1"), bars("--c2")
+    assert max(x + width for x, width, _ in engines) < min(x for x, *_ in ranks)  # no overlap is made up
+    lanes.locator(".work-span").first.hover()
+    assert page.locator("#pop p").all_inner_texts() == ["rollout/0: rollout", "0.500 s, from 0 s to 0.500 s"]
+    page.click("#lanes-before")
+    assert page.input_value("#lanes-step") == "5" and page.is_enabled("#lanes-after")
+    page.select_option("#lanes-step", "1")
+    assert page.is_disabled("#lanes-before") and len(bars("--c8")) == 1
+    page.locator("#lanes").scroll_into_view_if_needed()
+    shot(page, "lanes")
+
+    narrow = open_page(report.as_uri(), viewport={"width": 360, "height": 800})
+    assert narrow.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 def fault(kind, worker="rollout/0", *, cause="killed by signal 9", after_s=0.0, failure=None):
     return Fault(kind, worker, cause, "replaced, 3 groups went on elsewhere", 1.76e9 + after_s, 21.4, failure)
 

@@ -180,6 +180,18 @@ class VllmEngine:
         """What the engine holds on its accelerator, on the fullest of several; 0: it has none."""
         return max(self._driver.call("device_memory_mib"))
 
+    def begin_profile(self) -> None:
+        """Begin to record what the engine computes."""
+        self._driver.call("begin_profile")
+
+    def write_profile(self, path: Path) -> list[str]:
+        """Write what has been recorded; returns the names of the files, one per GPU.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        return self._driver.call("write_profile", str(path))
+
     def kernels(self) -> dict[str, str]:
         """What the bits of this engine's results depend on, besides weights and requests."""
         return kernel_identity(self.row_padding)

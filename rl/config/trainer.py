@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rl.config.errors import require, require_folder_name, require_one_of, shown
 
@@ -113,9 +113,17 @@ class TrainerConfig:
     # first step count; every run has the default, whatever its rewards
     best_metric: str = "held_out/reward_reasoning"
 
+    # steps, counted from 1, of which every engine's and every learner rank's work is profiled by torch, for Perfetto or
+    # chrome://tracing; files in RUN/profiles/step_N, tens of MB each for minutes of a large policy
+    profile_steps: list[int] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         require(self.max_policy_lag >= 0, f"trainer.max_policy_lag must be >= 0, got {self.max_policy_lag}")
         require(self.steps >= 0, "trainer.steps must be >= 0")
+        require(
+            all(step >= 1 for step in self.profile_steps),
+            f"trainer.profile_steps counts steps from 1, got {self.profile_steps}",
+        )
         require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints must be >= 1")
         require(self.save_every >= 0, f"trainer.save_every must be >= 0, got {self.save_every}")
         require(self.keep_every >= 0, f"trainer.keep_every must be >= 0, got {self.keep_every}")

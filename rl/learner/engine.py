@@ -20,6 +20,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from rl.config.learner import LearnerConfig
 from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, whole_shape
@@ -97,8 +98,12 @@ class TrainingEngine:
             group["lr"] = lr
         for index, loss in enumerate(losses):
             self.deepspeed.set_gradient_accumulation_boundary(index == len(losses) - 1)
-            self.deepspeed.backward(loss() * self._world_size)
-        return self.apply()
+            with record_function("learner/forward"):
+                value = loss() * self._world_size
+            with record_function("learner/backward"):
+                self.deepspeed.backward(value)
+        with record_function("learner/optimizer"):
+            return self.apply()
 
     def apply(self) -> StepOutcome:
         """Clip the accumulated gradient and step."""

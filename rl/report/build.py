@@ -30,7 +30,7 @@ from rl.report.run_files import (
 )
 from rl.report.steps import FrameNeeds, ReportStep, compact, packed
 from rl.report.thumbnails import ClipThumbnails, FrameSource, Thumbnails, evenly, make_thumbnails
-from rl.report.work_lanes import WorkLanes, read_work_lanes
+from rl.report.work_lanes import WorkLanes, profile_files, read_work_lanes
 from rl.tracking.metrics import describe
 
 MIB = 2**20
@@ -50,6 +50,7 @@ class RunData:
     metrics: MetricTable
     faults: FaultLog
     lanes: WorkLanes
+    profiles: Mapping[int, Sequence[str]]  # step -> files within the run's folder
     failures: tuple[FailureRow, ...]
     steps: tuple[ReportStep, ...]
     config: tuple[tuple[str, str], ...]
@@ -103,6 +104,7 @@ def read_run(run: Path, cache: StepCache, progress: Progress = lambda *_: None) 
         metrics=metrics,
         faults=faults,
         lanes=lanes,
+        profiles=profile_files(run),
         failures=tuple(failures),
         steps=tuple(steps),
         config=tuple(config),
@@ -178,6 +180,7 @@ def run_index(data: RunData, clips: Mapping[str, Any], notices: Sequence[str]) -
             "newest": [asdict(row) for row in data.faults.newest],
         },
         "lanes": {"steps": [asdict(step) for step in data.lanes.steps], "left_out": data.lanes.left_out},
+        "profiles": data.profiles,
         "failures": [asdict(row) for row in data.failures],
         "config": data.config,
         "summary": data.summary,

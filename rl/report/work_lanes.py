@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rl.report.run_files import Broken, finite, is_step, read_json_lines
-from rl.tracking.lanes import LANES
+from rl.tracking.lanes import LANES, PROFILES
 
 MOST_BYTES = 2**18  # of the lanes on a page, as JSON
 MOST_STEPS = 200
+MOST_PROFILES = 500
 WORKER_CHARS, WORK_CHARS = 40, 20  # of names that are shown
 
 Lane = list[Any]  # [worker, [[what it did, start, end], …]], seconds from the step's start
@@ -57,6 +58,16 @@ def read_work_lanes(run: Path) -> WorkLanes:
             break
         kept.append(found[step])
     return WorkLanes(tuple(reversed(kept)), len(found) - len(kept), tuple(broken))
+
+
+def profile_files(run: Path) -> dict[int, list[str]]:
+    """The profiles of trainer.profile_steps: by step, their paths within the run's folder."""
+    found: dict[int, list[str]] = {}
+    for path in sorted((run / PROFILES).glob("step_*/*.json.gz"))[:MOST_PROFILES]:
+        number = path.parent.name.removeprefix("step_")
+        if number.isdecimal() and not path.name.startswith("."):
+            found.setdefault(int(number), []).append(path.relative_to(run).as_posix())
+    return found
 
 
 def _step(line: Mapping[str, Any]) -> StepLanes:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from rich.progress import Progress
 
 from actors.learner import LearnerGroup
+from actors.profiles import EngineProfiles
 from actors.rollout_group import RolloutError
 from actors.weight_sync import WeightSync
 from envs.data.dataset import tasks_for_step
@@ -25,6 +26,7 @@ from rl.config.file import to_yaml
 from rl.config.run import RunConfig
 from rl.run.console.stages import progress_bar, say, stage
 from rl.run.console.step_line import evaluation_line
+from rl.run.profiles import Profiles
 from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks
 from rl.run.run import Run
 from rl.run.stop_signals import StopRequested
@@ -57,6 +59,8 @@ class Attempt:
             keeps_pushed=run.config.trainer.max_policy_lag > 0,
         )
         self._timeline = Timeline(run.run_dir, run.backlog)
+        profiled = EngineProfiles(run.rollouts.workers), learners
+        self._profiles = Profiles(run.config.trainer.profile_steps, run.run_dir, profiled, run.console)
 
     def train(self) -> None:
         """The loop of rl.trainer.
@@ -113,7 +117,10 @@ class Attempt:
             self._reached = RunState(step + 1, int(metrics["policy/version"]), self._config.seed)
             numbers = {**metrics, **self._workers(step + 1), **self._idle(step + 1, learned)}
             reporter.step(step, scored, learned, numbers, self._weights.digests)
+            self._profiles.after(step + 1)
+            self._profiles.before(step + 2)
 
+        self._profiles.before(first + 1)
         train(
             Schedule(
                 first_step=first,

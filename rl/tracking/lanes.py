@@ -19,6 +19,7 @@ from rl.tracking.lines import append
 from rl.trajectory import WorkSpan
 
 LANES = "lanes.jsonl"  # in a run's folder
+PROFILES = "profiles"  # likewise: a folder per step that was profiled
 MOST_SPANS = 64  # of a worker in a step; the shortest pauses between others are closed
 MOST_LANES = 64  # in a line; of more workers of a kind some are left out, spread evenly
 ENGINES, LEARNERS = "rollout", "learner"  # kinds of workers: what stands before the / of their names
@@ -34,6 +35,11 @@ def write_lanes(path: Path, step: int, spans: Sequence[WorkSpan], start_s: float
     """
     line = {"step": step, "start_s": round(start_s, 3), "seconds": round(end_s - start_s, 3)}
     append(path, json.dumps(line | {"lanes": lanes(spans, start_s)}, separators=(",", ":")) + "\n")
+
+
+def profiles_of(run_dir: Path, step: int) -> Path:
+    """Where the profiles of a step lie."""
+    return run_dir / PROFILES / f"step_{step}"
 
 
 def lanes(spans: Iterable[WorkSpan], start_s: float) -> dict[str, list[list[Any]]]:

@@ -83,11 +83,8 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "seconds/wait": ("s", "the learners waited for groups"),
     "seconds/step": ("s", "waiting, learning and pushing"),
     "seconds/": ("s", "wall time of one stage of this step"),
-    "idle/engines": (
-        "share",
-        "of the time since the step before was reported, in which an engine had no request, mean",
-    ),
-    "idle/learners": ("share", "likewise, in which a learner rank took no optimizer step"),
+    "idle/engines": ("share", "of the time since the report of the step before, in which an engine had no request"),
+    "idle/learners": ("share", "likewise, in which a learner rank did not learn; means over all workers of the kind"),
     "state/": (
         "sha256",
         "fingerprint of what a stage made of this step (rl.tracking.fingerprint); in metrics.jsonl only",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelL
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from rl.policy.batch_invariant import RowPadding
+from rl.policy.profiler import SUFFIX, Profiler
 from rl.policy.vllm.probe import choose_padding, varying_kernels
 
 FUSED = {  # Hugging Face's name -> vLLM's fused parameter, and which part of it
@@ -69,6 +71,22 @@ class LiveWeights:
         What PyTorch keeps beyond them comes and goes with the largest video encoded: it would look like a leak.
         """
         return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+
+    def begin_profile(self) -> None:
+        """Begin to record what this worker computes."""
+        self._profiler_of_ours = Profiler()
+
+    def write_profile(self, path: str) -> str:
+        """Write what has been recorded since `begin_profile`; returns the file's name.
+
+        Args:
+            path: of worker 0; the others' names say which they are.
+        """
+        rank, given = get_tp_group().rank_in_group, Path(path)
+        written = given.with_name(f"{given.name.removesuffix(SUFFIX)}.gpu{rank}{SUFFIX}") if rank else given
+        self._profiler_of_ours.write(written)
+        del self._profiler_of_ours
+        return written.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,22 @@ function fillLanes(run) {
         el("li", {}, el("span", { class: "swatch", style: { "--own": `var(${color})` } }), meaning),
       ),
     ),
+    profilesOf(run, shown.step),
+  );
+}
+
+// Where the profiles of a step lie; of the others, which steps have some.
+function profilesOf(run, step) {
+  const files = run.profiles[step] ?? [],
+    others = Object.keys(run.profiles).filter((known) => Number(known) !== step);
+  if (!files.length && !others.length) return null;
+  const elsewhere = others.length ? `Profiles of step${others.length > 1 ? "s" : ""} ${others.join(", ")}.` : "";
+  return el(
+    "p",
+    { class: "hint profiles" },
+    files.length
+      ? ["Profiles of this step, for Perfetto or chrome://tracing: ", files.map((name) => [quoted(name, { class: "path" }), " "])]
+      : elsewhere,
   );
 }
 

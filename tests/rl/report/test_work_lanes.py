@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rl.report.work_lanes import MOST_BYTES, MOST_STEPS, read_work_lanes
+from rl.report.work_lanes import MOST_BYTES, MOST_STEPS, profile_files, read_work_lanes
 
 
 def line(step, **changes):
@@ -65,3 +65,13 @@ def test_of_large_steps_as_many_as_there_is_room_for(tmp_path):
     found = written(tmp_path, *(line(step, lanes=large) for step in range(9)))
     assert 0 < len(found.steps) < 9 and found.left_out == 9 - len(found.steps)
     assert sum(len(json.dumps(step.lanes)) for step in found.steps) <= MOST_BYTES
+
+
+def test_profiles_are_listed_by_step(tmp_path):
+    folder = tmp_path / "profiles" / "step_3"
+    folder.mkdir(parents=True)
+    for name in ("rollout_0.json.gz", "learner_0.json.gz", ".half.json.gz", "notes.txt"):
+        (folder / name).touch()
+    (tmp_path / "profiles" / "step_x").mkdir()
+    (tmp_path / "profiles" / "step_x" / "a.json.gz").touch()
+    assert profile_files(tmp_path) == {3: [f"profiles/step_3/{name}_0.json.gz" for name in ("learner", "rollout")]}
