@@ -32,7 +32,8 @@ def step(tmp_path):
 
     def run(scored, logprobs_PG=((None,) * 4,), **metrics):
         timed = {"seconds/step": 1.0, "seconds/rollout": 0.5, "policy/version": 9.0}
-        learned = LearnerUpdate({name.replace("__", "/"): value for name, value in metrics.items()}, logprobs_PG, 1)
+        measured = {name.replace("__", "/"): value for name, value in metrics.items()}
+        learned = LearnerUpdate(measured, logprobs_PG, 1, optimizer="00")
         reporter.step(0, scored, learned, timed, {"w": "00"})
         return json.loads((tmp_path / "metrics.jsonl").read_text())
 
