@@ -276,6 +276,14 @@ class TestTrained:
             assert_positive(row, "s per step")
         assert {"seconds/rollout", "seconds/update", "seconds/sync"} <= {row["seconds per step"] for row in stages}
 
+    @pytest.mark.soak  # it trains twice
+    def test_overlap(self, cache_dir):
+        (lags,) = run("overlap.py", *SMALL, "rollout.max_new_tokens=8", "--steps", 4, "--warm-up", 1, "--repeats", 1)
+        assert [row["lag"] for row in lags] == ["0", "1"]
+        assert lags[0]["staleness"] == "0.00" and 0 < float(lags[1]["staleness"]) <= 1
+        for row in lags:
+            assert_positive(row, "s per step", "rollout s", "learn s", "step / longer half")
+
     def test_weight_push(self, cache_dir):
         ((row,),) = run("weight_push.py", "--sizes", "tiny", "--repeats", 1, "--cache-dir", cache_dir)
         assert row["policy"] == "tiny"
