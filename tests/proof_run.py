@@ -53,6 +53,6 @@ def violations(run_dir: Path) -> list[str]:
     return [
         *wrong,
         *every_step_once(artifacts, STEPS),
-        *versions_are_consecutive(artifacts),
+        *versions_are_consecutive(artifacts, rules),
         *parity_within_limit(artifacts, rules),
     ]

@@ -138,6 +138,7 @@ def rules_of(config: RunConfig, tasks_for: Callable[[int, int], Sequence[Any]]) 
             "reward": config.scoring.timeout_s * config.rollout.group_size + GRACE_S,
             "learner": config.learner.timeout_s,
         },
+        max_lag=config.trainer.max_policy_lag,
     )
 
 

@@ -122,6 +122,13 @@ def test_a_turn_sampled_with_other_weights_is_found():
     assert violated(with_step(3, mixed)) == {"versions": ["step 3 was sampled with versions [1, 2], not 2 alone"]}
 
 
+@pytest.mark.parametrize(("versions", "is_found"), [({1, 2}, False), ({1}, False), ({0, 1}, True), ({3}, True)])
+def test_where_rollouts_run_ahead_a_step_may_be_as_old_as_the_lag_and_no_older(versions, is_found):
+    older = tuple(one._replace(versions=frozenset(versions)) for one in siblings(3))
+    found = check_invariants(with_step(3, older), replace(RULES, max_lag=1), STEPS)["versions"]
+    assert found == ([f"step 3 was sampled with versions {sorted(versions)}, not 1 or 2 alone"] if is_found else [])
+
+
 def test_a_version_that_is_left_out_is_found():
     skipped = replace(WHOLE, lines=(line(1), line(2), line(3, **{"policy/version": 5.0})))
     assert violated(skipped)["versions"][0] == "step 3 pushed version 5 after 2"
