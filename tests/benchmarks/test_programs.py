@@ -230,7 +230,13 @@ def test_gpu_learner_with_deepspeed(tmp_path):
 
 @pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
 def test_no_program_is_forgotten(program):
-    parts = ("tables.py", "trainings.py", "cache_reuse.py", "transformers_rollouts.py")  # of programs, tested with them
+    parts = (
+        "tables.py",
+        "trainings.py",
+        "process_times.py",
+        "cache_reuse.py",
+        "transformers_rollouts.py",
+    )  # of programs, tested with them
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
     named = f'run("{program}"' in tests or f"benchmarks.{program.removesuffix('.py')}" in tests
     assert program in parts or program.startswith("learner_") or named
@@ -270,11 +276,14 @@ class TestTrained:
     @pytest.mark.soak  # it trains two checkouts, in minutes
     def test_step_time(self, cache_dir):
         overrides = (*SMALL, "rollout.max_new_tokens=8")
-        steps, stages = run("step_time.py", ROOT, *overrides, "--steps", 3, "--warm-up", 1, "--repeats", 1)
+        steps, stages, processes = run("step_time.py", ROOT, *overrides, "--steps", 3, "--warm-up", 1, "--repeats", 1)
         assert [row["checkout"] for row in steps] == ["here", "other", "here / other"]
         for row in steps:
             assert_positive(row, "s per step")
         assert {"seconds/rollout", "seconds/update", "seconds/sync"} <= {row["seconds per step"] for row in stages}
+        assert {"driver", "engines", "learners", "rewards", "Ray", "all"} <= {r["processor seconds"] for r in processes}
+        for row in processes:
+            assert_positive(row, "start: other", "start: here")
 
     @pytest.mark.soak  # it trains twice
     def test_overlap(self, cache_dir):
