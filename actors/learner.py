@@ -21,6 +21,7 @@ from actors.worker.working_time import WorkingTime
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WorkSpan, WrittenFile
+from rl.weight_transfer.description import in_buckets
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class LearnerWorker:
     """One rank of the learner group. Every method is collective with the other ranks."""
 
     def __init__(self, rank: int) -> None:
-        self._rank, self._label = rank, WorkerLabel()
+        self._rank, self._world_size, self._label = rank, 1, WorkerLabel()
         self._learner: Any = None
         self._working = WorkingTime()
         self._port: socket.socket | None = None
@@ -65,6 +66,7 @@ class LearnerWorker:
         Raises:
             LearnerError: something else listens on the port.
         """
+        self._world_size = world_size
         host, port = address
         try:
             self._learner = make_learner(rank=self._rank, world_size=world_size, master_addr=host, master_port=port)
@@ -110,13 +112,10 @@ class LearnerWorker:
         return self._learner.supervise(fetch_samples(samples))
 
     def export(self, bucket_bytes: int, trainable_only: bool) -> list[WeightBucket]:
-        """Pack the weights into buckets; every rank takes part in the gathering, rank 0 returns them."""
-        named = self._learner.named_weights(trainable_only=trainable_only)
-        if self._rank == 0:
-            return pack(named, bucket_bytes)
-        for _ in named:  # take part in the gathering, keep nothing
-            pass
-        return []
+        """Pack this rank's share of the weights into buckets; every rank takes part in the gathering."""
+        buckets = in_buckets(self._learner.described_weights(trainable_only=trainable_only), bucket_bytes)
+        wanted = {tensor.name for bucket in buckets[self._rank :: self._world_size] for tensor in bucket}
+        return pack(self._learner.named_weights(trainable_only=trainable_only, wanted=wanted), bucket_bytes)
 
     def capture(self, folder: str) -> None:
         """Copy this rank's part of the checkpoint that will be written into `folder`; collective."""
@@ -269,11 +268,11 @@ class LearnerGroup:
         return self._wait(calls, "take a supervised step")[0]
 
     def export(self, bucket_bytes: int, *, trainable_only: bool) -> list[WeightBucket]:
-        """The current weights, in the object store."""
+        """The current weights in the object store; every rank has put a share of them there."""
         calls = [rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks]
-        buckets = self._wait(calls, "export the weights")[0]
+        shares = self._wait(calls, "export the weights")
         self.has_moved = False
-        return buckets
+        return [bucket for share in shares for bucket in share]
 
     def save(self, folder: Path) -> PendingWrite:
         """Capture the learners' part of a checkpoint; it is written into `folder` in the background."""

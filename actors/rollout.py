@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.frames import park
 from actors.rollout_runner import RolloutRunner
-from actors.weight_buckets import WeightBucket, WeightsLostError, unpack
+from actors.weight_buckets import WeightBucket, WeightsLostError, checksums, unpack
 from actors.worker.label import WorkerLabel
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, own_location
@@ -93,22 +93,21 @@ class RolloutWorker:
         """What the bits of this worker's results depend on."""
         return self._runner.engine.kernels()
 
-    async def load_weights(self, buckets: list[WeightBucket], version: int) -> None:
+    async def load_weights(self, buckets: list[WeightBucket], version: int) -> list[str]:
         """Load new weights, off the event loop so that heartbeats go on; no request may be running.
 
+        Returns:
+            Names of parameters of which the engine then holds other values than the learners: none, if all is well.
         Raises:
             WeightsLostError: they were lost with the learner that held them; the engine holds a part of them.
         """
         try:
-            await asyncio.to_thread(self._runner.engine.load_weights, unpack(buckets), version)
+            held = await asyncio.to_thread(self._runner.engine.load_weights, unpack(buckets), version)
         except Exception as error:
             if isinstance(error.__cause__, WeightsLostError):
                 raise error.__cause__ from None
             raise
-
-    async def checksums(self, names: list[str]) -> dict[str, str]:
-        """sha256 of parameters as the engine holds them."""
-        return await asyncio.to_thread(self._runner.engine.checksums, names)
+        return [name for name, sent in checksums(buckets).items() if held.get(name) != sent]
 
     async def begin_profile(self) -> None:
         """Begin to record what the engine computes."""

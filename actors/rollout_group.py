@@ -114,11 +114,13 @@ class RolloutWorkerGroup:
 
     def load_weights(
         self, buckets: Sequence[WeightBucket], version: int, *, timeout_s: float, only: Sequence[str] | None = None
-    ) -> None:
+    ) -> dict[str, list[str]]:
         """Load the weights of a version into the engines; a worker that fails at it is replaced.
 
         Args:
             only: names of workers; None: all that have started.
+        Returns:
+            Parameters of which an engine holds other values than the learners, by the name of each worker that loaded.
         Raises:
             WeightsLostError: the weights were lost with the learner that held them. No engine samples before another
                 push.
@@ -127,10 +129,12 @@ class RolloutWorkerGroup:
         asked = [slot for slot in self.slots if slot.worker.location and (only is None or slot.name in only)]
         for slot in asked:
             slot.worker.version = None
-        calls, lost = {slot.worker.actor.load_weights.remote(list(buckets), version): slot for slot in asked}, None
+        sent = ray.put(list(buckets))  # their description is the same for all
+        calls, lost = {slot.worker.actor.load_weights.remote(sent, version): slot for slot in asked}, None
+        differing: dict[str, list[str]] = {}
         for slot, result in as_completed(calls, timeout_s):
             try:
-                result()
+                differing[slot.name] = result()
                 slot.worker.version = version
             except RayTaskError as error:
                 if isinstance(error.cause, WeightsLostError):
@@ -141,19 +145,7 @@ class RolloutWorkerGroup:
                 self.replace_worker(slot, "push_interrupted", cause_of(error), error)
         if lost is not None:
             raise lost
-
-    def checksums(
-        self, names: list[str], *, timeout_s: float, only: Sequence[str] | None = None
-    ) -> dict[str, dict[str, str]]:
-        """Checksums of parameters, by the name of each worker that holds the current weights."""
-        asked = [slot for slot in self.ready if only is None or slot.name in only]
-        calls, held = {slot.worker.actor.checksums.remote(names): slot for slot in asked}, {}
-        for slot, result in as_completed(calls, timeout_s):
-            try:
-                held[slot.name] = result()
-            except (RayError, TimeoutError) as error:
-                self.replace_worker(slot, "push_interrupted", cause_of(error), error)
-        return held
+        return differing
 
     def kernels(self, *, timeout_s: float) -> dict[str, dict[str, str]]:
         """What the bits of each worker's results depend on, by the worker's name; a worker that fails is left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -17,9 +17,7 @@ class Engine(Protocol):
 
     async def generate(self, request: GenerateRequest) -> Completion: ...
 
-    def load_weights(self, named: Iterable[tuple[str, torch.Tensor]], version: int) -> None: ...
-
-    def checksums(self, names: Sequence[str]) -> dict[str, str]: ...
+    def load_weights(self, named: Iterable[tuple[str, torch.Tensor]], version: int) -> dict[str, str]: ...
 
     def stats(self) -> dict[str, float]: ...
 

@@ -1,10 +1,10 @@
-"""Weights in transit: parameters packed into flat buckets in the object store, each parameter with its checksum."""
+"""Weights in the object store: parameters in buckets, each with the checksum of what the learner holds."""
 
 from __future__ import annotations
 
-import hashlib
-import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,12 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from rl.weight_transfer.checksum import Sums, checksum, in_words
+from rl.weight_transfer.description import WeightTensor, dtype_name
+
 FETCH_S = 120.0  # to get one bucket out of the object store, possibly from another node
+
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # weights are read where they lie
 
 
 class WeightsLostError(RuntimeError):
@@ -20,77 +25,68 @@ class WeightsLostError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class WeightTensor:
-    """Name, shape and checksum of one parameter, and its offset in a bucket."""
-
-    name: str  # as in the Hugging Face checkpoint
-    dtype: str  # torch's name, e.g. "bfloat16"
-    shape: tuple[int, ...]
-    offset: int  # bytes
-    sha256: str
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
-
-
-@dataclass(frozen=True, slots=True)
 class WeightBucket:
-    """Parameters packed into one flat uint8 array in the object store."""
+    """Parameters that travel together, as one flat uint8 array each."""
 
     tensors: tuple[WeightTensor, ...]
-    data: ray.ObjectRef  # uint8 array
+    checksums: tuple[str, ...]  # of the tensors, in order
+    data: ray.ObjectRef  # list of the arrays
 
 
 def pack(named: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[WeightBucket]:
-    """Put parameters into buckets of about `bucket_bytes`; a parameter is never split."""
-    buckets: list[WeightBucket] = []
-    pending: list[tuple[WeightTensor, np.ndarray]] = []
-    size = 0
-    for name, tensor in named:
-        flat = _bytes_of(tensor)
-        pending.append((_describe(name, tensor, size, flat), flat))
-        size += flat.nbytes
-        if size >= bucket_bytes:
-            buckets.append(_seal(pending))
-            pending, size = [], 0
-    if pending:
-        buckets.append(_seal(pending))
-    return buckets
+    """Put parameters into buckets of about `bucket_bytes`; a parameter is never split.
+
+    Checksums are computed where the parameters lie, beside the copying.
+    """
+    sealed, pending, size = [], [], 0
+    with ThreadPoolExecutor(1, "checksums") as summing:
+        for name, tensor in named:
+            pending.append((name, tensor, summing.submit(checksum, tensor)))
+            size += tensor.nbytes
+            if size >= bucket_bytes:
+                sealed.append(_seal(pending))
+                pending, size = [], 0
+        if pending:
+            sealed.append(_seal(pending))
+    return sealed
 
 
 def unpack(buckets: Sequence[WeightBucket]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters of all buckets, one bucket fetched at a time: the memory needed does not grow with the policy.
+    """Parameters of all buckets, read-only where they lie in the object store's memory; one bucket held at a time.
 
     Raises:
         WeightsLostError: a bucket is no longer in the object store.
     """
     for bucket in buckets:
         try:
-            data = ray.get(bucket.data, timeout=FETCH_S)
+            arrays = ray.get(bucket.data, timeout=FETCH_S)
         except RayError as error:
             raise WeightsLostError(f"a bucket of weights could not be fetched: {type(error).__name__}") from error
-        for tensor in bucket.tensors:
-            yield tensor.name, _view(tensor, data)
+        for tensor, array in zip(bucket.tensors, arrays, strict=True):
+            yield tensor.name, torch.from_numpy(array).view(tensor.torch_dtype).view(tensor.shape)
 
 
-def _view(tensor: WeightTensor, data: np.ndarray) -> torch.Tensor:
-    raw = data[tensor.offset : tensor.offset + tensor.nbytes]
-    # a copy: torch refuses read-only memory, and the engine's loader may keep what it is given
-    return torch.from_numpy(raw.copy()).view(getattr(torch, tensor.dtype)).view(tensor.shape)
+def checksums(buckets: Sequence[WeightBucket]) -> dict[str, str]:
+    """Of every parameter, as the learners hold it, by name."""
+    pairs = (zip(bucket.tensors, bucket.checksums, strict=True) for bucket in buckets)
+    return {tensor.name: sums for bucket in pairs for tensor, sums in bucket}
 
 
-def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+def _seal(pending: Sequence[tuple[str, torch.Tensor, Future[Sums]]]) -> WeightBucket:
+    """One put per bucket: NumPy arrays are copied into the object store as they lie, torch tensors are pickled."""
+    tensors = tuple(WeightTensor(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor, _ in pending)
+    data = ray.put(_on_host([tensor for _, tensor, _ in pending]))
+    sums = torch.stack([summed.result() for *_, summed in pending]).tolist()
+    return WeightBucket(tensors, tuple(map(in_words, sums)), data)
 
 
-def _describe(name: str, tensor: torch.Tensor, offset: int, flat: np.ndarray) -> WeightTensor:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return WeightTensor(name, dtype, tuple(tensor.shape), offset, hashlib.sha256(flat).hexdigest())
-
-
-def _seal(pending: list[tuple[WeightTensor, np.ndarray]]) -> WeightBucket:
-    """One put per bucket: numpy arrays cross the object store at memory speed, torch tensors do not."""
-    data = np.concatenate([flat for _, flat in pending])
-    return WeightBucket(tuple(tensor for tensor, _ in pending), ray.put(data))
+def _on_host(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """The bytes of tensors: where they lie, or copied from a GPU through pinned memory."""
+    flat = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    if flat[0].is_cuda:
+        pinned = [torch.empty_like(one, device="cpu", pin_memory=True) for one in flat]
+        for target, source in zip(pinned, flat, strict=True):
+            target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        flat = pinned
+    return [one.numpy() for one in flat]

@@ -1,4 +1,4 @@
-"""Weights from learners to engines: exported in buckets, loaded, versioned, and verified by reading back checksums."""
+"""Weights from learners to engines: exported in buckets, loaded, versioned, and compared by checksums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from actors.learner import LearnerGroup
 from actors.rollout_group import RolloutWorkerGroup
-from actors.weight_buckets import WeightBucket, WeightsLostError
+from actors.weight_buckets import WeightBucket, WeightsLostError, checksums
 from rl.config.learner import WeightSyncConfig
 
 log = logging.getLogger(__name__)
@@ -19,11 +19,11 @@ class WeightSyncError(RuntimeError):
 
 
 class WeightSync:
-    """Pushes the learners' weights to every engine and verifies checksums.
+    """Pushes the learners' weights to every engine; what arrived is compared, every parameter of it.
 
     The first push carries every parameter, later ones only those that train, unless a new engine is among the
     receivers: a frozen vision tower is sent once. Every push resets all of an engine's caches, whatever it carries
-    (docs/decisions/0003-engine.md).
+    (docs/decisions/0003-engine.md). Checksums are of what learners and engines hold, computed where it lies.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class WeightSync:
         self._pushed_all = False
         self.metrics: dict[str, float] = {}
         workers.set_weight_sync(self.sync_new_workers)
-        self.digests: dict[str, str] = {}  # sha256 of every parameter as last pushed; frozen ones are sent once
+        self.digests: dict[str, str] = {}  # checksum of every parameter as last pushed; frozen ones are sent once
 
     def push(self) -> int:
         """One push; returns the version every engine now runs.
 
         Raises:
-            WeightSyncError: a parameter read back from an engine differs from the learners'.
+            WeightSyncError: a parameter in an engine differs from the learners'.
             WeightsLostError: they were lost in transit twice. No engine samples before another push.
         """
         self.metrics = self._send(self._version + 1, everything=not self._pushed_all)
@@ -68,8 +68,7 @@ class WeightSync:
             self._send(self._version, everything=True, only=self._workers.new_workers)
         elif self._pushed:
             only = self._workers.new_workers
-            self._workers.load_weights(self._pushed, self._version, timeout_s=self._config.timeout_s, only=only)
-            self._verify(self._pushed, self._version, only)
+            self._load(self._pushed, self._version, only)
 
     def _send(self, version: int, *, everything: bool, only: Sequence[str] | None = None) -> dict[str, float]:
         start = time.perf_counter()
@@ -78,19 +77,17 @@ class WeightSync:
         except WeightsLostError as error:
             log.warning("weights %d are sent again: %s", version, error)
             buckets, exported = self._export_and_load(version, True, only)
-        loaded = time.perf_counter()
-        verified = self._verify(buckets, version, only)
-        self.digests |= {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
         seconds = time.perf_counter() - start
+        sent = checksums(buckets)
+        self.digests |= sent
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket.tensors)
         return {
             "sync/bytes": float(size),
             "sync/seconds": seconds,
             "sync/export_seconds": exported - start,
-            "sync/load_seconds": loaded - exported,
-            "sync/verify_seconds": start + seconds - loaded,
+            "sync/load_seconds": start + seconds - exported,
             "sync/gb_per_s": size / seconds / 1e9,
-            "sync/verified_parameters": float(verified),
+            "sync/verified_parameters": float(len(sent)),
             "sync/version": float(version),
         }
 
@@ -103,29 +100,19 @@ class WeightSync:
         exported = time.perf_counter()
         if not everything:  # engines that started during the export get everything later
             only = [slot.name for slot in self._workers.ready]
-        self._workers.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
+        self._load(buckets, version, only)
         if self._keeps_pushed:
             self._pushed[0 if everything else self._num_everything :] = buckets
             self._num_everything = len(buckets) if everything else self._num_everything
         return buckets, exported
 
-    def _verify(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str] | None) -> int:
-        """Read a rotating sample of parameters back from the engines and compare checksums."""
-        sent = {tensor.name: tensor.sha256 for bucket in buckets for tensor in bucket.tensors}
-        names = _rotating(sorted(sent), self._config.verify_tensors, version)
-        read_back = self._workers.checksums(names, timeout_s=self._config.timeout_s, only=only)
-        for worker, held in read_back.items():
-            wrong = [name for name in names if held.get(name) != sent[name]]
+    def _load(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str] | None) -> None:
+        """Into the engines; what they then hold is compared, where it lies."""
+        differing = self._workers.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
+        for worker, wrong in differing.items():
             if wrong:
                 raise WeightSyncError(
-                    f"engine {worker} holds other values than the learners for {wrong} after push {version}"
+                    f"engine {worker} holds other values than the learners for {', '.join(wrong[:3])}"
+                    f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} after push {version}"
                 )
-        self._workers.mark_recovered(list(read_back))
-        return len(names)
-
-
-def _rotating(names: Sequence[str], count: int, turn: int) -> list[str]:
-    """`count` names, starting further along with every `turn`, so that all come up."""
-    if not names:
-        return []
-    return [names[(turn * count + i) % len(names)] for i in range(min(count, len(names)))]
+        self._workers.mark_recovered(list(differing))

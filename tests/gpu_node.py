@@ -17,7 +17,7 @@ from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
 from rl.evaluation.parity import ParityGates, measure_parity
 from rl.policy.processor import Processor
-from tests.actors.engine.test_engine import SCENES, clip, make_loud, opening, play_group, request, run
+from tests.actors.engine.test_engine import SCENES, checksums_of, clip, make_loud, opening, play_group, request, run
 
 PUSHES = 10
 
@@ -32,7 +32,6 @@ def main(folder: Path, *, dtype: str = "float32", gates: dict[str, float], **set
     from vllm.platforms import current_platform
 
     from actors.engine.engine import make_engine
-    from rl.policy.vllm.live_weights import tensor_digest
 
     device = "cpu" if current_platform.is_cpu() else "cuda"
     config = EngineConfig(kv_cache_bytes=64 * 2**20, gpu_memory_utilization=0.3, **settings)
@@ -49,7 +48,7 @@ def main(folder: Path, *, dtype: str = "float32", gates: dict[str, float], **set
             sent = {name: value.flip(0) if push % 2 == 0 else value for name, value in weights.items()}
             engine.load_weights(sent.items(), engine.policy_version + 1)
             run(engine, asked)
-            arrived.append(engine.checksums(list(sent)) == {name: tensor_digest(sent[name]) for name in sent})
+            arrived.append(engine.checksums(list(sent)) == checksums_of(sent))
             memory_mib.append(engine.device_memory_mib())
         after = run(engine, asked)  # the last push brought the first weights back
     finally:

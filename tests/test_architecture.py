@@ -44,6 +44,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "rl/policy/vllm/",
     "rl/policy/stock/",
     "rl/policy/",
+    "rl/weight_transfer/",
     "rl/config/",
     "rl/user_code/",
     "rl/trajectory.py",
@@ -59,6 +60,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/algorithm/loss.py": (),
     "rl/config/": ("rl.config", "rl.user_code"),
     "rl/user_code/": ("rl.user_code",),
+    "rl/weight_transfer/": ("rl.weight_transfer",),
     "cluster/": ("cluster",),
 }
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster

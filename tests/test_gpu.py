@@ -179,5 +179,5 @@ def test_a_run_with_an_engine_and_a_learner_on_every_gpu_trains_agrees_and_resum
     steps = steps_of(tmp_path, "shared")
     assert [steps[step]["policy/version"] for step in (1, 2, 3)] == [1, 2, 3]
     for step in steps.values():
-        assert step["parity/mean/reasoning"] < 0.05 and step["sync/verified_parameters"] == 4
+        assert step["parity/mean/reasoning"] < 0.05 and step["sync/verified_parameters"] > 20
         assert step["update/optimizer_steps"] == 1

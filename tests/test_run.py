@@ -89,7 +89,7 @@ def test_the_policy_looks_again_and_engine_and_learner_agree_on_every_step(home,
     assert all(step["rollout/granted_calls"] > 0 and step["rollout/frames"] > 0 for step in steps.values())
     for step in steps.values():
         assert step["parity/max/sampling"] < 1e-4 and step["parity/max/reasoning"] < 1e-4
-        assert step["sync/verified_parameters"] == 4
+        assert step["sync/verified_parameters"] > 20
     assert [steps[step]["policy/version"] for step in (1, 2, 3)] == [1, 2, 3]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,7 +14,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from actors.engine.driver import TIMEOUT_S, Driver, result_within
+from actors.engine.driver import TIMEOUT_S, Driver, FlatWeight, result_within
+from actors.engine.memory_file import MemoryFile
 from rl.policy.vllm.plugin import ENVIRONMENT
 
 
@@ -26,6 +27,7 @@ class AsyncDriver:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._answered, self._question = 0, None
+        self._transit = MemoryFile()
         os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
@@ -44,6 +46,12 @@ class AsyncDriver:
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return self._wait(self._llm.collective_rpc(method, args=arguments))
+
+    def put_weights(self, bucket: Sequence[FlatWeight]) -> None:
+        if bucket:
+            ranges = self._transit.write([data for *_, data in bucket])
+            described = [(*weight[:3], *range_) for weight, range_ in zip(bucket, ranges, strict=True)]
+            self.call("map_weights", self._transit.path, described)
 
     def set_weight_version(self, version: str) -> None:
         self._wait(self._llm.update_weight_version(version))
@@ -71,6 +79,7 @@ class AsyncDriver:
         del self._llm
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=60)
+        self._transit.close()
 
     async def _start(self, arguments: dict[str, Any]) -> AsyncLLM:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))

@@ -6,13 +6,14 @@ when weights are replaced. There are two: actors.engine.inline_driver (CPU) and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
 from vllm import RequestOutput, SamplingParams
 from vllm.inputs import TokensPrompt
 
+FlatWeight = tuple[str, str, list[int], memoryview]  # Hugging Face name, dtype, shape, bytes
 TIMEOUT_S = 600.0  # for a start, for running requests to end, or for one call to the workers: beyond it, vLLM hangs
 
 
@@ -31,6 +32,9 @@ class Driver(Protocol):
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """A method of rl.policy.vllm.live_weights.LiveWeights on every worker of the engine; their answers, by rank."""
+
+    def put_weights(self, bucket: Sequence[FlatWeight]) -> None:
+        """Overwrite parameters on every worker of the engine. Only inside `exclusively`."""
 
     def set_weight_version(self, version: str) -> None:
         """Set the version that later completions carry."""

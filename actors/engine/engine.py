@@ -34,7 +34,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from actors.engine.driver import TIMEOUT_S, Driver, result_within, settle
 from actors.engine.settings import engine_arguments
-from actors.engine.weights import PARTIAL, replace_weights
+from actors.engine.weights import PARTIAL, live_checksums, replace_weights
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
@@ -135,7 +135,7 @@ class VllmEngine:
         scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [0.0, *(candidates[token].logprob for token, candidates in scores)]
 
-    def load_weights(self, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> None:
+    def load_weights(self, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> dict[str, str]:
         """Replace parameters between requests, then drop every cache that the old ones filled.
 
         Waits for the requests running; those submitted meanwhile wait for the new weights. A part of the parameters
@@ -144,29 +144,31 @@ class VllmEngine:
         Args:
             named: Hugging Face names with values; a uint16 array holds the bits of bfloat16.
             version: of the policy from now on; every later completion carries it.
+        Returns:
+            Checksums of what the model then holds under these names, as from `checksums`.
         Raises:
             EngineError: a name or shape is not the model's, or the weights stopped coming. No request is answered until
                 others have been loaded.
         """
         try:
-            self._driver.exclusively(partial(replace_weights, named=named, version=version))
+            held = self._driver.exclusively(partial(replace_weights, named=named, version=version))
         except Exception as error:
             raise EngineError(f"weights {version}", error) from error
         self.policy_version = version
+        return held
 
     def checksums(self, names: Sequence[str]) -> dict[str, str]:
-        """sha256 of the bytes of live parameters by Hugging Face name, read back from the model as it runs.
+        """Checksums of live parameters by Hugging Face name, summed where the model runs (rl.weight_transfer.checksum).
 
-        On several GPUs every one of them answers, from its own shards; where their answers differ, all are given.
+        On several GPUs every one of them sums its own shards; where replicas contradict each other, all are given.
 
         Raises:
             EngineError: no such parameter.
         """
         try:
-            by_rank = self._driver.exclusively(lambda driver: driver.call("digest_weights", list(names)))
+            return self._driver.exclusively(partial(live_checksums, names=names))
         except Exception as error:
             raise EngineError("checksums", error) from error
-        return {name: " ".join(dict.fromkeys(digests[name] for digests in by_rank)) for name in names}
 
     def stats(self) -> dict[str, float]:
         """What the engine did since the last call of this method, see Counters."""

@@ -6,7 +6,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine.driver import TIMEOUT_S, Driver, result_within, settle
+from actors.engine.driver import TIMEOUT_S, Driver, FlatWeight, result_within, settle
 from rl.policy.vllm.plugin import CPU_ENVIRONMENT, ENVIRONMENT
 
 
@@ -56,6 +56,9 @@ class InlineDriver:
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return self._engine.collective_rpc(method, args=arguments)
+
+    def put_weights(self, bucket: Sequence[FlatWeight]) -> None:
+        self.call("put_weights", bucket)  # the worker is in this process and reads them where they lie
 
     def set_weight_version(self, version: str) -> None:
         self._engine.set_weight_version(version)

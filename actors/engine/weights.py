@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from actors.engine.driver import Driver
+from actors.engine.driver import Driver, FlatWeight
+from rl.policy.vllm.live_weights import add_up
+from rl.weight_transfer.checksum import in_words
+from rl.weight_transfer.description import dtype_name
 
 BUCKET_BYTES = 64 * 2**20  # of weights handed over at a time
 PARTIAL = "part"  # the version of an engine's weights begins with it while they are incomplete
 
 
-def replace_weights(driver: Driver, *, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> None:
-    """Hand over parameters, then drop every cache. Only inside `Driver.exclusively`."""
+def replace_weights(
+    driver: Driver, *, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int
+) -> dict[str, str]:
+    """Hand over parameters, then drop every cache. Only inside `Driver.exclusively`.
+
+    Returns:
+        Checksums of what the engine's model then holds under their names.
+    """
     driver.set_weight_version(f"{PARTIAL} of version {version}")  # until all are there
-    bucket, size = [], 0
+    bucket, size, names = [], 0, []
     for name, value in named:
         bucket.append(_flat(name, value))
+        names.append(name)
         size += bucket[-1][-1].nbytes
         if size >= BUCKET_BYTES:
-            driver.call("put_weights", bucket)
+            driver.put_weights(bucket)
             bucket, size = [], 0
-    driver.call("put_weights", bucket)
+    driver.put_weights(bucket)
+    held = live_checksums(driver, names)
     driver.reset_caches()
     driver.set_weight_version(str(version))
+    return held
 
 
-def _flat(name: str, value: torch.Tensor | np.ndarray) -> tuple[str, str, list[int], memoryview]:
-    """Name, dtype, shape and bytes: they reach a worker in this process and in another one alike."""
-    tensor = (
-        value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.require(value, requirements="W"))
-    )
-    dtype = "bfloat16" if tensor.dtype == torch.uint16 else str(tensor.dtype).removeprefix("torch.")
+def live_checksums(driver: Driver, names: Sequence[str]) -> dict[str, str]:
+    """Checksums of live parameters, from all the engine's workers; where they contradict each other, all are given."""
+    by_rank = driver.call("sum_weights", list(names))
+    return {name: " ".join(map(in_words, add_up([sums[name] for sums in by_rank]))) for name in names}
+
+
+def _flat(name: str, value: torch.Tensor | np.ndarray) -> FlatWeight:
+    """Name, dtype, shape and bytes, where they lie if that is this process's memory."""
+    tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+    dtype = "bfloat16" if tensor.dtype == torch.uint16 else dtype_name(tensor.dtype)
     data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     return name, dtype, list(tensor.shape), data

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
-from rl.config.renamed import new_name
+from rl.config.renamed import REMOVED_KEYS, new_name
 from rl.config.run import RunConfig
 
 FREE = (  # below them, keys are the user's: arguments of a function, values of a row
@@ -63,6 +63,8 @@ def misspelt(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
         elif new_name(key):
             key = _down_to_the_value(key, value)
             yield key, f"since 0.4.0 it is {new_name(key)!r}"
+        elif key in REMOVED_KEYS:
+            yield key, f"there is none since 0.4.0: {REMOVED_KEYS[key]}"
         else:
             yield key, f"did you mean {nearest_key(key)!r}?"
 

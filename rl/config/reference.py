@@ -31,7 +31,7 @@ UNITS = {  # by the key's last part, or by the end of it
     **{"eval_tasks": "tasks", "trajectories_per_step": "trajectories", "keep_checkpoints": "checkpoints"},
     **{"decode_timeout_s": "s of processor time"},
     **{"max_num_seqs": "sequences", "gpu_memory_utilization": "share", "size": "pixels", "in_flight": "examples"},
-    **{"limit": "examples", "verify_tensors": "tensors", "max_failed_saves": "saves", "max_rebuilds": "rebuilds"},
+    **{"limit": "examples", "max_failed_saves": "saves", "max_rebuilds": "rebuilds"},
 }
 TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 

@@ -1,4 +1,4 @@
-"""Keys that earlier versions called otherwise.
+"""Keys that earlier versions called otherwise, or had and there are no more.
 
 A configuration that somebody wrote with an old key is refused, in one line, with the new one; a configuration that a
 run or a checkpoint has stored is translated.
@@ -20,6 +20,10 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {  # key (of today) -> value of 0.3.
     },
 }
 
+REMOVED_KEYS: dict[str, str] = {  # key of 0.3.0 -> why there is none since 0.4.0
+    "weight_sync.verify_tensors": "every parameter is compared after every push",
+}
+
 
 def new_name(key: str) -> str | None:
     """What a dotted key is called now; None if it was never renamed."""
@@ -34,6 +38,9 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
     today = dict(settings)
     for old, new in _longest_first():
         today = _moved(today, old.split("."), new.split("."))
+    for old in REMOVED_KEYS:
+        path = old.split(".")
+        today = _without(today, path) if _at(today, path) is not None else today
     for key, renamed in RENAMED_VALUES.items():
         value = _at(today, key.split("."))
         if isinstance(value, str) and value in renamed:

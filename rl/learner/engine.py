@@ -25,6 +25,7 @@ from torch.profiler import record_function
 from rl.config.learner import LearnerConfig
 from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, whole_shape
 from rl.learner.settings import deepspeed_settings, inference_settings, steps_fused, uses_cuda
+from rl.weight_transfer.description import WeightTensor, dtype_name
 
 GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
 
@@ -134,6 +135,14 @@ class TrainingEngine:
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
                 whole = [(name, p.detach().clone()) for name, p in bucket if wanted is None or name in wanted]
             yield from whole
+
+    def described_weights(self, *, trainable_only: bool = False) -> list[WeightTensor]:
+        """What `named_weights` gives, in the same order; nothing is gathered."""
+        return [
+            WeightTensor(name, dtype_name(p.dtype), tuple(whole_shape(p)))
+            for name, p in self.module.named_parameters()
+            if p.requires_grad or not trainable_only
+        ]
 
     def whole_shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape when whole, and type, of every parameter under its Hugging Face name."""

@@ -10,7 +10,7 @@ Legend: P groups of this rank · G siblings · B sequences of a micro-batch · T
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from rl.policy.model import freeze_vision, map_policy, save_all_but_weights
 from rl.policy.processor import Processor
 from rl.policy.structure import structure_of
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
+from rl.weight_transfer.description import WeightTensor
 
 
 class Learner:
@@ -153,9 +154,19 @@ class Learner:
             rows += [row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, lengths_B, strict=True)]
         return part.by_sample(rows)
 
-    def named_weights(self, *, trainable_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Whole parameters under their Hugging Face names. At ZeRO 3 every rank has to run through all of them."""
-        return self._engine.named_weights(trainable_only=trainable_only)
+    def described_weights(self, *, trainable_only: bool = False) -> list[WeightTensor]:
+        """What `named_weights` gives, in the same order."""
+        return self._engine.described_weights(trainable_only=trainable_only)
+
+    def named_weights(
+        self, *, trainable_only: bool = False, wanted: Container[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters under their Hugging Face names. At ZeRO 3 every rank has to run through all of them.
+
+        Args:
+            wanted: names that this rank has a use for; the others are gathered and not given. None: all.
+        """
+        return self._engine.named_weights(trainable_only=trainable_only, wanted=wanted)
 
     def digest(self) -> str:
         """SHA-256 over names, types, shapes and bytes of all weights."""

@@ -76,7 +76,7 @@ class Reporter:
 
         Args:
             metrics: of the loop and of the other stages.
-            weights: sha256 of every parameter after the step, by name.
+            weights: checksum of every parameter after the step, by name.
         Raises:
             GateError: engine and learner disagree on average by more than parity.abort_nat, or too many videos could
                 not be read.

@@ -34,7 +34,7 @@ def step_fingerprints(
         scored: the step's groups, in order.
         credit_PG: what each sibling's tokens are credited with (rl.algorithm.batch.learned_credit).
         optimizer: LearnerUpdate.optimizer; empty: the step has no such fingerprint.
-        weights: sha256 of every parameter after the step, by Hugging Face name.
+        weights: checksum of every parameter after the step, by Hugging Face name.
     """
     prints = {
         "prompts": fingerprint(_prompts(scored)),

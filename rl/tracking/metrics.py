@@ -90,7 +90,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
         "fingerprint of what a stage made of this step (rl.tracking.fingerprint); in metrics.jsonl only",
     ),
     "sync/version": ("pushes", "version the engines confirmed"),
-    "sync/verified_parameters": ("parameters", "read back from every engine and found equal"),
+    "sync/verified_parameters": ("parameters", "that every engine was sent and holds as the learners do, by checksums"),
     "sync/bytes": ("B", "of weights pushed to each engine"),
     "sync/gb_per_s": ("GB/s", "of a push, verification included"),
     "sync/": ("s", "seconds of a push and of its parts"),

@@ -1,14 +1,14 @@
-"""The engine's weights, in place: overwritten, digested and counted by a vLLM worker."""
+"""The engine's weights, in place: overwritten, summed and counted by a vLLM worker."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import mmap
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from vllm.distributed import get_tp_group
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -17,6 +17,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from rl.policy.batch_invariant import RowPadding
 from rl.policy.profiler import SUFFIX, Profiler
 from rl.policy.vllm.probe import choose_padding, varying_kernels
+from rl.weight_transfer.checksum import checksum, shard_checksum
 
 FUSED = {  # Hugging Face's name -> vLLM's fused parameter, and which part of it
     "q_proj": ("qkv_proj", 0),
@@ -25,6 +26,11 @@ FUSED = {  # Hugging Face's name -> vLLM's fused parameter, and which part of it
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
+WHOLE = 0  # in the place of a shard's number of replicas: every worker has all of the parameter
+
+ShardSums = dict[str, tuple[int, int, int]]  # name -> replicas of a worker's shard or WHOLE, and its two sums
+
+warnings.filterwarnings("ignore", "The given buffer is not writable")  # weights are read where they lie, not changed
 
 
 class LiveWeights:
@@ -41,13 +47,31 @@ class LiveWeights:
         tensors = (torch.frombuffer(data, dtype=getattr(torch, dtype)).view(*shape) for _, dtype, shape, data in flat)
         self.get_model().load_weights(zip((name for name, *_ in flat), tensors, strict=True))
 
-    def digest_weights(self, names: Sequence[str]) -> dict[str, str]:
-        """sha256 of the bytes of live parameters, by Hugging Face name; every worker of the engine takes part.
+    def map_weights(self, path: str, flat: Sequence[tuple[str, str, Sequence[int], int, int]]) -> None:
+        """Overwrite parameters in place with what lies in a file of another process's memory.
 
-        A parameter that is cut over several workers is put together on each of them, from shards that hold its own: all
-        their digests are right only if every shard is.
+        Args:
+            path: of the file.
+            flat: Hugging Face name, dtype, shape, and the range of bytes of each.
+        Raises:
+            ValueError: a name or shape is not the model's.
         """
-        return {name: tensor_digest(live_tensor(self.get_model(), name)) for name in names}
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        data = memoryview(mapped)  # unmapped with the last tensor that lies in it
+        self.put_weights([(name, dtype, shape, data[start:end]) for name, dtype, shape, start, end in flat])
+
+    def sum_weights(self, names: Sequence[str]) -> ShardSums:
+        """What this worker's shards of live parameters add to their checksums, by Hugging Face name.
+
+        Raises:
+            KeyError: no such parameter.
+        """
+        model, rank = self.get_model(), get_tp_group().rank_in_group
+        shards = [live_shard(model, name) for name in names]
+        sums = [shard_sums(shard, rank) for shard in shards]
+        values = torch.stack(sums).tolist() if sums else []
+        return {name: (shard.kind, *two) for name, shard, two in zip(names, shards, values, strict=True)}
 
     def make_batch_invariant(self, paddings: Sequence[RowPadding]) -> tuple[str, list[str]]:
         """Choose how the rows of products are padded; no request may be running.
@@ -94,27 +118,18 @@ class Shard:
     """The part of a parameter that this worker of an engine holds."""
 
     tensor: Tensor
+    shape: tuple[int, ...]  # of the whole parameter, without the padding rows that some have behind them
     dim: int | None = None  # along which the parameter is cut; None: it is whole
     replicas: int = 1  # neighbouring workers that hold the same part
-    rows: int | None = None  # of the whole parameter, where there is padding behind them
 
-
-def live_tensor(model: nn.Module, name: str) -> Tensor:
-    """The part of the model's parameters that a Hugging Face name stands for: fused ones sliced, padding rows cut.
-
-    Where the engine has several workers it is put together from all their shards, on the CPU: a collective.
-
-    Raises:
-        KeyError: no such parameter.
-    """
-    shard = live_shard(model, name)
-    if shard.dim is None:
-        return shard.tensor[: shard.rows]
-    return put_together(gathered(shard.tensor), shard, get_tp_group().rank_in_group)
+    @property
+    def kind(self) -> int:
+        """The number of replicas, or WHOLE."""
+        return WHOLE if self.dim is None else self.replicas
 
 
 def live_shard(model: nn.Module, name: str) -> Shard:
-    """This worker's part of a parameter, by its Hugging Face name.
+    """This worker's part of a parameter, by its Hugging Face name: fused ones sliced.
 
     Raises:
         KeyError: no such parameter.
@@ -129,31 +144,42 @@ def live_shard(model: nn.Module, name: str) -> Shard:
         raise KeyError(f"the engine's model has no parameter {name!r}") from error
     tensor = parameter.data if part is None else parameter.data.split(module.output_partition_sizes)[part]
     rows = module.org_vocab_size if isinstance(module, VocabParallelEmbedding) else None
-    if getattr(module, "tp_size", 1) == 1:
-        return Shard(tensor, rows=rows)
+    workers = getattr(module, "tp_size", 1)
+    dim, replicas = _cut(module, leaf, last) if workers > 1 else (None, 1)
+    shape = list(tensor.shape)
+    if dim is not None:
+        shape[dim] *= workers // replicas
+    if rows is not None:
+        shape[0] = rows
+    return Shard(tensor, tuple(shape), dim, replicas)
+
+
+def shard_sums(shard: Shard, rank: int) -> Tensor:
+    """What the shard of the worker of this rank adds to the parameter's checksum, two integers."""
+    if shard.dim is None:
+        return checksum(shard.tensor[: shard.shape[0]] if shard.shape else shard.tensor)
+    start = rank // shard.replicas * shard.tensor.shape[shard.dim]
+    return shard_checksum(shard.tensor, shard.shape, shard.dim, start)
+
+
+def add_up(sums_R: Sequence[tuple[int, int, int]]) -> Iterable[tuple[int, int]]:
+    """The checksums of one parameter from what every worker of an engine has summed, by rank.
+
+    Returns:
+        Distinct ones: one, unless workers that should hold the same do not.
+    """
+    replicas = sums_R[0][0] or len(sums_R)  # WHOLE: each has everything
+    parts = [sums_R[place::replicas] for place in range(replicas)]  # by place among the neighbours that hold the same
+    return dict.fromkeys(
+        (sum(plain for _, plain, _ in part) % 2**64, sum(placed for *_, placed in part) % 2**64) for part in parts
+    )
+
+
+def _cut(module: nn.Module, leaf: str, last: str) -> tuple[int | None, int]:
+    """Along which dimension vLLM has cut a module's parameter, and how many neighbours hold the same part."""
     if isinstance(module, RowParallelLinear):
-        return Shard(tensor, 1 if leaf == "weight" else None)  # its bias is whole
+        return (1 if leaf == "weight" else None), 1  # its bias is whole
     if isinstance(module, ColumnParallelLinear):
         # with fewer heads of keys and values than workers, neighbours hold the same one
-        return Shard(tensor, 0, module.num_kv_head_replicas if last in ("k_proj", "v_proj") else 1)
-    return Shard(tensor, 0 if isinstance(module, VocabParallelEmbedding) else None, rows=rows)
-
-
-def gathered(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all the engine's workers, in order, on the CPU: a GPU has no room for a second embedding."""
-    group = get_tp_group()
-    own = tensor.detach().cpu().contiguous()
-    parts = [torch.empty_like(own) for _ in range(group.world_size)]
-    flat = [part.view(-1).view(torch.uint8) for part in (*parts, own)]  # gloo does not know every type
-    dist.all_gather(flat[:-1], flat[-1], group=group.cpu_group)
-    return parts
-
-
-def put_together(parts: Sequence[Tensor], shard: Shard, rank: int) -> Tensor:
-    """The whole parameter; of replicas the one that `rank` holds, or that has the same place among its neighbours."""
-    return torch.cat(list(parts[rank % shard.replicas :: shard.replicas]), dim=shard.dim)[: shard.rows]
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's bytes, row-major."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+        return 0, module.num_kv_head_replicas if last in ("k_proj", "v_proj") else 1
+    return (0 if isinstance(module, VocabParallelEmbedding) else None), 1

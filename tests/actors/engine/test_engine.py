@@ -36,6 +36,7 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
+from rl.weight_transfer.checksum import checksum, in_words
 from tests.envs.setting import make_reader, make_task
 
 pytestmark = pytest.mark.vllm
@@ -381,7 +382,6 @@ def test_engine_computes_with_what_was_pushed(engine, processor, build_policy, p
     """Every trained parameter arrives, and the engine then is the learner: with a head of its own or a tied one."""
     from rl.evaluation.parity import measure_parity
     from rl.policy.model import load_policy
-    from rl.policy.vllm.live_weights import tensor_digest
 
     learner = load_policy(build_policy(9), SCENES)
     is_tied = learner.lm_head.weight is learner.get_input_embeddings().weight
@@ -396,24 +396,22 @@ def test_engine_computes_with_what_was_pushed(engine, processor, build_policy, p
 
     record_property("parity", report.as_dict())
     assert ("lm_head.weight" in pushed) is not is_tied
-    assert arrived == {name: tensor_digest(value) for name, value in pushed.items()}
+    assert arrived == checksums_of(pushed)
     assert report.failures(FLOAT32) == [] and report.spread >= 1
 
 
 @FOR_EACH_FAMILY
 def test_every_parameter_can_be_replaced_and_read_back(engine, policy_dir):
-    from rl.policy.vllm.live_weights import tensor_digest
-
     weights = stored_weights(policy_dir)
-    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
+    assert engine.checksums(list(weights)) == checksums_of(weights)
     random = torch.Generator().manual_seed(1)
     fresh = {name: torch.randn(value.shape, generator=random) for name, value in weights.items()}
 
     engine.load_weights(fresh.items(), engine.policy_version + 1)
-    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in fresh.items()}
+    assert engine.checksums(list(weights)) == checksums_of(fresh)
 
     engine.load_weights(weights.items(), engine.policy_version + 1)
-    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in weights.items()}
+    assert engine.checksums(list(weights)) == checksums_of(weights)
 
 
 @pytest.mark.parametrize(
@@ -577,6 +575,10 @@ def test_engine_and_learner_agree_however_videos_are_encoded(scenes, open_engine
     assert report.failures(FLOAT32) == []
 
 
+def checksums_of(weights) -> dict[str, str]:
+    return {name: in_words(checksum(value).tolist()) for name, value in weights.items()}
+
+
 def stored_weights(folder) -> dict[str, torch.Tensor]:
     from rl.policy.model import load_policy
 
@@ -599,15 +601,13 @@ def test_bf16_engine_and_learner_agree_loosely(open_engine, policy_dir, processo
 
 
 def test_bf16_weights_arrive_as_bits_too(open_engine, policy_dir):
-    from rl.policy.vllm.live_weights import tensor_digest
-
     engine = open_engine(policy_dir, PolicyConfig(scenes=SCENES, dtype="bfloat16"), version=3)
     name = "model.language_model.norm.weight"
     value = torch.randn(SMALL.hidden_size, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
 
     engine.load_weights([(name, value.view(torch.uint16).numpy())], 4)
 
-    assert engine.checksums([name]) == {name: tensor_digest(value)}
+    assert engine.checksums([name]) == checksums_of({name: value})
 
 
 def test_second_engine_in_a_process_is_refused(engine, policy_dir):
@@ -691,8 +691,8 @@ from rl.config.rollout import EngineConfig
 from rl.evaluation.parity import measure_parity
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
-from rl.policy.vllm.live_weights import tensor_digest
-from tests.actors.engine.test_engine import FLOAT32, SCENES, clip, make_loud, opening, play_group, request, run
+from tests.actors.engine.test_engine import FLOAT32, SCENES, checksums_of, clip, make_loud
+from tests.actors.engine.test_engine import opening, play_group, request, run
 
 def spoil(worker):
     if worker.rank == 1:
@@ -703,7 +703,7 @@ def main(folder):
     engine = VllmEngine(folder, PolicyConfig(scenes=SCENES), two, 0, driver=AsyncDriver)
     processor, learner = Processor.from_pretrained(folder, SCENES), load_policy(folder, SCENES)
     weights = {name: value.detach() for name, value in learner.named_parameters()}
-    digests = {name: tensor_digest(value) for name, value in weights.items()}
+    digests = checksums_of(weights)
     video = clip(processor, seed=0)
     prompt = opening(processor, video)
 
@@ -721,7 +721,7 @@ def main(folder):
 
     changed = {name: value.flip(0) for name, value in weights.items()}
     engine.load_weights(changed.items(), 2)
-    assert engine.checksums(list(weights)) == {name: tensor_digest(value) for name, value in changed.items()}
+    assert engine.checksums(list(weights)) == checksums_of(changed)
     (moved,) = run(engine, [request(prompt, [video])])
     engine.load_weights(weights.items(), 3)
     assert engine.checksums(list(weights)) == digests

@@ -8,7 +8,7 @@ import yaml
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, stored_settings, to_dict
 from rl.config.keys import is_known
-from rl.config.renamed import RENAMED_KEYS, RENAMED_VALUES, new_name, translated
+from rl.config.renamed import REMOVED_KEYS, RENAMED_KEYS, RENAMED_VALUES, new_name, translated
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 OF_0_3_0 = """
@@ -32,7 +32,7 @@ def old_file(tmp_path):
 
 def test_every_renamed_key_has_a_new_name_that_exists_and_an_old_one_that_does_not():
     assert [new for new in RENAMED_KEYS.values() if not is_known(new)] == []
-    assert [old for old in RENAMED_KEYS if is_known(old)] == []
+    assert [old for old in (*RENAMED_KEYS, *REMOVED_KEYS) if is_known(old)] == []
     for key, values in RENAMED_VALUES.items():
         for new in values.values():
             assert load_config([QUICKSTART], [f"{key}={new}"])
@@ -53,6 +53,15 @@ def test_an_old_key_on_the_command_line_is_one_line_with_the_new_one(tmp_path):
     new.write_text("rewards: {answer: {fn: answer}}\n")
     with pytest.raises(ConfigError, match=r"^command line: unknown key 'video\.v0\.fps'; .* is 'video\.coarse\.fps'$"):
         load_config([new], ["video.v0.fps=2"])
+
+
+def test_a_key_that_there_is_no_more_is_refused_with_the_reason_and_left_out_of_what_a_run_has_stored(tmp_path):
+    stored = translated({"weight_sync": {"verify_tensors": 4, "timeout_s": 9.0}})
+    assert stored == {"weight_sync": {"timeout_s": 9.0}}
+    with pytest.raises(
+        ConfigError, match=r"weight_sync\.verify_tensors.*none since 0\.4\.0: every parameter is compared"
+    ):
+        load_config([QUICKSTART], ["weight_sync.verify_tensors=8"])
 
 
 def test_what_a_run_of_0_3_0_has_stored_is_read_under_the_names_of_today(tmp_path):
