@@ -23,7 +23,6 @@ AT_LEAST_ONE = (  # numbers that are sizes or counts of something there has to b
     "video.coarse.max_pixels",
     "video.coarse.max_visual_tokens",
     "retrieval.max_pixels",
-    "rollout.engine.max_num_seqs",
     "rollout.engine.kv_cache_bytes",
     "weight_sync.bucket_bytes",
 )

@@ -12,7 +12,9 @@ class EngineConfig:
     """One vLLM engine."""
 
     max_model_len: int = 2048  # tokens of the longest trajectory, inserted frames included
-    max_num_seqs: int = 32  # trajectories that one engine decodes at once
+    # trajectories that one engine decodes at once; 0: as many of the longest as its KV cache holds, at most those of a
+    # step
+    max_num_seqs: int = 32
     kv_cache_bytes: int = 268_435_456  # on CPU; on GPU gpu_memory_utilization decides
     # of one GPU, for weights and KV cache; leave room for learners on the same GPU
     gpu_memory_utilization: float = 0.85

@@ -8,10 +8,14 @@ Legend: b bytes of a value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from rl.config.rollout import EngineConfig
+from rl.config.run import RunConfig
 from rl.memory_plan.activations import block_working
+from rl.memory_plan.record import GIB
+from rl.memory_plan.trajectory import longest_trajectory
 from rl.policy.structure import Language, Structure
 
 MIN_BATCHED_TOKENS = 8192  # prompts prefilled together, as actors.engine.settings has it
@@ -52,6 +56,33 @@ def engine_memory(structure: Structure, engine: EngineConfig, itemsize: int, *, 
         context=CONTEXT_BYTES if cuda else 0,
         kv_per_token=kv_bytes(language, itemsize, split),
     )
+
+
+def with_sequences(config: RunConfig, structure: Structure, itemsize: int, gpu_gib: float) -> RunConfig:
+    """The configuration with the trajectories that an engine decodes at once, where it leaves them to memory
+    (rollout.engine.max_num_seqs=0): as many of the longest as the KV cache holds, and no more than a step brings it.
+
+    Siblings share what they begin with. vLLM computes again what does not fit after all, so the longest will do.
+
+    Args:
+        itemsize: b.
+        gpu_gib: of a GPU; 0: it is not known, or vLLM computes on the CPU.
+    """
+    rollout, engine = config.rollout, config.rollout.engine
+    if engine.max_num_seqs:
+        return config
+    most = math.ceil(rollout.tasks_per_step / rollout.num_workers) * rollout.group_size
+    engine = replace(engine, max_num_seqs=most)
+    memory = engine_memory(structure, engine, itemsize, cuda=bool(config.placement.rollout_gpus))
+    cache = float(engine.kv_cache_bytes)
+    if config.placement.rollout_gpus:
+        cache = engine.gpu_memory_utilization * gpu_gib * GIB - memory.fixed if gpu_gib else math.inf
+    longest = longest_trajectory(config, structure.tower)
+    shared = longest.visual_tokens * longest.coarse_values / max(1, longest.coarse_values + longest.look_values)
+    own = longest.tokens - shared * (1 - 1 / rollout.group_size)
+    held = cache / (memory.kv_per_token * own)
+    engine = replace(engine, max_num_seqs=max(1, int(min(held, most))))
+    return replace(config, rollout=replace(rollout, engine=engine))
 
 
 def kv_bytes(language: Language, itemsize: int, split: int = 1) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rl.config.run import RunConfig
 from rl.learner.settings import deepspeed_settings
-from rl.memory_plan.engine import EngineMemory, engine_memory
+from rl.memory_plan.engine import EngineMemory, engine_memory, with_sequences
 from rl.memory_plan.gpus import USABLE, Shared, by_content, share_gpus
 from rl.memory_plan.host import Workers, node_items
 from rl.memory_plan.learner import ITEMSIZE, LearnerMemory, learner_memory
@@ -34,6 +34,7 @@ def memory_plan(config: RunConfig, structure: Structure, hardware: Hardware) -> 
         ConfigError: `learner.deepspeed_config` cannot be read.
     """
     placement, itemsize = config.placement, ITEMSIZE[config.policy.dtype]
+    config = with_sequences(config, structure, itemsize, hardware.gpu_gib)
     on_gpu = bool(placement.learner_gpus)
     trained = structure.trained(freeze_vision=config.learner.freeze_vision)
     settings = deepspeed_settings(config.learner, config.policy.dtype, trained, on_cuda=on_gpu)

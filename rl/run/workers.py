@@ -30,9 +30,13 @@ from actors.worker.waiting import POLL_S, do_nothing
 from rl.config.learner import OptimizerConfig
 from rl.config.run import RunConfig, with_absolute_code
 from rl.config.trainer import PlacementConfig
+from rl.memory_plan.engine import with_sequences
+from rl.memory_plan.learner import ITEMSIZE
+from rl.policy.structure import structure_of
 from rl.policy.vllm.plugin import engine_environment, without_sound
 from rl.run.console.stages import say, stage
 from rl.run.imports import uncollected
+from rl.run.preflight.memory import hardware_of
 from rl.run.prepare.episode_context import make_episode_context
 from rl.trajectory import Sampling
 
@@ -74,6 +78,7 @@ def spawn_rollouts(
     Args:
         check: called while waiting for them; what it raises ends the wait.
     """
+    config = with_engine_batch(config, policy_dir)
     device = "cuda" if config.placement.rollout_gpus else "cpu"
     environment = {"runtime_env": {"env_vars": engine_environment(device)}}
     workers = RolloutWorkerGroup(
@@ -185,6 +190,7 @@ def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
     with uncollected(), without_sound():
         from actors.engine.engine import make_engine, require_device
 
+    config = with_engine_batch(config, policy_dir)
     rollout = config.rollout
     require_device(config.placement.rollout_gpus)
     with _turn(config, config.placement.rollout_gpus):
@@ -209,6 +215,16 @@ def start_learner(
 
     with _turn(config, config.placement.learner_gpus):
         return make_learner(config, policy_dir, optimizer=optimizer, total_updates=total_updates, **rendezvous)
+
+
+def with_engine_batch(config: RunConfig, policy_dir: Path) -> RunConfig:
+    """The configuration with a number for rollout.engine.max_num_seqs, where memory decides it."""
+    if config.rollout.engine.max_num_seqs:
+        return config
+    structure, gpu = structure_of(policy_dir, config.policy), hardware_of(config).gpu_gib
+    decided = with_sequences(config, structure, ITEMSIZE[config.policy.dtype], gpu)
+    log.info("an engine decodes %d trajectories at once", decided.rollout.engine.max_num_seqs)
+    return decided
 
 
 def learner_environment(placement: PlacementConfig) -> dict[str, str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from rl.config.file import load_config
+from rl.memory_plan.engine import with_sequences
 from rl.memory_plan.plan import Hardware, memory_plan
 from rl.memory_plan.record import GIB, Item, MemoryPlan, Place
 from rl.memory_plan.remedies import remedies
 from rl.policy.sizes import BY_NAME
 from rl.policy.stock.hub_files import model_config
-from rl.policy.structure import read_structure
+from rl.policy.structure import read_structure, tiny_structure
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 LARGE = Hardware(gpu_gib=80, gpu_name="a100-80gb", node_bytes=1000 * GIB)
@@ -48,6 +49,36 @@ def test_an_engine_fills_its_share_and_leaves_the_rest_to_the_kv_cache():
     engine = memory_plan(config, shapes("qwen2_5_vl", "3b"), LARGE).places[0]
     assert engine.num_bytes == pytest.approx(0.85 * 80 * GIB)
     assert engine.largest.name == "engine: KV cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu_gib", "sequences"),
+    [
+        ("sd_grpo_qwen2_5_vl_3b", 40, 29),
+        ("sd_grpo_qwen2_5_vl_3b", 80, 76),
+        ("sd_grpo_qwen3_vl_8b", 80, 15),  # 147 kB a token, where the 3B has 37
+        ("sd_grpo_qwen3_vl_8b", 24, 1),  # less than one: told by the plan
+        ("sd_grpo_qwen2_5_vl_3b", 1000, 144),  # no more than a step brings an engine: 36 / 2 groups of 8
+        ("sd_grpo_qwen2_5_vl_3b", 0, 144),  # a GPU that nobody has named
+    ],
+)
+def test_an_engine_decodes_as_many_trajectories_as_its_kv_cache_holds(name, gpu_gib, sequences):
+    config = with_sequences(shipped(name), shapes(*SHIPPED[name]), 2, gpu_gib)
+    assert config.rollout.engine.max_num_seqs == sequences
+
+
+@pytest.mark.parametrize(("mib", "sequences"), [(64, 52), (4, 3), (1, 1)])
+def test_on_the_cpu_the_kv_cache_is_what_the_configuration_says(mib, sequences):
+    """2 KiB a token; of 640 tokens siblings share those of the coarse frames, 16 at the least, among four."""
+    overrides = ("rollout.engine.max_num_seqs=0", "rollout.group_size=4", "rollout.tasks_per_step=64")
+    config = shipped("quickstart", *overrides, f"rollout.engine.kv_cache_bytes={mib * 2**20}")
+    decided = with_sequences(config, tiny_structure(config.policy), 4, 0)
+    assert decided.rollout.engine.max_num_seqs == sequences == max(1, mib * 2**20 // (2048 * (640 - 12)))
+
+
+def test_a_number_that_is_given_stands():
+    config = shipped("sd_grpo_qwen2_5_vl_3b", "rollout.engine.max_num_seqs=7")
+    assert with_sequences(config, shapes("qwen2_5_vl", "3b"), 2, 80) is config
 
 
 def test_an_engine_that_cannot_hold_one_trajectory_is_refused():

@@ -1,5 +1,6 @@
 """How the workers of a run are started: on which threads, and in which order where they share GPUs."""
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,3 +98,18 @@ def test_engines_and_learners_start_in_turn_where_they_share_a_gpu(gpus, turns, 
         with workers._turn(config, fraction):
             pass
     assert held == ([["3"], "left"] * 2 if turns else [[], "left"] * 2)
+
+
+def test_memory_says_how_many_trajectories_an_engine_decodes_at_once_where_nobody_else_does(tmp_path):
+    from rl.policy.sizes import BY_NAME
+    from rl.policy.stock.hub_files import model_config
+    from rl.run.workers import with_engine_batch
+
+    (tmp_path / "config.json").write_text(json.dumps(model_config(BY_NAME["qwen2_5_vl", "3b"])))
+    path = QUICKSTART.with_name("sd_grpo_qwen2_5_vl_3b.yaml")
+    counts = [
+        with_engine_batch(load_config([path], [*overrides, "placement.gpu=a100-80gb"]), tmp_path).rollout.engine
+        for overrides in ([], ["rollout.engine.max_num_seqs=5"])
+    ]
+
+    assert [engine.max_num_seqs for engine in counts] == [76, 5]
