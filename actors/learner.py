@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.cluster.gpu_turn import gpu_turn
 from actors.frames import FramesLostError, fetch, fetch_samples
 from actors.weight_buckets import WeightBucket, pack
 from actors.worker.label import WorkerLabel, label
@@ -26,6 +28,7 @@ from rl.weight_transfer.description import in_buckets
 log = logging.getLogger(__name__)
 
 RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
+TURN_S = 900.0  # for an engine that is starting on the same GPU
 WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
 WRITING_GRACE_S = 30.0  # for a checkpoint being written, before its ranks are killed
 
@@ -47,6 +50,7 @@ class LearnerWorker:
         self._port: socket.socket | None = None
         self._received: list[ScoredGroup] = []
         self._captured: dict[str, Snapshot] = {}
+        self._turn = ExitStack()  # on a GPU that it shares with engines
 
     def __repr__(self) -> str:
         return str(self._label)
@@ -116,6 +120,20 @@ class LearnerWorker:
         buckets = in_buckets(self._learner.described_weights(trainable_only=trainable_only), bucket_bytes)
         wanted = {tensor.name for bucket in buckets[self._rank :: self._world_size] for tensor in bucket}
         return pack(self._learner.named_weights(trainable_only=trainable_only, wanted=wanted), bucket_bytes)
+
+    def offload(self) -> None:
+        """Leave the GPU to the engines."""
+        self._learner.offload()
+        self._turn.close()
+
+    def reload(self) -> None:
+        """Take the GPU back: no engine can start on it until `offload`.
+
+        Raises:
+            TimeoutError: an engine that starts has kept it for `TURN_S`.
+        """
+        self._turn.enter_context(gpu_turn(ray.get_gpu_ids(), TURN_S))
+        self._learner.reload()
 
     def capture(self, folder: str) -> None:
         """Copy this rank's part of the checkpoint that will be written into `folder`; collective."""
@@ -273,6 +291,14 @@ class LearnerGroup:
         shares = self._wait(calls, "export the weights")
         self.has_moved = False
         return [bucket for share in shares for bucket in share]
+
+    def offload(self) -> None:
+        """Leave the GPUs to the engines: what a rank needs to learn goes to main memory, the weights stay."""
+        self._wait([rank.offload.remote() for rank in self._ranks], "leave the GPUs")
+
+    def reload(self) -> None:
+        """Take the GPUs back."""
+        self._wait([rank.reload.remote() for rank in self._ranks], "take the GPUs back")
 
     def save(self, folder: Path) -> PendingWrite:
         """Capture the learners' part of a checkpoint; it is written into `folder` in the background."""

@@ -109,6 +109,14 @@ class RolloutWorker:
             raise
         return [name for name, sent in checksums(buckets).items() if held.get(name) != sent]
 
+    async def sleep(self) -> None:
+        """Give the engine's GPU memory up; no request may be running."""
+        await asyncio.to_thread(self._runner.engine.sleep)
+
+    async def wake(self, memory: str) -> None:
+        """Take a part of it back."""
+        await asyncio.to_thread(self._runner.engine.wake, memory)
+
     async def begin_profile(self) -> None:
         """Begin to record what the engine computes."""
         await asyncio.to_thread(self._runner.engine.begin_profile)

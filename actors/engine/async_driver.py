@@ -62,6 +62,12 @@ class AsyncDriver:
         if not self._wait(self._llm.reset_prefix_cache()):
             raise RuntimeError("the prefix cache is in use")
 
+    def sleep(self) -> None:
+        self._wait(self._llm.sleep(level=1, mode="wait"))
+
+    def wake(self, memory: str) -> None:
+        self._wait(self._llm.wake_up([memory]))
+
     def progress(self) -> int:
         if self._question is not None and self._question.done():
             self._answered += not self._question.cancelled() and self._question.exception() is None

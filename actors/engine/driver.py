@@ -42,6 +42,12 @@ class Driver(Protocol):
     def reset_caches(self) -> None:
         """Drop cached prefixes, encoded videos and processed items. Only inside `exclusively`."""
 
+    def sleep(self) -> None:
+        """Keep the weights in main memory and give the KV cache up; nothing is answered until both are awake again."""
+
+    def wake(self, memory: str) -> None:
+        """Take "weights" or "kv_cache" back."""
+
     def progress(self) -> int:
         """A counter that grows while vLLM works on requests; never blocks."""
 

@@ -78,6 +78,7 @@ class VllmEngine:
         *,
         version: int = 0,
         deterministic: bool = False,
+        sleeps: bool = False,
         driver: Callable[[dict[str, Any]], Driver] | None = None,
     ) -> None:
         """
@@ -86,13 +87,16 @@ class VllmEngine:
             version: of the weights in that folder.
             deterministic: on CPU in float32, what a request draws depends on the request and the weights alone, bit for
                 bit, log-probs included; elsewhere less depends on the batch, and nothing is promised.
+            sleeps: it may be told to `sleep`, which takes another allocator on CUDA.
             driver: None: InlineDriver on CPU, AsyncDriver on CUDA.
         Raises:
             ConfigError: `deterministic` cannot be kept on this machine.
         """
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         on_cpu = current_platform.is_cpu()
-        arguments = engine_arguments(policy_dir, policy, engine, seed, on_cpu=on_cpu, deterministic=deterministic)
+        arguments = engine_arguments(
+            policy_dir, policy, engine, seed, on_cpu=on_cpu, deterministic=deterministic, sleeps=sleeps
+        )
         self._driver = (driver or driver_of(on_cpu))(arguments)
         self._serial = itertools.count()
         self._counters = Counters()
@@ -169,6 +173,17 @@ class VllmEngine:
             return self._driver.exclusively(partial(live_checksums, names=names))
         except Exception as error:
             raise EngineError("checksums", error) from error
+
+    def sleep(self) -> None:
+        """Give the accelerator's memory up between two steps: weights to main memory, the KV cache for good.
+
+        Waits for the requests running. On CPU nothing is given up, but nothing is answered either until both are awake.
+        """
+        self._driver.sleep()
+
+    def wake(self, memory: str) -> None:
+        """Take "weights" or "kv_cache" back; of an engine that is awake nothing changes."""
+        self._driver.wake(memory)
 
     def stats(self) -> dict[str, float]:
         """What the engine did since the last call of this method, see Counters."""
@@ -321,9 +336,10 @@ def make_engine(
     *,
     version: int = 0,
     deterministic: bool = False,
+    sleeps: bool = False,
 ) -> VllmEngine:
     """The engine of a rollout worker; what is sent there is this function and its arguments."""
-    return VllmEngine(policy_dir, policy, engine, seed, version=version, deterministic=deterministic)
+    return VllmEngine(policy_dir, policy, engine, seed, version=version, deterministic=deterministic, sleeps=sleeps)
 
 
 def _sampling_params(sampling: Sampling) -> SamplingParams:

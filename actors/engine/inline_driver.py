@@ -69,6 +69,12 @@ class InlineDriver:
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("the prefix cache is in use")
 
+    def sleep(self) -> None:
+        self.exclusively(lambda _: self._engine.sleep(level=1))
+
+    def wake(self, memory: str) -> None:
+        self.exclusively(lambda _: self._engine.wake_up([memory]))
+
     def progress(self) -> int:
         return self._steps
 

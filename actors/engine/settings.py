@@ -21,6 +21,7 @@ def engine_arguments(
     *,
     on_cpu: bool,
     deterministic: bool = False,
+    sleeps: bool = False,
 ) -> dict[str, Any]:
     """Arguments of vLLM's engine for the policy in `policy_dir`.
 
@@ -58,6 +59,7 @@ def engine_arguments(
             | common
             | {
                 "gpu_memory_utilization": engine.gpu_memory_utilization,
+                **({"enable_sleep_mode": True} if sleeps else {}),
             }
         )
     return common | {

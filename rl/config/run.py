@@ -102,6 +102,11 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         f"rollout.stall_timeout_s ({stall:g}) must be > video.decode_stall_timeout_s ({decode:g}): a worker that waits "
         "for a slow disk does not hang",
     )
+    require(
+        not placement.takes_turns or config.trainer.max_policy_lag == 0,
+        f"placement.share_gpus=turns and trainer.max_policy_lag={config.trainer.max_policy_lag}: who takes turns "
+        "does not work at once; set the lag to 0, or share_gpus to split",
+    )
     loss, lag = config.algorithm.loss, config.trainer.max_policy_lag
     require(
         lag == 0 or loss.old_logprobs == "engine" or loss.tis_cap > 0,

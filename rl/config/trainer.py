@@ -21,6 +21,9 @@ class PlacementConfig:
     rollout_cpus: float = 1.0  # per rollout worker
     # per rollout worker; 0: vLLM on CPU; below 1, with learner_gpus below 1: a GPU holds a rank and its engines
     rollout_gpus: float = 0.0
+    # where a GPU holds a rank and engines: split (each keeps its part of the memory) | turns (engines sleep while a
+    # step is learned from, learners leave all but their weights while it is rolled out)
+    share_gpus: str = "split"
     reward_cpus: float = 0.25  # per reward worker
     learner_cpus: float = 1.0  # per learner rank
     learner_gpus: float = 0.0  # per learner rank; 0: DeepSpeed on CPU
@@ -38,6 +41,12 @@ class PlacementConfig:
     node_memory_gib: float = 0.0
 
     def __post_init__(self) -> None:
+        require_one_of("placement.share_gpus", self.share_gpus, ("split", "turns"))
+        require(
+            not self.takes_turns or self.shares_gpus or not self.rollout_gpus + self.learner_gpus,
+            f"placement.share_gpus=turns, but engines ({self.rollout_gpus:g}) and ranks ({self.learner_gpus:g}) "
+            "have GPUs of their own: set placement.rollout_gpus and placement.learner_gpus below 1, or use split",
+        )
         require(self.gpus_per_node >= 1, f"placement.gpus_per_node must be >= 1, got {self.gpus_per_node}")
         for key in ("gpu_memory_gib", "node_memory_gib", "memory_gib"):
             require(getattr(self, key) >= 0, f"placement.{key} must be >= 0, got {getattr(self, key)}")
@@ -46,6 +55,11 @@ class PlacementConfig:
     def shares_gpus(self) -> bool:
         """Engines and learner ranks stand on the same GPUs."""
         return 0 < self.rollout_gpus < 1 and 0 < self.learner_gpus < 1
+
+    @property
+    def takes_turns(self) -> bool:
+        """Engines and learners give memory up for each other."""
+        return self.share_gpus == "turns"
 
     def engines_per_gpu(self, engines: int, ranks: int) -> int:
         """How many engines stand on the fullest GPU."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -27,6 +28,7 @@ from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, 
 from rl.learner.settings import deepspeed_settings, inference_settings, steps_fused, uses_cuda
 from rl.weight_transfer.description import WeightTensor, dtype_name
 
+OFFLOADED = tuple(kind for kind in OffloadStateTypeEnum if kind is not OffloadStateTypeEnum.lp_params)
 GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
 
 
@@ -147,6 +149,21 @@ class TrainingEngine:
     def whole_shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape when whole, and type, of every parameter under its Hugging Face name."""
         return {name: (whole_shape(p), p.dtype) for name, p in self.module.named_parameters()}
+
+    def offload(self) -> None:
+        """Move masters, AdamW's state and gradients to main memory; the weights stay where they are.
+
+        At ZeRO 0 they all stay: DeepSpeed moves what it has cut up.
+        """
+        if self.zero_stage > 0:
+            self.deepspeed.offload_states(include=OFFLOADED, pin_memory=self._device.type == "cuda")
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def reload(self) -> None:
+        """Bring back what `offload` has moved."""
+        if self.zero_stage > 0:
+            self.deepspeed.reload_states()
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""

@@ -176,6 +176,14 @@ class Learner:
         """Of this rank's master weights and AdamW's state (rl.learner.digest.tensors_digest)."""
         return tensors_digest(optimizer_tensors(self._engine.deepspeed, self._engine.adamw, self._layout))
 
+    def offload(self) -> None:
+        """Give the GPU's memory up, but for the weights; what needs no gradient goes on: exports, digests, captures."""
+        self._engine.offload()
+
+    def reload(self) -> None:
+        """Take it back."""
+        self._engine.reload()
+
     def capture(self) -> Snapshot:
         """Copy what a checkpoint needs to the CPU: this rank's state, and its share of the policy's files.
 

@@ -74,6 +74,11 @@ def _at_work(
         ("a checkpoint until it is written", share * (trained * MASTERS_AND_MOMENTS + policy)),
         ("CPU offload of the optimizer", ranks * learner.zero.host),
     ]
+    if placement.takes_turns and placement.rollout_gpus:
+        named += [
+            ("weights of engines that sleep", engines * engine.weights),
+            ("masters and moments while engines sample", ranks * learner.zero.masters_and_moments),
+        ]
     if not placement.learner_gpus:
         named += [(f"learners: {item.name}", ranks * item.num_bytes) for item in learner.peak()]
     if not placement.rollout_gpus:

@@ -64,6 +64,11 @@ class LearnerMemory:
         """The optimizer's step."""
         return items([*self._kept(), ("gradients in float32, and AdamW's own", self.zero.stepping)])
 
+    def offloaded(self) -> tuple[Item, ...]:
+        """While engines have the GPU to themselves (placement.share_gpus=turns)."""
+        left = [("weights", self.zero.weights), ("reference policy", self.reference), ("CUDA and NCCL", self.context)]
+        return items(left)
+
     def _kept(self) -> list[tuple[str, float]]:
         return [
             ("weights", self.zero.weights),

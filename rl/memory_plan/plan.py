@@ -52,10 +52,13 @@ def _gpu(
     config: RunConfig, gpu: Shared, count: int, learner: LearnerMemory, engine: EngineMemory, hardware: Hardware
 ) -> Place:
     """One GPU with its workers."""
-    held = [Item(f"engine: {item.name}", item.num_bytes) for item in _engine_items(config, gpu, engine, hardware)]
-    held += [
-        Item(_of(gpu.learners, item.name), gpu.learners * item.num_bytes) for item in learner.peak() if gpu.learners
-    ]
+    engines, learners = _engine_items(config, gpu, engine, hardware), learner.peak() if gpu.learners else ()
+    if config.placement.takes_turns and engines and learners:
+        asleep = items([("CUDA and NCCL", gpu.engines * engine.context)])
+        turns = ((engines, learner.offloaded()), (asleep, learners))
+        engines, learners = max(turns, key=lambda turn: sum(item.num_bytes for held in turn for item in held))
+    held = [Item(f"engine: {item.name}", item.num_bytes) for item in engines]
+    held += [Item(_of(gpu.learners, item.name), gpu.learners * item.num_bytes) for item in learners]
     capacity = hardware.gpu_gib * GIB * USABLE if hardware.gpu_gib else None
     return Place(_gpu_name(gpu), tuple(held), capacity, hardware.gpu_name, count)
 

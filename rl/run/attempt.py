@@ -16,6 +16,7 @@ from rich.progress import Progress
 from actors.learner import LearnerGroup
 from actors.profiles import EngineProfiles
 from actors.rollout_group import RolloutError
+from actors.taking_turns import TakingTurns
 from actors.weight_sync import WeightSync
 from envs.data.dataset import tasks_for_step
 from rl.checkpoint.checkpoint import Checkpoint
@@ -57,6 +58,10 @@ class Attempt:
             run.config.weight_sync,
             self._reached.policy_version,
             keeps_pushed=run.config.trainer.max_policy_lag > 0,
+        )
+        turns = TakingTurns(learners, self._weights, run.rollouts.workers)
+        self._learning, self._pushing = (
+            (turns, turns) if run.config.placement.takes_turns else (learners, self._weights)
         )
         self._timeline = Timeline(run.run_dir, run.backlog)
         profiled = EngineProfiles(run.rollouts.workers), learners
@@ -134,7 +139,7 @@ class Attempt:
             ),
             tasks_for=task_stream(run.tasks, self._config),
             rollouts=run.sampler,
-            learners=self._learners,
+            learners=self._learning,
             weights=self,
             report=report,
             save=self._save,
@@ -144,7 +149,7 @@ class Attempt:
     def push(self) -> int:
         """Push the learners' weights to every engine; returns the version they now run."""
         with self._timeline.span("push"):
-            return self._weights.push()
+            return self._pushing.push()
 
     def _idle(self, step: int, learned: LearnerUpdate) -> dict[str, float]:
         """How long engines and learners had nothing to do; who worked when goes into lanes.jsonl."""

@@ -74,6 +74,8 @@ def _attempts(run: Run, found: Checkpoint | None) -> None:
 def _learners(run: Run, found: Checkpoint | None) -> Iterator[LearnerGroup]:
     """Learner ranks at the state of a checkpoint, or at the start; killed in the end, whatever happens."""
     config = run.config
+    if config.placement.takes_turns:
+        run.rollouts.workers.sleep()
     with stage(run.console, f"starting {config.learner.num_ranks} learners"):
         learners = spawn_learners(
             config,

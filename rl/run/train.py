@@ -95,6 +95,8 @@ def _train_from(
         if teach and uses_engines_gpus(config):
             policy_dir, teach = cold_started_policy(config, policy_dir, slots, console), False
         with starting_rollouts(config, policy_dir, slots, console, check) as rollouts:  # during the cold start
+            if config.placement.takes_turns:  # until the first push
+                rollouts.workers.sleep()
             if teach:
                 policy_dir = cold_started_policy(config, policy_dir, slots, console)
             rewards = spawn_rewards(config, slots)

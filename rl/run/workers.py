@@ -195,7 +195,12 @@ def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:
     require_device(config.placement.rollout_gpus)
     with _turn(config, config.placement.rollout_gpus):
         engine = make_engine(
-            policy_dir, config.policy, rollout.engine, config.seed, deterministic=rollout.deterministic
+            policy_dir,
+            config.policy,
+            rollout.engine,
+            config.seed,
+            deterministic=rollout.deterministic,
+            sleeps=config.placement.takes_turns,
         )
     return RolloutRunner(
         engine,

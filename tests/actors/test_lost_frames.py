@@ -29,7 +29,7 @@ PIXELS = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 class Learns:
     """Says what it was given: the sum of all pixels, group by group."""
 
-    def learn(self, scored):
+    def learn(self, scored, version):
         sums = [float(one.group.coarse_frames.pixels_THWC.sum()) for one in scored]
         return LearnerUpdate({"loss/surrogate": sum(sums)}, tuple(() for _ in scored), steps_taken=1)
 

@@ -446,6 +446,24 @@ def test_weights_wait_for_the_requests_before_them(engine, processor, policy_dir
     assert asyncio.run(push_while_it_runs()) == (version, version + 1)
 
 
+def test_an_engine_that_sleeps_answers_when_weights_and_cache_are_awake_as_before(engine, processor):
+    asked = [request(processor.encode("Look"), [], tokens=8, seed=3)]
+    before = run(engine, asked)
+    engine.sleep()
+
+    async def ask_while_it_sleeps():
+        waiting = asyncio.ensure_future(engine.generate(asked[0]))
+        await asyncio.to_thread(engine.wake, "weights")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waiting), timeout=0.3)
+        await asyncio.to_thread(engine._driver._engine.wake_up, ["kv_cache"])  # `wake` would wait for the request
+        return await waiting
+
+    assert asyncio.run(ask_while_it_sleeps()).token_ids == before[0].token_ids
+    engine.wake("kv_cache")  # of one that is awake nothing changes
+    assert run(engine, asked)[0].logprobs == before[0].logprobs
+
+
 @pytest.fixture
 def exact_engine(exact, open_engine, policy_dir):
     return open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)

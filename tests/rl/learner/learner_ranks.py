@@ -269,7 +269,7 @@ class Rank:
         return {"digests": digests, "metrics": metrics}
 
     def resumed(self, folder, **options):
-        """Two steps straight; one step, save, another learner, load, the other step."""
+        """Two steps straight; one step, save, another learner, load, leave the GPU and take it back, the other step."""
         learner = self.learner(**options)
         learner.update(self.mine)
         learner.save(folder)
@@ -280,10 +280,15 @@ class Rank:
         fresh = learner.digest(), learner.optimizer_digest()
         learner.load(folder)
         loaded, steps = (learner.digest(), learner.optimizer_digest()), learner.steps
+        learner.offload()
+        offloaded = learner.digest(), learner.optimizer_digest()
+        learner.capture().write(folder / "while offloaded")
+        learner.reload()
         learner.update(self.mine)
         again = learner.digest(), learner.optimizer_digest()
         self._end(learner)
-        return {"straight": straight, "resumed": again, "fresh": fresh, "loaded": loaded, "steps": steps}
+        found = {"straight": straight, "resumed": again, "fresh": fresh, "loaded": loaded, "steps": steps}
+        return found | {"offloaded": offloaded}
 
     def holding(self, **options):
         """What share of policy and reference this rank holds once it has loaded, and the types of their buffers."""

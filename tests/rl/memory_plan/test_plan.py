@@ -81,6 +81,20 @@ def test_a_number_that_is_given_stands():
     assert with_sequences(config, shapes("qwen2_5_vl", "3b"), 2, 80) is config
 
 
+def test_who_takes_turns_on_a_gpu_is_counted_one_after_the_other():
+    shared = ("placement.rollout_gpus=0.5", "placement.learner_gpus=0.5", "rollout.engine.gpu_memory_utilization=0.4")
+
+    def planned(how):
+        config = shipped("sd_grpo_qwen2_5_vl_3b", *shared, f"placement.share_gpus={how}")
+        return memory_plan(config, shapes("qwen2_5_vl", "3b"), LARGE)
+
+    (split, *_, split_node), (turns, *_, node) = planned("split").places, planned("turns").places
+    assert turns.num_bytes < split.num_bytes  # one of them at a time
+    assert not {"engine: KV cache", "learner: masters and moments"} <= {item.name for item in turns.items}
+    left = {"weights of engines that sleep", "masters and moments while engines sample"}
+    assert left <= {item.name for item in node.items} and not left & {item.name for item in split_node.items}
+
+
 def test_an_engine_that_cannot_hold_one_trajectory_is_refused():
     config = shipped("sd_grpo_qwen3_vl_8b")
     plan = memory_plan(config, shapes("qwen3_vl", "8b"), replace(LARGE, gpu_gib=24))
