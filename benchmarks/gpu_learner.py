@@ -37,7 +37,7 @@ from learner_report import Report
 from learner_work import COARSE, LOOK, SHORT, SMALL_COARSE, SMALL_LOOK, Work, size_of, tokens_of
 from torch import nn
 
-from rl.algorithm.learner_batch import collate
+from rl.algorithm.learner_batch import LearnerBatch, collate, on_device
 from rl.algorithm.packing import Limits
 from rl.config.algorithm import LossConfig
 from rl.config.learner import LearnerConfig, OptimizerConfig
@@ -54,7 +54,7 @@ LOOKED_FOR = ("torch", "transformers", "deepspeed", "vllm", "flash-attn", "trito
 DENSE_BF16_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
 LEARNED_RATE = 1e-6
 RUN = 4  # equal frames in a row where scenes are dynamic
-LARGE_CHUNK = 2**26  # words summed at a time by the digest, against the project's own setting
+CHUNKS = (2**16, 2**20, 2**24, 2**26)  # words summed at a time by the digest; the project's own are among them
 ACCUMULATED = (2, 8, 32)  # micro-batches of the gradients' section
 
 
@@ -239,7 +239,7 @@ class Bench:
         """Packing, the way to the device, and the digest of what the optimizer holds."""
         samples = self.work.group(2)
         processor = self.work.processor()
-        seconds, _ = self._timed(lambda: collate(samples, processor, self.device))
+        seconds, _ = self._timed(lambda: on_device(collate(samples, processor), self.device))
         packed = [processor.pack(frames) for frames in samples[0].videos]
         num_bytes = sum(video.patches_ND.nbytes for video in packed)
         sent_s, _ = self._timed(lambda: [torch.from_numpy(video.patches_ND).to(self.device) for video in packed])
@@ -249,7 +249,7 @@ class Bench:
         ]
         state = self._steps_of(MODES["plain"]).state()
         held = sum(tensor.nbytes for tensor in state.values())
-        for words in (digest.CHUNK_WORDS, LARGE_CHUNK):
+        for words in CHUNKS:
             with chunks_of(words):
                 digest_s, _ = self._timed(partial(digest.tensors_digest, state))
             told = f"{held / 2**30:.1f} GiB, {held / digest_s / 1e9:.1f} GB/s"
@@ -293,7 +293,8 @@ class Bench:
             self._objective = None  # its reference is freed before another is loaded
             self._objective = mode, objective_of(self.work, steps.policy, self.device, mode.kl_beta)
         tally = Tally()
-        norm = steps.step(losses_of(self._objective[1], part, tally), LEARNED_RATE)
+        with part.prepared() as batches:
+            norm = steps.step(losses_of(self._objective[1], part, batches, tally), LEARNED_RATE)
         tally.reduced(self.device)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}: nothing was learned, and nothing measured")
@@ -356,10 +357,15 @@ def objective_of(work: Work, policy: nn.Module, device: torch.device, kl_beta: f
     )
 
 
-def losses_of(objective: Objective, part: MiniBatch, tally: Tally) -> list[Callable[[], torch.Tensor]]:
-    """The losses of all micro-batches. Ratios are one, as on the first step: none is near the bounds where a rounding
-    would clip it, and change its gradient by all of it."""
-    return [partial(objective.policy_loss, part, index, None, tally, []) for index in range(len(part.batches))]
+def losses_of(
+    objective: Objective, part: MiniBatch, batches: Iterator[LearnerBatch], tally: Tally
+) -> list[Callable[[], torch.Tensor]]:
+    """The losses of all micro-batches, each made when its turn comes.
+
+    Ratios are one, as on the first step: none is near the bounds where a rounding would clip it, and change its
+    gradient by all of it.
+    """
+    return [lambda: objective.policy_loss(part, next(batches), None, tally, []) for _ in range(len(part))]
 
 
 def learner_config() -> LearnerConfig:
@@ -428,11 +434,12 @@ def free_bytes(options: argparse.Namespace, device: torch.device) -> float | Non
 @contextmanager
 def chunks_of(words: int) -> Iterator[None]:
     """The digest sums so many words of a tensor at a time."""
-    before, digest.CHUNK_WORDS = digest.CHUNK_WORDS, words
+    before = digest.CHUNK_WORDS, digest.DEVICE_CHUNK_WORDS
+    digest.CHUNK_WORDS = digest.DEVICE_CHUNK_WORDS = words
     try:
         yield
     finally:
-        digest.CHUNK_WORDS = before
+        digest.CHUNK_WORDS, digest.DEVICE_CHUNK_WORDS = before
 
 
 def gradients(options: argparse.Namespace, report: Report, name: str, folder: Path) -> None:
@@ -476,7 +483,8 @@ def accumulated(
             parameter.copy_(weights[name])
     steps = make_engine(engine, policy, learner_config(), accumulate, folder)
     part = build_mini_batch(samples, Limits(1), work.processor(), device)
-    found = steps.gradients(losses_of(objective_of(work, steps.policy, device), part, Tally()))
+    with part.prepared() as batches:
+        found = steps.gradients(losses_of(objective_of(work, steps.policy, device), part, batches, Tally()))
     steps.close()
     del policy, steps
     gc.collect()  # hooks and parameters hold each other

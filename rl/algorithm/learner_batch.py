@@ -6,7 +6,7 @@ Legend: B samples · T tokens of a sample, right-padded · R tokens of the packe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ from rl.trajectory import Frames, Segment, TrainingSample
 if TYPE_CHECKING:
     from rl.policy.geometry import PackedVideo
     from rl.policy.token_ids import TokenIds
+
+BLANK_TOKENS = 2  # of a micro-batch without a sample
 
 
 class VideoPacker(Protocol):
@@ -57,10 +59,7 @@ class LearnerBatch:
 
 
 def collate(
-    samples: Sequence[TrainingSample],
-    processor: VideoPacker,
-    device: torch.device | str = "cpu",
-    sharings: Sequence[Sharing] | None = None,
+    samples: Sequence[TrainingSample], processor: VideoPacker, sharings: Sequence[Sharing] | None = None
 ) -> LearnerBatch:
     """Tensors of one micro-batch. A block that samples show alike is packed once.
 
@@ -75,23 +74,35 @@ def collate(
         sharings = alone(samples)
     rows = [samples[member] for sharing in sharings for member in sharing.members]
     row = _lay_out(samples, sharings, processor)
-
-    def padded(columns: Sequence[Sequence], fill: float, dtype: torch.dtype) -> Tensor:
-        return _padded(columns, fill, dtype).to(device)
-
     return LearnerBatch(
-        token_ids_R=torch.tensor(row.token_ids, device=device),
-        position_ids_3R=torch.from_numpy(np.concatenate(row.positions, axis=1)).to(device),
+        token_ids_R=torch.tensor(row.token_ids),
+        position_ids_3R=torch.from_numpy(np.concatenate(row.positions, axis=1)),
         packing=tuple(Tree(sharing.tokens, sharing.own_tokens) for sharing in sharings),
         videos=_packed_once(row.videos, processor),
-        places_BT=padded(row.places, -1, torch.long),
-        segment_ids_BT=padded([sample.segment_ids for sample in rows], Segment.CONTEXT.value, torch.long),
-        loss_mask_BT=padded([sample.loss_mask for sample in rows], False, torch.bool),
-        behavior_logprobs_BT=padded([sample.behavior_logprobs for sample in rows], 0.0, torch.float32),
-        advantages_BT=padded([sample.advantages for sample in rows], 0.0, torch.float32),
-        policy_versions_BT=padded([sample.policy_versions for sample in rows], -1, torch.long),
+        places_BT=_padded(row.places, -1, torch.long),
+        segment_ids_BT=_padded([sample.segment_ids for sample in rows], Segment.CONTEXT.value, torch.long),
+        loss_mask_BT=_padded([sample.loss_mask for sample in rows], False, torch.bool),
+        behavior_logprobs_BT=_padded([sample.behavior_logprobs for sample in rows], 0.0, torch.float32),
+        advantages_BT=_padded([sample.advantages for sample in rows], 0.0, torch.float32),
+        policy_versions_BT=_padded([sample.policy_versions for sample in rows], -1, torch.long),
         num_samples=num_samples,
     )
+
+
+def on_device(batch: LearnerBatch, device: torch.device) -> LearnerBatch:
+    """A micro-batch where it is computed. To a GPU tensors go through pinned memory, so that nobody waits for them;
+    pixels stay on the CPU, pinned, until the vision tower takes them."""
+    if device.type != "cuda":
+        return batch
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    sent = {name: v.pin_memory().to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+    pinned = {video: pinned_video(video) for video in dict.fromkeys(batch.videos)}
+    return replace(batch, **sent, videos=tuple(pinned[video] for video in batch.videos))
+
+
+def pinned_video(video: PackedVideo) -> PackedVideo:
+    """The same in pinned memory."""
+    return replace(video, patches_ND=torch.from_numpy(video.patches_ND).pin_memory().numpy())
 
 
 def sampled_values(batch: LearnerBatch, values_BT: Tensor) -> Iterator[np.ndarray]:
@@ -138,7 +149,17 @@ def _packed_once(videos: Sequence[Frames], processor: VideoPacker) -> tuple[Pack
 
 
 def _blank(pad_id: int) -> TrainingSample:
-    return TrainingSample((pad_id,) * 2, (0, 0), (0, 0), (0.0,) * 2, (0.0,) * 2, (False,) * 2, (-1,) * 2, ())
+    zeros = (0.0,) * BLANK_TOKENS
+    return TrainingSample(
+        (pad_id,) * BLANK_TOKENS,
+        (0,) * BLANK_TOKENS,
+        (0,) * BLANK_TOKENS,
+        zeros,
+        zeros,
+        (False,) * BLANK_TOKENS,
+        (-1,) * BLANK_TOKENS,
+        (),
+    )
 
 
 def _padded(rows: Sequence[Sequence], fill: float, dtype: torch.dtype) -> Tensor:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl.algorithm.batch import build_training_samples
+from rl.algorithm.learner_batch import LearnerBatch
 from rl.algorithm.packing import Limits
 from rl.checkpoint.snapshot import Snapshot
 from rl.config.algorithm import AlgorithmConfig
@@ -43,6 +44,8 @@ from rl.policy.processor import Processor
 from rl.policy.structure import structure_of
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
 from rl.weight_transfer.description import WeightTensor
+
+LossOf = Callable[[MiniBatch, LearnerBatch, int], Tensor]  # of a micro-batch and its number
 
 
 class Learner:
@@ -128,30 +131,26 @@ class Learner:
         """
         start, tally = time.perf_counter(), Tally()
         parts = [self._mini_batch(part) for part in consecutive_parts(samples, self._config.updates_per_step)]
-        on_policy: list[Tensor] = []  # log-probs of the first part, by the policy that sampled
+        on_policy: list[tuple[LearnerBatch, Tensor]] = []  # of the first part, by the policy that sampled
         for index, (part, old) in enumerate(zip(parts, self._old_logprobs(parts), strict=True)):
-            kept = on_policy if index == 0 else None
-            losses = [
-                partial(self._objective.policy_loss, part, i, old_BT, tally, kept, version)
-                for i, old_BT in enumerate(old)
-            ]
-            self._step(part, losses, tally)
+            loss = partial(self._objective.policy_loss, tally=tally, on_policy=on_policy if index == 0 else None)
+            self._step(part, partial(_against, old, partial(loss, version=version)), tally)
         return self._numbers(tally, parts, samples, start), sampled_logprobs(parts, on_policy)
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One optimizer step towards the samples' own tokens; "loss/nll" is their mean negative log-prob in nat."""
         start, tally = time.perf_counter(), Tally()
         part = self._mini_batch(samples)
-        losses = [partial(self._objective.supervised_loss, part, index, tally) for index in range(len(part.batches))]
-        self._step(part, losses, tally)
+        self._step(part, lambda part, batch, _: self._objective.supervised_loss(part, batch, tally), tally)
         return self._numbers(tally, [part], samples, start)
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[list[float]]:
         """The current policy's log-prob of every token after the first, per sample; 0 where it may not be sampled."""
         part, rows = self._mini_batch(samples), []
-        for batch in part.batches:
-            logp_BT, lengths_B = self._objective.logprobs(batch), (batch.places_BT >= 0).sum(1)
-            rows += [row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, lengths_B, strict=True)]
+        with part.prepared() as batches:
+            for batch in batches:
+                logp_BT, lengths_B = self._objective.logprobs(batch), (batch.places_BT >= 0).sum(1)
+                rows += [row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, lengths_B, strict=True)]
         return part.by_sample(rows)
 
     def described_weights(self, *, trainable_only: bool = False) -> list[WeightTensor]:
@@ -237,16 +236,19 @@ class Learner:
             shared_prefix=learner.shared_prefix == "auto",
         )
 
-    def _old_logprobs(self, parts: Sequence[MiniBatch]) -> list[list[Tensor | None]]:
-        """Per micro-batch, the log-probs ratios are taken against; None: the current ones, at the time.
+    def _old_logprobs(self, parts: Sequence[MiniBatch]) -> list[list[Tensor | None] | None]:
+        """Per part and micro-batch, the log-probs ratios are taken against; None: the current ones, at the time.
 
-        Recomputing needs a pass of its own only where the policy moves before the last micro-batch is seen.
+        For a part None: the engine's. Recomputing needs a pass of its own only where the policy moves before the last
+        micro-batch is seen.
         """
         if self._loss.old_logprobs == "engine":
-            return [[batch.behavior_logprobs_BT for batch in part.batches] for part in parts]
-        if len(parts) == 1:
-            return [[None] * len(parts[0].batches)]
-        return [[self._objective.logprobs(b, b.loss_mask_BT) for b in part.batches] for part in parts]
+            return [None] * len(parts)
+        return [[None] * len(part) if len(parts) == 1 else self._recomputed(part) for part in parts]
+
+    def _recomputed(self, part: MiniBatch) -> list[Tensor | None]:
+        with part.prepared() as batches:
+            return [self._objective.logprobs(batch, batch.loss_mask_BT) for batch in batches]
 
     def _numbers(
         self, tally: Tally, parts: Sequence[MiniBatch], samples: Sequence[TrainingSample], start: float
@@ -257,13 +259,13 @@ class Learner:
             start: time.perf_counter() when it began.
         """
         reference, frozen = self._loss.kl_beta > 0, self._config.freeze_vision
-        work = workload(samples)
+        work = workload(samples, (sharing for part in parts for batch in part.cut for sharing in batch))
         tally.sum("update/flops", training_flops(self._structure, work, freeze_vision=frozen, reference=reference))
         tally_work(tally, parts, samples, time.perf_counter() - start)
         numbers = tally.reduced(self._device)
         return numbers | throughput(numbers, ranks=self._layout.world_size, peak=self._peak_tflops)
 
-    def _step(self, part: MiniBatch, losses: Sequence[Callable[[], Tensor]], tally: Tally) -> None:
+    def _step(self, part: MiniBatch, loss: LossOf, tally: Tally) -> None:
         """One optimizer step, if there is anything to learn and the gradient is finite."""
         rate = learning_rate(self._steps, self._total_steps, self._config.optimizer)
         self._steps += 1
@@ -272,7 +274,10 @@ class Learner:
         tally.sum("update/optimizer_steps", 0)
         if part.totals.num_tokens == 0:
             return
-        applied, norm = self._engine.step(losses, rate)
+        with part.prepared() as batches:
+            losses = [lambda index=index: loss(part, next(batches), index) for index in range(len(part))]
+            applied, norm = self._engine.step(losses, rate)
+            tally.peak("update/wait_seconds", batches.waited_s)
         if applied:
             tally.mean("grad/norm", norm, 1)
         if self._layout.rank == 0:
@@ -309,6 +314,13 @@ def make_learner(
         master_port=master_port,
         seed=config.seed,
     )
+
+
+def _against(
+    old: Sequence[Tensor | None] | None, loss: Callable[..., Tensor], part: MiniBatch, batch: LearnerBatch, index: int
+) -> Tensor:
+    """The loss of a micro-batch, its ratios taken against `old`, as Learner._old_logprobs has it."""
+    return loss(part, batch, batch.behavior_logprobs_BT if old is None else old[index])
 
 
 def _prepared(model: nn.Module, config: LearnerConfig) -> nn.Module:

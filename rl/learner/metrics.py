@@ -133,14 +133,13 @@ def tally_work(tally: Tally, parts: Sequence[MiniBatch], samples: Sequence[Train
     computed for the other ranks' sake only.
     """
     tokens = sum(len(sample.token_ids) for sample in samples)
-    batches = [batch for part in parts for batch in part.batches]
-    computed = sum(batch.token_ids_R.numel() for batch in batches)
-    padding = sum(batch.token_ids_R.numel() for batch in batches if not batch.num_samples)
+    padding = sum(part.padding_tokens for part in parts)
+    computed = sum(part.computed_tokens for part in parts) + padding
     tally.sum("update/trajectories", len(samples))
     tally.sum("update/tokens", tokens)
     tally.sum("update/learned_tokens", sum(sum(sample.loss_mask) for sample in samples))
     tally.sum("update/computed_tokens", computed)
     tally.mean("update/padding_share", padding, computed)
     tally.mean("update/shared_prefix_share", tokens - (computed - padding), tokens)
-    tally.peak("update/micro_batches", sum(len(part.batches) for part in parts))
+    tally.peak("update/micro_batches", sum(map(len, parts)))
     tally.peak("update/seconds", seconds)

@@ -8,8 +8,9 @@ Legend: B samples of a micro-batch · T tokens of a sample, right-padded · S sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -19,9 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl.algorithm.batch import loss_totals
-from rl.algorithm.learner_batch import LearnerBatch, collate, sampled_values
+from rl.algorithm.learner_batch import BLANK_TOKENS, LearnerBatch, collate, on_device, sampled_values
 from rl.algorithm.loss import LossTotals
-from rl.algorithm.packing import Limits, alone, micro_batches, with_common_openings
+from rl.algorithm.packing import Limits, Sharing, alone, micro_batches, with_common_openings
+from rl.learner.prefetch import OneAhead
 from rl.policy.processor import Processor
 from rl.trajectory import TrainingSample
 
@@ -30,11 +32,30 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MiniBatch:
-    """This rank's part of one optimizer step."""
+    """This rank's part of one optimizer step: what its micro-batches hold. They are made when they are needed."""
 
-    batches: tuple[LearnerBatch, ...]  # equally many on every rank
+    makers: tuple[Callable[[], LearnerBatch], ...]  # of each micro-batch; equally many on every rank
+    cut: tuple[tuple[Sharing, ...], ...]  # what each holds; nothing where other ranks have more
     totals: LossTotals  # of all ranks
     order: tuple[int, ...]  # which sample each row is, batch after batch; the rows of empty ones, the last, are none
+
+    def __len__(self) -> int:
+        """Micro-batches."""
+        return len(self.makers)
+
+    def prepared(self) -> OneAhead[LearnerBatch]:
+        """The micro-batches, one after the other, the next made while one is in use; a context."""
+        return OneAhead(self.makers)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Of samples; those that samples share count once."""
+        return sum(sharing.size for batch in self.cut for sharing in batch)
+
+    @property
+    def padding_tokens(self) -> int:
+        """Computed for the other ranks' sake only."""
+        return BLANK_TOKENS * sum(not batch for batch in self.cut)
 
     def by_sample(self, rows: Iterable[Row]) -> list[Row]:
         """Per-row results, put into the order of the samples."""
@@ -62,7 +83,14 @@ def build_mini_batch(
     totals = LossTotals(*_all_reduce([mine.num_sequences, mine.num_tokens], dist.ReduceOp.SUM, device))
     cut += [()] * (max(most, 1) - len(cut))
     order = tuple(member for batch in cut for sharing in batch for member in sharing.members)
-    return MiniBatch(tuple(collate(samples, processor, device, batch) for batch in cut), totals, order)
+    makers = tuple(partial(_made, samples, processor, device, batch) for batch in cut)
+    return MiniBatch(makers, tuple(cut), totals, order)
+
+
+def _made(
+    samples: Sequence[TrainingSample], processor: Processor, device: torch.device, sharings: Sequence[Sharing]
+) -> LearnerBatch:
+    return on_device(collate(samples, processor, sharings), device)
 
 
 def consecutive_parts(samples: Sequence[TrainingSample], count: int) -> list[Sequence[TrainingSample]]:
@@ -71,14 +99,16 @@ def consecutive_parts(samples: Sequence[TrainingSample], count: int) -> list[Seq
     return [samples[first:last] for first, last in pairwise(ends)]
 
 
-def sampled_logprobs(parts: Sequence[MiniBatch], logp_BT: Sequence[Tensor]) -> list[np.ndarray | None]:
+def sampled_logprobs(
+    parts: Sequence[MiniBatch], scored: Sequence[tuple[LearnerBatch, Tensor]]
+) -> list[np.ndarray | None]:
     """Log-probs (S, float32, nat) of every sample, in their order; None for those of later parts than the first.
 
     Args:
-        logp_BT: per micro-batch of the first part; empty if none was computed.
+        scored: the micro-batches of the first part, and log-probs (B, T) of each; empty if none were computed.
     """
     first, *later = parts
-    rows = [row for pair in zip(first.batches, logp_BT, strict=False) for row in sampled_values(*pair)]
+    rows = [row for batch, logp_BT in scored for row in sampled_values(batch, logp_BT)]
     rows = first.by_sample(rows) if rows else [None] * len(first.order)
     return rows + [None] * sum(len(part.order) for part in later)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,20 +57,21 @@ class Objective:
     def policy_loss(
         self,
         part: MiniBatch,
-        index: int,
+        batch: LearnerBatch,
         old_BT: Tensor | None,
         tally: Tally,
-        on_policy: list[Tensor] | None,
+        on_policy: list[tuple[LearnerBatch, Tensor]] | None,
         version: int | None = None,
     ) -> Tensor:
-        """The surrogate loss of micro-batch `index`: a scalar, a sum, with gradient.
+        """The surrogate loss of a micro-batch of `part`: a scalar, a sum, with gradient.
 
         Args:
             old_BT: log-probs the ratio is taken against; None: the current ones.
-            on_policy: gets the log-probs, while the policy is still the one that sampled; None: it no longer is.
+            on_policy: gets the batch, without its pixels, and the log-probs, while the policy is still the one that
+                sampled; None: it no longer is.
             version: of this policy: tokens that an older one sampled are not compared. None: it sampled all.
         """
-        batch, options = part.batches[index], self._options
+        options = self._options
         logp_BT, entropy_BT = self._score(self._policy, batch, batch.loss_mask_BT)
         weights_BT = self._weights(batch, part, options.normaliser)
         terms = policy_loss(
@@ -93,12 +95,11 @@ class Objective:
         if on_policy is not None:
             is_own_BT = batch.loss_mask_BT if version is None else batch.policy_versions_BT == version
             tally_parity(tally, batch, logp_BT, is_own_BT)
-            on_policy.append(logp_BT.detach().masked_fill(~is_own_BT, math.nan))
+            on_policy.append((replace(batch, videos=()), logp_BT.detach().masked_fill(~is_own_BT, math.nan)))
         return _finite_or_nan_gradient(terms.loss, logp_BT)
 
-    def supervised_loss(self, part: MiniBatch, index: int, tally: Tally) -> Tensor:
+    def supervised_loss(self, part: MiniBatch, batch: LearnerBatch, tally: Tally) -> Tensor:
         """Minus the mean log-prob of the tokens learned, at temperature 1: this micro-batch's summands of it."""
-        batch = part.batches[index]
         logp_BT, entropy_BT = self._score(self._policy, batch, batch.loss_mask_BT, temperature=1.0)
         loss = supervised_loss(logp_BT, self._weights(batch, part, "token"), batch.loss_mask_BT)
         tally.mean("loss/nll", loss.detach(), self._share(part))
@@ -107,7 +108,7 @@ class Objective:
 
     def _share(self, part: MiniBatch) -> float:
         """A micro-batch's share of an optimizer step, so that sums over micro-batches and ranks count once."""
-        return 1 / (len(part.batches) * self._world_size)
+        return 1 / (len(part) * self._world_size)
 
     def _weights(self, batch: LearnerBatch, part: MiniBatch, normaliser: str) -> Tensor:
         return token_weights(

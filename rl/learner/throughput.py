@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from rl.algorithm.packing import Sharing
 from rl.policy.flops import VideoShape, Workload
 from rl.trajectory import TrainingSample
 
@@ -36,12 +37,19 @@ def peak_tflops(device_name: str) -> float | None:
     return None
 
 
-def workload(samples: Sequence[TrainingSample]) -> Workload:
-    """What an optimizer step on these samples needs, each video block once through the tower."""
+def workload(samples: Sequence[TrainingSample], sharings: Iterable[Sharing]) -> Workload:
+    """What learning from these samples needs: what they share once, each video block once through the tower.
+
+    Args:
+        sharings: all samples, as micro-batches compute them.
+    """
     videos = {frames.digest: frames for sample in samples for frames in sample.videos}
+    sharings = list(sharings)
     return Workload(
-        tokens=sum(len(sample.token_ids) for sample in samples),
-        pairs=sum(len(sample.token_ids) ** 2 for sample in samples),
+        tokens=sum(sharing.size for sharing in sharings),
+        pairs=sum(
+            sharing.tokens**2 + sum(own * (sharing.tokens + own) for own in sharing.own_tokens) for sharing in sharings
+        ),
         scored=sum(map(sum, (sample.loss_mask for sample in samples))),
         videos=tuple(VideoShape(frames.scene_lengths, frames.height, frames.width) for frames in videos.values()),
     )

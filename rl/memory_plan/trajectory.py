@@ -51,11 +51,10 @@ def micro_batch(config: RunConfig, longest: Longest, *, siblings: int) -> MicroB
 
 
 def packed_values(config: RunConfig, longest: Longest) -> int:
-    """Bytes of patches of all micro-batches of one rank's update: they are made before its first pass."""
-    samples = _samples_per_rank(config)
-    batches = math.ceil(samples / _most_trajectories(config, longest))
-    coarse = max(batches, math.ceil(samples / config.rollout.group_size))
-    return coarse * longest.coarse_values + samples * longest.look_values
+    """Bytes of patches of two micro-batches of one rank: one is at work while the next is made."""
+    rows = min(2 * _most_trajectories(config, longest), _samples_per_update(config))
+    coarse = max(min(2, rows), math.ceil(rows / config.rollout.group_size))
+    return coarse * longest.coarse_values + rows * longest.look_values
 
 
 def stored_values(config: RunConfig, longest: Longest) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,10 +77,12 @@ def run_tower(visual: SceneTower, videos: Sequence[PackedVideo]) -> VisualTokens
 
 def embed(visual: SceneTower, videos: Sequence[PackedVideo]) -> Tensor:
     """Embedded patches (N, C) of all scenes of all videos."""
-    patches_ND = torch.from_numpy(np.concatenate([video.patches_ND for video in videos]))
+    device = visual.patch_embed.weight.device
+    # from pinned memory, as the learner packs them for a GPU, the copies run beside what the CPU does next
+    sent = [torch.from_numpy(video.patches_ND).to(device, non_blocking=True) for video in videos]
     lengths = [length for video in videos for length in video.scene_lengths]
     patches_per_frame = [video.patches_per_frame for video in videos for _ in video.scene_lengths]
-    return visual.patch_embed(patches_ND.to(visual.patch_embed.weight.device), lengths, patches_per_frame)
+    return visual.patch_embed(torch.cat(sent), lengths, patches_per_frame)
 
 
 def grid_of(video: PackedVideo) -> Grid:

@@ -67,6 +67,10 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "update/padding_share": ("share", "of the tokens computed, those there only so that ranks keep in step"),
     "update/shared_prefix_share": ("share", "of all tokens, those not computed since another trajectory begins alike"),
     "update/seconds": ("s", "inside the learner ranks"),
+    "update/wait_seconds": (
+        "s",
+        "a learner rank waited for micro-batches to be prepared, at most in an optimizer step",
+    ),
     "update/tokens_per_s": ("1/s", "update/tokens per second inside the learner ranks, all of them together"),
     "update/tokens_per_s_per_rank": ("1/s", "likewise, of one rank: of one GPU, where ranks have GPUs"),
     "update/flops": (

@@ -5,6 +5,7 @@ reference policy and with activation checkpointing. Beside it, what would go wro
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -143,12 +144,12 @@ def in_packed_rows(policy, samples, sharings, limits=ROOMY):
     )
     cut = [*micro_batches(sharings, limits), ()]  # a rank may have an empty one
     order = tuple(member for batch in cut for sharing in batch for member in sharing.members)
-    batches = tuple(collate(samples, policy.processor, sharings=batch) for batch in cut)
-    part = MiniBatch(batches, loss_totals(samples), order)
+    makers = tuple(partial(collate, samples, policy.processor, sharings=batch) for batch in cut)
+    part = MiniBatch(makers, tuple(cut), loss_totals(samples), order)
     policy.model.zero_grad()
     loss, logprobs, entropies = 0.0, [], []
-    for index, batch in enumerate(batches):
-        summand = objective.policy_loss(part, index, None, Tally(), None)
+    for batch in (make() for make in makers):
+        summand = objective.policy_loss(part, batch, None, Tally(), None)
         summand.backward()
         loss += float(summand.detach())
         with torch.no_grad():

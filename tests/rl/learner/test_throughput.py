@@ -2,6 +2,7 @@
 
 import pytest
 
+from rl.algorithm.packing import Sharing, alone
 from rl.learner.throughput import peak_tflops, throughput, workload
 from rl.policy.flops import VideoShape, Workload
 from rl.trajectory import Frames, TrainingSample
@@ -46,7 +47,7 @@ def test_mfu_is_the_share_of_what_all_gpus_could_do():
     assert throughput(NUMBERS, ranks=2, peak=10.0)["update/mfu"] == pytest.approx(4e12 / (2 * 2 * 10e12))
 
 
-def test_a_video_that_siblings_share_goes_through_the_tower_once():
+def test_what_siblings_share_is_computed_once():
     def frames(digest, scenes):
         return Frames(None, (0.0,) * sum(scenes), scenes, 56, 84, digest)
 
@@ -56,5 +57,9 @@ def test_a_video_that_siblings_share_goes_through_the_tower_once():
         return TrainingSample(ids, ids, ids, (0.0,) * length, (0.0,) * length, mask, ids, videos)
 
     opening = frames("v0", (2, 2))
-    made = workload([sample(5, opening, frames("v1", (1, 3))), sample(4, opening)])
-    assert made == Workload(9, 25 + 16, 4, (VideoShape((2, 2), 56, 84), VideoShape((1, 3), 56, 84)))
+    samples = [sample(5, opening, frames("v1", (1, 3))), sample(4, opening)]
+    seen = (VideoShape((2, 2), 56, 84), VideoShape((1, 3), 56, 84))
+    assert workload(samples, alone(samples)) == Workload(9, 25 + 16, 4, seen)
+    # three tokens in common: 3 + 2 + 1 are computed, and each branch attends to them and to itself
+    together = Sharing((0, 1), 3, 1, (2, 1))
+    assert workload(samples, [together]) == Workload(6, 9 + 2 * (3 + 2) + 1 * (3 + 1), 4, seen)
