@@ -1,6 +1,6 @@
 """Samples to tensors: packed rows, values at their tokens; splitting and sharing change no gradient."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from rl.algorithm.batch import assign_ranks, build_training_samples, loss_totals
-from rl.algorithm.learner_batch import collate, sampled_values
+from rl.algorithm.learner_batch import collate, on_device, sampled_values
 from rl.algorithm.loss import policy_loss, token_weights
 from rl.algorithm.packing import Limits, alone, micro_batches, with_common_openings
 from rl.config.algorithm import AdvantageConfig
+from rl.policy.geometry import PackedVideo
 from rl.policy.packing import Tree
 from rl.trajectory import RewardFailure
 
+GPU = torch.device("cuda", 0)
 FAILED = RewardFailure("mine", "raised", "KeyError")
 PAD, OPENING = 99, 10  # the id of the first context's only token: it stands for the placeholder of the coarse frames
 
@@ -214,3 +216,24 @@ def test_a_reward_moves_only_its_own_segment(trajectory, scored_group, rewards, 
     policy_loss(logp, *columns).loss.backward()
 
     assert torch.equal(logp.grad != 0, batch.segment_ids_BT == moved)
+
+
+def test_to_a_gpu_everything_but_pixels_is_sent_at_once_through_pinned_memory(monkeypatch, trajectory, scored_group):
+    """As far as a machine without one can see: what would be sent, and how."""
+    pinned, sent = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, where, **how: sent.append((self, where, how)) or self)
+    block = PackedVideo(np.zeros((8, 3), np.uint8), (2,), 2, 2, (0.0,))
+    other = PackedVideo(np.ones((4, 3), np.uint8), (1,), 2, 2, (0.0,))
+    samples = build_training_samples(scored_group([trajectory(1, 1), trajectory(0, 1)], [(1.0, 0.0), (0.0, 1.0)]))
+    batch = replace(collate(samples, CountingProcessor()), videos=(block, other, block))
+
+    there = on_device(batch, GPU)
+
+    tensors = [value for field in fields(batch) if torch.is_tensor(value := getattr(batch, field.name))]
+    assert [id(tensor) for tensor, *_ in sent] == [id(tensor) for tensor in tensors]
+    assert all((where, how) == (GPU, {"non_blocking": True}) for _, where, how in sent)
+    assert len(pinned) == len(tensors) + 2  # a block that is shown twice once
+    assert there.videos[0] is there.videos[2] is not there.videos[1]
+    assert (there.videos[1].patches_ND == other.patches_ND).all()
+    assert on_device(batch, torch.device("cpu")) is batch
