@@ -204,6 +204,15 @@ def test_gpu_learner(tmp_path):
     assert tables_in((tmp_path / "out.md").read_text()) == tables
 
 
+def test_learner_beside():
+    small = ("--small", "--trajectories", 6, "--parameters", 200_000, "--repeats", 2)
+    (before, ahead), digests = run("learner_beside.py", *small)
+    for row in (before, ahead):
+        assert_positive(row, "s to the first pass", "s of the step", "CPU s", "peak MB")
+    assert numbers(ahead, "peak MB") < numbers(before, "peak MB")
+    assert {row["different digests"] for row in digests} == {"1"}
+
+
 def test_tower_attention():
     (rows,) = run("tower_attention.py", "qwen2_5_vl/tiny", "qwen3_vl/tiny", "--scenes", 2, "--repeats", 2)
     assert [row["pass"] for row in rows] == ["forward", "with gradients"] * 4
