@@ -216,13 +216,15 @@ class LearnerGroup:
         poll: Callable[[], None] = do_nothing,
         poll_every_s: float = POLL_S,
         restore: Restore | None = None,
+        sequence_parallel: int = 1,
     ) -> None:
         """
         Args:
+            sequence_parallel: ranks in a row that are given the same samples.
             poll: called every `poll_every_s` while the driver waits for the ranks: other workers go on meanwhile.
             restore: decodes the pixels of groups again that were lost on their way.
         """
-        self._timeout_s, self._restore = start_timeout_s, restore
+        self._timeout_s, self._restore, self._same = start_timeout_s, restore, sequence_parallel
         self._poll, self._poll_every_s = poll, poll_every_s
         remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
         named = [dict(options(rank)) for rank in range(world_size)]
@@ -248,8 +250,8 @@ class LearnerGroup:
         Raises:
             LearnerError: a rank died, failed or did not answer: the ranks must be replaced.
         """
-        assignment = assign_ranks(scored, len(self._ranks))
-        self._deliver(scored, assignment)
+        assignment = assign_ranks(scored, len(self._ranks) // self._same)
+        self._deliver(scored, [mine for mine in assignment for _ in range(self._same)])
         self.has_moved = True
         calls = [
             rank.update.options(name=label(process.name, step)).remote(step, version)
@@ -257,7 +259,7 @@ class LearnerGroup:
         ]
         updates = self._wait(calls, "update the policy")
         self.has_moved = updates[0].steps_taken > 0
-        logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates])
+        logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates[:: self._same]])
         first, optimizers = updates[0], " ".join(update.optimizer for update in updates if update.optimizer)
         spans = tuple(span for update in updates for span in update.spans)
         return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers, spans)
@@ -269,7 +271,8 @@ class LearnerGroup:
             parts = [[scored[index] for index in mine] for mine in assignment]
             calls = [rank.receive.remote(part) for rank, part in zip(self._ranks, parts, strict=True)]
             missing = self._wait(calls, "hand out the trajectories")
-            lost = [mine[index] for mine, indices in zip(assignment, missing, strict=True) for index in indices]
+            pairs = zip(assignment, missing, strict=True)
+            lost = sorted({mine[index] for mine, indices in pairs for index in indices})
             if not lost:
                 return
             log.warning("the pixels of %d groups are lost and decoded again", len(lost))
@@ -281,8 +284,9 @@ class LearnerGroup:
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One supervised step, samples dealt to ranks in turn."""
-        world = len(self._ranks)
-        calls = [rank.supervise.remote(list(samples[i::world])) for i, rank in enumerate(self._ranks)]
+        parts = len(self._ranks) // self._same
+        dealt = [list(samples[rank // self._same :: parts]) for rank in range(len(self._ranks))]
+        calls = [rank.supervise.remote(mine) for rank, mine in zip(self._ranks, dealt, strict=True)]
         return self._wait(calls, "take a supervised step")[0]
 
     def export(self, bucket_bytes: int, *, trainable_only: bool) -> list[WeightBucket]:

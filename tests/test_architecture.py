@@ -67,7 +67,7 @@ OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "ray": ("actors/", "cluster/", "rl/run/workers.py"),
     "vllm": ("actors/engine/", "rl/policy/vllm/", "rl/serving/"),
-    "deepspeed": ("rl/learner/engine.py", "rl/learner/loading.py"),
+    "deepspeed": ("rl/learner/engine.py", "rl/learner/loading.py", "rl/learner/sequence_parallel.py"),
     "decord": ("envs/video/decord_backend.py",),
     "wandb": ("rl/tracking/sinks.py",),
     "omegaconf": ("rl/config/file.py",),

@@ -59,13 +59,18 @@ class LearnerBatch:
 
 
 def collate(
-    samples: Sequence[TrainingSample], processor: VideoPacker, sharings: Sequence[Sharing] | None = None
+    samples: Sequence[TrainingSample],
+    processor: VideoPacker,
+    sharings: Sequence[Sharing] | None = None,
+    *,
+    multiple_of: int = 1,
 ) -> LearnerBatch:
     """Tensors of one micro-batch. A block that samples show alike is packed once.
 
     Args:
         sharings: which samples are in the micro-batch, and what they share; None: all of them, and nothing. Without
             any the row is two tokens without a gradient, so that its rank can take part in the forward pass.
+        multiple_of: tokens that no sample has are put behind the row until its length is.
     """
     sharings = alone(samples) if sharings is None else sharings
     num_samples = sum(len(sharing.members) for sharing in sharings)
@@ -74,10 +79,15 @@ def collate(
         sharings = alone(samples)
     rows = [samples[member] for sharing in sharings for member in sharing.members]
     row = _lay_out(samples, sharings, processor)
+    packing = tuple(Tree(sharing.tokens, sharing.own_tokens) for sharing in sharings)
+    if missing := -len(row.token_ids) % multiple_of:
+        row.token_ids.extend([processor.ids.pad] * missing)
+        row.positions.append(np.zeros((3, missing), dtype=np.int64))
+        packing = (*packing, Tree(0, (missing,)))
     return LearnerBatch(
         token_ids_R=torch.tensor(row.token_ids),
         position_ids_3R=torch.from_numpy(np.concatenate(row.positions, axis=1)),
-        packing=tuple(Tree(sharing.tokens, sharing.own_tokens) for sharing in sharings),
+        packing=packing,
         videos=_packed_once(row.videos, processor),
         places_BT=_padded(row.places, -1, torch.long),
         segment_ids_BT=_padded([sample.segment_ids for sample in rows], Segment.CONTEXT.value, torch.long),

@@ -38,6 +38,9 @@ class LearnerConfig:
     micro_tokens: int = 0  # tokens per forward pass and rank, at most, unless one trajectory is longer; 0: no limit
     # auto: what siblings begin with alike, prompt and coarse frames, is computed once per forward pass | off
     shared_prefix: str = "auto"
+    # ranks that share one micro-batch, each with a part of its tokens (Ulysses): for trajectories too long for one GPU;
+    # divides num_ranks and the policy's attention heads
+    sequence_parallel: int = 1
     updates_per_step: int = 1  # optimizer steps per batch of rollouts; above 1 the later ones are off-policy
     freeze_vision: bool = False  # vision blocks frozen; merger and language model trained
     # recompute activations in the backward pass: less memory, about a third more time
@@ -49,11 +52,21 @@ class LearnerConfig:
     max_rebuilds: int = 3  # times lost learners are rebuilt from the newest checkpoint without a step in between
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
+    @property
+    def sequence_groups(self) -> int:
+        """Ranks, or groups of them, that have samples of their own."""
+        return self.num_ranks // self.sequence_parallel
+
     def __post_init__(self) -> None:
         require(self.num_ranks >= 1, "learner.num_ranks must be >= 1")
         require(self.zero_stage in (0, 1, 2, 3), "learner.zero_stage must be 0, 1, 2 or 3")
         require(self.micro_batch >= 1, "learner.micro_batch must be >= 1")
         require(self.digest_every >= 0, f"learner.digest_every must be >= 0, got {self.digest_every}")
+        split = self.sequence_parallel
+        require(
+            split >= 1 and self.num_ranks % split == 0,
+            f"learner.sequence_parallel={split} must divide learner.num_ranks={self.num_ranks}",
+        )
         require(self.micro_tokens >= 0, f"learner.micro_tokens must be >= 0, got {self.micro_tokens}")
         require(
             self.shared_prefix in ("auto", "off"),

@@ -60,9 +60,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(self.rewards), "rewards: at least one term is needed, e.g. rewards.answer.fn=answer")
         require(
-            self.rollout.tasks_per_step % self.learner.num_ranks == 0,
+            self.rollout.tasks_per_step % self.learner.sequence_groups == 0,
             f"rollout.tasks_per_step ({self.rollout.tasks_per_step}) must be a multiple of learner.num_ranks "
-            f"({self.learner.num_ranks}): a group never spans ranks",
+            f"({self.learner.num_ranks}){_over_a_sequence(self.learner)}: a group never spans ranks",
         )
         require(
             not (self.policy.dtype == "bfloat16" and self.learner.zero_stage == 0),
@@ -71,6 +71,11 @@ class RunConfig:
         )
         require_folder_name("name", self.name)
         _refuse_what_does_not_fit(self)
+
+
+def _over_a_sequence(learner: LearnerConfig) -> str:
+    split = learner.sequence_parallel
+    return f" / learner.sequence_parallel ({split})" if split > 1 else ""
 
 
 def _refuse_what_does_not_fit(config: RunConfig) -> None:

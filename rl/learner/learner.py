@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from rl.learner.mini_batch import MiniBatch, build_mini_batch, consecutive_parts
 from rl.learner.objective import Objective
 from rl.learner.policy_copy import PolicyCopy, copy_policy, place_weights
 from rl.learner.rank_files import Layout
+from rl.learner.sequence_parallel import SequenceParallel, attend_in_parallel, join_sequence_group
 from rl.learner.settings import learning_rate
 from rl.learner.state import capture_state, load_state, optimizer_tensors
 from rl.learner.throughput import peak_tflops, throughput, workload
@@ -78,7 +80,7 @@ class Learner:
             temperature: trajectories are sampled at.
             total_steps: optimizer steps the learning-rate schedule spans.
         Raises:
-            ConfigError: `learner.deepspeed_config` cannot be read.
+            ConfigError: `learner.deepspeed_config` cannot be read, `learner.sequence_parallel` does not divide heads.
         """
         self._config, self._loss = learner, algorithm.loss
         self._rules = algorithm.advantage
@@ -90,14 +92,17 @@ class Learner:
         self._structure = structure_of(policy_dir, policy)
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         mapped = partial(map_policy, policy_dir, policy.scenes)
-        self._engine = TrainingEngine(_prepared(mapped(), learner), learner, policy.dtype, self._device, world_size)
+        self._parallel = join_sequence_group(learner.sequence_parallel, rank, world_size)
+        trained = _prepared(mapped(), learner, self._parallel)
+        self._engine = TrainingEngine(trained, learner, policy.dtype, self._device, world_size)
         self._objective = Objective(
             self._engine.deepspeed,
             algorithm.loss,
-            reference=self._engine.add_reference(mapped()) if algorithm.loss.kl_beta > 0 else None,
+            reference=self._reference(mapped()) if algorithm.loss.kl_beta > 0 else None,
             allowed_V=torch.from_numpy(self._processor.allowed_token_mask()).to(self._device),
             temperature=temperature,
-            world_size=world_size,
+            world_size=world_size // self._parallel.size,
+            parallel=self._parallel,
         )
 
     @property
@@ -129,7 +134,7 @@ class Learner:
             Metrics of all ranks; and of each sample those log-probs that parity compares, as in `LearnerUpdate`: they
             are kept from the passes that learn.
         """
-        start, tally = time.perf_counter(), Tally()
+        start, tally = time.perf_counter(), Tally(counts=self._parallel.counts)
         parts = [self._mini_batch(part) for part in consecutive_parts(samples, self._config.updates_per_step)]
         on_policy: list[tuple[LearnerBatch, Tensor]] = []  # of the first part, by the policy that sampled
         for index, (part, old) in enumerate(zip(parts, self._old_logprobs(parts), strict=True)):
@@ -139,7 +144,7 @@ class Learner:
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One optimizer step towards the samples' own tokens; "loss/nll" is their mean negative log-prob in nat."""
-        start, tally = time.perf_counter(), Tally()
+        start, tally = time.perf_counter(), Tally(counts=self._parallel.counts)
         part = self._mini_batch(samples)
         self._step(part, lambda part, batch, _: self._objective.supervised_loss(part, batch, tally), tally)
         return self._numbers(tally, [part], samples, start)
@@ -226,6 +231,10 @@ class Learner:
         engine, write_rest = self._engine, partial(save_all_but_weights, self._engine.module, self._processor)
         return copy_policy(engine.named_weights, place_weights(engine.whole_shapes()), self._layout, write_rest)
 
+    def _reference(self, model: nn.Module) -> Callable[..., Any]:
+        attend_in_parallel(model, self._parallel)
+        return self._engine.add_reference(model)
+
     def _mini_batch(self, samples: Sequence[TrainingSample]) -> MiniBatch:
         learner = self._config
         return build_mini_batch(
@@ -234,6 +243,7 @@ class Learner:
             self._processor,
             self._device,
             shared_prefix=learner.shared_prefix == "auto",
+            parallel=self._parallel,
         )
 
     def _old_logprobs(self, parts: Sequence[MiniBatch]) -> list[list[Tensor | None] | None]:
@@ -323,10 +333,11 @@ def _against(
     return loss(part, batch, batch.behavior_logprobs_BT if old is None else old[index])
 
 
-def _prepared(model: nn.Module, config: LearnerConfig) -> nn.Module:
+def _prepared(model: nn.Module, config: LearnerConfig, parallel: SequenceParallel) -> nn.Module:
     """The model in training mode, as `learner.freeze_vision` and `learner.activation_checkpointing` say."""
     if config.freeze_vision:
         freeze_vision(model)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    attend_in_parallel(model, parallel)
     return model.train()

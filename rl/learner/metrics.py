@@ -33,9 +33,13 @@ class Tally:
     tally.mean("policy/entropy", entropy_BT.sum(), count=mask_BT.sum())
     tally.peak("parity/max/sampling", difference_BT.max())
     tally.reduced(device)                    # collective
+
+    Args:
+        counts: False: sums and means leave this rank's numbers out, since another rank has the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts: bool = True) -> None:
+        self._counts = counts
         self._added: dict[tuple[str, str], list[Number]] = {}  # by kind ("sum", "total" or "count") and name
         self._peaks: dict[str, list[Number]] = {}
 
@@ -58,7 +62,7 @@ class Tally:
         given = [*(self._added[key] for key in added), *(self._peaks[name] for name in largest)]
         fetched = iter(_fetched(list(chain.from_iterable(given))))
         mine = [[next(fetched) for _ in numbers] for numbers in given]
-        sums = [reduce(add, numbers, 0.0) for numbers in mine[: len(added)]]
+        sums = [reduce(add, numbers, 0.0) if self._counts else 0.0 for numbers in mine[: len(added)]]
         sums_N = torch.tensor(sums, dtype=torch.float64, device=device)
         peaks = [_largest(numbers) for numbers in mine[len(added) :]]
         peaks_N = torch.tensor(peaks, dtype=torch.float64, device=device)

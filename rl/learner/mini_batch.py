@@ -24,6 +24,7 @@ from rl.algorithm.learner_batch import BLANK_TOKENS, LearnerBatch, collate, on_d
 from rl.algorithm.loss import LossTotals
 from rl.algorithm.packing import Limits, Sharing, alone, micro_batches, with_common_openings
 from rl.learner.prefetch import OneAhead
+from rl.learner.sequence_parallel import ALONE, SequenceParallel
 from rl.policy.processor import Processor
 from rl.trajectory import TrainingSample
 
@@ -70,27 +71,34 @@ def build_mini_batch(
     device: torch.device,
     *,
     shared_prefix: bool = True,
+    parallel: SequenceParallel = ALONE,
 ) -> MiniBatch:
     """Micro-batches, the largest pieces first. Collective.
 
     Args:
         shared_prefix: what samples begin with alike is computed once.
+        parallel: the ranks that have the same samples.
     """
     mine = loss_totals(samples)
     sharings = with_common_openings(samples, processor) if shared_prefix else alone(samples)
     cut = micro_batches(sharings, limits)
     most = _all_reduce([len(cut)], dist.ReduceOp.MAX, device)[0]
-    totals = LossTotals(*_all_reduce([mine.num_sequences, mine.num_tokens], dist.ReduceOp.SUM, device))
+    counted = [mine.num_sequences, mine.num_tokens] if parallel.counts else [0, 0]
+    totals = LossTotals(*_all_reduce(counted, dist.ReduceOp.SUM, device))
     cut += [()] * (max(most, 1) - len(cut))
     order = tuple(member for batch in cut for sharing in batch for member in sharing.members)
-    makers = tuple(partial(_made, samples, processor, device, batch) for batch in cut)
+    makers = tuple(partial(_made, samples, processor, device, parallel.size, batch) for batch in cut)
     return MiniBatch(makers, tuple(cut), totals, order)
 
 
 def _made(
-    samples: Sequence[TrainingSample], processor: Processor, device: torch.device, sharings: Sequence[Sharing]
+    samples: Sequence[TrainingSample],
+    processor: Processor,
+    device: torch.device,
+    multiple_of: int,
+    sharings: Sequence[Sharing],
 ) -> LearnerBatch:
-    return on_device(collate(samples, processor, sharings), device)
+    return on_device(collate(samples, processor, sharings, multiple_of=multiple_of), device)
 
 
 def consecutive_parts(samples: Sequence[TrainingSample], count: int) -> list[Sequence[TrainingSample]]:

@@ -18,6 +18,7 @@ from rl.algorithm.loss import policy_loss, supervised_loss, token_weights
 from rl.config.algorithm import LossConfig
 from rl.learner.metrics import Tally, tally_parity, tally_policy
 from rl.learner.mini_batch import MiniBatch
+from rl.learner.sequence_parallel import ALONE, SequenceParallel
 from rl.policy.scoring_head import Scoring, placed
 
 
@@ -29,7 +30,8 @@ class Objective:
         reference: the policy the run started from, callable likewise; needed if `options.kl_beta` > 0.
         allowed_V: bool; tokens that may be sampled.
         temperature: trajectories are sampled at.
-        world_size: number of ranks.
+        world_size: number of ranks that have samples of their own.
+        parallel: ranks that have the same ones as this.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Objective:
         allowed_V: Tensor,
         temperature: float,
         world_size: int,
+        parallel: SequenceParallel = ALONE,
     ) -> None:
         self._policy, self._options, self._reference = policy, options, reference
         self._allowed_V, self._temperature, self._world_size = allowed_V, temperature, world_size
+        self._parallel = parallel
 
     @torch.no_grad()
     def logprobs(self, batch: LearnerBatch, scored_BT: Tensor | None = None) -> Tensor:
@@ -132,19 +136,21 @@ class Objective:
         if scored_BT is None:
             scored_BT = self._allowed_V[batch.token_ids_BT] & (batch.places_BT >= 0)
         scored_BT = torch.cat([torch.zeros_like(scored_BT[:, :1]), scored_BT[:, 1:]], dim=1)
-        logprobs_S, entropies_S = model(
+        predictors_S, targets_S = batch.places_BT[:, :-1][scored_BT[:, 1:]], batch.places_BT[scored_BT]
+        part = self._parallel.part(batch.token_ids_R.numel())
+        first, end = (0, batch.token_ids_R.numel()) if part is None else (part.start, part.stop)
+        mine_S = (predictors_S >= first) & (predictors_S < end)
+        temperature = self._temperature if temperature is None else temperature
+        scored = model(
             batch.token_ids_R[None],
             None,
             batch.position_ids_3R[:, None],
             batch.videos,
             packing=batch.packing,
-            scoring=Scoring(
-                batch.places_BT[:, :-1][scored_BT[:, 1:]],
-                batch.places_BT[scored_BT],
-                self._allowed_V,
-                self._temperature if temperature is None else temperature,
-            ),
+            part=part,
+            scoring=Scoring(predictors_S[mine_S] - first, targets_S[mine_S], self._allowed_V, temperature),
         )
+        logprobs_S, entropies_S = (self._parallel.summed(placed(values, mine_S)) for values in scored)
         return placed(logprobs_S, scored_BT), placed(entropies_S, scored_BT)
 
 

@@ -50,17 +50,20 @@ def activations(
     *,
     checkpointing: bool,
     freeze_vision: bool,
+    sequence_parallel: int = 1,
 ) -> Activations:
     """Of one micro-batch, with gradient.
 
     Args:
         itemsize: b.
         checkpointing: layers and blocks are recomputed in the backward pass.
+        sequence_parallel: ranks with a part each of the tokens; embeddings and visual tokens each has of all.
     """
     language, tower = structure.language, structure.tower
-    saved = layer_saved(language, itemsize) * batch.tokens
-    working = layer_working(language, itemsize) * batch.tokens
-    inputs = language.layers * language.hidden * itemsize * batch.tokens
+    tokens = batch.tokens / sequence_parallel
+    saved = layer_saved(language, itemsize) * tokens
+    working = layer_working(language, itemsize) * tokens
+    inputs = language.layers * language.hidden * itemsize * tokens
     patches = batch.visual_tokens * tower.merge**2
     kept = inputs if checkpointing else language.layers * saved
     tower_kept = _tower_kept(tower, patches, batch, itemsize, checkpointing=checkpointing, frozen=freeze_vision)

@@ -100,6 +100,7 @@ def learner_memory(
             itemsize,
             checkpointing=learner.activation_checkpointing,
             freeze_vision=learner.freeze_vision,
+            sequence_parallel=learner.sequence_parallel,
         ),
         _reference(config, structure.parameters * itemsize),
         CONTEXT_BYTES if cuda else 0.0,

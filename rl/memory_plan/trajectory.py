@@ -71,7 +71,7 @@ def _most_trajectories(config: RunConfig, longest: Longest) -> int:
 
 
 def _samples_per_rank(config: RunConfig) -> int:
-    return config.rollout.tasks_per_step // config.learner.num_ranks * config.rollout.group_size
+    return config.rollout.tasks_per_step // config.learner.sequence_groups * config.rollout.group_size
 
 
 def _samples_per_update(config: RunConfig) -> int:

@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from rl.policy.packing import Packing, Tree, owners, sees, starts
 
 PACKED = "packed"  # the name transformers knows it by
+SEQUENCE_PARALLEL = "packed_sequence_parallel"  # of the same over several ranks (rl.learner.sequence_parallel)
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

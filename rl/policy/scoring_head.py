@@ -88,6 +88,6 @@ def token_logprobs(
     return placed(found[0], scored_BT), placed(found[1], scored_BT)
 
 
-def placed(values_S: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
-    """Values of scored tokens at their tokens (B, T), zero elsewhere."""
-    return torch.zeros_like(scored_BT, dtype=values_S.dtype).masked_scatter(scored_BT, values_S)
+def placed(values_S: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Values where `scored` (bool, of any shape) is true, in order; zero elsewhere."""
+    return torch.zeros_like(scored, dtype=values_S.dtype).masked_scatter(scored, values_S)

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rl.policy.geometry import PackedVideo
-from rl.policy.packed_attention import PACKED, prepare_packing
+from rl.policy.packed_attention import PACKED, SEQUENCE_PARALLEL, prepare_packing
 from rl.policy.packing import Packing
 from rl.policy.scoring_head import Scoring
 from rl.policy.vision_tower import SceneTower, VisualTokens, run_tower
@@ -56,6 +56,7 @@ class VideoPolicy(nn.Module):
         videos: Sequence[PackedVideo] = (),
         *,
         packing: Packing | None = None,
+        part: slice | None = None,
         scoring: Scoring | None = None,
         past_key_values: object | None = None,
         use_cache: bool = False,
@@ -70,6 +71,8 @@ class VideoPolicy(nn.Module):
             position_ids: (3, B, T) from `mrope_positions`; never guessed.
             videos: all videos of all rows, in order of appearance, row after row.
             packing: the sequences of the only row, which has no padding and no mask; None: every row is a sequence.
+            part: tokens of the packed row that go through this rank's layers, where other ranks have the rest; all that
+                `scoring` names is then predicted by one of them.
             scoring: if given, log-probs (S) and entropies (S) come back instead of logits.
             past_key_values: passed by `generate(input_ids, position_ids=..., videos=...)`, which continues positions
                 by itself; so are `use_cache`, `logits_to_keep` and `return_dict`.
@@ -78,12 +81,18 @@ class VideoPolicy(nn.Module):
         """
         if position_ids is None:
             raise ValueError("position_ids are needed: they come from rl.policy.positions.mrope_positions")
-        if packing is not None and self.config.text_config._attn_implementation != PACKED:
-            raise ValueError(f"packed rows need attn_implementation={PACKED!r}; rl.policy.model loads a policy with it")
+        needed = PACKED if part is None else SEQUENCE_PARALLEL
+        if packing is not None and self.config.text_config._attn_implementation != needed:
+            raise ValueError(f"packed rows need attn_implementation={needed!r}; rl.policy.model loads a policy with it")
         embeddings_BTE = self.model.language_model.embed_tokens(input_ids)
         placeholders_BT, visual = input_ids == self.config.video_token_id, None
         if past_key_values is None or past_key_values.get_seq_length() == 0:
             embeddings_BTE, visual = self._with_videos(placeholders_BT, embeddings_BTE, videos)
+        if part is not None:
+            before, within = (int(placeholders_BT[:, place].sum()) for place in (slice(part.start), part))
+            visual = None if visual is None else visual.between(before, before + within)
+            embeddings_BTE, placeholders_BT = embeddings_BTE[:, part], placeholders_BT[:, part]
+            position_ids = with_text_positions(position_ids[..., part])
         output = self.decode(
             embeddings_BTE,
             placeholders_BT,
@@ -137,3 +146,9 @@ class VideoPolicy(nn.Module):
         if not scoring.allowed_V.to(input_ids.device)[targets_S].all():
             raise ValueError("a token to be scored is one the policy may not sample (a vision token or a padding id)")
         return self.lm_head(hidden_BTE.flatten(0, 1)[scoring.predictors_S], targets_S, scoring)
+
+
+def with_text_positions(position_ids_3BT: torch.Tensor) -> torch.Tensor:
+    """(4, B, T): before the three axes, places in the row, which DeepSpeed's attention wants to exchange."""
+    places_BT = torch.arange(position_ids_3BT.shape[-1], device=position_ids_3BT.device).expand_as(position_ids_3BT[0])
+    return torch.cat([places_BT[None], position_ids_3BT])

@@ -33,6 +33,10 @@ class VisualTokens:
         """In another type."""
         return VisualTokens(self.embeddings_NE.to(dtype), tuple(level_NE.to(dtype) for level_NE in self.levels))
 
+    def between(self, first: int, end: int) -> VisualTokens:
+        """Some of them, in a row."""
+        return VisualTokens(self.embeddings_NE[first:end], tuple(level_NE[first:end] for level_NE in self.levels))
+
     def taken(self, sizes: Sequence[int], order: Sequence[int]) -> VisualTokens:
         """Cut into pieces of these sizes, and pieces put together in this order; they may repeat."""
 
@@ -65,14 +69,16 @@ class SceneTower(nn.Module):
         """Visual tokens of features, video after video as the placeholders stand."""
         raise NotImplementedError
 
-    def forward(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> VisualTokens:
-        """Both."""
-        return self.merge(self.trunk(embedded_NC, grids), grids)
+    def forward(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
+        """Both: embeddings, then levels, as bare tensors, on which ZeRO 3 hangs its hooks."""
+        tokens = self.merge(self.trunk(embedded_NC, grids), grids)
+        return tokens.embeddings_NE, *tokens.levels
 
 
 def run_tower(visual: SceneTower, videos: Sequence[PackedVideo]) -> VisualTokens:
     """One pass through a tower of ours over all scenes of all videos."""
-    return visual(embed(visual, videos), list(map(grid_of, videos)))
+    embeddings_NE, *levels = visual(embed(visual, videos), list(map(grid_of, videos)))
+    return VisualTokens(embeddings_NE, tuple(levels))
 
 
 def embed(visual: SceneTower, videos: Sequence[PackedVideo]) -> Tensor:

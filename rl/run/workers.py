@@ -166,6 +166,7 @@ def spawn_learners(
         poll=poll,
         poll_every_s=poll_every_s,
         restore=restore,
+        sequence_parallel=config.learner.sequence_parallel,
     )
 
 
@@ -181,7 +182,9 @@ def uses_engines_gpus(config: RunConfig) -> bool:
 def cold_start_ranks(config: RunConfig) -> int:
     """Learner ranks of the cold start: one per GPU of the run, unless a batch has fewer traces."""
     others = config.rollout.num_workers * int(config.placement.rollout_gpus) if uses_engines_gpus(config) else 0
-    return max(config.learner.num_ranks, min(config.learner.num_ranks + others, config.cold_start.batch_size))
+    learner, batch = config.learner, config.cold_start.batch_size
+    most = learner.num_ranks + min(others, max(0, batch * learner.sequence_parallel - learner.num_ranks))
+    return most - most % learner.sequence_parallel
 
 
 def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:

@@ -1,10 +1,25 @@
-"""Where learner ranks meet: a port that stays ours until it is listened on."""
+"""Where learner ranks meet: a port that stays ours until it is listened on; and who is given what."""
 
 import socket
 
 import pytest
 
-pytestmark = pytest.mark.ray  # Ray is imported; no cluster is needed
+from rl.trajectory import (
+    AnswerKind,
+    Completion,
+    LearnerUpdate,
+    ScoredGroup,
+    Segment,
+    SegmentRewards,
+    StopReason,
+    TrainingSample,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+    VideoTask,
+)
+
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
@@ -49,3 +64,45 @@ def test_a_learner_that_cannot_be_built_says_why_itself(worker, ray_cluster):
 
     with pytest.raises(RuntimeError, match=r"^learner\.deepspeed_config$"):
         worker.start(make_learner, 1, ("127.0.0.1", 1))
+
+
+class Recorder:
+    """A learner that learns nothing: it says whose groups it was given."""
+
+    def __init__(self, rank, world_size, master_addr, master_port):
+        self._rank = rank
+
+    def learn(self, scored, version):
+        seen = tuple((one.group.task.task_id, self._rank) for one in scored)
+        return LearnerUpdate({}, seen, steps_taken=1)
+
+    def supervise(self, samples):
+        return {"loss/nll": float(sum(sample.token_ids[0] for sample in samples))}
+
+
+@pytest.fixture
+def ranks(ray_cluster):
+    from actors.learner import LearnerGroup
+
+    options = {"num_cpus": 0.1}
+    group = LearnerGroup(Recorder, 4, lambda rank: options, start_timeout_s=60, timeout_s=60, sequence_parallel=2)
+    yield group
+    group.stop()
+
+
+def group_of(name):
+    answer = Turn((1, 2), Completion((3,), (-0.5,), "stop", 0), Segment.REASONING)
+    task = VideoTask(name, "/clip.mp4", "?", "B", AnswerKind.LETTER)
+    group = TrajectoryGroup(task, (Trajectory((answer,), StopReason.ANSWERED),), None)
+    return ScoredGroup(group, (SegmentRewards(None, 1.0, {}),))
+
+
+def test_ranks_that_share_a_sequence_are_given_the_same_samples(ranks):
+    groups = [group_of(f"task {index}") for index in range(4)]
+    sample = TrainingSample((3,), (2,), (0,), (-0.5,), (1.0,), (True,), (0,), ())
+
+    update = ranks.update(groups, step=0, version=0)
+
+    assert [task for task, _ in update.logprobs_PG] == ["task 0", "task 1", "task 2", "task 3"]
+    assert sorted(rank for _, rank in update.logprobs_PG) == [0, 0, 2, 2]  # the first of each pair answers for it
+    assert ranks.supervise([sample, sample, sample, sample]) == {"loss/nll": 6.0}  # two of four

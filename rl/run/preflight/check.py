@@ -16,7 +16,7 @@ from rl.config.run import RunConfig
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight.findings import Finding, Level, passed
 from rl.run.preflight.machine import check_output, check_resources, require_gpus
-from rl.run.preflight.memory import check_plan, plan_memory, planned_parameters
+from rl.run.preflight.memory import check_heads, check_plan, plan_memory, planned_parameters
 from rl.run.preflight.rewards import check_rewards
 from rl.run.preflight.shards import check_shards
 from rl.run.preflight.token_budget import check_token_budget
@@ -77,7 +77,7 @@ def preflight(config: RunConfig) -> None:
 def _memory(config: RunConfig) -> list[Finding]:
     """Of every GPU and of the node."""
     try:
-        return check_plan(config, plan_memory(config))
+        return [*check_heads(config), *check_plan(config, plan_memory(config))]
     except ConfigError as error:
         return [Finding("memory", Level.FAILED, _on_one_line(error))]
 

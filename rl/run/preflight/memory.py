@@ -72,6 +72,21 @@ def planned_parameters(config: RunConfig) -> int:
     return found[0].parameters if found else 0
 
 
+def check_heads(config: RunConfig) -> list[Finding]:
+    """Whether the policy's attention heads can be dealt to ranks that share a sequence."""
+    split, found = config.learner.sequence_parallel, planned_structure(config)
+    if split == 1 or found is None:
+        return []
+    language = found[0].language
+    if language.heads % split == 0 and (language.kv_heads % split == 0 or split % language.kv_heads == 0):
+        return []
+    detail = (
+        f"learner.sequence_parallel={split} does not divide the policy's {language.heads} attention heads and "
+        f"{language.kv_heads} key heads: set one that divides both"
+    )
+    return [Finding("attention heads", Level.FAILED, detail)]
+
+
 def check_plan(config: RunConfig, plan: MemoryPlan | None) -> list[Finding]:
     """A finding per GPU and for the node; what cannot fit has the keys that help most."""
     if plan is None:

@@ -217,6 +217,11 @@ class Rank:
         self._end(learner)
         return {"gradients": gradients, "metrics": metrics, "logprobs": logprobs, "moved": moved}
 
+    def update_in_parallel(self, **options):
+        """All ranks with all samples, each with a part of every row."""
+        self.mine = self.batch
+        return self.update(num_ranks=self.world, sequence_parallel=self.world, **options)
+
     def learned(self, **options):
         """One update from scored groups, as the driver gets it; and each sibling alone through the policy untouched."""
         groups = the_groups(self.processor)

@@ -109,6 +109,12 @@ def plain(plain_of):
     return plain_of(QWEN2_5)
 
 
+COUNTED = (
+    *("loss/surrogate", "policy/entropy", "policy/clip_fraction/sampling", "grad/norm", "parity/max/reasoning"),
+    *("update/trajectories", "update/tokens", "update/learned_tokens", "update/optimizer_steps", "update/lr"),
+)
+
+
 def deviation(ours, theirs):
     """Largest difference of any gradient, relative to the largest entry of all."""
     assert ours.keys() == theirs.keys()
@@ -182,6 +188,19 @@ def test_the_micro_batch_does_not_matter(world_of, plain_of, stage, micro_batch,
     most = {"micro_batch": micro_batch, "micro_tokens": 0 if micro_batch > 1 else 60}
     learned = world_of(2)("update", stage=stage, **most, steps=1, policy=policy)
     assert deviation(learned["gradients"], plain_of(policy)["gradients"]) < 1e-5
+
+
+@pytest.mark.parametrize(("stage", "policy"), [(0, QWEN3), (1, QWEN2_5), (2, QWEN3 + TIED), (3, QWEN2_5)])
+def test_two_ranks_with_a_part_of_every_sequence_are_one(world_of, plain_of, stage, policy):
+    """Videos and DeepStack's levels are cut where the row is, a loss over whole sequences sees all of it."""
+    plain = plain_of(policy)
+    learned = world_of(2)("update_in_parallel", stage=stage, policy=policy)
+    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+    assert furthest(learned["logprobs"], plain["logprobs"]) < 1e-4
+    alone = world_of(1)("update", stage=stage, policy=policy)["metrics"]
+    for ours, theirs in zip(learned["metrics"], alone, strict=True):
+        told = {name: value for name, value in ours.items() if name in COUNTED}
+        assert told == pytest.approx({name: theirs[name] for name in told}, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("normaliser", ["token", "segment"])

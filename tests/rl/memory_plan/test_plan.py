@@ -109,6 +109,7 @@ def test_an_engine_that_cannot_hold_one_trajectory_is_refused():
         ("learner.zero_stage=1", True),
         ("learner.activation_checkpointing=false", True),
         ("learner.micro_tokens=49152", True),
+        ("learner.sequence_parallel=2", False),
         ("policy.dtype=float32", True),
         ("learner.freeze_vision=false", True),
         ("algorithm.loss.kl_beta=0", False),

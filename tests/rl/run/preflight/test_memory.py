@@ -12,7 +12,7 @@ from rl.policy.sizes import BY_NAME
 from rl.policy.stock.hub_files import model_config
 from rl.run.preflight import memory
 from rl.run.preflight.findings import Level
-from rl.run.preflight.memory import check_plan, hardware_of, plan_memory, planned_structure, print_plan
+from rl.run.preflight.memory import check_heads, check_plan, hardware_of, plan_memory, planned_structure, print_plan
 from tests.hub_cache import NAME, put_in_cache
 
 GPUS = ("placement.rollout_gpus=1", "placement.learner_gpus=1", "policy.dtype=bfloat16")
@@ -83,6 +83,14 @@ def test_a_policy_too_large_for_a_gpu_is_refused_with_the_three_keys_that_help_m
     advice = refused.detail.partition(" GiB: ")[2].split("; ")
     assert len(advice) == 3
     assert any(setting.startswith("learner.zero_stage=3 saves ") for setting in advice)
+
+
+def test_ranks_that_share_a_sequence_need_heads_that_can_be_dealt(run):
+    keys = ("learner.num_ranks=3", "rollout.tasks_per_step=12", "learner.sequence_parallel=3")
+    (finding,) = check_heads(run(*keys))
+    assert check_heads(run()) == [] and finding.subject == "attention heads"
+    assert finding.level is Level.FAILED
+    assert finding.detail.startswith("learner.sequence_parallel=3 does not divide the policy's 4 attention heads")
 
 
 def test_hardware_that_nobody_named_is_a_note_with_the_key(run):
