@@ -30,9 +30,9 @@ SMALL = (
 )
 
 
-def runs_in(home: Path, *, deterministic: bool) -> Runs:
+def runs_in(home: Path, *overrides: str, deterministic: bool) -> Runs:
     """Runs of that configuration, each in its own folder of `home`, with one cache."""
-    config = load_config([QUICKSTART], [*SMALL, f"cache_dir={home}/cache"])
+    config = load_config([QUICKSTART], [*SMALL, f"cache_dir={home}/cache", *overrides])
     console = Console(quiet=True)
     return Runs(config, home, total_steps=STEPS, console=console, timeout_s=1800, deterministic=deterministic)
 

@@ -9,7 +9,7 @@ from rl.fault_injection.verify_resume import Proof, compare, print_proof
 from rl.policy.batch_invariant import PADDINGS
 from rl.policy.kernels import processor
 from rl.tracking.fingerprint import STAGES
-from tests.proof_run import STEPS, violations
+from tests.proof_run import STEPS, runs_in, violations
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -42,6 +42,24 @@ def test_a_run_killed_at_a_checkpoint_and_in_mid_step_equals_the_uninterrupted_r
     proof = Proof(killed, compare(uninterrupted, resumed, STEPS))
     print_proof(proof, Console())  # shown if it fails
     assert proof.passed
+
+
+@pytest.mark.soak  # five launches of its own
+def test_where_rollouts_run_a_step_ahead_a_run_is_repeated_and_resumed_bit_for_bit(exact, tmp_path):
+    """At each checkpoint the next step has been sampled already, with the weights before it."""
+    runs, again = (
+        runs_in(tmp_path / name, "trainer.max_policy_lag=1", f"cache_dir={tmp_path}/cache", deterministic=True)
+        for name in ("runs", "again")
+    )
+    straight = runs.straight()
+    assert [line["policy/staleness_max"] for line in straight.values()] == [0.0] + [1.0] * (STEPS - 1)
+    resumed, killed = runs.interrupted([Kill(1), Kill(2, "mid-step")])
+    for proof in (
+        Proof(killed, compare(straight, resumed, STEPS)),
+        Proof((), compare(straight, again.straight(), STEPS)),
+    ):
+        print_proof(proof, Console())  # shown if it fails
+        assert proof.passed
 
 
 def test_a_checkpoint_of_a_deterministic_run_holds_what_its_bits_depend_on(exact, proof_home, interrupted):
