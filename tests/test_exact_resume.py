@@ -47,6 +47,8 @@ def test_a_run_killed_at_a_checkpoint_and_in_mid_step_equals_the_uninterrupted_r
 @pytest.mark.soak  # five launches of its own
 def test_where_rollouts_run_a_step_ahead_a_run_is_repeated_and_resumed_bit_for_bit(exact, tmp_path):
     """At each checkpoint the next step has been sampled already, with the weights before it."""
+    for name in ("runs", "again"):
+        (tmp_path / name).mkdir()
     runs, again = (
         runs_in(tmp_path / name, "trainer.max_policy_lag=1", f"cache_dir={tmp_path}/cache", deterministic=True)
         for name in ("runs", "again")
