@@ -54,7 +54,7 @@ class Observation:
 
 
 class RetrievalEnv:
-    """Runs one episode, then is used up. `step` decodes video: call it off the event loop."""
+    """Runs one episode, then is used up. Where it `may_look`, `step` decodes video: call it off the event loop."""
 
     def __init__(
         self,
@@ -110,6 +110,10 @@ class RetrievalEnv:
         if self._token_ids:
             raise RuntimeError("an environment runs one episode; make a new one")
         return self._observe(Observation(self._initial.token_ids))
+
+    def may_look(self, completion: Completion) -> bool:
+        """Whether `step` may decode video: it ends with a call, which may be a good one."""
+        return completion.token_ids[-1:] == (self._processor.ids.fps_close,)
 
     def step(self, completion: Completion) -> Observation | Trajectory:
         """Take a completion; return the observation it asked for, or the finished trajectory.

@@ -182,7 +182,8 @@ async def run_episode(
         if completion is None:
             completion = await generate(request)
             history.add(sibling, completion)
-        outcome, turn = await asyncio.to_thread(env.step, completion), turn + 1
+        outcome = await asyncio.to_thread(env.step, completion) if env.may_look(completion) else env.step(completion)
+        turn += 1
         history.advances += 1
     return outcome
 

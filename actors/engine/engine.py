@@ -29,6 +29,7 @@ import torch
 from vllm import RequestOutput, SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
+from vllm.logprobs import FlatLogprobs
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
@@ -44,6 +45,13 @@ from rl.policy.processor import Processor
 from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
 
 log = logging.getLogger(__name__)
+
+PLAIN_OUTPUT = {  # of a request: no text, nothing before its end, and no object per token
+    "detokenize": False,
+    "output_kind": RequestOutputKind.FINAL_ONLY,
+    "flat_logprobs": True,
+    "skip_clone": True,  # its parameters are made for it alone
+}
 
 
 class EngineError(RuntimeError):
@@ -132,12 +140,10 @@ class VllmEngine:
             temperature=1.0,
             max_tokens=1,
             prompt_logprobs=0,  # of the prompt's own tokens only
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            **PLAIN_OUTPUT,
         )
         output = result_within(TIMEOUT_S, self._submit(request_id, token_ids, videos, params), "score")
-        scores = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
-        return [0.0, *(candidates[token].logprob for token, candidates in scores)]
+        return [0.0, *_logprobs_of(token_ids[1:], output.prompt_logprobs)]
 
     def load_weights(self, named: Iterable[tuple[str, torch.Tensor | np.ndarray]], version: int) -> dict[str, str]:
         """Replace parameters between requests, then drop every cache that the old ones filled.
@@ -352,8 +358,7 @@ def _sampling_params(sampling: Sampling) -> SamplingParams:
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=True,  # only the request's stop tokens stop it
         logprobs=0,  # of the sampled token only
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        **PLAIN_OUTPUT,
     )
 
 
@@ -366,8 +371,15 @@ def _completion(request_id: str, output: RequestOutput) -> Completion:
         raise EngineError(request_id, f"weights changed while it ran: versions {sorted(versions)}")
     return Completion(
         token_ids=tuple(sampled.token_ids),
-        logprobs=tuple(at[token].logprob for token, at in zip(sampled.token_ids, sampled.logprobs, strict=True)),
+        logprobs=tuple(_logprobs_of(sampled.token_ids, sampled.logprobs)),
         finish_reason=sampled.finish_reason,
         policy_version=int(versions.pop()),
         cached_prompt_tokens=output.num_cached_tokens or 0,
     )
+
+
+def _logprobs_of(token_ids: Sequence[int], flat: FlatLogprobs) -> list[float]:
+    """Log-probs of tokens, where vLLM was asked for those of no other one."""
+    if flat.token_ids != list(token_ids):
+        raise RuntimeError(f"vLLM gave log-probs of {len(flat.token_ids)} tokens for {len(token_ids)} others")
+    return flat.logprobs

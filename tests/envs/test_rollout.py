@@ -1,12 +1,14 @@
 """Groups of siblings against a scripted engine: real clips, real processor, no vLLM."""
 
 import asyncio
+import threading
 from dataclasses import replace
 from itertools import cycle
 
 import pytest
 
 from envs.data.dataset import tasks_for_step
+from envs.env import RetrievalEnv
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import encode_reply
 from envs.retrieval import RetrievalRules
@@ -223,6 +225,18 @@ def test_it_is_known_where_the_time_went(roll_out, engine):
     group = roll_out(engine([LOOK, ANSWER], [ANSWER]), 2)
     assert set(group.seconds) == {"decode", "segment", "generate"}
     assert all(seconds > 0 for seconds in group.seconds.values())
+
+
+def test_what_may_decode_runs_beside_the_event_loop_and_answers_are_read_in_it(roll_out, engine, monkeypatch):
+    step, threads = RetrievalEnv.step, {LOOK: set(), ANSWER: set()}
+
+    def recorded(env, completion):
+        threads[LOOK if env.may_look(completion) else ANSWER].add(threading.current_thread() is threading.main_thread())
+        return step(env, completion)
+
+    monkeypatch.setattr(RetrievalEnv, "step", recorded)
+    roll_out(engine([LOOK, ANSWER], [ANSWER], ["<fps>2</fps>", ANSWER]), 3)
+    assert threads == {LOOK: {False}, ANSWER: {True}}
 
 
 def test_an_engine_that_fails_stops_the_siblings_and_is_raised(roll_out, engine):
