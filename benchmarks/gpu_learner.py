@@ -23,7 +23,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +40,7 @@ from rl.algorithm.learner_batch import LearnerBatch, collate, on_device
 from rl.algorithm.packing import Limits
 from rl.config.algorithm import LossConfig
 from rl.config.learner import LearnerConfig, OptimizerConfig
-from rl.learner import digest
+from rl.learner.digest import tensors_digest
 from rl.learner.metrics import Tally
 from rl.learner.mini_batch import MiniBatch, build_mini_batch
 from rl.learner.objective import Objective
@@ -54,7 +53,6 @@ LOOKED_FOR = ("torch", "transformers", "deepspeed", "vllm", "flash-attn", "trito
 DENSE_BF16_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
 LEARNED_RATE = 1e-6
 RUN = 4  # equal frames in a row where scenes are dynamic
-CHUNKS = (2**16, 2**20, 2**24, 2**26)  # words summed at a time by the digest; the project's own are among them
 ACCUMULATED = (2, 8, 32)  # micro-batches of the gradients' section
 
 
@@ -249,11 +247,8 @@ class Bench:
         ]
         state = self._steps_of(MODES["plain"]).state()
         held = sum(tensor.nbytes for tensor in state.values())
-        for words in CHUNKS:
-            with chunks_of(words):
-                digest_s, _ = self._timed(partial(digest.tensors_digest, state))
-            told = f"{held / 2**30:.1f} GiB, {held / digest_s / 1e9:.1f} GB/s"
-            rows.append((f"digest in chunks of {words} words", f"{digest_s:.3f}", told))
+        digest_s, _ = self._timed(partial(tensors_digest, state))
+        rows.append(("digest", f"{digest_s:.3f}", f"{held / 2**30:.1f} GiB, {held / digest_s / 1e9:.1f} GB/s"))
         self.report.table(f"Beside the arithmetic, {self.name}", ("what", "s", "of"), rows)
 
     # plumbing
@@ -429,17 +424,6 @@ def free_bytes(options: argparse.Namespace, device: torch.device) -> float | Non
     if options.memory_gib:
         return options.memory_gib * 2**30
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-
-
-@contextmanager
-def chunks_of(words: int) -> Iterator[None]:
-    """The digest sums so many words of a tensor at a time."""
-    before = digest.CHUNK_WORDS, digest.DEVICE_CHUNK_WORDS
-    digest.CHUNK_WORDS = digest.DEVICE_CHUNK_WORDS = words
-    try:
-        yield
-    finally:
-        digest.CHUNK_WORDS, digest.DEVICE_CHUNK_WORDS = before
 
 
 def gradients(options: argparse.Namespace, report: Report, name: str, folder: Path) -> None:

@@ -105,14 +105,15 @@ def _fetched(numbers: Sequence[Number]) -> list[float]:
 def tally_policy(tally: Tally, batch: LearnerBatch, terms: LossTerms, entropy_BT: Tensor) -> None:
     """How far the policy is from the one ratios are taken against, over the tokens learned from."""
     mask_BT = batch.loss_mask_BT
+    learned = mask_BT.nonzero(as_tuple=True)  # once: a mask as an index waits for the device each time
     count = mask_BT.sum()
-    tally.mean("policy/entropy", entropy_BT[mask_BT].sum(), count)
-    tally.mean("policy/ratio_mean", terms.ratio_BT[mask_BT].sum(), count)
-    tally.mean("policy/tis_weight_mean", terms.tis_weight_BT[mask_BT].sum(), count)
+    tally.mean("policy/entropy", entropy_BT[learned].sum(), count)
+    tally.mean("policy/ratio_mean", terms.ratio_BT[learned].sum(), count)
+    tally.mean("policy/tis_weight_mean", terms.tis_weight_BT[learned].sum(), count)
     clipped_BT = terms.clipped_low_BT | terms.clipped_high_BT
     for name, segment in SEGMENTS.items():
         here_BT = mask_BT & (batch.segment_ids_BT == segment)
-        tally.mean(f"policy/clip_fraction/{name}", clipped_BT[here_BT].sum(), here_BT.sum())
+        tally.mean(f"policy/clip_fraction/{name}", (clipped_BT & here_BT).sum(), here_BT.sum())
 
 
 def tally_parity(tally: Tally, batch: LearnerBatch, logp_BT: Tensor, is_own_BT: Tensor) -> None:

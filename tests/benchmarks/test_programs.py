@@ -210,7 +210,8 @@ def test_learner_beside():
     for row in (before, ahead):
         assert_positive(row, "s to the first pass", "s of the step", "CPU s", "peak MB")
     assert numbers(ahead, "peak MB") < numbers(before, "peak MB")
-    assert {row["different digests"] for row in digests} == {"1"}
+    for row in digests:
+        assert_positive(row, "CPU s", "GB/s")
 
 
 def test_tower_attention():

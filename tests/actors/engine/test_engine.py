@@ -1,6 +1,8 @@
 """The engine's promises, kept by a real vLLM on a tiny policy. Clips are noise: every pixel matters."""
 
 import asyncio
+import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -317,6 +319,16 @@ def test_stop_token_is_returned_with_its_logprob(engine, processor):
     assert completion.token_ids[-1] in stops
     assert not set(completion.token_ids[:-1]) & set(stops)
     assert len(completion.logprobs) == len(completion.token_ids)
+
+
+def test_a_profile_holds_what_the_engine_computed_meanwhile_in_whichever_thread(engine, processor, tmp_path):
+    for step in (1, 2):  # one can follow another
+        path = tmp_path / f"step_{step}" / "rollout_0.json.gz"
+        engine.begin_profile()
+        run(engine, [request(processor.encode("Look at"), [], tokens=3)])
+        assert engine.write_profile(path) == ["rollout_0.json.gz"]
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        assert {"aten::embedding", "aten::mm"} & {event.get("name") for event in events}
 
 
 @pytest.mark.parametrize("change", ["one placeholder less", "video missing", "video too many"])

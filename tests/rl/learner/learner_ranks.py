@@ -8,6 +8,8 @@ is what takes long.
 from __future__ import annotations
 
 import gc
+import gzip
+import json
 import sys
 import traceback
 from dataclasses import replace
@@ -27,6 +29,7 @@ from rl.config.policy import PolicyConfig, ScenesConfig
 from rl.learner.learner import Learner
 from rl.policy.model import freeze_vision, load_policy
 from rl.policy.processor import Processor
+from rl.policy.profiler import Profiler
 from rl.tracking.records import records
 from rl.trajectory import (
     AnswerKind,
@@ -241,6 +244,14 @@ class Rank:
             "alone_PG": [list(map(self._alone, build_training_samples(group))) for group in groups],
             "records": list(shown),
         }
+
+    def profiled(self, path, **options):
+        """What a profile of an update names, on this rank."""
+        learner, profiler = self.learner(**options), Profiler()
+        learner.update(self.mine)
+        profiler.write(path)
+        self._end(learner)
+        return {event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]}
 
     def digested(self, *, steps, **options):
         """The digests that `learn` gives with each of its steps."""

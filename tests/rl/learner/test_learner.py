@@ -318,6 +318,12 @@ def test_log_probs_are_of_the_policy_that_sampled_not_of_a_later_step(world_of):
     )
 
 
+def test_a_profile_names_the_parts_of_an_update(world_of, tmp_path):
+    names = world_of(1)("profiled", path=tmp_path / "learner_0.json.gz")
+    parts = {f"learner/{part}" for part in ("prepare", "forward", "backward", "optimizer")}
+    assert parts | {"aten::mm", "aten::embedding"} <= names
+
+
 def test_the_optimizers_state_is_digested_every_so_many_steps_of_the_run(world_of):
     every = world_of(2)("digested", steps=2)
     assert len(set(every)) == 2 and all(len(digest) == 64 for digest in every)
