@@ -14,31 +14,31 @@ import ray
 
 from actors.cluster.gpu_turn import gpu_turn
 from actors.frames import FramesLostError, fetch, fetch_samples
-from actors.profiles import answers
+from actors.learner_link import LearnerLink, Sent
+from actors.pending_write import LearnerError, PendingWrite
 from actors.weight_buckets import WeightBucket, pack
 from actors.worker.label import WorkerLabel, label
 from actors.worker.memory import own_memory_mib
+from actors.worker.ports import reserve_port
 from actors.worker.process import ProcessLocation, WorkerProcess, own_location
-from actors.worker.waiting import POLL_S, WorkerError, do_nothing, gather
+from actors.worker.waiting import POLL_S, do_nothing, gather
 from actors.worker.working_time import WorkingTime
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WorkSpan, WrittenFile
-from rl.weight_transfer.description import in_buckets
+from rl.weight_transfer.description import WeightTensor, in_buckets
+from rl.weight_transfer.watch import MeetingPoint
 
 log = logging.getLogger(__name__)
 
 RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
 TURN_S = 900.0  # for an engine that is starting on the same GPU
 WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
+ABORTING = "aborting"  # the thread that tears down a link on which the rank is sending
 WRITING_GRACE_S = 30.0  # for a checkpoint being written, before its ranks are killed
 
 
 Restore = Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]]  # decodes lost pixels again
-
-
-class LearnerError(WorkerError):
-    """A learner rank failed or did not answer in time."""
 
 
 class LearnerWorker:
@@ -47,6 +47,7 @@ class LearnerWorker:
     def __init__(self, rank: int) -> None:
         self._rank, self._world_size, self._label = rank, 1, WorkerLabel()
         self._learner: Any = None
+        self._link = LearnerLink()
         self._working = WorkingTime()
         self._port: socket.socket | None = None
         self._received: list[ScoredGroup] = []
@@ -136,6 +137,26 @@ class LearnerWorker:
         self._turn.enter_context(gpu_turn(ray.get_gpu_ids(), TURN_S))
         self._learner.reload()
 
+    def described_weights(self, bucket_bytes: int, trainable_only: bool) -> list[tuple[WeightTensor, ...]]:
+        """What `send_weights` sends."""
+        return in_buckets(self._learner.described_weights(trainable_only=trainable_only), bucket_bytes)
+
+    def listen(self) -> tuple[str, int]:
+        """Where engines will meet this rank."""
+        return self._link.listen()
+
+    def open_link(self, point: MeetingPoint) -> str:
+        """Meet engines; returns why they did not meet, or nothing."""
+        return self._link.open(point, self._learner.device)
+
+    def send_weights(self, bucket_bytes: int, trainable_only: bool) -> Sent:
+        """Send the weights over this rank's link, if it has one; every rank takes part in the gathering."""
+        return self._link.send(self._learner, bucket_bytes, trainable_only)
+
+    def abort_link(self) -> None:
+        """Give up what is being sent, on a thread of its own."""
+        self._link.abort()
+
     def capture(self, folder: str) -> None:
         """Copy this rank's part of the checkpoint that will be written into `folder`; collective."""
         self._captured = {folder: self._learner.capture()}  # an older one that nobody wrote is dropped
@@ -169,40 +190,6 @@ class LearnerWorker:
         return own_memory_mib()
 
 
-def reserve_port() -> socket.socket:
-    """Bind a free port: no other process is given it while the socket is open, one with SO_REUSEADDR may listen."""
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("", 0))
-    return reserved
-
-
-class PendingWrite:
-    """The ranks' part of a checkpoint while it is being written."""
-
-    def __init__(self, calls: list[ray.ObjectRef], processes: Sequence[WorkerProcess]) -> None:
-        self._calls, self._processes = calls, processes
-
-    def result(self, timeout_s: float) -> list[WrittenFile]:
-        """The files of all ranks once they are on disk. May be called from any thread.
-
-        Raises:
-            LearnerError: a rank could not write, died, or is not done in time.
-        """
-        parts = gather(
-            self._calls,
-            timeout_s=timeout_s,
-            doing="write a checkpoint",
-            failure=LearnerError,
-            processes=self._processes,
-        )
-        return [file for part in parts for file in part]
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until every rank has written, failed or died, at most `timeout_s`."""
-        ray.wait(self._calls, num_returns=len(self._calls), timeout=timeout_s)
-
-
 class LearnerGroup:
     """Driver's end of the learner ranks: one call goes to all of them and waits for all."""
 
@@ -227,7 +214,7 @@ class LearnerGroup:
         """
         self._timeout_s, self._restore, self._same = start_timeout_s, restore, sequence_parallel
         self._poll, self._poll_every_s = poll, poll_every_s
-        remote = ray.remote(concurrency_groups={WRITING: 1})(LearnerWorker)
+        remote = ray.remote(concurrency_groups={WRITING: 1, ABORTING: 1})(LearnerWorker)
         named = [dict(options(rank)) for rank in range(world_size)]
         self._ranks = [remote.options(**given).remote(rank) for rank, given in enumerate(named)]
         self._processes = [
@@ -305,6 +292,40 @@ class LearnerGroup:
         """Take the GPUs back."""
         self._wait([rank.reload.remote() for rank in self._ranks], "take the GPUs back")
 
+    def described_weights(self, bucket_bytes: int, *, trainable_only: bool) -> list[tuple[WeightTensor, ...]]:
+        """What `send_weights` sends."""
+        asked = self._ranks[0].described_weights.remote(bucket_bytes, trainable_only)
+        return self._wait([asked], "describe the weights")[0]
+
+    def listen(self, ranks: Sequence[int]) -> dict[int, tuple[str, int]]:
+        """Where engines will meet these ranks."""
+        return {rank: self._wait([self._ranks[rank].listen.remote()], "listen", first=rank)[0] for rank in ranks}
+
+    def open_links(self, points: Mapping[int, MeetingPoint]) -> dict[int, str]:
+        """Have ranks meet the engines that come to these points; returns why they did not meet, or nothing, by rank."""
+        calls = {rank: self._ranks[rank].open_link.remote(point) for rank, point in points.items()}
+        return {rank: self._wait([call], "meet the engines", first=rank)[0] for rank, call in calls.items()}
+
+    def send_weights(
+        self, bucket_bytes: int, *, trainable_only: bool, check: Callable[[], None]
+    ) -> dict[int, dict[str, str] | str]:
+        """Send the current weights over the ranks' links.
+
+        Args:
+            check: called about once a second while they send; must not block.
+        Returns:
+            Checksums by name, or why they were not sent, by rank that has a link.
+        """
+        calls = [rank.send_weights.remote(bucket_bytes, trainable_only) for rank in self._ranks]
+        outcomes = enumerate(self._wait(calls, "send the weights", check=check))
+        self.has_moved = False
+        return {rank: outcome for rank, outcome in outcomes if outcome is not None}
+
+    def abort_links(self) -> None:
+        """Tear down the ranks' links, also while they send."""
+        for rank in self._ranks:
+            rank.abort_link.options(concurrency_group=ABORTING).remote()
+
     def save(self, folder: Path) -> PendingWrite:
         """Capture the learners' part of a checkpoint; it is written into `folder` in the background."""
         self._wait([rank.capture.remote(str(folder)) for rank in self._ranks], "copy the state for a checkpoint")
@@ -323,15 +344,13 @@ class LearnerGroup:
 
     def begin_profiles(self) -> None:
         """Begin to record what every rank computes."""
-        answers({rank.begin_profile.remote(): f"learner/{index}" for index, rank in enumerate(self._ranks)})
+        self._wait([rank.begin_profile.remote() for rank in self._ranks], "begin their profiles")
 
     def write_profiles(self, folder: Path) -> list[str]:
         """Write what has been recorded; returns the names of the files in `folder`."""
-        calls = {
-            rank.write_profile.remote(str(folder / f"learner_{index}.json.gz")): f"learner/{index}"
-            for index, rank in enumerate(self._ranks)
-        }
-        return sorted(answers(calls).values())
+        paths = [str(folder / f"learner_{index}.json.gz") for index in range(len(self._ranks))]
+        calls = [rank.write_profile.remote(path) for rank, path in zip(self._ranks, paths, strict=True)]
+        return self._wait(calls, "write their profiles")
 
     def memory_mib(self) -> float:
         """Memory of the largest rank."""
@@ -361,13 +380,16 @@ class LearnerGroup:
             "bring the learner ranks together",
         )
 
-    def _wait(self, calls: list[ray.ObjectRef], doing: str) -> list[Any]:
+    def _wait(
+        self, calls: list[ray.ObjectRef], doing: str, *, first: int = 0, check: Callable[[], None] = do_nothing
+    ) -> list[Any]:
+        """Answers of the ranks from `first` on; `check` is called as often as `poll`."""
         return gather(
             calls,
             timeout_s=self._timeout_s,
             doing=doing,
             failure=LearnerError,
-            processes=self._processes[: len(calls)],  # one call asks rank 0
-            poll=self._poll,
+            processes=self._processes[first : first + len(calls)],
+            poll=lambda: (check(), self._poll()),
             poll_every_s=self._poll_every_s,
         )

@@ -16,6 +16,8 @@ from actors.worker.process import ProcessLocation, own_location
 from envs.rollout import SampledTurns, TokenHistory
 from rl.tracking.lanes import Interval
 from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
+from rl.weight_transfer.description import WeightTensor
+from rl.weight_transfer.watch import LinkError, MeetingPoint
 
 NewTurns = Mapping[int, list[tuple[int, int, Completion]]]  # by call: sibling, index of the turn, its completion
 
@@ -116,6 +118,28 @@ class RolloutWorker:
     async def wake(self, memory: str) -> None:
         """Take a part of it back."""
         await asyncio.to_thread(self._runner.engine.wake, memory)
+
+    async def open_link(self, point: MeetingPoint, first_member: int) -> None:
+        """Have the engine's workers meet the learner that will send weights to them.
+
+        Raises:
+            LinkError: they did not meet.
+        """
+        try:
+            await asyncio.to_thread(self._runner.engine.open_link, point, first_member)
+        except Exception as error:  # the driver needs no vLLM to read why
+            raise LinkError(str(error)) from None
+
+    async def receive_weights(self, buckets: list[tuple[WeightTensor, ...]], version: int) -> list[str]:
+        """As `load_weights`, of what comes over the link.
+
+        Raises:
+            LinkError: it stopped coming; the engine holds a part of them.
+        """
+        try:
+            return await asyncio.to_thread(self._runner.engine.receive_weights, buckets, version)
+        except Exception as error:
+            raise LinkError(str(error)) from None
 
     async def begin_profile(self) -> None:
         """Begin to record what the engine computes."""

@@ -24,9 +24,11 @@ from actors.worker.stall_detector import dump_stacks
 from actors.worker.waiting import COLLECT_S, POLL_S, WorkerError, as_completed, cause_of, do_nothing
 from actors.worker_slot import WorkerHandle, WorkerLimits, WorkerSlot, launch
 from rl.trajectory import Completion, Fault, WorkSpan
+from rl.weight_transfer.description import WeightTensor
 
 log = logging.getLogger(__name__)
 
+PushCalls = dict[ray.ObjectRef, tuple[WorkerSlot, WorkerHandle]]  # calls for a push, and who was asked
 OnTurn = Callable[[int, int, int, Completion], None]  # call, sibling, index of the turn, its completion
 
 TURN_S = 300.0  # for an engine to give its GPU's memory up, or to take it back
@@ -131,22 +133,54 @@ class RolloutWorkerGroup:
         for slot in asked:
             slot.worker.version = None
         sent = ray.put(list(buckets))  # their description is the same for all
-        calls, lost = {slot.worker.actor.load_weights.remote(sent, version): slot for slot in asked}, None
-        differing: dict[str, list[str]] = {}
-        for slot, result in as_completed(calls, timeout_s):
+        calls = {slot.worker.actor.load_weights.remote(sent, version): (slot, slot.worker) for slot in asked}
+        differing, failed = self._collect_push(calls, version, timeout_s)
+        lost = [error.cause for _, error in failed if isinstance(error.cause, WeightsLostError)]
+        for slot, error in failed:
+            if not isinstance(error.cause, WeightsLostError):
+                self.replace_worker(slot, "push_interrupted", cause_of(error), error)
+        if lost:
+            raise lost[0]
+        return differing
+
+    def receive_weights(
+        self, buckets: Sequence[tuple[WeightTensor, ...]], version: int, slots: Sequence[WorkerSlot]
+    ) -> PushCalls:
+        """Begin to receive the weights of a version over links; the calls go to `collect_push`."""
+        self._version = version
+        for slot in slots:
+            slot.worker.version = None
+        sent = ray.put(list(buckets))
+        return {slot.worker.actor.receive_weights.remote(sent, version): (slot, slot.worker) for slot in slots}
+
+    def collect_push(
+        self, calls: PushCalls, version: int | None, *, timeout_s: float
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Results of calls for a push by worker, and why others failed; one that died is replaced, the others live on.
+
+        Args:
+            version: what a worker that has answered holds from now on; None: what it held before.
+        """
+        results, failed = self._collect_push(calls, version, timeout_s)
+        return results, {slot.name: cause_of(error) for slot, error in failed}
+
+    def _collect_push(
+        self, calls: PushCalls, version: int | None, timeout_s: float
+    ) -> tuple[dict[str, Any], list[tuple[WorkerSlot, RayTaskError]]]:
+        results: dict[str, Any] = {}
+        failed: list[tuple[WorkerSlot, RayTaskError]] = []
+        for (slot, worker), result in as_completed(calls, timeout_s):
+            if slot.worker is not worker:  # a heartbeat has told already
+                continue
             try:
-                differing[slot.name] = result()
-                slot.worker.version = version
+                results[slot.name] = result()
             except RayTaskError as error:
-                if isinstance(error.cause, WeightsLostError):
-                    lost = error.cause
-                else:
-                    self.replace_worker(slot, "push_interrupted", cause_of(error), error)
+                failed.append((slot, error))
             except (RayError, TimeoutError) as error:
                 self.replace_worker(slot, "push_interrupted", cause_of(error), error)
-        if lost is not None:
-            raise lost
-        return differing
+            else:
+                slot.worker.version = slot.worker.version if version is None else version
+        return results, failed
 
     def sleep(self) -> None:
         """Have every engine give its GPU's memory up. One that is starting is waited for: it could not be told."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -10,6 +10,8 @@ import torch
 from actors.worker.working_time import WorkingTime
 from envs.rollout import EpisodeContext, Generate, TokenHistory, greedy, run_group
 from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
+from rl.weight_transfer.description import WeightTensor
+from rl.weight_transfer.watch import MeetingPoint
 
 
 class Engine(Protocol):
@@ -22,6 +24,10 @@ class Engine(Protocol):
     def sleep(self) -> None: ...
 
     def wake(self, memory: str) -> None: ...
+
+    def open_link(self, point: MeetingPoint, first_member: int) -> None: ...
+
+    def receive_weights(self, buckets: Sequence[Sequence[WeightTensor]], version: int) -> list[str]: ...
 
     def stats(self) -> dict[str, float]: ...
 

@@ -1,11 +1,12 @@
-"""Weights from learners to engines: exported in buckets, loaded, versioned, and compared by checksums."""
+"""Weights from learners to engines: sent by one of two ways, versioned, and compared by checksums."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from actors.device_transfer import DeviceTransfer, TransferError
 from actors.learner import LearnerGroup
 from actors.rollout_group import RolloutWorkerGroup
 from actors.weight_buckets import WeightBucket, WeightsLostError, checksums
@@ -34,15 +35,18 @@ class WeightSync:
         version: int,
         *,
         keeps_pushed: bool = False,
+        direct: DeviceTransfer | None = None,
     ) -> None:
         """
         Args:
             version: of the learners' weights.
             keeps_pushed: what was pushed last stays in the object store, for engines that start while the learners work
                 on the next version; they wait for its push otherwise.
+            direct: from device to device; None: everything goes through the object store, as does what engines that
+                start late are given and what a failed transfer did not bring.
         """
         self._learners, self._workers, self._config = learners, workers, config
-        self._keeps_pushed = keeps_pushed
+        self._keeps_pushed, self._direct = keeps_pushed, direct
         self._pushed: list[WeightBucket] = []  # of the last push of everything, then of the last one after it
         self._num_everything = 0  # of these, the former
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
@@ -58,7 +62,8 @@ class WeightSync:
             WeightSyncError: a parameter in an engine differs from the learners'.
             WeightsLostError: they were lost in transit twice. No engine samples before another push.
         """
-        self.metrics = self._send(self._version + 1, everything=not self._pushed_all)
+        version, everything = self._version + 1, not self._pushed_all
+        self.metrics = self._send_directly(version, everything) or self._send(version, everything=everything)
         self._version, self._pushed_all = self._version + 1, True
         return self._version
 
@@ -78,17 +83,40 @@ class WeightSync:
             log.warning("weights %d are sent again: %s", version, error)
             buckets, exported = self._export_and_load(version, True, only)
         seconds = time.perf_counter() - start
-        sent = checksums(buckets)
-        self.digests |= sent
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket.tensors)
+        parts = {"sync/export_seconds": exported - start, "sync/load_seconds": start + seconds - exported}
+        return self._sent(version, checksums(buckets), size, seconds) | parts
+
+    def _send_directly(self, version: int, everything: bool) -> dict[str, float]:
+        """Weights from device to device; empty where they have to go through the object store."""
+        if self._direct is None:
+            return {}
+        everything = everything or bool(self._workers.new_workers)
+        slots = [slot for slot in self._workers.slots if slot.worker.location] if everything else self._workers.ready
+        if not slots:
+            return {}
+        start = time.perf_counter()
+        try:
+            buckets, sent, differing = self._direct.send(slots, version, everything=everything)
+        except TransferError as error:
+            log.warning("weights %d go through the object store: %s", version, error)
+            return {}
+        self._confirm(differing, version)
+        self._pushed = []  # of an older version: engines that start from now on wait for a push
+        seconds = time.perf_counter() - start
+        size = sum(tensor.nbytes for bucket in buckets for tensor in bucket)
+        return self._sent(version, sent, size, seconds) | {"sync/direct": 1.0}
+
+    def _sent(self, version: int, sent: Mapping[str, str], size: int, seconds: float) -> dict[str, float]:
+        """The numbers of a push."""
+        self.digests |= sent
         return {
             "sync/bytes": float(size),
             "sync/seconds": seconds,
-            "sync/export_seconds": exported - start,
-            "sync/load_seconds": start + seconds - exported,
             "sync/gb_per_s": size / seconds / 1e9,
             "sync/verified_parameters": float(len(sent)),
             "sync/version": float(version),
+            "sync/direct": 0.0,
         }
 
     def _export_and_load(
@@ -108,7 +136,12 @@ class WeightSync:
 
     def _load(self, buckets: Sequence[WeightBucket], version: int, only: Sequence[str] | None) -> None:
         """Into the engines; what they then hold is compared, where it lies."""
-        differing = self._workers.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only)
+        self._confirm(
+            self._workers.load_weights(buckets, version, timeout_s=self._config.timeout_s, only=only), version
+        )
+
+    def _confirm(self, differing: Mapping[str, Sequence[str]], version: int) -> None:
+        """Nothing in an engine differs from what the learners hold."""
         for worker, wrong in differing.items():
             if wrong:
                 raise WeightSyncError(

@@ -48,10 +48,9 @@ class AsyncDriver:
         return self._wait(self._llm.collective_rpc(method, args=arguments))
 
     def put_weights(self, bucket: Sequence[FlatWeight]) -> None:
-        if bucket:
-            ranges = self._transit.write([data for *_, data in bucket])
-            described = [(*weight[:3], *range_) for weight, range_ in zip(bucket, ranges, strict=True)]
-            self.call("map_weights", self._transit.path, described)
+        ranges = self._transit.write([data for *_, data in bucket])
+        described = [(*weight[:3], *range_) for weight, range_ in zip(bucket, ranges, strict=True)]
+        self.call("map_weights", self._transit.path, described)
 
     def set_weight_version(self, version: str) -> None:
         self._wait(self._llm.update_weight_version(version))

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,27 +31,23 @@ from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.logprobs import FlatLogprobs
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
 
+from actors.engine.counters import Counters
 from actors.engine.driver import TIMEOUT_S, Driver, result_within, settle
+from actors.engine.sampling import PLAIN_OUTPUT, sampling_params
 from actors.engine.settings import engine_arguments
-from actors.engine.weights import PARTIAL, live_checksums, replace_weights
+from actors.engine.weights import PARTIAL, live_checksums, receive_weights, replace_weights
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
 from rl.policy.batch_invariant import PADDINGS
 from rl.policy.kernels import kernel_identity, processor
 from rl.policy.processor import Processor
-from rl.trajectory import Completion, Frames, GenerateRequest, Sampling
+from rl.trajectory import Completion, Frames, GenerateRequest
+from rl.weight_transfer.description import WeightTensor
+from rl.weight_transfer.watch import MeetingPoint
 
 log = logging.getLogger(__name__)
-
-PLAIN_OUTPUT = {  # of a request: no text, nothing before its end, and no object per token
-    "detokenize": False,
-    "output_kind": RequestOutputKind.FINAL_ONLY,
-    "flat_logprobs": True,
-    "skip_clone": True,  # its parameters are made for it alone
-}
 
 
 class EngineError(RuntimeError):
@@ -60,18 +56,6 @@ class EngineError(RuntimeError):
     def __init__(self, request_id: str, cause: object) -> None:
         super().__init__(f"engine request {request_id!r}: {cause}")
         self.request_id = request_id
-
-
-@dataclass(slots=True)
-class Counters:
-    """What an engine did since its counters were last read."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0  # of the prompt tokens, served from the prefix cache
-    generated_tokens: int = 0
-    encoder_items: int = 0  # videos the vision tower ran on
-    seconds: float = 0.0  # summed over requests, from submission to completion
 
 
 class VllmEngine:
@@ -125,7 +109,7 @@ class VllmEngine:
         """
         name, token_ids, videos = request.request_id, request.prompt_token_ids, request.videos
         try:
-            params = _sampling_params(request.sampling)
+            params = sampling_params(request.sampling)
         except VLLMValidationError as error:
             raise EngineError(name, error) from error
         return _completion(name, await asyncio.wrap_future(self._submit(name, token_ids, videos, params)))
@@ -166,6 +150,34 @@ class VllmEngine:
             raise EngineError(f"weights {version}", error) from error
         self.policy_version = version
         return held
+
+    def open_link(self, point: MeetingPoint, first_member: int) -> None:
+        """Have every worker of the engine meet the sender of weights.
+
+        Args:
+            first_member: of the link: the worker of rank 0.
+        Raises:
+            EngineError: they did not meet.
+        """
+        try:
+            self._driver.call("init_weight_transfer_engine", {"point": astuple(point), "first_member": first_member})
+        except Exception as error:
+            raise EngineError("link", error) from error
+
+    def receive_weights(self, buckets: Sequence[Sequence[WeightTensor]], version: int) -> list[str]:
+        """As `load_weights`, of what comes over the link.
+
+        Returns:
+            Names of parameters of which the engine then holds other values than the sender.
+        Raises:
+            EngineError: the weights stopped coming. No request is answered until others have been loaded.
+        """
+        try:
+            differing = self._driver.exclusively(partial(receive_weights, buckets=buckets, version=version))
+        except Exception as error:
+            raise EngineError(f"weights {version}", error) from error
+        self.policy_version = version
+        return differing
 
     def checksums(self, names: Sequence[str]) -> dict[str, str]:
         """Checksums of live parameters by Hugging Face name, summed where the model runs (rl.weight_transfer.checksum).
@@ -346,20 +358,6 @@ def make_engine(
 ) -> VllmEngine:
     """The engine of a rollout worker; what is sent there is this function and its arguments."""
     return VllmEngine(policy_dir, policy, engine, seed, version=version, deterministic=deterministic, sleeps=sleeps)
-
-
-def _sampling_params(sampling: Sampling) -> SamplingParams:
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        max_tokens=sampling.max_new_tokens,
-        stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=True,  # only the request's stop tokens stop it
-        logprobs=0,  # of the sampled token only
-        **PLAIN_OUTPUT,
-    )
 
 
 def _completion(request_id: str, output: RequestOutput) -> Completion:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
-from rl.policy.vllm.plugin import BATCH_INVARIANT, WORKER_EXTENSION
+from rl.policy.vllm.plugin import BATCH_INVARIANT, LINK_ENGINE, WORKER_EXTENSION
 
 BLOCK_TOKENS = 32  # granularity of the prefix cache on CPU; its attention takes multiples of 32
 MIN_BATCHED_TOKENS = 8192  # prompts prefilled in one step together
@@ -41,6 +41,7 @@ def engine_arguments(
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "worker_extension_cls": WORKER_EXTENSION,
+        "weight_transfer_config": {"backend": LINK_ENGINE},
         "additional_config": {BATCH_INVARIANT: deterministic},
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

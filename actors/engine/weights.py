@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from actors.engine.driver import Driver, FlatWeight
 from rl.policy.vllm.live_weights import add_up
 from rl.weight_transfer.checksum import in_words
-from rl.weight_transfer.description import dtype_name
+from rl.weight_transfer.description import WeightTensor, dtype_name
 
 BUCKET_BYTES = 64 * 2**20  # of weights handed over at a time
 PARTIAL = "part"  # the version of an engine's weights begins with it while they are incomplete
@@ -25,25 +26,53 @@ def replace_weights(
         Checksums of what the engine's model then holds under their names.
     """
     driver.set_weight_version(f"{PARTIAL} of version {version}")  # until all are there
-    bucket, size, names = [], 0, []
-    for name, value in named:
-        bucket.append(_flat(name, value))
-        names.append(name)
-        size += bucket[-1][-1].nbytes
-        if size >= BUCKET_BYTES:
+    with ThreadPoolExecutor(1, "checksums") as summing:
+        sums = []
+        for bucket in _in_buckets(named):
             driver.put_weights(bucket)
-            bucket, size = [], 0
-    driver.put_weights(bucket)
-    held = live_checksums(driver, names)
+            sums.append(summing.submit(live_checksums, driver, [name for name, *_ in bucket]))  # beside the next bucket
+        held = {name: summed for part in sums for name, summed in part.result().items()}
     driver.reset_caches()
     driver.set_weight_version(str(version))
     return held
+
+
+def receive_weights(driver: Driver, *, buckets: Sequence[Sequence[WeightTensor]], version: int) -> list[str]:
+    """Let every worker of the engine overwrite parameters with what comes over its link, then drop every cache.
+
+    Only inside `Driver.exclusively`.
+
+    Returns:
+        Names of parameters of which the engine then holds other values than the sender.
+    """
+    driver.set_weight_version(f"{PARTIAL} of version {version}")
+    driver.call("start_weight_update")
+    described = [[(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in bucket] for bucket in buckets]
+    driver.call("update_weights", {"buckets": described})
+    driver.call("finish_weight_update")
+    sent = driver.call("sent_checksums")[0]
+    held = live_checksums(driver, list(sent))
+    driver.reset_caches()
+    driver.set_weight_version(str(version))
+    return [name for name in sent if held[name] != sent[name]]
 
 
 def live_checksums(driver: Driver, names: Sequence[str]) -> dict[str, str]:
     """Checksums of live parameters, from all the engine's workers; where they contradict each other, all are given."""
     by_rank = driver.call("sum_weights", list(names))
     return {name: " ".join(map(in_words, add_up([sums[name] for sums in by_rank]))) for name in names}
+
+
+def _in_buckets(named: Iterable[tuple[str, torch.Tensor | np.ndarray]]) -> Iterator[list[FlatWeight]]:
+    bucket, size = [], 0
+    for name, value in named:
+        bucket.append(_flat(name, value))
+        size += bucket[-1][-1].nbytes
+        if size >= BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
 def _flat(name: str, value: torch.Tensor | np.ndarray) -> FlatWeight:

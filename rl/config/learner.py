@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rl.config.data import SourceConfig, require_columns
-from rl.config.errors import require
+from rl.config.errors import require, require_one_of
+
+OBJECT_STORE = "object_store"
+ON_GPUS = ("nccl", "ipc")  # the transport between GPUs, and on GPUs that are shared
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,32 @@ class ColdStartConfig:
 class WeightSyncConfig:
     """Learners to engines."""
 
+    # how they travel: nccl (between GPUs), ipc (on a GPU that engine and learner share; on CPUs through shared memory),
+    # gloo (between CPUs), object_store (anywhere; engines that start late always get them there), or auto: nccl or ipc
+    # as GPUs are placed, object_store where either side has none
+    transport: str = "auto"
     # weights travel in pieces of this size: larger is faster, and takes more of the object store
     bucket_bytes: int = 67_108_864
     timeout_s: float = 300.0  # for every engine to load one push of weights and to sum up what it then holds
+
+    def __post_init__(self) -> None:
+        require_one_of("weight_sync.transport", self.transport, ("auto", OBJECT_STORE, *ON_GPUS, "gloo"))
+
+    def transport_for(self, rollout_gpus: float, learner_gpus: float, *, shared: bool) -> str:
+        """How weights travel from learners to engines placed so.
+
+        Args:
+            shared: engines and learner ranks stand on the same GPUs.
+        Raises:
+            ConfigError: the transport that is set cannot.
+        """
+        on_gpus = rollout_gpus > 0 and learner_gpus > 0
+        possible = (ON_GPUS[shared],) if on_gpus else () if rollout_gpus or learner_gpus else ("gloo", "ipc")
+        if self.transport == "auto":
+            return ON_GPUS[shared] if on_gpus else OBJECT_STORE
+        require(
+            self.transport in (OBJECT_STORE, *possible),
+            f"weight_sync.transport={self.transport} cannot be used with placement.rollout_gpus={rollout_gpus:g} and "
+            f"placement.learner_gpus={learner_gpus:g}: set {' or '.join((*possible, OBJECT_STORE))}, or auto",
+        )
+        return self.transport

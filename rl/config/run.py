@@ -78,6 +78,18 @@ def _over_a_sequence(learner: LearnerConfig) -> str:
     return f" / learner.sequence_parallel ({split})" if split > 1 else ""
 
 
+def weight_transport(config: RunConfig) -> str:
+    """How weights travel from learners to engines: WeightSyncConfig.transport, auto decided.
+
+    Raises:
+        ConfigError: the transport that is set cannot be used as workers are placed.
+    """
+    placement = config.placement
+    return config.weight_sync.transport_for(
+        placement.rollout_gpus, placement.learner_gpus, shared=placement.shares_gpus
+    )
+
+
 def _refuse_what_does_not_fit(config: RunConfig) -> None:
     """Values that are sound by themselves, but not together."""
     engine, placement, traces = config.rollout.engine, config.placement, config.cold_start.traces
@@ -101,6 +113,7 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         f"(placement.rollout_gpus={placement.rollout_gpus:g}) would take {taken:.0%} of its memory; set it below "
         f"{1 / beside:.2f}, less what learners on the same GPU need",
     )
+    weight_transport(config)
     stall, decode = config.rollout.stall_timeout_s, config.video.decode_stall_timeout_s
     require(
         stall > decode,

@@ -158,6 +158,11 @@ class Learner:
                 rows += [row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, lengths_B, strict=True)]
         return part.by_sample(rows)
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self._device
+
     def described_weights(self, *, trainable_only: bool = False) -> list[WeightTensor]:
         """What `named_weights` gives, in the same order."""
         return self._engine.described_weights(trainable_only=trainable_only)

@@ -32,6 +32,7 @@ from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks
 from rl.run.run import Run
 from rl.run.stop_signals import StopRequested
 from rl.run.timeline import Timeline
+from rl.run.workers import direct_transfer
 from rl.tracking.faults import fault_metrics
 from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
 from rl.tracking.records import records
@@ -58,6 +59,7 @@ class Attempt:
             run.config.weight_sync,
             self._reached.policy_version,
             keeps_pushed=run.config.trainer.max_policy_lag > 0,
+            direct=direct_transfer(run.config, learners, run.rollouts.workers),
         )
         turns = TakingTurns(learners, self._weights, run.rollouts.workers)
         self._learning, self._pushing = (
@@ -65,8 +67,7 @@ class Attempt:
         )
         self._timeline = Timeline(run.run_dir, run.backlog)
         profiled = EngineProfiles(run.rollouts.workers), learners
-        steps = run.config.trainer.profile_steps
-        self._profiles = Profiles(steps, run.run_dir, profiled, run.console, self._timeline)
+        self._profiles = Profiles(run.config.trainer.profile_steps, run.run_dir, profiled, run.console)
 
     def train(self) -> None:
         """The loop of rl.trainer.

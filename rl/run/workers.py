@@ -20,6 +20,7 @@ from rich.console import Console
 from actors.cluster.connection import connected
 from actors.cluster.gpu_turn import gpu_turn
 from actors.cluster.placement import Demand, Slots, incarnation_name
+from actors.device_transfer import DeviceTransfer
 from actors.learner import LearnerGroup, Restore
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
@@ -27,8 +28,8 @@ from actors.rollout_pool import RolloutPool
 from actors.rollout_runner import RolloutRunner
 from actors.traces import TracePool
 from actors.worker.waiting import POLL_S, do_nothing
-from rl.config.learner import OptimizerConfig
-from rl.config.run import RunConfig, with_absolute_code
+from rl.config.learner import OBJECT_STORE, OptimizerConfig
+from rl.config.run import RunConfig, weight_transport, with_absolute_code
 from rl.config.trainer import PlacementConfig
 from rl.memory_plan.engine import with_sequences
 from rl.memory_plan.learner import ITEMSIZE
@@ -185,6 +186,15 @@ def cold_start_ranks(config: RunConfig) -> int:
     learner, batch = config.learner, config.cold_start.batch_size
     most = learner.num_ranks + min(others, max(0, batch * learner.sequence_parallel - learner.num_ranks))
     return most - most % learner.sequence_parallel
+
+
+def direct_transfer(config: RunConfig, learners: LearnerGroup, workers: RolloutWorkerGroup) -> DeviceTransfer | None:
+    """Links from the learners to the engines; None: weights go through the object store."""
+    transport = weight_transport(config)
+    if transport == OBJECT_STORE:
+        return None
+    shards = config.rollout.engine.tensor_parallel_size
+    return DeviceTransfer(learners, workers, config.weight_sync, transport, shards)
 
 
 def start_rollout_runner(config: RunConfig, policy_dir: Path) -> RolloutRunner:

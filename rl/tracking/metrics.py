@@ -95,6 +95,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     ),
     "sync/version": ("pushes", "version the engines confirmed"),
     "sync/verified_parameters": ("parameters", "that every engine was sent and holds as the learners do, by checksums"),
+    "sync/direct": ("pushes", "1: from device to device; 0: through the object store"),
     "sync/bytes": ("B", "of weights pushed to each engine"),
     "sync/gb_per_s": ("GB/s", "of a push, verification included"),
     "sync/": ("s", "seconds of a push and of its parts"),

@@ -8,7 +8,7 @@ that differ or have changed places, not an adversary's forgery.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 WORD = 8  # bytes
 ROW_WORDS, BLOCK_ROWS = 512, 256  # of a CPU tensor, summed at a time: 1 MiB stays in a core's cache
+PLACES = np.arange(1, ROW_WORDS + 1)  # within a row
 PIECE_BYTES = 2**25  # of a tensor cut along its second dimension, put in its place at a time
 
 Sums = Tensor  # two int64 on the tensor's device: of the words, and of the words times their places
@@ -58,41 +59,42 @@ def _sums(data: Tensor, offset: int) -> Sums:
     """Of bytes that begin at `offset` of a tensor's."""
     if offset % WORD:
         data = torch.cat([data.new_zeros(offset % WORD), data])
-    total = torch.zeros(2, dtype=torch.long, device=data.device)
-    for table, first in _tables(data):
-        rows, columns = _row_and_column_sums(table)
-        within = columns * torch.arange(1, len(columns) + 1, device=data.device)
-        before = rows * torch.arange(first, first + rows.numel() * table.shape[1], table.shape[1], device=data.device)
-        total += torch.stack([rows.sum(), within.sum() + before.sum()])
-    total[1] += total[0] * (offset // WORD)
+    sums = _sums_of_words_on_cpu if data.device.type == "cpu" else _sums_of_words
+    whole = data.numel() // WORD * WORD
+    total = sums(data[:whole], offset // WORD)
+    if whole < data.numel():
+        rest = torch.cat([data[whole:], data.new_zeros(whole + WORD - data.numel())])
+        total = total + sums(rest, (offset + whole) // WORD)
     return total
 
 
-def _tables(data: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """The words of some bytes: those that fill rows, the others, the incomplete one; each with the place before it."""
-    count = data.numel() // WORD
-    whole, rest = data[: count * WORD], data[count * WORD :]
-    if whole.data_ptr() % WORD or whole.storage_offset() % WORD:
-        whole = whole.clone()
-    words, in_rows = whole.view(torch.int64), count // ROW_WORDS * ROW_WORDS
-    if in_rows:
-        yield words[:in_rows].view(-1, ROW_WORDS), 0
-    if count > in_rows:
-        yield words[in_rows:].view(1, -1), in_rows
-    if rest.numel():
-        yield torch.cat([rest, rest.new_zeros(WORD - rest.numel())]).view(torch.int64).view(1, 1), count
+def _sums_of_words(data: Tensor, before: int) -> Sums:
+    """Of whole words, with so many words before them."""
+    words = (data.clone() if data.data_ptr() % WORD or data.storage_offset() % WORD else data).view(torch.int64)
+    in_rows = len(words) // ROW_WORDS * ROW_WORDS
+    table, rest = words[:in_rows].view(-1, ROW_WORDS), words[in_rows:]
+    rows, columns = table.sum(1), table.sum(0)
+    places = torch.arange(1, max(len(rows), ROW_WORDS) + 1, device=data.device)
+    plain = columns.sum() + rest.sum()
+    placed = (columns * places[:ROW_WORDS]).sum() + (rows * (places[: len(rows)] - 1)).sum() * ROW_WORDS
+    placed = placed + (rest * places[: len(rest)]).sum() + rest.sum() * in_rows + plain * before
+    return torch.stack([plain, placed])
 
 
-def _row_and_column_sums(table: Tensor) -> tuple[Tensor, Tensor]:
-    if table.device.type != "cpu":
-        return table.sum(1), table.sum(0)
-    words = table.numpy()  # NumPy adds integers four times as fast as torch
-    rows, columns = np.empty(len(words), np.int64), np.zeros(words.shape[1], np.int64)
-    for start in range(0, len(words), BLOCK_ROWS):
-        block = words[start : start + BLOCK_ROWS]
+def _sums_of_words_on_cpu(data: Tensor, before: int) -> Sums:
+    """The same; NumPy adds integers four times as fast as torch."""
+    words = data.numpy().view(np.int64)
+    in_rows = len(words) // ROW_WORDS * ROW_WORDS
+    table, rest = words[:in_rows].reshape(-1, ROW_WORDS), words[in_rows:]
+    rows, columns = np.empty(len(table), np.int64), np.zeros(ROW_WORDS, np.int64)
+    for start in range(0, len(table), BLOCK_ROWS):
+        block = table[start : start + BLOCK_ROWS]
         np.add.reduce(block, axis=1, out=rows[start : start + BLOCK_ROWS])
         columns += np.add.reduce(block, axis=0)
-    return torch.from_numpy(rows), torch.from_numpy(columns)
+    plain = int(columns.sum()) + (of_rest := int(rest.sum()))
+    placed = int(columns @ PLACES) + ROW_WORDS * int(rows @ np.arange(len(rows))) + int(rest @ PLACES[: len(rest)])
+    placed += in_rows * of_rest + before * plain
+    return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in (plain, placed)])
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

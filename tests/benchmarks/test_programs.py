@@ -304,10 +304,10 @@ class TestTrained:
             assert_positive(row, "s per step", "rollout s", "learn s", "step / longer half")
 
     def test_weight_push(self, cache_dir):
-        ((row,),) = run("weight_push.py", "--sizes", "tiny", "--repeats", 1, "--cache-dir", cache_dir)
-        assert row["policy"] == "tiny"
-        assert_positive(row, "MiB", "first push s", "push s", "export s", "load s", "verify s", "GB/s", "memcpy GB/s")
-        assert sum(numbers(row, "export s", "load s", "verify s")) <= numbers(row, "push s")[0] * 1.1
+        sizes = ("--sizes", "tiny", "--transports", "gloo", "--repeats", 1)
+        ((row,),) = run("weight_push.py", *sizes, "--cache-dir", cache_dir)
+        assert (row["policy"], row["transport"], row["code"]) == ("tiny", "gloo", "this")
+        assert_positive(row, "MiB", "first push s", "push s", "GB/s", "push / memcpy", "CPU / memcpy")
 
 
 class TestRolledOut:

@@ -73,6 +73,10 @@ class LiveWeights:
         values = torch.stack(sums).tolist() if sums else []
         return {name: (shard.kind, *two) for name, shard, two in zip(names, shards, values, strict=True)}
 
+    def sent_checksums(self) -> dict[str, str]:
+        """What the sender of the last weights over a link holds, by Hugging Face name."""
+        return self.weight_transfer_engine.sent_checksums
+
     def make_batch_invariant(self, paddings: Sequence[RowPadding]) -> tuple[str, list[str]]:
         """Choose how the rows of products are padded; no request may be running.
 

@@ -19,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 from rl.policy.families import FAMILIES
 
 WORKER_EXTENSION = "rl.policy.vllm.live_weights.LiveWeights"
+LINK_ENGINE = "dynframe"  # of vLLM's weight_transfer_config: weights come over rl.weight_transfer.link
 BATCH_INVARIANT = (
     "dynframe_batch_invariant"  # key of vLLM's additional_config: nothing may depend on what else the engine computes
 )
@@ -58,6 +59,9 @@ def register() -> None:
     look_for_kernels_at_home()
     end_with_parent()
     importlib.import_module("rl.policy.configuration").register()
+    transfers = importlib.import_module("vllm.distributed.weight_transfer.factory").WeightTransferEngineFactory
+    if LINK_ENGINE not in transfers._registry:
+        transfers.register_engine(LINK_ENGINE, "rl.policy.vllm.link_engine", "LinkTransferEngine")
     ModelRegistry = importlib.import_module("vllm").ModelRegistry
     known = ModelRegistry.get_supported_archs()
     for family in FAMILIES.values():

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from envs.video.reader import VideoError
 from rl.config.errors import ConfigError
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, weight_transport
 from rl.policy.token_ids import PolicyFilesError
 from rl.run.preflight.findings import Finding, Level, passed
 from rl.run.preflight.machine import check_output, check_resources, require_gpus
@@ -44,11 +44,21 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
         check_output(config, parameters or planned_parameters(config)),
         *check_resources(config),
         *check_shards(config),
+        Finding("weight transfer", Level.OK, _transfer(config)),
         *_memory(config),
         *check_rewards(config),
         *_data(config, console, tasks),
         *_token_budget(config, tasks, policy),
     ]
+
+
+def _transfer(config: RunConfig) -> str:
+    transport = weight_transport(config)
+    meaning = {
+        "object_store": "from learners to engines through Ray's object store",
+        "ipc": "from learners to the engines beside them through shared memory",
+    }.get(transport, "from device to device; through Ray's object store to engines that start late")
+    return f"{transport}: weights go {meaning}"
 
 
 def preflight(config: RunConfig) -> None:

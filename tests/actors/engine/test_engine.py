@@ -712,8 +712,13 @@ def test_nobody_waits_for_ever():
 
 ENGINE_ON_TWO_WORKERS = """
 import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
+import torch
+from rl.weight_transfer.description import WeightTensor, in_buckets
+from rl.weight_transfer.link import MeetingPoint, listen, open_link
+from rl.weight_transfer.stream import send_weights
 from actors.engine.engine import EngineError, VllmEngine
 from actors.engine.async_driver import AsyncDriver
 from rl.config.policy import PolicyConfig
@@ -760,6 +765,19 @@ def main(folder):
     assert returned.token_ids == before[0].token_ids
     assert np.abs(np.array(returned.logprobs) - before[0].logprobs).max() < 1e-5
     assert moved.logprobs != before[0].logprobs
+
+    listening = listen("127.0.0.1")  # over a link every worker is a member, and gets all of it
+    point = MeetingPoint("gloo", "127.0.0.1", listening.getsockname()[1], 3, 60.0)
+    described = [WeightTensor(name, "float32", tuple(value.shape)) for name, value in changed.items()]
+    buckets = in_buckets(described, 2**18)
+    with ThreadPoolExecutor(1) as sending:
+        link = sending.submit(open_link, point, 0, torch.device("cpu"), listening)
+        engine.open_link(point, 1)
+        sent = sending.submit(send_weights, link.result(), buckets, changed.items())
+        assert engine.receive_weights(buckets, 4) == []
+        assert sent.result() == engine.checksums(list(weights)) == checksums_of(changed)
+    assert run(engine, [request(prompt, [video])])[0].policy_version == 4
+    engine.load_weights(weights.items(), 5)
 
     engine._driver.call(spoil)
     held = engine.checksums(list(weights))

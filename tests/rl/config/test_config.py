@@ -7,7 +7,7 @@ import pytest
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_yaml
 from rl.config.keys import known_keys
-from rl.config.run import anchored
+from rl.config.run import anchored, weight_transport
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
@@ -97,6 +97,36 @@ def test_an_engine_over_several_gpus_needs_them():
     with pytest.raises(ConfigError, match=r"placement\.rollout_gpus >= 2, got 1"):
         load(several, "placement.rollout_gpus=1")
     assert load(several, "placement.rollout_gpus=2")
+
+
+APART, SHARED = (
+    ("placement.rollout_gpus=1", "placement.learner_gpus=1"),
+    (
+        *("placement.rollout_gpus=0.5", "placement.learner_gpus=0.5", "rollout.num_workers=1"),
+        "rollout.engine.gpu_memory_utilization=0.4",
+    ),
+)
+TRANSPORTS = {  # how workers are placed -> what auto chooses, and what may be set
+    (): ("object_store", {"object_store", "gloo", "ipc"}),
+    APART: ("nccl", {"object_store", "nccl"}),
+    SHARED: ("ipc", {"object_store", "ipc"}),
+    ("placement.rollout_gpus=1",): ("object_store", {"object_store"}),
+}
+
+
+@pytest.mark.parametrize(("placed", "expected"), TRANSPORTS.items())
+def test_weights_travel_as_workers_are_placed(placed, expected):
+    chosen, possible = expected
+    assert weight_transport(load(*placed)) == chosen
+    for transport in ("object_store", "gloo", "ipc", "nccl"):
+        asked = (*placed, f"weight_sync.transport={transport}")
+        if transport in possible:
+            assert weight_transport(load(*asked)) == transport
+        else:
+            with pytest.raises(ConfigError, match=rf"weight_sync\.transport={transport} cannot be used with placement"):
+                load(*asked)
+    with pytest.raises(ConfigError, match=r"weight_sync\.transport must be one of auto, gloo, ipc"):
+        load("weight_sync.transport=rdma")
 
 
 def test_a_given_policy_brings_its_own_longest_context():

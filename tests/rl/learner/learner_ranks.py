@@ -298,9 +298,7 @@ class Rank:
         loaded, steps = (learner.digest(), learner.optimizer_digest()), learner.steps
         learner.offload()
         offloaded = learner.digest(), learner.optimizer_digest()
-        away = folder / "while offloaded"
-        away.mkdir(exist_ok=True)
-        learner.capture().write(away)
+        learner.capture().write(folder / "while offloaded")
         learner.reload()
         learner.update(self.mine)
         again = learner.digest(), learner.optimizer_digest()

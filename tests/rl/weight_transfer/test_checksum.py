@@ -67,3 +67,12 @@ def test_padding_behind_the_last_shard_does_not_count():
     padded = torch.cat([whole, torch.full((5, 4), 3.0)])
     summed = sum(shard_checksum(padded[start : start + 4], whole.shape, 0, start) for start in (0, 4, 8))
     assert torch.equal(summed, checksum(whole))
+
+
+@pytest.mark.parametrize("count", [3, ROW_WORDS, 2 * ROW_WORDS * BLOCK_ROWS + ROW_WORDS + 7])
+def test_devices_without_numpy_sum_the_same(count):
+    from rl.weight_transfer.checksum import _sums_of_words
+
+    words = random_tensor((count,), torch.int64)
+    behind = torch.cat([torch.zeros(5, dtype=torch.long), words])
+    assert torch.equal(_sums_of_words(words.view(torch.uint8), before=5), checksum(behind))
