@@ -19,6 +19,7 @@ from types import MappingProxyType
 import ray
 
 from actors.reward import RewardPool, ScoreRequest
+from actors.rollout_group import RolloutError
 from actors.rollout_pool import RolloutPool
 from actors.rollout_requests import RolloutBatch
 from actors.worker.waiting import POLL_S
@@ -83,6 +84,8 @@ class StepSampler:
         self._rollouts.check()
         while step not in self._sampled:
             self._advance(POLL_S)
+            if self._rollouts.needs_push:  # the learners are idle, and could not give them the weights either
+                raise RolloutError("no worker holds the current weights")
             self._rollouts.check()
         return self._sampled.pop(step)
 

@@ -102,7 +102,11 @@ class WeightSync:
             log.warning("weights %d go through the object store: %s", version, error)
             return {}
         self._confirm(differing, version)
-        self._pushed = []  # of an older version: engines that start from now on wait for a push
+        self._learners.has_moved = False
+        self._pushed, self._num_everything = (
+            [],
+            0,
+        )  # of an older version: engines that start from now on wait for a push
         seconds = time.perf_counter() - start
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket)
         return self._sent(version, sent, size, seconds) | {"sync/direct": 1.0}
@@ -129,7 +133,7 @@ class WeightSync:
         if not everything:  # engines that started during the export get everything later
             only = [slot.name for slot in self._workers.ready]
         self._load(buckets, version, only)
-        if self._keeps_pushed:
+        if self._keeps_pushed and (everything or self._num_everything):  # a part alone is no policy
             self._pushed[0 if everything else self._num_everything :] = buckets
             self._num_everything = len(buckets) if everything else self._num_everything
         return buckets, exported

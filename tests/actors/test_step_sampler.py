@@ -154,6 +154,16 @@ def test_a_push_is_not_held_up_by_groups_that_no_engine_can_go_on_with():
     assert setting.sampler.sampled == {}
 
 
+def test_a_step_that_nobody_can_go_on_with_is_an_error_where_learners_could_have_given_their_weights():
+    from actors.rollout_group import RolloutError
+
+    setting = Setting(["a b"])
+    setting.start(0)
+    setting.rollouts.needs_push = True
+    with pytest.raises(RolloutError, match="no worker holds the current weights"):
+        setting.sampler.collect(0)
+
+
 def test_steps_that_a_checkpoint_brought_along_are_not_sampled_again_and_others_are_given_up():
     setting = Setting(["a b"])
     setting.start(3)

@@ -36,7 +36,8 @@ class Engines:
     def __init__(self, wrong=(), lost=()):
         self.wrong, self.versions = list(wrong), []
         self.lost, self.new_workers, self.loaded_by, self.confirmed = list(lost), [], [], []
-        self.ready = [SimpleNamespace(name="rollout/0"), SimpleNamespace(name="rollout/1")]
+        started = SimpleNamespace(location=True)
+        self.ready = self.slots = [SimpleNamespace(name=f"rollout/{index}", worker=started) for index in range(2)]
 
     def set_weight_sync(self, supply):
         self.supply = supply
@@ -60,8 +61,8 @@ class Engines:
 def sync():
     from actors.weight_sync import WeightSync
 
-    def make(engines, version=0, keeps_pushed=False):
-        return WeightSync(Learners(), engines, WeightSyncConfig(), version, keeps_pushed=keeps_pushed)
+    def make(engines, version=0, keeps_pushed=False, direct=None):
+        return WeightSync(Learners(), engines, WeightSyncConfig(), version, keeps_pushed=keeps_pushed, direct=direct)
 
     return make
 
@@ -152,6 +153,28 @@ def test_an_engine_that_starts_while_the_learners_have_moved_on_gets_what_was_pu
     buckets, version = sent[-1]
     assert version == 2 and engines.loaded_by[-1] == ["rollout/1"]
     assert buckets == sent[0][0] + sent[2][0]  # frozen parameters as of the first push, the others as of the last
+
+
+def test_what_went_from_device_to_device_is_not_kept_and_a_part_alone_is_no_policy(sync):
+    from actors.device_transfer import TransferError
+
+    arrives = [False, True, False]  # by push
+
+    def send(slots, version, *, everything):
+        if not arrives[version]:
+            raise TransferError("an engine was lost")
+        return [], {}, {}
+
+    engines = Engines()
+    weights = sync(engines, keeps_pushed=True, direct=SimpleNamespace(send=send))
+    for version in range(3):  # through the object store, directly, and a part through the object store
+        weights._learners.has_moved = True
+        assert weights.push() == version
+        if arrives[version]:
+            assert not weights._learners.has_moved  # engines that start now are given what the learners hold
+    weights._learners.has_moved, engines.new_workers = True, ["rollout/1"]
+    weights.sync_new_workers()
+    assert engines.versions == [0, 2]  # it waits
 
 
 def test_where_nothing_is_kept_it_waits_for_the_next_push(sync):
