@@ -1,5 +1,6 @@
 """A whole run, small and real: clips, vLLM, Ray, DeepSpeed; resumed, exported, compared, submitted."""
 
+import gzip
 import json
 import os
 import shutil
@@ -70,7 +71,7 @@ def texts_of(home, name, step):
 @pytest.fixture(scope="module")
 def straight(home):
     """Three steps in one go; the first run also makes clips, policy and cold start, which the others find cached."""
-    return dynframe(home, "train", "name=straight", "trainer.steps=3")
+    return dynframe(home, "train", "name=straight", "trainer.steps=3", "trainer.profile_steps=[2]")
 
 
 def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight):
@@ -112,6 +113,28 @@ def test_records_hold_every_token_with_both_log_probs_and_what_it_was_credited_w
     for record in records_of(home, "straight", 3, "held_out"):
         assert all(turn["learner_logprobs"] is turn["advantage"] is None for turn in record["turns"])
         assert all(len(turn["tokens"]) == len(turn["logprobs"]) > 0 for turn in record["turns"])
+
+
+def test_a_run_tells_who_worked_when_and_how_fast(home, straight):
+    lines = [json.loads(line) for line in (home / "runs" / "straight" / "lanes.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line, numbers in zip(lines, steps_of(home, "straight").values(), strict=True):
+        assert {"rollout/0", "reward/0", "learner/0", "learner/1", "push"} <= set(line["lanes"])
+        (rolled_out, *_), (learned,) = line["lanes"]["rollout/0"], line["lanes"]["learner/0"]
+        assert rolled_out[1] < learned[1] < learned[2] <= line["seconds"] + 0.1
+        assert 0 < numbers["idle/engines"] < 1 and 0 < numbers["idle/learners"] < 1
+        assert numbers["update/flops"] > 0 and "update/mfu" not in numbers  # no GPU
+        assert numbers["update/tokens_per_s"] == pytest.approx(2 * numbers["update/tokens_per_s_per_rank"])
+
+
+def test_the_steps_that_are_named_are_profiled(home, straight):
+    assert "profiles of step 2: " in straight
+    (folder,) = (home / "runs" / "straight" / "profiles").iterdir()
+    found = {path.name: gzip.decompress(path.read_bytes()) for path in folder.iterdir()}
+    assert folder.name == "step_2"
+    assert set(found) == {f"{name}.json.gz" for name in ("learner_0", "learner_1", "rollout_0")}
+    names = {event.get("name") for event in json.loads(found["learner_1.json.gz"])["traceEvents"]}
+    assert {"learner/prepare", "learner/forward", "learner/backward", "learner/optimizer"} <= names
 
 
 def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):
