@@ -103,10 +103,8 @@ class WeightSync:
             return {}
         self._confirm(differing, version)
         self._learners.has_moved = False
-        self._pushed, self._num_everything = (
-            [],
-            0,
-        )  # of an older version: engines that start from now on wait for a push
+        # what was kept is of an older version: engines that start from now on wait for a push
+        self._pushed, self._num_everything = [], 0
         seconds = time.perf_counter() - start
         size = sum(tensor.nbytes for bucket in buckets for tensor in bucket)
         return self._sent(version, sent, size, seconds) | {"sync/direct": 1.0}
