@@ -1,7 +1,8 @@
-"""Pixels bypass the driver: a group on its way between workers holds object-store references in their place.
+"""Pixels bypass the driver: groups and samples travel without them, and are given them back where they are needed.
 
-The worker that decoded pixels puts them into the object store (`park`), the worker that needs them gets them (`fetch`);
-the driver sees timestamps, scene lengths and digests only.
+A rollout worker returns a group's pixels as an object of their own (`without_pixels`, `with_pixels`; actors.groups).
+The traces of the cold start hold object-store references in their place (`park`, `fetch_samples`). Either way the
+driver sees timestamps, scene lengths and digests only.
 """
 
 from __future__ import annotations
@@ -9,16 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from rl.trajectory import Frames, TrainingSample, Trajectory, TrajectoryGroup
+
+Pixels = Mapping[str, np.ndarray]  # uint8 (T, H, W, RGB), by the block's digest
 
 FETCH_S = 120.0  # to get pixels out of the object store, possibly from another node
 
 
 class FramesLostError(RuntimeError):
     """Pixels are no longer in the object store: the worker or node that owned them is gone."""
+
+
+def without_pixels(group: TrajectoryGroup) -> tuple[TrajectoryGroup, Pixels]:
+    """The group with None in place of all pixels, and those of every distinct block."""
+    blocks = blocks_of([group])
+    bare = {digest: replace(block, pixels_THWC=None) for digest, block in blocks.items()}
+    return exchange(group, bare), {digest: block.pixels_THWC for digest, block in blocks.items()}
+
+
+def with_pixels(group: TrajectoryGroup, pixels: Pixels) -> TrajectoryGroup:
+    """The group with its pixels in place."""
+    return exchange(group, {d: replace(b, pixels_THWC=pixels[d]) for d, b in blocks_of([group]).items()})
 
 
 def park(group: TrajectoryGroup) -> TrajectoryGroup:
@@ -28,19 +44,18 @@ def park(group: TrajectoryGroup) -> TrajectoryGroup:
     return exchange(group, parked)
 
 
-def fetch(groups: list[TrajectoryGroup]) -> list[TrajectoryGroup]:
-    """The same groups with their pixels in place (zero-copy views of the object store).
+def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:
+    """The same samples with their parked pixels in place (zero-copy views of the object store).
 
     Raises:
         FramesLostError: they are no longer in the object store.
     """
-    fetched = _fetched(blocks_of(groups))
-    return [exchange(group, fetched) for group in groups]
-
-
-def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:
-    """As `fetch`, for samples."""
-    fetched = _fetched({block.digest: block for sample in samples for block in sample.videos})
+    blocks = {block.digest: block for sample in samples for block in sample.videos}
+    try:
+        pixels = ray.get([block.pixels_THWC for block in blocks.values()], timeout=FETCH_S)
+    except RayError as error:
+        raise FramesLostError(f"pixels could not be fetched: {type(error).__name__}") from error
+    fetched = {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}
     return [replace(sample, videos=tuple(fetched[block.digest] for block in sample.videos)) for sample in samples]
 
 
@@ -69,11 +84,3 @@ def exchange(group: TrajectoryGroup, blocks: Mapping[str, Frames]) -> Trajectory
         coarse_frames=swap(group.coarse_frames),
         trajectories_G=tuple(in_trajectory(trajectory) for trajectory in group.trajectories_G),
     )
-
-
-def _fetched(blocks: dict[str, Frames]) -> dict[str, Frames]:
-    try:
-        pixels = ray.get([block.pixels_THWC for block in blocks.values()], timeout=FETCH_S)
-    except RayError as error:
-        raise FramesLostError(f"pixels could not be fetched: {type(error).__name__}") from error
-    return {d: replace(b, pixels_THWC=p) for (d, b), p in zip(blocks.items(), pixels, strict=True)}

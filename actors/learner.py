@@ -13,7 +13,9 @@ from typing import Any
 import ray
 
 from actors.cluster.gpu_turn import gpu_turn
-from actors.frames import FramesLostError, fetch, fetch_samples
+from actors.delivery import Restore, deliver, tokens_to_learn
+from actors.frames import fetch_samples
+from actors.groups import GroupLostError, fetch_whole_groups
 from actors.learner_link import LearnerLink, Sent
 from actors.pending_write import LearnerError, PendingWrite
 from actors.weight_buckets import WeightBucket, pack
@@ -25,20 +27,17 @@ from actors.worker.waiting import POLL_S, do_nothing, gather
 from actors.worker.working_time import WorkingTime
 from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
-from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample, TrajectoryGroup, WorkSpan, WrittenFile
+from rl.group_summary import RemoteGroup
+from rl.tracking.records import leading_groups
+from rl.trajectory import LearnerUpdate, Rewards, ScoredGroup, TrainingSample, WorkSpan, WrittenFile
 from rl.weight_transfer.description import WeightTensor, in_buckets
 from rl.weight_transfer.watch import MeetingPoint
 
 log = logging.getLogger(__name__)
-
-RESTORATIONS = 3  # times pixels may get lost on their way to the ranks
 TURN_S = 900.0  # for an engine that is starting on the same GPU
 WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
 ABORTING = "aborting"  # the thread that tears down a link on which the rank is sending
 WRITING_GRACE_S = 30.0  # for a checkpoint being written, before its ranks are killed
-
-
-Restore = Callable[[Sequence[TrajectoryGroup]], list[TrajectoryGroup]]  # decodes lost pixels again
 
 
 class LearnerWorker:
@@ -84,34 +83,41 @@ class LearnerWorker:
             if self._port is not None:
                 self._port.close()
 
-    def receive(self, scored: list[ScoredGroup]) -> list[int]:
-        """Fetch the pixels of this rank's groups; returns the indices of groups whose pixels are lost.
+    def receive(self, held: list[tuple[ray.ObjectRef, ray.ObjectRef]], rewards: list[Rewards]) -> list[int]:
+        """Fetch this rank's groups and their pixels; returns the indices of those that are lost, whole or in part.
 
         A call of its own, before `update`: a rank without its pixels must not leave the others waiting in a collective.
+
+        Args:
+            held: references to each group and to its pixels.
+            rewards: of each group's siblings.
         """
         self._received, lost = [], []
         try:
-            groups = fetch([one.group for one in scored])
-            self._received = [ScoredGroup(group, one.rewards_G) for group, one in zip(groups, scored, strict=True)]
+            groups = fetch_whole_groups(held)
+            self._received = [ScoredGroup(*one) for one in zip(groups, rewards, strict=True)]
             return lost
-        except FramesLostError:
-            log.warning("pixels are lost; fetching group by group to find whose")
-        for index, one in enumerate(scored):
+        except GroupLostError:
+            log.warning("groups, or their pixels, are lost; fetching group by group to find which")
+        for index, (references, rewards_G) in enumerate(zip(held, rewards, strict=True)):
             try:
-                (group,) = fetch([one.group])
-                self._received.append(ScoredGroup(group, one.rewards_G))
-            except FramesLostError:
+                self._received += [ScoredGroup(group, rewards_G) for group in fetch_whole_groups([references])]
+            except GroupLostError:
                 lost.append(index)
         return lost
 
-    def update(self, step: int, version: int) -> LearnerUpdate:
-        """Take the optimizer steps of one update on the groups received, from weights of this version."""
+    def update(self, step: int, version: int, recorded: int) -> LearnerUpdate:
+        """Take the optimizer steps of one update on the groups received, from weights of this version.
+
+        Args:
+            recorded: of how many of them, from the first, log-probs are returned.
+        """
         self._label.at(step)
         received, self._received = self._received, []
         with self._working:
             update = self._learner.learn(received, version)
         worked = [WorkSpan(f"learner/{self._rank}", "update", *interval) for interval in self._working.take()]
-        return replace(update, spans=tuple(worked))
+        return replace(update, logprobs_PG=update.logprobs_PG[:recorded], spans=tuple(worked))
 
     def supervise(self, samples: list[TrainingSample]) -> dict[str, float]:
         """One supervised step on this rank's samples."""
@@ -205,13 +211,16 @@ class LearnerGroup:
         poll_every_s: float = POLL_S,
         restore: Restore | None = None,
         sequence_parallel: int = 1,
+        recorded_trajectories: int = 0,
     ) -> None:
         """
         Args:
             sequence_parallel: ranks in a row that are given the same samples.
             poll: called every `poll_every_s` while the driver waits for the ranks: other workers go on meanwhile.
-            restore: decodes the pixels of groups again that were lost on their way.
+            restore: makes scored groups again that were lost on their way, whole or in part.
+            recorded_trajectories: of how many, from the first group, `update` gives log-probs.
         """
+        self._recorded_trajectories = recorded_trajectories
         self._timeout_s, self._restore, self._same = start_timeout_s, restore, sequence_parallel
         self._poll, self._poll_every_s = poll, poll_every_s
         remote = ray.remote(concurrency_groups={WRITING: 1, ABORTING: 1})(LearnerWorker)
@@ -230,7 +239,7 @@ class LearnerGroup:
             raise
         self._timeout_s = timeout_s
 
-    def update(self, scored: Sequence[ScoredGroup], *, step: int, version: int) -> LearnerUpdate:
+    def update(self, scored: Sequence[ScoredGroup[RemoteGroup]], *, step: int, version: int) -> LearnerUpdate:
         """Learn from the scored groups of a step; whole groups go to ranks, balanced by tokens.
 
         Args:
@@ -238,37 +247,32 @@ class LearnerGroup:
         Raises:
             LearnerError: a rank died, failed or did not answer: the ranks must be replaced.
         """
-        assignment = assign_ranks(scored, len(self._ranks) // self._same)
-        self._deliver(scored, [mine for mine in assignment for _ in range(self._same)])
+        assignment = assign_ranks([tokens_to_learn(one) for one in scored], len(self._ranks) // self._same)
+        scored = deliver(
+            scored, [mine for mine in assignment for _ in range(self._same)], self._hand_out, self._restore
+        )
+        recorded = leading_groups([one.group for one in scored], self._recorded_trajectories)
+        shown = [[index for index in mine if index < recorded] for mine in assignment]
+        told = [mine for mine in shown for _ in range(self._same)]
         self.has_moved = True
         calls = [
-            rank.update.options(name=label(process.name, step)).remote(step, version)
-            for rank, process in zip(self._ranks, self._processes, strict=True)
+            rank.update.options(name=label(process.name, step)).remote(step, version, len(mine))
+            for rank, process, mine in zip(self._ranks, self._processes, told, strict=True)
         ]
         updates = self._wait(calls, "update the policy")
         self.has_moved = updates[0].steps_taken > 0
-        logprobs_PG = gather_ranks(assignment, [update.logprobs_PG for update in updates[:: self._same]])
+        logprobs_PG = gather_ranks(shown, [update.logprobs_PG for update in updates[:: self._same]])
         first, optimizers = updates[0], " ".join(update.optimizer for update in updates if update.optimizer)
         spans = tuple(span for update in updates for span in update.spans)
         return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers, spans)
 
-    def _deliver(self, scored: Sequence[ScoredGroup], assignment: Sequence[Sequence[int]]) -> None:
-        """Send every rank its groups; those whose pixels are lost are restored and sent again."""
-        scored = list(scored)
-        for _ in range(RESTORATIONS):
-            parts = [[scored[index] for index in mine] for mine in assignment]
-            calls = [rank.receive.remote(part) for rank, part in zip(self._ranks, parts, strict=True)]
-            missing = self._wait(calls, "hand out the trajectories")
-            pairs = zip(assignment, missing, strict=True)
-            lost = sorted({mine[index] for mine, indices in pairs for index in indices})
-            if not lost:
-                return
-            log.warning("the pixels of %d groups are lost and decoded again", len(lost))
-            if self._restore is None:
-                break
-            for index, group in zip(lost, self._restore([scored[index].group for index in lost]), strict=True):
-                scored[index] = ScoredGroup(group, scored[index].rewards_G)
-        raise LearnerError(f"the pixels of {len(lost)} groups got lost on their way to the learners")
+    def _hand_out(self, parts: Sequence[Sequence[ScoredGroup[RemoteGroup]]]) -> list[list[int]]:
+        """Send every rank its groups; the indices of those that each finds lost."""
+        calls = [
+            rank.receive.remote([one.group.references for one in part], [one.rewards_G for one in part])
+            for rank, part in zip(self._ranks, parts, strict=True)
+        ]
+        return self._wait(calls, "hand out the trajectories")
 
     def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """One supervised step, samples dealt to ranks in turn."""

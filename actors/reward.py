@@ -13,7 +13,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +26,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.cluster.placement import incarnation_name
+from actors.groups import GroupLostError, is_lost
+from actors.worker.completion_queue import CompletionQueue, Result
 from actors.worker.label import WorkerLabel, label
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, WorkerProcess, on_next_line, own_location
@@ -34,10 +38,13 @@ from rewards.registry import RewardLoadError, resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config.errors import ConfigError
 from rl.config.rewards import RewardTermConfig, ScoringConfig
+from rl.group_summary import RemoteGroup
 from rl.tracking.lanes import Interval
-from rl.trajectory import Fault, RewardFailure, ScoredGroup, Segment, TrajectoryGroup, WorkSpan
+from rl.trajectory import Fault, RewardFailure, Rewards, ScoredGroup, Segment, TrajectoryGroup, WorkSpan
 
 log = logging.getLogger(__name__)
+
+Restore = Callable[[Sequence[RemoteGroup]], list[RemoteGroup]]
 
 GRACE_S = 5.0  # beyond scoring.timeout_s, before a worker that ignores its own alarm is killed
 START_S = 120.0  # for a worker to start and load its rewards, before its first group
@@ -85,14 +92,14 @@ class RewardWorker:
         terms = [term for term in self._terms if term.name == name]
         score_group(group, terms, calls=self._scoring.calls, guard=self._guard)
 
-    def score(self, group: TrajectoryGroup, step: int) -> tuple[ScoredGroup, float, Interval]:
-        """The scored group, the MiB by which this process has grown since its start, and when it worked."""
+    def score(self, group: TrajectoryGroup, step: int) -> tuple[Rewards, float, Interval]:
+        """The rewards of each sibling, the MiB by which this process has grown since its start, and when it worked."""
         self._label.at(step)
         start_s = time.time()
         if self._unloadable:  # never without one of its terms
             raise self._unloadable
         scored = score_group(group, self._terms, calls=self._scoring.calls, guard=self._guard)
-        return scored, own_memory_mib() - self._baseline_mib, (start_s, time.time())
+        return scored.rewards_G, own_memory_mib() - self._baseline_mib, (start_s, time.time())
 
 
 @dataclass(slots=True, eq=False)
@@ -112,10 +119,10 @@ class RewardSlot:
 class ScoreRequest:
     """A group to score, and its scores once they are there."""
 
-    group: TrajectoryGroup
+    group: RemoteGroup
     step: int
     has_lost_a_worker: bool = False
-    result: ScoredGroup | None = None
+    result: ScoredGroup[RemoteGroup] | None = None
 
 
 @dataclass(slots=True)
@@ -143,22 +150,31 @@ class RewardPool:
         terms: Mapping[str, RewardTermConfig],
         scoring: ScoringConfig,
         options: Callable[[int], Mapping[str, Any]],
+        restore: Restore,
     ) -> None:
-        self._terms, self._scoring, self._options = terms, scoring, options
+        """
+        Args:
+            restore: rolls groups out again that were lost with their node.
+        """
+        self._terms, self._scoring, self._options, self._restore = terms, scoring, options, restore
         self._faults: list[Fault] = []
         self._spans: deque[WorkSpan] = deque(maxlen=MOST_SPANS_KEPT)
         self._slots = [self._launch(index) for index in range(scoring.num_workers)]
         self._waiting: deque[ScoreRequest] = deque()
-        self._in_flight: dict[ray.ObjectRef, InFlight] = {}
+        self._idle = deque(range(scoring.num_workers))  # slots, by index
+        self._calls, self._completions = itertools.count(), CompletionQueue()
+        self._in_flight: dict[int, InFlight] = {}  # by call
+        self._last_deadlines_s = 0.0  # when they were looked at
 
-    def score_all(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]:
+    def score_all(self, groups: Sequence[RemoteGroup], *, step: int) -> list[ScoredGroup[RemoteGroup]]:
         """Score groups, in order; those that cannot be come back with failures in place of rewards, however many."""
         requests = [self.submit(group, step=step) for group in groups]
-        while any(request.result is None for request in requests):
-            self.advance(POLL_S)
+        for request in requests:
+            while request.result is None:
+                self.advance(POLL_S)
         return [request.result for request in requests]
 
-    def submit(self, group: TrajectoryGroup, *, step: int) -> ScoreRequest:
+    def submit(self, group: RemoteGroup, *, step: int) -> ScoreRequest:
         """Begin to score a group; `advance` moves it on until its result is there."""
         request = ScoreRequest(group, step)
         self._waiting.append(request)
@@ -172,18 +188,23 @@ class RewardPool:
             ConfigError: a reward cannot be loaded where a worker runs.
         """
         self._dispatch()
-        for reference, is_overdue in self._finished(timeout_s):
-            sent = self._in_flight.pop(reference)
-            sent.request.result = self._collect(reference, sent, is_overdue=is_overdue)
+        for sent, result in self._finished(timeout_s):
+            self._idle.append(self._slots.index(sent.slot))
+            try:
+                sent.request.result = self._collect(sent, result)
+            except GroupLostError as error:
+                log.warning("task %s is rolled out again: %s", sent.request.group.task.task_id, error)
+                (sent.request.group,) = self._restore([sent.request.group])
+                self._waiting.appendleft(sent.request)
+                continue
             if sent.request.result is None:
                 sent.request.has_lost_a_worker = True
                 self._waiting.appendleft(sent.request)
         self._dispatch()
 
-    @property
-    def references(self) -> list[ray.ObjectRef]:
-        """What `advance` would wait for."""
-        return list(self._in_flight)
+    def wake(self, listener: threading.Event) -> None:
+        """Set `listener` whenever there is something for `advance` to do."""
+        self._completions.wake(listener)
 
     def forget(self) -> None:
         """Give up what is not scored yet; workers end what they are at."""
@@ -204,44 +225,43 @@ class RewardPool:
         return spans
 
     def _dispatch(self) -> None:
-        busy = {id(sent.slot) for sent in self._in_flight.values()}
-        for slot in self._slots:
-            if self._waiting and id(slot) not in busy:
-                request = self._waiting.popleft()
-                sent = self._sent(request, slot)
-                call = slot.worker.score.options(name=label(slot.process.name, request.step))
-                self._in_flight[call.remote(request.group, request.step)] = sent
+        while self._waiting and self._idle:
+            request, slot, call = self._waiting.popleft(), self._slots[self._idle.popleft()], next(self._calls)
+            self._in_flight[call] = self._sent(request, slot)
+            score = slot.worker.score.options(name=label(slot.process.name, request.step))
+            self._completions.add(call, score.remote(request.group.reference, request.step))
 
     def _sent(self, request: ScoreRequest, slot: RewardSlot) -> InFlight:
         """Deadline of a request at a worker; one that has lost a worker goes there term by term first."""
         probes: dict[str, ray.ObjectRef] = {}
         if request.has_lost_a_worker and len(self._terms) > 1:
-            sent = ray.put(request.group)
             for name in self._terms:
-                probes[name] = slot.worker.probe.remote(name, sent, *list(probes.values())[-1:])
+                probes[name] = slot.worker.probe.remote(name, request.group.reference, *list(probes.values())[-1:])
         calls = max(len(request.group.trajectories_G), 1) * (2 if probes else 1)
         timeout_s = self._scoring.timeout_s * calls + GRACE_S
         return InFlight(request, slot, timeout_s, time.monotonic() + START_S + timeout_s, probes=probes)
 
-    def _finished(self, timeout_s: float) -> list[tuple[ray.ObjectRef, bool]]:
-        """Calls that have returned, or else those past their deadline; and whether they are the latter."""
+    def _finished(self, timeout_s: float) -> list[tuple[InFlight, Result]]:
+        """Calls that have returned, or else those past their deadline, whose result is to raise GetTimeoutError."""
         if not self._in_flight:
             return []
+        arrived = self._completions.take(timeout_s)
+        done = [(self._in_flight.pop(call), result) for call, result in arrived if call in self._in_flight]
+        now = time.monotonic()
+        if done or now - self._last_deadlines_s < POLL_S:
+            return done
+        self._last_deadlines_s = now
         for sent in self._in_flight.values():
             if not sent.has_started and sent.slot.process.has_answered:
-                sent.has_started, sent.deadline = True, time.monotonic() + sent.timeout_s
-        left_s = min(sent.deadline for sent in self._in_flight.values()) - time.monotonic()
-        calls = list(self._in_flight)
-        ray.wait(calls, timeout=min(max(left_s, 0.0), timeout_s))
-        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-        overdue = [call for call, sent in self._in_flight.items() if sent.deadline <= time.monotonic()]
-        return [(call, False) for call in answered] or [(call, True) for call in overdue]
+                sent.has_started, sent.deadline = True, now + sent.timeout_s
+        overdue = [call for call, sent in self._in_flight.items() if sent.deadline <= now]
+        return [(self._in_flight.pop(call), _raise_overdue) for call in overdue]
 
-    def _collect(self, reference: ray.ObjectRef, sent: InFlight, *, is_overdue: bool) -> ScoredGroup | None:
+    def _collect(self, sent: InFlight, result: Result) -> ScoredGroup[RemoteGroup] | None:
         """The result of a call, or a masked group if it failed; None: another worker has to score the group."""
         slot, group, is_last = sent.slot, sent.request.group, sent.request.has_lost_a_worker
         try:
-            scored, grown_mib, worked = ray.get(reference, timeout=0 if is_overdue else COLLECT_S)
+            rewards_G, grown_mib, worked = result()
         except GetTimeoutError:
             detail = f"no result within {sent.timeout_s:.0f} s of {', '.join(self._terms)}; worker killed"
             failure = RewardFailure(self._lost_term(sent), "timeout", detail, group.task.task_id)
@@ -253,12 +273,14 @@ class RewardPool:
             if not is_last:
                 return None
         except RayError as error:
+            if is_lost(error):
+                raise GroupLostError(first_line(error)) from error
             self._refuse_unloadable(slot)
             failure = RewardFailure("*", "raised", cause_of(error), group.task.task_id)
             self._replace(slot, "worker_failed", failure.detail, "the group is masked", error)
         else:
             self._spans.append(WorkSpan(slot.name, "reward", *worked))
-            return self._accept(slot, scored, grown_mib, is_last=is_last)
+            return self._accept(slot, ScoredGroup(group, rewards_G), grown_mib, is_last=is_last)
         return ScoredGroup(group, (failure,) * len(group.trajectories_G))
 
     def _lost_term(self, sent: InFlight) -> str:
@@ -349,6 +371,10 @@ def weighted_rewards(terms: Mapping[str, RewardTermConfig]) -> list[WeightedRewa
         )
         for name, term in terms.items()
     ]
+
+
+def _raise_overdue() -> None:
+    raise GetTimeoutError("no result within the deadline")
 
 
 def _is_short_of_memory(failure: RewardFailure) -> bool:

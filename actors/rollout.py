@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.frames import park
+import ray
+
+from actors.frames import FramesLostError, Pixels, blocks_of, exchange
+from actors.groups import EarlierCall, NewTurns, fetch_groups, fetch_turns, with_summary
 from actors.rollout_runner import RolloutRunner
 from actors.weight_buckets import WeightBucket, WeightsLostError, checksums, unpack
 from actors.worker.label import WorkerLabel
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, own_location
-from envs.rollout import SampledTurns, TokenHistory
+from envs.rollout import TokenHistory
+from rl.group_summary import GroupSummary
 from rl.tracking.lanes import Interval
-from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
+from rl.trajectory import Fault, TrajectoryGroup, VideoTask
 from rl.weight_transfer.description import WeightTensor
 from rl.weight_transfer.watch import LinkError, MeetingPoint
 
-NewTurns = Mapping[int, list[tuple[int, int, Completion]]]  # by call: sibling, index of the turn, its completion
+DECODE_ATTEMPTS = 3  # to get lost frames from their video again
 
 
 class EngineGoneError(RuntimeError):
@@ -28,10 +32,10 @@ class EngineGoneError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a worker reports about once a second."""
+    """What a worker reports from time to time; beside it, as an object of its own, the turns completed since."""
 
     progress: int  # grows as long as the worker gets on with its work
-    new_turns: NewTurns  # since the last heartbeat
+    calls: tuple[int, ...]  # that have completed turns since the last heartbeat
     failure: str  # why the engine has died; empty while it lives
 
 
@@ -59,20 +63,57 @@ class RolloutWorker:
         return str(self._label)
 
     async def generate(
-        self, call: int, task: VideoTask, step: int, occurrence: int, greedily: bool, completions: SampledTurns
-    ) -> TrajectoryGroup:
-        """One group of siblings (one trajectory if greedily), its pixels parked in the object store.
+        self,
+        call: int,
+        task: VideoTask,
+        step: int,
+        occurrence: int,
+        greedily: bool,
+        earlier: Sequence[EarlierCall] = (),
+    ) -> tuple[GroupSummary, TrajectoryGroup, Pixels]:
+        """The summary of a group of siblings (one trajectory if greedily), the group, and its pixels.
 
+        Args:
+            earlier: calls for the same group that were lost with other workers: it goes on from their turns.
         Raises:
             EngineGoneError: the engine died; another worker can roll the group out.
         """
         self._label.at(step)
-        history = self._histories[call] = TokenHistory(completions)
+        sampled = await asyncio.to_thread(fetch_turns, earlier) if earlier else {}
+        history = self._histories[call] = TokenHistory(sampled)
+        return with_summary(await self._rolled_out(call, history, task, step, occurrence, greedily))
+
+    async def restore(self, call: int, held: Sequence[ray.ObjectRef]) -> tuple[GroupSummary, TrajectoryGroup, Pixels]:
+        """A group with its pixels decoded again; nothing is sampled, and everything else stays as it was.
+
+        Args:
+            held: a reference to the group.
+        Raises:
+            GroupLostError: the group itself is lost as well.
+            FramesLostError: in DECODE_ATTEMPTS attempts its video did not give the same frames.
+            EngineGoneError: as in `generate`.
+        """
+        (group,) = await asyncio.to_thread(fetch_groups, held)
+        recorded = [[turn.completion for turn in trajectory.turns] for trajectory in group.trajectories_G]
+        wanted, found = blocks_of([group]).keys(), {}
+        for _ in range(DECODE_ATTEMPTS):
+            history = TokenHistory({sibling: (*turns, None) for sibling, turns in enumerate(recorded)})
+            self._histories[call] = history
+            found |= blocks_of([await self._rolled_out(call, history, group.task, 0, 0, greedily=False)])
+            if wanted <= found.keys():
+                return with_summary(exchange(group, found))
+        raise FramesLostError(
+            f"{group.task.video_path}: the frames of task {group.task.task_id} are needed once more, and in "
+            f"{DECODE_ATTEMPTS} attempts the video did not give the same again"
+        )
+
+    async def _rolled_out(
+        self, call: int, history: TokenHistory, task: VideoTask, step: int, occurrence: int, greedily: bool
+    ) -> TrajectoryGroup:
         try:
-            rolled_out = self._runner.roll_out(
+            return await self._runner.roll_out(
                 task, step=step, occurrence=occurrence, greedily=greedily, history=history
             )
-            return park(await rolled_out)
         except Exception as error:
             if gone := self._runner.engine.failure():
                 raise EngineGoneError(gone) from error
@@ -81,11 +122,12 @@ class RolloutWorker:
             self._done += 1 + history.advances
             del self._histories[call]
 
-    async def heartbeat(self) -> Heartbeat:
-        """Progress, the turns completed since the last heartbeat, and the engine's failure if it has died."""
+    async def heartbeat(self) -> tuple[Heartbeat, NewTurns]:
+        """Progress and the engine's failure if it has died; and the turns completed since the last heartbeat."""
         new_turns = {call: turns for call, history in self._histories.items() if (turns := history.take_new())}
         advances = self._done + sum(history.advances for history in self._histories.values())
-        return Heartbeat(advances + self._runner.progress(), new_turns, self._runner.engine.failure())
+        progress = advances + self._runner.progress()
+        return Heartbeat(progress, tuple(new_turns), self._runner.engine.failure()), new_turns
 
     async def location(self) -> ProcessLocation:
         """This process's location; answered once the engine has loaded its policy."""
@@ -155,3 +197,14 @@ class RolloutWorker:
         counters, faults = engine.stats(), tuple(self._runner.take_faults())
         memory_mib, worked = own_memory_mib(with_children=True), tuple(self._runner.working.take())
         return WorkerHealth(counters, memory_mib, engine.device_memory_mib(), faults, worked)
+
+
+def summed(reports: Sequence[WorkerHealth]) -> dict[str, float]:
+    """The metrics of all workers: counters summed, memory of the largest."""
+    counters = reports[0].counters if reports else ()
+    on_device_mib = max((health.device_memory_mib for health in reports), default=0.0)
+    return {
+        **{f"engine/{name}": sum(health.counters[name] for health in reports) for name in counters},
+        "memory/rollout": max((health.memory_mib for health in reports), default=0.0),
+        **({"memory/rollout_device": on_device_mib} if on_device_mib else {}),
+    }

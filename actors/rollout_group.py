@@ -16,20 +16,21 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.rollout import Heartbeat, WorkerHealth
+from actors.heartbeats import Heartbeats
+from actors.rollout import WorkerHealth, summed
 from actors.rollout_runner import RolloutRunner
 from actors.weight_buckets import WeightBucket, WeightsLostError
+from actors.worker.completion_queue import Result
 from actors.worker.process import ProcessLocation, on_next_line
 from actors.worker.stall_detector import dump_stacks
 from actors.worker.waiting import COLLECT_S, POLL_S, WorkerError, as_completed, cause_of, do_nothing
-from actors.worker_slot import WorkerHandle, WorkerLimits, WorkerSlot, launch
-from rl.trajectory import Completion, Fault, WorkSpan
+from actors.worker_slot import LostWorker, WorkerHandle, WorkerLimits, WorkerSlot, launch
+from rl.trajectory import Fault, WorkSpan
 from rl.weight_transfer.description import WeightTensor
 
 log = logging.getLogger(__name__)
 
 PushCalls = dict[ray.ObjectRef, tuple[WorkerSlot, WorkerHandle]]  # calls for a push, and who was asked
-OnTurn = Callable[[int, int, int, Completion], None]  # call, sibling, index of the turn, its completion
 
 TURN_S = 300.0  # for an engine to give its GPU's memory up, or to take it back
 POLL_GAP_S = 2 * POLL_S  # between two polls; beyond it the driver itself was blocked
@@ -38,10 +39,6 @@ MAX_LOSSES = 4  # workers lost in a row in one slot, or over one group: beyond i
 
 class RolloutError(WorkerError):
     """A task cannot be rolled out, or no worker is left for it."""
-
-
-def ignore_turn(_call: int, _sibling: int, _turn: int, _completion: Completion) -> None:
-    """The default `on_turn`: no groups are in flight."""
 
 
 class RolloutWorkerGroup:
@@ -71,9 +68,14 @@ class RolloutWorkerGroup:
         self._faults: list[Fault] = []
         self._spans: list[WorkSpan] = []
         self._sync: Callable[[], None] = do_nothing
-        self._on_turn: OnTurn = ignore_turn
+        self._lost: list[LostWorker] = []  # not taken yet
         self._last_poll_s = time.monotonic()
+        self.changes = 0  # grows whenever a worker may have become ready, or no longer be
+        self._synced_changes = -1  # at which all workers held the current weights
+        self.heartbeats = Heartbeats(num_workers, stall_timeout_s)
         self.slots = [WorkerSlot(f"rollout/{index}", index, self._launch(index)) for index in range(num_workers)]
+        for slot in self.slots:
+            self.heartbeats.await_start(slot)
 
     def wait_ready(self, timeout_s: float, check: Callable[[], None] = do_nothing) -> None:
         """Return when every engine has loaded its policy.
@@ -87,6 +89,7 @@ class RolloutWorkerGroup:
             for slot in starting:
                 if slot.worker.started in ready:
                     slot.worker.location = _location(slot.worker)
+                    self.changes += 1
             check()
             if not ready and time.monotonic() > deadline:
                 raise RolloutError(f"could not start: {starting[0].name} gave no answer within {timeout_s:.0f} s")
@@ -94,7 +97,21 @@ class RolloutWorkerGroup:
     @property
     def ready(self) -> list[WorkerSlot]:
         """Slots whose worker has started and holds the current weights (before the first push: those on disk)."""
-        return [slot for slot in self.slots if slot.worker.location and slot.worker.version == self._version]
+        return [slot for slot in self.slots if self.is_ready(slot)]
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether there is one."""
+        return any(map(self.is_ready, self.slots))
+
+    @property
+    def are_starting(self) -> bool:
+        """Whether a worker has not started yet."""
+        return any(slot.worker.location is None for slot in self.slots)
+
+    def is_ready(self, slot: WorkerSlot) -> bool:
+        """Whether the slot's worker can be given groups."""
+        return slot.worker.location is not None and slot.worker.version == self._version
 
     @property
     def version(self) -> int | None:
@@ -112,8 +129,12 @@ class RolloutWorkerGroup:
 
     def sync_new_workers(self) -> None:
         """Push the current weights to workers that have started since the last push."""
+        if self._synced_changes == self.changes:
+            return
         if self.new_workers:
             self._sync()
+        if not self.new_workers:
+            self._synced_changes = self.changes
 
     def load_weights(
         self, buckets: Sequence[WeightBucket], version: int, *, timeout_s: float, only: Sequence[str] | None = None
@@ -130,6 +151,7 @@ class RolloutWorkerGroup:
         """
         self._version = version
         asked = [slot for slot in self.slots if slot.worker.location and (only is None or slot.name in only)]
+        self.changes += 1
         for slot in asked:
             slot.worker.version = None
         sent = ray.put(list(buckets))  # their description is the same for all
@@ -148,6 +170,7 @@ class RolloutWorkerGroup:
     ) -> PushCalls:
         """Begin to receive the weights of a version over links; the calls go to `collect_push`."""
         self._version = version
+        self.changes += 1
         for slot in slots:
             slot.worker.version = None
         sent = ray.put(list(buckets))
@@ -180,6 +203,7 @@ class RolloutWorkerGroup:
                 self.replace_worker(slot, "push_interrupted", cause_of(error), error)
             else:
                 slot.worker.version = slot.worker.version if version is None else version
+                self.changes += 1
         return results, failed
 
     def sleep(self) -> None:
@@ -237,7 +261,7 @@ class RolloutWorkerGroup:
             slot.worker.device_memory.update(health.device_memory_mib)
             slopes_mib.append(slot.worker.memory.slope_mib)
             self._recycle_if_grown(slot)
-        return _summed(reports) | {"memory/rollout_slope": max(slopes_mib, default=0.0)}
+        return summed(reports) | {"memory/rollout_slope": max(slopes_mib, default=0.0)}
 
     def poll(self) -> None:
         """Check every worker without blocking: has it started, died or stalled?
@@ -245,7 +269,15 @@ class RolloutWorkerGroup:
         Raises:
             RolloutError: a slot has lost too many workers in a row.
         """
-        blocked_s = time.monotonic() - self._last_poll_s - POLL_GAP_S
+        for slot, result, is_heartbeat in self.heartbeats.arrived():
+            if is_heartbeat:
+                self._take_heartbeat(slot, result)
+            elif slot.worker.location is None:
+                self._check_started(slot)
+        since_s = time.monotonic() - self._last_poll_s
+        if since_s < POLL_S:
+            return
+        blocked_s = since_s - POLL_GAP_S
         for slot in self.slots:
             worker = slot.worker
             if worker.location is None:
@@ -253,8 +285,8 @@ class RolloutWorkerGroup:
                 continue
             if blocked_s > 0:  # no heartbeat was requested in that time
                 worker.stall_detector.extend(blocked_s)
-            self._check_heartbeat(slot)
-            if not worker.in_flight:
+            self.heartbeats.request(slot)
+            if not worker.calls:
                 worker.stall_detector.reset()
             elif worker.stall_detector.is_stalled:
                 timeout_s = self._limits.stall_timeout_s
@@ -262,9 +294,10 @@ class RolloutWorkerGroup:
                 self.replace_worker(slot, "worker_hung", f"no progress for {timeout_s:g} s; stacks are in the log")
         self._last_poll_s = time.monotonic()
 
-    def set_on_turn(self, on_turn: OnTurn) -> None:
-        """Set the callback for every turn that a heartbeat reports, whoever polls."""
-        self._on_turn = on_turn
+    def take_lost(self) -> list[LostWorker]:
+        """Workers that were replaced since the last call of this method."""
+        lost, self._lost = self._lost, []
+        return lost
 
     def replace_worker(self, slot: WorkerSlot, kind: str, cause: str, error: Exception | None = None) -> None:
         """Kill the worker of a slot and start another.
@@ -288,6 +321,9 @@ class RolloutWorkerGroup:
         slot.open_fault = Fault(kind, slot.name, cause, f"replaced{continued}", time.time(), 0.0, failure)
         slot.replaced += 1
         slot.worker = self._launch(slot.index, slot.replaced)
+        self.heartbeats.await_start(slot)
+        self._lost.append(LostWorker(lost, cause))
+        self.changes += 1
 
     def record(self, fault: Fault) -> None:
         """Add a fault from which the pool has recovered."""
@@ -320,24 +356,12 @@ class RolloutWorkerGroup:
                 self.replace_worker(slot, "recycled", f"grew by {guard.growth_mib:.0f} MiB (rollout.{key})")
                 return
 
-    def _check_heartbeat(self, slot: WorkerSlot) -> None:
-        worker = slot.worker
-        if worker.heartbeat is None:
-            if time.monotonic() - worker.last_heartbeat_s >= POLL_S:
-                worker.heartbeat, worker.last_heartbeat_s = worker.actor.heartbeat.remote(), time.monotonic()
-            return
-        if not ray.wait([worker.heartbeat], timeout=0)[0]:
-            return
-        reference, worker.heartbeat = worker.heartbeat, None
+    def _take_heartbeat(self, slot: WorkerSlot, result: Result) -> None:
         try:
-            heartbeat: Heartbeat = ray.get(reference, timeout=COLLECT_S)
+            heartbeat = self.heartbeats.read(slot, result)
         except RayError as error:
             self.replace_worker(slot, "worker_died", cause_of(error), error)
             return
-        worker.stall_detector.update(heartbeat.progress)
-        for call, turns in heartbeat.new_turns.items():
-            for sibling, turn, completion in turns:
-                self._on_turn(call, sibling, turn, completion)
         if heartbeat.failure:
             self.replace_worker(slot, "engine_died", heartbeat.failure)
 
@@ -346,6 +370,7 @@ class RolloutWorkerGroup:
         if ray.wait([worker.started], timeout=0)[0]:
             try:
                 worker.location = worker.process.location or ray.get(worker.started, timeout=COLLECT_S)
+                self.changes += 1
             except RayError as error:
                 self.replace_worker(slot, "worker_died", f"while starting: {cause_of(error)}", error)
             else:
@@ -373,14 +398,3 @@ def _location(worker: WorkerHandle) -> ProcessLocation:
         failure = worker.process.failure(error)
         log.error("%s", failure)
         raise RolloutError(f"could not start: a worker died: {cause_of(error)}", failure) from error
-
-
-def _summed(reports: Sequence[WorkerHealth]) -> dict[str, float]:
-    """The metrics of all workers: counters summed, memory of the largest."""
-    counters = reports[0].counters if reports else ()
-    on_device_mib = max((health.device_memory_mib for health in reports), default=0.0)
-    return {
-        **{f"engine/{name}": sum(health.counters[name] for health in reports) for name in counters},
-        "memory/rollout": max((health.memory_mib for health in reports), default=0.0),
-        **({"memory/rollout_device": on_device_mib} if on_device_mib else {}),
-    }

@@ -1,8 +1,8 @@
 """The rollout pool: requests sent to workers, collected, and continued by other workers when one is lost.
 
-The driver keeps the token history of every group in flight, turn by turn, from the heartbeats. When a worker is lost,
-its groups are continued elsewhere from there, with the seeds they would have had. Only results of calls still in flight
-are used, so a worker that lives on after it was replaced changes nothing.
+The driver keeps references to the turns that heartbeats report of every group in flight. When a worker is lost, its
+groups are continued elsewhere from there, with the seeds they would have had. Only results of calls still in flight are
+used, so a worker that lives on after it was replaced changes nothing.
 
 Several batches may be under way. `advance` moves all of them on and need not wait, so that groups are handed out and
 collected while the caller waits for something else, such as the learners.
@@ -11,32 +11,36 @@ collected while the caller waits for something else, such as the learners.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.frames import blocks_of, exchange
+from actors.frames import FramesLostError
+from actors.groups import EarlierCall, GroupLostError, fetch_groups, held_by_driver, load_groups
+from actors.least_loaded import LeastLoaded
 from actors.rollout import EngineGoneError
-from actors.rollout_group import MAX_LOSSES, OnTurn, RolloutError, RolloutWorkerGroup
+from actors.rollout_group import MAX_LOSSES, RolloutError, RolloutWorkerGroup
 from actors.rollout_requests import GenerationOptions, RolloutBatch, RolloutRequest, WaitingRequests
+from actors.worker.completion_queue import CompletionQueue, Result
 from actors.worker.label import label
-from actors.worker.waiting import COLLECT_S, POLL_S, WORKER_IS_GONE, cause_of, do_nothing
+from actors.worker.waiting import POLL_S, WORKER_IS_GONE, cause_of, do_nothing
 from actors.worker_slot import WorkerHandle, WorkerSlot
 from envs.rollout import occurrences
-from rl.trajectory import Completion, Fault, TrajectoryGroup, VideoTask
+from rl.group_summary import GroupSummary, RemoteGroup, RolloutOrigin
+from rl.trajectory import Fault, TrajectoryGroup, VideoTask
 
 MAX_FAILURES = 2  # of a group, in workers that live
-DECODE_ATTEMPTS = 3  # to get lost frames from their video again
 
 
 class StaleWeightsError(RuntimeError):
     """A group was sampled with older weights than its batch allows."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class InFlight:
     """A request that was sent to a worker."""
 
@@ -44,6 +48,11 @@ class InFlight:
     request: RolloutRequest
     slot: WorkerSlot
     worker: WorkerHandle
+    summary: ray.ObjectRef  # of its group, for the driver
+    group: ray.ObjectRef
+    pixels: ray.ObjectRef
+    sent_s: float = field(default_factory=time.monotonic)
+    turns: list[ray.ObjectRef] = field(default_factory=list)  # that heartbeats have reported
 
     @property
     def is_lost(self) -> bool:
@@ -75,13 +84,17 @@ class RolloutPool:
         self._max_num_seqs, self._group_size = max_num_seqs, group_size
         self._calls, self._serials = itertools.count(), itertools.count()
         self._waiting = WaitingRequests()
-        self._in_flight: dict[ray.ObjectRef, InFlight] = {}
+        self._free = LeastLoaded(workers)
+        self._in_flight: dict[int, InFlight] = {}  # by call
+        self._under_way: set[RolloutBatch] = set()  # with requests in flight
         self._is_advancing = False
-        workers.set_on_turn(_record_turns(self._in_flight))
+        self._completions, self._woken = CompletionQueue(), threading.Event()  # of requests in flight, by call
+        self.wake(self._woken)
+        workers.heartbeats.on_turns = self._keep_turns
 
     def generate(
         self, tasks: Sequence[VideoTask], *, step: int, attempt: int = 0, greedily: bool = False
-    ) -> list[TrajectoryGroup]:
+    ) -> list[RemoteGroup]:
         """A group per task, in order: sampled siblings, or one greedy trajectory.
 
         Args:
@@ -94,7 +107,7 @@ class RolloutPool:
 
     def roll_out(
         self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
-    ) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
+    ) -> Iterator[list[tuple[int, RemoteGroup]]]:
         """Groups as they finish, each with its task's index: all that are ready, at least one at a time.
 
         A worker gets its next task when it has finished one, so none is idle while another has a queue.
@@ -140,57 +153,67 @@ class RolloutPool:
     def cancel(self, batch: RolloutBatch) -> None:
         """Give a batch up."""
         self._waiting.drop(batch)
-        for reference in [reference for reference, sent in self._in_flight.items() if sent.request.batch is batch]:
-            self._in_flight.pop(reference).worker.in_flight -= 1
-            ray.cancel(reference)
+        for sent in [sent for sent in self._in_flight.values() if sent.request.batch is batch]:
+            self._ended(sent)
+            ray.cancel(sent.summary)
 
-    @property
-    def references(self) -> list[ray.ObjectRef]:
-        """What `advance` would wait for: requests in flight, and workers that are starting."""
-        starting = [slot.worker.started for slot in self.workers.slots if slot.worker.location is None]
-        return [*self._in_flight, *starting]
+    def load(self, groups: Sequence[RemoteGroup]) -> list[TrajectoryGroup]:
+        """Groups with everything that was sampled, without pixels; one that is lost is rolled out again first.
+
+        For a driver that reads them itself, as an evaluation does: a training step needs summaries only.
+        """
+        loaded = load_groups(groups)
+        lost = [index for index, group in enumerate(loaded) if group is None]
+        restored = self.restore([groups[index] for index in lost]) if lost else []
+        for index, group in zip(lost, fetch_groups([one.reference for one in restored]), strict=True):
+            loaded[index] = group
+        return loaded
 
     @property
     def needs_push(self) -> bool:
         """Every worker is new and could not be given the current weights: the learners have moved on."""
-        return not self.workers.ready and len(self.workers.new_workers) == len(self.workers.slots)
+        return not self.workers.has_ready and len(self.workers.new_workers) == len(self.workers.slots)
 
-    def restore(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
-        """The same groups with their pixels decoded again: those in the object store were lost with their worker.
+    def wake(self, listener: threading.Event) -> None:
+        """Set `listener` whenever there is something for `advance` to do."""
+        self._completions.wake(listener)
+        self.workers.heartbeats.completions.wake(listener)
 
-        Everything else stays as it was sampled: a video that could not be read then, and can be now, changes nothing.
+    def restore(self, groups: Sequence[RemoteGroup]) -> list[RemoteGroup]:
+        """Groups made again that were lost, whole or in part.
+
+        Where only a group's pixels are lost, they are decoded again, and everything else stays as it was sampled: a
+        video that could not be read then, and can be now, changes nothing. A group that is lost as well is sampled
+        again, with the seeds it had.
 
         Raises:
-            RolloutError: a video does not give the same frames, in DECODE_ATTEMPTS attempts.
+            RolloutError: a video does not give the same frames.
         """
         detected_s = time.time()
-        restored = self.decode_again(groups)
-        seconds = time.time() - detected_s
-        self.workers.record(
-            Fault("frames_lost", "rollout", f"pixels of {len(groups)} groups", "decoded anew", detected_s, seconds)
-        )
+        restored, anew = self._restored(groups)
+        cause = f"pixels of {len(groups)} groups" + (f", and all else of {anew}" if anew else "")
+        action = "decoded anew" + (", sampled again with their seeds" if anew else "")
+        self.workers.record(Fault("frames_lost", "rollout", cause, action, detected_s, time.time() - detected_s))
         return restored
 
-    def decode_again(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
-        """As `restore`, for groups that have no pixels because they were read from a disk: that is no fault."""
-        wanted, found = [set(blocks_of([group])) for group in groups], [{} for _ in groups]
-        for _ in range(DECODE_ATTEMPTS):
-            missing = [index for index, digests in enumerate(wanted) if digests - found[index].keys()]
-            for index, new in zip(missing, self._replayed([groups[index] for index in missing]), strict=True):
-                found[index] |= blocks_of([new])
-        for group, digests, blocks in zip(groups, wanted, found, strict=True):
-            if digests - blocks.keys():
-                raise RolloutError(
-                    f"{group.task.video_path}: the frames of task {group.task.task_id} are needed once more, and in "
-                    f"{DECODE_ATTEMPTS} attempts the video did not give the same again"
-                )
-        return [exchange(group, blocks) for group, blocks in zip(groups, found, strict=True)]
+    def decode_again(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[RemoteGroup]:
+        """Groups of a step that were read from a disk, with their pixels: as `restore`, but it is no fault."""
+        numbers, now = occurrences([group.task.task_id for group in groups], attempt=0), time.monotonic()
+        origins = [RolloutOrigin(step, number, False, now, now) for number in numbers]
+        return self._restored([held_by_driver(*one) for one in zip(groups, origins, strict=True)])[0]
 
-    def _replayed(self, groups: Sequence[TrajectoryGroup]) -> list[TrajectoryGroup]:
-        """The groups rolled out again from their recorded completions; nothing is sampled."""
-        batch = self._begun([group.task for group in groups], 0, self._options(step=0, greedily=False), groups)
-        replayed = dict(itertools.chain(*self._collected(batch)))
-        return [replayed[index] for index in range(len(groups))]
+    def _restored(self, groups: Sequence[RemoteGroup]) -> tuple[list[RemoteGroup], int]:
+        """The groups made again, and how many of them had to be sampled again."""
+        batch = RolloutBatch(next(self._serials), self._options(step=0, greedily=False), len(groups), self._timeout_s)
+        requests = [
+            RolloutRequest(batch, index, group.task, group.origin.occurrence, restored=group)
+            for index, group in enumerate(groups)
+        ]
+        for request in requests:
+            self._waiting.add(request)
+        restored = dict(itertools.chain(*self._collected(batch)))
+        anew = sum(request.is_sampled_again for request in requests)
+        return [restored[index] for index in range(len(groups))], anew
 
     def _options(self, step: int, greedily: bool, max_lag: int = 0, is_urgent: bool = True) -> GenerationOptions:
         """One group more at a time than fills an engine: some siblings always wait for frames."""
@@ -198,24 +221,15 @@ class RolloutPool:
         busy = -(-self._max_num_seqs // siblings) + 1
         return GenerationOptions(step, greedily, busy, max_lag=max_lag, is_urgent=is_urgent)
 
-    def _begun(
-        self,
-        tasks: Sequence[VideoTask],
-        attempt: int,
-        options: GenerationOptions,
-        recorded: Sequence[TrajectoryGroup] | None = None,
-    ) -> RolloutBatch:
-        """A batch whose requests are in line; `recorded` groups are not sampled again."""
+    def _begun(self, tasks: Sequence[VideoTask], attempt: int, options: GenerationOptions) -> RolloutBatch:
+        """A batch whose requests are in line."""
         batch = RolloutBatch(next(self._serials), options, len(tasks), self._timeout_s)
         numbers = occurrences([task.task_id for task in tasks], attempt)
         for index, (task, number) in enumerate(zip(tasks, numbers, strict=True)):
-            request = RolloutRequest(batch, index, task, number)
-            if recorded is not None:
-                request.completions, request.is_recorded = _completions(recorded[index]), True
-            self._waiting.add(request)
+            self._waiting.add(RolloutRequest(batch, index, task, number))
         return batch
 
-    def _collected(self, batch: RolloutBatch) -> Iterator[list[tuple[int, TrajectoryGroup]]]:
+    def _collected(self, batch: RolloutBatch) -> Iterator[list[tuple[int, RemoteGroup]]]:
         """The groups of a batch as they finish; whatever ends the wait ends the batch."""
         try:
             while batch.unfinished or batch.finished:
@@ -231,59 +245,58 @@ class RolloutPool:
     def _dispatch(self) -> None:
         """Send waiting requests, each to the worker with the fewest groups, none to one that has enough."""
         while self._waiting:
-            options = self._waiting.first().batch.options
-            free = [slot for slot in self.workers.ready if slot.worker.in_flight < options.max_in_flight]
-            if not free:
+            slot = self._free.first(self._waiting.first().batch.options.max_in_flight)
+            if slot is None:
                 return
-            slot, request, call = min(free, key=_load), self._waiting.pop(), next(self._calls)
-            worker = slot.worker
-            if not worker.in_flight:
+            request, call, worker = self._waiting.pop(), next(self._calls), slot.worker
+            if not worker.calls:
                 worker.stall_detector.reset()
-            worker.in_flight += 1
-            completions = {sibling: tuple(turns) for sibling, turns in request.completions.items()}
-            shown = {"name": label(worker.process.name, options.step)}
-            sent = worker.actor.generate.options(**shown).remote(
-                call, request.task, options.step, request.occurrence, options.greedily, completions
-            )
-            self._in_flight[sent] = InFlight(call, request, slot, worker)
+            worker.calls.add(call)
+            request.batch.in_flight += 1
+            self._under_way.add(request.batch)
+            shown = {"name": label(worker.process.name, request.step), "num_returns": 3}
+            if request.restored is not None and not request.is_sampled_again:
+                returned = worker.actor.restore.options(**shown).remote(call, [request.restored.reference])
+            else:
+                returned = worker.actor.generate.options(**shown).remote(
+                    call, request.task, request.step, request.occurrence, request.greedily, tuple(request.earlier)
+                )
+            self._in_flight[call] = InFlight(call, request, slot, worker, *returned)
+            self._completions.add(call, returned[0])
+            self._free.add(slot)
 
     def _collect(self, timeout_s: float, waited_s: float) -> None:
         """Take groups that have finished; failed requests wait again, or are an error if they have failed too often."""
-        references = self.references
-        if not references and self.needs_push:
-            return
-        if not references:
+        if not self._in_flight and not self.workers.are_starting:
+            if self.needs_push:
+                return
             raise RolloutError("no worker holds the current weights")
-        began = time.monotonic()
-        ray.wait(references, timeout=timeout_s)
-        waited_s, failure = waited_s + time.monotonic() - began, None
-        underway = {sent.request.batch for sent in self._in_flight.values()}
-        done = (
-            ray.wait(list(self._in_flight), num_returns=len(self._in_flight), timeout=0)[0] if self._in_flight else ()
-        )
-        for reference in done:
-            sent = self._in_flight.pop(reference)
-            ended = self._take(reference, sent)
-            failure = failure or ended
+        underway, began, failure = list(self._under_way), time.monotonic(), None
+        if timeout_s > 0:
+            self._woken.wait(timeout_s)
+        self._woken.clear()
+        waited_s += time.monotonic() - began
+        for call, result in self._completions.take():
+            sent = self._in_flight.get(call)
+            if sent is not None:  # else it was given up
+                ended = self._take(sent, result)
+                failure = failure or ended
         if failure is not None:
             raise failure
         self._require_in_time(underway, waited_s)
 
-    def _take(self, reference: ray.ObjectRef, sent: InFlight) -> RolloutError | None:
+    def _take(self, sent: InFlight, result: Result) -> RolloutError | None:
         """The result of a call that has returned; the error of a request that has failed too often."""
         request, batch = sent.request, sent.request.batch
-        sent.worker.in_flight -= 1
         try:
-            group = self._accepted(ray.get(reference, timeout=COLLECT_S), sent)
+            group = self._accepted(result(), sent)
         except StaleWeightsError as error:
-            request.completions.clear()
+            self._ended(sent)
+            request.earlier.clear()
             return self._retry(request, cause_of(error), is_loss=False)
         except RayError as error:
-            loss = _loss_kind(error)
-            if loss and not sent.is_lost:
-                sent.worker.in_flight += 1  # as it was when it died, for the record
-                self.workers.replace_worker(sent.slot, loss, cause_of(error), error)
-            return self._retry(request, cause_of(error), is_loss=bool(loss))
+            return self._failed(sent, error)
+        self._ended(sent)
         batch.finished.append((request.index, group))
         batch.unfinished -= 1
         if not batch.options.one_deadline:
@@ -291,33 +304,73 @@ class RolloutPool:
         self._waiting.finished(group)
         return None
 
-    def _accepted(self, group: TrajectoryGroup, sent: InFlight) -> TrajectoryGroup:
+    def _failed(self, sent: InFlight, error: RayError) -> RolloutError | None:
+        """What becomes of a request whose call has failed."""
+        request, cause = sent.request, error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, FramesLostError):
+            self._ended(sent)
+            return RolloutError(str(cause))
+        loss = _loss_kind(error)
+        if loss and not sent.is_lost:
+            self.workers.replace_worker(sent.slot, loss, cause_of(error), error)
+        self._ended(sent)
+        if isinstance(cause, GroupLostError):
+            request.is_sampled_again = True
+            self._waiting.add(request)
+            return None
+        return self._retry(request, cause_of(error), is_loss=bool(loss), lost=sent)
+
+    def _accepted(self, summary: GroupSummary, sent: InFlight) -> RemoteGroup:
         """The group, if no token of it was sampled with weights older than its batch allows."""
-        pushed, max_lag = self.workers.version, sent.request.batch.options.max_lag
-        versions = {turn.completion.policy_version for t in group.trajectories_G for turn in t.turns}
-        if (
-            pushed is not None
-            and not sent.request.is_recorded
-            and any(not pushed - max_lag <= version <= pushed for version in versions)
-        ):
+        request, pushed = sent.request, self.workers.version
+        max_lag = request.batch.options.max_lag
+        versions = {turn.policy_version for trajectory in summary.trajectories_G for turn in trajectory.turns}
+        is_recorded = request.restored is not None and not request.is_sampled_again
+        if not is_recorded and pushed is not None and any(not pushed - max_lag <= one <= pushed for one in versions):
             behind = f", nor up to {max_lag} pushes before it" if max_lag else ""
             raise StaleWeightsError(f"{sent.slot.name} sampled with weights {sorted(versions)}, not {pushed}{behind}")
         sent.slot.consecutive_losses = 0
-        return group
+        origin = RolloutOrigin(request.step, request.occurrence, request.greedily, sent.sent_s, time.monotonic())
+        if request.restored is not None:
+            origin = request.restored.origin
+        return RemoteGroup(request.task, summary, sent.group, sent.pixels, origin)
 
     def _poll_workers(self) -> None:
-        """Check every worker; the requests of lost ones wait again, with their siblings' completions."""
+        """Check every worker; the requests of lost ones wait again, with their siblings' turns."""
         self.workers.poll()
-        for reference in [reference for reference, sent in self._in_flight.items() if sent.is_lost]:
-            sent = self._in_flight.pop(reference)
-            cause = sent.slot.open_fault.cause if sent.slot.open_fault else "its worker was lost"
-            if failure := self._retry(sent.request, cause, is_loss=True):
-                raise failure
+        for lost in self.workers.take_lost():
+            for sent in [self._in_flight[call] for call in sorted(lost.worker.calls)]:
+                self._ended(sent)
+                if failure := self._retry(sent.request, lost.cause, is_loss=True, lost=sent):
+                    raise failure
 
-    def _retry(self, request: RolloutRequest, cause: str, *, is_loss: bool) -> RolloutError | None:
-        """Put the request first in line again; an error if it has failed too often."""
+    def _ended(self, sent: InFlight) -> None:
+        """A call has returned, was lost, or is given up."""
+        del self._in_flight[sent.call]
+        sent.worker.calls.discard(sent.call)
+        batch = sent.request.batch
+        batch.in_flight -= 1
+        if not batch.in_flight:
+            self._under_way.discard(batch)
+        self._free.add(sent.slot)
+
+    def _keep_turns(self, call: int, turns: ray.ObjectRef) -> None:
+        """A heartbeat has reported turns of a call."""
+        if sent := self._in_flight.get(call):
+            sent.turns.append(turns)
+
+    def _retry(
+        self, request: RolloutRequest, cause: str, *, is_loss: bool, lost: InFlight | None = None
+    ) -> RolloutError | None:
+        """Put the request first in line again; an error if it has failed too often.
+
+        Args:
+            lost: the call from whose turns it goes on.
+        """
         name = request.task.task_id
         request.losses, request.failures = request.losses + is_loss, request.failures + (not is_loss)
+        if lost is not None and lost.turns:
+            request.earlier.append(EarlierCall(lost.call, tuple(lost.turns)))
         self._waiting.add(request)
         if request.losses >= MAX_LOSSES:
             return RolloutError(f"could not roll out task {name}: {MAX_LOSSES} workers were lost over it: {cause}")
@@ -325,7 +378,7 @@ class RolloutPool:
 
     def _require_in_time(self, batches: Iterable[RolloutBatch], waited_s: float) -> None:
         """Only time counts in which a worker was there: a start has a deadline of its own."""
-        if not self.workers.ready:
+        if not self.workers.has_ready:
             return
         for batch in batches:
             batch.left_s -= waited_s
@@ -335,28 +388,6 @@ class RolloutPool:
                 if batch.options.one_deadline:
                     what = f"could not roll out {left} tasks: no answer"
                 raise RolloutError(f"{what} within {self._timeout_s:g} s (rollout.call_timeout_s)")
-
-
-def _completions(group: TrajectoryGroup) -> dict[int, list[Completion | None]]:
-    """Of the siblings of a group that has finished, as in a TokenHistory."""
-    recorded = [[turn.completion for turn in trajectory.turns] for trajectory in group.trajectories_G]
-    return {sibling: [*turns, None] for sibling, turns in enumerate(recorded)}
-
-
-def _record_turns(in_flight: Mapping[ray.ObjectRef, InFlight]) -> OnTurn:
-    """A callback that adds turns to their requests, in order: a turn without those before it is dropped."""
-
-    def on_turn(call: int, sibling: int, turn: int, completion: Completion) -> None:
-        for request in [sent.request for sent in in_flight.values() if sent.call == call]:
-            completions = request.completions.setdefault(sibling, [])
-            if turn == len(completions):
-                completions.append(completion)
-
-    return on_turn
-
-
-def _load(slot: WorkerSlot) -> tuple[int, int]:
-    return slot.worker.in_flight, -slot.consecutive_losses  # of equals: a replacement shows early whether it works
 
 
 def _loss_kind(error: RayError) -> str:

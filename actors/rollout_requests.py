@@ -6,10 +6,11 @@ Which group runs when changes the time a step takes and nothing else: seeds foll
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sized
 from dataclasses import dataclass, field
 
-from rl.trajectory import Completion, TrajectoryGroup, VideoTask
+from actors.groups import EarlierCall
+from rl.group_summary import RemoteGroup, TrajectorySummary
+from rl.trajectory import VideoTask
 
 PREFILL_RATE = 32  # prompt tokens that an engine reads in the time of one sampled token, roughly
 
@@ -34,9 +35,10 @@ class RolloutBatch:
     options: GenerationOptions
     unfinished: int
     left_s: float  # until its deadline; only time counts in which the driver waits and a worker is there
-    finished: list[tuple[int, TrajectoryGroup]] = field(default_factory=list)  # index of the task, its group; not taken
+    finished: list[tuple[int, RemoteGroup]] = field(default_factory=list)  # index of the task, its group; not taken
+    in_flight: int = 0  # requests that workers have
 
-    def take(self) -> list[tuple[int, TrajectoryGroup]]:
+    def take(self) -> list[tuple[int, RemoteGroup]]:
         """Groups that have finished since the last call of this method, each with the index of its task."""
         taken, self.finished = self.finished, []
         return taken
@@ -44,16 +46,27 @@ class RolloutBatch:
 
 @dataclass(slots=True, eq=False)
 class RolloutRequest:
-    """A group to roll out, and the completions of its siblings so far."""
+    """A group to roll out, and where its siblings' turns are that have been sampled so far."""
 
     batch: RolloutBatch
     index: int  # of its task in the batch
     task: VideoTask
     occurrence: int
-    completions: dict[int, list[Completion | None]] = field(default_factory=dict)  # as in a TokenHistory
-    is_recorded: bool = False  # all of them are there: nothing is sampled, whichever weights an engine holds
+    restored: RemoteGroup | None = None  # it was rolled out before and is lost, whole or in part
+    is_sampled_again: bool = False  # its tokens are lost as well
+    earlier: list[EarlierCall] = field(default_factory=list)  # that were lost with their workers
     losses: int = 0  # workers lost while they had it
     failures: int = 0
+
+    @property
+    def step(self) -> int:
+        """Of its seeds."""
+        return self.batch.options.step if self.restored is None else self.restored.origin.step
+
+    @property
+    def greedily(self) -> bool:
+        """One greedy trajectory instead of sampled siblings."""
+        return self.batch.options.greedily if self.restored is None else self.restored.origin.greedily
 
 
 class WaitingRequests:
@@ -86,7 +99,7 @@ class WaitingRequests:
         self._heap = [entry for entry in self._heap if entry[1].batch is not batch]
         heapq.heapify(self._heap)
 
-    def finished(self, group: TrajectoryGroup) -> None:
+    def finished(self, group: RemoteGroup) -> None:
         """Learn how long a group was."""
         self._expected.add(group)
 
@@ -102,15 +115,12 @@ class ExpectedLengths:
         """In sampled tokens of the longest sibling, its prompt counted in."""
         return self._known.get(task.task_id, self._total / max(len(self._known), 1))
 
-    def add(self, group: TrajectoryGroup) -> None:
+    def add(self, group: RemoteGroup) -> None:
         """The group of a task has finished; frames read are part of its prompts."""
-        turns = (trajectory.turns for trajectory in group.trajectories_G)
-        length = max(
-            (sum(_length(t.context_token_ids, t.completion.token_ids) for t in own) for own in turns), default=0
-        )
+        length = max((_length(trajectory) for trajectory in group.trajectories_G), default=0)
         self._total += length - self._known.get(group.task.task_id, 0.0)
         self._known[group.task.task_id] = length
 
 
-def _length(context: Sized, sampled: Sized) -> float:
-    return len(context) / PREFILL_RATE + len(sampled)
+def _length(trajectory: TrajectorySummary) -> float:
+    return sum(turn.context_tokens / PREFILL_RATE + turn.sampled_tokens for turn in trajectory.turns)

@@ -11,12 +11,11 @@ Whoever waits for something else, such as the learners, calls `poll` meanwhile.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-
-import ray
 
 from actors.reward import RewardPool, ScoreRequest
 from actors.rollout_group import RolloutError
@@ -68,6 +67,9 @@ class StepSampler:
         self._under_way: dict[int, StepUnderWay] = {}
         self._sampled: dict[int, SampledStep] = {}
         self._last_poll_s = 0.0
+        self._woken = threading.Event()
+        rollouts.wake(self._woken)
+        rewards.wake(self._woken)
 
     def start(self, step: int, drawing: Drawing) -> None:
         """Begin to sample a step, unless `reset` brought it along."""
@@ -125,8 +127,9 @@ class StepSampler:
     def _advance(self, timeout_s: float) -> None:
         """Hand over whatever is ready; waits at most `timeout_s` for something to be."""
         began = time.monotonic()
-        if timeout_s and (references := [*self._rollouts.references, *self._rewards.references]):
-            ray.wait(references, timeout=timeout_s)
+        if timeout_s:
+            self._woken.wait(timeout_s)
+        self._woken.clear()
         self._rollouts.advance(waited_s=time.monotonic() - began)
         self._rewards.advance()
         for one in list(self._under_way.values()):

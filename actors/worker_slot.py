@@ -43,8 +43,14 @@ class WorkerHandle:
     location: ProcessLocation | None = None  # None: it has not started yet
     version: int | None = None  # of the weights it confirmed; None: those it loaded from disk
     heartbeat: ray.ObjectRef | None = None  # requested, not received
+    new_turns: ray.ObjectRef | None = None  # that come with it
     last_heartbeat_s: float = 0.0  # time.monotonic() at the last request
-    in_flight: int = 0  # groups
+    calls: set[int] = field(default_factory=set)  # in flight: one for each group
+
+    @property
+    def in_flight(self) -> int:
+        """Groups."""
+        return len(self.calls)
 
     @property
     def started(self) -> ray.ObjectRef:
@@ -62,6 +68,14 @@ class WorkerSlot:
     replaced: int = 0  # workers before this one
     consecutive_losses: int = 0
     open_fault: Fault | None = None  # how the last worker was lost, until this one has taken over
+
+
+@dataclass(frozen=True, slots=True)
+class LostWorker:
+    """A worker that was replaced, with the calls it had."""
+
+    worker: WorkerHandle
+    cause: str
 
 
 def launch(

@@ -80,19 +80,23 @@ def main() -> None:
     suite = held_out_suite(config, Console(stderr=True))
     workers = config.rollout.num_workers
     with cluster(config, Console(stderr=True), Demand(workers + 1, config.scoring.num_workers, learner=0)) as slots:
-        rewards = spawn_rewards(config, slots)
         contestants = {
             EVAL: Contestant(spawn_rollouts(config, policy_dir, slots), config.evaluation.in_flight),
             ALONE: Contestant(spawn_alone(config, policy_dir, slots), 1),
         }
+        rewards = spawn_rewards(config, slots, contestants[EVAL].rollouts)
+
+        def scorer(contestant: Contestant, asked: EvaluationSuite) -> Scorer:
+            return reward_scorer(asked, rewards, config, contestant.rollouts.load)
+
         rolled_out: dict[str, list[RolledOut]] = {name: [] for name in contestants}
         for contestant in contestants.values():  # imports, first-use allocations
             contestant.rollouts.workers.wait_ready(START_TIMEOUT_S)
-            measure(contestant, warm_up := part(suite, 0, workers), reward_scorer(warm_up, rewards, config))
+            measure(contestant, warm_up := part(suite, 0, workers), scorer(contestant, warm_up))
         for repeat in range(options.repeats):
             asked = part(suite, workers + repeat * options.tasks, options.tasks)
             for name in list(contestants)[:: 1 if repeat % 2 == 0 else -1]:
-                rolled_out[name] += [measure(contestants[name], asked, reward_scorer(asked, rewards, config))]
+                rolled_out[name] += [measure(contestants[name], asked, scorer(contestants[name], asked))]
     print_rates(rolled_out)
 
 

@@ -170,7 +170,7 @@ def training_step(setting: Setting) -> Contestant:
     rollouts.workers.wait_ready(START_TIMEOUT_S)
     return Contestant(  # loading no weights drops what an engine has cached
         empty_caches=lambda: rollouts.workers.load_weights([], 0, timeout_s=START_TIMEOUT_S),
-        roll_out=lambda tasks, repeat: rollouts.generate(tasks, step=repeat),
+        roll_out=lambda tasks, repeat: rollouts.load(rollouts.generate(tasks, step=repeat)),
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from envs.prompts import PromptFormat, VideoProcessor, initial_prompt
-from rl.trajectory import Frames, VideoTask
+from rl.trajectory import Frames, PackedInts, VideoTask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +105,7 @@ def make_initial_observation(
     )
     decoded = time.perf_counter()
     frames = processor.make_frames(pixels_THWC, shown_s_T)
-    token_ids = initial_prompt(task.question, frames, processor, form)
+    token_ids = PackedInts.of(initial_prompt(task.question, frames, processor, form))  # one object in all siblings
     return InitialObservation(frames, token_ids, clip, decoded - started, time.perf_counter() - decoded)
 
 

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rl.packed_tuples import PackedFloats, PackedInts
 
 if TYPE_CHECKING:
     import numpy as np
+
+Group = TypeVar("Group")
 
 
 class Segment(IntEnum):
@@ -114,8 +118,8 @@ class VideoTask:
 class Frames:
     """A video block: resized pixels with their clock, cut into scenes.
 
-    `pixels_THWC` is a uint8 array (RGB) or, while a group travels between processes, an object-store reference to
-    it (actors.frames exchanges one for the other). `digest` names the content: pixels, timestamps and scene lengths.
+    `pixels_THWC` is a uint8 array (RGB); while a block travels between processes, None or an object-store reference
+    (actors.frames exchanges one for the other). `digest` names the content: pixels, timestamps and scene lengths.
     """
 
     pixels_THWC: np.ndarray
@@ -163,6 +167,10 @@ class Completion:
     policy_version: int
     cached_prompt_tokens: int = 0  # prompt tokens served from the engine's prefix cache
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", PackedInts.of(self.token_ids))
+        object.__setattr__(self, "logprobs", PackedFloats.of(self.logprobs))
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -173,6 +181,9 @@ class Turn:
     segment: Segment  # SAMPLING or REASONING
     call: Call | None = None  # the request this turn ends in
     frames: Frames | None = None  # the video inside the context; the first turn's is the group's `coarse_frames`
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "context_token_ids", PackedInts.of(self.context_token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,12 +262,15 @@ class RewardFailure:
     location: ErrorLocation | None = None  # None where no code of the reward is to blame
 
 
+Rewards = tuple[SegmentRewards | RewardFailure, ...]  # of a group's siblings, in order
+
+
 @dataclass(frozen=True, slots=True)
-class ScoredGroup:
+class ScoredGroup(Generic[Group]):
     """A group and the scores of each sibling, same order."""
 
-    group: TrajectoryGroup
-    rewards_G: tuple[SegmentRewards | RewardFailure, ...]
+    group: Group  # TrajectoryGroup; in the driver rl.group_summary.RemoteGroup
+    rewards_G: Rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +318,8 @@ class LearnerUpdate:
 
     Log-probs are the learner's own of each sampled token (context left out, float32, nat) before its first optimizer
     step of the update, while it still was the policy that sampled; NaN on tokens not learned from. None: the sibling
-    was left out, or its turn came in a later optimizer step (`learner.updates_per_step` > 1).
+    was left out, or its turn came in a later optimizer step (`learner.updates_per_step` > 1). In the driver they are
+    there for the first groups only, those that are recorded.
     """
 
     metrics: Mapping[str, float]  # of all ranks

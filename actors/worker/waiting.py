@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -19,6 +18,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from actors.worker.completion_queue import CompletionQueue
 from actors.worker.process import WorkerProcess
 from rl.trajectory import WorkerFailure
 
@@ -93,11 +93,13 @@ def as_completed(calls: Mapping[ray.ObjectRef, Asked], timeout_s: float) -> Iter
     A death is seen at once, however long the others take. The function of a call that is not done within `timeout_s`
     raises TimeoutError.
     """
-    waiting, deadline = dict(calls), time.monotonic() + timeout_s
+    waiting, arrived, deadline = dict(calls), CompletionQueue(), time.monotonic() + timeout_s
+    for reference in calls:
+        arrived.add(reference, reference)
     while waiting:
-        ready, _ = ray.wait(list(waiting), timeout=max(deadline - time.monotonic(), 0.0))
-        for reference in ready:
-            yield waiting.pop(reference), partial(ray.get, reference, timeout=COLLECT_S)
+        ready = arrived.take(max(deadline - time.monotonic(), 0.0))
+        for reference, result in ready:
+            yield waiting.pop(reference), result
         if not ready:
             for asked in waiting.values():
                 yield asked, _raise_timeout

@@ -7,6 +7,7 @@ Legend: G siblings · T tokens.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -17,15 +18,14 @@ from rl.algorithm.loss import LossTotals
 from rl.algorithm.segments import FlatTrajectory, flatten
 from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import (
-    RewardFailure,
     ScoredGroup,
     Segment,
     StopReason,
     TrainingSample,
-    trajectory_tokens,
 )
 
 SD_GRPO = AdvantageConfig()
+LEARNED = (Segment.SAMPLING, Segment.REASONING)
 Made = TypeVar("Made")
 
 
@@ -71,22 +71,27 @@ def group_credit(scored: ScoredGroup, rules: AdvantageConfig = SD_GRPO) -> Group
 
 
 def credit_metrics(scored: Sequence[ScoredGroup], rules: AdvantageConfig = SD_GRPO) -> dict[str, float]:
-    """Shares of zero-variance groups, and mean |advantage| over the tokens of each segment. Over a step."""
+    """Shares of zero-variance groups, and mean |advantage| over the tokens of each segment. Over a step.
+
+    Args:
+        scored: groups as the driver holds them: what is needed of a turn is how many tokens it sampled.
+    """
     credits_of = [group_credit(group, rules) for group in scored]
     annotated = [credit.zero_variance_sampling for credit in credits_of if credit.zero_variance_sampling is not None]
-    sizes_of = {segment: [] for segment in (Segment.SAMPLING, Segment.REASONING)}
+    sizes, tokens = {segment: [] for segment in LEARNED}, {segment: [] for segment in LEARNED}
     for group, credit in zip(scored, credits_of, strict=True):
         for trajectory, own in zip(group.group.trajectories_G, credit.credit_G, strict=True):
             for turn in trajectory.turns:
                 value = own.of(turn.segment)
                 if value is not None:
-                    sizes_of[turn.segment] += [abs(value)] * len(turn.completion.token_ids)
+                    sizes[turn.segment].append(abs(value))
+                    tokens[turn.segment].append(turn.sampled_tokens)
     return {
         "group/zero_variance_sampling": _mean(annotated),
         "group/zero_variance_reasoning": _mean([credit.zero_variance_reasoning for credit in credits_of]),
         "group/zero_variance_both": _mean([credit.is_zero_variance for credit in credits_of]),
-        "advantage/sampling": _mean(sizes_of[Segment.SAMPLING]),
-        "advantage/reasoning": _mean(sizes_of[Segment.REASONING]),
+        "advantage/sampling": _mean(sizes[Segment.SAMPLING], tokens[Segment.SAMPLING]),
+        "advantage/reasoning": _mean(sizes[Segment.REASONING], tokens[Segment.REASONING]),
     }
 
 
@@ -96,18 +101,22 @@ def loss_totals(samples: Sequence[TrainingSample]) -> LossTotals:
     return LossTotals(num_sequences=sum(tokens > 0 for tokens in learned), num_tokens=sum(learned))
 
 
-def assign_ranks(scored: Sequence[ScoredGroup], world_size: int) -> list[list[int]]:
+def assign_ranks(tokens_P: Sequence[int], world_size: int) -> list[list[int]]:
     """Deal whole groups to ranks: at most ceil(groups / ranks) each, the longest first to the rank with fewest tokens.
 
+    Args:
+        tokens_P: tokens of each group that a rank will have to process.
     Returns:
         For each rank, which groups it gets, in their order.
     """
-    tokens_of = [_tokens(group) for group in scored]
-    most = -(-len(scored) // world_size)
+    most = -(-len(tokens_P) // world_size)
     dealt: list[list[int]] = [[] for _ in range(world_size)]
-    for index in sorted(range(len(scored)), key=lambda i: (-tokens_of[i], i)):
-        open_ranks = [rank for rank in dealt if len(rank) < most]
-        min(open_ranks, key=lambda rank: (sum(tokens_of[i] for i in rank), len(rank))).append(index)
+    open_ranks = [(0, 0, rank) for rank in range(world_size)]  # tokens, groups, rank: a heap
+    for index in sorted(range(len(tokens_P)), key=lambda i: (-tokens_P[i], i)):
+        tokens, groups, rank = heapq.heappop(open_ranks)
+        dealt[rank].append(index)
+        if groups + 1 < most:
+            heapq.heappush(open_ranks, (tokens + tokens_P[index], groups + 1, rank))
     return [sorted(rank) for rank in dealt]
 
 
@@ -134,11 +143,6 @@ def _sample(flat: FlatTrajectory, advantages_T: tuple[float, ...], mask_T: tuple
     )
 
 
-def _tokens(scored: ScoredGroup) -> int:
-    """Tokens a rank will have to process: those of siblings that could be scored."""
-    pairs = zip(scored.group.trajectories_G, scored.rewards_G, strict=True)
-    return sum(len(trajectory_tokens(t)) for t, reward in pairs if not isinstance(reward, RewardFailure))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+def _mean(values: Sequence[float], weights: Sequence[int] | None = None) -> float:
+    has_any = len(values) if weights is None else sum(weights)
+    return float(np.average(values, weights=weights)) if has_any else float("nan")

@@ -24,6 +24,7 @@ from rl.run.initial_policy import cold_started_policy, initial_policy
 from rl.run.preflight.rewards import require_rewards
 from rl.run.prepare.policy import local_folder, prepare_policy
 from rl.run.prepare.tasks import prepare_tasks
+from rl.run.reporter import with_tokens
 from rl.run.workers import (
     cluster,
     spawn_rewards,
@@ -92,9 +93,9 @@ def run_rollout(
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         with starting_rollouts(config, policy_dir, slots, console) as rollouts:
-            rewards = spawn_rewards(config, slots)
+            rewards = spawn_rewards(config, slots, rollouts)
         groups = rollouts.generate(tasks, step=INSPECTION_STEP, greedily=greedily)
-        scored = rewards.score_all(groups, step=INSPECTION_STEP)
+        scored = with_tokens(rewards.score_all(groups, step=INSPECTION_STEP), rollouts.load)
     rolled_out = list(records(scored, Processor.from_pretrained(policy_dir, config.policy.scenes).pieces))
     for record in rolled_out:
         _print_record(record, console)

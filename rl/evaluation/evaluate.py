@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from rl.evaluation.intervals import estimate_mean
 from rl.evaluation.predictions import Outcome, PredictionFile
+from rl.group_summary import RemoteGroup
 from rl.tracking.held_out import EVALUATION_STEP
 from rl.trajectory import (
     Call,
@@ -22,7 +23,6 @@ from rl.trajectory import (
     RefusedCall,
     StopReason,
     Trajectory,
-    TrajectoryGroup,
     VideoTask,
 )
 
@@ -32,10 +32,10 @@ class Rollouts(Protocol):
 
     def roll_out(
         self, tasks: Sequence[VideoTask], *, step: int, greedily: bool, in_flight: int
-    ) -> Iterator[list[tuple[int, TrajectoryGroup]]]: ...
+    ) -> Iterator[list[tuple[int, RemoteGroup]]]: ...
 
 
-Scorer = Callable[[Sequence[tuple[int, TrajectoryGroup]]], list[Outcome]]  # (index of the task, its group)
+Scorer = Callable[[Sequence[tuple[int, RemoteGroup]]], list[Outcome]]  # (index of the task, its group)
 
 
 def roll_out_remaining(

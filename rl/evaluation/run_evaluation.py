@@ -135,7 +135,8 @@ def _roll_out_remaining(
     demand = Demand(config.rollout.num_workers, config.scoring.num_workers if own else 0, learner=0)
     with cluster(config, console, demand) as slots:
         with starting_rollouts(config, policy_dir, slots, console) as rollouts:
-            scorer = reward_scorer(suite, spawn_rewards(config, slots), config) if own else benchmark_scorer(suite)
+            rewards = spawn_rewards(config, slots, rollouts) if own else None
+        scorer = reward_scorer(suite, rewards, config, rollouts.load) if own else benchmark_scorer(suite, rollouts.load)
         with counted_stage(console, f"evaluating {suite.name}", len(tasks), done=done) as evaluating:
             roll_out_remaining(
                 tasks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -16,18 +16,26 @@ from rl.evaluation.evaluate import ExampleScore, Scorer, missing_prediction, out
 from rl.evaluation.predictions import EvaluationError, Outcome
 from rl.evaluation.readings import both_accuracies, both_readings
 from rl.evaluation.suite import EvaluationSuite
+from rl.group_summary import RemoteGroup
 from rl.run.reporter import answer_terms
 from rl.tracking.held_out import EVALUATION_STEP
-from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, TimeSpan, Trajectory, TrajectoryGroup
+from rl.trajectory import RewardFailure, SegmentRewards, TimeSpan, Trajectory, TrajectoryGroup
 
 log = logging.getLogger(__name__)
 
+Load = Callable[[Sequence[RemoteGroup]], Sequence[TrajectoryGroup]]
 
-def benchmark_scorer(suite: EvaluationSuite) -> Scorer:
-    """The benchmark's metric on what could be parsed from each trajectory."""
 
-    def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
-        return [score(place, group.trajectories_G[0]) for place, group in finished]
+def benchmark_scorer(suite: EvaluationSuite, load: Load) -> Scorer:
+    """The benchmark's metric on what could be parsed from each trajectory.
+
+    Args:
+        load: fetches groups with their texts.
+    """
+
+    def score_all(finished: Sequence[tuple[int, RemoteGroup]]) -> list[Outcome]:
+        groups = load([group for _, group in finished])
+        return [score(place, group.trajectories_G[0]) for (place, _), group in zip(finished, groups, strict=True)]
 
     def score(place: int, trajectory: Trajectory) -> Outcome:
         example = suite.examples[place]
@@ -65,8 +73,8 @@ def _values(suite: EvaluationSuite, example: Example, prediction: Prediction | N
         ) from error
 
 
-def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig) -> Scorer:
-    """The run's rewards, under the names they have as held-out metrics of a training run.
+def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig, load: Load) -> Scorer:
+    """The run's rewards, under the names they have as held-out metrics of a training run; `load` as above.
 
     The scorer raises RewardError when more than scoring.max_failed_share of the suite could not be scored.
     """
@@ -74,9 +82,13 @@ def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig
     causes: set[tuple[object, ...]] = set()  # told already
     terms, allowed = answer_terms(config), config.scoring.max_failed_share * len(suite.examples)
 
-    def score_all(finished: Sequence[tuple[int, TrajectoryGroup]]) -> list[Outcome]:
+    def score_all(finished: Sequence[tuple[int, RemoteGroup]]) -> list[Outcome]:
         scored = rewards.score_all([group for _, group in finished], step=EVALUATION_STEP)
-        outcomes = [score(place, one) for (place, _), one in zip(finished, scored, strict=True)]
+        groups = load([one.group for one in scored])
+        outcomes = [
+            score(place, group.trajectories_G[0], *one.rewards_G)
+            for (place, _), group, one in zip(finished, groups, scored, strict=True)
+        ]
         if len(failures) > allowed:
             raise RewardError(
                 f"{len(failures)} of {len(suite.examples)} examples could not be scored (scoring.max_failed_share="
@@ -84,8 +96,7 @@ def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig
             )
         return outcomes
 
-    def score(place: int, scored: ScoredGroup) -> Outcome:
-        (trajectory,), (reward,) = scored.group.trajectories_G, scored.rewards_G
+    def score(place: int, trajectory: Trajectory, reward: SegmentRewards | RewardFailure) -> Outcome:
         example = suite.examples[place]
         prediction = None if missing_prediction(trajectory) else prediction_of(trajectory)
         if prediction is None:  # no rewards, but not because one failed

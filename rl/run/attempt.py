@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from rich.progress import Progress
 
+from actors.groups import load_groups
 from actors.learner import LearnerGroup
 from actors.profiles import EngineProfiles
 from actors.rollout_group import RolloutError
@@ -25,10 +26,11 @@ from rl.checkpoint.sampled_steps import read_sampled_steps
 from rl.checkpoint.saver import Contents
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig
+from rl.group_summary import RemoteGroup
 from rl.run.console.stages import progress_bar, say, stage
 from rl.run.console.step_line import evaluation_line
 from rl.run.profiles import Profiles
-from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks
+from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks, with_tokens
 from rl.run.run import Run
 from rl.run.stop_signals import StopRequested
 from rl.run.timeline import Timeline
@@ -40,7 +42,7 @@ from rl.tracking.sinks import MetricLog
 from rl.tracking.step_metrics import min_version
 from rl.tracking.summary import is_evaluated
 from rl.trainer import Schedule, is_due, train
-from rl.trajectory import LearnerUpdate, RunState, SampledStep, ScoredGroup, VideoTask
+from rl.trajectory import LearnerUpdate, RunState, SampledStep, ScoredGroup, TrajectoryGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class Attempt:
                 say(run.console, f"step {step + 1} is sampled anew: what the checkpoint holds of it is too old")
                 continue
             try:
-                groups = run.rollouts.decode_again([scored.group for scored in one.groups])
+                groups = run.rollouts.decode_again([scored.group for scored in one.groups], step=step)
             except RolloutError as error:
                 say(run.console, f"step {step + 1} is sampled anew, so it is not as it would have been: {error}")
                 continue
@@ -116,10 +118,12 @@ class Attempt:
 
     def _loop(self, numbers: MetricLog, progress: Progress) -> None:
         run, trainer, first = self._run, self._config.trainer, self._reached.step
-        reporter = Reporter(self._config, run.run_dir, numbers, run.backlog, progress, first, run.processor)
+        reporter = Reporter(
+            self._config, run.run_dir, numbers, run.backlog, progress, first, run.processor, load_groups
+        )
 
         def report(
-            step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, metrics: Mapping[str, float]
+            step: int, scored: Sequence[ScoredGroup[RemoteGroup]], learned: LearnerUpdate, metrics: Mapping[str, float]
         ) -> None:
             self._reached = RunState(step + 1, int(metrics["policy/version"]), self._config.seed)
             numbers = {**metrics, **self._workers(step + 1), **self._idle(step + 1, learned)}
@@ -177,10 +181,17 @@ class Attempt:
     def _save(self, step: int, version: int) -> None:
         """A checkpoint from which `step` is the next one, written while the run goes on."""
         state = RunState(step, version, self._config.seed)
-        sampled = self._run.sampler.sampled
+        sampled = {
+            step: replace(one, groups=self._whole(one.groups)) for step, one in self._run.sampler.sampled.items()
+        }
         contents = Contents(state, to_yaml(self._config), self._run.values.get(step), self._run.kernels, sampled)
         with self._timeline.span("save"):
             self._run.saver.save(self._learners.save, contents)
+
+    def _whole(self, scored: Sequence[ScoredGroup[RemoteGroup]]) -> tuple[ScoredGroup[TrajectoryGroup], ...]:
+        """The groups with their tokens, for a checkpoint."""
+        groups = self._run.rollouts.load([one.group for one in scored])
+        return tuple(ScoredGroup(group, one.rewards_G) for group, one in zip(groups, scored, strict=True))
 
     def _save_reached(self) -> None:
         """What the learners hold is on the disk; if a save of it has failed, there is another one.
@@ -211,7 +222,8 @@ class Attempt:
             groups = run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True)
             scored = run.score(groups, step=EVALUATION_STEP)
         run.rollouts.workers.stats()  # the next step's counters start here
-        keep_step(run.backlog, run.run_dir / "held_out", step, list(records(scored, run.processor.pieces)))
+        shown = list(records(with_tokens(scored, load_groups), run.processor.pieces))
+        keep_step(run.backlog, run.run_dir / "held_out", step, shown)
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))
         numbers.write(step, metrics)
         say(run.console, evaluation_line(step, metrics))

@@ -85,7 +85,7 @@ def _learners(run: Run, found: Checkpoint | None) -> Iterator[LearnerGroup]:
             total_updates=config.trainer.steps * config.learner.updates_per_step,
             poll=run.sampler.poll,
             poll_every_s=LOOK_AHEAD_POLL_S if config.trainer.max_policy_lag else POLL_S,
-            restore=run.rollouts.restore,
+            restore=run.restore,
         )
     try:
         if found:

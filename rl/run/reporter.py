@@ -25,6 +25,7 @@ from rl.algorithm.batch import credit_metrics, learned_credit
 from rl.checkpoint.store import CheckpointStore
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
+from rl.group_summary import LoadGroups, RemoteGroup
 from rl.policy.processor import Processor
 from rl.run.console.stages import say
 from rl.run.console.step_line import Pace, step_line
@@ -32,11 +33,11 @@ from rl.tracking.backlog import Backlog
 from rl.tracking.failures import FAILURES
 from rl.tracking.faults import FAULTS
 from rl.tracking.fingerprint import step_fingerprints
-from rl.tracking.records import records, step_path, write_step
+from rl.tracking.records import leading_groups, records, step_path, write_step
 from rl.tracking.sinks import JsonlSink, MetricLog, Sink, TensorBoardSink, WandbSink
 from rl.tracking.step_metrics import reward_metrics, rollout_metrics, staleness_metrics
 from rl.tracking.summary import summarise
-from rl.trajectory import LearnerUpdate, ScoredGroup
+from rl.trajectory import LearnerUpdate, ScoredGroup, TrajectoryGroup
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,14 @@ class Reporter:
         progress: Progress,
         first: int,
         processor: Processor,
+        load: LoadGroups,
     ) -> None:
+        """
+        Args:
+            first: step of the run from which it goes on.
+            load: fetches groups with their tokens; None: one that was lost with the node it lay on.
+        """
+        self._load = load
         self._config, self._run_dir, self._numbers, self._backlog = config, run_dir, numbers, backlog
         self._progress = progress
         self._rules = config.algorithm.advantage
@@ -67,7 +75,7 @@ class Reporter:
     def step(
         self,
         step: int,
-        scored: Sequence[ScoredGroup],
+        scored: Sequence[ScoredGroup[RemoteGroup]],
         learned: LearnerUpdate,
         metrics: Mapping[str, float],
         weights: Mapping[str, str],
@@ -111,12 +119,18 @@ class Reporter:
         say(self._progress.console, line)
 
     def _record(
-        self, step: int, scored: Sequence[ScoredGroup], learned: LearnerUpdate, credit_PG: Sequence[Sequence[Credit]]
+        self,
+        step: int,
+        scored: Sequence[ScoredGroup[RemoteGroup]],
+        learned: LearnerUpdate,
+        credit_PG: Sequence[Sequence[Credit]],
     ) -> None:
         """The step's first trajectories, whole groups first, with what was learned from them."""
-        every = records(scored, self._processor.pieces, credit_PG=credit_PG, logprobs_PG=learned.logprobs_PG)
-        kept = list(islice(every, self._config.logging.trajectories_per_step))
-        keep_step(self._backlog, self._run_dir / "trajectories", step + 1, kept)
+        most = self._config.logging.trajectories_per_step
+        count = leading_groups([one.group for one in scored], most)
+        shown = with_tokens(scored[:count], self._load)
+        every = records(shown, self._processor.pieces, credit_PG=credit_PG[:count], logprobs_PG=learned.logprobs_PG)
+        keep_step(self._backlog, self._run_dir / "trajectories", step + 1, list(islice(every, most)))
 
     def _gate(self, step: int, metrics: Mapping[str, float]) -> None:
         limits = self._config.parity
@@ -135,6 +149,16 @@ class Reporter:
                 f"step {step + 1}: the videos of {unreadable:.0%} of the trajectories could not be read "
                 f"(scoring.max_failed_share={self._config.scoring.max_failed_share:g}); {FAILURES} says which and why"
             )
+
+
+def with_tokens(
+    scored: Sequence[ScoredGroup[RemoteGroup]], load: LoadGroups
+) -> list[ScoredGroup[TrajectoryGroup] | None]:
+    """Scored groups with everything that was sampled, as records show them; None: lost."""
+    loaded = load([one.group for one in scored])
+    return [
+        None if group is None else ScoredGroup(group, one.rewards_G) for group, one in zip(loaded, scored, strict=True)
+    ]
 
 
 def keep_step(backlog: Backlog, folder: Path, step: int, shown: Sequence[dict[str, Any]]) -> None:

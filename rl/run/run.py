@@ -11,18 +11,20 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.cluster.placement import Slots
+from actors.groups import load_groups
 from actors.reward import RewardError, RewardPool
 from actors.rollout_pool import RolloutPool
 from actors.step_sampler import StepSampler
 from rl.checkpoint.saver import Saver
 from rl.config.run import RunConfig
+from rl.group_summary import RemoteGroup
 from rl.policy.processor import Processor
 from rl.run.console.stages import say
 from rl.run.writer import Writer, keep_config
 from rl.tracking.backlog import Backlog
 from rl.tracking.failures import FAILURES, Failure, FailureLog
 from rl.tracking.faults import FAULTS, write_faults
-from rl.trajectory import Fault, ScoredGroup, TrajectoryGroup, VideoTask
+from rl.trajectory import Fault, ScoredGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +80,11 @@ class Run:
         if self.config.resume == "never":
             self.writer.set_aside(kept=self.log_file)
         keep_config(self.config, self.run_dir)
-        self.failures = FailureLog(self.run_dir, self.backlog, self.processor.pieces)
+        self.failures = FailureLog(self.run_dir, self.backlog, self.processor.pieces, load_groups)
         self.saver.copy_earlier()
         self.has_begun = True
 
-    def score(self, groups: Sequence[TrajectoryGroup], *, step: int) -> list[ScoredGroup]:
+    def score(self, groups: Sequence[RemoteGroup], *, step: int) -> list[ScoredGroup[RemoteGroup]]:
         """Score groups, as `accept`.
 
         Args:
@@ -109,6 +111,20 @@ class Run:
             self._say_failures(step, told)
             raise RewardError(f"{error}; {self.run_dir / FAILURES} has traceback and trajectory") from error
         self._say_failures(step, new)
+
+    def restore(self, scored: Sequence[ScoredGroup[RemoteGroup]]) -> list[ScoredGroup[RemoteGroup]]:
+        """Scored groups made again that were lost, whole or in part; other tokens than before are scored again.
+
+        Raises:
+            RolloutError: as RolloutPool.restore.
+        """
+        restored = self.rollouts.restore([one.group for one in scored])
+        return [
+            ScoredGroup(group, one.rewards_G)
+            if group.summary.digests == one.group.summary.digests
+            else self.rewards.score_all([group], step=self.step)[0]
+            for one, group in zip(scored, restored, strict=True)
+        ]
 
     def say_repeated_failures(self) -> None:
         """How many trajectories each cause has cost that was met more than once."""

@@ -99,7 +99,7 @@ def _train_from(
                 rollouts.workers.sleep()
             if teach:
                 policy_dir = cold_started_policy(config, policy_dir, slots, console)
-            rewards = spawn_rewards(config, slots)
+            rewards = spawn_rewards(config, slots, rollouts)
             processor = Processor.from_pretrained(policy_dir, config.policy.scenes)
         with signals, open_saver() as saver:
             parts = (policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards, log_file)

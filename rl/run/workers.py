@@ -20,8 +20,10 @@ from rich.console import Console
 from actors.cluster.connection import connected
 from actors.cluster.gpu_turn import gpu_turn
 from actors.cluster.placement import Demand, Slots, incarnation_name
+from actors.delivery import Restore
 from actors.device_transfer import DeviceTransfer
-from actors.learner import LearnerGroup, Restore
+from actors.groups import KEPT_BY_DRIVER
+from actors.learner import LearnerGroup
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
@@ -81,7 +83,7 @@ def spawn_rollouts(
     """
     config = with_engine_batch(config, policy_dir)
     device = "cuda" if config.placement.rollout_gpus else "cpu"
-    environment = {"runtime_env": {"env_vars": engine_environment(device)}}
+    environment = {"runtime_env": {"env_vars": engine_environment(device) | KEPT_BY_DRIVER}}
     workers = RolloutWorkerGroup(
         partial(start_rollout_runner, config, policy_dir.absolute()),
         config.rollout.num_workers,
@@ -117,9 +119,10 @@ def starting_rollouts(
         rollouts.workers.wait_ready(_engine_start_s(config))
 
 
-def spawn_rewards(config: RunConfig, slots: Slots) -> RewardPool:
-    """Reward workers."""
-    return RewardPool(with_absolute_code(config).rewards, config.scoring, lambda index: slots.options("reward", index))
+def spawn_rewards(config: RunConfig, slots: Slots, rollouts: RolloutPool) -> RewardPool:
+    """Reward workers, for groups of these rollouts."""
+    terms = with_absolute_code(config).rewards
+    return RewardPool(terms, config.scoring, lambda index: slots.options("reward", index), restore=rollouts.restore)
 
 
 def spawn_traces(config: RunConfig, policy_dir: Path) -> TracePool:
@@ -168,6 +171,7 @@ def spawn_learners(
         poll_every_s=poll_every_s,
         restore=restore,
         sequence_parallel=config.learner.sequence_parallel,
+        recorded_trajectories=config.logging.trajectories_per_step,
     )
 
 

@@ -25,9 +25,10 @@ from typing import Any
 
 from envs.clip_failures import DistinctClipFailure, clip_failure_line, distinct_clip_failures
 from rewards.failures import DistinctFailure, cause_key, cause_line, distinct_failures
+from rl.group_summary import LoadGroups, RemoteGroup
 from rl.tracking.backlog import Backlog
 from rl.tracking.lines import replace_whole
-from rl.tracking.records import PiecesOf, records, write_records
+from rl.tracking.records import PiecesOf, records, task_record, write_records
 from rl.trajectory import ScoredGroup
 
 FAILURES = "failures.jsonl"  # in a run's folder
@@ -55,17 +56,18 @@ class Failure:
 class FailureLog:
     """Keeps a run's failures.jsonl up to date, and tells which causes are new to this process."""
 
-    def __init__(self, run_dir: Path, backlog: Backlog, pieces_of: PiecesOf) -> None:
+    def __init__(self, run_dir: Path, backlog: Backlog, pieces_of: PiecesOf, load: LoadGroups) -> None:
         """
         Args:
             backlog: keeps what a full disk does not take.
             pieces_of: as in rl.tracking.records.
+            load: fetches groups with their tokens: of every new cause the first.
         """
-        self._path, self._backlog, self._pieces_of = run_dir / FAILURES, backlog, pieces_of
+        self._path, self._backlog, self._pieces_of, self._load = run_dir / FAILURES, backlog, pieces_of, load
         self._known = {failure.key: failure for failure in read_failures(run_dir)}
         self._counts: dict[str, list[int]] = {}  # of this process, call by call
 
-    def add(self, step: int, scored: Sequence[ScoredGroup]) -> list[Failure]:
+    def add(self, step: int, scored: Sequence[ScoredGroup[RemoteGroup]]) -> list[Failure]:
         """Count the failures of scored groups; returns those of a cause that is new to this process.
 
         Beyond MOST_CAUSES a new cause is neither kept nor returned.
@@ -97,7 +99,7 @@ class FailureLog:
         totals = {key: sum(counts) for key, counts in self._counts.items() if len(counts) > 1}
         return [(self._known[key], total) for key, total in sorted(totals.items(), key=lambda item: -item[1])]
 
-    def _found(self, step: int, scored: Sequence[ScoredGroup]) -> list[Failure]:
+    def _found(self, step: int, scored: Sequence[ScoredGroup[RemoteGroup]]) -> list[Failure]:
         found = []
         for each in distinct_failures(scored):
             at = each.failure.location
@@ -112,25 +114,34 @@ class FailureLog:
         self,
         cause: _Cause,
         first: DistinctFailure | DistinctClipFailure,
-        scored: Sequence[ScoredGroup],
+        scored: Sequence[ScoredGroup[RemoteGroup]],
         step: int,
         traceback: str,
     ) -> Failure:
-        record = list(records([scored[first.group]], self._pieces_of))[first.sibling]
-        turns = [{name: value for name, value in turn.items() if name not in PER_TOKEN} for turn in record["turns"]]
+        key = f"{cause.kind} {cause.key}"
+        met = {"cause": cause.line, "count": first.count, "first_step": step, "last_step": step}
+        if known := self._known.get(key):  # its trajectory is not fetched again
+            return replace(known, **met)
         return Failure(
-            key=f"{cause.kind} {cause.key}",
+            key=key,
             kind=cause.kind,
-            cause=cause.line,
-            count=first.count,
-            first_step=step,
-            last_step=step,
-            task=record["task"],
+            **met,
             group=first.group,
             sibling=first.sibling,
             traceback=traceback,
-            trajectory={name: record[name] for name in ("text", "stop", "note")} | {"turns": turns},
+            **self._shown(scored[first.group], first.sibling),
         )
+
+    def _shown(self, scored: ScoredGroup[RemoteGroup], sibling: int) -> dict[str, Any]:
+        """Task and trajectory as records show them, without the numbers per token; without turns if it was lost."""
+        (group,) = self._load([scored.group])
+        if group is None:
+            nothing = {"text": "", "stop": "", "note": "it was lost with the node it lay on", "turns": []}
+            return {"task": task_record(scored.group.task), "trajectory": nothing}
+        record = list(records([ScoredGroup(group, scored.rewards_G)], self._pieces_of))[sibling]
+        turns = [{name: value for name, value in turn.items() if name not in PER_TOKEN} for turn in record["turns"]]
+        shown = {name: record[name] for name in ("text", "stop", "note")}
+        return {"task": record["task"], "trajectory": shown | {"turns": turns}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ import numpy as np
 
 from rl.algorithm.advantages import Credit
 from rl.learner.digest import Part, id_bytes, sha256_of
-from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, Turn
+from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, TrajectoryGroup
 
-STAGES = ("prompts", "tokens", "logprobs", "rewards", "advantages", "optimizer", "weights")  # as a step passes them
+OF_GROUPS = ("prompts", "tokens", "logprobs")  # digests that come with each group
+STAGES = (*OF_GROUPS, "rewards", "advantages", "optimizer", "weights")  # as a step passes them
 OPTIONAL = "optimizer"  # learner.digest_every leaves steps out
 PREFIX = "state/"  # of their names in metrics.jsonl
 MARK = "sha256:"  # keeps readers of numbers from taking hexadecimal digits for one
@@ -31,15 +32,14 @@ def step_fingerprints(
     """The fingerprints of a step by their names in metrics.jsonl, "state/hash" of all of them last.
 
     Args:
-        scored: the step's groups, in order.
+        scored: the step's groups, in order, as the driver holds them.
         credit_PG: what each sibling's tokens are credited with (rl.algorithm.batch.learned_credit).
         optimizer: LearnerUpdate.optimizer; empty: the step has no such fingerprint.
         weights: checksum of every parameter after the step, by Hugging Face name.
     """
+    of_groups = [one.group.summary.digests for one in scored]
     prints = {
-        "prompts": fingerprint(_prompts(scored)),
-        "tokens": fingerprint(id_bytes(turn.completion.token_ids) for turn in _turns(scored)),
-        "logprobs": fingerprint(_floats(turn.completion.logprobs) for turn in _turns(scored)),
+        **{stage: fingerprint(digests[stage] for digests in of_groups) for stage in OF_GROUPS},
         "rewards": fingerprint(_outcome(outcome) for group in scored for outcome in group.rewards_G),
         "advantages": fingerprint(
             f"{_exact(own.sampling)} {_exact(own.reasoning)}" for credit_G in credit_PG for own in credit_G
@@ -49,6 +49,16 @@ def step_fingerprints(
     }
     named = {f"{PREFIX}{stage}": prints[stage] for stage in STAGES if optimizer or stage != OPTIONAL}
     return named | {f"{PREFIX}hash": fingerprint(named.values())}
+
+
+def group_digests(group: TrajectoryGroup) -> dict[str, str]:
+    """What a group was given and what was drawn, by stage: computed where its tokens are."""
+    turns = [turn for trajectory in group.trajectories_G for turn in trajectory.turns]
+    return {
+        "prompts": sha256_of(_prompts(group)),
+        "tokens": sha256_of(id_bytes(turn.completion.token_ids) for turn in turns),
+        "logprobs": sha256_of(_floats(turn.completion.logprobs) for turn in turns),
+    }
 
 
 def first_difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
@@ -68,21 +78,15 @@ def fingerprint(parts: Iterable[Part]) -> str:
     return f"{MARK}{sha256_of(parts)[:DIGITS]}"
 
 
-def _turns(scored: Sequence[ScoredGroup]) -> Iterator[Turn]:
-    return (turn for group in scored for trajectory in group.group.trajectories_G for turn in trajectory.turns)
-
-
-def _prompts(scored: Sequence[ScoredGroup]) -> Iterator[Part]:
+def _prompts(group: TrajectoryGroup) -> Iterator[Part]:
     """What every turn was given: token ids and the names of the frames, by task and sibling."""
-    for group in scored:
-        coarse = group.group.coarse_frames
-        yield f"task {group.group.task.task_id}"
-        yield coarse.digest if coarse else ""
-        for trajectory in group.group.trajectories_G:
-            yield f"{len(trajectory.turns)} turns, {trajectory.stop_reason}"
-            for turn in trajectory.turns:
-                yield id_bytes(turn.context_token_ids)
-                yield turn.frames.digest if turn.frames else ""
+    yield f"task {group.task.task_id}"
+    yield group.coarse_frames.digest if group.coarse_frames else ""
+    for trajectory in group.trajectories_G:
+        yield f"{len(trajectory.turns)} turns, {trajectory.stop_reason}"
+        for turn in trajectory.turns:
+            yield id_bytes(turn.context_token_ids)
+            yield turn.frames.digest if turn.frames else ""
 
 
 def _outcome(outcome: SegmentRewards | RewardFailure) -> str:

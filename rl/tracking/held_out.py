@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from rl.group_summary import RemoteGroup
 from rl.tracking.step_metrics import call_shares
 from rl.trajectory import RewardFailure, ScoredGroup
 
 EVALUATION_STEP = -1  # seeds of evaluation never meet those of training
 
 
-def held_out_metrics(scored: Sequence[ScoredGroup], *, answer_terms: Sequence[str]) -> dict[str, float]:
+def held_out_metrics(scored: Sequence[ScoredGroup[RemoteGroup]], *, answer_terms: Sequence[str]) -> dict[str, float]:
     """Means over held-out tasks. Failures count in `failed` and are left out of the means.
 
     Args:

@@ -32,6 +32,8 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "rollout/visual_tokens": ("tokens", "visual tokens per trajectory, coarse frames included"),
     "rollout/sampled_tokens": ("tokens", "tokens the policy wrote per trajectory"),
     "rollout/tokens_per_s": ("1/s", "sampled tokens per second of the rollout stage"),
+    "rollout/tail_s": ("s", "from the end of nine tenths of the step's trajectories to the end of the last"),
+    "rollout/tail_share": ("share", "that time, of the time from the first request to the last trajectory"),
     "rollout/cached_prompt_share": ("share", "prompt tokens served from the engine's prefix cache"),
     "rollout/seconds/": ("s", "summed over groups: where the rollout workers' time went"),
     "rollout/resampled_groups": ("groups", "zero-variance groups replaced by dynamic sampling"),

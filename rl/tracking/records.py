@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rl.algorithm.advantages import NOT_LEARNED, Credit
+from rl.group_summary import RemoteGroup
 from rl.tracking.lines import replace_whole
 from rl.trajectory import (
     Call,
@@ -33,6 +34,7 @@ from rl.trajectory import (
     SegmentRewards,
     TimeSpan,
     Trajectory,
+    TrajectoryGroup,
     Turn,
     VideoTask,
 )
@@ -71,7 +73,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def records(
-    scored: Sequence[ScoredGroup],
+    scored: Sequence[ScoredGroup[TrajectoryGroup] | None],
     pieces_of: PiecesOf,
     *,
     credit_PG: Sequence[Sequence[Credit]] | None = None,
@@ -80,16 +82,19 @@ def records(
     """One dictionary per trajectory, ready for JSON; numbers that are not finite are strings.
 
     Args:
+        scored: whole groups, with their tokens; None: one that was lost, which is left out.
         credit_PG: what each sibling was credited with, where the groups were learned from.
         logprobs_PG: the learner's log-probs, as in LearnerUpdate, where the groups were learned from.
     """
     credit_PG = _everywhere(NOT_LEARNED, scored) if credit_PG is None else credit_PG
     logprobs_PG = _everywhere(None, scored) if logprobs_PG is None else logprobs_PG
     for index, (group, credit_G, logprobs_G) in enumerate(zip(scored, credit_PG, logprobs_PG, strict=True)):
+        if group is None:
+            continue
         siblings = zip(group.group.trajectories_G, group.rewards_G, credit_G, logprobs_G, strict=True)
         for sibling, (trajectory, outcome, credit, logprobs_S) in enumerate(siblings):
             yield {
-                "task": _task(group.group.task),
+                "task": task_record(group.group.task),
                 "group": index,
                 "sibling": sibling,
                 "duration_s": round(group.group.duration_s, 3),
@@ -102,11 +107,18 @@ def records(
             }
 
 
-def _everywhere(entry: Entry, scored: Sequence[ScoredGroup]) -> list[list[Entry]]:
-    return [[entry] * len(group.rewards_G) for group in scored]
+def leading_groups(groups: Sequence[RemoteGroup], trajectories: int) -> int:
+    """How many groups, from the first, hold so many trajectories: whole groups, or all of them."""
+    counts = accumulate((len(group.trajectories_G) for group in groups), initial=0)  # in none, in the first, ...
+    return next((index for index, count in enumerate(counts) if count >= trajectories), len(groups))
 
 
-def _task(task: VideoTask) -> dict[str, Any]:
+def _everywhere(entry: Entry, scored: Sequence[ScoredGroup | None]) -> list[list[Entry]]:
+    return [[entry] * len(group.rewards_G) if group else [] for group in scored]
+
+
+def task_record(task: VideoTask) -> dict[str, Any]:
+    """A task as records show it."""
     return {
         "id": task.task_id,
         "video": task.video_path,

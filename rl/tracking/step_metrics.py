@@ -8,31 +8,20 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from rl.algorithm.advantages import Credit
-from rl.trajectory import (
-    Frames,
-    MalformedCall,
-    RefusedCall,
-    RewardFailure,
-    ScoredGroup,
-    StopReason,
-    Trajectory,
-    TrajectoryGroup,
-    trajectory_tokens,
-    trajectory_videos,
-)
+from rl.group_summary import BlockSummary, RemoteGroup, TrajectorySummary
+from rl.trajectory import MalformedCall, RefusedCall, RewardFailure, ScoredGroup, StopReason, TrajectoryGroup
 
 
-def rollout_metrics(groups: Sequence[TrajectoryGroup], *, pixels_per_token: int) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[RemoteGroup], *, pixels_per_token: int) -> dict[str, float]:
     """What the policy did, averaged over trajectories.
 
     Args:
         pixels_per_token: pixels of one visual token, (patch * merge)^2.
     """
-    episodes = [(group, trajectory) for group in groups for trajectory in group.trajectories_G]
-    trajectories = [trajectory for _, trajectory in episodes]
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories_G]
     granted = [call for trajectory in trajectories for call in trajectory.granted_calls]
-    videos = [trajectory_videos(group.coarse_frames, trajectory.turns) for group, trajectory in episodes]
-    blocks = _distinct_blocks(videos)
+    videos = [_blocks(group, trajectory) for group in groups for trajectory in group.trajectories_G]
+    blocks = list({block.digest: block for shown in videos for block in shown}.values())
     prompts, cached = _prompt_tokens(trajectories)
     return {
         "rollout/trajectories": float(len(trajectories)),
@@ -42,18 +31,32 @@ def rollout_metrics(groups: Sequence[TrajectoryGroup], *, pixels_per_token: int)
         "rollout/video_errors": float(sum(t.stop_reason is StopReason.VIDEO_ERROR for t in trajectories)),
         "rollout/frames": _mean(sum(v.num_frames for v in shown[1:]) for shown in videos),
         "rollout/visual_tokens": _mean(sum(_visual_tokens(v, pixels_per_token) for v in shown) for shown in videos),
-        "rollout/sampled_tokens": _mean(_sampled_tokens(trajectory) for trajectory in trajectories),
+        "rollout/sampled_tokens": _mean(trajectory.sampled_tokens for trajectory in trajectories),
         "rollout/cached_prompt_share": cached / max(prompts, 1),
         "scenes/per_frame": _ratio(blocks, lambda block: block.num_frames),
         "scenes/per_pair": _ratio(blocks, lambda block: (block.num_frames + 1) // 2),
         **{
-            f"rollout/seconds/{name}": sum(group.seconds.get(name, 0.0) for group in groups)
-            for name in sorted({name for group in groups for name in group.seconds})
+            f"rollout/seconds/{name}": sum(group.summary.seconds.get(name, 0.0) for group in groups)
+            for name in sorted({name for group in groups for name in group.summary.seconds})
         },
+        **tail_metrics(groups),
     }
 
 
-def call_shares(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def tail_metrics(groups: Sequence[RemoteGroup]) -> dict[str, float]:
+    """How long the last tenth of the trajectories was waited for: in seconds, and as a share of the rollouts' time.
+
+    Siblings finish with their group. Evenly spread finish times would give a share of a tenth.
+    """
+    if not groups:
+        return {}
+    began_s = min(group.origin.sent_s for group in groups)
+    finished_s = sorted(group.origin.finished_s for group in groups for _ in group.trajectories_G)
+    tail_s = finished_s[-1] - finished_s[math.ceil(0.9 * len(finished_s)) - 1]
+    return {"rollout/tail_s": tail_s, "rollout/tail_share": tail_s / max(finished_s[-1] - began_s, 1e-9)}
+
+
+def call_shares(trajectories: Sequence[TrajectorySummary]) -> dict[str, float]:
     """{"granted_calls", "malformed_calls", "refused_calls"}: of the trajectories the first, of all calls the others."""
     calls = [call for trajectory in trajectories for call in trajectory.calls]
     return {
@@ -64,7 +67,7 @@ def call_shares(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def staleness_metrics(
-    scored: Sequence[ScoredGroup], credit_PG: Sequence[Sequence[Credit]], version: int
+    scored: Sequence[ScoredGroup[RemoteGroup]], credit_PG: Sequence[Sequence[Credit]], version: int
 ) -> dict[str, float]:
     """By how many pushes the weights that sampled the learned tokens were behind those that learned from them.
 
@@ -77,12 +80,12 @@ def staleness_metrics(
         for trajectory, credit in zip(group.group.trajectories_G, credit_G, strict=True):
             for turn in trajectory.turns:
                 if credit.of(turn.segment) is not None:
-                    tokens_of[version - turn.completion.policy_version] += len(turn.completion.token_ids)
+                    tokens_of[version - turn.policy_version] += turn.sampled_tokens
     mean = sum(behind * tokens for behind, tokens in tokens_of.items()) / max(tokens_of.total(), 1)
     return {"policy/staleness_mean": mean, "policy/staleness_max": float(max(tokens_of, default=0))}
 
 
-def min_version(scored: Sequence[ScoredGroup]) -> float:
+def min_version(scored: Sequence[ScoredGroup[TrajectoryGroup]]) -> float:
     """The oldest weights that sampled any of the groups; infinity if nothing was sampled."""
     turns = (turn for group in scored for trajectory in group.group.trajectories_G for turn in trajectory.turns)
     return min((turn.completion.policy_version for turn in turns), default=math.inf)
@@ -114,32 +117,28 @@ def _mean(values: Iterable[float]) -> float:
     return fmean(known) if known else math.nan
 
 
-def _sampled_tokens(trajectory: Trajectory) -> int:
-    return sum(len(turn.completion.token_ids) for turn in trajectory.turns)
+def _blocks(group: RemoteGroup, trajectory: TrajectorySummary) -> list[BlockSummary]:
+    """The video history: coarse frames first, then each turn's."""
+    shown = (group.summary.coarse_block, *(turn.block for turn in trajectory.turns))
+    return [block for block in shown if block is not None]
 
 
-def _visual_tokens(frames: Frames, pixels_per_token: int) -> int:
-    return len(frames.scene_lengths) * frames.height * frames.width // pixels_per_token
+def _visual_tokens(block: BlockSummary, pixels_per_token: int) -> int:
+    return block.num_scenes * block.height * block.width // pixels_per_token
 
 
-def _distinct_blocks(videos: Sequence[Sequence[Frames]]) -> list[Frames]:
-    return list({block.digest: block for shown in videos for block in shown}.values())
-
-
-def _ratio(blocks: Sequence[Frames], denominator: Callable[[Frames], int]) -> float:
+def _ratio(blocks: Sequence[BlockSummary], denominator: Callable[[BlockSummary], int]) -> float:
     total = sum(denominator(block) for block in blocks)
-    return sum(len(block.scene_lengths) for block in blocks) / total if total else math.nan
+    return sum(block.num_scenes for block in blocks) / total if total else math.nan
 
 
-def _prompt_tokens(trajectories: Sequence[Trajectory]) -> tuple[int, int]:
+def _prompt_tokens(trajectories: Sequence[TrajectorySummary]) -> tuple[int, int]:
     """Prompt tokens of all engine calls, and how many of them came from the prefix cache."""
     prompts = cached = 0
     for trajectory in trajectories:
         length = 0  # of the trajectory so far
         for turn in trajectory.turns:
-            length += len(turn.context_token_ids)
-            prompts += length
-            cached += turn.completion.cached_prompt_tokens
-            length += len(turn.completion.token_ids)
-        assert length == len(trajectory_tokens(trajectory))
+            prompts += length + turn.context_tokens
+            cached += turn.cached_prompt_tokens
+            length += turn.context_tokens + turn.sampled_tokens
     return prompts, cached

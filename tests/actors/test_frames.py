@@ -42,10 +42,11 @@ def group_of_two():
 
 
 def test_a_group_arrives_with_the_pixels_it_was_parked_with(ray_cluster):
-    from actors.frames import fetch, park
+    from actors.groups import fetch_whole_groups, with_summary
 
     group, (first, second) = group_of_two()
-    (arrived,) = fetch([park(group)])
+    _, sent, pixels = with_summary(group)
+    (arrived,) = fetch_whole_groups([(ray_cluster.put(sent), ray_cluster.put(pixels))])
     np.testing.assert_array_equal(arrived.coarse_frames.pixels_THWC, group.coarse_frames.pixels_THWC)
     for trajectory, sent in zip(arrived.trajectories_G, (first, second), strict=True):
         np.testing.assert_array_equal(trajectory.turns[1].frames.pixels_THWC, sent.pixels_THWC)
@@ -65,7 +66,7 @@ def test_a_parked_group_weighs_nothing_and_a_block_seen_twice_is_stored_once(ray
 
 
 def test_a_group_without_video_travels_too(ray_cluster):
-    from actors.frames import fetch, park
+    from actors.frames import with_pixels, without_pixels
 
     group = replace(group_of_two()[0], trajectories_G=(Trajectory((), StopReason.VIDEO_ERROR),), coarse_frames=None)
-    assert fetch([park(group)]) == [group]
+    assert with_pixels(*without_pixels(group)) == group

@@ -1,7 +1,4 @@
-"""Pixels that are lost on their way to the learners are made anew before any rank begins to learn."""
-
-import time
-from dataclasses import replace
+"""Groups that are lost on their way to the learners, whole or in part, are made again before any rank begins."""
 
 import numpy as np
 import pytest
@@ -20,6 +17,8 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
+from tests.lost_objects import lost
+from tests.remote_groups import remote
 
 pytestmark = pytest.mark.ray
 
@@ -38,24 +37,16 @@ def make_learner(**_place):
     return Learns()
 
 
-class Holder:
-    """Keeps small pixels in its own memory, and takes them along when it dies."""
-
-    def hold(self):
-        import ray
-
-        return [ray.remote(lambda: PIXELS).options(num_cpus=0).remote()]
-
-
 def group(name, pixels):
-    frames = Frames(pixels, (0.0, 0.5), (2,), 4, 4, digest=name)
+    frames = Frames(pixels, (0.0, 0.5), (2,), 4, 4, digest="v")
     turn = Turn((1, 2), Completion((3,), (-0.1,), "stop", 0), Segment.REASONING)
     task = VideoTask(name, "v.mp4", "?", "A", AnswerKind.LETTER)
     return TrajectoryGroup(task, (Trajectory((turn,), StopReason.ANSWERED),), frames)
 
 
-def scored(name, pixels):
-    return ScoredGroup(group(name, pixels), (SegmentRewards(None, 1.0, {}),))
+def scored(name, reference, pixels):
+    whole = group(name, None)
+    return ScoredGroup(remote(whole, reference, pixels), (SegmentRewards(None, 1.0, {}),))
 
 
 @pytest.fixture
@@ -64,9 +55,10 @@ def learners_of(ray_cluster):
 
     opened = []
 
-    def make(restore=None):
+    def make(restore=None, recorded=0):
         name = f"lost-frames-{len(opened)}"
         settings = {"start_timeout_s": 60.0, "timeout_s": 60.0, "restore": restore}
+        settings["recorded_trajectories"] = recorded
         opened.append(
             LearnerGroup(make_learner, 2, lambda rank: {"num_cpus": 0.1, "name": f"{name}/{rank}"}, **settings)
         )
@@ -78,38 +70,36 @@ def learners_of(ray_cluster):
 
 
 @pytest.fixture
-def lost(ray_cluster):
-    holder = ray_cluster.remote(Holder).options(num_cpus=0).remote()
-    (held,) = ray_cluster.get(holder.hold.remote())
-    ray_cluster.kill(holder)
-    deadline = time.monotonic() + 60
-    while True:  # until its death has got about
-        try:
-            ray_cluster.get(held, timeout=5)
-        except ray_cluster.exceptions.RayError:
-            return held
-        assert time.monotonic() < deadline
+def gone(ray_cluster):
+    return lost(ray_cluster)
 
 
-def test_lost_pixels_are_restored_and_the_step_is_taken_with_every_group(learners_of, lost, ray_cluster):
-    asked = []
+@pytest.mark.parametrize("part", ["group", "pixels"])
+def test_lost_groups_are_restored_and_the_step_is_taken_with_every_group(learners_of, gone, ray_cluster, part):
+    pixels, asked = ray_cluster.put({"v": PIXELS}), []
 
-    def restore(groups):
-        asked.extend(one.task.task_id for one in groups)
-        fresh = ray_cluster.put(PIXELS)
-        return [replace(one, coarse_frames=replace(one.coarse_frames, pixels_THWC=fresh)) for one in groups]
+    def whole(name):
+        return scored(name, ray_cluster.put(group(name, None)), pixels)
 
-    whole = ray_cluster.put(PIXELS)
-    update = learners_of(restore).update(
-        [scored("a", whole), scored("b", lost), scored("c", whole), scored("d", whole)], step=0, version=0
-    )
+    def restore(some):
+        asked.extend(one.group.task.task_id for one in some)
+        return [whole(one.group.task.task_id) for one in some]
+
+    b = whole("b")
+    b = scored("b", gone, pixels) if part == "group" else scored("b", b.group.reference, gone)
+    update = learners_of(restore).update([whole("a"), b, whole("c"), whole("d")], step=0, version=0)
     assert asked == ["b"]
-    assert len(update.logprobs_PG) == 4
     assert update.metrics["loss/surrogate"] == 2 * float(PIXELS.sum())  # of rank 0, which holds half of the groups
 
 
-def test_pixels_that_stay_lost_end_the_attempt_with_a_reason(learners_of, lost):
+def test_groups_that_stay_lost_end_the_attempt_with_a_reason(learners_of, gone):
     from actors.learner import LearnerError
 
-    with pytest.raises(LearnerError, match="the pixels of 1 groups got lost on their way"):
-        learners_of(restore=lambda groups: list(groups)).update([scored("a", lost)], step=0, version=0)
+    with pytest.raises(LearnerError, match="1 groups, or their pixels, got lost on their way"):
+        learners_of(restore=list).update([scored("a", gone, gone)], step=0, version=0)
+
+
+def test_log_probs_come_back_for_the_groups_that_are_recorded(learners_of, ray_cluster):
+    pixels = ray_cluster.put({"v": PIXELS})
+    groups = [scored(name, ray_cluster.put(group(name, None)), pixels) for name in "abcdef"]
+    assert [len(learners_of(recorded=most).update(groups, step=0, version=0).logprobs_PG) for most in (0, 3)] == [0, 3]

@@ -12,6 +12,8 @@ from rewards.golden import golden_group
 from rl.config.errors import ConfigError
 from rl.config.rewards import RewardTermConfig, ScoringConfig
 from rl.trajectory import RewardFailure, SegmentRewards
+from tests.lost_objects import lost
+from tests.remote_groups import remote
 
 pytestmark = pytest.mark.ray
 
@@ -88,13 +90,28 @@ def user_file(tmp_path):
 def pool_of(ray_cluster):
     from actors.reward import RewardPool
 
-    return lambda terms, **scoring: RewardPool(terms, ScoringConfig(**scoring), options)
+    return lambda terms, restore=None, **scoring: RewardPool(terms, ScoringConfig(**scoring), options, restore=restore)
 
 
 def group(task_id="good", texts=("first", "second")):
     golden = golden_group()
     siblings = tuple(replace(golden.trajectories_G[0], answer_text=text) for text in texts)
-    return replace(golden, task=replace(golden.task, task_id=task_id), trajectories_G=siblings)
+    return held(replace(golden, task=replace(golden.task, task_id=task_id), trajectories_G=siblings))
+
+
+def held(group):
+    import ray
+
+    return remote(group, ray.put(group))
+
+
+def test_a_group_that_is_lost_with_its_node_is_rolled_out_again_and_scored(pool_of, ray_cluster):
+    gone, there, again = replace(group("gone"), reference=lost(ray_cluster)), group("there"), group("again")
+    asked = []
+    pool = pool_of(ANSWER, restore=lambda groups: asked.extend(groups) or [again])
+    scored = pool.score_all([gone, there], step=0)
+    assert asked == [gone] and [one.group for one in scored] == [again, there]
+    assert all(isinstance(reward, SegmentRewards) for one in scored for reward in one.rewards_G)
 
 
 def test_scores_come_back_in_the_order_of_the_groups(pool_of):

@@ -24,6 +24,7 @@ from rl.trajectory import (
     VideoTask,
 )
 from tests.calibration import within
+from tests.lost_objects import lost
 
 pytestmark = pytest.mark.ray
 
@@ -180,7 +181,8 @@ def tasks(*names):
 def play(pool, named, in_flight=2):
     for finished in pool.roll_out(tasks(*named), step=-1, greedily=True, in_flight=in_flight):
         assert finished
-        yield from finished
+        for index, group in finished:
+            yield index, *pool.load([group])
 
 
 def test_every_task_is_returned_once_with_its_index(pool_of):
@@ -261,7 +263,8 @@ def test_a_worker_that_dies_is_replaced_and_every_task_is_returned_once(pool_of)
 
 
 def test_another_worker_continues_a_trajectory_from_its_token_history(pool_of):
-    (group,) = pool_of(workers=2).generate(tasks("talks"), step=0)
+    pool = pool_of(workers=2)
+    (group,) = pool.load(pool.generate(tasks("talks"), step=0))
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert [turn.completion.token_ids for turn in group.trajectories_G[0].turns] == [(0,), (1,), (2,)]
     assert spoke[0] == spoke[1] != spoke[2] == -group.seconds["pid"]  # two turns of the dead, the last of another
@@ -270,25 +273,31 @@ def test_another_worker_continues_a_trajectory_from_its_token_history(pool_of):
 def test_turns_reported_while_another_caller_polls_are_recorded_too(pool_of, ray_cluster):
     """The driver polls from within a push to a new worker, in the middle of a step: no turn may be lost then."""
     pool = pool_of(workers=2, check=lambda: pool.workers.poll())
-    (group,) = pool.generate(tasks("talks"), step=0)
+    (group,) = pool.load(pool.generate(tasks("talks"), step=0))
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert spoke[0] == spoke[1] != spoke[2]
 
 
-def test_a_turn_without_those_before_it_is_dropped():
-    from actors.rollout_pool import InFlight, _record_turns
-    from actors.rollout_requests import RolloutRequest
+def test_turns_of_lost_calls_are_taken_in_order_and_one_without_those_before_it_is_dropped(ray_cluster):
+    from actors.groups import EarlierCall, fetch_turns
 
-    request = RolloutRequest(None, 0, None, 0)
-    on_turn = _record_turns({None: InFlight(7, request, None, None)})
-    first, second = (Completion((token,), (0.0,), "stop", 0) for token in (1, 2))
-    on_turn(7, 0, 1, second)
-    on_turn(8, 0, 0, first)  # of a call that is over
-    assert request.completions == {0: []}
-    on_turn(7, 0, 0, first)
-    on_turn(7, 0, 0, first)
-    on_turn(7, 0, 1, second)
-    assert request.completions == {0: [first, second]}
+    first, second, third = (Completion((token,), (0.0,), "stop", 0) for token in (1, 2, 3))
+    reported = [
+        {7: [(0, 1, second)], 8: [(0, 0, third)]},  # too early; of another group
+        {7: [(0, 0, first), (1, 0, second)]},
+        {7: [(0, 0, first), (0, 1, second)]},  # the first is known
+    ]
+    of_one = EarlierCall(7, tuple(map(ray_cluster.put, reported)))
+    of_the_next = EarlierCall(9, (ray_cluster.put({9: [(0, 2, third)]}),))
+    assert fetch_turns([of_one, of_the_next]) == {0: [first, second, third], 1: [second]}
+
+
+def test_turns_on_a_node_that_is_lost_are_left_out(ray_cluster):
+    from actors.groups import EarlierCall, fetch_turns
+
+    kept = Completion((1,), (0.0,), "stop", 0)
+    gone, there = lost(ray_cluster), ray_cluster.put({8: [(0, 0, kept)]})
+    assert fetch_turns([EarlierCall(7, (gone,)), EarlierCall(8, (there,))]) == {0: [kept]}
 
 
 def test_the_only_worker_may_die_too(pool_of):
@@ -379,7 +388,7 @@ def test_a_new_worker_gets_groups_only_when_it_holds_the_current_weights(pool_of
     pool.workers.set_weight_sync(supply)
     pool.workers.wait_ready(60)
     pushed(pool, 7)
-    (group,) = pool.generate(tasks("talks"), step=0)  # its worker dies
+    (group,) = pool.load(pool.generate(tasks("talks"), step=0))  # its worker dies
     assert [turn.completion.policy_version for turn in group.trajectories_G[0].turns] == [7, 7, 7]
     assert [len(names) for names in supplied] == [1] and kinds(pool) == ["worker_died"]
 

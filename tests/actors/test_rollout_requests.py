@@ -4,6 +4,7 @@ import pytest
 
 from actors.rollout_requests import GenerationOptions, RolloutBatch, RolloutRequest, WaitingRequests
 from rl.trajectory import AnswerKind, Completion, Segment, StopReason, Trajectory, TrajectoryGroup, Turn, VideoTask
+from tests.remote_groups import remote
 
 
 def task(name):
@@ -16,7 +17,7 @@ def group(name, *siblings):
         Turn((0,) * read, Completion((1,) * said, (0.0,) * said, "stop", 0), Segment.REASONING)
         for read, said in siblings
     ]
-    return TrajectoryGroup(task(name), tuple(Trajectory((turn,), StopReason.ANSWERED) for turn in turns), None)
+    return remote(TrajectoryGroup(task(name), tuple(Trajectory((turn,), StopReason.ANSWERED) for turn in turns), None))
 
 
 def batch(serial, *, is_urgent=False):

@@ -27,7 +27,7 @@ class Rollouts:
 
     def __init__(self, diary, finish=""):
         self.diary, self._finish, self._open, self.cancelled = diary, finish, [], []
-        self.references, self.needs_push = [], False
+        self.needs_push = False
         self.workers = SimpleNamespace(poll=lambda: diary.append("poll"))
 
     def start(self, started, *, step, attempt, max_lag):
@@ -36,7 +36,12 @@ class Rollouts:
         self._open += [(task, index, batch) for index, task in enumerate(started)]
         return batch
 
+    def wake(self, listener):
+        self._listener = listener
+        listener.set()
+
     def advance(self, *, waited_s):
+        self._listener.set()  # there is always more to do
         self._open.sort(key=lambda sent: self._finish.find(sent[0].task_id))
         if self._open:
             task, index, batch = self._open.pop(0)
@@ -66,7 +71,10 @@ class Rewards:
     """Scores what it has been given at the next `advance`; tasks named 'same…' give equal rewards."""
 
     def __init__(self, diary):
-        self.diary, self._waiting, self.references = diary, [], []
+        self.diary, self._waiting = diary, []
+
+    def wake(self, listener):
+        pass
 
     def submit(self, group, *, step):
         self.diary.append(f"score {group.task.task_id}")

@@ -128,6 +128,17 @@ def test_report(tmp_path):
         assert_positive(row, "ready ms", "open ms")
 
 
+@pytest.mark.ray
+def test_driver():
+    ((row,),) = run(
+        *("driver.py", "--engines", 3, "--trajectories", 24, "--siblings", 4),
+        *("--steps", 2, "--hosts", 2, "--group-seconds", 0.1),
+    )
+    assert (row["engines"], row["trajectories a step"]) == ("3", "24")
+    assert_positive(row, "CPU ms", "rollout", "update", "report", "MiB before", "after one", "after all", "s a step")
+    assert 100 < numbers(row, "pickled B")[0] < 4_000  # no token list passes through the driver
+
+
 def test_fidelity(tmp_path):
     stock = build_tiny_policy(
         TinyPolicyConfig(family="qwen3_vl"), ScenesConfig(), tmp_path / "stock", seed=3, stock=True

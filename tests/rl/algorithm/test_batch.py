@@ -17,7 +17,8 @@ from rl.algorithm.batch import (
 )
 from rl.algorithm.loss import LossTotals
 from rl.config.algorithm import AdvantageConfig
-from rl.trajectory import RewardFailure, StopReason, trajectory_tokens
+from rl.trajectory import RewardFailure, StopReason
+from tests.remote_groups import remote_scored
 
 FAILED = RewardFailure("mine", "raised", "KeyError")
 
@@ -79,7 +80,7 @@ def test_credit_metrics(trajectory, scored_group):
     looks_differ = scored_group([trajectory(1, 3), trajectory(3, 1)], [(1.0, 0.5), (0.0, 0.5)])
     nothing_differs = scored_group([trajectory(1, 1), trajectory(1, 1)], [(0.5, 0.5), (0.5, 0.5)])
 
-    metrics = credit_metrics([looks_differ, nothing_differs], rules)
+    metrics = credit_metrics(remote_scored([looks_differ, nothing_differs]), rules)
 
     assert metrics == {
         "group/zero_variance_sampling": 0.5,
@@ -98,31 +99,20 @@ def test_totals_count_what_is_learned_from(trajectory, scored_group):
     assert loss_totals(samples[:1]) + loss_totals(samples[1:]) == loss_totals(samples)
 
 
-def groups_of_lengths(trajectory, scored_group, lengths):
-    return [scored_group([trajectory(0, n), trajectory(0, n)], [(0.0, 1.0), (0.0, 0.0)]) for n in lengths]
-
-
 @pytest.mark.parametrize(
-    ("lengths", "tokens"),  # of a group: 2 * (length + 1)
-    [([9, 1, 1, 9], [24, 24]), ([9, 9, 1, 1], [24, 24]), ([5, 4, 3, 2], [18, 18])],
+    ("lengths", "tokens"), [([9, 1, 1, 9], [10, 10]), ([9, 9, 1, 1], [10, 10]), ([5, 4, 3, 2], [7, 7])]
 )
-def test_ranks_get_equal_shares_of_tokens(trajectory, scored_group, lengths, tokens):
-    groups = groups_of_lengths(trajectory, scored_group, lengths)
-
-    ranks = assign_ranks(groups, 2)
-
-    trajectories_of = [[t for i in rank for t in groups[i].group.trajectories_G] for rank in ranks]
-    assert [sum(map(len, map(trajectory_tokens, trajectories))) for trajectories in trajectories_of] == tokens
+def test_ranks_get_equal_shares_of_tokens(lengths, tokens):
+    assert [sum(lengths[i] for i in rank) for rank in assign_ranks(lengths, 2)] == tokens
 
 
 @given(st.lists(st.integers(1, 30), max_size=9), st.integers(1, 4))
-def test_every_group_goes_whole_to_exactly_one_rank(trajectory, scored_group, lengths, world_size):
-    groups = groups_of_lengths(trajectory, scored_group, lengths)
-    ranks = assign_ranks(groups, world_size)
+def test_every_group_goes_whole_to_exactly_one_rank(lengths, world_size):
+    ranks = assign_ranks(lengths, world_size)
 
     assert len(ranks) == world_size
-    assert sorted(index for rank in ranks for index in rank) == list(range(len(groups)))
+    assert sorted(index for rank in ranks for index in rank) == list(range(len(lengths)))
     sizes = [len(rank) for rank in ranks]
     assert max(sizes) <= -(-len(lengths) // world_size)
-    assert assign_ranks(groups, world_size) == ranks
-    assert gather_ranks(ranks, [[groups[i] for i in rank] for rank in ranks]) == tuple(groups)
+    assert assign_ranks(lengths, world_size) == ranks
+    assert gather_ranks(ranks, [[lengths[i] for i in rank] for rank in ranks]) == tuple(lengths)

@@ -109,7 +109,7 @@ def test_predictions_are_parsed_from_trajectories_and_scored_by_the_benchmark(as
     lost = Trajectory((), StopReason.VIDEO_ERROR, note="VideoError: cannot be opened")
     trajectories = [rolled_out("<answer>B</answer>", call=CALL), rolled_out("I do not know"), lost]
     groups = [TrajectoryGroup(suite.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
-    right, unread, missing = benchmark_scorer(suite)([(0, groups[0]), (1, groups[1]), (2, groups[2])])
+    right, unread, missing = benchmark_scorer(suite, list)([(0, groups[0]), (1, groups[1]), (2, groups[2])])
     strict, lenient = {"accuracy": 1.0, "unparsed": 0.0}, {"lenient/accuracy": 1.0, "lenient/unparsed": 0.0}
     assert (right.metrics, right.answer, right.windows_s) == (strict | lenient, "B", ((1, 8),))
     assert (right.task_id, right.index, right.group) == ("q1", 0, "kind")
@@ -124,7 +124,7 @@ def test_a_metric_that_raises_is_an_error_that_names_benchmark_and_task(ask):
     suite = replace(ask("q1"), metric=broken)
     group = TrajectoryGroup(suite.examples[0].task, (rolled_out("B"),), None)
     with pytest.raises(EvaluationError, match="letters: its metric failed on task q1: KeyError"):
-        benchmark_scorer(suite)([(0, group)])
+        benchmark_scorer(suite, list)([(0, group)])
 
 
 class Rewards:
@@ -143,7 +143,7 @@ class BrokenRewards(Rewards):
 def test_held_out_tasks_are_scored_by_rewards_and_a_lost_video_has_none():
     trajectories = [rolled_out("<answer>B</answer>", call=CALL), Trajectory((), StopReason.VIDEO_ERROR, note="gone")]
     groups = [TrajectoryGroup(SUITE.examples[i].task, (one,), None) for i, one in enumerate(trajectories)]
-    right, lost = reward_scorer(SUITE, Rewards(), own())([(0, groups[0]), (1, groups[1])])
+    right, lost = reward_scorer(SUITE, Rewards(), own(), list)([(0, groups[0]), (1, groups[1])])
     assert right.metrics == {
         **{"reward_reasoning": 1.0, "accuracy": 1.0, "term/answer": 1.0, "unparsed": 0.0},
         "lenient/accuracy": 1.0,
@@ -154,10 +154,10 @@ def test_held_out_tasks_are_scored_by_rewards_and_a_lost_video_has_none():
 
 def test_a_reward_that_fails_is_kept_with_its_cause_and_too_many_stop_the_evaluation():
     group = TrajectoryGroup(SUITE.examples[0].task, (rolled_out("<answer>B</answer>"),), None)
-    (failed,) = reward_scorer(SUITE, BrokenRewards(), own("scoring.max_failed_share=0.5"))([(0, group)])
+    (failed,) = reward_scorer(SUITE, BrokenRewards(), own("scoring.max_failed_share=0.5"), list)([(0, group)])
     assert failed.metrics == {} and failed.failed == "answer raised: ZeroDivisionError: division by zero"
     with pytest.raises(RewardError, match=r"1 of 2 examples could not be scored .*'answer' raised"):
-        reward_scorer(SUITE, BrokenRewards(), own())([(0, group)])  # scoring.max_failed_share=0.25
+        reward_scorer(SUITE, BrokenRewards(), own(), list)([(0, group)])  # scoring.max_failed_share=0.25
 
 
 def test_rewards_become_metrics_under_the_names_of_a_training_run():

@@ -45,6 +45,7 @@ from rl.trajectory import (
     TrajectoryGroup,
     Turn,
     VideoTask,
+    trajectory_tokens,
 )
 from tests.padded_rows import padded_logprobs
 
@@ -138,6 +139,18 @@ def share_of(samples, rank, world):
     return samples if world == 1 else (samples[:4], samples[4:], [])[rank]
 
 
+def lengths_of(groups):
+    """Tokens of the siblings that could be scored, group by group."""
+    return [
+        sum(
+            len(trajectory_tokens(trajectory))
+            for trajectory, reward in zip(one.group.trajectories_G, one.rewards_G, strict=True)
+            if not isinstance(reward, RewardFailure)
+        )
+        for one in groups
+    ]
+
+
 class Rank:
     """One process; every public method but the first two is a scenario."""
 
@@ -228,7 +241,7 @@ class Rank:
     def learned(self, **options):
         """One update from scored groups, as the driver gets it; and each sibling alone through the policy untouched."""
         groups = the_groups(self.processor)
-        dealt = assign_ranks(groups, self.world)
+        dealt = assign_ranks(lengths_of(groups), self.world)
         learner = self.learner(**options)
         update = learner.learn([groups[index] for index in dealt[self.rank]])
         of_ranks = [None] * self.world
@@ -256,7 +269,7 @@ class Rank:
     def digested(self, *, steps, **options):
         """The digests that `learn` gives with each of its steps."""
         groups, learner = the_groups(self.processor), self.learner(**options)
-        dealt = assign_ranks(groups, self.world)[self.rank]
+        dealt = assign_ranks(lengths_of(groups), self.world)[self.rank]
         digests = [learner.learn([groups[index] for index in dealt]).optimizer for _ in range(steps)]
         self._end(learner)
         return digests

@@ -29,6 +29,7 @@ from rl.trajectory import (
     VideoTask,
     WorkSpan,
 )
+from tests.remote_groups import remote_scored
 
 WORLD = QuickstartWorld(train_clips=4, held_out_clips=2)
 CONFIG = """\
@@ -130,8 +131,9 @@ def _append(folder: Path, step: int, metrics: dict[str, float]) -> None:
 
 
 def _metrics(scored: list[ScoredGroup], step: int) -> dict[str, float]:
-    rolled = rollout_metrics([group.group for group in scored], pixels_per_token=28**2)
-    return rolled | reward_metrics(scored) | credit_metrics(scored)
+    held = remote_scored(scored)
+    rolled = rollout_metrics([one.group for one in held], pixels_per_token=28**2)
+    return rolled | reward_metrics(held) | credit_metrics(held)
 
 
 def _held_out(level: float) -> dict[str, float]:

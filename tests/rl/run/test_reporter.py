@@ -19,6 +19,7 @@ from rl.tracking.fingerprint import STAGES
 from rl.tracking.sinks import JsonlSink, MetricLog
 from rl.trajectory import LearnerUpdate, Segment, StopReason, Trajectory, TrajectoryGroup
 from tests.envs.setting import make_processor
+from tests.remote_groups import load, remote_scored
 from tests.test_architecture import ROOT
 
 
@@ -28,13 +29,13 @@ def step(tmp_path):
     backlog = Backlog(max_failed=1)
     numbers = MetricLog([JsonlSink(tmp_path, keep_through_step=-1, backlog=backlog)])
     progress = Progress(console=Console(quiet=True))
-    reporter = Reporter(config, tmp_path, numbers, backlog, progress, 0, make_processor(tmp_path))
+    reporter = Reporter(config, tmp_path, numbers, backlog, progress, 0, make_processor(tmp_path), load)
 
     def run(scored, logprobs_PG=((None,) * 4,), **metrics):
         timed = {"seconds/step": 1.0, "seconds/rollout": 0.5, "policy/version": 9.0}
         measured = {name.replace("__", "/"): value for name, value in metrics.items()}
         learned = LearnerUpdate(measured, logprobs_PG, 1, optimizer="00")
-        reporter.step(0, scored, learned, timed, {"w": "00"})
+        reporter.step(0, remote_scored(scored), learned, timed, {"w": "00"})
         return json.loads((tmp_path / "metrics.jsonl").read_text())
 
     return run

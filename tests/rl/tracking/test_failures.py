@@ -19,6 +19,7 @@ from rl.trajectory import (
     TrajectoryGroup,
     VideoTask,
 )
+from tests.remote_groups import remote
 
 TASK = VideoTask("train:12", "/clips/a.mp4", "What flashes?", "B", AnswerKind.LETTER)
 AT = ErrorLocation("my_rewards.py", 4, "brevity", 'return row["gold"]', "Traceback …\nKeyError: 'gold'\n")
@@ -33,16 +34,20 @@ def run(tmp_path, trajectory):
     """A run's folder in which groups have failed: `failures.add(step, groups)`."""
 
     class FailingRun:
-        folder = tmp_path
+        folder, loaded, is_lost = tmp_path, (), False
 
         def start(self):
-            return FailureLog(tmp_path, Backlog(max_failed=1), lambda ids: [str(i) for i in ids])
+            return FailureLog(tmp_path, Backlog(max_failed=1), lambda ids: [str(i) for i in ids], self.load)
+
+        def load(self, groups):
+            self.loaded = [*self.loaded, *(group.task.task_id for group in groups)]
+            return [None if self.is_lost else group.reference for group in groups]
 
         def lines(self):
             return [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
 
         def group(self, *rewards):
-            return ScoredGroup(TrajectoryGroup(TASK, (trajectory(sampling=2),) * len(rewards), None), rewards)
+            return ScoredGroup(remote(TrajectoryGroup(TASK, (trajectory(sampling=2),) * len(rewards), None)), rewards)
 
     return FailingRun()
 
@@ -56,6 +61,21 @@ def test_a_cause_is_told_once_and_counted(run):
     assert first.count == 3 and failures.repeated() == []
     assert failures.add(4, [run.group(RAISED, FINE)]) == []
     assert [(failure.cause, count) for failure, count in failures.repeated()] == [(first.cause, 4)]
+
+
+def test_of_each_cause_one_trajectory_is_fetched(run):
+    failures = run.start()
+    failures.add(3, [run.group(FINE, RAISED), run.group(RAISED, FINE)])
+    failures.add(4, [run.group(RAISED, RAISED)])
+    assert run.loaded == [TASK.task_id]
+
+
+def test_a_trajectory_that_is_lost_leaves_its_cause_and_its_task(run):
+    run.is_lost = True
+    run.start().add(3, [run.group(FINE, RAISED)])
+    (line,) = run.lines()
+    assert line["task"]["id"] == TASK.task_id and "brevity" in line["cause"]
+    assert line["trajectory"]["turns"] == [] and "lost" in line["trajectory"]["note"]
 
 
 def test_the_file_has_a_line_per_cause_with_traceback_task_and_trajectory(run):
@@ -74,7 +94,7 @@ def test_a_clip_that_cannot_be_decoded_is_a_cause_with_window_and_remedy(run):
     failures = run.start()
     lost = Trajectory((), StopReason.VIDEO_ERROR, "", "is truncated", UNREADABLE)
     masked = RewardFailure("*", "video_error", "is truncated", "train:12")
-    (failure,) = failures.add(1, [ScoredGroup(TrajectoryGroup(TASK, (lost, lost), None), (masked, masked))])
+    (failure,) = failures.add(1, [ScoredGroup(remote(TrajectoryGroup(TASK, (lost, lost), None)), (masked, masked))])
     assert (failure.kind, failure.count) == ("clip", 2)
     assert "/clips/a.mp4 (window 3 - 6 s): is truncated; download it again" in failure.cause
     assert "validate-data" in failure.cause

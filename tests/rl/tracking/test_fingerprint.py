@@ -18,6 +18,7 @@ from rl.tracking.fingerprint import (
 )
 from rl.tracking.metrics import describe
 from rl.trajectory import RewardFailure, SegmentRewards
+from tests.remote_groups import remote_scored
 
 WEIGHTS = {"a.weight": "00", "b.weight": "ff"}
 
@@ -29,6 +30,7 @@ def scored(trajectory, scored_group, block):
 
 
 def prints_of(scored, optimizer="o", weights=WEIGHTS, credit=learned_credit):
+    scored = remote_scored(scored)
     return step_fingerprints(scored, [credit(group) for group in scored], optimizer=optimizer, weights=weights)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from rl.tracking.metrics import (
     metrics_reference,
 )
 from rl.tracking.sinks import JsonlSink, MetricLog
-from rl.tracking.step_metrics import call_shares, reward_metrics, rollout_metrics
+from rl.tracking.step_metrics import call_shares, reward_metrics, rollout_metrics, tail_metrics
 from rl.tracking.summary import summarise
 from rl.trajectory import (
     AnswerKind,
@@ -33,6 +34,7 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
+from tests.remote_groups import remote
 
 TASK = VideoTask("t", "clip.mp4", "?", "A", AnswerKind.LETTER, TimeSpan(1, 2), 4.0)
 
@@ -66,7 +68,7 @@ GROUP = TrajectoryGroup(TASK, (LOOKED, MALFORMED), COARSE)
 
 
 def test_rollout_metrics_by_hand():
-    metrics = rollout_metrics([GROUP], pixels_per_token=28 * 28)
+    metrics = rollout_metrics([remote(GROUP)], pixels_per_token=28 * 28)
     assert metrics["rollout/granted_calls"] == 0.5
     assert metrics["rollout/clamped"] == 1.0  # of granted calls
     assert metrics["rollout/truncated"] == 0.5
@@ -76,6 +78,26 @@ def test_rollout_metrics_by_hand():
     assert metrics["rollout/cached_prompt_share"] == 24 / (20 + 35 + 20 + 27)
     assert metrics["scenes/per_frame"] == 6 / 12  # the shared coarse frames count once
     assert metrics["scenes/per_pair"] == 6 / 6
+
+
+def groups_finished_at(*finished_s):
+    alone = replace(GROUP, trajectories_G=(LOOKED,))
+    return [remote(alone, sent_s=10.0, finished_s=10.0 + at_s) for at_s in finished_s]
+
+
+@pytest.mark.parametrize(
+    ("finished_s", "tail_s"),
+    [
+        (range(1, 11), 1.0),  # evenly: a tenth
+        ((1,) * 9 + (10,), 9.0),  # everybody waits for one
+        ((1,) * 10 + (10,), 9.0),  # of eleven two are the last tenth: the first of them is done at 1
+        ((4,), 0.0),
+    ],
+)
+def test_the_tail_is_what_the_last_tenth_was_waited_for(finished_s, tail_s):
+    metrics = tail_metrics(groups_finished_at(*reversed(finished_s)))
+    assert metrics["rollout/tail_s"] == tail_s
+    assert metrics["rollout/tail_share"] == pytest.approx(tail_s / max(finished_s))
 
 
 def test_malformed_and_refused_calls_are_no_looks():
