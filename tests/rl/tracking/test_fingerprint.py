@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.algorithm.batch import learned_credit
-from rl.learner.digest import tensors_digest
+from rl.learner.digest import CHUNK_WORDS, checksum, tensors_digest
 from rl.tracking.fingerprint import (
     STAGES,
     fingerprint,
@@ -128,6 +128,41 @@ def test_only_equal_sequences_of_parts_have_equal_fingerprints(ours, theirs):
     assert (fingerprint(ours) == fingerprint(theirs)) == (ours == theirs)
 
 
+def plain_checksum(values: np.ndarray) -> list[int]:
+    """The definition, in whole numbers of Python."""
+    words = values.view(np.int32).tolist()
+    sums = sum(words), sum(place * word for place, word in enumerate(words, start=1))
+    return [(total + 2**63) % 2**64 - 2**63 for total in sums]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, CHUNK_WORDS - 1, CHUNK_WORDS, 2 * CHUNK_WORDS + 3])
+def test_a_checksum_is_the_sum_of_words_and_of_words_times_places(size):
+    values = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    assert checksum(torch.from_numpy(values)).tolist() == plain_checksum(values)
+
+
+@given(st.integers(0, 40), st.integers(1, 50), st.sampled_from([torch.float32, torch.bfloat16, torch.int8]))
+def test_however_many_words_are_summed_at_a_time_a_checksum_is_the_same(size, chunk, dtype):
+    tensor = torch.randint(-(2**31), 2**31 - 1, (size,), dtype=torch.int32).to(dtype)
+    assert checksum(tensor, chunk_words=chunk).tolist() == checksum(tensor).tolist()
+
+
+def test_a_checksum_by_hand():
+    # 1.0 is 0x3f800000 = 1065353216, -0.0 is the smallest integer, -2^31
+    one, minus_zero = 1065353216, -(2**31)
+    assert checksum(torch.tensor([[1.0, -0.0], [0.0, 1.0]])).tolist() == [
+        2 * one + minus_zero,
+        5 * one + 2 * minus_zero,
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_one_bit_or_two_values_that_change_places_change_the_checksum(dtype):
+    values = torch.tensor([1, 0, 1, 1]).to(dtype)
+    assert checksum(values).tolist() != checksum(values.roll(1)).tolist()
+    assert checksum(values).tolist() == checksum(values.reshape(2, 2).clone()).tolist()
+
+
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=20), st.data())
 def test_two_signs_that_flip_together_are_seen(values, data):
     tensor = torch.tensor(values, dtype=torch.float32)
@@ -135,6 +170,14 @@ def test_two_signs_that_flip_together_are_seen(values, data):
     flipped = tensor.clone()
     flipped[[first, second]] *= -1
     assert tensors_digest({"w": tensor}) != tensors_digest({"w": flipped})
+
+
+def test_the_sums_of_all_tensors_come_in_one_transfer(monkeypatch):
+    named = {f"w{index}": torch.full((3,), float(index)) for index in range(5)}
+    fetched, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: fetched.append(tuple(self.shape)) or tolist(self))
+    tensors_digest(named)
+    assert fetched == [(5, 2)]
 
 
 def test_a_digest_of_tensors_knows_names_types_and_shapes():
@@ -149,18 +192,3 @@ def test_a_digest_of_tensors_knows_names_types_and_shapes():
     }
     assert len(digests) == 6
     assert tensors_digest({"a": zeros, "b": zeros + 1}) == tensors_digest({"b": zeros + 1, "a": zeros})
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
-def test_one_bit_or_two_values_that_change_places_change_the_digest(dtype):
-    values = torch.tensor([1, 0, 1, 1]).to(dtype)
-    assert tensors_digest({"w": values}) != tensors_digest({"w": values.roll(1)})
-    assert tensors_digest({"w": values}) == tensors_digest({"w": values.clone()})
-
-
-def test_the_sums_of_all_tensors_come_in_one_transfer(monkeypatch):
-    named = {f"w{index}": torch.full((3,), float(index)) for index in range(5)}
-    fetched, tolist = [], torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: fetched.append(tuple(self.shape)) or tolist(self))
-    tensors_digest(named)
-    assert fetched == [(5, 2)]
