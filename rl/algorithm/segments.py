@@ -9,6 +9,7 @@ Legend: T tokens of a trajectory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from rl.trajectory import Frames, Segment, Trajectory, Turn, trajectory_videos
 
@@ -46,11 +47,13 @@ def flatten(trajectory: Trajectory, coarse_frames: Frames | None) -> FlatTraject
     for index, turn in enumerate(turns):
         _check(turn, index, is_last=index == len(turns) - 1)
     return FlatTrajectory(
-        token_ids=tuple(t for turn in turns for t in (*turn.context_token_ids, *turn.completion.token_ids)),
+        token_ids=tuple(chain.from_iterable(part for turn in turns for part in _tokens(turn))),
         segment_ids=_per_token([(Segment.CONTEXT.value, turn.segment.value) for turn in turns], turns),
         turn_ids=_per_token([(index, index) for index in range(len(turns))], turns),
         behavior_logprobs=tuple(
-            logprob for turn in turns for logprob in (*(0.0 for _ in turn.context_token_ids), *turn.completion.logprobs)
+            chain.from_iterable(
+                part for turn in turns for part in ((0.0,) * len(turn.context_token_ids), turn.completion.logprobs)
+            )
         ),
         policy_versions=_per_token([(-1, turn.completion.policy_version) for turn in turns], turns),
         videos=trajectory_videos(coarse_frames, turns),
@@ -60,13 +63,17 @@ def flatten(trajectory: Trajectory, coarse_frames: Frames | None) -> FlatTraject
 def _per_token(values: list[tuple[int, int]], turns: tuple[Turn, ...]) -> tuple[int, ...]:
     """Repeat each turn's (value on context, value on completion) over its tokens."""
     return tuple(
-        value
-        for (on_context, on_completion), turn in zip(values, turns, strict=True)
-        for value in (
-            *(on_context for _ in turn.context_token_ids),
-            *(on_completion for _ in turn.completion.token_ids),
+        chain.from_iterable(
+            (value,) * len(part)
+            for pair, turn in zip(values, turns, strict=True)
+            for value, part in zip(pair, _tokens(turn), strict=True)
         )
     )
+
+
+def _tokens(turn: Turn) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the environment put before a turn, and what the policy wrote in it."""
+    return turn.context_token_ids, turn.completion.token_ids
 
 
 def _check(turn: Turn, index: int, *, is_last: bool) -> None:

@@ -176,8 +176,8 @@ class FlexiPatchEmbed(nn.Module):
         shape = frames_NLD.shape
         statistics = (self.pixel_mean, self.pixel_std)
         mean_3, std_3 = (torch.tensor(values, device=frames_NLD.device)[:, None] for values in statistics)
-        frames_NL3X = frames_NLD.reshape(*shape[:2], 3, -1).float() * (1 / 255)
-        return ((frames_NL3X - mean_3) / std_3).view(shape).to(self.weight.dtype)
+        frames_NL3X = frames_NLD.reshape(*shape[:2], 3, -1).float().mul_(1 / 255)  # in place: pixels are many
+        return frames_NL3X.sub_(mean_3).div_(std_3).view(shape).to(self.weight.dtype)
 
 
 def _per_scene(scene_lengths: Sequence[int], patches_per_frame: int | Sequence[int] | None) -> list[int]:

@@ -314,6 +314,26 @@ class TestTrained:
         for row in lags:
             assert_positive(row, "s per step", "rollout s", "learn s", "step / longer half")
 
+    def test_side_by_side(self, tmp_path, cache_dir):
+        tables = run("benchmarks.side_by_side", *self.small_side(tmp_path, cache_dir), "--real-steps", 0)
+        ((row,),) = tables  # without a checkout of 0.3.0 and an environment of TRL
+        assert row["contestant"] == "ours, one process" and numbers(row, "x ours") == [1.0]
+        assert_positive(row, "CPU s per step", "wall s", "opening", "written")
+        assert {"rollout", "update", "push"} <= set(row["CPU s by stage"].split())
+
+    @pytest.mark.soak  # a real run, in half a minute
+    def test_side_by_side_with_a_real_run(self, tmp_path, cache_dir):
+        (rows,) = run("benchmarks.side_by_side", *self.small_side(tmp_path, cache_dir), "--real-steps", 2)
+        assert [row["contestant"] for row in rows] == ["ours, one process", "ours, real run"]
+        for row in rows:
+            assert_positive(row, "CPU s per step", "x ours", "wall s")
+
+    def small_side(self, tmp_path, cache_dir):
+        policy = build_tiny_policy(TinyPolicyConfig(), ScenesConfig(), tmp_path / "policy", seed=0)
+        few = ("data.quickstart.train_clips=6", "data.quickstart.held_out_clips=3", *ROLLOUTS)
+        given = ("--policy", policy, "--cache-dir", cache_dir, "--openings", "57x1")
+        return (*given, "--override", *few, "learner.num_ranks=1")
+
     def test_weight_push(self, cache_dir):
         sizes = ("--sizes", "tiny", "--transports", "gloo", "--repeats", 1)
         ((row,),) = run("weight_push.py", *sizes, "--cache-dir", cache_dir)
