@@ -77,7 +77,7 @@ def compare(
     patches = grid.scenes * grid.height * grid.width
     embedded = torch.randn(patches, ours.config.hidden_size)
     passes: tuple[Callable[[], torch.Tensor], ...] = (
-        lambda: ours(embedded, [grid]).embeddings_NE,
+        lambda: ours(embedded, [grid])[0],
         lambda: stock(embedded, grid_thw=torch.tensor([grid])).pooler_output,
     )
     calls = [calls_per_block(encode, len(ours.blocks)) for encode in passes]

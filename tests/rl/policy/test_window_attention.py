@@ -85,7 +85,7 @@ def test_values_are_stock_s_to_the_bit_and_gradients_too_but_for_rounding(towers
         tower.zero_grad()
         if tower is towers[0]:
             output = tower(embedded, grids)
-            tokens, levels = output.embeddings_NE, output.levels
+            tokens, *levels = output
         else:
             output = tower(embedded, grid_thw=torch.tensor(grids))
             tokens, levels = output.pooler_output, getattr(output, "deepstack_features", None) or ()
