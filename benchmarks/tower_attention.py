@@ -1,11 +1,12 @@
-"""The vision towers' attention: all windows of a block in a few calls, against stock's loop over windows.
+"""The vision towers: attention to all windows in a few calls, against stock's loop; and what a kept block saves.
 
     python benchmarks/tower_attention.py                                   widths of the 3B and the 4B, four blocks
     python benchmarks/tower_attention.py qwen2_5_vl/3b --layers 8 --scenes 32
 
 At both frame sizes of the shipped configurations. Both have the same random weights and see the same embedded patches;
 a pass of one, a pass of the other, and again. Seconds are of processor time. `with gradients` is a pass forward and
-backward. The results are compared, too.
+backward. The results are compared, too. The second table is of a frozen tower: a whole pass, and what is left of it
+where the features before the mergers are kept: the key, which reads the pixels, and the mergers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from learner_counts import SdpaCalls
 from learner_work import COARSE, LOOK, VOCABULARY, Block, size_of
@@ -25,6 +28,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from rl.config.policy import ScenesConfig
+from rl.learner.frozen_trunk import content_key
+from rl.policy.geometry import PackedVideo
 from rl.policy.model import policy_class
 from rl.policy.sizes import PublishedSize
 from rl.policy.stock.hub_files import model_config
@@ -44,14 +49,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print_conditions("torch", "transformers", repeats=options.repeats)
-    rows = []
+    rows, parts = [], []
     for name in options.policies:
         size = size_of(name)
         ours, stock = towers(size.cut(vision_layers=min(options.layers, size.vision.depth)))
         for block in (COARSE, LOOK):
             rows += compare(name, ours, stock, block, options.scenes, options.repeats)
+            parts.append(kept_against_whole(name, ours, block, options.scenes, options.repeats))
     calls, seconds = ("calls per block", "stock's calls"), ("CPU s", "stock's CPU s", "stock / ours")
     print_table(("policy", "frames", "patches", "pass", *calls, *seconds, "difference"), rows)
+    seconds = ("whole pass, CPU s", "key, CPU s", "mergers, CPU s", "whole / kept")
+    print_table(("policy", "frames", "patches", "features, MB in bfloat16", *seconds), parts)
 
 
 def towers(size: PublishedSize) -> tuple[SceneTower, nn.Module]:
@@ -72,8 +80,7 @@ def compare(
     name: str, ours: SceneTower, stock: nn.Module, block: Block, scenes: int, repeats: int
 ) -> list[tuple[object, ...]]:
     """Both at one frame size: forward alone, and with gradients."""
-    side = ours.config.patch_size * MERGED
-    grid = Grid(scenes, *(round(pixels / side) * MERGED for pixels in (block.height, block.width)))
+    grid, size = grid_of(ours, block, scenes)
     patches = grid.scenes * grid.height * grid.width
     embedded = torch.randn(patches, ours.config.hidden_size)
     passes: tuple[Callable[[], torch.Tensor], ...] = (
@@ -83,7 +90,6 @@ def compare(
     calls = [calls_per_block(encode, len(ours.blocks)) for encode in passes]
     with torch.no_grad():
         difference = float((passes[0]() - passes[1]()).abs().max())
-    size = f"{grid.height * side // MERGED} x {grid.width * side // MERGED}"
     rows: list[tuple[object, ...]] = []
     for gradients in (False, True):
         seconds = [[cpu_s(encode, gradients) for encode in passes] for _ in range(repeats)]
@@ -94,6 +100,36 @@ def compare(
     return rows
 
 
+@torch.no_grad()
+def kept_against_whole(name: str, tower: SceneTower, block: Block, scenes: int, repeats: int) -> tuple[object, ...]:
+    """A pass of a whole tower over a block of frame pairs, and what a block whose features are kept takes."""
+    grid, size = grid_of(tower, block, scenes)
+    patches, side = grid.scenes * grid.height * grid.width, tower.config.patch_size
+    embedded = torch.randn(patches, tower.config.hidden_size)
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * patches, 3 * side**2), dtype=np.uint8)
+    video = PackedVideo(pixels, (2,) * scenes, grid.height, grid.width, (0.0,) * scenes)
+    features = tower.trunk(embedded, [grid])
+    seconds = [
+        (
+            cpu_s(lambda: tower(embedded, [grid])[0], gradients=False),
+            cpu_s(lambda: content_key(video), gradients=False),
+            cpu_s(lambda: tower.merge(features, [grid]).embeddings_NE, gradients=False),
+        )
+        for _ in range(repeats)
+    ]
+    spread = [median_and_range(values, ".3f") for values in zip(*seconds, strict=True)]
+    ratio = median_and_range([whole / (key + mergers) for whole, key, mergers in seconds])
+    megabytes = sum(part.numel() for part in features) * 2 / 1e6
+    return (name, size, patches, f"{megabytes:.1f}", *spread, ratio)
+
+
+def grid_of(tower: SceneTower, block: Block, scenes: int) -> tuple[Grid, str]:
+    """Patches of a block's frames, and the frames' size in pixels."""
+    side = tower.config.patch_size * MERGED
+    grid = Grid(scenes, *(round(pixels / side) * MERGED for pixels in (block.height, block.width)))
+    return grid, f"{grid.height * side // MERGED} x {grid.width * side // MERGED}"
+
+
 def calls_per_block(encode: Callable[[], torch.Tensor], blocks: int) -> str:
     """Calls of scaled_dot_product_attention in a pass, over the blocks."""
     with torch.no_grad(), SdpaCalls() as calls:
@@ -101,7 +137,7 @@ def calls_per_block(encode: Callable[[], torch.Tensor], blocks: int) -> str:
     return f"{calls.count / blocks:.1f}"
 
 
-def cpu_s(encode: Callable[[], torch.Tensor], gradients: bool) -> float:
+def cpu_s(encode: Callable[[], Any], gradients: bool) -> float:
     """Seconds of processor time of one pass."""
     began = time.process_time()
     with torch.set_grad_enabled(gradients):

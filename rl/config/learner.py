@@ -46,6 +46,9 @@ class LearnerConfig:
     sequence_parallel: int = 1
     updates_per_step: int = 1  # optimizer steps per batch of rollouts; above 1 the later ones are off-policy
     freeze_vision: bool = False  # vision blocks frozen; merger and language model trained
+    # with freeze_vision: bytes of main memory per rank for what the frozen blocks make of videos, so that a clip met
+    # again, by a sibling, the reference or a later step, costs the mergers only; 0: they run every time
+    vision_cache_bytes: int = 1_073_741_824
     # recompute activations in the backward pass: less memory, about a third more time
     activation_checkpointing: bool = False
     # steps between two digests of masters and AdamW's state in metrics.jsonl (state/optimizer), each of which reads all
@@ -76,6 +79,7 @@ class LearnerConfig:
             f"learner.shared_prefix must be auto or off, got {self.shared_prefix!r}",
         )
         require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
+        require(self.vision_cache_bytes >= 0, f"learner.vision_cache_bytes must be >= 0, got {self.vision_cache_bytes}")
         require(self.max_rebuilds >= 0, f"learner.max_rebuilds must be >= 0, got {self.max_rebuilds}")
 
 

@@ -31,13 +31,15 @@ from rl.config.policy import PolicyConfig
 from rl.config.run import RunConfig
 from rl.learner.digest import tensors_digest, weights_digest
 from rl.learner.engine import TrainingEngine, join_ranks
-from rl.learner.metrics import Tally, tally_work
+from rl.learner.frozen_trunk import FrozenTrunk, require_equal_trunks
+from rl.learner.metrics import Tally, tally_tower, tally_work
 from rl.learner.mini_batch import MiniBatch, build_mini_batch, consecutive_parts, sampled_logprobs
 from rl.learner.objective import Objective
 from rl.learner.policy_copy import PolicyCopy, copy_policy, place_weights
 from rl.learner.rank_files import Layout
 from rl.learner.sequence_parallel import SequenceParallel, attend_in_parallel, join_sequence_group
 from rl.learner.settings import learning_rate
+from rl.learner.shared_videos import SharedVideos
 from rl.learner.state import capture_state, load_state, optimizer_tensors
 from rl.learner.throughput import peak_tflops, throughput, workload
 from rl.policy.flops import training_flops
@@ -95,14 +97,17 @@ class Learner:
         self._parallel = join_sequence_group(learner.sequence_parallel, rank, world_size)
         trained = _prepared(mapped(), learner, self._parallel)
         self._engine = TrainingEngine(trained, learner, policy.dtype, self._device, world_size)
+        reference = self._reference(mapped()) if algorithm.loss.kl_beta > 0 else None
+        self._trunk = self._frozen_trunk(reference)
         self._objective = Objective(
             self._engine.deepspeed,
             algorithm.loss,
-            reference=self._reference(mapped()) if algorithm.loss.kl_beta > 0 else None,
+            reference=reference,
             allowed_V=torch.from_numpy(self._processor.allowed_token_mask()).to(self._device),
             temperature=temperature,
             world_size=world_size // self._parallel.size,
             parallel=self._parallel,
+            trunk=self._trunk,
         )
 
     @property
@@ -248,8 +253,29 @@ class Learner:
             self._processor,
             self._device,
             shared_prefix=learner.shared_prefix == "auto",
+            shared_videos=not learner.freeze_vision and self._parallel.size == 1,
             parallel=self._parallel,
         )
+
+    def _shared_videos(self, part: MiniBatch) -> SharedVideos:
+        """Blocks that micro-batches of an optimizer step have in common, encoded. Their graph is kept where it is no
+        larger than a micro-batch's, unless activations are recomputed anyway or weights are gathered for every pass."""
+        recomputed = self._config.activation_checkpointing or self._config.zero_stage == 3
+        return SharedVideos(
+            self._engine.deepspeed,
+            [[self._processor.pack(frames) for frames in chunk] for chunk in part.shared],
+            world_size=self._layout.world_size,
+            keep_graph=len(part.shared) == 1 and not recomputed,
+        )
+
+    def _frozen_trunk(self, reference: Any) -> FrozenTrunk | None:
+        """Of the vision towers of policy and reference, where it does not learn and its features are kept."""
+        if not self._config.freeze_vision or not self._config.vision_cache_bytes:
+            return None
+        if reference is not None:
+            require_equal_trunks(self._engine.module, reference)
+        gathers = self._config.zero_stage == 3
+        return FrozenTrunk(self._engine.deepspeed, self._config.vision_cache_bytes, self._device, gathers=gathers)
 
     def _old_logprobs(self, parts: Sequence[MiniBatch]) -> list[list[Tensor | None] | None]:
         """Per part and micro-batch, the log-probs ratios are taken against; None: the current ones, at the time.
@@ -276,6 +302,7 @@ class Learner:
         reference, frozen = self._loss.kl_beta > 0, self._config.freeze_vision
         work = workload(samples, (sharing for part in parts for batch in part.cut for sharing in batch))
         tally.sum("update/flops", training_flops(self._structure, work, freeze_vision=frozen, reference=reference))
+        tally_tower(tally, samples, self._objective.taken_tower_passes(), self._trunk)
         tally_work(tally, parts, samples, time.perf_counter() - start)
         numbers = tally.reduced(self._device)
         return numbers | throughput(numbers, ranks=self._layout.world_size, peak=self._peak_tflops)
@@ -289,9 +316,10 @@ class Learner:
         tally.sum("update/optimizer_steps", 0)
         if part.totals.num_tokens == 0:
             return
-        with part.prepared() as batches:
+        shared = self._shared_videos(part)
+        with self._objective.sharing(shared), part.prepared() as batches:
             losses = [lambda index=index: loss(part, next(batches), index) for index in range(len(part))]
-            applied, norm = self._engine.step(losses, rate)
+            applied, norm = self._engine.step([*losses, *shared.losses()], rate)
             tally.peak("update/wait_seconds", batches.waited_s)
         if applied:
             tally.mean("grad/norm", norm, 1)

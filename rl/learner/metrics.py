@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rl.algorithm.learner_batch import LearnerBatch
 from rl.algorithm.loss import LossTerms
+from rl.learner.frozen_trunk import FrozenTrunk
 from rl.learner.mini_batch import MiniBatch
 from rl.trajectory import Segment, TrainingSample
 
@@ -129,6 +130,21 @@ def tally_parity(tally: Tally, batch: LearnerBatch, logp_BT: Tensor, is_own_BT: 
         difference_N = difference_BT[compared_BT & (batch.segment_ids_BT == segment)]
         tally.mean(f"parity/mean/{name}", difference_N.sum(), len(difference_N))
         tally.peak(f"parity/max/{name}", difference_N.max() if len(difference_N) else -math.inf)
+
+
+def tally_tower(tally: Tally, samples: Sequence[TrainingSample], passes: int, trunk: FrozenTrunk | None) -> None:
+    """How often vision towers encoded a block, and how much of what was asked for was kept.
+
+    Args:
+        passes: of whole towers on this rank, one for each block; of a trunk that is run apart they are added.
+    """
+    blocks = len({frames.digest for sample in samples for frames in sample.videos})
+    if trunk is not None:
+        use = trunk.taken_use()
+        passes += use.encoded
+        tally.mean("update/vision_cache_hits", use.asked - use.encoded, use.asked)
+        tally.peak("update/vision_cache_bytes", trunk.cache.num_bytes)
+    tally.mean("update/tower_passes_per_block", passes, blocks)
 
 
 def tally_work(tally: Tally, parts: Sequence[MiniBatch], samples: Sequence[TrainingSample], seconds: float) -> None:

@@ -8,7 +8,8 @@ Legend: B samples of a micro-batch · T tokens of a sample, right-padded · S sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -26,7 +27,7 @@ from rl.algorithm.packing import Limits, Sharing, alone, micro_batches, with_com
 from rl.learner.prefetch import OneAhead
 from rl.learner.sequence_parallel import ALONE, SequenceParallel
 from rl.policy.processor import Processor
-from rl.trajectory import TrainingSample
+from rl.trajectory import Frames, TrainingSample
 
 Row = TypeVar("Row")
 
@@ -39,6 +40,8 @@ class MiniBatch:
     cut: tuple[tuple[Sharing, ...], ...]  # what each holds; nothing where other ranks have more
     totals: LossTotals  # of all ranks
     order: tuple[int, ...]  # which sample each row is, batch after batch; the rows of empty ones, the last, are none
+    # blocks that more than one micro-batch shows, in chunks no larger than a micro-batch's; equally many on every rank
+    shared: tuple[tuple[Frames, ...], ...] = ()
 
     def __len__(self) -> int:
         """Micro-batches."""
@@ -71,24 +74,28 @@ def build_mini_batch(
     device: torch.device,
     *,
     shared_prefix: bool = True,
+    shared_videos: bool = True,
     parallel: SequenceParallel = ALONE,
 ) -> MiniBatch:
     """Micro-batches, the largest pieces first. Collective.
 
     Args:
         shared_prefix: what samples begin with alike is computed once.
+        shared_videos: blocks that micro-batches have in common are to be encoded once.
         parallel: the ranks that have the same samples.
     """
     mine = loss_totals(samples)
     sharings = with_common_openings(samples, processor) if shared_prefix else alone(samples)
     cut = micro_batches(sharings, limits)
-    most = _all_reduce([len(cut)], dist.ReduceOp.MAX, device)[0]
+    shared = _chunks([_blocks_of(samples, batch) for batch in cut]) if shared_videos else []
+    most, most_shared = _all_reduce([len(cut), len(shared)], dist.ReduceOp.MAX, device)
+    shared += [()] * (most_shared - len(shared))
     counted = [mine.num_sequences, mine.num_tokens] if parallel.counts else [0, 0]
     totals = LossTotals(*_all_reduce(counted, dist.ReduceOp.SUM, device))
     cut += [()] * (max(most, 1) - len(cut))
     order = tuple(member for batch in cut for sharing in batch for member in sharing.members)
     makers = tuple(partial(_made, samples, processor, device, parallel.size, batch) for batch in cut)
-    return MiniBatch(makers, tuple(cut), totals, order)
+    return MiniBatch(makers, tuple(cut), totals, order, tuple(shared))
 
 
 def _made(
@@ -99,6 +106,32 @@ def _made(
     sharings: Sequence[Sharing],
 ) -> LearnerBatch:
     return on_device(collate(samples, processor, sharings, multiple_of=multiple_of), device)
+
+
+def _blocks_of(samples: Sequence[TrainingSample], batch: Sequence[Sharing]) -> dict[str, Frames]:
+    """Blocks that a micro-batch shows, by digest."""
+    shown = (frames for sharing in batch for member in sharing.members for frames in samples[member].videos)
+    return {frames.digest: frames for frames in shown}
+
+
+def _chunks(blocks_of: Sequence[Mapping[str, Frames]]) -> list[tuple[Frames, ...]]:
+    """Blocks of more than one micro-batch, so many together as the micro-batch with most pixels of scenes shows."""
+    times_shown = Counter(digest for blocks in blocks_of for digest in blocks)
+    known = {digest: frames for blocks in blocks_of for digest, frames in blocks.items()}
+    most = max((sum(map(_tower_pixels, blocks.values())) for blocks in blocks_of), default=0)
+    chunks: list[tuple[Frames, ...]] = []
+    held = most
+    for frames in (known[digest] for digest, times in times_shown.items() if times > 1):
+        held += _tower_pixels(frames)
+        if held > most:
+            chunks, held = [*chunks, ()], _tower_pixels(frames)
+        chunks[-1] = (*chunks[-1], frames)
+    return chunks
+
+
+def _tower_pixels(frames: Frames) -> int:
+    """What a pass of the tower's blocks takes is in proportion to it."""
+    return len(frames.scene_lengths) * frames.height * frames.width
 
 
 def consecutive_parts(samples: Sequence[TrainingSample], count: int) -> list[Sequence[TrainingSample]]:

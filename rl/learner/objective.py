@@ -6,8 +6,10 @@ Legend: B samples of a micro-batch · T tokens of a sample, right-padded · S sc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +18,14 @@ from torch import Tensor, nn
 from rl.algorithm.learner_batch import LearnerBatch
 from rl.algorithm.loss import policy_loss, supervised_loss, token_weights
 from rl.config.algorithm import LossConfig
+from rl.learner.frozen_trunk import FrozenTrunk
 from rl.learner.metrics import Tally, tally_parity, tally_policy
 from rl.learner.mini_batch import MiniBatch
 from rl.learner.sequence_parallel import ALONE, SequenceParallel
+from rl.learner.shared_videos import SharedVideos
+from rl.policy.geometry import PackedVideo
 from rl.policy.scoring_head import Scoring, placed
+from rl.policy.vision_tower import NOTHING, Encoded
 
 
 class Objective:
@@ -32,6 +38,7 @@ class Objective:
         temperature: trajectories are sampled at.
         world_size: number of ranks that have samples of their own.
         parallel: ranks that have the same ones as this.
+        trunk: of the vision towers of both, where it does not learn.
     """
 
     def __init__(
@@ -44,10 +51,13 @@ class Objective:
         temperature: float,
         world_size: int,
         parallel: SequenceParallel = ALONE,
+        trunk: FrozenTrunk | None = None,
     ) -> None:
         self._policy, self._options, self._reference = policy, options, reference
         self._allowed_V, self._temperature, self._world_size = allowed_V, temperature, world_size
         self._parallel = parallel
+        self._trunk, self._shared = trunk, NOTHING
+        self._tower_passes = 0  # one for each block of a pass
 
     @torch.no_grad()
     def logprobs(self, batch: LearnerBatch, scored_BT: Tensor | None = None) -> Tensor:
@@ -110,6 +120,21 @@ class Objective:
         tally.mean("policy/entropy", entropy_BT[batch.loss_mask_BT].sum(), batch.loss_mask_BT.sum())
         return _finite_or_nan_gradient(loss, logp_BT)
 
+    @contextmanager
+    def sharing(self, shared: SharedVideos) -> Iterator[None]:
+        """Meanwhile the policy in training is given the tokens of these videos."""
+        self._shared = Encoded(tokens=shared.tokens)
+        self._tower_passes += shared.passes
+        try:
+            yield
+        finally:
+            self._shared = NOTHING
+
+    def taken_tower_passes(self) -> int:
+        """How often this rank's vision towers have encoded a block since the last call, their trunks apart from it."""
+        passes, self._tower_passes = self._tower_passes, 0
+        return passes
+
     def _share(self, part: MiniBatch) -> float:
         """A micro-batch's share of an optimizer step, so that sums over micro-batches and ranks count once."""
         return 1 / (len(part) * self._world_size)
@@ -141,7 +166,7 @@ class Objective:
         first, end = (0, batch.token_ids_R.numel()) if part is None else (part.start, part.stop)
         mine_S = (predictors_S >= first) & (predictors_S < end)
         temperature = self._temperature if temperature is None else temperature
-        scored = model(
+        scored = self._with_features(model, batch.videos)(
             batch.token_ids_R[None],
             None,
             batch.position_ids_3R[:, None],
@@ -152,6 +177,14 @@ class Objective:
         )
         logprobs_S, entropies_S = (self._parallel.summed(placed(values, mine_S)) for values in scored)
         return placed(logprobs_S, scored_BT), placed(entropies_S, scored_BT)
+
+    def _with_features(self, model: Callable[..., Any], videos: Sequence[PackedVideo]) -> Callable[..., Any]:
+        """The model, told what is known of these videos: what a trunk makes of them that does not learn, or tokens."""
+        if self._trunk is not None:
+            return partial(model, encoded=Encoded(self._trunk.features_of(videos)))
+        given = self._shared if model is self._policy else NOTHING
+        self._tower_passes += len({video for video in videos if video.digest not in given.tokens})
+        return partial(model, encoded=given)
 
 
 def _finite_or_nan_gradient(loss: Tensor, logp_BT: Tensor) -> Tensor:

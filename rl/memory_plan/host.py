@@ -67,9 +67,11 @@ def _at_work(
     policy = structure.parameters * itemsize
     engines, ranks = workers.engines, workers.learners
     share = ranks / config.learner.num_ranks
+    kept = config.learner.vision_cache_bytes if config.learner.freeze_vision else 0
     named = [
         ("frames in the object store", stored_values(config, longest)),
         ("packed micro-batches", ranks * packed_values(config, longest)),
+        ("features of the frozen vision tower", ranks * kept),
         ("weights on their way to engines", policy + 2 * config.weight_sync.bucket_bytes if ranks else 0),
         ("a checkpoint until it is written", share * (trained * MASTERS_AND_MOMENTS + policy)),
         ("CPU offload of the optimizer", ranks * learner.zero.host),

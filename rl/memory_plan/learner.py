@@ -6,14 +6,14 @@ Legend: b bytes of a value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rl.config.run import RunConfig
 from rl.memory_plan.activations import Activations, activations
 from rl.memory_plan.engine import CONTEXT_BYTES
 from rl.memory_plan.record import Item, items
-from rl.memory_plan.trajectory import longest_trajectory, micro_batch
+from rl.memory_plan.trajectory import cuts_groups, longest_trajectory, micro_batch
 from rl.memory_plan.zero import Parameters, ZeroMemory, zero_memory
 from rl.policy.structure import Structure
 
@@ -92,16 +92,21 @@ def learner_memory(
     parameters = Parameters(trained, structure.parameters - trained, largest, max(largest, layer))
     longest = longest_trajectory(config, structure.tower)
     batch = micro_batch(config, longest, siblings=config.rollout.group_size)
+    kept = activations(
+        structure,
+        batch,
+        itemsize,
+        checkpointing=learner.activation_checkpointing,
+        freeze_vision=learner.freeze_vision,
+        sequence_parallel=learner.sequence_parallel,
+    )
+    is_apart = learner.freeze_vision or learner.activation_checkpointing or learner.zero_stage == 3
+    if cuts_groups(config, longest) and not is_apart and learner.sequence_parallel == 1:
+        # the graph of blocks that micro-batches have in common lasts until the step's end (rl.learner.shared_videos)
+        kept = replace(kept, tower=2 * kept.tower)
     return LearnerMemory(
         zero_memory(parameters, learner.num_ranks, itemsize, settings, cuda=cuda),
-        activations(
-            structure,
-            batch,
-            itemsize,
-            checkpointing=learner.activation_checkpointing,
-            freeze_vision=learner.freeze_vision,
-            sequence_parallel=learner.sequence_parallel,
-        ),
+        kept,
         _reference(config, structure.parameters * itemsize),
         CONTEXT_BYTES if cuda else 0.0,
     )

@@ -50,6 +50,11 @@ def micro_batch(config: RunConfig, longest: Longest, *, siblings: int) -> MicroB
     return MicroBatch(longest.tokens * rows, round(values * tokens_per_value), values, scored)
 
 
+def cuts_groups(config: RunConfig, longest: Longest) -> bool:
+    """Whether micro-batches hold fewer of the longest trajectories than a group has: they have its blocks in common."""
+    return _most_trajectories(config, longest) < config.rollout.group_size
+
+
 def packed_values(config: RunConfig, longest: Longest) -> int:
     """Bytes of patches of two micro-batches of one rank: one is at work while the next is made."""
     rows = min(2 * _most_trajectories(config, longest), _samples_per_update(config))

@@ -37,6 +37,7 @@ class PackedVideo:
     grid_h: int  # patches
     grid_w: int
     times_s_K: tuple[float, ...]  # of each scene: its start or middle, as the family has it
+    digest: str = ""  # of the frames it was packed from
 
     @property
     def patches_per_frame(self) -> int:
@@ -109,7 +110,7 @@ class Geometry:
         split = (-1, grid_h // merge, merge, patch, grid_w // merge, merge, patch, 3)
         patches = np.asarray(frames.pixels_THWC).reshape(split).transpose(0, 1, 4, 2, 5, 7, 3, 6)
         patches_ND = np.ascontiguousarray(patches).reshape(-1, 3 * patch * patch)
-        return PackedVideo(patches_ND, frames.scene_lengths, grid_h, grid_w, self.scene_times(frames))
+        return PackedVideo(patches_ND, frames.scene_lengths, grid_h, grid_w, self.scene_times(frames), frames.digest)
 
     def clock(self, frames: Frames) -> SceneClock:
         """When each scene starts and how many tokens it has."""

@@ -79,7 +79,5 @@ def save_all_but_weights(model: VideoPolicy, processor: Processor, folder: str |
 
 def freeze_vision(model: VideoPolicy) -> None:
     """Stop training patch embedding, learned positions and ViT blocks; mergers and language model stay trained."""
-    visual = model.model.visual
-    for name in ("patch_embed", "pos_embed", "blocks"):
-        if (part := getattr(visual, name, None)) is not None:
-            part.requires_grad_(False)
+    for _, part in model.model.visual.trunk_parts():
+        part.requires_grad_(False)

@@ -49,6 +49,7 @@ class DeepStackTower(SceneTower, Qwen3VLVisionModel):
         self.patch_embed = make_patch_embed(vision.hidden_size, vision.patch_size, scenes, QWEN3_VL)
         for block in self.blocks:
             block.attn = Qwen3SceneAttention(vision)
+        self.num_features = 1 + len(self.deepstack_visual_indexes)
 
     def trunk(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> Features:
         """As SceneTower."""

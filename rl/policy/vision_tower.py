@@ -8,7 +8,7 @@ Legend: N patches, or visual tokens · D values of a patch · C hidden size of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,22 +29,33 @@ class VisualTokens:
         """Of everything, so that a graph may hang on all of it."""
         return self.embeddings_NE.sum() + sum(level_NE.sum() for level_NE in self.levels)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> VisualTokens:
+        """Embeddings and every level, changed."""
+        return VisualTokens(change(self.embeddings_NE), tuple(map(change, self.levels)))
+
     def to(self, dtype: torch.dtype) -> VisualTokens:
         """In another type."""
-        return VisualTokens(self.embeddings_NE.to(dtype), tuple(level_NE.to(dtype) for level_NE in self.levels))
+        return self.mapped(lambda tokens_NE: tokens_NE.to(dtype))
 
     def between(self, first: int, end: int) -> VisualTokens:
         """Some of them, in a row."""
         return VisualTokens(self.embeddings_NE[first:end], tuple(level_NE[first:end] for level_NE in self.levels))
 
-    def taken(self, sizes: Sequence[int], order: Sequence[int]) -> VisualTokens:
-        """Cut into pieces of these sizes, and pieces put together in this order; they may repeat."""
+    def split(self, sizes: Sequence[int]) -> list[VisualTokens]:
+        """Cut into pieces of these sizes."""
+        embeddings, *levels = (tokens_NE.split(list(sizes)) for tokens_NE in (self.embeddings_NE, *self.levels))
+        return [VisualTokens(piece, tuple(rest)) for piece, *rest in zip(embeddings, *levels, strict=True)]
 
-        def take(tokens_NE: Tensor) -> Tensor:
-            pieces = tokens_NE.split(list(sizes))
-            return torch.cat([pieces[place] for place in order])
+    @classmethod
+    def joined(cls, pieces: Sequence[VisualTokens]) -> VisualTokens:
+        """One after the other."""
+        levels = zip(*(piece.levels for piece in pieces), strict=True)
+        return cls(torch.cat([piece.embeddings_NE for piece in pieces]), tuple(map(torch.cat, levels)))
 
-        return VisualTokens(take(self.embeddings_NE), tuple(map(take, self.levels)))
+    def dot(self, other: VisualTokens) -> Tensor:
+        """Sum of products, in the other's type."""
+        pairs = zip((self.embeddings_NE, *self.levels), (other.embeddings_NE, *other.levels), strict=True)
+        return sum((mine_NE.to(its_NE.dtype) * its_NE).sum() for mine_NE, its_NE in pairs)
 
 
 class Grid(NamedTuple):
@@ -55,11 +66,25 @@ class Grid(NamedTuple):
     width: int
 
 
+TRUNK = ("patch_embed", "pos_embed", "blocks")
 Features = tuple[Tensor, ...]  # (N, C) each: after the last block, and after those that DeepStack's mergers read
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What of the videos of a pass has been encoded before it."""
+
+    features: Mapping[PackedVideo, Features] | None = None  # of all of them: only the mergers run
+    tokens: Mapping[str, VisualTokens] = field(default_factory=dict)  # of some, by their digests: the tower's own
+
+
+NOTHING = Encoded()
 
 
 class SceneTower(nn.Module):
     """What stands before a family's stock tower, which says how patches become features, and these visual tokens."""
+
+    num_features = 1  # tensors that the trunk makes
 
     def trunk(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> Features:
         """Features of embedded patches, in the order in which the mergers read them."""
@@ -68,6 +93,10 @@ class SceneTower(nn.Module):
     def merge(self, features: Features, grids: Sequence[Grid]) -> VisualTokens:
         """Visual tokens of features, video after video as the placeholders stand."""
         raise NotImplementedError
+
+    def trunk_parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """What is not a merger: the modules that `learner.freeze_vision` freezes."""
+        return ((name, part) for name, part in self.named_children() if name in TRUNK)
 
     def forward(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
         """Both: embeddings, then levels, as bare tensors, on which ZeRO 3 hangs its hooks."""
@@ -79,6 +108,19 @@ def run_tower(visual: SceneTower, videos: Sequence[PackedVideo]) -> VisualTokens
     """One pass through a tower of ours over all scenes of all videos."""
     embeddings_NE, *levels = visual(embed(visual, videos), list(map(grid_of, videos)))
     return VisualTokens(embeddings_NE, tuple(levels))
+
+
+def run_trunk(visual: SceneTower, video: PackedVideo) -> Features:
+    """Of one video by itself."""
+    return visual.trunk(embed(visual, [video]), [grid_of(video)])
+
+
+def merge_features(
+    visual: SceneTower, videos: Sequence[PackedVideo], features: Mapping[PackedVideo, Features]
+) -> VisualTokens:
+    """One pass through the mergers over all videos, from the features of each."""
+    together = tuple(torch.cat(parts) for parts in zip(*(features[video] for video in videos), strict=True))
+    return visual.merge(together, list(map(grid_of, videos)))
 
 
 def embed(visual: SceneTower, videos: Sequence[PackedVideo]) -> Tensor:

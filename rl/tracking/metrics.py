@@ -68,6 +68,9 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "update/micro_batches": ("batches", "forward passes per rank"),
     "update/padding_share": ("share", "of the tokens computed, those there only so that ranks keep in step"),
     "update/shared_prefix_share": ("share", "of all tokens, those not computed since another trajectory begins alike"),
+    "update/tower_passes_per_block": ("passes", "of the vision tower for each distinct video block of a rank's share"),
+    "update/vision_cache_hits": ("share", "of the blocks asked for, those whose features the frozen tower had kept"),
+    "update/vision_cache_bytes": ("bytes", "of features kept, on the rank that keeps most"),
     "update/seconds": ("s", "inside the learner ranks"),
     "update/wait_seconds": (
         "s",

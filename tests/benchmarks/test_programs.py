@@ -226,12 +226,14 @@ def test_learner_beside():
 
 
 def test_tower_attention():
-    (rows,) = run("tower_attention.py", "qwen2_5_vl/tiny", "qwen3_vl/tiny", "--scenes", 2, "--repeats", 2)
+    rows, parts = run("tower_attention.py", "qwen2_5_vl/tiny", "qwen3_vl/tiny", "--scenes", 2, "--repeats", 2)
     assert [row["pass"] for row in rows] == ["forward", "with gradients"] * 4
     for row in rows:
         calls, of_stock = numbers(row, "calls per block", "stock's calls")
         assert calls <= 10 and calls < of_stock and float(row["difference"]) == 0
         assert_positive(row, "CPU s", "stock's CPU s", "stock / ours")
+    for row in parts:
+        assert_positive(row, "features, MB in bfloat16", "whole pass, CPU s", "key, CPU s", "whole / kept")
 
 
 @pytest.mark.soak  # the engine itself is tested elsewhere

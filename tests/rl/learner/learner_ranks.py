@@ -238,6 +238,32 @@ class Rank:
         self.mine = self.batch
         return self.update(num_ranks=self.world, sequence_parallel=self.world, **options)
 
+    def together(self, micro_batches, **options):
+        """One step from six samples that show three openings, for each size of a micro-batch."""
+        samples = [make_sample(self.processor, seed, said=(9 + seed, 6)) for seed in range(6)]
+        samples[3:] = [
+            replace(sample, videos=(first.videos[0], sample.videos[1]))  # blocks of as many frames
+            for first, sample in zip(samples[:3], samples[3:], strict=True)
+        ]
+        found = []
+        for micro_batch in micro_batches:
+            learner = self.learner(micro_batch=micro_batch, shared_prefix="off", **options)
+            gradients = watch_gradients(learner)
+            metrics = learner.update(share_of(samples, self.rank, self.world))[0]
+            found.append({"gradients": gradients, "metrics": metrics})
+            self._end(learner)
+        return found
+
+    def remembered(self, budgets, **options):
+        """Two steps from the same samples for each size of the cache of a frozen tower's features."""
+        found = []
+        for budget in budgets:
+            learner = self.learner(freeze_vision=True, vision_cache_bytes=budget, **options)
+            metrics = [learner.update(self.mine)[0] for _ in range(2)]
+            found.append({"digest": learner.digest(), "metrics": metrics, "logprobs": learner.logprobs(self.batch)})
+            self._end(learner)
+        return found
+
     def learned(self, **options):
         """One update from scored groups, as the driver gets it; and each sibling alone through the policy untouched."""
         groups = the_groups(self.processor)

@@ -258,6 +258,44 @@ def test_a_frozen_vision_tower_stays_and_the_rest_learns_the_same(world_of, stag
     assert any(".language_model." in name for name in learned["moved"])
 
 
+@pytest.mark.parametrize(("stage", "policy"), [(1, QWEN2_5), (3, QWEN3)])
+def test_a_frozen_tower_encodes_a_block_once_and_what_is_kept_has_the_bits_of_what_is_computed(world_of, stage, policy):
+    """Six blocks on one rank, none on the other; policy and reference score them. A cache that holds half of them drops
+    some and computes them again."""
+    options = {"stage": stage, "policy": policy, "loss": {"kl_beta": 0.05}}
+    off, ample = world_of(2)("remembered", budgets=(0, 10**8), **options)
+    kept = ample["metrics"][1]["update/vision_cache_bytes"]
+    (half,) = world_of(2)("remembered", budgets=(int(kept / 2),), **options)
+
+    passes = [[run["update/tower_passes_per_block"] for run in found["metrics"]] for found in (off, ample, half)]
+    assert passes[:2] == [[2, 2], [1, 0]] and 0 < passes[2][1] < 2
+    assert [run["update/vision_cache_hits"] for run in ample["metrics"]] == [0.5, 1]
+    assert 0 < half["metrics"][1]["update/vision_cache_bytes"] <= kept / 2
+    assert half["digest"] == ample["digest"]
+    assert furthest(ample["logprobs"], off["logprobs"]) < 1e-5
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("stage", "policy"), [(0, QWEN2_5), (1, QWEN3), (2, QWEN2_5), (3, QWEN3)])
+def test_blocks_that_micro_batches_have_in_common_are_encoded_once_and_learn_the_same(world_of, stage, policy, world):
+    """Micro-batches of one trajectory against a single one. Of two ranks one has nothing in common."""
+    apart, together = world_of(world)("together", micro_batches=(1, 8), stage=stage, policy=policy)
+    assert deviation(apart["gradients"], together["gradients"]) < 1e-6
+    assert together["metrics"]["update/tower_passes_per_block"] == 1
+    blocks, shared = {1: (9, 3), 2: (11, 1)}[world]
+    again = shared if stage == 3 else 0  # there the tower runs again for the last loss
+    assert apart["metrics"]["update/tower_passes_per_block"] == pytest.approx((blocks + again) / blocks)
+    assert apart["metrics"]["loss/surrogate"] == pytest.approx(together["metrics"]["loss/surrogate"], rel=1e-5)
+
+
+@pytest.mark.parametrize("policy", [QWEN2_5, QWEN3])
+def test_they_learn_the_same_where_activations_are_recomputed(world_of, policy):
+    options = {"stage": 2, "policy": policy, "activation_checkpointing": True}
+    apart, together = world_of(2)("together", micro_batches=(1, 8), **options)
+    assert deviation(apart["gradients"], together["gradients"]) < 1e-6
+    assert apart["metrics"]["update/tower_passes_per_block"] == pytest.approx(12 / 11)
+
+
 def test_parity_is_measured_before_the_policy_moves(world_of):
     """Two optimizer steps on one batch: the second is no longer the policy that sampled."""
     once = world_of(2)("update", steps=1)["metrics"][0]

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from rl.config.file import load_config
+from rl.learner.settings import deepspeed_settings
 from rl.memory_plan.engine import with_sequences
+from rl.memory_plan.learner import learner_memory
 from rl.memory_plan.plan import Hardware, memory_plan
 from rl.memory_plan.record import GIB, Item, MemoryPlan, Place
 from rl.memory_plan.remedies import remedies
@@ -139,6 +141,27 @@ def test_workers_on_the_cpu_are_in_main_memory_and_on_no_gpu():
     (node,) = plan.places
     assert {"learners: masters and moments", "engines: weights", "engines: KV cache"} <= {i.name for i in node.items}
     assert not plan.fits
+
+
+@pytest.mark.parametrize(("freeze", "kept"), [("true", 6 * 2 * GIB), ("false", 0)])
+def test_kept_features_of_a_frozen_tower_are_in_main_memory(freeze, kept):
+    settings = (f"learner.freeze_vision={freeze}", f"learner.vision_cache_bytes={2 * GIB}")
+    plan = memory_plan(shipped("sd_grpo_qwen2_5_vl_3b", *settings), shapes("qwen2_5_vl", "3b"), LARGE)
+    found = {item.name: item.num_bytes for item in plan.places[-1].items}
+    assert found.get("features of the frozen vision tower", 0) == kept
+
+
+@pytest.mark.parametrize(("micro_batch", "times"), [(8, 1), (4, 2)])
+def test_blocks_that_micro_batches_have_in_common_keep_their_graph(micro_batch, times):
+    def tower(*settings):
+        common = ("learner.freeze_vision=false", "learner.micro_tokens=0", f"learner.micro_batch={micro_batch}")
+        config = shipped("sd_grpo_qwen2_5_vl_3b", "rollout.group_size=8", *common, *settings)
+        settings = deepspeed_settings(config.learner, "bfloat16", 1, on_cuda=True)
+        return learner_memory(config, shapes("qwen2_5_vl", "3b"), settings, cuda=True).activations.tower
+
+    kept = tower("learner.activation_checkpointing=false", "learner.zero_stage=2")
+    gathered = tower("learner.activation_checkpointing=false", "learner.zero_stage=3")
+    assert kept == times * gathered
 
 
 def test_the_fullest_node_of_a_cluster_counts():
