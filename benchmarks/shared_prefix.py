@@ -37,10 +37,14 @@ from rl.policy.scoring_head import Scoring, token_logprobs
 from rl.policy.sizes import TextSize
 from rl.trajectory import TrainingSample
 
+HEADINGS = ("opening", "own", "padded tok/s", "packed tok/s", "shared tok/s", "packed/padded", "shared/padded")
 SIZES = ("64x80", "650x200", "4000x600", "4000x3000")  # P x S
-LARGE = TextSize(2, 2048, 8192, 16, 4, 2048, is_tied=True)  # 126 M parameters in two layers
 TOKENS = 8192  # of a padded or a packed pass, at most, unless one trajectory is longer; sharing needs the whole group
-SMALL = TextSize(2, 256, 512, 2, 1, 1024, is_tied=True)
+POLICIES = {  # two layers each, tied head
+    "large": TextSize(2, 2048, 8192, 16, 4, 2048, is_tied=True),  # 126 M parameters
+    "medium": TextSize(2, 1024, 4096, 8, 2, 2048, is_tied=True),  # 33 M: where a group takes more memory than there is
+    "small": TextSize(2, 256, 512, 2, 1, 1024, is_tied=True),  # 1 M: to show that the program runs
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +62,17 @@ def main() -> None:
     parser.add_argument("--siblings", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--family", choices=("qwen2_5_vl", "qwen3_vl"), default="qwen2_5_vl")
-    parser.add_argument("--small", action="store_true", help="a policy of 2 M parameters, to show that it runs")
+    parser.add_argument("--policy", choices=POLICIES, default="large")
     options = parser.parse_args()
     print_conditions("torch", "transformers", repeats=options.repeats)
     with tempfile.TemporaryDirectory() as folder:
-        size = replace(size_of(f"{options.family}/tiny"), text=SMALL if options.small else LARGE)
+        size = replace(size_of(f"{options.family}/tiny"), text=POLICIES[options.policy])
         work = Work(size, Path(folder))
         policy, processor = work.policy("cpu", torch.float32).train(), work.processor()
         parameters = sum(parameter.numel() for parameter in policy.model.language_model.parameters())
         print(f"language model: {parameters / 1e6:.0f} M parameters, {options.siblings} siblings\n")
-        rows = [_row(policy, processor, size, options) for size in options.sizes]
-    headings = ("opening", "own", "padded tok/s", "packed tok/s", "shared tok/s", "packed/padded", "shared/padded")
-    print_table((*headings, "bound", "of the bound", "max gap (nat)"), rows)
+        rows = (_row(policy, processor, size, options) for size in options.sizes)
+        print_table((*HEADINGS, "bound", "of the bound", "max gap (nat)"), rows)
 
 
 def _row(policy: VideoPolicy, processor: Processor, size: str, options: argparse.Namespace) -> tuple[object, ...]:

@@ -2,8 +2,9 @@
 
 A tensor is read as its bytes, row-major, in words of 8 (the last one filled up with zeros). Its checksum is two
 integers modulo 2^64: the sum of its words, and the sum of each word times its place from 1. Both are linear: what the
-shards of a tensor hold, each with zeros where the others stand, adds up to the checksum of the whole. They detect bits
-that differ or have changed places, not an adversary's forgery.
+shards of a tensor hold, each with zeros where the others stand, adds up to the checksum of the whole. They detect
+tensors that are missing, old, of another shard or in another order, and bits that differ; not an adversary's forgery,
+nor the one pair of flips that no sum modulo 2^64 can see: the highest bits of two words an even number of places apart.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def test_fidelity(tmp_path):
 
 
 def test_shared_prefix():
-    ((row,),) = run("shared_prefix.py", "--small", "--sizes", "60x20", "--siblings", 4, "--repeats", 1)
+    ((row,),) = run("shared_prefix.py", "--policy", "small", "--sizes", "60x20", "--siblings", 4, "--repeats", 1)
     assert_positive(row, "padded tok/s", "packed tok/s", "shared tok/s", "packed/padded", "shared/padded")
     assert row["bound"] == "2.29" and float(row["max gap (nat)"]) < 2e-5
 
