@@ -190,8 +190,9 @@ class VideoPolicy(nn.Module):
         if encoded.features is None:
             return self.encode_videos([scene])
         visual = self.model.visual
-        weight = visual.patch_embed.weight
-        nothing_NC = weight.new_zeros(scene.patches_per_frame, self.config.vision_config.hidden_size)
+        shape = scene.patches_per_frame, self.config.vision_config.hidden_size
+        # a parameter is not asked for its device: at ZeRO 3 that gathers it
+        nothing_NC = torch.zeros(shape, dtype=self.dtype, device=self.device)
         return visual.merge((nothing_NC,) * visual.num_features, [grid_of(scene)])
 
     def _num_tokens(self, video: PackedVideo) -> int:

@@ -239,12 +239,9 @@ class Rank:
         return self.update(num_ranks=self.world, sequence_parallel=self.world, **options)
 
     def together(self, micro_batches, **options):
-        """One step from six samples that show three openings, for each size of a micro-batch."""
-        samples = [make_sample(self.processor, seed, said=(9 + seed, 6)) for seed in range(6)]
-        samples[3:] = [
-            replace(sample, videos=(first.videos[0], sample.videos[1]))  # blocks of as many frames
-            for first, sample in zip(samples[:3], samples[3:], strict=True)
-        ]
+        """One step from three pairs of samples that show the same blocks, for each size of micro-batches."""
+        samples = [make_sample(self.processor, seed, said=(9 + seed, 6)) for seed in range(3)]
+        samples += [make_sample(self.processor, seed, said=(12 + seed, 4)) for seed in range(3)]
         found = []
         for micro_batch in micro_batches:
             learner = self.learner(micro_batch=micro_batch, shared_prefix="off", **options)

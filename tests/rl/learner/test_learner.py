@@ -278,12 +278,13 @@ def test_a_frozen_tower_encodes_a_block_once_and_what_is_kept_has_the_bits_of_wh
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize(("stage", "policy"), [(0, QWEN2_5), (1, QWEN3), (2, QWEN2_5), (3, QWEN3)])
 def test_blocks_that_micro_batches_have_in_common_are_encoded_once_and_learn_the_same(world_of, stage, policy, world):
-    """Micro-batches of one trajectory against a single one. Of two ranks one has nothing in common."""
+    """Micro-batches of one trajectory against a single one. One rank has all its five blocks more than once; of two
+    ranks one has two of its five so, and the other one none of its four."""
     apart, together = world_of(world)("together", micro_batches=(1, 8), stage=stage, policy=policy)
     assert deviation(apart["gradients"], together["gradients"]) < 1e-6
     assert together["metrics"]["update/tower_passes_per_block"] == 1
-    blocks, shared = {1: (9, 3), 2: (11, 1)}[world]
-    again = shared if stage == 3 else 0  # there the tower runs again for the last loss
+    blocks, shared = {1: (5, 5), 2: (9, 2)}[world]
+    again = shared if stage == 3 or world == 1 else 0  # where the graph is not kept: more than a micro-batch shows
     assert apart["metrics"]["update/tower_passes_per_block"] == pytest.approx((blocks + again) / blocks)
     assert apart["metrics"]["loss/surrogate"] == pytest.approx(together["metrics"]["loss/surrogate"], rel=1e-5)
 
@@ -293,7 +294,7 @@ def test_they_learn_the_same_where_activations_are_recomputed(world_of, policy):
     options = {"stage": 2, "policy": policy, "activation_checkpointing": True}
     apart, together = world_of(2)("together", micro_batches=(1, 8), **options)
     assert deviation(apart["gradients"], together["gradients"]) < 1e-6
-    assert apart["metrics"]["update/tower_passes_per_block"] == pytest.approx(12 / 11)
+    assert apart["metrics"]["update/tower_passes_per_block"] == pytest.approx(11 / 9)
 
 
 def test_parity_is_measured_before_the_policy_moves(world_of):
