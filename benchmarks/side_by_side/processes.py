@@ -57,6 +57,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 text=True,
+                start_new_session=True,  # its end is no end of this process's group
             )
 
     def wait_ready(self) -> None:
