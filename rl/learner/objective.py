@@ -162,9 +162,10 @@ class Objective:
             scored_BT = self._allowed_V[batch.token_ids_BT] & (batch.places_BT >= 0)
         scored_BT = torch.cat([torch.zeros_like(scored_BT[:, :1]), scored_BT[:, 1:]], dim=1)
         predictors_S, targets_S = batch.places_BT[:, :-1][scored_BT[:, 1:]], batch.places_BT[scored_BT]
-        part = self._parallel.part(batch.token_ids_R.numel())
-        first, end = (0, batch.token_ids_R.numel()) if part is None else (part.start, part.stop)
-        mine_S = (predictors_S >= first) & (predictors_S < end)
+        part, here_S = self._parallel.part(batch.token_ids_R.numel()), None
+        if part is not None:
+            here_S = (predictors_S >= part.start) & (predictors_S < part.stop)
+            predictors_S, targets_S = predictors_S[here_S] - part.start, targets_S[here_S]
         temperature = self._temperature if temperature is None else temperature
         scored = self._with_features(model, batch.videos)(
             batch.token_ids_R[None],
@@ -173,9 +174,11 @@ class Objective:
             batch.videos,
             packing=batch.packing,
             part=part,
-            scoring=Scoring(predictors_S[mine_S] - first, targets_S[mine_S], self._allowed_V, temperature),
+            scoring=Scoring(predictors_S, targets_S, self._allowed_V, temperature),
         )
-        logprobs_S, entropies_S = (self._parallel.summed(placed(values, mine_S)) for values in scored)
+        if here_S is not None:
+            scored = tuple(self._parallel.summed(placed(values, here_S)) for values in scored)
+        logprobs_S, entropies_S = scored
         return placed(logprobs_S, scored_BT), placed(entropies_S, scored_BT)
 
     def _with_features(self, model: Callable[..., Any], videos: Sequence[PackedVideo]) -> Callable[..., Any]:
