@@ -18,6 +18,7 @@ from actors.frames import fetch_samples
 from actors.groups import GroupLostError, fetch_whole_groups
 from actors.learner_link import LearnerLink, Sent
 from actors.pending_write import LearnerError, PendingWrite
+from actors.profiles import answers
 from actors.weight_buckets import WeightBucket, pack
 from actors.worker.label import WorkerLabel, label
 from actors.worker.memory import own_memory_mib
@@ -348,13 +349,15 @@ class LearnerGroup:
 
     def begin_profiles(self) -> None:
         """Begin to record what every rank computes."""
-        self._wait([rank.begin_profile.remote() for rank in self._ranks], "begin their profiles")
+        answers({rank.begin_profile.remote(): f"learner/{index}" for index, rank in enumerate(self._ranks)})
 
     def write_profiles(self, folder: Path) -> list[str]:
         """Write what has been recorded; returns the names of the files in `folder`."""
-        paths = [str(folder / f"learner_{index}.json.gz") for index in range(len(self._ranks))]
-        calls = [rank.write_profile.remote(path) for rank, path in zip(self._ranks, paths, strict=True)]
-        return self._wait(calls, "write their profiles")
+        calls = {
+            rank.write_profile.remote(str(folder / f"learner_{index}.json.gz")): f"learner/{index}"
+            for index, rank in enumerate(self._ranks)
+        }
+        return sorted(answers(calls).values())
 
     def memory_mib(self) -> float:
         """Memory of the largest rank."""

@@ -1,4 +1,4 @@
-"""Profiles of the engines, begun and written for all of them together."""
+"""Profiles of engines and ranks, begun and written for all of them together; what cannot be written ends no run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,26 @@ from ray.exceptions import RayError
 
 from actors.rollout_group import RolloutWorkerGroup
 from actors.worker.waiting import as_completed, cause_of
-from actors.worker_slot import WorkerHandle, WorkerSlot
+from actors.worker_slot import WorkerHandle
 
 log = logging.getLogger(__name__)
 
 WRITING_S = 300.0  # for a profile to be written: minutes of a large engine are hundreds of MB
+
+
+def answers(calls: Mapping[ray.ObjectRef, str]) -> dict[str, Any]:
+    """What workers say that were asked to begin or to write a profile, by name; the log names those that could not.
+
+    Args:
+        calls: the name of the worker that each went to.
+    """
+    found = {}
+    for name, result in as_completed(calls, WRITING_S):
+        try:
+            found[name] = result()
+        except (RayError, TimeoutError) as error:
+            log.warning("%s has no profile of this step: %s", name, cause_of(error))
+    return found
 
 
 class EngineProfiles:
@@ -28,25 +43,16 @@ class EngineProfiles:
 
     def begin_profiles(self) -> None:
         """Begin to record."""
-        calls = {slot.worker.actor.begin_profile.remote(): slot for slot in self._workers.slots if slot.worker.location}
-        self._begun = {slot.name: slot.worker for slot, _ in _answers(calls)}
+        ready = {slot.name: slot.worker for slot in self._workers.slots if slot.worker.location}
+        begun = answers({worker.actor.begin_profile.remote(): name for name, worker in ready.items()})
+        self._begun = {name: ready[name] for name in begun}
 
     def write_profiles(self, folder: Path) -> list[str]:
         """Write what has been recorded; returns the names of the files in `folder`."""
-        calls = {}
-        for slot in self._workers.slots:
-            if self._begun.get(slot.name) is slot.worker:
-                path = folder / f"{slot.name.replace('/', '_')}.json.gz"
-                calls[slot.worker.actor.write_profile.remote(str(path))] = slot
+        calls = {
+            slot.worker.actor.write_profile.remote(str(folder / f"{slot.name.replace('/', '_')}.json.gz")): slot.name
+            for slot in self._workers.slots
+            if self._begun.get(slot.name) is slot.worker
+        }
         self._begun = {}
-        return sorted(name for _, names in _answers(calls) for name in names)
-
-
-def _answers(calls: Mapping[ray.ObjectRef, WorkerSlot]) -> list[tuple[WorkerSlot, Any]]:
-    found = []
-    for slot, result in as_completed(calls, WRITING_S):
-        try:
-            found.append((slot, result()))
-        except (RayError, TimeoutError) as error:
-            log.warning("%s has no profile of this step: %s", slot.name, cause_of(error))
-    return found
+        return sorted(name for names in answers(calls).values() for name in names)

@@ -48,6 +48,9 @@ const CHARTS = [
   { title: "Idle engines and learners", under: "idle/", floor: 0 },
   { title: "Learner tokens per second", names: ["update/tokens_per_s"], floor: 0 },
   { title: "Learner MFU", names: ["update/mfu"], floor: 0 },
+  { title: "Tokens shared, tokens padded", names: ["update/shared_prefix_share", "update/padding_share"], floor: 0 },
+  { title: "Staleness of what is learned", names: ["policy/staleness_mean", "policy/staleness_max"], floor: 0 },
+  { title: "Push of weights", names: ["sync/gb_per_s"], floor: 0 },
   { title: "Memory by process", under: "memory/", floor: 0 },
   { title: "Gradient norm", names: ["grad/norm"], floor: 0 },
 ];

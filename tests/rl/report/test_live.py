@@ -10,7 +10,8 @@ import pytest
 
 from rl.report.live import ReportServer
 from rl.tracking.faults import write_faults
-from rl.trajectory import Fault
+from rl.tracking.lanes import LANES, write_lanes
+from rl.trajectory import Fault, WorkSpan
 from tests.rl.report.recorded_run import append_step, write_run
 
 
@@ -44,6 +45,17 @@ def get(port, path, method="GET", **headers):
         return answer.status, dict(answer.getheaders()), gzip.decompress(body) if is_packed else body
     finally:
         connection.close()
+
+
+def test_who_worked_when_is_there_as_soon_as_it_is_written(served):
+    run, port = served
+    before = get(port, "/data/run")
+    assert [line["step"] for line in json.loads(before[2])["lanes"]["steps"]] == [1, 2]
+    write_lanes(run / LANES, 9, [WorkSpan("rollout/0", "rollout", 10.0, 11.0)], 10.0, 12.0)
+    after = get(port, "/data/run")
+    assert before[1]["ETag"] != after[1]["ETag"]
+    newest = json.loads(after[2])["lanes"]["steps"][-1]
+    assert newest == {"step": 9, "start_s": 10.0, "seconds": 2.0, "lanes": [["rollout/0", [["rollout", 0.0, 1.0]]]]}
 
 
 def test_the_page_and_its_data_are_served_under_a_strict_policy(served):
