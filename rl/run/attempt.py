@@ -69,7 +69,8 @@ class Attempt:
         )
         self._timeline = Timeline(run.run_dir, run.backlog)
         profiled = EngineProfiles(run.rollouts.workers), learners
-        self._profiles = Profiles(run.config.trainer.profile_steps, run.run_dir, profiled, run.console)
+        steps = run.config.trainer.profile_steps
+        self._profiles = Profiles(steps, run.run_dir, profiled, run.console, self._timeline)
 
     def train(self) -> None:
         """The loop of rl.trainer.

@@ -14,6 +14,7 @@ from typing import Protocol
 from rich.console import Console
 
 from rl.run.console.stages import say, stage
+from rl.run.timeline import Timeline
 from rl.tracking.lanes import profiles_of
 
 
@@ -30,10 +31,19 @@ class Profiles:
 
     Args:
         steps: counted from 1.
+        timeline: the run's, on which writing has a lane.
     """
 
-    def __init__(self, steps: Sequence[int], run_dir: Path, workers: Sequence[Profiled], console: Console) -> None:
-        self._steps, self._run_dir, self._workers, self._console = frozenset(steps), run_dir, workers, console
+    def __init__(
+        self,
+        steps: Sequence[int],
+        run_dir: Path,
+        workers: Sequence[Profiled],
+        console: Console,
+        timeline: Timeline,
+    ) -> None:
+        self._steps, self._run_dir, self._workers = frozenset(steps), run_dir, workers
+        self._console, self._timeline = console, timeline
 
     def before(self, step: int) -> None:
         """`step` is about to begin."""
@@ -46,6 +56,6 @@ class Profiles:
         if step not in self._steps:
             return
         folder = profiles_of(self._run_dir, step)
-        with stage(self._console, f"writing the profiles of step {step}"):
+        with stage(self._console, f"writing the profiles of step {step}"), self._timeline.span("profile"):
             written = [name for workers in self._workers for name in workers.write_profiles(folder)]
         say(self._console, f"profiles of step {step}: {folder} ({', '.join(written) or 'none'})")

@@ -10,6 +10,7 @@ const LANE_KINDS = [
   ["save", "--c6", "copy for a checkpoint"],
   ["checkpoint", "--c8", "checkpoint written"],
   ["evaluation", "--c5", "evaluation"],
+  ["profile", "--c7", "profiles written"],
 ];
 const lanesView = { step: null }; // null: the newest
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rl.config.errors import ConfigError
 from rl.config.trainer import TrainerConfig
 from rl.run.profiles import Profiles
+from rl.run.timeline import Timeline
+from rl.tracking.backlog import Backlog
 
 
 class Workers:
@@ -25,12 +27,15 @@ class Workers:
 def run_of(steps, profiled, tmp_path):
     log, said = [], StringIO()
     workers = [Workers("rollout", log), Workers("learner", log)]
-    profiles = Profiles(profiled, tmp_path, workers, Console(file=said, width=500))
+    timeline = Timeline(tmp_path, Backlog(max_failed=1))
+    profiles = Profiles(profiled, tmp_path, workers, Console(file=said, width=500), timeline)
     profiles.before(1)
     for step in range(1, steps + 1):
         log.append(f"step {step}")
         profiles.after(step)
         profiles.before(step + 1)
+    written = [span.worker for span in timeline._spans]
+    assert written == ["profile"] * len(profiled)
     return log, said.getvalue()
 
 
