@@ -28,7 +28,7 @@ from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, 
 from rl.learner.settings import deepspeed_settings, inference_settings, steps_fused, uses_cuda
 from rl.weight_transfer.description import WeightTensor, dtype_name
 
-OFFLOADED = tuple(kind for kind in OffloadStateTypeEnum if kind is not OffloadStateTypeEnum.lp_params)
+_GRADIENTS = (OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.contiguous_grad_buffer)
 GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
 
 
@@ -151,12 +151,15 @@ class TrainingEngine:
         return {name: (whole_shape(p), p.dtype) for name, p in self.module.named_parameters()}
 
     def offload(self) -> None:
-        """Move masters, AdamW's state and gradients to main memory; the weights stay where they are.
+        """Move masters, moments and gradients to main memory; the weights stay, and at ZeRO 0 they are the masters.
 
-        At ZeRO 0 they all stay: DeepSpeed moves what it has cut up.
+        At ZeRO 1 and 2 DeepSpeed moves the masters, for it keeps views of them. At ZeRO 3 it has no views, and moves
+        those of its own Adam only. Moments are moved here: DeepSpeed would bring step counts back to the GPU as well.
         """
         if self.zero_stage > 0:
-            self.deepspeed.offload_states(include=OFFLOADED, pin_memory=self._device.type == "cuda")
+            kinds = (*_GRADIENTS, *((OffloadStateTypeEnum.hp_params,) if self.zero_stage < 3 else ()))
+            self.deepspeed.offload_states(include=kinds, pin_memory=self._device.type == "cuda")
+        self._move_moments(_on_host)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -164,12 +167,28 @@ class TrainingEngine:
         """Bring back what `offload` has moved."""
         if self.zero_stage > 0:
             self.deepspeed.reload_states()
+        self._move_moments(lambda tensor: tensor.to(self._device, non_blocking=True))
+
+    def _move_moments(self, moved: Callable[[Tensor], Tensor]) -> None:
+        """AdamW's moments, and at ZeRO 3 the masters they are of."""
+        if self.zero_stage == 3:
+            for master in self.deepspeed.optimizer.fp32_partitioned_groups_flat:
+                master.data = moved(master.data)
+        for state in self.adamw.state.values():
+            state |= {name: moved(value) for name, value in state.items() if torch.is_tensor(value) and value.ndim > 0}
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""
         self.deepspeed.destroy()
         if self._reference is not None:
             self._reference.destroy()
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory, if the tensor is on a GPU."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
 
 
 def join_ranks(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> torch.device:

@@ -334,7 +334,9 @@ class Rank:
         loaded, steps = (learner.digest(), learner.optimizer_digest()), learner.steps
         learner.offload()
         offloaded = learner.digest(), learner.optimizer_digest()
-        learner.capture().write(folder / "while offloaded")
+        away = folder / "while offloaded"
+        away.mkdir(exist_ok=True)
+        learner.capture().write(away)
         learner.reload()
         learner.update(self.mine)
         again = learner.digest(), learner.optimizer_digest()
