@@ -29,14 +29,14 @@ def deliver(
         LearnerError: they got lost RESTORATIONS times, or cannot be restored.
     """
     scored = list(scored)
-    for _ in range(RESTORATIONS):
+    for attempt in range(1, RESTORATIONS + 1):
         missing = hand_out([[scored[index] for index in mine] for mine in assignment])
         pairs = zip(assignment, missing, strict=True)
         lost = sorted({mine[index] for mine, indices in pairs for index in indices})
         if not lost:
             return scored
         log.warning("%d groups, or their pixels, are lost and made again", len(lost))
-        if restore is None:
+        if restore is None or attempt == RESTORATIONS:
             break
         for index, restored in zip(lost, restore([scored[index] for index in lost]), strict=True):
             scored[index] = restored

@@ -353,10 +353,8 @@ class LearnerGroup:
 
     def write_profiles(self, folder: Path) -> list[str]:
         """Write what has been recorded; returns the names of the files in `folder`."""
-        calls = {
-            rank.write_profile.remote(str(folder / f"learner_{index}.json.gz")): f"learner/{index}"
-            for index, rank in enumerate(self._ranks)
-        }
+        named = [(rank, f"learner_{index}") for index, rank in enumerate(self._ranks)]
+        calls = {rank.write_profile.remote(str(folder / f"{name}.json.gz")): name for rank, name in named}
         return sorted(answers(calls).values())
 
     def memory_mib(self) -> float:

@@ -39,12 +39,13 @@ class LearnerLink:
 
     def send(self, learner: Any, bucket_bytes: int, trainable_only: bool) -> Sent:
         """Send the weights, or take part in gathering them where this rank has no link."""
-        named = iter(learner.named_weights(trainable_only=trainable_only, wanted=None if self._link else ()))
+        link = self._link  # `abort` may take it away meanwhile
+        named = iter(learner.named_weights(trainable_only=trainable_only, wanted=None if link else ()))
         sent: Sent = None
-        if self._link is not None:
+        if link is not None:
             buckets = in_buckets(learner.described_weights(trainable_only=trainable_only), bucket_bytes)
             try:
-                sent = send_weights(self._link, buckets, named)
+                sent = send_weights(link, buckets, named)
             except LinkError as error:
                 log.warning("weights were not sent: %s", error)
                 sent = str(error)
@@ -54,6 +55,6 @@ class LearnerLink:
 
     def abort(self) -> None:
         """Fail the transfer under way, from any thread; engines are let go of."""
-        if self._link is not None:
-            self._link.abort()
-            self._link = None
+        link, self._link = self._link, None
+        if link is not None:
+            link.abort()

@@ -161,6 +161,7 @@ class RewardPool:
         self._spans: deque[WorkSpan] = deque(maxlen=MOST_SPANS_KEPT)
         self._slots = [self._launch(index) for index in range(scoring.num_workers)]
         self._waiting: deque[ScoreRequest] = deque()
+        self._lost: list[ScoreRequest] = []  # their groups were lost with a node
         self._idle = deque(range(scoring.num_workers))  # slots, by index
         self._calls, self._completions = itertools.count(), CompletionQueue()
         self._in_flight: dict[int, InFlight] = {}  # by call
@@ -172,6 +173,7 @@ class RewardPool:
         for request in requests:
             while request.result is None:
                 self.advance(POLL_S)
+                self.restore_lost()
         return [request.result for request in requests]
 
     def submit(self, group: RemoteGroup, *, step: int) -> ScoreRequest:
@@ -194,12 +196,18 @@ class RewardPool:
                 sent.request.result = self._collect(sent, result)
             except GroupLostError as error:
                 log.warning("task %s is rolled out again: %s", sent.request.group.task.task_id, error)
-                (sent.request.group,) = self._restore([sent.request.group])
-                self._waiting.appendleft(sent.request)
+                self._lost.append(sent.request)
                 continue
             if sent.request.result is None:
                 sent.request.has_lost_a_worker = True
                 self._waiting.appendleft(sent.request)
+        self._dispatch()
+
+    def restore_lost(self) -> None:
+        """Roll out again what was lost with its node. It waits for that: not for the one who waits for learners."""
+        while self._lost:
+            (self._lost[0].group,) = self._restore([self._lost[0].group])
+            self._waiting.appendleft(self._lost.pop(0))
         self._dispatch()
 
     def wake(self, listener: threading.Event) -> None:
@@ -209,6 +217,7 @@ class RewardPool:
     def forget(self) -> None:
         """Give up what is not scored yet; workers end what they are at."""
         self._waiting.clear()
+        self._lost.clear()
 
     def take_faults(self) -> list[Fault]:
         """Faults recovered from since the last call of this method."""

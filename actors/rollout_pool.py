@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.frames import FramesLostError
-from actors.groups import EarlierCall, GroupLostError, fetch_groups, held_by_driver, load_groups
+from actors.groups import EarlierCall, GroupLostError, held_by_driver
 from actors.least_loaded import LeastLoaded
 from actors.rollout import EngineGoneError
 from actors.rollout_group import MAX_LOSSES, RolloutError, RolloutWorkerGroup
@@ -142,8 +142,9 @@ class RolloutPool:
             return self.workers.poll()
         self._is_advancing = True
         try:
-            if self._waiting or self._in_flight:
+            if self._waiting or self._in_flight or self.needs_push:
                 self.workers.sync_new_workers()
+            if self._waiting or self._in_flight:
                 self._dispatch()
                 self._collect(timeout_s, waited_s)
             self._poll_workers()
@@ -157,40 +158,41 @@ class RolloutPool:
             self._ended(sent)
             ray.cancel(sent.summary)
 
-    def load(self, groups: Sequence[RemoteGroup]) -> list[TrajectoryGroup]:
-        """Groups with everything that was sampled, without pixels; one that is lost is rolled out again first.
-
-        For a driver that reads them itself, as an evaluation does: a training step needs summaries only.
-        """
-        loaded = load_groups(groups)
-        lost = [index for index, group in enumerate(loaded) if group is None]
-        restored = self.restore([groups[index] for index in lost]) if lost else []
-        for index, group in zip(lost, fetch_groups([one.reference for one in restored]), strict=True):
-            loaded[index] = group
-        return loaded
-
     @property
     def needs_push(self) -> bool:
         """Every worker is new and could not be given the current weights: the learners have moved on."""
         return not self.workers.has_ready and len(self.workers.new_workers) == len(self.workers.slots)
+
+    def require_weights(self) -> None:
+        """Give new workers their weights if all are new.
+
+        Raises:
+            RolloutError: they cannot be had before the next push.
+        """
+        if self.needs_push:
+            self.workers.sync_new_workers()
+        if self.needs_push:
+            raise RolloutError("no worker holds the current weights")
 
     def wake(self, listener: threading.Event) -> None:
         """Set `listener` whenever there is something for `advance` to do."""
         self._completions.wake(listener)
         self.workers.heartbeats.completions.wake(listener)
 
-    def restore(self, groups: Sequence[RemoteGroup]) -> list[RemoteGroup]:
+    def restore(self, groups: Sequence[RemoteGroup], *, heeds_stop: bool = True) -> list[RemoteGroup]:
         """Groups made again that were lost, whole or in part.
 
         Where only a group's pixels are lost, they are decoded again, and everything else stays as it was sampled: a
         video that could not be read then, and can be now, changes nothing. A group that is lost as well is sampled
         again, with the seeds it had.
 
+        Args:
+            heeds_stop: `check` is called meanwhile. False where what it raises would come at the wrong moment.
         Raises:
             RolloutError: a video does not give the same frames.
         """
         detected_s = time.time()
-        restored, anew = self._restored(groups)
+        restored, anew = self._restored(groups, heeds_stop=heeds_stop)
         cause = f"pixels of {len(groups)} groups" + (f", and all else of {anew}" if anew else "")
         action = "decoded anew" + (", sampled again with their seeds" if anew else "")
         self.workers.record(Fault("frames_lost", "rollout", cause, action, detected_s, time.time() - detected_s))
@@ -202,7 +204,7 @@ class RolloutPool:
         origins = [RolloutOrigin(step, number, False, now, now) for number in numbers]
         return self._restored([held_by_driver(*one) for one in zip(groups, origins, strict=True)])[0]
 
-    def _restored(self, groups: Sequence[RemoteGroup]) -> tuple[list[RemoteGroup], int]:
+    def _restored(self, groups: Sequence[RemoteGroup], *, heeds_stop: bool = True) -> tuple[list[RemoteGroup], int]:
         """The groups made again, and how many of them had to be sampled again."""
         batch = RolloutBatch(next(self._serials), self._options(step=0, greedily=False), len(groups), self._timeout_s)
         requests = [
@@ -211,7 +213,7 @@ class RolloutPool:
         ]
         for request in requests:
             self._waiting.add(request)
-        restored = dict(itertools.chain(*self._collected(batch)))
+        restored = dict(itertools.chain(*self._collected(batch, heeds_stop=heeds_stop)))
         anew = sum(request.is_sampled_again for request in requests)
         return [restored[index] for index in range(len(groups))], anew
 
@@ -229,16 +231,18 @@ class RolloutPool:
             self._waiting.add(RolloutRequest(batch, index, task, number))
         return batch
 
-    def _collected(self, batch: RolloutBatch) -> Iterator[list[tuple[int, RemoteGroup]]]:
+    def _collected(self, batch: RolloutBatch, *, heeds_stop: bool = True) -> Iterator[list[tuple[int, RemoteGroup]]]:
         """The groups of a batch as they finish; whatever ends the wait ends the batch."""
         try:
             while batch.unfinished or batch.finished:
-                self.check()
+                if heeds_stop:
+                    self.check()
                 try:
                     self.advance(POLL_S)
                 finally:
                     if finished := batch.take():
                         yield finished
+                self.require_weights()  # whoever waits here does not push, and nobody else does meanwhile
         finally:
             self.cancel(batch)
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from actors.reward import RewardPool, ScoreRequest
-from actors.rollout_group import RolloutError
 from actors.rollout_pool import RolloutPool
 from actors.rollout_requests import RolloutBatch
 from actors.worker.waiting import POLL_S
@@ -86,8 +85,9 @@ class StepSampler:
         self._rollouts.check()
         while step not in self._sampled:
             self._advance(POLL_S)
-            if self._rollouts.needs_push:  # the learners are idle, and could not give them the weights either
-                raise RolloutError("no worker holds the current weights")
+            if step not in self._sampled:  # the learners are idle
+                self._rollouts.require_weights()
+            self._rewards.restore_lost()
             self._rollouts.check()
         return self._sampled.pop(step)
 
@@ -99,6 +99,7 @@ class StepSampler:
         """
         while self._settles and self._under_way and not self._rollouts.needs_push:
             self._advance(POLL_S)
+            self._rewards.restore_lost()
 
     def poll(self) -> None:
         """Move on what is under way, and check on the workers; waits for nothing."""

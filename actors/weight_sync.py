@@ -50,7 +50,7 @@ class WeightSync:
         self._pushed: list[WeightBucket] = []  # of the last push of everything, then of the last one after it
         self._num_everything = 0  # of these, the former
         self._version = version - 1  # the first push re-establishes `version` in fresh engines
-        self._pushed_all = False
+        self._pushed_all, self._is_pushing = False, False
         self.metrics: dict[str, float] = {}
         workers.set_weight_sync(self.sync_new_workers)
         self.digests: dict[str, str] = {}  # checksum of every parameter as last pushed; frozen ones are sent once
@@ -63,12 +63,21 @@ class WeightSync:
             WeightsLostError: they were lost in transit twice. No engine samples before another push.
         """
         version, everything = self._version + 1, not self._pushed_all
-        self.metrics = self._send_directly(version, everything) or self._send(version, everything=everything)
+        self._is_pushing = True
+        try:
+            self.metrics = self._send_directly(version, everything) or self._send(version, everything=everything)
+        finally:
+            self._is_pushing = False
         self._version, self._pushed_all = self._version + 1, True
         return self._version
 
     def sync_new_workers(self) -> None:
-        """Give engines that have started since the last push what was pushed then; a learner may have moved on."""
+        """Give engines that have started since the last push what was pushed then; a learner may have moved on.
+
+        While a push is under way they wait for its end: it may be they who are being sent to.
+        """
+        if self._is_pushing:
+            return
         if not self._learners.has_moved:
             self._send(self._version, everything=True, only=self._workers.new_workers)
         elif self._pushed:

@@ -78,11 +78,10 @@ def page() -> str:
 
 Which policy can be trained on how many GPUs, and at which settings. The tables are the memory part of what
 `dynframe check` answers with the settings of `configs/`: bfloat16, vision blocks frozen, activations recomputed, one
-trajectory per forward pass, a coarse view of up to 128 frames and a look of up to 64. Of 2 and 4 GPUs one has an
-engine, of 8 two have engines; the others have a learner rank each (`rollout.num_workers=1` with `learner.num_ranks=1`
-or `3`; 8: 2 and 6, as shipped;
-`rollout.engine.gpu_memory_utilization=0.9`). At 8k set `video.coarse.max_visual_tokens=4096`, too; at 16k the widest
-looks get fewer frames.
+trajectory per forward pass (`learner.micro_batch=1`), a coarse view of up to 128 frames and a look of up to 64. Of 2
+and 4 GPUs one has an engine, of 8 two have engines; the others have a learner rank each (`rollout.num_workers=1` with
+`learner.num_ranks=1` or `3`; 8: 2 and 6, as shipped; `rollout.engine.gpu_memory_utilization=0.9`). At 8k set
+`video.coarse.max_visual_tokens=4096`, too; at 16k the widest looks get fewer frames.
 
 A cell is the first of these that fits: a context of 24k tokens (`rollout.engine.max_model_len` and
 `learner.micro_tokens` 24576), 16k, 8k; within each, as little given up as possible:
@@ -193,6 +192,7 @@ def _with(config: RunConfig, context: int, sacrifice: Sacrifice) -> RunConfig:
         rollout=replace(config.rollout, engine=replace(config.rollout.engine, max_model_len=context)),
         learner=replace(
             config.learner,
+            micro_batch=1,
             micro_tokens=context,
             zero_stage=sacrifice.zero_stage,
             deepspeed_config=OFFLOAD if sacrifice.is_offloaded else "",

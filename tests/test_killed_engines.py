@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rl.config.file import load_config
 from rl.run.workers import start_rollout_runner
+from tests.lost_objects import whole
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
@@ -124,7 +125,7 @@ def said(groups):
 
 @pytest.fixture(scope="module")
 def left_alone(pool, world):
-    return said(pool.load(pool.generate(world[2], step=0)))
+    return said(whole(pool.generate(world[2], step=0)))
 
 
 def strike(pool, moment):
@@ -149,7 +150,7 @@ def mended(pool, moment, record_property):
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=[] if m == "decode" else pytest.mark.soak) for m in PLAYING])
 def test_an_engine_killed_while_it_generates_changes_no_trajectory(pool, world, left_alone, moment, record_property):
     strike(pool, moment)
-    assert said(pool.load(pool.generate(world[2], step=0))) == left_alone
+    assert said(whole(pool.generate(world[2], step=0))) == left_alone
     assert mended(pool, moment, record_property).kind == "worker_died"
 
 
@@ -158,7 +159,7 @@ def test_an_idle_engine_that_is_killed_is_replaced(pool, world, left_alone, reco
     (pool.folder / "idle-struck").write_text(str(time.time()))
     os.kill(pool.workers.slots[0].worker.location.pid, signal.SIGKILL)
     assert mended(pool, "idle", record_property).kind == "worker_died"
-    assert said(pool.load(pool.generate(world[2], step=0))) == left_alone
+    assert said(whole(pool.generate(world[2], step=0))) == left_alone
 
 
 def test_an_engine_killed_halfway_through_a_push_is_replaced_by_one_with_all_the_weights(
@@ -177,7 +178,7 @@ def test_an_engine_killed_halfway_through_a_push_is_replaced_by_one_with_all_the
     strike(pool, "push")
     pool.workers.load_weights(buckets, 1, timeout_s=120)
     assert len(pool.workers.ready) == 1  # none samples with a part of them
-    groups = pool.load(pool.generate(tasks, step=0))
+    groups = whole(pool.generate(tasks, step=0))
     assert said(groups) != left_alone
     assert {turn.completion.policy_version for g in groups for t in g.trajectories_G for turn in t.turns} == {1}
 

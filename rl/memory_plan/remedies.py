@@ -67,6 +67,8 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]
         yield f"learner.micro_tokens={most}", lambda: _learner(config, micro_tokens=most)
     if placement.learner_gpus and learner.num_ranks % (split := 2 * learner.sequence_parallel) == 0:
         yield f"learner.sequence_parallel={split}", lambda: _learner(config, sequence_parallel=split)
+    if learner.micro_batch > 1:
+        yield "learner.micro_batch=1", lambda: _learner(config, micro_batch=1)
     if not learner.freeze_vision:
         yield "learner.freeze_vision=true", lambda: _learner(config, freeze_vision=True)
     if placement.learner_gpus and not learner.deepspeed_config and Path(OFFLOAD).is_file():

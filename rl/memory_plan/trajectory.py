@@ -44,7 +44,8 @@ def micro_batch(config: RunConfig, longest: Longest, *, siblings: int) -> MicroB
     """
     rows = min(_most_trajectories(config, longest), _samples_per_update(config))
     groups = math.ceil(rows / siblings)
-    scored = config.rollout.max_new_tokens * rows
+    most = min(config.learner.micro_batch, _samples_per_update(config))  # short ones
+    scored = config.rollout.max_new_tokens * most
     values = groups * longest.coarse_values + rows * longest.look_values
     tokens_per_value = longest.visual_tokens / max(1, longest.coarse_values + longest.look_values)
     return MicroBatch(longest.tokens * rows, round(values * tokens_per_value), values, scored)

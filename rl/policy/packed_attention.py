@@ -124,7 +124,8 @@ def block_mask(packing: Packing, device: torch.device | str) -> BlockMask:
         return (query >= key) & sees(tree_T[query], branch_T[query], tree_T[key], branch_T[key])
 
     tokens = len(tree_T)
-    return create_block_mask(rule, None, None, tokens, tokens, device=device)
+    # compiled, blocks are found without a mask of T x T
+    return create_block_mask(rule, None, None, tokens, tokens, device=device, _compile=tree_T.is_cuda)
 
 
 def _own_parts(tree: Tree, start: int) -> Iterator[_Part]:

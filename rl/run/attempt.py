@@ -182,16 +182,17 @@ class Attempt:
     def _save(self, step: int, version: int) -> None:
         """A checkpoint from which `step` is the next one, written while the run goes on."""
         state = RunState(step, version, self._config.seed)
-        sampled = {
-            step: replace(one, groups=self._whole(one.groups)) for step, one in self._run.sampler.sampled.items()
-        }
+        ahead = {ahead: (one, self._whole(one.groups)) for ahead, one in self._run.sampler.sampled.items()}
+        sampled = {ahead: replace(one, groups=groups) for ahead, (one, groups) in ahead.items() if groups is not None}
         contents = Contents(state, to_yaml(self._config), self._run.values.get(step), self._run.kernels, sampled)
         with self._timeline.span("save"):
             self._run.saver.save(self._learners.save, contents)
 
-    def _whole(self, scored: Sequence[ScoredGroup[RemoteGroup]]) -> tuple[ScoredGroup[TrajectoryGroup], ...]:
-        """The groups with their tokens, for a checkpoint."""
-        groups = self._run.rollouts.load([one.group for one in scored])
+    def _whole(self, scored: Sequence[ScoredGroup[RemoteGroup]]) -> tuple[ScoredGroup[TrajectoryGroup], ...] | None:
+        """The groups with their tokens, for a checkpoint; None if one is lost: a resumed run samples the step anew."""
+        groups = load_groups([one.group for one in scored])
+        if any(group is None for group in groups):
+            return None
         return tuple(ScoredGroup(group, one.rewards_G) for group, one in zip(groups, scored, strict=True))
 
     def _save_reached(self) -> None:

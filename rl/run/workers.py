@@ -122,7 +122,8 @@ def starting_rollouts(
 def spawn_rewards(config: RunConfig, slots: Slots, rollouts: RolloutPool) -> RewardPool:
     """Reward workers, for groups of these rollouts."""
     terms = with_absolute_code(config).rewards
-    return RewardPool(terms, config.scoring, lambda index: slots.options("reward", index), restore=rollouts.restore)
+    restore = partial(rollouts.restore, heeds_stop=False)  # also while weights wait to be pushed
+    return RewardPool(terms, config.scoring, lambda index: slots.options("reward", index), restore)
 
 
 def spawn_traces(config: RunConfig, policy_dir: Path) -> TracePool:

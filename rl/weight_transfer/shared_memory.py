@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -28,7 +28,7 @@ class SharedMemoryLink:
         with self._watch.transfer():
             use = self._next_use()
             self._make_room(sizes)
-            self._store.set(f"{use}/buffers", pickle.dumps([buffer.handle for buffer in self._buffers]))
+            self._store.set(f"{use}/buffers", json.dumps([buffer.handle for buffer in self._buffers]))
             for turn, size in enumerate(sizes):
                 if turn >= 2:
                     self._wait(f"{use}/read {turn - 2}")
@@ -42,7 +42,7 @@ class SharedMemoryLink:
         with self._watch.transfer():
             use = self._next_use()
             self._wait(f"{use}/buffers")
-            handles = pickle.loads(self._store.get(f"{use}/buffers"))
+            handles: list[Handle] = json.loads(self._store.get(f"{use}/buffers"))
             opened = {handle: self._opened[handle] for handle in handles if handle in self._opened}
             for handle in handles:
                 if handle not in opened:

@@ -24,7 +24,7 @@ from rl.trajectory import (
     VideoTask,
 )
 from tests.calibration import within
-from tests.lost_objects import lost
+from tests.lost_objects import lost, whole
 
 pytestmark = pytest.mark.ray
 
@@ -182,7 +182,7 @@ def play(pool, named, in_flight=2):
     for finished in pool.roll_out(tasks(*named), step=-1, greedily=True, in_flight=in_flight):
         assert finished
         for index, group in finished:
-            yield index, *pool.load([group])
+            yield index, *whole([group])
 
 
 def test_every_task_is_returned_once_with_its_index(pool_of):
@@ -264,7 +264,7 @@ def test_a_worker_that_dies_is_replaced_and_every_task_is_returned_once(pool_of)
 
 def test_another_worker_continues_a_trajectory_from_its_token_history(pool_of):
     pool = pool_of(workers=2)
-    (group,) = pool.load(pool.generate(tasks("talks"), step=0))
+    (group,) = whole(pool.generate(tasks("talks"), step=0))
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert [turn.completion.token_ids for turn in group.trajectories_G[0].turns] == [(0,), (1,), (2,)]
     assert spoke[0] == spoke[1] != spoke[2] == -group.seconds["pid"]  # two turns of the dead, the last of another
@@ -273,7 +273,7 @@ def test_another_worker_continues_a_trajectory_from_its_token_history(pool_of):
 def test_turns_reported_while_another_caller_polls_are_recorded_too(pool_of, ray_cluster):
     """The driver polls from within a push to a new worker, in the middle of a step: no turn may be lost then."""
     pool = pool_of(workers=2, check=lambda: pool.workers.poll())
-    (group,) = pool.load(pool.generate(tasks("talks"), step=0))
+    (group,) = whole(pool.generate(tasks("talks"), step=0))
     spoke = [turn.completion.logprobs[0] for turn in group.trajectories_G[0].turns]
     assert spoke[0] == spoke[1] != spoke[2]
 
@@ -388,7 +388,7 @@ def test_a_new_worker_gets_groups_only_when_it_holds_the_current_weights(pool_of
     pool.workers.set_weight_sync(supply)
     pool.workers.wait_ready(60)
     pushed(pool, 7)
-    (group,) = pool.load(pool.generate(tasks("talks"), step=0))  # its worker dies
+    (group,) = whole(pool.generate(tasks("talks"), step=0))  # its worker dies
     assert [turn.completion.policy_version for turn in group.trajectories_G[0].turns] == [7, 7, 7]
     assert [len(names) for names in supplied] == [1] and kinds(pool) == ["worker_died"]
 

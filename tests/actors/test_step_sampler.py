@@ -57,6 +57,12 @@ class Rollouts:
     def check(self):
         self.diary.append("check")
 
+    def require_weights(self):
+        from actors.rollout_group import RolloutError
+
+        if self.needs_push:
+            raise RolloutError("no worker holds the current weights")
+
 
 class Batch:
     def __init__(self, unfinished, max_lag):
@@ -90,6 +96,9 @@ class Rewards:
 
     def forget(self):
         self._waiting = []
+
+    def restore_lost(self):
+        pass
 
 
 class Setting:
