@@ -164,11 +164,7 @@ class RolloutPool:
         return not self.workers.has_ready and len(self.workers.new_workers) == len(self.workers.slots)
 
     def require_weights(self) -> None:
-        """Give new workers their weights if all are new.
-
-        Raises:
-            RolloutError: they cannot be had before the next push.
-        """
+        """Give new workers their weights if all are new; RolloutError: they cannot be had before the next push."""
         if self.needs_push:
             self.workers.sync_new_workers()
         if self.needs_push:

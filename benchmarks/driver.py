@@ -81,6 +81,7 @@ def main() -> None:
         "MiB before",
         "after one",
         "after all",
+        "s a step",
     )
     trajectories = dict(zip(options.engines, options.trajectories, strict=True))
     print_table(headings, (row(engines, trajectories[engines]) for engines in options.engines))

@@ -33,6 +33,7 @@ from rl.policy.configuration import own_configuration
 from rl.policy.families import FAMILIES
 from rl.policy.model import policy_class
 from rl.policy.policy_folder import flexivideo_section
+from rl.policy.structure import read_structure
 from rl.policy.tiny_tokenizer import tiny_processor, train_tokenizer
 
 LARGE = 2**20  # bytes
@@ -92,6 +93,9 @@ def count(case: Case, vocabulary: str) -> dict[str, float]:
     learner_module.Processor = _Given(processor)
     loads = next(name for name in ("map_policy", "load_policy") if hasattr(learner_module, name))
     setattr(learner_module, loads, lambda *_, **__: random_policy(case, vocabulary))
+    vocabulary_of = train_tokenizer(TinyPolicyConfig().vocab_size).get_vocab(True)
+    shapes = model_config_of(case, vocabulary, vocabulary_of)
+    learner_module.structure_of = lambda *_: read_structure(shapes, "none", init_frames=2)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded, Untouched():
         learner = learner_module.Learner(
             "none",

@@ -130,13 +130,11 @@ def test_report(tmp_path):
 
 @pytest.mark.ray
 def test_driver():
-    ((row,),) = run(
-        *("driver.py", "--engines", 3, "--trajectories", 24, "--siblings", 4),
-        *("--steps", 2, "--hosts", 2, "--group-seconds", 0.1),
-    )
+    small = ("--engines", 3, "--trajectories", 24, "--siblings", 4, "--steps", 2, "--hosts", 2, "--group-seconds", 0.1)
+    ((row,),) = run("driver.py", *small)
     assert (row["engines"], row["trajectories a step"]) == ("3", "24")
     assert_positive(row, "CPU ms", "rollout", "update", "report", "MiB before", "after one", "after all", "s a step")
-    assert 100 < numbers(row, "pickled B")[0] < 4_000  # no token list passes through the driver
+    assert_positive(row, "pickled B")  # of so few groups, all of which are recorded, it says no more
 
 
 def test_fidelity(tmp_path):
@@ -257,6 +255,7 @@ def test_no_program_is_forgotten(program):
         "tables.py",
         "trainings.py",
         "process_times.py",
+        "scripted_workers.py",
         "cache_reuse.py",
         "transformers_rollouts.py",
     )  # of programs, tested with them
