@@ -32,6 +32,7 @@ from rl.config.policy import TinyPolicyConfig
 from rl.policy.configuration import own_configuration
 from rl.policy.families import FAMILIES
 from rl.policy.model import policy_class
+from rl.policy.packed_attention import PACKED
 from rl.policy.policy_folder import flexivideo_section
 from rl.policy.structure import read_structure
 from rl.policy.tiny_tokenizer import tiny_processor, train_tokenizer
@@ -166,6 +167,7 @@ def random_policy(case: Case, vocabulary: str) -> torch.nn.Module:
     torch.set_default_dtype(torch.float32)
     policy.to_empty(device="cpu")
     policy.tie_weights()
+    policy.config.text_config._attn_implementation = PACKED
     return policy
 
 
