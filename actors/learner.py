@@ -177,7 +177,7 @@ class LearnerWorker:
         self._learner.load(Path(folder))
 
     def export_policy(self, folder: str) -> None:
-        """Write the current policy as a Hugging Face folder (rank 0 writes)."""
+        """Write the current policy as a Hugging Face folder; each rank writes its files."""
         self._learner.export_policy(Path(folder))
 
     def begin_profile(self) -> None:

@@ -10,8 +10,8 @@ and the new weights put into the engine. Contestants, for openings of 57, 633 an
 
     one process   the stages of our step in one process, with one engine and one learner rank, without Ray
     real run      `dynframe train`: Ray, two engines, two learner ranks, two reward workers, metrics and records written
-    TRL           a GRPOTrainer that starts from its defaults, in one process; it generates in a vLLM inside its process
-                  ("colocate") or with transformers
+    TRL           a GRPOTrainer in one process, eager as ours (its default compiles); it generates in a vLLM inside its
+                  process ("colocate") or with transformers
 
 Contestants of one process stand ready together and take one step each in turn, the first of a round rotating; real runs
 follow. What counts is the processor time of all processes of a contestant; ratios are taken round by round.
@@ -20,7 +20,7 @@ What is equal: numbers of prompts, siblings and trajectories; widths, depth, hea
 tokens of the openings; tokens written (TRL's completions have the length that ours have on average); micro-batches,
 optimizer, learning rate, type, one torch thread per process; new prompts at every step; a correction for the engine's
 log-probs where vLLM generates.
-What is not, always in TRL's favour: it reads text only, so nothing is decoded, and there is no vision tower; its
+What is not, and spares TRL work: it reads text only, so nothing is decoded, and there is no vision tower; its
 trajectories have one turn, and no look with frames is read in between; its completions are equally long, so nothing is
 padded; its rewards are random numbers.
 

@@ -1,4 +1,4 @@
-"""The text-only twin of a step, trained by TRL's GRPOTrainer as its users start it. Runs in TRL's own environment.
+"""The text-only twin of a step, trained by TRL's GRPOTrainer. Runs in TRL's own environment.
 
     python trl_twin.py '{"engine": "vllm", "prompt_tokens": 57, "completion_tokens": 40, ...}'
 

@@ -1,8 +1,8 @@
 """Which samples a micro-batch holds: samples that begin alike go together, and micro-batches are filled by tokens.
 
 Siblings have their opening in common: the prompt with the coarse frames. A micro-batch computes it once
-(rl.policy.packing). Nothing is padded, so that what a micro-batch costs is its number of tokens, and micro-batches are
-filled first-fit over sorted sizes (Johnson 1973): at most 11/9 of the fewest possible, and one.
+(rl.policy.packing). No sample is padded, so that what a micro-batch costs is its number of tokens, and micro-batches
+are filled first-fit over sorted sizes (Johnson 1973): at most 11/9 of the fewest possible, and one.
 """
 
 from __future__ import annotations

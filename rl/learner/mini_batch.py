@@ -1,7 +1,7 @@
 """One optimizer step's samples on this rank, cut into micro-batches; number and denominators agreed upon by all ranks.
 
 A rank with fewer micro-batches than another makes up the difference with empty ones, which run through every part of
-the model (the vision tower included) and contribute no gradient.
+the model that learns and contribute no gradient.
 
 Legend: B samples of a micro-batch · T tokens of a sample, right-padded · S sampled tokens of one sample.
 """

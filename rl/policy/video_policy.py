@@ -2,8 +2,8 @@
 
 The families' own classes stand in rl.policy.qwen2_5_vl and rl.policy.qwen3_vl.
 
-Every forward makes exactly one call of the vision tower, with a scene times zero where the micro-batch holds no video,
-and one of the head, so that ranks meet in the same collectives.
+Every forward calls the vision tower once, or its mergers where features are given, with a scene times zero where the
+micro-batch holds no video, and the head once, so that ranks meet in the same collectives.
 
 Legend: B rows · T tokens of a row · N visual tokens · E hidden size · V vocabulary · S scored tokens.
 """
