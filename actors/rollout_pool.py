@@ -14,50 +14,31 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.frames import FramesLostError
-from actors.groups import EarlierCall, GroupLostError, held_by_driver
+from actors.groups import EarlierCall, GroupLostError, fetch_groups, held_by_driver, load_groups
 from actors.least_loaded import LeastLoaded
 from actors.rollout import EngineGoneError
 from actors.rollout_group import MAX_LOSSES, RolloutError, RolloutWorkerGroup
-from actors.rollout_requests import GenerationOptions, RolloutBatch, RolloutRequest, WaitingRequests
+from actors.rollout_requests import (
+    GenerationOptions,
+    InFlight,
+    RolloutBatch,
+    RolloutRequest,
+    StaleWeightsError,
+    WaitingRequests,
+)
 from actors.worker.completion_queue import CompletionQueue, Result
 from actors.worker.label import label
 from actors.worker.waiting import POLL_S, WORKER_IS_GONE, cause_of, do_nothing
-from actors.worker_slot import WorkerHandle, WorkerSlot
 from envs.rollout import occurrences
 from rl.group_summary import GroupSummary, RemoteGroup, RolloutOrigin
 from rl.trajectory import Fault, TrajectoryGroup, VideoTask
 
 MAX_FAILURES = 2  # of a group, in workers that live
-
-
-class StaleWeightsError(RuntimeError):
-    """A group was sampled with older weights than its batch allows."""
-
-
-@dataclass(slots=True, eq=False)
-class InFlight:
-    """A request that was sent to a worker."""
-
-    call: int
-    request: RolloutRequest
-    slot: WorkerSlot
-    worker: WorkerHandle
-    summary: ray.ObjectRef  # of its group, for the driver
-    group: ray.ObjectRef
-    pixels: ray.ObjectRef
-    sent_s: float = field(default_factory=time.monotonic)
-    turns: list[ray.ObjectRef] = field(default_factory=list)  # that heartbeats have reported
-
-    @property
-    def is_lost(self) -> bool:
-        """Its worker has been replaced."""
-        return self.slot.worker is not self.worker
 
 
 class RolloutPool:
@@ -157,6 +138,18 @@ class RolloutPool:
         for sent in [sent for sent in self._in_flight.values() if sent.request.batch is batch]:
             self._ended(sent)
             ray.cancel(sent.summary)
+
+    def load(self, groups: Sequence[RemoteGroup]) -> list[TrajectoryGroup]:
+        """Groups with everything that was sampled, without pixels; one that is lost is rolled out again first.
+
+        For a driver that reads them itself, as an evaluation does: a training step needs summaries only.
+        """
+        loaded = load_groups(groups)
+        lost = [index for index, group in enumerate(loaded) if group is None]
+        restored = self.restore([groups[index] for index in lost]) if lost else []
+        for index, group in zip(lost, fetch_groups([one.reference for one in restored]), strict=True):
+            loaded[index] = group
+        return loaded
 
     @property
     def needs_push(self) -> bool:

@@ -6,11 +6,18 @@ Which group runs when changes the time a step takes and nothing else: seeds foll
 from __future__ import annotations
 
 import heapq
+import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from actors.groups import EarlierCall
 from rl.group_summary import RemoteGroup, TrajectorySummary
 from rl.trajectory import VideoTask
+
+if TYPE_CHECKING:
+    import ray
+
+    from actors.worker_slot import WorkerHandle, WorkerSlot
 
 PREFILL_RATE = 32  # prompt tokens that an engine reads in the time of one sampled token, roughly
 
@@ -67,6 +74,30 @@ class RolloutRequest:
     def greedily(self) -> bool:
         """One greedy trajectory instead of sampled siblings."""
         return self.batch.options.greedily if self.restored is None else self.restored.origin.greedily
+
+
+class StaleWeightsError(RuntimeError):
+    """A group was sampled with older weights than its batch allows."""
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A request that was sent to a worker."""
+
+    call: int
+    request: RolloutRequest
+    slot: WorkerSlot
+    worker: WorkerHandle
+    summary: ray.ObjectRef  # of its group, for the driver
+    group: ray.ObjectRef
+    pixels: ray.ObjectRef
+    sent_s: float = field(default_factory=time.monotonic)
+    turns: list[ray.ObjectRef] = field(default_factory=list)  # that heartbeats have reported
+
+    @property
+    def is_lost(self) -> bool:
+        """Its worker has been replaced."""
+        return self.slot.worker is not self.worker
 
 
 class WaitingRequests:
