@@ -85,16 +85,27 @@ def ranks(ray_cluster):
     from actors.learner import LearnerGroup
 
     options = {"num_cpus": 0.1}
-    group = LearnerGroup(Recorder, 4, lambda rank: options, start_timeout_s=60, timeout_s=60, sequence_parallel=2)
+    group = LearnerGroup(
+        Recorder,
+        4,
+        lambda rank: options,
+        start_timeout_s=60,
+        timeout_s=60,
+        sequence_parallel=2,
+        recorded_trajectories=9,
+    )
     yield group
     group.stop()
 
 
 def group_of(name):
+    from actors.groups import held_by_driver
+    from rl.group_summary import RolloutOrigin
+
     answer = Turn((1, 2), Completion((3,), (-0.5,), "stop", 0), Segment.REASONING)
     task = VideoTask(name, "/clip.mp4", "?", "B", AnswerKind.LETTER)
     group = TrajectoryGroup(task, (Trajectory((answer,), StopReason.ANSWERED),), None)
-    return ScoredGroup(group, (SegmentRewards(None, 1.0, {}),))
+    return ScoredGroup(held_by_driver(group, RolloutOrigin(0, 0, False, 0.0, 0.0)), (SegmentRewards(None, 1.0, {}),))
 
 
 def test_ranks_that_share_a_sequence_are_given_the_same_samples(ranks):

@@ -22,7 +22,7 @@ def test_a_rank_says_when_it_learned():
 
     worker, before = LearnerWorker(3), time.time()
     worker._learner = Learner()
-    (span,) = worker.update(step=0, version=0).spans
+    (span,) = worker.update(step=0, version=0, recorded=0).spans
     assert (span.worker, span.work) == ("learner/3", "update")
     assert before <= span.start_s <= span.end_s - 0.01 <= time.time()
 

@@ -133,14 +133,17 @@ def test_peak_memory_is_the_largest_sum_alive_at_once():
 
 @pytest.mark.parametrize(("scenes", "lengths"), [(FIXED, (2,) * 4), (DYNAMIC, (1, 3, 4))])
 @torch.no_grad()
-def test_peak_memory_of_the_tower_is_what_torchs_profiler_recorded_and_the_blocks_own_patches(tiny, scenes, lengths):
+def test_peak_memory_of_the_tower_is_what_torchs_profiler_recorded_and_the_blocks_patches_while_they_are_read(
+    tiny, scenes, lengths
+):
     tower, block = tower_of(tiny, scenes), noise(lengths, 16, 10, tiny.patch)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run_tower(tower, [block])
     alive = np.cumsum([e.nbytes() for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"])
     with PeakMemory([*tower.parameters(), *tower.buffers()]) as memory:
         run_tower(tower, [block])
-    assert memory.peak_bytes == pytest.approx(alive.max() + block.patches_ND.nbytes, rel=0.01)
+    most = alive.max() + block.patches_ND.nbytes  # at the worst moment they may have been read already
+    assert 0.99 * alive.max() <= memory.peak_bytes <= 1.01 * most
 
 
 def noise(lengths, grid_h, grid_w, patch):
