@@ -132,7 +132,7 @@ def test_pointing_at_a_step_reads_every_curve_there(report, open_page):
 def test_who_worked_when_is_drawn_worker_by_worker_and_what_overlaps_side_by_side(report, open_page):
     page = open_page(report.as_uri())
     lanes = page.locator("#lanes svg")
-    assert lanes.locator(".lane-label").all_inner_texts() == [
+    assert lanes.locator(".lane-label").all_text_contents() == [
         *("rollout/0", "rollout/1", "reward/0", "learner/0", "learner/1", "push", "save", "checkpoint")
     ]
     said = lanes.get_attribute("aria-label")  # of 1.7 s
