@@ -28,6 +28,9 @@ class Pool:
     def __init__(self):
         self.refuses = False
 
+    def wake(self, listener):
+        pass
+
     def score_all(self, groups, *, step):
         return [score_group(group, [WeightedReward("mine", raises, Segment.REASONING)]) for group in groups]
 
@@ -40,7 +43,7 @@ class Pool:
 def run(tmp_path):
     config = load_config([ROOT / "configs" / "quickstart.yaml"])
     console = Console(file=io.StringIO(), soft_wrap=True, width=80)
-    parts = {"policy_dir": tmp_path, "slots": None, "tasks": (), "held_out": (), "rollouts": None}
+    parts = {"policy_dir": tmp_path, "slots": None, "tasks": (), "held_out": (), "rollouts": Pool()}
     parts |= {"writer": SimpleNamespace(run_dir=tmp_path, check=lambda: None), "log_file": tmp_path / "driver.log"}
     parts |= {"saver": SimpleNamespace(copy_earlier=lambda: None), "rewards": Pool()}
     run = Run(config, console, processor=make_processor(tmp_path), **parts)

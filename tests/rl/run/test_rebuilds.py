@@ -55,11 +55,13 @@ def run_of(monkeypatch, tmp_path):
     from rl.run.run import Run
 
     def make(*reached, saver=None):
-        quiet = SimpleNamespace(take_faults=lambda **_: [], poll=None, set_weight_sync=lambda supply: None)
+        quiet = SimpleNamespace(
+            take_faults=lambda **_: [], poll=None, wake=lambda _: None, set_weight_sync=lambda supply: None
+        )
         saver = saver or SimpleNamespace(
             drain=lambda: None, newest=lambda: None, take_faults=lambda: [], copy_earlier=lambda: None
         )
-        rollouts = SimpleNamespace(workers=quiet, restore=None)
+        rollouts = SimpleNamespace(workers=quiet, restore=None, wake=lambda _: None)
         config, console = RunConfig(rewards={"answer": RewardTermConfig(fn="answer")}), Console(quiet=True)
         words = SimpleNamespace(pieces=None)
         writer = SimpleNamespace(run_dir=tmp_path, check=lambda: None)

@@ -110,6 +110,9 @@ class Workers:
         self.fails, self.folder_at_start = fails, []
         self.workers = self
 
+    def wake(self, listener):
+        pass
+
     def wait_ready(self, timeout_s):
         self.folder_at_start = sorted(path.name for path in self.run_dir.iterdir())
         if self.fails:
