@@ -11,6 +11,11 @@ REMOTE = {"ray.get", "ray.wait"}  # and `.result()` of futures, `.wait()` and `.
 OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot outlive it
     "actors/engine/driver.py": "a future that `wait(..., timeout)` has found done",
     "actors/engine/engine.py": "a future whose callback this is",
+    "actors/engine/weights.py": "a thread that adds up the bucket before",
+    "actors/weight_buckets.py": "a thread that adds up what is being packed",
+    "rl/learner/prefetch.py": "the thread that makes the next micro-batch",
+    "rl/weight_transfer/broadcast.py": "a broadcast that is known to be done",
+    "rl/weight_transfer/watch.py": "a thread that ends with the transfer it looks at",
     "rl/checkpoint/saver.py": "a future that is known to be done",
     "rl/cli/validation.py": "decoding threads, whose requests have deadlines of their own",
 }

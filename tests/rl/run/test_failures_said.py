@@ -40,7 +40,8 @@ class Pool:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr("rl.run.run.load_groups", list)  # groups are here, not in the object store
     config = load_config([ROOT / "configs" / "quickstart.yaml"])
     console = Console(file=io.StringIO(), soft_wrap=True, width=80)
     parts = {"policy_dir": tmp_path, "slots": None, "tasks": (), "held_out": (), "rollouts": Pool()}
