@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from actors.pending_write import LearnerError
 from rl.group_summary import RemoteGroup
@@ -13,6 +14,7 @@ log = logging.getLogger(__name__)
 
 RESTORATIONS = 3  # times groups may get lost on their way to the ranks
 
+Thing = TypeVar("Thing")
 Scored = ScoredGroup[RemoteGroup]
 Restore = Callable[[Sequence[Scored]], list[Scored]]  # in their order
 HandOut = Callable[[Sequence[Sequence[Scored]]], Sequence[Sequence[int]]]  # each rank's groups -> those it finds lost
@@ -47,3 +49,17 @@ def tokens_to_learn(scored: Scored) -> int:
     """Tokens a rank will have to process: those of siblings that could be scored."""
     pairs = zip(scored.group.trajectories_G, scored.rewards_G, strict=True)
     return sum(trajectory.tokens for trajectory, reward in pairs if not isinstance(reward, RewardFailure))
+
+
+def deal(samples: Sequence[Thing], ranks: int, *, same: int) -> list[list[Thing]]:
+    """Each rank's samples, in turn.
+
+    Args:
+        same: ranks in a row that have the same.
+    """
+    return [list(samples[rank // same :: ranks // same]) for rank in range(ranks)]
+
+
+def undeal(dealt: Sequence[Sequence[Thing]]) -> list[Thing]:
+    """What was made of samples that were dealt in turn, in their order."""
+    return [mine[place] for place in range(len(dealt[0])) for mine in dealt if place < len(mine)]

@@ -9,7 +9,7 @@ from functools import partial
 import ray
 from ray.exceptions import RayError
 
-from actors.learner import LearnerGroup
+from actors.learner_group import LearnerGroup
 from actors.rollout_group import PushCalls, RolloutWorkerGroup
 from actors.worker.waiting import cause_of
 from actors.worker_slot import WorkerHandle, WorkerSlot

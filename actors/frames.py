@@ -1,7 +1,7 @@
 """Pixels bypass the driver: groups and samples travel without them, and are given them back where they are needed.
 
 A rollout worker returns a group's pixels as an object of their own (`without_pixels`, `with_pixels`; actors.groups).
-The traces of the cold start hold object-store references in their place (`park`, `fetch_samples`). Either way the
+Supervised samples hold object-store references in their place (`park`, `fetch_samples`). Either way the
 driver sees timestamps, scene lengths and digests only.
 """
 
@@ -37,11 +37,11 @@ def with_pixels(group: TrajectoryGroup, pixels: Pixels) -> TrajectoryGroup:
     return exchange(group, {d: replace(b, pixels_THWC=pixels[d]) for d, b in blocks_of([group]).items()})
 
 
-def park(group: TrajectoryGroup) -> TrajectoryGroup:
+def park(sample: TrainingSample) -> TrainingSample:
     """Put the pixels of every distinct block into the object store and hold references instead."""
-    blocks = blocks_of([group])
+    blocks = {block.digest: block for block in sample.videos}
     parked = {digest: replace(block, pixels_THWC=ray.put(block.pixels_THWC)) for digest, block in blocks.items()}
-    return exchange(group, parked)
+    return replace(sample, videos=tuple(parked[block.digest] for block in sample.videos))
 
 
 def fetch_samples(samples: list[TrainingSample]) -> list[TrainingSample]:

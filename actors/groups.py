@@ -76,6 +76,23 @@ def fetch_whole_groups(held: Sequence[tuple[ray.ObjectRef, ray.ObjectRef]]) -> l
     return [with_pixels(group, pixels) for group, pixels in zip(fetched[::2], fetched[1::2], strict=True)]
 
 
+def fetch_groups_that_are_there(
+    held: Sequence[tuple[ray.ObjectRef, ray.ObjectRef]],
+) -> tuple[list[TrajectoryGroup | None], list[int]]:
+    """As `fetch_whole_groups`, None in place of groups that are lost, whole or in part; and their indices."""
+    try:
+        return fetch_whole_groups(held), []
+    except GroupLostError:
+        log.warning("groups, or their pixels, are lost; fetching group by group to find which")
+    found: list[TrajectoryGroup | None] = []
+    for references in held:
+        try:
+            found += fetch_whole_groups([references])
+        except GroupLostError:
+            found.append(None)
+    return found, [index for index, group in enumerate(found) if group is None]
+
+
 def fetch_turns(earlier: Sequence[EarlierCall]) -> dict[int, list[Completion]]:
     """Completions by sibling, in order of turns. Those of a call whose node is lost are left out: sampled again, with
     the seeds they had."""

@@ -1,10 +1,10 @@
-"""Learner workers: DeepSpeed ranks in Ray actors, driven as one group."""
+"""Learner workers: DeepSpeed ranks in Ray actors, driven as one group (actors.learner_group)."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +13,18 @@ from typing import Any
 import ray
 
 from actors.cluster.gpu_turn import gpu_turn
-from actors.delivery import Restore, deliver, tokens_to_learn
 from actors.frames import fetch_samples
-from actors.groups import GroupLostError, fetch_whole_groups
+from actors.groups import fetch_groups_that_are_there
 from actors.learner_link import LearnerLink, Sent
-from actors.pending_write import LearnerError, PendingWrite
-from actors.profiles import answers
+from actors.pending_write import LearnerError
 from actors.weight_buckets import WeightBucket, pack
-from actors.worker.label import WorkerLabel, label
+from actors.worker.label import WorkerLabel
 from actors.worker.memory import own_memory_mib
 from actors.worker.ports import reserve_port
-from actors.worker.process import ProcessLocation, WorkerProcess, own_location
-from actors.worker.waiting import POLL_S, do_nothing, gather
+from actors.worker.process import ProcessLocation, own_location
+from actors.worker.turn_times import TurnTimes
 from actors.worker.working_time import WorkingTime
-from rl.algorithm.batch import assign_ranks, gather_ranks
 from rl.checkpoint.snapshot import Snapshot
-from rl.group_summary import RemoteGroup
-from rl.tracking.records import leading_groups
 from rl.trajectory import LearnerUpdate, Rewards, ScoredGroup, TrainingSample, WorkSpan, WrittenFile
 from rl.weight_transfer.description import WeightTensor, in_buckets
 from rl.weight_transfer.watch import MeetingPoint
@@ -38,7 +33,6 @@ log = logging.getLogger(__name__)
 TURN_S = 900.0  # for an engine that is starting on the same GPU
 WRITING = "writing"  # the thread of a rank's process in which checkpoints are written
 ABORTING = "aborting"  # the thread that tears down a link on which the rank is sending
-WRITING_GRACE_S = 30.0  # for a checkpoint being written, before its ranks are killed
 
 
 class LearnerWorker:
@@ -52,7 +46,7 @@ class LearnerWorker:
         self._port: socket.socket | None = None
         self._received: list[ScoredGroup] = []
         self._captured: dict[str, Snapshot] = {}
-        self._turn = ExitStack()  # on a GPU that it shares with engines
+        self._turn, self._away = ExitStack(), TurnTimes()  # on a GPU that it shares with engines
 
     def __repr__(self) -> str:
         return str(self._label)
@@ -93,18 +87,9 @@ class LearnerWorker:
             held: references to each group and to its pixels.
             rewards: of each group's siblings.
         """
-        self._received, lost = [], []
-        try:
-            groups = fetch_whole_groups(held)
-            self._received = [ScoredGroup(*one) for one in zip(groups, rewards, strict=True)]
-            return lost
-        except GroupLostError:
-            log.warning("groups, or their pixels, are lost; fetching group by group to find which")
-        for index, (references, rewards_G) in enumerate(zip(held, rewards, strict=True)):
-            try:
-                self._received += [ScoredGroup(group, rewards_G) for group in fetch_whole_groups([references])]
-            except GroupLostError:
-                lost.append(index)
+        groups, lost = fetch_groups_that_are_there(held)
+        pairs = zip(groups, rewards, strict=True)
+        self._received = [ScoredGroup(group, rewards_G) for group, rewards_G in pairs if group is not None]
         return lost
 
     def update(self, step: int, version: int, recorded: int) -> LearnerUpdate:
@@ -116,13 +101,22 @@ class LearnerWorker:
         self._label.at(step)
         received, self._received = self._received, []
         with self._working:
-            update = self._learner.learn(received, version)
-        worked = [WorkSpan(f"learner/{self._rank}", "update", *interval) for interval in self._working.take()]
-        return replace(update, logprobs_PG=update.logprobs_PG[:recorded], spans=tuple(worked))
+            update = self._learner.learn(received, version, step)
+        spans = [WorkSpan(f"learner/{self._rank}", "update", *interval) for interval in self._working.take()]
+        spans += [WorkSpan(f"offloaded/{self._rank}", *turn) for turn in self._away.take()]
+        return replace(update, logprobs_PG=update.logprobs_PG[:recorded], spans=tuple(spans))
 
     def supervise(self, samples: list[TrainingSample]) -> dict[str, float]:
         """One supervised step on this rank's samples."""
         return self._learner.supervise(fetch_samples(samples))
+
+    def losses(self, samples: list[TrainingSample]) -> list[tuple[float, int]]:
+        """Summed negative log-prob of each of this rank's samples, and its number of tokens."""
+        return self._learner.losses(fetch_samples(samples))
+
+    def optimizer_digest(self) -> str:
+        """Of this rank's master weights and AdamW's state."""
+        return self._learner.optimizer_digest()
 
     def export(self, bucket_bytes: int, trainable_only: bool) -> list[WeightBucket]:
         """Pack this rank's share of the weights into buckets; every rank takes part in the gathering."""
@@ -130,10 +124,11 @@ class LearnerWorker:
         wanted = {tensor.name for bucket in buckets[self._rank :: self._world_size] for tensor in bucket}
         return pack(self._learner.named_weights(trainable_only=trainable_only, wanted=wanted), bucket_bytes)
 
-    def offload(self) -> None:
-        """Leave the GPU to the engines."""
-        self._learner.offload()
+    def offload(self, states: bool) -> None:
+        """Leave the GPU to the engines; `states` as in LearnerGroup.offload."""
+        self._learner.offload(states=states)
         self._turn.close()
+        self._away.gives_up("masters, moments and gradients" if states else "the turn")
 
     def reload(self) -> None:
         """Take the GPU back: no engine can start on it until `offload`.
@@ -143,6 +138,7 @@ class LearnerWorker:
         """
         self._turn.enter_context(gpu_turn(ray.get_gpu_ids(), TURN_S))
         self._learner.reload()
+        self._away.gives_up("")
 
     def described_weights(self, bucket_bytes: int, trainable_only: bool) -> list[tuple[WeightTensor, ...]]:
         """What `send_weights` sends."""
@@ -195,206 +191,3 @@ class LearnerWorker:
     def memory_mib(self) -> float:
         """Memory this process holds by itself."""
         return own_memory_mib()
-
-
-class LearnerGroup:
-    """Driver's end of the learner ranks: one call goes to all of them and waits for all."""
-
-    def __init__(
-        self,
-        make_learner: Callable[..., Any],
-        world_size: int,
-        options: Callable[[int], Mapping[str, Any]],
-        *,
-        start_timeout_s: float,
-        timeout_s: float,
-        poll: Callable[[], None] = do_nothing,
-        poll_every_s: float = POLL_S,
-        restore: Restore | None = None,
-        sequence_parallel: int = 1,
-        recorded_trajectories: int = 0,
-    ) -> None:
-        """
-        Args:
-            sequence_parallel: ranks in a row that are given the same samples.
-            poll: called every `poll_every_s` while the driver waits for the ranks: other workers go on meanwhile.
-            restore: makes scored groups again that were lost on their way, whole or in part.
-            recorded_trajectories: of how many, from the first group, `update` gives log-probs.
-        """
-        self._recorded_trajectories = recorded_trajectories
-        self._timeout_s, self._restore, self._same = start_timeout_s, restore, sequence_parallel
-        self._poll, self._poll_every_s = poll, poll_every_s
-        remote = ray.remote(concurrency_groups={WRITING: 1, ABORTING: 1})(LearnerWorker)
-        named = [dict(options(rank)) for rank in range(world_size)]
-        self._ranks = [remote.options(**given).remote(rank) for rank, given in enumerate(named)]
-        self._processes = [
-            WorkerProcess(given.get("name", f"learner/{rank}"), actor.location.remote())
-            for rank, (given, actor) in enumerate(zip(named, self._ranks, strict=True))
-        ]
-        self._writing: PendingWrite | None = None
-        self.has_moved = False  # the ranks may hold other weights than they last exported
-        try:
-            self._start(make_learner)
-        except LearnerError:
-            self.stop()
-            raise
-        self._timeout_s = timeout_s
-
-    def update(self, scored: Sequence[ScoredGroup[RemoteGroup]], *, step: int, version: int) -> LearnerUpdate:
-        """Learn from the scored groups of a step; whole groups go to ranks, balanced by tokens.
-
-        Args:
-            version: of the weights that the ranks hold.
-        Raises:
-            LearnerError: a rank died, failed or did not answer: the ranks must be replaced.
-        """
-        assignment = assign_ranks([tokens_to_learn(one) for one in scored], len(self._ranks) // self._same)
-        scored = deliver(
-            scored, [mine for mine in assignment for _ in range(self._same)], self._hand_out, self._restore
-        )
-        recorded = leading_groups([one.group for one in scored], self._recorded_trajectories)
-        shown = [[index for index in mine if index < recorded] for mine in assignment]
-        told = [mine for mine in shown for _ in range(self._same)]
-        self.has_moved = True
-        calls = [
-            rank.update.options(name=label(process.name, step)).remote(step, version, len(mine))
-            for rank, process, mine in zip(self._ranks, self._processes, told, strict=True)
-        ]
-        updates = self._wait(calls, "update the policy")
-        self.has_moved = updates[0].steps_taken > 0
-        logprobs_PG = gather_ranks(shown, [update.logprobs_PG for update in updates[:: self._same]])
-        first, optimizers = updates[0], " ".join(update.optimizer for update in updates if update.optimizer)
-        spans = tuple(span for update in updates for span in update.spans)
-        return LearnerUpdate(first.metrics, logprobs_PG, first.steps_taken, optimizers, spans)
-
-    def _hand_out(self, parts: Sequence[Sequence[ScoredGroup[RemoteGroup]]]) -> list[list[int]]:
-        """Send every rank its groups; the indices of those that each finds lost."""
-        calls = [
-            rank.receive.remote([one.group.references for one in part], [one.rewards_G for one in part])
-            for rank, part in zip(self._ranks, parts, strict=True)
-        ]
-        return self._wait(calls, "hand out the trajectories")
-
-    def supervise(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
-        """One supervised step, samples dealt to ranks in turn."""
-        parts = len(self._ranks) // self._same
-        dealt = [list(samples[rank // self._same :: parts]) for rank in range(len(self._ranks))]
-        calls = [rank.supervise.remote(mine) for rank, mine in zip(self._ranks, dealt, strict=True)]
-        return self._wait(calls, "take a supervised step")[0]
-
-    def export(self, bucket_bytes: int, *, trainable_only: bool) -> list[WeightBucket]:
-        """The current weights in the object store; every rank has put a share of them there."""
-        calls = [rank.export.remote(bucket_bytes, trainable_only) for rank in self._ranks]
-        shares = self._wait(calls, "export the weights")
-        self.has_moved = False
-        return [bucket for share in shares for bucket in share]
-
-    def offload(self) -> None:
-        """Leave the GPUs to the engines: what a rank needs to learn goes to main memory, the weights stay."""
-        self._wait([rank.offload.remote() for rank in self._ranks], "leave the GPUs")
-
-    def reload(self) -> None:
-        """Take the GPUs back."""
-        self._wait([rank.reload.remote() for rank in self._ranks], "take the GPUs back")
-
-    def described_weights(self, bucket_bytes: int, *, trainable_only: bool) -> list[tuple[WeightTensor, ...]]:
-        """What `send_weights` sends."""
-        asked = self._ranks[0].described_weights.remote(bucket_bytes, trainable_only)
-        return self._wait([asked], "describe the weights")[0]
-
-    def listen(self, ranks: Sequence[int]) -> dict[int, tuple[str, int]]:
-        """Where engines will meet these ranks."""
-        return {rank: self._wait([self._ranks[rank].listen.remote()], "listen", first=rank)[0] for rank in ranks}
-
-    def open_links(self, points: Mapping[int, MeetingPoint]) -> dict[int, str]:
-        """Have ranks meet the engines that come to these points; returns why they did not meet, or nothing, by rank."""
-        calls = {rank: self._ranks[rank].open_link.remote(point) for rank, point in points.items()}
-        return {rank: self._wait([call], "meet the engines", first=rank)[0] for rank, call in calls.items()}
-
-    def send_weights(
-        self, bucket_bytes: int, *, trainable_only: bool, check: Callable[[], None]
-    ) -> dict[int, dict[str, str] | str]:
-        """Send the current weights over the ranks' links.
-
-        Args:
-            check: called about once a second while they send; must not block.
-        Returns:
-            Checksums by name, or why they were not sent, by rank that has a link.
-        """
-        calls = [rank.send_weights.remote(bucket_bytes, trainable_only) for rank in self._ranks]
-        outcomes = enumerate(self._wait(calls, "send the weights", check=check))
-        self.has_moved = False
-        return {rank: outcome for rank, outcome in outcomes if outcome is not None}
-
-    def abort_links(self) -> None:
-        """Tear down the ranks' links, also while they send."""
-        for rank in self._ranks:
-            rank.abort_link.options(concurrency_group=ABORTING).remote()
-
-    def save(self, folder: Path) -> PendingWrite:
-        """Capture the learners' part of a checkpoint; it is written into `folder` in the background."""
-        self._wait([rank.capture.remote(str(folder)) for rank in self._ranks], "copy the state for a checkpoint")
-        in_writing = {"concurrency_group": WRITING}
-        calls = [rank.write.options(**in_writing).remote(str(folder)) for rank in self._ranks]
-        self._writing = PendingWrite(calls, self._processes)
-        return self._writing
-
-    def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        self._wait([rank.load.remote(str(folder)) for rank in self._ranks], f"load {folder}")
-
-    def export_policy(self, folder: Path) -> None:
-        """Write the current policy as a Hugging Face folder."""
-        self._wait([rank.export_policy.remote(str(folder)) for rank in self._ranks], "export the policy")
-
-    def begin_profiles(self) -> None:
-        """Begin to record what every rank computes."""
-        answers({rank.begin_profile.remote(): f"learner/{index}" for index, rank in enumerate(self._ranks)})
-
-    def write_profiles(self, folder: Path) -> list[str]:
-        """Write what has been recorded; returns the names of the files in `folder`."""
-        named = [(rank, f"learner_{index}") for index, rank in enumerate(self._ranks)]
-        calls = {rank.write_profile.remote(str(folder / f"{name}.json.gz")): name for rank, name in named}
-        return sorted(answers(calls).values())
-
-    def memory_mib(self) -> float:
-        """Memory of the largest rank."""
-        return max(self._wait([rank.memory_mib.remote() for rank in self._ranks], "report"))
-
-    @property
-    def processes(self) -> Sequence[WorkerProcess]:
-        """Of the ranks, in order."""
-        return self._processes
-
-    def stop(self) -> None:
-        """Kill the ranks; a learner group cannot be initialised twice in one process.
-
-        A checkpoint that is being written is written, within a grace.
-        """
-        if self._writing is not None:
-            self._writing.wait(WRITING_GRACE_S)
-        for rank in self._ranks:
-            ray.kill(rank, no_restart=True)
-
-    def _start(self, make_learner: Callable[..., Any]) -> None:
-        self._wait([process.started for process in self._processes], "start the learner ranks")
-        log.debug("learner ranks: %s", [process.location for process in self._processes])  # known before one fails
-        address = self._wait([self._ranks[0].address.remote()], "start a learner rank")[0]
-        self._wait(
-            [rank.start.remote(make_learner, len(self._ranks), address) for rank in self._ranks],
-            "bring the learner ranks together",
-        )
-
-    def _wait(
-        self, calls: list[ray.ObjectRef], doing: str, *, first: int = 0, check: Callable[[], None] = do_nothing
-    ) -> list[Any]:
-        """Answers of the ranks from `first` on; `check` is called as often as `poll`."""
-        return gather(
-            calls,
-            timeout_s=self._timeout_s,
-            doing=doing,
-            failure=LearnerError,
-            processes=self._processes[first : first + len(calls)],
-            poll=lambda: (check(), self._poll()),
-            poll_every_s=self._poll_every_s,
-        )

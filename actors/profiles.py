@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from actors.learner_group import LearnerGroup
 from actors.rollout_group import RolloutWorkerGroup
 from actors.worker.waiting import as_completed, cause_of
 from actors.worker_slot import WorkerHandle
@@ -56,3 +57,20 @@ class EngineProfiles:
         }
         self._begun = {}
         return sorted(name for names in answers(calls).values() for name in names)
+
+
+class RankProfiles:
+    """What every learner rank computes between two moments."""
+
+    def __init__(self, learners: LearnerGroup) -> None:
+        self._learners = learners
+
+    def begin_profiles(self) -> None:
+        """Begin to record."""
+        answers({rank.begin_profile.remote(): f"learner/{index}" for index, rank in enumerate(self._learners.ranks)})
+
+    def write_profiles(self, folder: Path) -> list[str]:
+        """Write what has been recorded; returns the names of the files in `folder`."""
+        named = [(rank, f"learner_{index}") for index, rank in enumerate(self._learners.ranks)]
+        calls = {rank.write_profile.remote(str(folder / f"{name}.json.gz")): name for rank, name in named}
+        return sorted(answers(calls).values())

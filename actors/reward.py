@@ -34,7 +34,7 @@ from actors.worker.process import ProcessLocation, WorkerProcess, on_next_line, 
 from actors.worker.waiting import COLLECT_S, WORKER_IS_GONE, cause_of, first_line
 from rewards.failures import cause_line
 from rewards.limits import limits
-from rewards.registry import RewardLoadError, resolve
+from rewards.registry import ADDS_UP, RewardLoadError, resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config.errors import ConfigError
 from rl.config.rewards import RewardTermConfig, ScoringConfig
@@ -376,7 +376,11 @@ def weighted_rewards(terms: Mapping[str, RewardTermConfig]) -> list[WeightedRewa
     """Resolve every term of the configuration; errors name the term and the nearest built-in."""
     return [
         WeightedReward(
-            name, resolve(term.fn, term.args, segment=term.segment), Segment[term.segment.upper()], term.weight
+            name,
+            resolve(term.fn, term.args, segment=term.segment),
+            Segment[term.segment.upper()],
+            term.weight,
+            term.calls or ("sum" if term.fn in ADDS_UP else ""),
         )
         for name, term in terms.items()
     ]

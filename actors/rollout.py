@@ -16,6 +16,7 @@ from actors.weight_buckets import WeightBucket, WeightsLostError, checksums, unp
 from actors.worker.label import WorkerLabel
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, own_location
+from actors.worker.turn_times import Turn, TurnTimes
 from envs.rollout import TokenHistory
 from rl.group_summary import GroupSummary
 from rl.tracking.lanes import Interval
@@ -48,6 +49,7 @@ class WorkerHealth:
     device_memory_mib: float  # of the engine on its accelerator; 0: it has none
     faults: tuple[Fault, ...]  # recovered from inside the worker, since the last report
     worked: tuple[Interval, ...]  # when the engine had requests, since the last report
+    asleep: tuple[Turn, ...] = ()  # when it had given memory up, likewise
 
 
 class RolloutWorker:
@@ -58,6 +60,7 @@ class RolloutWorker:
         self._runner = make_rollout_runner()
         self._histories: dict[int, TokenHistory] = {}  # of the groups in flight
         self._done = 0  # progress of the groups that are done
+        self._asleep = TurnTimes()
 
     def __repr__(self) -> str:
         return str(self._label)
@@ -153,13 +156,20 @@ class RolloutWorker:
             raise
         return [name for name, sent in checksums(buckets).items() if held.get(name) != sent]
 
-    async def sleep(self) -> None:
-        """Give the engine's GPU memory up; no request may be running."""
-        await asyncio.to_thread(self._runner.engine.sleep)
+    async def sleep(self, drops_weights: bool) -> None:
+        """Give the engine's GPU memory up; no request may be running.
+
+        Args:
+            drops_weights: they are not kept in main memory, and have to be pushed, all of them.
+        """
+        await asyncio.to_thread(self._runner.engine.sleep, drops_weights=drops_weights)
+        self._asleep.gives_up("weights and KV cache")
 
     async def wake(self, memory: str) -> None:
-        """Take a part of it back."""
+        """Take a part of it back; of an engine that is awake nothing changes."""
         await asyncio.to_thread(self._runner.engine.wake, memory)
+        if self._asleep.given_up:
+            self._asleep.gives_up("KV cache" if memory == "weights" else "")
 
     async def open_link(self, point: MeetingPoint, first_member: int) -> None:
         """Have the engine's workers meet the learner that will send weights to them.
@@ -196,7 +206,8 @@ class RolloutWorker:
         engine = self._runner.engine
         counters, faults = engine.stats(), tuple(self._runner.take_faults())
         memory_mib, worked = own_memory_mib(with_children=True), tuple(self._runner.working.take())
-        return WorkerHealth(counters, memory_mib, engine.device_memory_mib(), faults, worked)
+        asleep = tuple(self._asleep.take())
+        return WorkerHealth(counters, memory_mib, engine.device_memory_mib(), faults, worked, asleep)
 
 
 def summed(reports: Sequence[WorkerHealth]) -> dict[str, float]:

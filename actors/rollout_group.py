@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 PushCalls = dict[ray.ObjectRef, tuple[WorkerSlot, WorkerHandle]]  # calls for a push, and who was asked
 
-TURN_S = 300.0  # for an engine to give its GPU's memory up, or to take it back
 POLL_GAP_S = 2 * POLL_S  # between two polls; beyond it the driver itself was blocked
 MAX_LOSSES = 4  # workers lost in a row in one slot, or over one group: beyond it the fault is elsewhere
 
@@ -206,26 +205,11 @@ class RolloutWorkerGroup:
                 self.changes += 1
         return results, failed
 
-    def sleep(self) -> None:
-        """Have every engine give its GPU's memory up. One that is starting is waited for: it could not be told."""
-        while starting := [slot.worker.started for slot in self.slots if slot.worker.location is None]:
-            ray.wait(starting, timeout=POLL_S)
-            self.poll()  # a start has its deadline there
-        self._tell_all("sleep")
-
-    def wake(self, memory: str) -> None:
-        """Have every engine take a part of its memory back: "weights" or "kv_cache"."""
-        self._tell_all("wake", memory)
-
-    def _tell_all(self, method: str, *arguments: str) -> None:
-        calls = {
-            getattr(slot.worker.actor, method).remote(*arguments): slot for slot in self.slots if slot.worker.location
-        }
-        for slot, result in as_completed(calls, TURN_S):
-            try:
-                result()
-            except (RayError, TimeoutError) as error:
-                self.replace_worker(slot, "worker_died", f"told to {method}: {cause_of(error)}", error)
+    def forget_weights(self) -> None:
+        """No engine holds any: to the next push all of them are new."""
+        for slot in self.slots:
+            slot.worker.version = None
+        self.changes += 1
 
     def kernels(self, *, timeout_s: float) -> dict[str, dict[str, str]]:
         """What the bits of each worker's results depend on, by the worker's name; a worker that fails is left out."""
@@ -257,6 +241,7 @@ class RolloutWorkerGroup:
             reports.append(health)
             self._faults += [replace(fault, worker=f"{slot.name}/{fault.worker}") for fault in health.faults]
             self._spans += [WorkSpan(slot.name, "rollout", *interval) for interval in health.worked]
+            self._spans += [WorkSpan(f"asleep/{slot.index}", *turn) for turn in health.asleep]
             slot.worker.memory.update(health.memory_mib)
             slot.worker.device_memory.update(health.device_memory_mib)
             slopes_mib.append(slot.worker.memory.slope_mib)

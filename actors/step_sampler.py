@@ -110,6 +110,11 @@ class StepSampler:
             self._rollouts.workers.poll()
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether steps have been started that nobody has collected."""
+        return bool(self._under_way or self._sampled)
+
+    @property
     def sampled(self) -> dict[int, SampledStep]:
         """Steps that have been sampled and not collected."""
         return dict(self._sampled)
@@ -123,6 +128,7 @@ class StepSampler:
         self._under_way, self._sampled = {}, dict(sampled)
 
     def _draw(self, step: int, tasks: Sequence[VideoTask], attempt: int) -> RolloutBatch:
+        self._woken.set()  # they are handed out by the next `advance`, which must not wait for a group before
         return self._rollouts.start(tasks, step=step, attempt=attempt, max_lag=self._max_lag)
 
     def _advance(self, timeout_s: float) -> None:

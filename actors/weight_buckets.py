@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import RayError
 
 from rl.weight_transfer.checksum import Sums, checksum, in_words
-from rl.weight_transfer.description import WeightTensor, dtype_name
+from rl.weight_transfer.description import WeightTensor, dtype_name, filled
 
 FETCH_S = 120.0  # to get one bucket out of the object store, possibly from another node
 
@@ -38,17 +38,13 @@ def pack(named: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> list[W
 
     Checksums are computed where the parameters lie, beside the copying.
     """
-    sealed, pending, size = [], [], 0
     with ThreadPoolExecutor(1, "checksums") as summing:
-        for name, tensor in named:
-            pending.append((name, tensor, summing.submit(checksum, tensor)))
-            size += tensor.nbytes
-            if size >= bucket_bytes:
-                sealed.append(_seal(pending))
-                pending, size = [], 0
-        if pending:
+        summed = ((name, tensor, summing.submit(checksum, tensor)) for name, tensor in named)
+        sealed = []
+        for pending in filled(summed, bucket_bytes, lambda one: one[1].nbytes):
             sealed.append(_seal(pending))
-    return sealed
+            pending.clear()  # before the next ones are gathered
+        return sealed
 
 
 def unpack(buckets: Sequence[WeightBucket]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from actors.device_transfer import DeviceTransfer, TransferError
-from actors.learner import LearnerGroup
+from actors.learner_group import LearnerGroup
 from actors.rollout_group import RolloutWorkerGroup
 from actors.weight_buckets import WeightBucket, WeightsLostError, checksums
 from rl.config.learner import WeightSyncConfig

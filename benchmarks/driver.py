@@ -36,11 +36,11 @@ from rich.progress import Progress
 from scripted_workers import Script, ScriptedRank, ScriptedRunner, script_task, scripted_learner
 from tables import print_conditions, print_table
 
-import actors.learner
+import actors.learner_group
 import actors.rollout_group
 import actors.worker_slot
 from actors.groups import KEPT_BY_DRIVER, load_groups
-from actors.learner import LearnerGroup
+from actors.learner_group import LearnerGroup
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
@@ -156,7 +156,7 @@ class Bench:
         self._config = replace(
             load_config([CONFIG]), scoring=replace(load_config([CONFIG]).scoring, num_workers=REWARD_WORKERS)
         )
-        actors.learner.LearnerWorker = ScriptedRank
+        actors.learner_group.LearnerWorker = ScriptedRank
         actors.rollout_group.launch = self._launch
         self._hosts: dict[int, Any] = {}
         self._run = self._make_run(engines)
@@ -195,7 +195,7 @@ class Bench:
                 Schedule(first_step=0, steps=steps, save_every=0, eval_every=0),
                 tasks_for=lambda step, attempt: [script_task(step * self._groups + i) for i in range(self._groups)],
                 rollouts=self._part(run.sampler, start="rollout", collect="rollout", settle="rollout"),
-                learners=self._part(learners, update="update"),
+                learners=self._part(learners, receive="update", update="update"),
                 weights=SimpleNamespace(push=lambda: 0),
                 report=report,
                 save=lambda step, version: None,

@@ -48,7 +48,7 @@ from rl.learner.objective import Objective
 from rl.learner.throughput import peak_tflops, workload
 from rl.memory_plan.activations import MicroBatch
 from rl.policy.flops import training_flops
-from rl.policy.model import VideoPolicy, freeze_vision
+from rl.policy.model import VideoPolicy, freeze_vision, recompute_activations
 from rl.policy.vision_tower import run_tower
 from rl.trajectory import TrainingSample
 
@@ -272,7 +272,7 @@ class Bench:
     def _steps_of(self, mode: Mode) -> Steps:
         policy = self.policy()
         if mode.recompute:
-            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(policy, language=True, vision=False)  # which is frozen
         else:
             policy.gradient_checkpointing_disable()
         if self._steps is None:

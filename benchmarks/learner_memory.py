@@ -47,7 +47,14 @@ def planned_bytes(
     parameters = Parameters(trained, structure.parameters - trained, language.embedding, largest)
     memory = LearnerMemory(
         zero_memory(parameters, 1, itemsize, deepspeed_settings(config, DTYPE, trained), cuda=True),
-        activations(structure, batch, itemsize, checkpointing=recompute, freeze_vision=frozen),
+        activations(
+            structure,
+            batch,
+            itemsize,
+            recomputes_language=recompute,
+            recomputes_vision=recompute,
+            freeze_vision=frozen,
+        ),
         structure.parameters * itemsize if reference else 0.0,
         context=0.0,
     )

@@ -30,7 +30,7 @@ from typing import Any
 from tables import print_conditions, print_table
 
 GIB = 2**30
-SCORED, FRAMES = 64, 4
+SCORED = 64
 PATCHES = 8  # along each side of a frame
 
 
@@ -44,9 +44,9 @@ class Case:
     dtype: str
     zero_stage: int
     ranks: int
-    checkpointing: bool
+    recomputed: str  # learner.activation_checkpointing
     tokens: int
-    freeze_vision: bool = False
+    frames: int = 4
 
     @property
     def name(self) -> str:
@@ -54,40 +54,42 @@ class Case:
         return f"{self.family} {self.size}, {self.layers or 'all'} layers"
 
 
-def case(name: str, layers: int, dtype: str, zero_stage: int, ranks: int, checkpointing: bool, tokens: int) -> Case:
-    """A case in one line; layers 0: all."""
+def case(name: str, layers: int, dtype: str, zero_stage: int, ranks: int, recomputed: str, *sizes: int) -> Case:
+    """A case in one line; layers 0: all; sizes: tokens, and frames."""
     family, _, size = name.partition(" ")
-    return Case(family, size, layers, dtype, zero_stage, ranks, checkpointing, tokens)
+    return Case(family, size, layers, dtype, zero_stage, ranks, recomputed, *sizes)
 
 
 THREE, FOUR = "qwen2_5_vl 3b", "qwen3_vl 4b"
+RECOMPUTED = ("none", "vision", "language", "all")
 CASES = (
-    case(THREE, 2, "bfloat16", 1, 2, True, 1024),
-    case(THREE, 2, "bfloat16", 2, 2, True, 1024),
-    case(THREE, 2, "bfloat16", 3, 2, True, 1024),
-    case(THREE, 2, "float32", 1, 2, True, 1024),
-    case(THREE, 2, "float32", 2, 2, True, 1024),
-    case(THREE, 2, "float32", 3, 2, True, 1024),
-    case(THREE, 4, "bfloat16", 2, 4, False, 4096),
-    case(THREE, 4, "float32", 1, 4, False, 4096),
-    case(FOUR, 2, "bfloat16", 1, 2, True, 1024),
-    case(FOUR, 2, "bfloat16", 2, 2, True, 1024),
-    case(FOUR, 2, "bfloat16", 3, 2, True, 1024),
-    case(FOUR, 2, "float32", 2, 2, True, 1024),
-    case(FOUR, 4, "bfloat16", 2, 4, False, 4096),
-    case(FOUR, 4, "float32", 3, 4, False, 4096),
-    case(THREE, 0, "bfloat16", 2, 6, True, 4096),
-    case(THREE, 0, "bfloat16", 3, 6, True, 16384),
-    case(FOUR, 0, "bfloat16", 2, 6, True, 16384),
-    case("qwen2_5_vl 7b", 0, "bfloat16", 3, 6, True, 4096),
-    case("qwen3_vl 8b", 0, "bfloat16", 3, 6, True, 16384),
+    case(THREE, 2, "bfloat16", 1, 2, "all", 1024),
+    case(THREE, 2, "bfloat16", 2, 2, "all", 1024),
+    case(THREE, 2, "bfloat16", 3, 2, "all", 1024),
+    case(THREE, 2, "float32", 1, 2, "all", 1024),
+    case(THREE, 2, "float32", 2, 2, "all", 1024),
+    case(THREE, 2, "float32", 3, 2, "all", 1024),
+    case(THREE, 4, "bfloat16", 2, 4, "none", 4096),
+    case(THREE, 4, "float32", 1, 4, "none", 4096),
+    case(FOUR, 2, "bfloat16", 1, 2, "all", 1024),
+    case(FOUR, 2, "bfloat16", 2, 2, "all", 1024),
+    case(FOUR, 2, "bfloat16", 3, 2, "all", 1024),
+    case(FOUR, 2, "float32", 2, 2, "all", 1024),
+    case(FOUR, 4, "bfloat16", 2, 4, "none", 4096),
+    case(FOUR, 4, "float32", 3, 4, "none", 4096),
+    case(THREE, 0, "bfloat16", 2, 6, "all", 4096),
+    case(THREE, 0, "bfloat16", 3, 6, "all", 16384),
+    case(FOUR, 0, "bfloat16", 2, 6, "all", 16384),
+    case("qwen2_5_vl 7b", 0, "bfloat16", 3, 6, "all", 4096),
+    case("qwen3_vl 8b", 0, "bfloat16", 3, 6, "all", 16384),
+    *(case(name, 4, "bfloat16", 2, 4, parts, 4096, 128) for name in (THREE, FOUR) for parts in RECOMPUTED),
 )
 RESIDENT = (
-    case(THREE, 2, "bfloat16", 2, 1, True, 1024),
-    case(FOUR, 2, "bfloat16", 2, 1, False, 4096),
-    case(FOUR, 2, "bfloat16", 3, 2, True, 1024),
+    case(THREE, 2, "bfloat16", 2, 1, "all", 1024),
+    case(FOUR, 2, "bfloat16", 2, 1, "none", 4096),
+    case(FOUR, 2, "bfloat16", 3, 2, "all", 1024),
 )
-SMALL = (case(THREE, 1, "bfloat16", 2, 2, True, 512),)
+SMALL = (case(THREE, 1, "bfloat16", 2, 2, "all", 512),)
 
 
 def main() -> None:
@@ -100,7 +102,7 @@ def main() -> None:
         else:
             measured = counted(each, options.vocabulary)
         rows += [row(each, plan(each, options.vocabulary), measured)]
-    headings = ("policy", "dtype", "ZeRO", "ranks", "checkpointing", "tokens")
+    headings = ("policy", "dtype", "ZeRO", "ranks", "recomputed", "tokens", "visual tokens")
     phases = ("backward planned", "backward measured", "step planned", "step measured", "error of the peak")
     print_table((*headings, *phases), rows)
 
@@ -142,8 +144,9 @@ def row(case: Case, planned: Mapping[str, float], measured: Mapping[str, float])
         case.dtype,
         str(case.zero_stage),
         str(case.ranks),
-        "yes" if case.checkpointing else "no",
+        case.recomputed,
         str(case.tokens),
+        str(case.frames * (PATCHES // 2) ** 2),
         *(f"{value / GIB:.2f}" for phase in ("backward", "step") for value in (planned[phase], measured[phase])),
         f"{error:+.1%}",
     )
@@ -158,7 +161,7 @@ def plan(case: Case, vocabulary: str) -> dict[str, float]:
     config = run_config(case)
     published = model_config_of(case, vocabulary)
     structure = read_structure(published, case.name, init_frames=kernel_frames(config.policy))
-    trained = structure.trained(freeze_vision=case.freeze_vision)
+    trained = structure.trained(freeze_vision=False)
     settings = deepspeed_settings(config.learner, case.dtype, trained, on_cuda=False)
     memory = learner_memory(config, structure, settings, cuda=False)
     return {
@@ -196,7 +199,9 @@ def run_config(case: Case) -> Any:
     from rl.config.run import RunConfig
 
     side = PATCHES * (14 if case.family == "qwen2_5_vl" else 16)
-    coarse = CoarseFramesConfig(min_frames=1, max_frames=FRAMES, max_pixels=side * side)
+    coarse = CoarseFramesConfig(
+        min_frames=1, max_frames=case.frames, max_pixels=side * side, max_visual_tokens=case.tokens
+    )
     engine = EngineConfig(max_model_len=case.tokens)
     return RunConfig(
         policy=PolicyConfig(path="measured", dtype=case.dtype, scenes=ScenesConfig(budget="none")),
@@ -209,8 +214,7 @@ def run_config(case: Case) -> Any:
             num_ranks=case.ranks,
             zero_stage=case.zero_stage,
             micro_batch=1,
-            freeze_vision=case.freeze_vision,
-            activation_checkpointing=case.checkpointing,
+            activation_checkpointing=case.recomputed,
         ),
     )
 
@@ -275,7 +279,7 @@ def learn(case: Case, folder: str, rank: int, port: int, compute: bool, answers:
         world_size=case.ranks,
         master_port=port,
     )
-    samples = [sample(case, learner._processor, seed=2 * rank + index) for index in range(2)]
+    samples = [sample(case, learner._processor, seed=rank)] * 2  # siblings: a micro-batch each, with the same block
     peaks: dict[str, float] = {}
     apply = learner._engine.apply
 
@@ -303,8 +307,8 @@ def sample(case: Case, processor: Any, seed: int) -> Any:
     from rl.trajectory import Frames, TrainingSample
 
     side = PATCHES * processor.geometry.patch
-    pixels = np.random.default_rng(seed).integers(0, 255, (FRAMES, side, side, 3), dtype=np.uint8)
-    block = Frames(pixels, tuple(map(float, range(FRAMES))), (1,) * FRAMES, side, side, f"block {seed}")
+    pixels = np.random.default_rng(seed).integers(0, 255, (case.frames, side, side, 3), dtype=np.uint8)
+    block = Frames(pixels, tuple(map(float, range(case.frames))), (1,) * case.frames, side, side, f"block {seed}")
     ids = list(processor.video_block(block))
     allowed = np.flatnonzero(processor.allowed_token_mask())
     ids += [int(allowed[index % 200]) for index in range(case.tokens - len(ids))]

@@ -137,7 +137,7 @@ class ScriptedRank(LearnerWorker):
 class ScriptedLearner:
     """Learns nothing; says the log-prob of every sampled token."""
 
-    def learn(self, scored: Sequence[list[int]], version: int) -> LearnerUpdate:
+    def learn(self, scored: Sequence[list[int]], version: int, step: int) -> LearnerUpdate:
         logprobs_PG = tuple(tuple(np.full(sampled, -0.5, np.float32) for sampled in sampled_G) for sampled_G in scored)
         return LearnerUpdate({"loss/surrogate": 0.0, "parity/mean/reasoning": 0.0}, logprobs_PG, 1, "scripted")
 

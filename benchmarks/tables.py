@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,6 +35,17 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
     for row in rows:
         print(f"| {' | '.join(map(str, row))} |", flush=True)
     print()
+
+
+@contextlib.contextmanager
+def printed_to(path: Path) -> Iterator[None]:
+    """What is printed meanwhile becomes a file, in a folder that is made for it, once all of it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written):
+        yield
+    path.write_text(written.getvalue(), encoding="utf-8")
+    sys.stderr.write(f"written: {path}\n")
 
 
 def median_and_range(values: Sequence[float], form: str = ".1f") -> str:

@@ -1,4 +1,4 @@
-"""Trainings that a benchmark needs: `dynframe train` in a process of its own, its output on stderr."""
+"""Trainings that a benchmark needs: `dynframe train` and its like in a process of their own, output on stderr."""
 
 from __future__ import annotations
 
@@ -8,26 +8,47 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
 
-def train(arguments: Sequence[str], checkout: Path = ROOT) -> None:
-    """Run `dynframe train` with these YAML files and KEY=VALUE overrides.
+def train(arguments: Sequence[str], checkout: Path = ROOT, *, command: str = "train") -> None:
+    """Run `dynframe train`, or another command, with these YAML files and KEY=VALUE overrides.
 
     Args:
         checkout: whose code runs, with the packages of this environment.
     Raises:
         subprocess.CalledProcessError: the run failed, and said why.
     """
+    _run(command, arguments, checkout, stdout=sys.stderr)
+
+
+def cold_started(arguments: Sequence[str]) -> str:
+    """The folder of the policy that `dynframe cold-start` makes with these arguments, or finds.
+
+    Raises:
+        subprocess.CalledProcessError: it could not be made, and said why.
+    """
+    ended = _run("cold-start", arguments, ROOT, stdout=subprocess.PIPE, text=True)
+    sys.stderr.write(ended.stdout)
+    return ended.stdout.split()[-1]
+
+
+def _run(command: str, arguments: Sequence[str], checkout: Path, **options: Any) -> subprocess.CompletedProcess:
     paths = [str(checkout), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    subprocess.run(
-        [sys.executable, "-m", "rl", "train", *arguments],
+    return subprocess.run(
+        [sys.executable, "-m", "rl", command, *arguments],
         cwd=checkout,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         check=True,
-        stdout=sys.stderr,
+        **options,
     )
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run came to its end."""
+    return (run_dir / "summary.json").is_file()
 
 
 def seeded(seed: int) -> list[str]:

@@ -10,7 +10,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 DATA_VARIABLE = "DYNFRAME_REAL_DATA"
 RELEASE_S = 30  # to release the workers, when a run that was stopped has saved
+RUN_NAME = "job_name"  # in a job's metadata: the run's name
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # in its environment: how long Ray waits for it when it is stopped
 RUNTIME_ENV = Path(__file__).with_name("runtime_env.yaml")
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -38,10 +41,11 @@ def submit_training(
     dry_run: bool,
     write: Callable[[str], None],
     stop_grace_s: float,
+    command: str = "train",
     variables: Iterable[str] = (),
     working_dir: Path | None = None,
 ) -> int:
-    """Submit `python -m rl train ARGUMENTS`; returns the exit code for the shell: 0 if it ran (or was only submitted).
+    """Submit `python -m rl COMMAND ARGUMENTS`; returns the shell's exit code: 0 if it ran (or was only submitted).
 
     Args:
         arguments: YAML files, relative to the working directory, and key=value overrides.
@@ -49,31 +53,46 @@ def submit_training(
         working_dir: folder to ship; the current one if None.
         write: where the job's output goes.
         stop_grace_s: the run takes to save when it is stopped (trainer.stop_grace_s); Ray is told to wait for it.
+        command: train, or finetune.
         variables: of the environment that the configuration names; they travel where they are set.
     """
     job = {
-        "entrypoint": shlex.join(["python", "-m", "rl", "train", *arguments]),
+        "entrypoint": shlex.join(["python", "-m", "rl", command, *arguments]),
         "submission_id": submission_id(run),
-        "metadata": {"job_name": run},
+        "metadata": {RUN_NAME: run},
         "runtime_env": runtime_env(working_dir or Path.cwd(), stop_grace_s, variables),
     }
     if dry_run:
         write(yaml.safe_dump(job, sort_keys=False))
         return 0
     try:
-        client = JobSubmissionClient(address)
-        name = client.submit_job(**job)
+        with answering(address):
+            client = JobSubmissionClient(address)
+            name = client.submit_job(**job)
+    except (ValueError, OSError) as error:
+        raise SubmitError(f"the working directory could not be shipped: {first_line(error)}") from error
+    write(f"submitted {name} to {address}")
+    return follow_job(client, name, address, write) if follow else 0
+
+
+@contextmanager
+def answering(address: str) -> Iterator[None]:
+    """Questions to a job server.
+
+    Raises:
+        SubmitError: it does not answer, or refuses this process; says what to do.
+    """
+    try:
+        yield
     except AuthenticationError as error:
         raise SubmitError(_unauthorised(address, error)) from error
+    except SubmitError:
+        raise
     except (ConnectionError, RuntimeError) as error:
         raise SubmitError(
-            f"no Ray job server answered at {address}: {_first_line(error)}. Start one (`ray start --head`), "
+            f"no Ray job server answered at {address}: {first_line(error)}. Start one (`ray start --head`), "
             "or name another with --address"
         ) from error
-    except (ValueError, OSError) as error:
-        raise SubmitError(f"the working directory could not be shipped: {_first_line(error)}") from error
-    write(f"submitted {name} to {address}")
-    return _follow(client, name, address, write) if follow else 0
 
 
 def submission_id(run: str) -> str:
@@ -85,7 +104,7 @@ def submission_id(run: str) -> str:
 def runtime_env(working_dir: Path, stop_grace_s: float, variables: Iterable[str] = ()) -> dict[str, Any]:
     """The runtime environment of cluster/runtime_env.yaml, shipping `working_dir` and the variables that are set."""
     declared = declared_environment()
-    declared["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] = str(round(stop_grace_s + RELEASE_S))
+    declared["env_vars"][STOP_WAIT] = str(round(stop_grace_s + RELEASE_S))
     for name in {DATA_VARIABLE, *variables} & os.environ.keys():  # where configurations look for their data, and others
         declared["env_vars"][name] = os.environ[name]
     return declared | {"working_dir": str(working_dir)}
@@ -96,7 +115,7 @@ def declared_environment() -> dict[str, Any]:
     return yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))
 
 
-def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable[[str], None]) -> int:
+def follow_job(client: JobSubmissionClient, job: str, address: str, write: Callable[[str], None]) -> int:
     """Print the job's output until it ends; Ctrl-C ends the printing only."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
@@ -108,7 +127,7 @@ def _follow(client: JobSubmissionClient, job: str, address: str, write: Callable
         return INTERRUPTED
     except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
         raise SubmitError(
-            f"the job server at {address} does not answer any more: {_first_line(error)}\n{_how_to_go_on(job, address)}"
+            f"the job server at {address} does not answer any more: {first_line(error)}\n{_how_to_go_on(job, address)}"
         ) from error
     write(f"{job}: {status.value}")
     return 0 if status is JobStatus.SUCCEEDED else 1
@@ -122,21 +141,22 @@ async def _tail(client: JobSubmissionClient, job: str, write: Callable[[str], No
 def _how_to_go_on(job: str, address: str) -> str:
     """The commands that follow and stop a job that is running, with the authentication of this process."""
     mode = os.environ.get("RAY_AUTH_MODE")
-    ray = f"RAY_AUTH_MODE={mode} ray job" if mode else "ray job"
+    jobs = f"{f'RAY_AUTH_MODE={mode} ' if mode else ''}dynframe jobs {job}"
     return (
-        f"{job} goes on. Its output: {ray} logs --follow --address {address} {job}\n"
-        f"to stop it, saved: {ray} stop --address {address} {job}"
+        f"{job} goes on. Its output: {jobs} --follow --address {address}\n"
+        f"to stop it, saved: {jobs} --stop --address {address}"
     )
 
 
 def _unauthorised(address: str, error: Exception) -> str:
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
-    reason = _first_line(error).split(". ")[0]
+    reason = first_line(error).split(". ")[0]
     return (
         f"the Ray job server at {address} refuses this process (RAY_AUTH_MODE is {mode}): {reason}. Put the cluster's "
         "token (`ray get-auth-token` on its head) into ~/.ray/auth_token and set RAY_AUTH_MODE=token"
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message; its type if that is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

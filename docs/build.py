@@ -36,10 +36,18 @@ ELSEWHERE = {  # pages that stand outside docs/: their place in the repository -
     "benchmarks/decode_looks.md": "measured/decode_looks.md",
     "benchmarks/encode.md": "measured/encode.md",
     "benchmarks/encode.png": "measured/encode.png",
+    "benchmarks/flexivideo/README.md": "measured/flexivideo.md",
+    "benchmarks/flexivideo/RESULTS.md": "measured/flexivideo_results.md",
+    "benchmarks/flexivideo/tokens.png": "measured/tokens.png",
+    "benchmarks/density/README.md": "measured/density.md",
+    "benchmarks/density/RESULTS.md": "measured/density_results.md",
+    "benchmarks/density/rates.png": "measured/rates.png",
+    "benchmarks/density/costs.png": "measured/costs.png",
     "benchmarks/learning/README.md": "measured/learning.md",
     "benchmarks/learning/RESULTS.md": "measured/learning_results.md",
-    "benchmarks/learning/curves.png": "measured/curves.png",
-    "benchmarks/learning/bandit.png": "measured/bandit.png",
+    "benchmarks/learning/BANDIT.md": "measured/learning_bandit.md",
+    # its figures, as many as the runs that are finished have
+    **{str(one.relative_to(ROOT)): f"measured/{one.name}" for one in (ROOT / "benchmarks" / "learning").glob("*.png")},
 }
 PAGES = (".md", ".svg", ".png")
 API_ROOMS = {  # what an extension of the project imports: heading -> modules or folders

@@ -12,9 +12,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from rl.config.file import load_config
+from rl.config.learner import AUTO
+from rl.config.rollout import EngineConfig
 from rl.config.run import RunConfig
 from rl.memory_plan.gpus import GPUS
 from rl.memory_plan.plan import Hardware, memory_plan
@@ -30,7 +33,10 @@ CONFIGS = {"qwen2_5_vl": "configs/sd_grpo_qwen2_5_vl_3b.yaml", "qwen3_vl": "conf
 MEMORY = {"24 GB": "a10-24gb", "40 GB": "a100-40gb", "80 GB": "h100-80gb", "141 GB": "h200-141gb"}
 NUMBERS = (1, 2, 4, 8)
 CONTEXTS = (24_576, 16_384, 8_192)
+SHORTEST = 4_096  # with LoRA only
+TURNS = [share / 50 for share in range(22, 41)]  # of a GPU, for an engine that has it in turn with a learner
 OFFLOAD = "configs/deepspeed_zero2_offload.json"
+NF4_BITS = 4.127  # per weight, doubly quantised constants of blocks of 64 included
 SHARED = {"rollout_gpus": 0.4, "learner_gpus": 0.6}  # of the one GPU that engine and learner share
 
 
@@ -42,6 +48,7 @@ class Sacrifice:
     zero_stage: int
     has_reference: bool = True
     is_offloaded: bool = False
+    lora_rank: int = 0
 
 
 SACRIFICES = (
@@ -52,6 +59,7 @@ SACRIFICES = (
     Sacrifice("offload", 2, is_offloaded=True),
     Sacrifice("offload, no reference", 2, has_reference=False, is_offloaded=True),
 )
+LORA = Sacrifice("LoRA", 2, lora_rank=32)  # where nothing else fits at any context
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,12 @@ def page() -> str:
 <!-- written by `python docs/hardware.py` -->
 
 Which policy can be trained on how many GPUs, and at which settings. The tables are the memory part of what
-`dynframe check` answers with the settings of `configs/`: bfloat16, vision blocks frozen, activations recomputed, one
-trajectory per forward pass (`learner.micro_batch=1`), a coarse view of up to 128 frames and a look of up to 64. Of 2
-and 4 GPUs one has an engine, of 8 two have engines; the others have a learner rank each (`rollout.num_workers=1` with
-`learner.num_ranks=1` or `3`; 8: 2 and 6, as shipped; `rollout.engine.gpu_memory_utilization=0.9`). At 8k set
-`video.coarse.max_visual_tokens=4096`, too; at 16k the widest looks get fewer frames.
+`dynframe check` answers with the settings of `configs/`: bfloat16, vision blocks frozen, activations recomputed where
+they do not fit (`learner.activation_checkpointing=auto`), one trajectory per forward pass (`learner.micro_batch=1`), a
+coarse view of up to 128 frames and a look of up to 64. Of 2 and 4 GPUs one has an engine, of 8 two have engines; the
+others have a learner rank each (`rollout.num_workers=1` with `learner.num_ranks=1` or `3`; 8: 2 and 6, as shipped;
+`rollout.engine.gpu_memory_utilization=0.9`). At 8k set `video.coarse.max_visual_tokens=4096`, too (4k: 2048); at
+16k the widest looks get fewer frames.
 
 A cell is the first of these that fits: a context of 24k tokens (`rollout.engine.max_model_len` and
 `learner.micro_tokens` 24576), 16k, 8k; within each, as little given up as possible:
@@ -92,6 +101,10 @@ A cell is the first of these that fits: a context of 24k tokens (`rollout.engine
 | ZeRO-3 | `learner.zero_stage=3`: weights, too; gathering them layer by layer costs time |
 | no reference | `algorithm.loss.kl_beta=0`: no frozen policy beside the one in training, hence no divergence from it |
 | offload | `learner.deepspeed_config={OFFLOAD}`: optimizer and its step in main memory |
+| kept | nothing is recomputed: activations fit as they are |
+| LoRA | `policy.lora.rank=32`: low-rank updates are trained, where nothing else fits; then also 4k |
+| turns | `placement.share_gpus=turns`: engine and learner have the GPU in turn (the smallest share from 0.44 on) |
+| eager | `rollout.engine.enforce_eager=true`: no CUDA graphs, slower decoding |
 | tp 2 | `rollout.engine.tensor_parallel_size=2 placement.rollout_gpus=2`: an engine over two GPUs |
 | – | does not fit with any of them |
 
@@ -119,6 +132,7 @@ training goes on.
 A run keeps `trainer.keep_checkpoints` and two more checkpoints at once (the 4B as shipped: 291 GiB); `cache_dir` takes
 two copies of the policy's weights (converted, cold-started), the hub's cache one.
 
+{_quantised()}
 How far plans are from measured peaks stands in [the measurements](../benchmarks/RESULTS.md#12-the-memory-plan); those
 are of CPUs, at the real widths: no GPU has confirmed the tables yet.
 """
@@ -127,8 +141,7 @@ are of CPUs, at the real widths: no GPU has confirmed the tables yet.
 def _table(size: PublishedSize) -> str:
     rows = [f"| {count} | {' | '.join(_cell(size, count, gpu) for gpu in MEMORY.values())} |" for count in NUMBERS]
     heading = f"| GPUs | {' | '.join(MEMORY)} |\n|{'---|' * (len(MEMORY) + 1)}"
-    name = size.repository.partition("/")[2].removesuffix("-Instruct")
-    return f"## {name}\n\n{heading}\n" + "\n".join(rows) + "\n"
+    return f"## {_shown(size)}\n\n{heading}\n" + "\n".join(rows) + "\n"
 
 
 def _cell(size: PublishedSize, count: int, gpu: str) -> str:
@@ -147,23 +160,52 @@ def _hosts() -> str:
         trained = shapes.trained(freeze_vision=True)
         checkpoint = shapes.parameters * 2 + trained * 12
         node = fit.plan.places[-1]
-        repository = size.repository.partition("/")[2].removesuffix("-Instruct")
         rows.append(
-            f"| {repository} | {shapes.parameters / 1e9:.2f} B | {node.num_bytes / GIB:.0f} GiB | "
+            f"| {_shown(size)} | {shapes.parameters / 1e9:.2f} B | {node.num_bytes / GIB:.0f} GiB | "
             f"{node.largest.name}: {node.largest.gib:.0f} GiB | {checkpoint / 1e9:.0f} GB |\n"
         )
     return "| policy | parameters | main memory | of which | one checkpoint |\n|---|---|---|---|---|\n" + "".join(rows)
 
 
+def _quantised() -> str:
+    """The section on frozen weights in 4 bits: gibibytes of the language layers' products, as they are and would be."""
+    rows = []
+    for name in SIZES:
+        language = structure(*name).language
+        weights = language.layers * sum(given * taken for given, taken in language.products.values())
+        now, then = weights * 2 / GIB, weights * NF4_BITS / 8 / GIB
+        rows.append(f"| {_shown(published_size(*name))} | {now:.1f} GiB | {then:.1f} GiB | {now - then:.1f} GiB |\n")
+    table = "| policy | bfloat16 | 4 bits | less |\n|---|---|---|---|\n" + "".join(rows)
+    return f"""## Frozen weights in 4 bits
+
+LoRA here keeps the frozen weights in bfloat16. QLoRA (Dettmers et al., arXiv:2305.14314) keeps those of the language
+model's products as 4-bit NormalFloat, with its constants 4.127 bits each, and makes them bfloat16 again inside every
+product. It is not built; per learner it would bring
+
+{table}
+so the 7B and the 8B would leave a GPU of 24 GB more than half of its memory for activations, where their weights now
+take nearly all of it; an engine in turns with the learner has room there for its weights in bfloat16, and little else.
+Nothing changes for activations, embeddings, tower and updates. The engine would have to hold the 4-bit values, written
+out in bfloat16, with updates added: else engine and learner are two policies, and importance ratios correct for
+rounding. Every product of the learner takes longer; bitsandbytes and torchao have kernels for it.
+"""
+
+
+def _shown(size: PublishedSize) -> str:
+    """A size's name without its owner."""
+    return size.repository.partition("/")[2].removesuffix("-Instruct")
+
+
 def first_fit(size: PublishedSize, count: int, gpu: str) -> Fit | None:
     """The first setting that fits; None: none does."""
     hardware = Hardware(gpu_gib=GPUS[gpu], gpu_name=gpu)
-    for context in CONTEXTS:
-        for sacrifice in SACRIFICES:
-            for told, config in _configurations(size, count, context, sacrifice):
-                plan = memory_plan(config, structure(size.family.model_type, size.name), hardware)
-                if plan.fits:
-                    return Fit(f"{context // 1024}k: {told}", plan)
+    tried = [*product(CONTEXTS, SACRIFICES), *product((*CONTEXTS, SHORTEST), (LORA,))]
+    for context, sacrifice in tried:
+        for told, config in _configurations(size, count, context, sacrifice):
+            plan = memory_plan(config, structure(size.family.model_type, size.name), hardware)
+            if plan.fits:
+                kept = ", kept" if plan.recomputed == "none" else ""
+                return Fit(f"{context // 1024}k: {told}{kept}", plan)
     return None
 
 
@@ -175,6 +217,12 @@ def _configurations(
     if count == 1:
         for share in (0.3, 0.4, 0.5, 0.6):
             yield sacrifice.told, _laid_out(config, 1, 1, share, **SHARED)
+        if sacrifice is LORA:
+            turns = replace(config, placement=replace(config.placement, **SHARED, share_gpus="turns"))
+            eager = replace(turns, rollout=replace(turns.rollout, engine=_eager(turns.rollout.engine)))
+            for told, layout in (("turns", turns), ("turns, eager", eager)):
+                for share in TURNS:
+                    yield f"{sacrifice.told}, {told}", _laid_out(layout, 1, 1, share, **SHARED)
         return
     engines = 2 if count == 8 else 1
     yield sacrifice.told, _laid_out(config, engines, count - engines, 0.9)
@@ -184,17 +232,24 @@ def _configurations(
         yield f"{sacrifice.told}, tp 2", replace(split, rollout=rollout)
 
 
+def _eager(engine: EngineConfig) -> EngineConfig:
+    """Without CUDA graphs."""
+    return replace(engine, enforce_eager=True)
+
+
 def _with(config: RunConfig, context: int, sacrifice: Sacrifice) -> RunConfig:
     loss = replace(config.algorithm.loss, kl_beta=config.algorithm.loss.kl_beta if sacrifice.has_reference else 0.0)
     return replace(
         config,
         algorithm=replace(config.algorithm, loss=loss),
+        policy=replace(config.policy, lora=replace(config.policy.lora, rank=sacrifice.lora_rank)),
         rollout=replace(config.rollout, engine=replace(config.rollout.engine, max_model_len=context)),
         learner=replace(
             config.learner,
             micro_batch=1,
             micro_tokens=context,
             zero_stage=sacrifice.zero_stage,
+            activation_checkpointing=AUTO,
             deepspeed_config=OFFLOAD if sacrifice.is_offloaded else "",
         ),
     )

@@ -31,6 +31,7 @@ class RetrievalRules:
     max_fps: float = 10.0
     max_frames: int = 32  # per call
     max_pixels: int = 151_200  # per frame
+    min_fps: float = 0.0  # a lower rate is raised to it
 
     @property
     def look_pixels(self) -> int:
@@ -42,6 +43,8 @@ class RetrievalRules:
             raise ValueError(f"max_calls must be >= 0 and max_frames >= 1, got {self.max_calls}, {self.max_frames}")
         if not (self.max_fps > 0 and self.min_window_s >= 0):
             raise ValueError(f"max_fps must be > 0 and min_window_s >= 0, got {self.max_fps}, {self.min_window_s}")
+        if not 0 <= self.min_fps <= self.max_fps:
+            raise ValueError(f"min_fps must be between 0 and max_fps ({self.max_fps:g}), got {self.min_fps:g}")
 
 
 def parse_call(
@@ -49,8 +52,8 @@ def parse_call(
 ) -> Call | None:
     """Read the request a turn ends in. Never raises, whatever the text; linear in its length.
 
-    The window is clamped to the clip, the rate to `rules.max_fps` and the native rate, the number of frames to
-    `rules.max_frames` and `max_frames`; what was changed is named in `RetrievalCall.clamped`.
+    The window is clamped to the clip, the rate to `rules.min_fps .. rules.max_fps` and the native rate, the number of
+    frames to `rules.max_frames` and `max_frames`; what was changed is named in `RetrievalCall.clamped`.
 
     Args:
         text: what the policy wrote in the turn; the part from the last `<span>` on is the request.
@@ -111,7 +114,7 @@ def _grant(
     window_cs: tuple[int, int], rate_cf: int, duration_cs: int, native_fps: float, rules: RetrievalRules, cap: int
 ) -> RetrievalCall | RefusedCall:
     start_cs, end_cs = max(window_cs[0], 0), min(window_cs[1], duration_cs)
-    granted_cf = min(rate_cf, _fastest(native_fps, rules.max_fps))
+    granted_cf = min(max(rate_cf, _floor_hundredths(rules.min_fps)), _fastest(native_fps, rules.max_fps))
     if refusal := _refusal(window_cs, end_cs - start_cs, rate_cf, cap, rules.min_window_s):
         return RefusedCall(refusal)
     wanted = max(1, (end_cs - start_cs) * granted_cf // _HUNDREDTHS)

@@ -44,13 +44,18 @@ def call_reward(fn: Callable[..., Any], *arguments: Any) -> Any:
     return fn(*arguments)
 
 
+async def await_reward(fn: Callable[..., Any], *arguments: Any) -> Any:
+    """Likewise, of an async one."""
+    return await fn(*arguments)
+
+
 def locate(error: BaseException) -> ErrorLocation | None:
     """Where a reward raised; None if it was not called, or no Python code of its was running.
 
     The location is the last frame outside the standard library and installed packages, or else the reward function.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    called = [i for i, frame in enumerate(frames) if (frame.filename, frame.name) == (__file__, call_reward.__name__)]
+    called = [i for i, frame in enumerate(frames) if frame.filename == __file__ and frame.name in CALLERS]
     stack = [frame for frame in frames[called[-1] + 1 :] if not frame.filename.startswith(BETWEEN)] if called else []
     if not stack:
         return None
@@ -79,6 +84,9 @@ def defined_at(fn: Callable[..., Any]) -> ErrorLocation | None:
         return None
     source = linecache.getline(code.co_filename, code.co_firstlineno).strip()
     return ErrorLocation(code.co_filename, code.co_firstlineno, code.co_name, bounded(source, SOURCE_CHARS), "")
+
+
+CALLERS = (call_reward.__name__, await_reward.__name__)
 
 
 def cause_line(failure: RewardFailure) -> str:

@@ -1,7 +1,8 @@
 """Names of rewards -> functions: a literal table, looked up late, refusing clearly.
 
-A sampling reward is `fn(task, call, **args) -> float | None`, called once per well-formed retrieval call; a reasoning
-reward is `fn(task, trajectory, **args) -> float | None`. None means "does not apply to this task".
+A sampling reward is `fn(task, call, **args) -> float | None`, called once per granted retrieval call; a reasoning
+reward is `fn(task, trajectory, **args) -> float | None`. None means "does not apply to this task". Either may be async;
+`fn(tasks, calls)` and `fn(tasks, trajectories)` score all of a group at once and return as many values.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rewards.forms import BATCHED, code_of
 from rl.user_code.errors import UserCodeError, message
 from rl.user_code.loading import defined_in, load_object, nearest
 from rl.user_code.reference import SUFFIX, parse_reference
@@ -21,12 +23,14 @@ RewardFn = Callable[..., float | None]
 BUILTIN = {
     "temporal_iou": "rewards.temporal_iou:temporal_iou",
     "frame_rate": "rewards.frame_rate:frame_rate",
+    "frame_cost": "rewards.frame_cost:frame_cost",
     "answer": "rewards.answer:answer",
     "output_format": "rewards.output_format:output_format",
+    "judge": "rewards.judge:judge",
 }
+ADDS_UP = frozenset({"frame_cost"})  # built in: what several calls score is their sum, unless the term says otherwise
 SCORED = {"sampling": "call", "reasoning": "trajectory"}  # segment -> what a reward of it is given, after the task
 REFUSED = (  # kinds of functions that return something other than a number
-    (inspect.iscoroutinefunction, "an async function"),
     (inspect.isasyncgenfunction, "an async generator"),
     (inspect.isgeneratorfunction, "a generator: it yields where a reward returns"),
 )
@@ -90,14 +94,9 @@ def _refuse_what_is_no_reward(name: str, function: Any) -> None:
         raise RewardLoadError(f"reward {name!r}: no function {name.rpartition(':')[2]!r}: it is {_kind(function)}")
     if isinstance(function, type):
         raise RewardLoadError(f"reward {name!r} is a class; name an instance of it that can be called, or a function")
-    called = function
-    while isinstance(called, functools.partial):
-        called = called.func
-    if not inspect.isroutine(called):
-        called = type(called).__call__  # of an instance that can be called
     for is_it, kind in REFUSED:
-        if is_it(called):
-            raise RewardLoadError(f"reward {name!r} is {kind}; rewards are plain functions that return a number")
+        if is_it(code_of(function)):
+            raise RewardLoadError(f"reward {name!r} is {kind}; a reward returns a number, or is awaited for one")
 
 
 def _kind(value: Any) -> str:
@@ -137,8 +136,7 @@ def _check_segment(name: str, parameters: list[inspect.Parameter], segment: str 
     """A second parameter named `call` or `trajectory` says which segment the function was written for."""
     if segment is None or len(parameters) < 2:
         return
-    written_for = {scored: seg for seg, scored in SCORED.items()}.get(parameters[1].name, segment)
+    written_for = ({scored: seg for seg, scored in SCORED.items()} | BATCHED).get(parameters[1].name, segment)
     if written_for != segment:
-        raise RewardLoadError(
-            f"reward {name!r} scores a {parameters[1].name}: its segment must be {written_for!r}, not {segment!r}"
-        )
+        scored = parameters[1].name if parameters[1].name in BATCHED else f"a {parameters[1].name}"
+        raise RewardLoadError(f"reward {name!r} scores {scored}: its segment must be {written_for!r}, not {segment!r}")

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-from rewards.failures import call_reward, defined_at, locate
+from rewards.asking import UnusableError, ask
+from rewards.background_loop import Raised
+from rewards.failures import defined_at, locate
 from rewards.limits import Guard
 from rl.trajectory import (
-    ErrorLocation,
     RetrievalCall,
     RewardFailure,
     ScoredGroup,
@@ -30,8 +33,10 @@ from rl.trajectory import (
     TrajectoryGroup,
     VideoTask,
 )
-from rl.user_code.errors import is_from_signal, message
+from rl.user_code.errors import message
 
+SCORE = "score"  # of a reward that returns a mapping; what else is in it becomes a metric
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a number beside the score
 LARGEST = 1e30  # of a score: its square and its advantage in float32 are finite
 
 TermScores = Mapping[str, float | None]  # by term; None: the term does not apply to this task
@@ -45,17 +50,15 @@ class WeightedReward:
     fn: Callable[..., float | None]
     segment: Segment
     weight: float = 1.0  # relative: those that apply in a segment are normalised to sum to 1; 0: logged, not counted
+    calls: str = ""  # mean | last | max | sum: what several calls make of it; empty: as score_group's `calls` says
 
 
-class _Failed(Exception):
-    """Carries a RewardFailure from the term that caused it to the trajectory it concerns."""
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """What a term makes of one call or trajectory."""
 
-    def __init__(self, term: str, cause: str, detail: str, location: ErrorLocation | None = None) -> None:
-        super().__init__(detail)
-        self.term, self.cause, self.detail, self.location = term, cause, detail, location
-
-    def on(self, task: VideoTask) -> RewardFailure:
-        return RewardFailure(self.term, self.cause, self.detail, task.task_id, self.location)
+    score: float | None
+    numbers: Mapping[str, float] = field(default_factory=dict)  # others that it tells, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class _Unweighted:
 
     looks: tuple[TermScores | None, ...]  # one per call, in order; None: not granted
     reasoning: TermScores
+    numbers: Mapping[str, float]  # other numbers, by term and name
 
 
 def score_group(
@@ -74,12 +78,15 @@ def score_group(
 ) -> ScoredGroup:
     """Score every sibling.
 
-    R_samp: the weighted mean of the sampling terms over a call, then `calls` of that over a trajectory's calls; a
-    call that is not granted and no call score 0. None if the task has no evidence span, or no sampling term counts.
+    R_samp: the weighted mean of the sampling terms over a call, then `calls` of that over a trajectory's calls (a term
+    with `calls` of its own: that); a call that is not granted and no call score 0. None if the task has no evidence
+    span, or no sampling term counts.
     R_reason: the weighted mean of the reasoning terms; 0 for everybody if none is configured to count.
     A term that returns None on all siblings does not apply to this task, and the others share its weight; None on some
     of them only is a bug of the term, and those trajectories fail. A video that could not be read is a failure too
     (cause "video_error"), and so is a trajectory without turns ("no_turns"): masked and counted, never scored.
+    A function may be async, or score all siblings in one call (rewards.asking); a mapping that it returns has its
+    `score`, and other numbers that become metrics.
 
     Args:
         calls: mean | last | max: R_samp of a trajectory with several calls.
@@ -91,7 +98,7 @@ def score_group(
         raise ValueError(f"scoring.calls must be one of {', '.join(COMBINED)}, got {calls!r}")
     sampling = [t for t in terms if t.segment is Segment.SAMPLING and group.task.evidence_span is not None]
     reasoning = [t for t in terms if t.segment is Segment.REASONING]
-    unweighted_G = [_score(group.task, trajectory, sampling, reasoning, guard) for trajectory in group.trajectories_G]
+    unweighted_G = _score(group.task, group.trajectories_G, sampling, reasoning, guard)
     computed = [unweighted for unweighted in unweighted_G if isinstance(unweighted, _Unweighted)]
     sampling_here = _applicable(sampling, [look for scores in computed for look in scores.looks if look is not None])
     reasoning_here = _applicable(reasoning, [scores.reasoning for scores in computed])
@@ -114,45 +121,90 @@ def _counts(terms: Sequence[WeightedReward]) -> bool:
 
 def _score(
     task: VideoTask,
-    trajectory: Trajectory,
+    trajectories_G: Sequence[Trajectory],
     sampling: Sequence[WeightedReward],
     reasoning: Sequence[WeightedReward],
     guard: Guard,
-) -> _Unweighted | RewardFailure:
+) -> list[_Unweighted | RewardFailure]:
+    """Term by term, over all siblings that none has failed on."""
+    failed = {sibling: why for sibling, one in enumerate(trajectories_G) if (why := _unscorable(task, one)) is not None}
+    values: dict[tuple[int, str], list[_Value]] = {}  # by sibling and term, of each call, or of the trajectory
+    for term in (*sampling, *reasoning):
+        asked = [sibling for sibling in range(len(trajectories_G)) if sibling not in failed]
+        scored_GC = [_scored_by(term, trajectories_G[sibling]) for sibling in asked]
+        for sibling, outcome in zip(asked, ask(term.fn, task, scored_GC, guard, partial(_value, term)), strict=True):
+            if isinstance(outcome, Raised):
+                failed[sibling] = _failure(term, outcome.error, task)
+            else:
+                values[sibling, term.name] = outcome
+    return [
+        failed[sibling] if sibling in failed else _unweighted(sibling, trajectory, sampling, reasoning, values)
+        for sibling, trajectory in enumerate(trajectories_G)
+    ]
+
+
+def _unscorable(task: VideoTask, trajectory: Trajectory) -> RewardFailure | None:
     if trajectory.stop_reason is StopReason.VIDEO_ERROR:
         return RewardFailure("*", "video_error", trajectory.note, task.task_id)
     if not trajectory.turns:
         return RewardFailure("*", "no_turns", trajectory.note or "the policy was never asked", task.task_id)
-
-    def ask(terms: Sequence[WeightedReward], scored: RetrievalCall | Trajectory) -> TermScores:
-        return {term.name: _ask(term, task, scored, guard) for term in terms}
-
-    try:
-        looks = tuple(ask(sampling, call) if isinstance(call, RetrievalCall) else None for call in trajectory.calls)
-        return _Unweighted(looks, ask(reasoning, trajectory))
-    except _Failed as failed:
-        return failed.on(task)
+    return None
 
 
-def _ask(term: WeightedReward, task: VideoTask, scored: RetrievalCall | Trajectory, guard: Guard) -> float | None:
-    """One value from one term. Whatever goes wrong inside a user's function becomes a failure that names it."""
-    try:
-        with guard():
-            value = call_reward(term.fn, task, scored)
-            return None if value is None else _number(term, value)
-    except _Failed:
-        raise
-    except TimeoutError as error:
-        raise _Failed(term.name, "timeout", str(error), locate(error)) from error
-    except MemoryError as error:  # numpy's own kind is one, too
-        raise _Failed(term.name, "memory", message(error), locate(error)) from error
-    except BaseException as error:  # a reward that calls sys.exit ends its call, not its worker
-        if is_from_signal(error):
-            raise
-        raise _Failed(term.name, "raised", message(error), locate(error) or defined_at(term.fn)) from error
+def _scored_by(term: WeightedReward, trajectory: Trajectory) -> Sequence[RetrievalCall | Trajectory]:
+    return trajectory.granted_calls if term.segment is Segment.SAMPLING else (trajectory,)
 
 
-def _number(term: WeightedReward, value: Any) -> float:
+def _unweighted(
+    sibling: int,
+    trajectory: Trajectory,
+    sampling: Sequence[WeightedReward],
+    reasoning: Sequence[WeightedReward],
+    values: Mapping[tuple[int, str], Sequence[_Value]],
+) -> _Unweighted:
+    of_calls = {term.name: iter(values[sibling, term.name]) for term in sampling}
+    looks = tuple(
+        {name: next(left).score for name, left in of_calls.items()} if isinstance(call, RetrievalCall) else None
+        for call in trajectory.calls
+    )
+    answer = {term.name: values[sibling, term.name][0].score for term in reasoning}
+    numbers: dict[str, list[float]] = {}
+    for term in (*sampling, *reasoning):
+        for value in values[sibling, term.name]:
+            for name, number in value.numbers.items():
+                numbers.setdefault(f"{term.name}/{name}", []).append(number)
+    return _Unweighted(looks, answer, {name: fmean(of_calls) for name, of_calls in numbers.items()})
+
+
+def _failure(term: WeightedReward, error: BaseException, task: VideoTask) -> RewardFailure:
+    """Whatever goes wrong inside a user's function becomes a failure that names it."""
+    if isinstance(error, UnusableError):
+        cause, detail, location = error.cause, str(error), defined_at(term.fn)
+    elif isinstance(error, TimeoutError):
+        cause, detail, location = "timeout", str(error), locate(error)
+    elif isinstance(error, MemoryError):  # numpy's own kind is one, too
+        cause, detail, location = "memory", message(error), locate(error)
+    else:
+        cause, detail, location = "raised", message(error), locate(error) or defined_at(term.fn)
+    return RewardFailure(term.name, cause, detail, task.task_id, location)
+
+
+def _value(term: WeightedReward, returned: Any) -> _Value:
+    """What a function has returned: a number, None, or a mapping of its `score` and of other numbers.
+
+    Raises:
+        UnusableError: it is something else.
+    """
+    if not isinstance(returned, Mapping) or SCORE not in returned:
+        return _Value(None if returned is None else _number(returned))
+    others = {name: _number(number, f" as {name!r}") for name, number in returned.items() if name != SCORE}
+    if odd := [name for name in others if not isinstance(name, str) or not NAME.fullmatch(name)]:
+        raise UnusableError("not_a_number", f"returned a number under {_briefly(odd[0])}: a name is of {NAME.pattern}")
+    score = returned[SCORE]
+    return _Value(None if score is None else _number(score, f" as {SCORE!r}"), others)
+
+
+def _number(value: Any, where: str = "") -> float:
     """A value as a float: any one real number, a boolean and numpy's and torch's scalars too, but no text."""
     try:
         number = float(value) if _is_real(value) else None
@@ -163,11 +215,10 @@ def _number(term: WeightedReward, value: Any) -> float:
     if number is None:
         if inspect.iscoroutine(value):
             value.close()  # or Python warns that it was never awaited
-        detail = f"returned {type(value).__name__}: {_briefly(value)}"
-        raise _Failed(term.name, "not_a_number", detail, defined_at(term.fn))
+        raise UnusableError("not_a_number", f"returned {type(value).__name__}{where}: {_briefly(value)}")
     if not abs(number) <= LARGEST:
         shown = f"{number}" if isinstance(value, float) else f"{_briefly(value)}, as a float {number}"
-        raise _Failed(term.name, "not_finite", f"returned {shown}", defined_at(term.fn))
+        raise UnusableError("not_finite", f"returned {shown}{where}")
     return number
 
 
@@ -205,17 +256,26 @@ def _weigh(
                 why = "returned None here, but a number for a sibling"
                 return RewardFailure(term.name, "not_a_number", why, task.task_id, defined_at(term.fn))
     looks = [zero if look is None else {name: look[name] for name in zero} for look in unweighted.looks] or [zero]
-    look = COMBINED[calls](looks, sampling)
+    by_call = tuple(_weighted_mean(look, sampling) for look in looks) if unweighted.looks and _counts(sampling) else ()
+    look = _combined(looks, sampling, calls)
     answer = {term.name: unweighted.reasoning[term.name] for term in reasoning}
     return SegmentRewards(
         sampling=_weighted_mean(look, sampling) if _counts(sampling) else None,
         reasoning=_weighted_mean(answer, reasoning) if _counts(reasoning) else 0.0,
         breakdown=look | answer,
+        calls=by_call,
+        numbers=unweighted.numbers,
     )
 
 
 def _weighted_mean(scores: TermScores, terms: Sequence[WeightedReward]) -> float:
     return sum(term.weight * scores[term.name] for term in terms) / sum(term.weight for term in terms)
+
+
+def _combined(looks: Sequence[TermScores], terms: Sequence[WeightedReward], calls: str) -> dict[str, float]:
+    """One score per term: all together by `calls`, and those that say otherwise their own way."""
+    together = COMBINED[calls](looks, terms)
+    return together | {t.name: OF_A_TERM[t.calls](looks, [t])[t.name] for t in terms if t.calls}
 
 
 def _mean_look(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> dict[str, float]:
@@ -230,4 +290,9 @@ def _best_look(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> 
     return dict(max(looks, key=lambda look: _weighted_mean(look, terms) if _counts(terms) else 0.0))
 
 
+def _sum_of_looks(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> dict[str, float]:
+    return {term.name: sum(look[term.name] for look in looks) for term in terms}
+
+
 COMBINED = {"mean": _mean_look, "last": _last_look, "max": _best_look}  # several calls -> one score per term
+OF_A_TERM = COMBINED | {"sum": _sum_of_looks}  # prices add up; shares of something right do not

@@ -4,7 +4,8 @@
 |---|---|---|---|
 | rollouts.start | VideoTask | - | nothing |
 | rollouts.collect | - | SampledStep | engines, reward workers; deadlines rollout.call_timeout_s, scoring.timeout_s |
-| learners.update | ScoredGroup | LearnerUpdate | learner ranks; deadline learner.timeout_s |
+| learners.receive | ScoredGroup | ScoredGroup as they arrived | learner ranks; engines, where one was lost |
+| learners.update | - | LearnerUpdate | learner ranks; deadline learner.timeout_s |
 | rollouts.settle | - | - | in a deterministic run, the steps started; deadlines as of collect |
 | weights.push | - | policy version | learners, then engines; deadline weight_sync.timeout_s |
 
@@ -40,7 +41,11 @@ class Rollouts(Protocol):
 class Learners(Protocol):
     """Splits, credits, and takes the optimizer steps."""
 
-    def update(self, scored: Sequence[ScoredGroup], *, step: int, version: int) -> LearnerUpdate: ...
+    def receive(self, scored: Sequence[ScoredGroup]) -> Sequence[ScoredGroup]:
+        """Take a step's groups; what is lost on the way is made again. Returns what will be learned from."""
+
+    def update(self, *, step: int, version: int) -> LearnerUpdate:
+        """Learn from the groups received."""
 
 
 class Weights(Protocol):
@@ -101,7 +106,8 @@ def train(
         with clock("wait"):
             sampled = rollouts.collect(step)
         with clock("update"):
-            learned = learners.update(sampled.groups, step=step, version=version)
+            groups = learners.receive(sampled.groups)
+            learned = learners.update(step=step, version=version)
         with clock("wait"):
             rollouts.settle()
         with clock("sync"):
@@ -110,7 +116,7 @@ def train(
             start_through(step + 1 + schedule.max_lag)
         timed = {"seconds/rollout": sampled.rollout_s, "seconds/reward": sampled.reward_s, **clock.metrics()}
         counters = {"policy/version": version, "rollout/resampled_groups": sampled.resampled}
-        report(step, sampled.groups, learned, {**counters, **timed})
+        report(step, groups, learned, {**counters, **timed})
         # evaluated before saving: a run killed in between repeats the step, and so the evaluation
         is_best = is_due(step + 1, schedule.eval_every, schedule.steps) and evaluate(step + 1)
         if is_best or is_due(step + 1, schedule.save_every, schedule.steps):

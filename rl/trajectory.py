@@ -237,6 +237,8 @@ class SegmentRewards:
     sampling: float | None  # None: the task has no evidence annotation
     reasoning: float
     breakdown: Mapping[str, float]  # each term by name, unweighted
+    calls: tuple[float, ...] = ()  # the sampling reward of each call, in order; empty without calls or annotation
+    numbers: Mapping[str, float] = field(default_factory=dict)  # what else terms tell, by "term/name"; never counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,10 +54,28 @@ def ray_cluster():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session", params=[0, pytest.param(1, marks=pytest.mark.soak)], ids=["lag 0", "lag 1"])
+def lag(request):
+    """trainer.max_policy_lag of the runs of tests/proof_run.py; with 1, at each checkpoint the next step is sampled."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def proof_home(tmp_path_factory):
-    """Where the runs of tests/proof_run.py lie, and their cache."""
-    return tmp_path_factory.mktemp("proof")
+def proof_cache(tmp_path_factory):
+    """Clips, policy and cold start, which all these runs have in common."""
+    return tmp_path_factory.mktemp("proof-cache")
+
+
+@pytest.fixture(scope="session")
+def proof_home(tmp_path_factory, lag):
+    """Where the runs lie."""
+    return tmp_path_factory.mktemp(f"proof-{lag}-")
+
+
+@pytest.fixture(scope="session")
+def proof_overrides(lag, proof_cache):
+    """What they have in common beyond tests/proof_run.py."""
+    return f"trainer.max_policy_lag={lag}", f"cache_dir={proof_cache}"
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +94,10 @@ def exact(refusal):
 
 
 @pytest.fixture(scope="session")
-def proof_runs(proof_home, refusal):
+def proof_runs(proof_home, proof_overrides, refusal):
     from tests.proof_run import runs_in
 
-    return runs_in(proof_home, deterministic=not refusal)
+    return runs_in(proof_home, *proof_overrides, deterministic=not refusal)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ def clip_of(numbers: atheris.FuzzedDataProvider) -> Clip:
         min_window_s=numbers.ConsumeFloatInRange(0.0, 10.0),
         max_frames=numbers.ConsumeIntInRange(1, 200),
         room=numbers.ConsumeIntInRange(-1, 100) if numbers.ConsumeBool() else None,
+        floor=numbers.ConsumeFloatInRange(0.0, 1.0),
     )
 
 

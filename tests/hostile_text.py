@@ -31,6 +31,7 @@ from envs.data.formats import make_task
 from envs.data.rows import UnusableRow
 from envs.retrieval import RetrievalRules, frame_times, parse_call
 from rewards.answer import answer, answer_body
+from rewards.frame_cost import frame_cost
 from rewards.frame_rate import frame_rate
 from rewards.golden import golden_group
 from rewards.output_format import output_format
@@ -57,6 +58,7 @@ TERMS = (
     WeightedReward("window", temporal_iou, Segment.SAMPLING),
     WeightedReward("scaled", partial(temporal_iou, scaled=True), Segment.SAMPLING),
     WeightedReward("rate", frame_rate, Segment.SAMPLING),
+    WeightedReward("cost", partial(frame_cost, budget_frames=1), Segment.SAMPLING, 0.0, "sum"),
     WeightedReward("answer", answer, Segment.REASONING),
     WeightedReward("lenient", partial(answer, reading="lenient"), Segment.REASONING),
     WeightedReward("format", output_format, Segment.REASONING),
@@ -74,11 +76,12 @@ class Clip:
     min_window_s: float = 0.1
     max_frames: int = 32
     room: int | None = None  # frames that the context still holds
+    floor: float = 0.0  # min_fps, as a share of max_fps
 
     @property
     def rules(self) -> RetrievalRules:
         """Of a run."""
-        return RetrievalRules(1, self.min_window_s, self.max_fps, self.max_frames)
+        return RetrievalRules(1, self.min_window_s, self.max_fps, self.max_frames, min_fps=self.floor * self.max_fps)
 
 
 def call(text: str, clip: Clip = Clip()) -> Call | None:
@@ -101,13 +104,15 @@ def _within(found: RetrievalCall, clip: Clip) -> None:
     assert 1 <= found.num_frames <= cap and len(times_s_N) == found.num_frames
     assert 0 < found.fps <= max(clip.max_fps, 0.01)
     assert not (0.01 <= clip.native_fps < math.inf) or found.fps <= clip.native_fps
+    fastest = min(clip.rules.max_fps, clip.native_fps if 0 < clip.native_fps < math.inf else math.inf)
+    assert found.fps > min(clip.rules.min_fps, fastest) - 0.01
     assert all(found.span.start_s <= time_s < found.span.end_s for time_s in times_s_N)
     assert all(earlier < later for earlier, later in pairwise(times_s_N))
     assert all(map(math.isfinite, (found.asked.start_s, found.asked.end_s, found.asked_fps)))
 
 
 def rewards(text: str, clip: Clip = Clip()) -> None:
-    """Every built-in reward gives every text a value in 0..1: none fails."""
+    """Every built-in reward gives every text a value in 0..1, a price one below: none fails."""
     asked = call(f"{text}</fps>", clip)
     for kind in AnswerKind:
         golden = golden_group(kind)
@@ -116,7 +121,9 @@ def rewards(text: str, clip: Clip = Clip()) -> None:
         scored = score_group(replace(golden, trajectories_G=(looked, second)), TERMS)
         for verdict in scored.rewards_G:
             assert isinstance(verdict, SegmentRewards), verdict
-            assert all(0 <= value <= 1 for value in (verdict.sampling, verdict.reasoning, *verdict.breakdown.values()))
+            terms = dict(verdict.breakdown)
+            assert -clip.max_frames <= terms.pop("cost") <= 0
+            assert all(0 <= value <= 1 for value in (verdict.sampling, verdict.reasoning, *terms.values()))
     assert bool(output_format(golden.task, looked)) <= (answer_body(text) not in (None, ""))
 
 

@@ -4,7 +4,9 @@ Five clips, four tasks a step: an epoch ends inside every step but the first. Of
 dynamic sampling redraws some groups.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,19 +27,57 @@ SMALL = (
     "rollout.stall_timeout_s=5",
     "video.decode_stall_timeout_s=4",
     "learner.timeout_s=60",
+    "weight_sync.timeout_s=30",
     "algorithm.dynamic_sampling=1",
     "trainer.eval_tasks=0",
 )
 
 
 def runs_in(home: Path, *overrides: str, deterministic: bool) -> Runs:
-    """Runs of that configuration, each in its own folder of `home`, with one cache."""
-    config = load_config([QUICKSTART], [*SMALL, f"cache_dir={home}/cache", *overrides])
+    """Runs of that configuration, each in its own folder of `home`."""
+    config = load_config([QUICKSTART], [*SMALL, *overrides])
     console = Console(quiet=True)
     return Runs(config, home, total_steps=STEPS, console=console, timeout_s=1800, deterministic=deterministic)
 
 
-def violations(run_dir: Path) -> list[str]:
+def numbers(steps: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What follows from configuration and seed in lines of metrics.jsonl: no times, no memory, no hits of caches."""
+    measured = ("second", "_per_s", "time_s", "memory/", "idle/", "engine/", "cached", "tail")
+    return {
+        step: {name: value for name, value in line.items() if not any(part in name for part in measured)}
+        for step, line in steps.items()
+    }
+
+
+def records(run_dir: Path) -> dict[str, bytes]:
+    """The recorded trajectories of every step."""
+    return {file.name: file.read_bytes() for file in sorted((run_dir / "trajectories").iterdir())}
+
+
+def order_of_turns(line: Mapping[str, Any]) -> list[str]:
+    """What engine 0, rank 0 and the driver did in a line of lanes.jsonl, in order, where GPUs are taken in turn.
+
+    "<" begins something and ">" ends it; sampling is told once, however many requests it took.
+    """
+    shown = {"asleep/0": "", "offloaded/0": "learner without ", "learner/0": "", "push": "", "rollout/0": ""}
+    said = {"weights and KV cache": "engine without everything", "KV cache": "engine without KV cache"}
+    marks = []
+    for lane, prefix in shown.items():
+        for work, start_s, end_s in line["lanes"].get(lane, ()):
+            name = said.get(work, f"{prefix}{work}")
+            marks += [(end_s, 0, f"{name} >"), (start_s, 1, f"< {name}")]  # what ends makes room for what begins
+    names = [name for *_, name in sorted(marks)]
+    sampling = [index for index, name in enumerate(names) if name.endswith("rollout") or name.startswith("rollout")]
+    return [name for index, name in enumerate(names) if index not in sampling or index == sampling[0]]
+
+
+TURN = (  # of the learners, and the push behind it
+    *("< engine without everything", "learner without masters, moments and gradients >", "< update", "update >"),
+    *("< push", "engine without everything >", "< engine without KV cache", "engine without KV cache >", "push >"),
+)
+
+
+def violations(run_dir: Path, lag: int = 0) -> list[str]:
     """What a run lacks of the guarantees that need no equal bits: steps, trajectories, versions, parity.
 
     Tasks are counted, not named: dynamic sampling replaces some of them.
@@ -49,7 +89,7 @@ def violations(run_dir: Path) -> list[str]:
         for step in range(1, STEPS + 1)
         if sorted(rolled_out := [(one.group, one.sibling) for one in artifacts.records.get(step, ())]) != sorted(due)
     ]
-    rules = Rules(lambda step, attempt: (), 2, config.parity.warn_nat, stop_grace_s=60.0, hung_s={})
+    rules = Rules(lambda step, attempt: (), 2, config.parity.warn_nat, stop_grace_s=60.0, hung_s={}, max_lag=lag)
     return [
         *wrong,
         *every_step_once(artifacts, STEPS),

@@ -67,9 +67,11 @@ NARROWER = {  # rooms and files that may import less than all that is below them
 }
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it
+    "httpx": ("rewards/judge_client.py",),
     "ray": ("actors/", "cluster/", "rl/run/workers.py"),
     "vllm": ("actors/engine/", "rl/policy/vllm/", "rl/serving/"),
     "deepspeed": ("rl/learner/engine.py", "rl/learner/loading.py", "rl/learner/sequence_parallel.py"),
+    "peft": ("rl/policy/lora.py",),
     "decord": ("envs/video/decord_backend.py",),
     "wandb": ("rl/tracking/sinks.py",),
     "omegaconf": ("rl/config/file.py",),

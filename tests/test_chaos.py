@@ -22,11 +22,12 @@ SMALL = (
 KILLED = ("reward_killed", "rollout_killed")  # learners: tests/test_faults.py
 
 
-def test_a_run_that_loses_workers_loses_no_task_and_repeats_none(tmp_path):
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_that_loses_workers_loses_no_task_and_repeats_none(tmp_path, lag):
     folders = (f"output_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache")
     options = ("--minutes", "0.5", "--seed", "0", "--every", "6", "--only", ",".join(KILLED), "--json")
     answer = subprocess.run(
-        [sys.executable, "-m", "rl", "chaos", *SMALL, *folders, *options],
+        [sys.executable, "-m", "rl", "chaos", *SMALL, f"trainer.max_policy_lag={lag}", *folders, *options],
         cwd=REPOSITORY,
         env=os.environ | {"COLUMNS": "160"},
         capture_output=True,

@@ -20,9 +20,9 @@ SMALL = (
 )
 
 
-def started(home):
+def started(home, *overrides):
     return subprocess.Popen(
-        [sys.executable, "-m", "rl", "cold-start", "configs/quickstart.yaml", *SMALL, f"cache_dir={home}"],
+        [sys.executable, "-m", "rl", "cold-start", "configs/quickstart.yaml", *SMALL, f"cache_dir={home}", *overrides],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -32,9 +32,9 @@ def started(home):
     )
 
 
-def finished(home):
+def finished(home, *overrides):
     """What it said, and the weights it has made."""
-    process = started(home)
+    process = started(home, *overrides)
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said[-3000:]
     (made,) = [folder for folder in home.glob("cold-start-*") if not folder.name.endswith(".progress")]
@@ -45,12 +45,13 @@ def finished(home):
 def test_a_cold_start_that_is_killed_and_started_again_makes_the_same_policy_bit_for_bit(tmp_path):
     _, straight = finished(tmp_path / "straight")
     home = tmp_path / "killed"
-    process, deadline = started(home), time.monotonic() + 900
+    ahead = "trainer.max_policy_lag=1"  # of the run that follows: nothing to a cold start
+    process, deadline = started(home, ahead), time.monotonic() + 900
     while not list(home.glob(f"*.progress/checkpoints/step_{SAVED:08d}/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     assert kill_process_tree(process) >= 4  # driver, Ray, two ranks
     process.communicate(timeout=60)
-    said, resumed = finished(home)
+    said, resumed = finished(home, ahead)
     assert "continuing the cold start at step" in said
     assert resumed == straight

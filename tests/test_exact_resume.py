@@ -1,5 +1,7 @@
 """n + k steps straight are n steps, SIGKILL of everything, and k more, bit for bit, on real clips and real workers."""
 
+import json
+
 import pytest
 from rich.console import Console
 
@@ -9,7 +11,7 @@ from rl.fault_injection.verify_resume import Proof, compare, print_proof
 from rl.policy.batch_invariant import PADDINGS
 from rl.policy.kernels import processor
 from rl.tracking.fingerprint import STAGES
-from tests.proof_run import STEPS, runs_in, violations
+from tests.proof_run import STEPS, TURN, numbers, order_of_turns, records, runs_in, violations
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -29,12 +31,12 @@ def interrupted(proof_runs, uninterrupted):
     return proof_runs.interrupted([Kill(1), Kill(2, "mid-step")])
 
 
-def test_a_run_killed_at_a_checkpoint_and_in_mid_step_loses_and_repeats_nothing(proof_home, interrupted):
+def test_a_run_killed_at_a_checkpoint_and_in_mid_step_loses_and_repeats_nothing(lag, proof_home, interrupted):
     at_boundary, mid_step = interrupted[1]
     assert 1 <= at_boundary.resumes_at <= at_boundary.steps_done < STEPS
     assert 2 <= mid_step.resumes_at < mid_step.steps_done  # something was lost
     assert all(one.processes >= 5 for one in (at_boundary, mid_step))  # driver, Ray, engine, reward worker, two ranks
-    assert violations(proof_home / "interrupted") == []
+    assert violations(proof_home / "interrupted", lag) == []
 
 
 def test_a_run_killed_at_a_checkpoint_and_in_mid_step_equals_the_uninterrupted_run(exact, interrupted, uninterrupted):
@@ -44,27 +46,38 @@ def test_a_run_killed_at_a_checkpoint_and_in_mid_step_equals_the_uninterrupted_r
     assert proof.passed
 
 
-@pytest.mark.soak  # five launches of its own
-def test_where_rollouts_run_a_step_ahead_a_run_is_repeated_and_resumed_bit_for_bit(exact, tmp_path):
-    """At each checkpoint the next step has been sampled already, with the weights before it."""
-    for name in ("runs", "again"):
-        (tmp_path / name).mkdir()
-    runs, again = (
-        runs_in(tmp_path / name, "trainer.max_policy_lag=1", f"cache_dir={tmp_path}/cache", deterministic=True)
-        for name in ("runs", "again")
-    )
-    straight = runs.straight()
-    assert [line["policy/staleness_max"] for line in straight.values()] == [0.0] + [1.0] * (STEPS - 1)
-    resumed, killed = runs.interrupted([Kill(1), Kill(2, "mid-step")])
-    for proof in (
-        Proof(killed, compare(straight, resumed, STEPS)),
-        Proof((), compare(straight, again.straight(), STEPS)),
-    ):
-        print_proof(proof, Console())  # shown if it fails
-        assert proof.passed
+def test_numbers_and_records_of_a_killed_run_are_those_of_the_uninterrupted_run(
+    exact, proof_home, interrupted, uninterrupted
+):
+    assert numbers(interrupted[0]) == numbers(uninterrupted)
+    assert records(proof_home / "interrupted") == records(proof_home / "straight")
+
+
+@pytest.mark.soak  # a run of its own
+def test_the_same_run_once_more_is_the_same(exact, proof_home, proof_overrides, uninterrupted, tmp_path):
+    again = runs_in(tmp_path, *proof_overrides, deterministic=True).straight()
+    assert compare(uninterrupted, again, STEPS) == compare(uninterrupted, uninterrupted, STEPS)
+    assert numbers(again) == numbers(uninterrupted)
+    assert records(tmp_path / "straight") == records(proof_home / "straight")
+
+
+def test_a_step_is_sampled_with_weights_as_old_as_the_lag_says(lag, exact, uninterrupted):
+    stalest = [line["policy/staleness_max"] for line in uninterrupted.values()]
+    assert stalest == [float(min(step, lag)) for step in range(STEPS)]
 
 
 def test_a_checkpoint_of_a_deterministic_run_holds_what_its_bits_depend_on(exact, proof_home, interrupted):
     kernels = read_kernels(proof_home / "interrupted" / "checkpoints" / f"step_{STEPS:08d}")
     assert kernels["products"] in {str(padding) for padding in PADDINGS}
     assert kernels["processor"] == processor()
+
+
+@pytest.mark.soak  # a run of its own; one step with turns: tests/test_run.py
+@pytest.mark.parametrize("lag", [0], indirect=True)
+def test_engines_and_learners_that_take_turns_make_the_same_run(exact, proof_overrides, uninterrupted, tmp_path):
+    turns = runs_in(tmp_path, *proof_overrides, "placement.share_gpus=turns", deterministic=True).straight()
+    assert compare(uninterrupted, turns, STEPS) == compare(uninterrupted, uninterrupted, STEPS)
+    assert numbers(turns) == numbers(uninterrupted)
+    lines = [json.loads(line) for line in (tmp_path / "straight" / "lanes.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        assert order_of_turns(line) == ["< learner without masters, moments and gradients", "< rollout", *TURN]

@@ -49,6 +49,7 @@ CLIPS = st.builds(
     min_window_s=st.floats(0.0, 10.0),
     max_frames=st.integers(1, 200),
     room=st.none() | st.integers(-1, 100),
+    floor=st.just(0.0) | st.floats(0.0, 1.0),
 )
 
 

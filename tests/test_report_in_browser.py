@@ -279,6 +279,23 @@ def test_groups_are_filtered_and_sorted(report, open_page):
     page.wait_for_selector("text=No group passes")
 
 
+def test_rewards_below_0_pass_open_filters_and_stand_on_the_axis(tmp_path, clips, open_page):
+    run = write_run(tmp_path / "run", clips, steps=1)
+    (path,) = (run / "trajectories").glob("*.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record["rewards"]["sampling"] -= 2.0
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+
+    page = open_page(f"{written(run).as_uri()}#/steps/1")
+    dots = page.locator(".group .strip-row:first-child circle")
+    assert dots.count() == len(records) and page.locator(".sibling-dot.faint").count() == 0
+    (start,) = {float(line.get_attribute("x1")) for line in page.locator(".strip-row:first-child line.axis").all()[::4]}
+    assert start == min(float(dot.get_attribute("cx")) for dot in dots.all()) and len(records) == 12
+    page.fill("#filter-sampling-low", "0.05")
+    page.wait_for_selector("text=No group passes")
+
+
 def test_a_trajectory_opens_by_click_and_shows_its_looks(report, open_page):
     page = open_page(f"{report.as_uri()}#/steps/2")
     page.click("#groups .open >> nth=0")

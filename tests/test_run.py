@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from rl.fault_injection.run_process import ProcessTree
+from tests.proof_run import TURN, order_of_turns
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -80,7 +81,8 @@ def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3 and summary["policy_version"] == 3
     assert summary["held_out"]["before"]["tasks"] == summary["held_out"]["after"]["tasks"] == 4
-    assert (run / "config.yaml").is_file() and list((run / "tensorboard").iterdir())
+    assert "\n  activation_checkpointing: none\n" in (run / "config.yaml").read_text()  # what auto has come to
+    assert list((run / "tensorboard").iterdir())
     assert [path.name for path in sorted((run / "checkpoints").glob("step_*"))] == ["step_00000002", "step_00000003"]
 
 
@@ -137,18 +139,24 @@ def test_the_steps_that_are_named_are_profiled(home, straight):
     assert {"learner/prepare", "learner/forward", "learner/backward", "learner/optimizer"} <= names
 
 
-def test_a_resumed_run_repeats_the_run_that_never_stopped(home, straight):
+def test_a_resumed_run_repeats_the_run_that_never_stopped_and_may_take_turns_from_then_on(home, straight):
     shutil.copytree(home / "runs" / "straight", home / "runs" / "resumed", symlinks=True)
     newest = home / "runs" / "resumed" / "checkpoints" / "step_00000003"
     (newest / "manifest.json").unlink()  # torn: the run must go on from the one before
-    again = dynframe(home, "train", "name=resumed", "trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0")
+    others = ("trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0", "placement.share_gpus=turns")
+    again = dynframe(home, "train", "name=resumed", *others)
     assert "resuming at step 2 from" in again and "loading the checkpoint of step 2: done" in again
+    assert "activation_checkpointing" not in again  # what was decided is no setting that differs
     assert texts_of(home, "resumed", 3) == texts_of(home, "straight", 3)
     resumed, once = steps_of(home, "resumed")[3], steps_of(home, "straight")[3]
     for name in ("reward/sampling", "reward/reasoning", "rollout/sampled_tokens", "advantage/sampling"):
         assert resumed[name] == once[name]
     assert resumed["grad/norm"] == pytest.approx(once["grad/norm"], rel=1e-4)
     assert list(steps_of(home, "resumed")) == [1, 2, 3]
+    *_, line = (home / "runs" / "resumed" / "lanes.jsonl").read_text().splitlines()
+    turns = order_of_turns(json.loads(line))
+    assert tuple(turns[-len(TURN) :]) == TURN
+    assert turns[-len(TURN) - 1] == "< rollout"
 
 
 def started(home, name, *overrides):
@@ -301,17 +309,27 @@ def test_a_stopped_job_has_saved_and_goes_on_when_it_is_submitted_again(home, st
         command = [sys.executable, "-m", "rl", "submit", *arguments, *more, "--address", address]
         return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=420)
 
+    def jobs(*arguments):
+        command = [sys.executable, "-m", "rl", "jobs", *arguments, "--address", address]
+        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=420)
+
     said = submit("trainer.steps=500", "--no-follow").stdout
     job, client = said.split()[1], JobSubmissionClient(address)
     until(lambda: (run / "metrics.jsonl").exists() and '"seconds/step"' in (run / "metrics.jsonl").read_text())
-    client.stop_job(job)
-    until(lambda: client.get_job_status(job) is JobStatus.STOPPED)
+    stopped = jobs("stopped", "--stop", "--json").stdout
+    assert f"stopping {job}: it saves first" in stopped and json.loads(stopped.splitlines()[-1])["status"] == "STOPPED"
+    assert client.get_job_status(job) is JobStatus.STOPPED
     done = len(steps_of(run.parents[1], "stopped"))
     assert [path.name for path in (run / "checkpoints").glob("step_*")] == [f"step_{done:08d}"]
 
     again = submit(f"trainer.steps={done + 1}")
     assert again.returncode == 0 and f"resuming at step {done} from" in again.stdout
     assert list(steps_of(run.parents[1], "stopped")) == list(range(1, done + 2))
+
+    listed = json.loads(jobs("--json").stdout.splitlines()[-1])["jobs"]
+    assert [(one["run"], one["status"]) for one in listed[:2]] == [("stopped", "SUCCEEDED"), ("stopped", "STOPPED")]
+    resumed = jobs("stopped", "--resume", "--follow")  # whose steps are done
+    assert resumed.returncode == 0 and f"{done + 1} steps are done" in resumed.stdout
 
 
 def until(happened, timeout_s=240):

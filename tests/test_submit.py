@@ -46,7 +46,7 @@ def submit_to(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     before = signal.getsignal(signal.SIGINT)
 
-    def run(server, follow=True):
+    def run(server, follow=True, **options):
         monkeypatch.setattr(submit, "JobSubmissionClient", server)
         written = []
         code = submit_training(
@@ -57,6 +57,7 @@ def submit_to(monkeypatch):
             dry_run=False,
             write=written.append,
             stop_grace_s=120.0,
+            **options,
         )
         return code, "\n".join(written)
 
@@ -72,6 +73,13 @@ def test_a_job_carries_the_name_of_its_run_in_id_and_metadata(submit_to):
     assert written == f"submitted {job} to {ADDRESS}\nstep 1\n{job}: SUCCEEDED"
 
 
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_a_job_runs_the_command_that_its_configuration_is_for(submit_to, command):
+    server = JobServer()
+    submit_to(server, command=command)
+    assert server.submitted["entrypoint"] == f"python -m rl {command} configs/quickstart.yaml 'name=video r1'"
+
+
 def test_the_same_run_may_be_submitted_again():
     assert submission_id("video") != submission_id("video")
 
@@ -80,16 +88,16 @@ def test_a_failed_job_is_a_failed_command(submit_to):
     assert submit_to(JobServer(status=JobStatus.FAILED))[0] == 1
 
 
-@pytest.mark.parametrize(("mode", "ray"), [(None, "ray job"), ("token", "RAY_AUTH_MODE=token ray job")])
-def test_ctrl_c_says_that_the_job_goes_on_and_how_to_follow_or_stop_it(submit_to, monkeypatch, mode, ray):
+@pytest.mark.parametrize(("mode", "jobs"), [(None, "dynframe jobs"), ("token", "RAY_AUTH_MODE=token dynframe jobs")])
+def test_ctrl_c_says_that_the_job_goes_on_and_how_to_follow_or_stop_it(submit_to, monkeypatch, mode, jobs):
     server = JobServer(then=lambda: os.kill(os.getpid(), signal.SIGINT))
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
     code, written = submit_to(server)
     job = server.submitted["submission_id"]
     assert code == 130
-    assert f"{job} goes on. Its output: {ray} logs --follow --address {ADDRESS} {job}\n" in written
-    assert written.endswith(f"to stop it, saved: {ray} stop --address {ADDRESS} {job}")
+    assert f"{job} goes on. Its output: {jobs} {job} --follow --address {ADDRESS}\n" in written
+    assert written.endswith(f"to stop it, saved: {jobs} {job} --stop --address {ADDRESS}")
 
 
 def test_ctrl_c_works_in_a_process_that_was_started_with_it_ignored(submit_to):

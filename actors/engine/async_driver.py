@@ -61,8 +61,8 @@ class AsyncDriver:
         if not self._wait(self._llm.reset_prefix_cache()):
             raise RuntimeError("the prefix cache is in use")
 
-    def sleep(self) -> None:
-        self._wait(self._llm.sleep(level=1, mode="wait"))
+    def sleep(self, level: int) -> None:
+        self._wait(self._llm.sleep(level=level, mode="wait"))
 
     def wake(self, memory: str) -> None:
         self._wait(self._llm.wake_up([memory]))

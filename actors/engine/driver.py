@@ -14,6 +14,7 @@ from vllm import RequestOutput, SamplingParams
 from vllm.inputs import TokensPrompt
 
 FlatWeight = tuple[str, str, list[int], memoryview]  # Hugging Face name, dtype, shape, bytes
+WITH_WEIGHTS, WITHOUT_WEIGHTS = 1, 2  # vLLM's levels of sleep: weights in main memory, or nowhere
 TIMEOUT_S = 600.0  # for a start, for running requests to end, or for one call to the workers: beyond it, vLLM hangs
 
 
@@ -42,8 +43,8 @@ class Driver(Protocol):
     def reset_caches(self) -> None:
         """Drop cached prefixes, encoded videos and processed items. Only inside `exclusively`."""
 
-    def sleep(self) -> None:
-        """Keep the weights in main memory and give the KV cache up; nothing is answered until both are awake again."""
+    def sleep(self, level: int) -> None:
+        """Give the KV cache up, and at WITHOUT_WEIGHTS the weights; nothing is answered until both are awake again."""
 
     def wake(self, memory: str) -> None:
         """Take "weights" or "kv_cache" back."""

@@ -33,7 +33,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.platforms import current_platform
 
 from actors.engine.counters import Counters
-from actors.engine.driver import TIMEOUT_S, Driver, result_within, settle
+from actors.engine.driver import TIMEOUT_S, WITH_WEIGHTS, WITHOUT_WEIGHTS, Driver, result_within, settle
 from actors.engine.sampling import PLAIN_OUTPUT, sampling_params
 from actors.engine.settings import engine_arguments
 from actors.engine.weights import PARTIAL, live_checksums, receive_weights, replace_weights
@@ -192,12 +192,15 @@ class VllmEngine:
         except Exception as error:
             raise EngineError("checksums", error) from error
 
-    def sleep(self) -> None:
+    def sleep(self, *, drops_weights: bool = False) -> None:
         """Give the accelerator's memory up between two steps: weights to main memory, the KV cache for good.
 
-        Waits for the requests running. On CPU nothing is given up, but nothing is answered either until both are awake.
+        Waits for the requests running. On CPU no memory is given up, but nothing is answered until both are awake.
+
+        Args:
+            drops_weights: weights for good, too: `load_weights` or `receive_weights` has to bring all of them.
         """
-        self._driver.sleep()
+        self._driver.sleep(WITHOUT_WEIGHTS if drops_weights else WITH_WEIGHTS)
 
     def wake(self, memory: str) -> None:
         """Take "weights" or "kv_cache" back; of an engine that is awake nothing changes."""

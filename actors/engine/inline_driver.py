@@ -16,7 +16,7 @@ from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine.driver import TIMEOUT_S, Driver, FlatWeight, result_within, settle
+from actors.engine.driver import TIMEOUT_S, WITHOUT_WEIGHTS, Driver, FlatWeight, result_within, settle
 from rl.policy.vllm.plugin import CPU_ENVIRONMENT, ENVIRONMENT
 
 
@@ -69,8 +69,10 @@ class InlineDriver:
         if not self._engine.reset_prefix_cache():
             raise RuntimeError("the prefix cache is in use")
 
-    def sleep(self) -> None:
-        self.exclusively(lambda _: self._engine.sleep(level=1))
+    def sleep(self, level: int) -> None:
+        self.exclusively(lambda _: self._engine.sleep(level=level))
+        if level == WITHOUT_WEIGHTS:  # vLLM for CPUs gives nothing up, and nobody would see what a push leaves out
+            self.call("spoil_weights")
 
     def wake(self, memory: str) -> None:
         self.exclusively(lambda _: self._engine.wake_up([memory]))

@@ -11,7 +11,7 @@ import torch
 from actors.engine.driver import Driver, FlatWeight
 from rl.policy.vllm.live_weights import add_up
 from rl.weight_transfer.checksum import in_words
-from rl.weight_transfer.description import WeightTensor, dtype_name
+from rl.weight_transfer.description import WeightTensor, dtype_name, filled
 
 BUCKET_BYTES = 64 * 2**20  # of weights handed over at a time
 PARTIAL = "part"  # the version of an engine's weights begins with it while they are incomplete
@@ -64,15 +64,7 @@ def live_checksums(driver: Driver, names: Sequence[str]) -> dict[str, str]:
 
 
 def _in_buckets(named: Iterable[tuple[str, torch.Tensor | np.ndarray]]) -> Iterator[list[FlatWeight]]:
-    bucket, size = [], 0
-    for name, value in named:
-        bucket.append(_flat(name, value))
-        size += bucket[-1][-1].nbytes
-        if size >= BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket
+    return filled((_flat(name, value) for name, value in named), BUCKET_BYTES, lambda flat: flat[-1].nbytes)
 
 
 def _flat(name: str, value: torch.Tensor | np.ndarray) -> FlatWeight:

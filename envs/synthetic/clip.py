@@ -19,7 +19,14 @@ import av
 import numpy as np
 
 DETAIL_COLOURS = {"red": (225, 25, 25), "green": (25, 205, 45), "blue": (35, 55, 235), "yellow": (240, 220, 30)}
-TEMPO_HUES = ((40, 205, 215), (215, 60, 205), (240, 240, 240))  # border of slow, medium and fast details
+TEMPO_HUES = (  # of the border, from slow details to fast ones
+    (40, 205, 215),  # cyan
+    (215, 60, 205),  # magenta
+    (240, 240, 240),  # white
+    (245, 140, 20),  # orange
+    (5, 5, 5),  # black
+    (110, 230, 110),  # light green
+)
 BORDER_SHARE = 1 / 7  # of the clip's size, each side: half a ViT patch of 14 px at 56 px
 CENTISECONDS = 100
 
@@ -42,7 +49,7 @@ class SyntheticClip:
     size: int  # pixels, square
     event_first_frame: int
     event_end_frame: int  # exclusive
-    tempo: int  # index into TEMPO_HUES: 0 slow, 1 medium, 2 fast
+    tempo: int  # index into TEMPO_HUES: 0 is the slowest
     flashes: tuple[Flash, ...]  # in time order
     background_seed: int
 
@@ -50,11 +57,6 @@ class SyntheticClip:
     def event_span_s(self) -> tuple[float, float]:
         """The evidence window in seconds."""
         return self.event_first_frame / self.native_fps, self.event_end_frame / self.native_fps
-
-    @property
-    def evidence_fps(self) -> int:
-        """Lowest integer rate at which a grid over the event shows every flash, whatever the grid's phase."""
-        return lowest_sufficient_fps(min(flash.num_frames for flash in self.flashes), self.native_fps)
 
 
 def lowest_sufficient_fps(flash_frames: int, native_fps: int) -> int:
@@ -72,6 +74,11 @@ def lowest_sufficient_fps(flash_frames: int, native_fps: int) -> int:
     raise ValueError(
         f"a flash of {flash_frames} frame(s) at {native_fps} fps is too short for every grid of integer rate"
     )
+
+
+def shortest_flash(fps: float, native_fps: float) -> int:
+    """The fewest native frames of a flash that no grid of this rate can step over, whatever its phase."""
+    return math.ceil(Fraction(str(native_fps)) / Fraction(str(fps)))
 
 
 def draw(clip: SyntheticClip) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from rl.config.algorithm import AdvantageConfig
@@ -25,11 +25,15 @@ class Credit:
 
     sampling: float | None
     reasoning: float | None
+    calls: tuple[float, ...] = ()  # of each call's tokens, in order, where calls have their own; then not `sampling`
 
-    def of(self, segment: Segment) -> float | None:
-        """What a token of this segment gets. Context is never learned from."""
+    def of(self, segment: Segment, turn: int) -> float | None:
+        """What a token of this segment gets in this turn, counted from 0. Context is never learned from.
+
+        Every turn but the last ends in a call: the k-th call is the k-th turn.
+        """
         if segment == Segment.SAMPLING:
-            return self.sampling
+            return self.calls[turn] if self.calls else self.sampling
         return self.reasoning if segment == Segment.REASONING else None
 
 
@@ -61,7 +65,8 @@ def credit_group(
     Args:
         called_G: whether the sibling asked to look again at all, well-formed or not.
     Raises:
-        ValueError: fewer than two siblings, or R_samp is there for some of them only.
+        ValueError: fewer than two siblings, R_samp is there for some of them only, or a caller has no reward of its
+            calls although each is credited with its own.
     """
     if len(rewards_G) < 2:
         raise ValueError(f"a group baseline needs at least 2 siblings, got {len(rewards_G)}")
@@ -70,13 +75,30 @@ def credit_group(
         return GroupCredit((NOT_LEARNED,) * len(rewards_G), True, True)
     sampling_G = _sampling_rewards([rewards_G[i] for i in scored])
     reasoning_G = [rewards_G[i].reasoning for i in scored]
-    credits_of_scored = METHODS[rules.method](sampling_G, reasoning_G, [called_G[i] for i in scored], rules)
+    called = [called_G[i] for i in scored]
+    if rules.calls == "each" and sampling_G is not None:
+        calls_G = _rewards_of_calls([rewards_G[i] for i in scored], called)
+        credits_of_scored = each_call(calls_G, reasoning_G, rules)
+        zero_variance = all(_all_equal(rewards) for rewards in _by_number(calls_G))
+    else:
+        credits_of_scored = METHODS[rules.method](sampling_G, reasoning_G, called, rules)
+        zero_variance = None if sampling_G is None else _all_equal(sampling_G)
     by_sibling = dict(zip(scored, credits_of_scored, strict=True))
     return GroupCredit(
         credit_G=tuple(by_sibling.get(i, NOT_LEARNED) for i in range(len(rewards_G))),
-        zero_variance_sampling=None if sampling_G is None else _all_equal(sampling_G),
+        zero_variance_sampling=zero_variance,
         zero_variance_reasoning=_all_equal(reasoning_G),
     )
+
+
+def rules_at(rules: AdvantageConfig, step: int) -> AdvantageConfig:
+    """The rules of a step, counted from 0: cross credit has gone its way on a straight line. A pure function of the
+    step, so that a resumed run credits as an uninterrupted one."""
+    if not rules.cross_credit_steps:
+        return rules
+    gone = min(step / rules.cross_credit_steps, 1.0)
+    now = (1.0 - gone) * rules.cross_credit + gone * rules.cross_credit_end
+    return replace(rules, cross_credit=now, cross_credit_steps=0)
 
 
 def group_advantages(rewards_G: Sequence[float], scale: str = "std") -> list[float]:
@@ -115,6 +137,29 @@ def sd_grpo(
     ]
 
 
+def each_call(calls_G: Sequence[Sequence[float]], reasoning_G: Sequence[float], rules: AdvantageConfig) -> list[Credit]:
+    """SD-GRPO where every call is credited with its own reward, relative to the group's calls of the same number.
+
+    First calls: over the whole group, 0 for siblings without a call, which have both roles, as in `sd_grpo`. Calls
+    after them: over the siblings that made one of that number. What such a call asks for does not decide who is
+    compared, so with `scale: none` its expected gradient is that of its own reward times 1 - 1/n for n callers, and 0
+    where there is but one: unbiased in direction. It is silent, by exchangeability exactly so, on whether to call
+    again: that is learned from the answer alone. A later call is not credited to the calls before it.
+    """
+    reasoning_adv_G = group_advantages(reasoning_G, rules.scale)
+    columns = [group_advantages(rewards, rules.scale) for rewards in _by_number(calls_G)]
+    first_G, later = columns[0], [iter(column) for column in columns[1:]]
+    credit_G = []
+    for calls, first, reasoning in zip(calls_G, first_G, reasoning_adv_G, strict=True):
+        own = [first, *(next(column) for column in later[: max(0, len(calls) - 1)])]
+        if calls:
+            credited = tuple(advantage + rules.cross_credit * reasoning for advantage in own)
+            credit_G.append(Credit(fmean(credited), reasoning, credited))
+        else:
+            credit_G.append(Credit(first + reasoning, first + reasoning))
+    return credit_G
+
+
 def grpo(
     sampling_G: Sequence[float] | None, reasoning_G: Sequence[float], called_G: Sequence[bool], rules: AdvantageConfig
 ) -> list[Credit]:
@@ -144,10 +189,13 @@ def gdpo(
     return [Credit(total, total) for total in (weights[0] * s + weights[1] * r for s, r in pairs)]
 
 
-def token_advantages(credit: Credit, segment_ids_T: Sequence[int]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+def token_advantages(
+    credit: Credit, segment_ids_T: Sequence[int], turn_ids_T: Sequence[int]
+) -> tuple[tuple[float, ...], tuple[bool, ...]]:
     """Spread a trajectory's credit over its tokens: advantages, and which tokens are learned from. Context never is."""
-    by_segment = {segment.value: credit.of(segment) for segment in Segment}
-    credit_T = [by_segment[segment] for segment in segment_ids_T]
+    pairs_T = list(zip(segment_ids_T, turn_ids_T, strict=True))
+    by_pair = {(segment, turn): credit.of(Segment(segment), turn) for segment, turn in set(pairs_T)}
+    credit_T = [by_pair[pair] for pair in pairs_T]
     return tuple(value or 0.0 for value in credit_T), tuple(value is not None for value in credit_T)
 
 
@@ -163,6 +211,19 @@ def _sampling_rewards(rewards_G: Sequence[SegmentRewards]) -> list[float] | None
     if absent not in (0, len(sampling_G)):
         raise ValueError("R_samp is missing for some siblings of a task only: it belongs to the task, not to them")
     return None if absent else sampling_G
+
+
+def _rewards_of_calls(rewards_G: Sequence[SegmentRewards], called_G: Sequence[bool]) -> list[tuple[float, ...]]:
+    if any(called and not reward.calls for reward, called in zip(rewards_G, called_G, strict=True)):
+        raise ValueError("each call is credited with its own reward, but a sibling that called has none of its calls")
+    return [reward.calls for reward in rewards_G]
+
+
+def _by_number(calls_G: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Rewards of all first calls (0 for siblings without one), of all second calls of those who made one, ..."""
+    most = max((len(calls) for calls in calls_G), default=0)
+    later = [[calls[k] for calls in calls_G if len(calls) > k] for k in range(1, most)]
+    return [[calls[0] if calls else 0.0 for calls in calls_G], *later]
 
 
 def _is_scored(reward: SegmentRewards | RewardFailure) -> bool:

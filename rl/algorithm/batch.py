@@ -43,7 +43,7 @@ def build_training_samples(
     credit_G = learned_credit(scored, rules, mask_truncated=mask_truncated)
     for trajectory, own in zip(scored.group.trajectories_G, credit_G, strict=True):
         flat = flatten(trajectory, scored.group.coarse_frames)
-        advantages_T, mask_T = token_advantages(own, flat.segment_ids)
+        advantages_T, mask_T = token_advantages(own, flat.segment_ids, flat.turn_ids)
         samples_G.append(_sample(flat, advantages_T, mask_T) if any(mask_T) else None)
     return tuple(samples_G)
 
@@ -71,7 +71,8 @@ def group_credit(scored: ScoredGroup, rules: AdvantageConfig = SD_GRPO) -> Group
 
 
 def credit_metrics(scored: Sequence[ScoredGroup], rules: AdvantageConfig = SD_GRPO) -> dict[str, float]:
-    """Shares of zero-variance groups, and mean |advantage| over the tokens of each segment. Over a step.
+    """Shares of zero-variance groups, and mean |advantage| over the tokens of each segment; cross credit, where there
+    is any. Over a step.
 
     Args:
         scored: groups as the driver holds them: what is needed of a turn is how many tokens it sampled.
@@ -81,17 +82,19 @@ def credit_metrics(scored: Sequence[ScoredGroup], rules: AdvantageConfig = SD_GR
     sizes, tokens = {segment: [] for segment in LEARNED}, {segment: [] for segment in LEARNED}
     for group, credit in zip(scored, credits_of, strict=True):
         for trajectory, own in zip(group.group.trajectories_G, credit.credit_G, strict=True):
-            for turn in trajectory.turns:
-                value = own.of(turn.segment)
+            for index, turn in enumerate(trajectory.turns):
+                value = own.of(turn.segment, index)
                 if value is not None:
                     sizes[turn.segment].append(abs(value))
                     tokens[turn.segment].append(turn.sampled_tokens)
+    crossed = {"advantage/cross_credit": rules.cross_credit} if rules.cross_credit else {}
     return {
         "group/zero_variance_sampling": _mean(annotated),
         "group/zero_variance_reasoning": _mean([credit.zero_variance_reasoning for credit in credits_of]),
         "group/zero_variance_both": _mean([credit.is_zero_variance for credit in credits_of]),
         "advantage/sampling": _mean(sizes[Segment.SAMPLING], tokens[Segment.SAMPLING]),
         "advantage/reasoning": _mean(sizes[Segment.REASONING], tokens[Segment.REASONING]),
+        **crossed,
     }
 
 

@@ -50,7 +50,6 @@ class LearnerBatch:
     behavior_logprobs_BT: Tensor
     advantages_BT: Tensor
     policy_versions_BT: Tensor  # -1 on context and padding
-    num_samples: int  # B; 0: the only row is there for the other ranks' sake
 
     @property
     def token_ids_BT(self) -> Tensor:
@@ -73,8 +72,7 @@ def collate(
         multiple_of: tokens that no sample has are put behind the row until its length is.
     """
     sharings = alone(samples) if sharings is None else sharings
-    num_samples = sum(len(sharing.members) for sharing in sharings)
-    if not num_samples:
+    if not any(sharing.members for sharing in sharings):
         samples = (_blank(processor.ids.pad),)
         sharings = alone(samples)
     rows = [samples[member] for sharing in sharings for member in sharing.members]
@@ -95,7 +93,6 @@ def collate(
         behavior_logprobs_BT=_padded([sample.behavior_logprobs for sample in rows], 0.0, torch.float32),
         advantages_BT=_padded([sample.advantages for sample in rows], 0.0, torch.float32),
         policy_versions_BT=_padded([sample.policy_versions for sample in rows], -1, torch.long),
-        num_samples=num_samples,
     )
 
 

@@ -56,11 +56,13 @@ def load_runnable(inputs: Sequence[str]) -> RunConfig:
     """The same, with a policy that can be trained here: a wrong one is refused before torch is imported.
 
     Raises:
-        ConfigError: it cannot be used, or `policy.path` is not a policy's folder.
+        ConfigError: it cannot be used, or neither `policy.path` nor `init_from` is a policy's folder.
     """
     config = load(inputs)
+    from rl.run.origin import begun_from
     from rl.run.prepare.policy import require_given_policy
 
+    config = begun_from(config)
     require_given_policy(config)
     return config
 

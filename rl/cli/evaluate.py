@@ -77,6 +77,12 @@ def export(
         Path, typer.Argument(metavar="FOLDER", help="Where the Hugging Face folder goes; must not exist.")
     ],
     best: Best = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", metavar="", help="Only what LoRA has trained, as peft loads it.")
+    ] = False,
+    base: Annotated[
+        bool, typer.Option("--base", metavar="", help="The policy that the run began with; adapters go onto it.")
+    ] = False,
 ) -> None:
     """Turn a checkpoint into a Hugging Face folder that others use without this package.
 
@@ -86,9 +92,16 @@ def export(
 
     Example: `dynframe export runs/quickstart my_policy --best`
     """
-    from rl.export.export_run import run_export
+    from rl.export.export_run import adapter_export, base_export, run_export
 
-    run_export(run, folder, best=best)
+    if base and (adapter or best):
+        raise ConfigError("--base is the policy before any step: leave out --adapter and --best")
+    if base:
+        base_export(run, folder, console)
+    elif adapter:
+        adapter_export(run, folder, console, best=best)
+    else:
+        run_export(run, folder, best=best)
     say(f"exported to {folder}")
 
 

@@ -24,6 +24,7 @@ def verify_resume(
 
     Trains `at + steps` steps straight; then `at` steps, SIGKILL of every process, `resume=auto`, and the rest; with
     `rollout.deterministic=true`. Exits 3 and names the step and the first fingerprint that differs, if one does.
+    A configuration of `dynframe finetune` is fine-tuned instead.
 
     Example: `dynframe verify-resume configs/quickstart.yaml --at 2 --steps 2`
     """

@@ -22,9 +22,10 @@ from rl.cli.encode_stats import encode_stats
 from rl.cli.evaluate import compare, evaluate, export, report
 from rl.cli.faults import chaos, verify_resume
 from rl.cli.inspect import parity, rollout
+from rl.cli.jobs import jobs
 from rl.cli.make_checkpoint import make_checkpoint
 from rl.cli.terminal import configure_logging, errors, say, show_tracebacks, tracebacks_shown
-from rl.cli.train import cold_start, submit, train
+from rl.cli.train import cold_start, finetune, submit, train
 from rl.config.errors import ConfigError
 from rl.run.stop_signals import StopRequested, exit_on_signals
 
@@ -35,7 +36,7 @@ EPILOG = (
 )
 COMMANDS = {  # heading in --help -> name -> function
     "Before a run": {"doctor": doctor, "config": config, "check": check, "validate-data": validate_data},
-    "Train": {"train": train, "cold-start": cold_start, "submit": submit},
+    "Train": {"train": train, "cold-start": cold_start, "finetune": finetune, "submit": submit, "jobs": jobs},
     "Look at it, measure it, use it": {
         **{"ask": ask, "report": report, "rollout": rollout, "eval": evaluate, "compare": compare, "export": export},
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,19 @@ def variables_of(inputs: Sequence[str]) -> set[str]:
     """The variables of the environment that files and overrides name."""
     paths, overrides = split_inputs(inputs)
     return set().union(*(variables_in(text) for text in (*map(read_text, map(Path, paths)), *overrides)))
+
+
+def use_own_token() -> None:
+    """Of this user's, if there is one: `ray start` decides alike, Ray's job client would not ask.
+
+    Raises:
+        ConfigError: RAY_AUTH_MODE says something that is no mode.
+    """
+    if (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from actors.cluster.connection import require_auth_mode
+
+    require_auth_mode()
 
 
 def require_travelling(config: RunConfig, inputs: Sequence[str], address: str, *, paths_are_shared: bool) -> None:

@@ -1,15 +1,13 @@
-"""`dynframe train`, `cold-start` and `submit`: making a policy, here or on a cluster."""
+"""`dynframe train`, `cold-start`, `finetune` and `submit`: making a policy, here or on a cluster."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rl.cli.arguments import Inputs, load, load_runnable
-from rl.cli.submission import relative_to_here, require_travelling, variables_of
+from rl.cli.submission import relative_to_here, require_travelling, use_own_token, variables_of
 from rl.cli.terminal import console, say
 from rl.run.imports import uncollected
 
@@ -43,6 +41,21 @@ def cold_start(inputs: Inputs) -> None:
     say(str(run_cold_start_only(config, console)))
 
 
+def finetune(inputs: Inputs) -> None:
+    """Supervised training on conversations about images and videos (`finetune.sources`).
+
+    Of LLaVA-Video-178K, ShareGPT4Video and PixMo as they are published, and of retrieval traces. Everything lands in
+    `output_dir/name` as with `dynframe train`, and goes on from the newest valid checkpoint when it is given again.
+
+    Example: `dynframe finetune configs/flexivideo_qwen2_5_vl_3b.yaml`
+    """
+    config = load_runnable(inputs)
+    with uncollected():
+        from rl.run.finetune import run_finetuning
+
+    run_finetuning(config, console)
+
+
 def submit(
     inputs: Inputs,
     address: Annotated[str, typer.Option(help="The cluster's job server.")] = "http://127.0.0.1:8265",
@@ -54,7 +67,7 @@ def submit(
         bool, typer.Option("--shared-paths", metavar="", help="Absolute paths of this machine are those of every node.")
     ] = False,
 ) -> None:
-    """Submit `dynframe train` as a Ray job, with this folder as its working directory.
+    """Submit `dynframe train` as a Ray job, with this folder as its working directory; or `dynframe finetune`.
 
     The configuration is checked here first, and that every file it names will be there: in this folder and not left out
     of what travels, or by an absolute path that nodes can read. Ctrl-C ends the printing only and says how to follow or
@@ -65,12 +78,9 @@ def submit(
     config = load(inputs, starts_ray=False)  # refuse here what the cluster would refuse minutes later
     arguments = relative_to_here(inputs)
     require_travelling(config, arguments, address, paths_are_shared=shared_paths)
-    if (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` decides alike; Ray's job client would not ask
-    from actors.cluster.connection import require_auth_mode
+    use_own_token()
     from cluster.submit import submit_training
 
-    require_auth_mode()
     code = submit_training(
         arguments,
         run=config.name,
@@ -79,6 +89,7 @@ def submit(
         dry_run=dry_run,
         write=say,
         stop_grace_s=config.trainer.stop_grace_s,
+        command="finetune" if config.only_finetunes else "train",
         variables=variables_of(arguments),
     )
     raise typer.Exit(code)

@@ -15,6 +15,13 @@ class AdvantageConfig:
     method: str = "sd_grpo"
     scale: str = "std"  # divide by the group's standard deviation: std | none (Dr. GRPO)
     cross_credit: float = 0.0  # of the reasoning advantage, given to sampling tokens too; the paper has 0
+    # steps over which cross_credit goes to cross_credit_end on a straight line, from the run's first step on; 0: it
+    # stays what it is
+    cross_credit_steps: int = 0
+    cross_credit_end: float = 0.0  # cross credit from then on
+    # several calls of a trajectory: together (all have the advantage of its sampling reward, as scoring.calls makes it
+    # of theirs) | each (every call that of its own reward, among the calls of the same number in the group)
+    calls: str = "together"
     # sampling tokens of tasks without evidence: reason (take the reasoning advantage) | mask (take none)
     unannotated: str = "reason"
     sampling_weight: float = 0.5  # of the sampling reward, where grpo and gdpo fold both into one
@@ -24,6 +31,16 @@ class AdvantageConfig:
         require_one_of("algorithm.advantage.method", self.method, ("sd_grpo", "grpo", "gdpo"))
         require_one_of("algorithm.advantage.scale", self.scale, ("std", "none"))
         require_one_of("algorithm.advantage.unannotated", self.unannotated, ("reason", "mask"))
+        require_one_of("algorithm.advantage.calls", self.calls, ("together", "each"))
+        require(
+            self.calls == "together" or self.method == "sd_grpo",
+            f"algorithm.advantage.calls=each credits segments apart, but algorithm.advantage.method is {self.method}: "
+            "take sd_grpo, or calls=together",
+        )
+        require(
+            self.cross_credit_steps >= 0,
+            f"algorithm.advantage.cross_credit_steps must be >= 0, got {self.cross_credit_steps}",
+        )
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,16 @@ class QuickstartWorldConfig:
     # of every clip; an even multiple of video.coarse.fps, so that coarse frames miss the flash
     native_fps: float = 12.0
     size: int = 56  # height and width of a frame
-    # colour | count | order | warmth (a guess is right half the time) | mislabelled (a wrong annotation)
+    # colour | count | order | warmth (a guess is right half the time)
     question_kinds: list[str] = field(default_factory=lambda: ["colour"])
     shuffle_options: bool = False  # letters of the options in random order per clip: takes a larger policy
+    wrong_labels: float = 0.0  # share of training annotations that are wrong; held-out ones are right
+    # events fit into so many frames at the rate they need, and traces of the cold start reckon with looks of no more;
+    # with retrieval.max_frames as large, a look that is too wide misses the flash; 0: no limit
+    look_frames: int = 0
+    # frame rates that details need, ascending, six at most: each detail is as brief as its rate has to be, and the hue
+    # of the border tells which. Empty: three tempos, for rates of 3, 4 and 7 at 12 native frames per second
+    detail_fps: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -129,12 +136,19 @@ class RetrievalConfig:
     max_calls: int = 1  # per trajectory; 1 is the paper, 0 turns retrieval off (the baseline that may not look again)
     min_window_s: float = 0.1  # a window with less of the clip in it is refused
     max_fps: float = 10.0  # a higher rate is lowered to it, and to the clip's own
+    # a lower rate is raised to it, as far as the clip's own; as large as max_fps: every look has that rate, whatever is
+    # asked (the baseline that may choose its window only)
+    min_fps: float = 0.0
     max_frames: int = 32  # per call; beyond it the window stays whole and the spacing widens
     max_pixels: int = 151_200  # per frame, after resizing to a multiple of patch * merge
 
     def __post_init__(self) -> None:
         require(self.max_calls >= 0, "retrieval.max_calls must be >= 0")
         require(self.max_fps > 0, "retrieval.max_fps must be > 0")
+        require(
+            0 <= self.min_fps <= self.max_fps,
+            f"retrieval.min_fps must be between 0 and retrieval.max_fps ({self.max_fps:g}), got {self.min_fps:g}",
+        )
         require(self.max_frames >= 1, "retrieval.max_frames must be >= 1")
 
 

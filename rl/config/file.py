@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from rl.config.errors import ConfigError, shown
+from rl.config.finetune import ConversationSourceConfig
 from rl.config.keys import dotted, misspelt
 from rl.config.overrides import COMMAND_LINE, parse_override
 from rl.config.ranges import refuse_impossible_numbers
@@ -68,13 +69,18 @@ def to_dict(config: Any) -> dict[str, Any]:
 def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings, as plain dictionaries, with the default of every key they lack."""
     filled = _filled(settings, to_dict(RunConfig))
-    if isinstance(filled["rewards"], Mapping):
-        term = to_dict(RewardTermConfig)
-        filled["rewards"] = {
-            name: _filled(value, term) if isinstance(value, Mapping) else value
-            for name, value in filled["rewards"].items()
-        }
+    filled["rewards"] = _each_filled(filled["rewards"], to_dict(RewardTermConfig))
+    if isinstance(finetune := filled["finetune"], Mapping):
+        sources = _each_filled(finetune["sources"], to_dict(ConversationSourceConfig))
+        filled["finetune"] = {**finetune, "sources": sources}
     return filled
+
+
+def _each_filled(sections: Any, defaults: Mapping[str, Any]) -> Any:
+    """Sections that the user has named."""
+    if not isinstance(sections, Mapping):
+        return sections
+    return {name: _filled(value, defaults) if isinstance(value, Mapping) else value for name, value in sections.items()}
 
 
 def _filled(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

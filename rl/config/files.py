@@ -19,11 +19,17 @@ def files_read(config: RunConfig) -> dict[str, str]:
         sources["cold_start.traces"] = config.cold_start.traces
     named = {
         "policy.path": "" if config.policy.is_on_hub else config.policy.path,
+        "policy.adapter": config.policy.adapter,
+        "init_from": config.init_from,
         "data.quarantine": config.data.quarantine,
         "learner.deepspeed_config": config.learner.deepspeed_config,
         "resume": "" if config.resume in ("auto", "never") else config.resume,
     }
     code = {f"rewards.{name}.fn": term.fn for name, term in config.rewards.items()}
+    for name, source in config.finetune.sources.items():
+        media = source.media_root or (os.path.dirname(source.path) if os.path.exists(source.path) else "")
+        key = f"finetune.sources.{name}"
+        named |= {f"{key}.path": source.path, f"{key}.media_root": media}
     for section, source in sources.items():
         if source.format != "quickstart":
             videos = source.video_root or (os.path.dirname(source.path) if os.path.exists(source.path) else "")

@@ -16,8 +16,11 @@ FREE = (  # below them, keys are the user's: arguments of a function, values of 
 )
 
 
+NAMED = ("rewards", "finetune.sources")  # sections in which users name the sections
+
+
 def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema; `rewards.*` stands for a name the user chooses."""
+    """Every dotted key of the schema; `*` stands for a name the user chooses, as in `rewards.*`."""
     hints = get_type_hints(section)
     keys = []
     for declared in fields(section):
@@ -33,15 +36,15 @@ def known_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
 def is_known(key: str) -> bool:
     """Whether a dotted key may stand in a configuration."""
     pattern = _pattern(key)
-    return pattern in _known() or pattern.startswith(FREE) or pattern == "rewards.*"
+    return pattern in _known() or pattern.startswith(FREE) or pattern.removesuffix(".*") in NAMED
 
 
 def nearest_key(key: str, cutoff: float = 0.0) -> str | None:
     """The key that looks most like a misspelt one; None if none is as near as `cutoff` (0 to 1)."""
     nearest = next(iter(difflib.get_close_matches(_pattern(key)[:200], _known(), n=1, cutoff=cutoff)), None)
-    given = key.split(".")
-    if nearest and nearest.startswith("rewards.*") and given[0] == "rewards" and len(given) > 1:
-        return nearest.replace("*", given[1][:100], 1)
+    named = _named(key)
+    if nearest and named and nearest.startswith(f"{named[0]}.*"):
+        return nearest.replace("*", named[1][:100], 1)
     return nearest
 
 
@@ -78,8 +81,17 @@ def _down_to_the_value(key: str, value: Any) -> str:
 
 
 def _pattern(key: str) -> str:
-    first, *rest = key.split(".")
-    return ".".join([first, "*", *rest[1:]]) if first == "rewards" and rest else key
+    named = _named(key)
+    return f"{named[0]}.*{named[2]}" if named else key
+
+
+def _named(key: str) -> tuple[str, str, str] | None:
+    """A section in which users name the sections, the name, and what stands behind it; None: no such key."""
+    for section in NAMED:
+        if key.startswith(f"{section}."):
+            name, dot, below = key.removeprefix(f"{section}.").partition(".")
+            return section, name, dot + below
+    return None
 
 
 @cache

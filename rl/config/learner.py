@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from rl.config.data import SourceConfig, require_columns
 from rl.config.errors import require, require_one_of
 
+AUTO = "auto"
+RECOMPUTED = ("none", "vision", "language", "all")  # parts whose activations the backward pass computes again
 OBJECT_STORE = "object_store"
 ON_GPUS = ("nccl", "ipc")  # the transport between GPUs, and on GPUs that are shared
 
@@ -47,16 +49,30 @@ class LearnerConfig:
     updates_per_step: int = 1  # optimizer steps per batch of rollouts; above 1 the later ones are off-policy
     freeze_vision: bool = False  # vision blocks frozen; merger and language model trained
     # with freeze_vision: bytes of main memory per rank for what the frozen blocks make of videos, so that a clip met
-    # again, by a sibling, the reference or a later step, costs the mergers only; 0: they run every time
+    # again, by a sibling, the reference or a later step, costs the mergers only; 0: they run every time. Beside a GPU
+    # memory is pinned, where a tensor takes, and counts as, the next power of two
     vision_cache_bytes: int = 1_073_741_824
-    # recompute activations in the backward pass: less memory, about a third more time
-    activation_checkpointing: bool = False
+    # activations that are not kept but computed again in the backward pass, for less memory: none | vision (the tower's
+    # blocks) | language (the language model's layers: up to a third more time) | all | auto: the cheapest with which
+    # every learner rank fits its GPU, by the memory plan, decided once for a run; none where that is not known, and on
+    # CPUs. true and false, as before 0.4.0, are all and none
+    activation_checkpointing: str = AUTO
     # steps between two digests of masters and AdamW's state in metrics.jsonl (state/optimizer), each of which reads all
     # of it. 0: never. `verify-resume` makes one at every step
     digest_every: int = 1
     timeout_s: float = 600.0  # for one update; also the timeout of collectives
     max_rebuilds: int = 3  # times lost learners are rebuilt from the newest checkpoint without a step in between
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def recomputes_vision(self) -> bool:
+        """Whether the tower's blocks are computed again; frozen ones leave nothing to recompute."""
+        return self.activation_checkpointing in ("vision", "all") and not self.freeze_vision
+
+    @property
+    def recomputes_language(self) -> bool:
+        """Whether the language model's layers are."""
+        return self.activation_checkpointing in ("language", "all")
 
     @property
     def sequence_groups(self) -> int:
@@ -78,6 +94,12 @@ class LearnerConfig:
             self.shared_prefix in ("auto", "off"),
             f"learner.shared_prefix must be auto or off, got {self.shared_prefix!r}",
         )
+        require_one_of("learner.activation_checkpointing", self.activation_checkpointing, (AUTO, *RECOMPUTED))
+        require(
+            not (self.freeze_vision and self.activation_checkpointing == "vision"),
+            "learner.activation_checkpointing=vision recomputes nothing with learner.freeze_vision=true, for a tower "
+            "that does not learn keeps no activations: set language, none or auto",
+        )
         require(self.updates_per_step >= 1, f"learner.updates_per_step must be >= 1, got {self.updates_per_step}")
         require(self.vision_cache_bytes >= 0, f"learner.vision_cache_bytes must be >= 0, got {self.vision_cache_bytes}")
         require(self.max_rebuilds >= 0, f"learner.max_rebuilds must be >= 0, got {self.max_rebuilds}")
@@ -98,6 +120,11 @@ class ColdStartConfig:
     # where traces are made: windows are off by up to this much, so that RL has something to learn
     window_jitter_s: float = 1.0
     fps_jitter: float = 3.0  # and frame rates by up to this much
+    # looks of a trace of the synthetic world, at most: where one shows nothing, another follows (retrieval.max_calls)
+    looks: int = 1
+    # windows of the synthetic world's traces come so much too early, beside the jitter: greedy looks are wrong, too
+    window_shift_s: float = 0.0
+    misread: float = 0.0  # share of its traces that saw the flash and take it for another; above 0.5 greedy answers do
     seed: int = 0  # of the jitter and of the order of traces
 
     def __post_init__(self) -> None:
@@ -105,6 +132,12 @@ class ColdStartConfig:
         require(self.batch_size >= 1, f"cold_start.batch_size must be >= 1, got {self.batch_size}")
         require(self.save_every >= 0, f"cold_start.save_every must be >= 0, got {self.save_every}")
         require(self.lr > 0, f"cold_start.lr must be > 0, got {self.lr}")
+        require(0 <= self.misread <= 1, f"cold_start.misread must be a share, 0..1, got {self.misread}")
+        require(self.looks >= 1, f"cold_start.looks must be >= 1, got {self.looks}; cold_start.enabled=false skips it")
+        require(
+            self.looks == 1 or self.traces.format == "quickstart",
+            f"cold_start.looks={self.looks}: only traces of the synthetic world tell what a look shows; set it to 1",
+        )
         require_columns("cold_start.traces", self.traces)
 
 

@@ -9,8 +9,9 @@ from rl.config.errors import require, shown
 from rl.user_code.reference import CodeReference, parse_reference, taken_from
 
 PATHS = re.compile(
-    r"output_dir|cache_dir|resume|policy\.path|data\.(?:train|held_out)\.(?:path|video_root)|data\.quarantine"
+    r"output_dir|cache_dir|resume|init_from|policy\.(?:path|adapter)|data\.(?:train|held_out)\.(?:path|video_root)|data\.quarantine"
     r"|cold_start\.traces\.(?:path|video_root)|learner\.deepspeed_config|evaluation\.(?:path|video_root)|trainer\.remote"
+    r"|finetune\.sources\.[^.]+\.(?:path|media_root)"
 )
 CODE = re.compile(  # "path/file.py:name", among other things
     r"rewards\.[^.]+\.fn|data\.(?:train|held_out)\.format|cold_start\.traces\.format|evaluation\.benchmark"

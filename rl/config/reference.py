@@ -27,11 +27,15 @@ UNITS = {  # by the key's last part, or by the end of it
     **{"_clips": "clips", "_cpus": "CPUs", "_gpus": "GPUs", "_workers": "workers", "num_ranks": "ranks"},
     **{"steps": "steps", "_every": "steps", "_share": "share", "_fraction": "share", "_margin": "share"},
     **{"max_model_len": "tokens", "max_position_embeddings": "tokens", "vocab_size": "tokens", "max_calls": "calls"},
-    **{"group_size": "trajectories", "micro_batch": "trajectories", "batch_size": "traces", "tasks_per_step": "tasks"},
+    **{"group_size": "trajectories", "micro_batch": "trajectories", "batch_size": "samples", "tasks_per_step": "tasks"},
     **{"eval_tasks": "tasks", "trajectories_per_step": "trajectories", "keep_checkpoints": "checkpoints"},
-    **{"decode_timeout_s": "s of processor time"},
+    **{"decode_timeout_s": "s of processor time", "rows": "rows", "held_out": "rows"},
     **{"max_num_seqs": "sequences", "gpu_memory_utilization": "share", "size": "pixels", "in_flight": "examples"},
-    **{"limit": "examples", "max_failed_saves": "saves", "max_rebuilds": "rebuilds"},
+    **{
+        "limit": "examples",
+        "max_failed_saves": "saves",
+        "max_rebuilds": "rebuilds",
+    },
 }
 TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 

@@ -19,6 +19,9 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {  # key (of today) -> value of 0.3.
         "-held_out/calls": "-held_out/granted_calls",
     },
 }
+SWITCHES: dict[str, tuple[str, str]] = {  # key that was true or false in 0.3.0 -> what these stand for since 0.4.0
+    "learner.activation_checkpointing": ("all", "none"),
+}
 
 REMOVED_KEYS: dict[str, str] = {  # key of 0.3.0 -> why there is none since 0.4.0
     "weight_sync.verify_tensors": "every parameter is compared after every push",
@@ -45,6 +48,10 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
         value = _at(today, key.split("."))
         if isinstance(value, str) and value in renamed:
             today = _with(today, key.split("."), renamed[value])
+    for key, (yes, no) in SWITCHES.items():
+        value = _at(today, key.split("."))
+        if isinstance(value, bool):
+            today = _with(today, key.split("."), yes if value else no)
     return today
 
 

@@ -17,9 +17,18 @@ class RewardTermConfig:
     # share among the terms of its segment, whose weights are normalised to sum to 1; 0: measured only
     weight: float = 1.0
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the function
+    # several retrieval calls in one trajectory, for this sampling term alone: mean | last | max | sum (what adds up, as
+    # a price does); empty: sum for the built-in frame_cost, else scoring.calls
+    calls: str = ""
 
     def __post_init__(self) -> None:
         require_one_of("rewards.*.segment", self.segment, ("sampling", "reasoning"))
+        require_one_of("rewards.*.calls", self.calls, ("", "mean", "last", "max", "sum"))
+        require(
+            not self.calls or self.segment == "sampling",
+            f"rewards.*.calls={self.calls} is of sampling terms, which score calls; a reasoning term scores the whole "
+            "trajectory: leave it empty",
+        )
         require(self.weight >= 0, "rewards.*.weight must be >= 0")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rl.config.algorithm import AlgorithmConfig
 from rl.config.data import DataConfig, PromptConfig, RetrievalConfig, VideoConfig
 from rl.config.errors import require, require_folder_name
+from rl.config.finetune import HELD_OUT_LOSS, FinetuneConfig
 from rl.config.learner import ColdStartConfig, LearnerConfig, WeightSyncConfig
 from rl.config.policy import PolicyConfig
 from rl.config.renamed import RENAMED_VALUES
@@ -39,6 +40,9 @@ class RunConfig:
     resume: str = "auto"
     # resume even where settings that make a run what it is have changed: a new experiment from there on
     resume_changed: bool = False
+    # RUN | CHECKPOINT | FOLDER: begin with its weights (of a run the newest ones) in place of policy.path, and with
+    # nothing else of it: optimizer, data and steps are new; empty: with policy.path
+    init_from: str = ""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     data: DataConfig = field(default_factory=DataConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -50,6 +54,7 @@ class RunConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -58,9 +63,13 @@ class RunConfig:
     parity: ParityConfig = field(default_factory=ParityConfig)
 
     def __post_init__(self) -> None:
-        require(bool(self.rewards), "rewards: at least one term is needed, e.g. rewards.answer.fn=answer")
         require(
-            self.rollout.tasks_per_step % self.learner.sequence_groups == 0,
+            bool(self.rewards) or bool(self.finetune.sources),
+            "rewards: at least one term is needed, e.g. rewards.answer.fn=answer; or, for `dynframe finetune`, "
+            "finetune.sources",
+        )
+        require(
+            not self.rewards or self.rollout.tasks_per_step % self.learner.sequence_groups == 0,
             f"rollout.tasks_per_step ({self.rollout.tasks_per_step}) must be a multiple of learner.num_ranks "
             f"({self.learner.num_ranks}){_over_a_sequence(self.learner)}: a group never spans ranks",
         )
@@ -70,12 +79,42 @@ class RunConfig:
             "start): use learner.zero_stage=1",
         )
         require_folder_name("name", self.name)
-        _refuse_what_does_not_fit(self)
+        _refuse_long_contexts(self)
+        if self.rewards:
+            _refuse_what_does_not_fit(self)
+
+    @property
+    def only_finetunes(self) -> bool:
+        """Whether it is one of `dynframe finetune` and of nothing else: there is no reward to learn from."""
+        return not self.rewards
+
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of what is learned from at once."""
+        return self.finetune.max_tokens if self.only_finetunes else self.rollout.engine.max_model_len
+
+    @property
+    def best_metric(self) -> str:
+        """What the best checkpoint is chosen by: trainer.best_metric; of a fine-tuning run the held-out loss, unless
+        that is empty."""
+        return HELD_OUT_LOSS if self.trainer.best_metric and self.only_finetunes else self.trainer.best_metric
 
 
 def _over_a_sequence(learner: LearnerConfig) -> str:
     split = learner.sequence_parallel
     return f" / learner.sequence_parallel ({split})" if split > 1 else ""
+
+
+def require_rewards(config: RunConfig) -> None:
+    """
+    Raises:
+        ConfigError: there is none, as in a configuration of `dynframe finetune`.
+    """
+    require(
+        not config.only_finetunes,
+        "rewards: at least one term is needed, e.g. rewards.answer.fn=answer; finetune.sources are learned from by "
+        "`dynframe finetune`",
+    )
 
 
 def weight_transport(config: RunConfig) -> str:
@@ -90,15 +129,23 @@ def weight_transport(config: RunConfig) -> str:
     )
 
 
+def _refuse_long_contexts(config: RunConfig) -> None:
+    """Longer than the tiny policy's, where that is trained."""
+    longest = config.policy.tiny.max_position_embeddings
+    asked = {"rollout.engine.max_model_len": config.rollout.engine.max_model_len} if config.rewards else {}
+    if config.only_finetunes:
+        asked["finetune.max_tokens"] = config.finetune.max_tokens
+    for key, tokens in asked.items():
+        require(
+            bool(config.policy.path) or tokens <= longest,
+            f"{key} ({tokens}) must be <= policy.tiny.max_position_embeddings ({longest}) where the project builds the "
+            "policy (policy.path is empty): raise the second or lower the first",
+        )
+
+
 def _refuse_what_does_not_fit(config: RunConfig) -> None:
     """Values that are sound by themselves, but not together."""
     engine, placement, traces = config.rollout.engine, config.placement, config.cold_start.traces
-    longest = config.policy.tiny.max_position_embeddings
-    require(
-        bool(config.policy.path) or engine.max_model_len <= longest,
-        f"rollout.engine.max_model_len ({engine.max_model_len}) must be <= policy.tiny.max_position_embeddings "
-        f"({longest}) where the project builds the policy (policy.path is empty): raise the second or lower the first",
-    )
     split = engine.tensor_parallel_size
     require(
         split == 1 or placement.rollout_gpus >= split,
@@ -114,6 +161,17 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
         f"{1 / beside:.2f}, less what learners on the same GPU need",
     )
     weight_transport(config)
+    require(
+        not (config.policy.lora.freezes_tower and config.learner.activation_checkpointing == "vision"),
+        "learner.activation_checkpointing=vision recomputes nothing with policy.lora.targets that leave the tower "
+        "frozen: set language, none or auto",
+    )
+    lora = config.policy.lora
+    require(
+        not lora.rank or lora.freezes_tower or not config.learner.freeze_vision,
+        f"learner.freeze_vision=true, and policy.lora.targets train the tower ({', '.join(lora.of_tower)}): leave them "
+        "out, or set learner.freeze_vision=false",
+    )
     stall, decode = config.rollout.stall_timeout_s, config.video.decode_stall_timeout_s
     require(
         stall > decode,
@@ -134,6 +192,12 @@ def _refuse_what_does_not_fit(config: RunConfig) -> None:
     )
     _refuse_unknown_metric(config.trainer.best_metric, config.rewards)
     train = config.data.train.format
+    looks, calls = config.cold_start.looks, config.retrieval.max_calls
+    require(
+        not config.cold_start.enabled or looks <= max(calls, 1),
+        f"cold_start.looks={looks} teaches more looks than retrieval.max_calls={calls} grants: set "
+        f"retrieval.max_calls={looks}, or fewer looks",
+    )
     require(
         not (config.cold_start.enabled and traces.format == "quickstart" and train != "quickstart"),
         f"cold_start.traces.format is quickstart, the synthetic world, but data.train.format is {train}: set "

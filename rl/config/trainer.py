@@ -22,7 +22,7 @@ class PlacementConfig:
     # per rollout worker; 0: vLLM on CPU; below 1, with learner_gpus below 1: a GPU holds a rank and its engines
     rollout_gpus: float = 0.0
     # where a GPU holds a rank and engines: split (each keeps its part of the memory) | turns (engines sleep while a
-    # step is learned from, learners leave all but their weights while it is rolled out)
+    # step is learned from, learners leave what there is no room for while it is rolled out)
     share_gpus: str = "split"
     reward_cpus: float = 0.25  # per reward worker
     learner_cpus: float = 1.0  # per learner rank
@@ -122,9 +122,9 @@ class TrainerConfig:
     remote_timeout_s: float = 600.0
     stop_grace_s: float = 120.0  # after SIGTERM or Ctrl-C, to finish a learning step and save; then the process ends
     eval_every: int = 0  # steps between two evaluations; 0: before the first and after the last step only
-    eval_tasks: int = 64  # held-out tasks per evaluation; 0 turns evaluation off
+    eval_tasks: int = 64  # held-out tasks, or conversations, per evaluation; 0 turns evaluation off
     # the best checkpoint by it is kept; "-held_out/…": the lower the better; empty: none is. Evaluations after the
-    # first step count; every run has the default, whatever its rewards
+    # first step count; every run has the default, whatever its rewards; a fine-tuning run takes -held_out/nll instead
     best_metric: str = "held_out/reward_reasoning"
 
     # steps, counted from 1, of which every engine's and every learner rank's work is profiled by torch, for Perfetto or

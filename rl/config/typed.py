@@ -4,6 +4,7 @@ YAML versions read differently, and every refusal names key, file and line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
@@ -14,6 +15,7 @@ import yaml
 
 from rl.config.errors import ConfigError, require, shown
 from rl.config.paths import as_path
+from rl.config.renamed import SWITCHES
 from rl.config.run import RunConfig
 from rl.config.scalars import FALSE, NULL, TRUE, advice, read_number
 from rl.config.yaml_text import entries, free_value, require_known_tag, substituted
@@ -50,6 +52,9 @@ def typed_settings(node: yaml.MappingNode, origin: str, folder: Path, *, in_file
     return settings
 
 
+_NAMED = re.compile(r"rewards\.\*|finetune\.sources\.\*")  # in messages: the section that a user has named
+
+
 def built(declared: type, values: Mapping[str, Any], key: str = "") -> Any:
     """The section that typed values make, the sections in it first; what they leave out has its default.
 
@@ -67,7 +72,7 @@ def built(declared: type, values: Mapping[str, Any], key: str = "") -> Any:
     try:
         section = declared(**arguments)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("rewards.*", key) if key else str(error)) from error
+        raise ConfigError(_NAMED.sub(lambda _: key, str(error)) if key else str(error)) from error
     missing = [each.name for each in fields(declared) if getattr(section, each.name) == UNSET]
     require(
         not missing, f"{key}: {', '.join(missing)} has to be given: the function, as answer or path/file.py:function"
@@ -131,7 +136,7 @@ def _scalar(hint: type, node: yaml.Node, key: str, settings: TypedSettings) -> A
         _refuse_null(hint, text, key, settings)
     if hint is str:
         require(text != UNSET, f"{settings.origin}: {key} has to be given: ??? stands for a value{settings.line(key)}")
-        return _located(key, text, settings)
+        return _located(key, _switched(key, node, text), settings)
     if hint is bool and text.lower() in YES | NO:
         return text.lower() in YES
     try:
@@ -152,6 +157,14 @@ def _free(node: yaml.Node, key: str, settings: TypedSettings) -> Any:
 
 def _text(node: yaml.ScalarNode, key: str, settings: TypedSettings) -> str:
     return substituted(node.value, f"{settings.origin}: {key}")
+
+
+def _switched(key: str, node: yaml.ScalarNode, text: str) -> str:
+    """What true or false stands for, of a key that once was one of them."""
+    if key not in SWITCHES or node.style or text.lower() not in YES | NO:
+        return text
+    yes, no = SWITCHES[key]
+    return yes if text.lower() in YES else no
 
 
 def _located(key: str, text: str, settings: TypedSettings) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl.config.errors import ConfigError
-from rl.encode_stats.rows import MODES, EncodeReport, EncodeRow, Total, binned, labels, totals
+from rl.encode_stats.rows import OWN_MODE, EncodeReport, EncodeRow, Total, binned, labels, totals
 
 MOST_CLIPS = 8  # drawn one by one; the sum over clips always is
 COLUMNS = 4
@@ -18,12 +18,16 @@ LOOKS = {  # colours that are told apart by the colour-blind, and in grey by the
     "fixed6": ("#999999", "--", "s"),
     "dynamic_literal": ("#D55E00", "-", "^"),
     "dynamic_budget": ("#0072B2", "-", "D"),
+    "dynamic_adaptive": ("#009E73", "-", "v"),
+    OWN_MODE: ("#CC79A7", "-.", "P"),
 }
 NAMES = {
     "fixed2": "fixed, pairs",
     "fixed6": "fixed, sixes",
     "dynamic_literal": "dynamic, literal rule",
     "dynamic_budget": "dynamic, within pairs, differences at 1/4",
+    "dynamic_adaptive": "dynamic, above the noise floor",
+    OWN_MODE: "as the policy's folder says",
 }
 
 
@@ -69,7 +73,7 @@ def draw(report: EncodeReport, path: Path) -> None:
     for axes in grid.flat:
         axes.set_visible(axes.has_data())
     handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(MODES), frameon=False)
+    figure.legend(handles, names, loc="outside upper center", ncols=len(report.modes), frameon=False)
     figure.savefig(path, dpi=110)
 
 

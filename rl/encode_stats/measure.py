@@ -24,12 +24,22 @@ from rich.console import Console
 
 from envs.video.reader import VideoError, VideoIndex, VideoReader
 from rl.config.errors import ConfigError
+from rl.config.policy import ScenesConfig
 from rl.encode_stats.inputs import EncodeLimits, find_videos
-from rl.encode_stats.rows import MODES, Block, EncoderCost, EncodeReport, EncodeRow, Measured, Skipped, block_times
-from rl.encode_stats.vision_config import VisionGeometry, named_geometry
+from rl.encode_stats.rows import (
+    MODES,
+    OWN_MODE,
+    Block,
+    EncoderCost,
+    EncodeReport,
+    EncodeRow,
+    Measured,
+    Skipped,
+    block_times,
+)
+from rl.encode_stats.vision_config import VisionGeometry, named_geometry, own_scenes
 from rl.policy.geometry import Geometry
 from rl.policy.processor import Processor
-from rl.policy.scenes import segment_scenes
 from rl.run.console.stages import counted_stage
 from rl.trajectory import Frames
 
@@ -71,13 +81,15 @@ def encode_stats(
     """
     geometry = named_geometry(geometry_name)
     videos, skipped = find_videos(paths)
-    processors = _processors(geometry, limits)
+    own = own_scenes(geometry_name)
+    modes = {**MODES, OWN_MODE: own} if own else MODES
+    processors = _processors(geometry, limits, modes, Path(geometry_name))
     from rl.encode_stats.tower import FlopCounter, Tower
 
-    flops = FlopCounter(geometry, MODES)
+    flops = FlopCounter(geometry, modes)
     if measure is None:
         measure = flops.parameters <= MEASURED_PARAMETERS
-    tower = Tower(geometry, MODES) if measure and videos else None
+    tower = Tower(geometry, modes) if measure and videos else None
     rows: list[EncodeRow] = []
     with (
         VideoReader(timeout_s=limits.decode_timeout_s, workers=1, frame_cache_bytes=0) as reader,
@@ -101,7 +113,7 @@ def encode_stats(
         why = "; ".join(f"{one.path}: {one.reason}" for one in skipped[:3]) or "the folders are empty"
         raise ConfigError(f"not one readable video among {', '.join(map(str, paths))} ({why})")
     extent = (limits.max_seconds, limits.max_frames, limits.max_pixels)
-    return EncodeReport(geometry_name, flops.parameters, *extent, tuple(rows), tuple(skipped))
+    return EncodeReport(geometry_name, flops.parameters, *extent, tuple(rows), tuple(skipped), modes)
 
 
 @dataclass(frozen=True)
@@ -130,9 +142,9 @@ class ClipMeter:
         ]
         (pixels_THWC, shown_s, _), _ = decodes[-1]
         decode_s = Measured(tuple(seconds for _, seconds in decodes))
-        cuts = {mode: segment_scenes(pixels_THWC, scenes) for mode, scenes in MODES.items()}  # compiles
+        cuts = {mode: processor.cut(pixels_THWC) for mode, processor in self.processors.items()}  # compiles
         frames = {mode: Frames(pixels_THWC, shown_s, lengths, *size, digest="") for mode, lengths in cuts.items()}
-        segment_s = _interleaved(lambda mode: segment_scenes(pixels_THWC, MODES[mode]), frames, self.repeats)
+        segment_s = _interleaved(lambda mode: self.processors[mode].cut(pixels_THWC), frames, self.repeats)
         costs = self._encoder_costs(frames)
         rows = []
         for mode, processor in self.processors.items():
@@ -154,9 +166,13 @@ class ClipMeter:
         return {mode: EncoderCost(seconds[mode], peaks[mode]) for mode in packed}
 
 
-def _processors(geometry: VisionGeometry, limits: EncodeLimits) -> dict[str, Processor]:
+def _processors(
+    geometry: VisionGeometry, limits: EncodeLimits, modes: Mapping[str, ScenesConfig], folder: Path
+) -> dict[str, Processor]:
     """One per mode; no text goes through them, so any tokenizer will do.
 
+    Args:
+        folder: of the policy, where there is one: frames may be compared by what lies there.
     Raises:
         ConfigError: frames would have to be smaller than a merged block.
     """
@@ -167,7 +183,7 @@ def _processors(geometry: VisionGeometry, limits: EncodeLimits) -> dict[str, Pro
         raise ConfigError(f"--max-pixels must be at least {unit * unit} ({unit} x {unit}), got {limits.max_pixels}")
     tokenizer = train_tokenizer(VOCABULARY)
     shape = Geometry(geometry.patch, geometry.merge, 2, VOCABULARY, geometry.family)
-    return {mode: Processor(tokenizer, shape, scenes, Path()) for mode, scenes in MODES.items()}
+    return {mode: Processor(tokenizer, shape, scenes, folder) for mode, scenes in modes.items()}
 
 
 def _interleaved(work: Callable[[str], object], modes: Iterable[str], repeats: int) -> dict[str, Measured]:

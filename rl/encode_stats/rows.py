@@ -12,7 +12,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ MODES: Mapping[str, ScenesConfig] = {
     "fixed6": ScenesConfig(mode="fixed6"),
     "dynamic_literal": ScenesConfig(budget="none"),  # the paper's rule as it is written
     "dynamic_budget": ScenesConfig(budget="pairs", difference_scale=4),  # never more scenes than pairs, noise-proof
+    "dynamic_adaptive": ScenesConfig(budget="none", threshold="adaptive"),  # literal, above the block's noise floor
 }
+OWN_MODE = "policy"  # as a policy's folder says that it was made to
 REFERENCE = "fixed2"
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, None))  # scene lengths, in frames, as they are shown
 NO_VIDEO_NAME = "not a video by its name"  # begins the reason of files that are not even tried
@@ -36,7 +38,7 @@ class Block:
     clip: str  # path
     asked_fps: float
     fps: float  # granted: never more than the clip has
-    mode: str  # a key of MODES
+    mode: str  # a key of MODES, or OWN_MODE
     height: int  # pixels of a frame, as encoded
     width: int
     scene_lengths: tuple[int, ...]  # frames; they sum to T
@@ -139,6 +141,7 @@ class EncodeReport:
     max_pixels: int
     rows: tuple[EncodeRow, ...]
     skipped: tuple[Skipped, ...]
+    modes: Mapping[str, ScenesConfig] = field(default_factory=lambda: MODES)
 
 
 def block_times(duration_s: float, native_fps: float, asked_fps: float, max_seconds: float, max_frames: int):
@@ -215,7 +218,7 @@ def as_dict(report: EncodeReport) -> dict[str, Any]:
         "geometry": report.geometry,
         "vision_parameters": report.vision_parameters,
         "limits": limits,
-        "modes": {mode: asdict(scenes) for mode, scenes in MODES.items()},
+        "modes": {mode: asdict(scenes) for mode, scenes in report.modes.items()},
         "rows": [{**flat(row), **_spreads(row)} for row in report.rows],
         "totals": [
             {**asdict(total), "saving": total.saving, "histogram": _text_keys(total.histogram)}

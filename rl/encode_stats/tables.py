@@ -11,12 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from rl.encode_stats.rows import (
-    MODES,
     NO_VIDEO_NAME,
     REFERENCE,
     Block,
     EncodeReport,
-    EncodeRow,
     Total,
     binned,
     labels,
@@ -34,7 +32,7 @@ def print_report(report: EncodeReport, console: Console) -> None:
         highlight=False,
     )
     sums = totals(report.rows)
-    for table in (_tokens_table(sums), _scenes_table(sums), _cost_table(sums), _clips_table(report.rows)):
+    for table in (_tokens_table(sums), _scenes_table(sums), _cost_table(sums), _clips_table(report)):
         console.print(table)
     others = [skipped for skipped in report.skipped if skipped.reason.startswith(NO_VIDEO_NAME)]
     if others:
@@ -84,8 +82,8 @@ def _cost_table(sums: Sequence[Total]) -> Table:
     return table
 
 
-def _clips_table(rows: Sequence[EncodeRow]) -> Table:
-    table = _table("each clip: visual tokens", "clip", "fps", "frames", *MODES)
+def _clips_table(report: EncodeReport) -> Table:
+    table, rows = _table("each clip: visual tokens", "clip", "fps", "frames", *report.modes), report.rows
     names = labels([row.block.clip for row in rows])
     by_block: dict[tuple[str, float], dict[str, Block]] = {}
     for row in rows:

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from rl.config.policy import ScenesConfig
 from rl.encode_stats.peak_memory import PeakMemory
 from rl.encode_stats.vision_config import VisionGeometry
+from rl.policy.configuration import configuration_class
 from rl.policy.families import QWEN2_5_VL, Family
 from rl.policy.model import policy_class
 from rl.policy.patch_embed import make_patch_embed
@@ -115,7 +116,7 @@ class FlopCounter:
 
 def tower_config(geometry: VisionGeometry) -> PreTrainedConfig:
     """transformers' configuration of the tower alone."""
-    return AutoConfig.for_model(geometry.family.model_type, vision_config=dict(geometry.vision)).vision_config
+    return configuration_class(geometry.family)(vision_config=dict(geometry.vision)).vision_config
 
 
 def make_vision_tower(vision: PreTrainedConfig, scenes: ScenesConfig, family: Family = QWEN2_5_VL) -> nn.Module:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.errors import ConfigError
-from rl.config.policy import TinyPolicyConfig
+from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.families import QWEN2_5_VL, QWEN3_VL, Family, family_in, read_config
+from rl.policy.policy_folder import scenes_in
 from rl.policy.scenes import PAIR_FRAMES
 from rl.policy.token_ids import PolicyFilesError
 
@@ -111,6 +112,14 @@ def named_geometry(name: str) -> VisionGeometry:
         return read_geometry(name)
     except PolicyFilesError as error:
         raise ConfigError(f"--geometry {name}: {error}") from error
+
+
+def own_scenes(name: str) -> ScenesConfig | None:
+    """How a policy's folder of ours says that clips are cut; None: the name is no such folder."""
+    if name in GEOMETRIES:
+        return None
+    section = read_config(Path(name) / "config.json")["vision_config"].get("flexivideo")
+    return scenes_in(section) if section else None
 
 
 def read_geometry(folder: str | Path) -> VisionGeometry:

@@ -35,7 +35,7 @@ CURVES = {  # metric: its heading; those that the run reported
     "loss/kl": "KL, nat",
 }
 SHOWN = (  # sections and keys of the configuration
-    *("seed", "policy.dtype", "policy.scenes", "policy.tiny", "video.coarse", "retrieval"),
+    *("seed", "policy.dtype", "policy.scenes", "policy.tiny", "policy.lora", "video.coarse", "retrieval"),
     *("rollout.group_size", "rollout.tasks_per_step", "rollout.temperature", "rollout.max_new_tokens"),
     *("algorithm", "learner.optimizer", "learner.freeze_vision", "learner.num_ranks", "learner.zero_stage"),
     *("cold_start.enabled", "cold_start.steps", "cold_start.batch_size", "trainer.steps"),
@@ -67,6 +67,42 @@ def model_card(facts: RunFacts) -> str:
         f"## Licence\n\n{LICENCE}",
     )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def adapter_card(facts: RunFacts) -> str:
+    """The text of README.md of what LoRA has trained."""
+    parts = (
+        f"""---
+library_name: peft
+tags: [video, reinforcement-learning, flexivideo, dynframe, lora]
+---
+
+# {_code(facts.settings["name"])}, step {facts.step:,}, low-rank updates
+
+For the policy that the run began with: {_base(facts)} Export that with `dynframe export RUN BASE --base`.""",
+        """## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+base = AutoModelForImageTextToText.from_pretrained(BASE, trust_remote_code=True, dtype="auto")
+model = PeftModel.from_pretrained(base, FOLDER)
+```
+
+Prompts and videos are made by the processor in BASE; its README.md shows how.""",
+        "## Configuration\n\n" + _table(("key", "value"), _configuration(facts.settings)),
+        "## Curves\n\n" + _curves(facts.metrics, facts.step),
+        "## Evaluation\n\n" + _evaluations(facts.evaluations),
+        f"## Licence\n\n{LICENCE}",
+    )
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def base_name(facts: RunFacts) -> str:
+    """The last part of `policy.path`; the family's name where the policy was built by this project."""
+    path = str(facts.settings["policy"]["path"])
+    return str(_last(path)) if path else facts.family.model_type
 
 
 def _head(facts: RunFacts) -> str:
@@ -150,6 +186,8 @@ def _configuration(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for key in dotted.split("."):
             found = found.get(key) if isinstance(found, Mapping) else None
         if dotted == "policy.tiny" and settings["policy"]["path"]:
+            continue
+        if dotted == "policy.lora" and not settings["policy"]["lora"]["rank"]:
             continue
         yield from _leaves(found, dotted)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,23 @@ def write_export(policy: Path, folder: Path, episode: Mapping[str, Any], card: s
         "episode": dict(episode),
     }
     require_disk_space(folder.parent, sum(path.stat().st_size for path in policy.iterdir()), f"the export of {policy}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        draft = Path(scratch) / folder.name
-        shutil.copytree(policy, draft)
+    with draft_of(folder) as draft:
+        shutil.copytree(policy, draft, dirs_exist_ok=True)
         _write_json(draft / "config.json", config)
         _write_json(draft / PROCESSOR_CONFIG, about)
         _write_json(draft / VIDEO_PROCESSOR_CONFIG, {"video_processor_type": VIDEO_PROCESSOR})
         for name, text in (portable_files(family) | {CARD: card}).items():
             (draft / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, which it becomes in the end; nothing is left of it if that fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        draft = Path(scratch) / folder.name
+        draft.mkdir()
+        yield draft
         draft.rename(folder)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils.hub import cached_file
 
 from envs.initial_observation import CoarseFrameRules, coarse_frame_times, fit_visual_tokens
 from envs.prompts import PromptFormat, initial_prompt, refusal_note
@@ -32,9 +34,11 @@ from rl.policy.families import BY_MODEL_TYPE
 from rl.policy.geometry import Geometry
 from rl.policy.given_frames import pixels_and_times, resized
 from rl.policy.processor import Processor
+from rl.policy.scene_features import FEATURE_FILE
 from rl.trajectory import Call, Frames, RetrievalCall
 
 VIDEO = re.compile(r"(?:<\|vision_start\|>)?<\|video_pad\|>(?:<\|vision_end\|>)?")  # as a chat template puts a video
+OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision")  # options of a download
 SAVED = ("geometry", "scenes", "episode", "auto_map")  # of processor_config.json, beside the class's name
 
 
@@ -72,6 +76,18 @@ class FlexiVideoProcessor(ProcessorMixin):
             RetrievalRules(**self.episode["retrieval"]),
         )
         self._form = PromptFormat(**self.episode["prompt"])
+
+    @classmethod
+    def from_pretrained(cls, name: str | PathLike[str], **options: Any) -> FlexiVideoProcessor:
+        """From an exported folder, or a repository of the hub that holds its files.
+
+        What frames are compared by is fetched, too (`difference: features`): transformers knows nothing of that file.
+        """
+        processor = super().from_pretrained(name, **options)
+        if processor._inner.scenes.difference == "features" and not Path(name).is_dir():
+            asked = {key: value for key, value in options.items() if key in OF_THE_HUB}
+            processor._inner.folder = Path(cached_file(str(name), FEATURE_FILE, **asked)).parent
+        return processor
 
     def __call__(
         self,

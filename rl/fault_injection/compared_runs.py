@@ -105,7 +105,11 @@ class Runs:
             deterministic=self._deterministic,
         )
         settings.write_text(to_yaml(with_absolute_code(declared)), encoding="utf-8")
-        with counted_stage(self._console, f"run: {title}", self._total) as steps, launched(settings, log) as process:
+        command = "finetune" if declared.only_finetunes else "train"
+        with (
+            counted_stage(self._console, f"run: {title}", self._total) as steps,
+            launched(settings, log, command) as process,
+        ):
             yield RunProcess(process, title, self._home / name, log, self._total, steps, self._timeout_s)
 
 

@@ -26,8 +26,8 @@ class ProcessesRemainError(RuntimeError):
 
 
 @contextlib.contextmanager
-def launched(settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`dynframe train SETTINGS`, its output appended to a file; whatever is left of it at exit is killed.
+def launched(settings: Path, output: Path, command: str = "train") -> Iterator[subprocess.Popen[bytes]]:
+    """`dynframe COMMAND SETTINGS`, its output appended to a file; whatever is left of it at exit is killed.
 
     So is the run when this process is killed itself.
     """
@@ -38,7 +38,7 @@ def launched(settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
     ):
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "rl", "train", str(settings)],
+            [sys.executable, "-m", "rl", command, str(settings)],
             env=environment | {"RAY_TMPDIR": ray_folder},
             stdin=subprocess.DEVNULL,
             stdout=output_file,

@@ -20,6 +20,7 @@ from rl.config.run import RunConfig
 from rl.fault_injection.compared_runs import Kill, Killed, Line, Runs, VerificationError
 from rl.fault_injection.run_process import folder_beside_runs
 from rl.run.preflight.check import preflight
+from rl.run.preflight.finetune import preflight_finetune
 from rl.tracking.fingerprint import PREFIX, first_difference
 
 MOMENTS = ("boundary", "mid-step")
@@ -76,7 +77,7 @@ def verify_resume(
     """
     if moment not in MOMENTS:
         raise ConfigError(f"command line: --moment must be one of {', '.join(MOMENTS)}, got {moment!r}")
-    preflight(config)
+    (preflight_finetune if config.only_finetunes else preflight)(config)
     home = folder_beside_runs(config.output_dir, f"verify-resume-{config.name}-")
     try:
         runs = Runs(config, home, total_steps=at + steps, console=console, timeout_s=run_timeout_s)

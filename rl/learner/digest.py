@@ -26,7 +26,7 @@ def tensors_digest(named: Mapping[str, Tensor]) -> str:
     """
     names = sorted(named)
     described = [f"{name} {named[name].dtype} {tuple(named[name].shape)}" for name in names]
-    sums = _on_host({name: checksum(named[name]) for name in names})
+    sums = _on_host({name: value_sums(named[name]) for name in names})
     return sha256_of([*described, *(id_bytes(sums[name]) for name in names)])
 
 
@@ -39,10 +39,11 @@ def weights_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def checksum(tensor: Tensor, *, chunk_words: int | None = None) -> Tensor:
+def value_sums(tensor: Tensor, *, chunk_words: int | None = None) -> Tensor:
     """Two integers modulo 2^64, on the tensor's device: the sum of its words, and of each word times its place from 1.
 
-    A word is the bits of one value, read as a signed integer of 1, 2 or 4 bytes (8-byte values give two).
+    A word is the bits of one value, read as a signed integer of 1, 2 or 4 bytes (8-byte values give two). Weights on
+    their way are summed otherwise, in words of 8 bytes (rl.weight_transfer.checksum): shards of any type add up there.
 
     Args:
         chunk_words: summed at a time; the sums are the same whatever it is. None: what suits the device.

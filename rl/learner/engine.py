@@ -26,7 +26,8 @@ from torch.profiler import record_function
 from rl.config.learner import LearnerConfig
 from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, whole_shape
 from rl.learner.settings import deepspeed_settings, inference_settings, steps_fused, uses_cuda
-from rl.weight_transfer.description import WeightTensor, dtype_name
+from rl.policy.lora import NamedWeight, named_weights
+from rl.weight_transfer.description import WeightTensor, dtype_name, filled
 
 _GRADIENTS = (OffloadStateTypeEnum.lp_grads, OffloadStateTypeEnum.contiguous_grad_buffer)
 GATHER_BYTES = 2**28  # ZeRO-3 weights made whole at a time
@@ -129,37 +130,42 @@ class TrainingEngine:
         Args:
             wanted: names that this rank has a use for; the others are gathered and not given. None: all.
         """
-        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad or not trainable_only]
+        weights = self._weights(trainable_only)
         if self.zero_stage < 3:
-            yield from ((name, p.detach()) for name, p in named if wanted is None or name in wanted)
+            yield from ((one.name, one.value()) for one in weights if wanted is None or one.name in wanted)
             return
-        for bucket in _buckets(named, GATHER_BYTES):
-            with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
-                whole = [(name, p.detach().clone()) for name, p in bucket if wanted is None or name in wanted]
+        for bucket in filled(weights, GATHER_BYTES, _whole_bytes):
+            with deepspeed.zero.GatheredParameters([parameter for one in bucket for parameter in one.parameters]):
+                whole = [(one.name, one.value().clone()) for one in bucket if wanted is None or one.name in wanted]
             yield from whole
 
     def described_weights(self, *, trainable_only: bool = False) -> list[WeightTensor]:
         """What `named_weights` gives, in the same order; nothing is gathered."""
         return [
-            WeightTensor(name, dtype_name(p.dtype), tuple(whole_shape(p)))
-            for name, p in self.module.named_parameters()
-            if p.requires_grad or not trainable_only
+            WeightTensor(one.name, dtype_name(one.parameter.dtype), tuple(whole_shape(one.parameter)))
+            for one in self._weights(trainable_only)
         ]
 
     def whole_shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Shape when whole, and type, of every parameter under its Hugging Face name."""
-        return {name: (whole_shape(p), p.dtype) for name, p in self.module.named_parameters()}
+        return {one.name: (whole_shape(one.parameter), one.parameter.dtype) for one in self._weights()}
 
-    def offload(self) -> None:
-        """Move masters, moments and gradients to main memory; the weights stay, and at ZeRO 0 they are the masters.
+    def _weights(self, trainable_only: bool = False) -> list[NamedWeight]:
+        return [one for one in named_weights(self.module) if one.trains or not trainable_only]
+
+    def offload(self, *, states: bool) -> None:
+        """Give memory back that no tensor lies in; with `states`, that of masters, moments and gradients, too.
+
+        They move to main memory; the weights stay, and at ZeRO 0 they are the masters.
 
         At ZeRO 1 and 2 DeepSpeed moves the masters, for it keeps views of them. At ZeRO 3 it has no views, and moves
         those of its own Adam only. Moments are moved here: DeepSpeed would bring step counts back to the GPU as well.
         """
-        if self.zero_stage > 0:
+        if states and self.zero_stage > 0:
             kinds = (*_GRADIENTS, *((OffloadStateTypeEnum.hp_params,) if self.zero_stage < 3 else ()))
             self.deepspeed.offload_states(include=kinds, pin_memory=self._device.type == "cuda")
-        self._move_moments(_on_host)
+        if states:
+            self._move_moments(_on_host)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -228,14 +234,6 @@ def _init_process_group(
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def _buckets(named: Sequence[tuple[str, nn.Parameter]], size: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Parameters in order, in lists of about `size` bytes when whole."""
-    bucket, filled = [], 0
-    for name, parameter in named:
-        bucket.append((name, parameter))
-        filled += getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if filled >= size:
-            yield bucket
-            bucket, filled = [], 0
-    if bucket:
-        yield bucket
+def _whole_bytes(weight: NamedWeight) -> int:
+    parameter = weight.parameter
+    return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()

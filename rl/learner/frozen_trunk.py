@@ -39,6 +39,7 @@ class FeatureCache:
     """Features by key, in main memory; the least recently used are dropped where they would exceed the budget."""
 
     budget: int  # bytes
+    pinned: bool = False  # for a GPU: torch pins memory in powers of two, which is what a tensor then takes
     num_bytes: int = 0
     _kept: OrderedDict[bytes, Features] = field(default_factory=OrderedDict)
 
@@ -50,13 +51,17 @@ class FeatureCache:
 
     def put(self, key: bytes, features: Features) -> None:
         """Keep features that are not kept yet, unless they alone exceed the budget."""
-        size = _num_bytes(features)
+        size = self._taken(features)
         if size > self.budget:
             return
         while self.num_bytes + size > self.budget:
-            self.num_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
+            self.num_bytes -= self._taken(self._kept.popitem(last=False)[1])
         self._kept[key] = tuple(map(_to_main_memory, features))
         self.num_bytes += size
+
+    def _taken(self, features: Features) -> int:
+        """Bytes of main memory."""
+        return sum(1 << (part.nbytes - 1).bit_length() if self.pinned else part.nbytes for part in features)
 
 
 class FrozenTrunk:
@@ -73,7 +78,7 @@ class FrozenTrunk:
             gathers: a pass of the model is collective (ZeRO 3): all ranks then make as many as the one that needs most.
         """
         self._model, self._device, self._gathers = model, device, gathers
-        self.cache, self._use = FeatureCache(cache_bytes), CacheUse()
+        self.cache, self._use = FeatureCache(cache_bytes, pinned=device.type == "cuda"), CacheUse()
         self._keys: dict[PackedVideo, bytes] = {}  # of the videos asked for last: a reference asks again
 
     @torch.no_grad()
@@ -138,10 +143,6 @@ def _trunk_weights(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     for part, module in model.model.visual.trunk_parts():
         for name, parameter in module.named_parameters():
             yield f"{part}.{name}", getattr(parameter, "ds_tensor", parameter).detach()
-
-
-def _num_bytes(features: Features) -> int:
-    return sum(part.nbytes for part in features)
 
 
 def _to_main_memory(part: Tensor) -> Tensor:

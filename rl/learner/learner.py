@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rl.algorithm.advantages import rules_at
 from rl.algorithm.batch import build_training_samples
 from rl.algorithm.learner_batch import LearnerBatch
 from rl.algorithm.packing import Limits
@@ -43,7 +44,8 @@ from rl.learner.shared_videos import SharedVideos
 from rl.learner.state import capture_state, load_state, optimizer_tensors
 from rl.learner.throughput import peak_tflops, throughput, workload
 from rl.policy.flops import training_flops
-from rl.policy.model import freeze_vision, map_policy, save_all_but_weights
+from rl.policy.lora import add_lora, without_updates
+from rl.policy.model import freeze_vision, map_policy, recompute_activations, save_all_but_weights
 from rl.policy.processor import Processor
 from rl.policy.structure import structure_of
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
@@ -84,8 +86,10 @@ class Learner:
         Raises:
             ConfigError: `learner.deepspeed_config` cannot be read, `learner.sequence_parallel` does not divide heads.
         """
+        if policy.lora.freezes_tower:
+            learner = replace(learner, freeze_vision=True)
         self._config, self._loss = learner, algorithm.loss
-        self._rules = algorithm.advantage
+        self._rules, self._lora = algorithm.advantage, policy.lora
         self._total_steps, self._steps = total_steps, 0
         self._layout = Layout(learner.zero_stage, world_size, rank)
         self._device = join_ranks(rank, world_size, master_addr, master_port, learner.timeout_s)
@@ -95,9 +99,9 @@ class Learner:
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         mapped = partial(map_policy, policy_dir, policy.scenes)
         self._parallel = join_sequence_group(learner.sequence_parallel, rank, world_size)
-        trained = _prepared(mapped(), learner, self._parallel)
+        trained = _prepared(mapped(), policy, learner, self._parallel, seed)
         self._engine = TrainingEngine(trained, learner, policy.dtype, self._device, world_size)
-        reference = self._reference(mapped()) if algorithm.loss.kl_beta > 0 else None
+        reference = self._reference(mapped) if algorithm.loss.kl_beta > 0 else None
         self._trunk = self._frozen_trunk(reference)
         self._objective = Objective(
             self._engine.deepspeed,
@@ -115,10 +119,10 @@ class Learner:
         """Optimizer steps so far, skipped ones included."""
         return self._steps
 
-    def learn(self, scored: Sequence[ScoredGroup], version: int | None = None) -> LearnerUpdate:
-        """Split and credit this rank's groups, then `update`; the metrics are of all ranks."""
-        truncated = self._loss.mask_truncated
-        samples_PG = [build_training_samples(group, self._rules, mask_truncated=truncated) for group in scored]
+    def learn(self, scored: Sequence[ScoredGroup], version: int | None = None, step: int = 0) -> LearnerUpdate:
+        """Split and credit this rank's groups by the rules of the step, then `update`; the metrics are of all ranks."""
+        truncated, rules = self._loss.mask_truncated, rules_at(self._rules, step)
+        samples_PG = [build_training_samples(group, rules, mask_truncated=truncated) for group in scored]
         metrics, logprobs = self.update([s for samples_G in samples_PG for s in samples_G if s is not None], version)
         rest = iter(logprobs)
         logprobs_PG = tuple(tuple(None if s is None else next(rest) for s in samples_G) for samples_G in samples_PG)
@@ -163,6 +167,15 @@ class Learner:
                 rows += [row_T[1 : int(n)].tolist() for row_T, n in zip(logp_BT, lengths_B, strict=True)]
         return part.by_sample(rows)
 
+    def losses(self, samples: Sequence[TrainingSample]) -> list[tuple[float, int]]:
+        """Of each sample the summed negative log-prob of its learned tokens, in nat, and how many they are; nothing is
+        learned. What `supervise` would report is the quotient over all samples."""
+        part, rows = self._mini_batch(samples), []
+        with part.prepared() as batches:
+            for batch in batches:
+                rows += self._objective.losses(batch)
+        return part.by_sample(rows)
+
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
@@ -190,9 +203,13 @@ class Learner:
         """Of this rank's master weights and AdamW's state (rl.learner.digest.tensors_digest)."""
         return tensors_digest(optimizer_tensors(self._engine.deepspeed, self._engine.adamw, self._layout))
 
-    def offload(self) -> None:
-        """Give the GPU's memory up, but for the weights; what needs no gradient goes on: exports, digests, captures."""
-        self._engine.offload()
+    def offload(self, *, states: bool = True) -> None:
+        """Give memory of the GPU up; what needs no gradient goes on: exports, digests, captures.
+
+        Args:
+            states: masters, moments and gradients, too; else only what no tensor lies in.
+        """
+        self._engine.offload(states=states)
 
     def reload(self) -> None:
         """Take it back."""
@@ -241,7 +258,11 @@ class Learner:
         engine, write_rest = self._engine, partial(save_all_but_weights, self._engine.module, self._processor)
         return copy_policy(engine.named_weights, place_weights(engine.whole_shapes()), self._layout, write_rest)
 
-    def _reference(self, model: nn.Module) -> Callable[..., Any]:
+    def _reference(self, mapped: Callable[[], nn.Module]) -> Callable[..., Any]:
+        """The policy that the run began with; with LoRA alone it is the one in training without its updates."""
+        if self._lora.rank and not self._lora.full:
+            return without_updates(self._engine.deepspeed, self._engine.module)
+        model = mapped()
         attend_in_parallel(model, self._parallel)
         return self._engine.add_reference(model)
 
@@ -259,8 +280,8 @@ class Learner:
 
     def _shared_videos(self, part: MiniBatch) -> SharedVideos:
         """Blocks that micro-batches of an optimizer step have in common, encoded. Their graph is kept where it is no
-        larger than a micro-batch's, unless activations are recomputed anyway or weights are gathered for every pass."""
-        recomputed = self._config.activation_checkpointing or self._config.zero_stage == 3
+        larger than a micro-batch's, unless the tower is recomputed anyway or weights are gathered for every pass."""
+        recomputed = self._config.recomputes_vision or self._config.zero_stage == 3
         return SharedVideos(
             self._engine.deepspeed,
             [[self._processor.pack(frames) for frames in chunk] for chunk in part.shared],
@@ -272,7 +293,7 @@ class Learner:
         """Of the vision towers of policy and reference, where it does not learn and its features are kept."""
         if not self._config.freeze_vision or not self._config.vision_cache_bytes:
             return None
-        if reference is not None:
+        if isinstance(reference, nn.Module):  # else it is the policy itself, without updates
             require_equal_trunks(self._engine.module, reference)
         gathers = self._config.zero_stage == 3
         return FrozenTrunk(self._engine.deepspeed, self._config.vision_cache_bytes, self._device, gathers=gathers)
@@ -299,9 +320,9 @@ class Learner:
         Args:
             start: time.perf_counter() when it began.
         """
-        reference, frozen = self._loss.kl_beta > 0, self._config.freeze_vision
+        paid = {"freeze_vision": self._config.freeze_vision, "reference": self._loss.kl_beta > 0, "lora": self._lora}
         work = workload(samples, (sharing for part in parts for batch in part.cut for sharing in batch))
-        tally.sum("update/flops", training_flops(self._structure, work, freeze_vision=frozen, reference=reference))
+        tally.sum("update/flops", training_flops(self._structure, work, **paid))
         tally_tower(tally, samples, self._objective.taken_tower_passes(), self._trunk)
         tally_work(tally, parts, samples, time.perf_counter() - start)
         numbers = tally.reduced(self._device)
@@ -366,11 +387,14 @@ def _against(
     return loss(part, batch, batch.behavior_logprobs_BT if old is None else old[index])
 
 
-def _prepared(model: nn.Module, config: LearnerConfig, parallel: SequenceParallel) -> nn.Module:
-    """The model in training mode, as `learner.freeze_vision` and `learner.activation_checkpointing` say."""
-    if config.freeze_vision:
+def _prepared(
+    model: nn.Module, policy: PolicyConfig, config: LearnerConfig, parallel: SequenceParallel, seed: int
+) -> nn.Module:
+    """The model in training mode, as `policy.lora`, `learner.freeze_vision` and `.activation_checkpointing` say."""
+    if policy.lora.rank:
+        add_lora(model, policy.lora, seed)
+    elif config.freeze_vision:
         freeze_vision(model)
-    if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model, language=config.recomputes_language, vision=config.recomputes_vision)
     attend_in_parallel(model, parallel)
     return model.train()

@@ -60,13 +60,23 @@ class Objective:
         self._tower_passes = 0  # one for each block of a pass
 
     @torch.no_grad()
-    def logprobs(self, batch: LearnerBatch, scored_BT: Tensor | None = None) -> Tensor:
+    def logprobs(
+        self, batch: LearnerBatch, scored_BT: Tensor | None = None, temperature: float | None = None
+    ) -> Tensor:
         """The current policy's log-probs (B, T), nat, without gradient.
 
         Args:
             scored_BT: bool; which tokens are needed. None: all.
+            temperature: None: that of sampling.
         """
-        return self._score(self._policy, batch, scored_BT)[0]
+        return self._score(self._policy, batch, scored_BT, temperature)[0]
+
+    def losses(self, batch: LearnerBatch) -> list[tuple[float, int]]:
+        """Of each sample the summed negative log-prob of its learned tokens, in nat, at temperature 1; their number."""
+        learned_BT = batch.loss_mask_BT
+        logp_BT = self.logprobs(batch, learned_BT, temperature=1.0)
+        nll_B = -logp_BT.double().masked_fill(~learned_BT, 0.0).sum(1)
+        return list(zip(nll_B.tolist(), learned_BT.sum(1).tolist(), strict=True))
 
     def policy_loss(
         self,

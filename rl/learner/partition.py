@@ -88,8 +88,8 @@ def require_same_parameters(files: Sequence[RankFile], trained: Mapping[str, tup
     if more or less:
         raise LearnerStateError(
             f"{path}: {len(more)} parameters in it are not trained here ({some_names(more)}), {len(less)} trained here "
-            f"are not in it ({some_names(less)}): another policy, or learner.freeze_vision has changed; resume with "
-            f"the settings it was written with, or {START_OVER}"
+            f"are not in it ({some_names(less)}): another policy, or learner.freeze_vision or policy.lora has changed; "
+            f"resume with the settings it was written with, or {START_OVER}"
         )
     name = next(name for name in sorted(saved) if saved[name] != trained[name])
     raise LearnerStateError(

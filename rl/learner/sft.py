@@ -1,13 +1,14 @@
-"""The supervised stage (SFT, "cold start"): retrieval traces are imitated until the policy follows the protocol.
+"""Supervised fine-tuning (SFT): conversations and retrieval traces are imitated, in a cold start the latter.
 
-Inserted frames are context, as in reinforcement learning: the loss covers only tokens that the policy would sample. The
-loop knows no workers; it drives anything that has `supervise`. Samples are made when they are needed, so that the
-pixels of a large data set are never in memory together.
+What others say is context, frames included, as in reinforcement learning: the loss covers only tokens that the policy
+would sample. The loop knows no workers; it drives anything that has `supervise`. Samples are made when they are needed,
+so that the pixels of a large data set are never in memory together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -29,7 +30,15 @@ class SftTrainer(Protocol):
 SamplesOf = Callable[[Iterable[Sequence[int]]], Iterator[Sequence[TrainingSample]]]  # batches of indices -> samples
 
 
-def run_cold_start(
+@dataclass(frozen=True, slots=True)
+class SftLosses:
+    """In nat per token."""
+
+    first: float  # of the first step taken
+    last: float  # a mean over the last tenth of the steps
+
+
+def run_sft(
     trainer: SftTrainer,
     samples_of: SamplesOf,
     *,
@@ -37,20 +46,17 @@ def run_cold_start(
     steps: int,
     batch_size: int,
     seed: int,
-    progress: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    after_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     first: int = 0,
-) -> dict[str, float]:
+) -> SftLosses:
     """Train for a number of steps; the order of samples follows from the seed alone.
 
     Args:
         samples_of: the samples of each batch of indices, in order; it may work ahead.
         num_samples: indices are drawn from 0 … num_samples - 1.
         batch_size: samples per optimizer step, over all ranks.
-        progress: called after each step with (steps done, its metrics).
+        after_step: called with (steps done, the step's metrics); what it raises ends the loop.
         first: steps that have been taken already, by a trainer whose state was saved then.
-    Returns:
-        "cold_start/nll_first" and "cold_start/nll_last" (nat per token: of the first step taken here, and a mean over
-        the last tenth).
     Raises:
         ValueError: no sample, no step, or an empty batch.
     """
@@ -59,14 +65,9 @@ def run_cold_start(
     for step, samples in enumerate(samples_of(islice(drawn, first, None)), start=first + 1):
         metrics = trainer.supervise(samples)
         losses.append(metrics["loss/nll"])
-        progress(step, metrics)
+        after_step(step, metrics)
     tail = losses[-max(1, round(TAIL_SHARE * steps)) :]
-    return {
-        "cold_start/nll_first": losses[0],
-        "cold_start/nll_last": float(np.mean(tail)),
-        "cold_start/samples": float(num_samples),
-        "cold_start/steps": float(steps),
-    }
+    return SftLosses(losses[0], float(np.mean(tail)))
 
 
 def batches(num_samples: int, *, steps: int, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -76,7 +77,7 @@ def batches(num_samples: int, *, steps: int, batch_size: int, seed: int) -> Iter
         ValueError: no sample, no step, or an empty batch.
     """
     if min(num_samples, steps, batch_size) < 1:
-        raise ValueError(f"cold start needs samples, steps and a batch size: {num_samples}, {steps}, {batch_size}")
+        raise ValueError(f"supervision needs samples, steps and a batch size: {num_samples}, {steps}, {batch_size}")
     rng, pending = np.random.default_rng(seed), []
     for _ in range(steps):
         while len(pending) < batch_size:

@@ -30,17 +30,14 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes; the worst moment holds `kept`, `logits` or `layer`, whichever is larger, and the rest."""
+    """Bytes. The backward pass begins with all that is kept, beside the head or a layer at work; when it comes to the
+    tower, what was kept of the language model is gone."""
 
-    kept: float  # from the forward pass until the backward pass reaches it
-    layer: float  # of the layer at work: recomputed, and its gradients
+    kept: float  # of the language model, from the forward pass until the backward pass reaches it
+    layer: float  # of its layer at work: recomputed, and its gradients
     logits: float  # of the chunk of the head at work
-    tower: float  # kept of the vision tower
-
-    @property
-    def peak(self) -> float:
-        """At the worst moment."""
-        return self.kept + self.tower + max(self.layer, self.logits)
+    tower: float  # kept of the vision tower until then
+    tower_backward: float  # when it is its turn: kept of it, and its block at work, recomputed, with its gradients
 
 
 def activations(
@@ -48,7 +45,8 @@ def activations(
     batch: MicroBatch,
     itemsize: int,
     *,
-    checkpointing: bool,
+    recomputes_language: bool,
+    recomputes_vision: bool,
     freeze_vision: bool,
     sequence_parallel: int = 1,
 ) -> Activations:
@@ -56,7 +54,8 @@ def activations(
 
     Args:
         itemsize: b.
-        checkpointing: layers and blocks are recomputed in the backward pass.
+        recomputes_language: its layers are computed again in the backward pass.
+        recomputes_vision: the tower's blocks are.
         sequence_parallel: ranks with a part each of the tokens; embeddings and visual tokens each has of all.
     """
     language, tower = structure.language, structure.tower
@@ -65,14 +64,18 @@ def activations(
     working = layer_working(language, itemsize) * tokens
     inputs = language.layers * language.hidden * itemsize * tokens
     patches = batch.visual_tokens * tower.merge**2
-    kept = inputs if checkpointing else language.layers * saved
-    tower_kept = _tower_kept(tower, patches, batch, itemsize, checkpointing=checkpointing, frozen=freeze_vision)
+    kept = inputs if recomputes_language else language.layers * saved
+    tower_kept = _tower_kept(tower, patches, batch, itemsize, recomputes=recomputes_vision, frozen=freeze_vision)
+    block = 0 if freeze_vision else block_backward(tower, itemsize)
+    if recomputes_vision and not freeze_vision:
+        block += block_saved(tower, itemsize)
     embedded = 3 * language.hidden * itemsize * batch.tokens  # with videos put in, and the last norm's
     return Activations(
         kept + embedded,
-        (saved if checkpointing else 0) + working,
+        (saved if recomputes_language else 0) + working,
         head_bytes(language, batch.scored),
         tower_kept,
+        tower_kept + block * patches,
     )
 
 
@@ -103,22 +106,29 @@ def head_bytes(language: Language, scored: int) -> float:
 
 
 def _tower_kept(
-    tower: Tower, patches: int, batch: MicroBatch, itemsize: int, *, checkpointing: bool, frozen: bool
+    tower: Tower, patches: int, batch: MicroBatch, itemsize: int, *, recomputes: bool, frozen: bool
 ) -> float:
-    mergers = (1 + tower.levels) * patches * tower.hidden * (FLOAT + 4 * itemsize)
-    pixels = batch.frames_values * (FLOAT + itemsize)  # normalised
+    features = (1 + tower.levels) * patches * tower.hidden  # values that mergers read
+    mergers = features * (FLOAT + 4 * itemsize if tower.is_gated else 3 * itemsize)
+    pixels = batch.frames_values * itemsize  # normalised, in float32 at first
     if frozen:
-        return mergers + max(pixels, patches * block_working(tower, itemsize))
-    blocks = tower.blocks * patches * (tower.hidden * itemsize if checkpointing else block_saved(tower, itemsize))
+        embedding = pixels + batch.frames_values * FLOAT
+        return mergers + features * itemsize + max(embedding, patches * block_working(tower, itemsize))
+    blocks = tower.blocks * patches * (tower.hidden * itemsize if recomputes else block_saved(tower, itemsize))
     return mergers + pixels + blocks
 
 
 def block_saved(tower: Tower, itemsize: int) -> float:
     """Bytes that a block of the tower saves for its backward pass, per patch."""
-    hidden, attention = tower.hidden, 6 * itemsize * tower.hidden + FLOAT * 2 * tower.hidden
+    hidden, attention = tower.hidden, 6 * itemsize * tower.hidden
     if tower.is_gated:
         return attention + 2 * norm_saved(itemsize) * hidden + 4 * itemsize * tower.intermediate
     return attention + 4 * itemsize * hidden + 2 * itemsize * tower.intermediate
+
+
+def block_backward(tower: Tower, itemsize: int) -> float:
+    """Bytes that the backward pass of a block takes beside what is saved, per patch."""
+    return itemsize * (2 if tower.is_gated else 1) * (tower.intermediate + tower.hidden)
 
 
 def block_working(tower: Tower, itemsize: int) -> float:

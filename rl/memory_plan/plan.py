@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rl.config.run import RunConfig
 from rl.learner.settings import deepspeed_settings
 from rl.memory_plan.engine import EngineMemory, engine_memory, with_sequences
+from rl.memory_plan.finetune import finetune_plan
 from rl.memory_plan.gpus import USABLE, Shared, by_content, share_gpus
 from rl.memory_plan.host import Workers, node_items
 from rl.memory_plan.learner import ITEMSIZE, LearnerMemory, learner_memory
-from rl.memory_plan.record import GIB, Demand, Item, MemoryPlan, Place, items
+from rl.memory_plan.links import link_memory
+from rl.memory_plan.recomputation import choices
+from rl.memory_plan.record import GIB, Demand, GivenUp, Item, MemoryPlan, Place, items
 from rl.policy.structure import Structure
 
 
@@ -28,36 +31,82 @@ class Hardware:
 
 
 def memory_plan(config: RunConfig, structure: Structure, hardware: Hardware) -> MemoryPlan:
-    """Of a training run.
+    """Of a run. `learner.activation_checkpointing=auto` is decided: the cheapest recomputation with which
+    every learner rank fits its GPU, or, where there is none, the one that leaves least. Where engines and learners take
+    turns, as little is given up as there is room for.
 
     Raises:
         ConfigError: `learner.deepspeed_config` cannot be read.
     """
+    if config.policy.lora.freezes_tower:
+        config = replace(config, learner=replace(config.learner, freeze_vision=True))
+    *less, most = _turns(config, hardware)
+    for choice in choices(config, structure, hardware.gpu_gib):
+        decided = recomputing(config, choice)
+        plan = _plan(decided, structure, hardware, most)
+        if plan.learners_fit:
+            break
+    plans = [*(_plan(decided, structure, hardware, given_up) for given_up in less), plan]
+    plan = next((plan for plan in plans if plan.fits), min(plans, key=lambda plan: plan.lacking))
+    return replace(plan, recomputed=choice)
+
+
+def recomputing(config: RunConfig, choice: str) -> RunConfig:
+    """The same run with another value of learner.activation_checkpointing."""
+    return replace(config, learner=replace(config.learner, activation_checkpointing=choice))
+
+
+def _turns(config: RunConfig, hardware: Hardware) -> tuple[GivenUp | None, ...]:
+    """What may be given up, the least first; on a GPU that nobody has named it is never nothing."""
+    if not config.placement.takes_turns:
+        return (None,)
+    on_gpu = (GivenUp(states=False), GivenUp(states=False, weights=True)) if hardware.gpu_gib else ()
+    return (*on_gpu, GivenUp(), GivenUp(weights=True))
+
+
+def _plan(config: RunConfig, structure: Structure, hardware: Hardware, given_up: GivenUp | None) -> MemoryPlan:
+    """Of a run in which it is known what is recomputed, and what is given up."""
     placement, itemsize = config.placement, ITEMSIZE[config.policy.dtype]
+    if config.only_finetunes:
+        node = (hardware.node_bytes, hardware.node_name)
+        gpus = {"gpu_gib": hardware.gpu_gib, "gpu_name": hardware.gpu_name, "per_node": hardware.gpus_per_node}
+        return finetune_plan(config, structure, **gpus, node=node)
     config = with_sequences(config, structure, itemsize, hardware.gpu_gib)
     on_gpu = bool(placement.learner_gpus)
-    trained = structure.trained(freeze_vision=config.learner.freeze_vision)
+    trained = structure.trained(freeze_vision=config.learner.freeze_vision, lora=config.policy.lora)
     settings = deepspeed_settings(config.learner, config.policy.dtype, trained, on_cuda=on_gpu)
     learner = learner_memory(config, structure, settings, cuda=on_gpu)
     engine = engine_memory(structure, config.rollout.engine, itemsize, cuda=bool(placement.rollout_gpus))
     gpus = share_gpus(
         config.rollout.num_workers, placement.rollout_gpus, config.learner.num_ranks, placement.learner_gpus
     )
-    on_gpus = tuple(_gpu(config, gpu, count, learner, engine, hardware) for gpu, count in by_content(gpus))
+    receiver = link_memory(config, structure, itemsize).receiver if placement.rollout_gpus else 0.0
+    shared = list(by_content(gpus))
+    on_gpus = tuple(_gpu(config, gpu, count, learner, engine, receiver, hardware, given_up) for gpu, count in shared)
     unmet = tuple(_engine_demand(config, engine, hardware)) if placement.rollout_gpus and hardware.gpu_gib else ()
-    return MemoryPlan((*on_gpus, _node(config, structure, gpus, learner, engine, hardware)), unmet)
+    learners_fit = all(place.fits for (gpu, _), place in zip(shared, on_gpus, strict=True) if gpu.learners)
+    node = _node(config, structure, gpus, learner, engine, hardware, given_up)
+    return MemoryPlan((*on_gpus, node), unmet, learners_fit=learners_fit, given_up=given_up)
 
 
 def _gpu(
-    config: RunConfig, gpu: Shared, count: int, learner: LearnerMemory, engine: EngineMemory, hardware: Hardware
+    config: RunConfig,
+    gpu: Shared,
+    count: int,
+    learner: LearnerMemory,
+    engine: EngineMemory,
+    receiver: float,
+    hardware: Hardware,
+    given_up: GivenUp | None,
 ) -> Place:
-    """One GPU with its workers."""
+    """One GPU with its workers; an engine's end of a link is made after vLLM has taken its share."""
     engines, learners = _engine_items(config, gpu, engine, hardware), learner.peak() if gpu.learners else ()
-    if config.placement.takes_turns and engines and learners:
+    if given_up and engines and learners:
         asleep = items([("CUDA and NCCL", gpu.engines * engine.context)])
-        turns = ((engines, learner.offloaded()), (asleep, learners))
+        turns = ((engines, learner.waiting(offloaded=given_up.states)), (asleep, learners))
         engines, learners = max(turns, key=lambda turn: sum(item.num_bytes for held in turn for item in held))
     held = [Item(f"engine: {item.name}", item.num_bytes) for item in engines]
+    held += items([("engine: buffers of the link to learners", gpu.engines * receiver)])
     held += [Item(_of(gpu.learners, item.name), gpu.learners * item.num_bytes) for item in learners]
     capacity = hardware.gpu_gib * GIB * USABLE if hardware.gpu_gib else None
     return Place(_gpu_name(gpu), tuple(held), capacity, hardware.gpu_name, count)
@@ -105,10 +154,11 @@ def _node(
     learner: LearnerMemory,
     engine: EngineMemory,
     hardware: Hardware,
+    given_up: GivenUp | None,
 ) -> Place:
     """The node that holds most."""
     first, *others = _nodes(config, gpus, hardware.gpus_per_node)
-    candidates = [node_items(config, structure, workers, learner, engine) for workers in (first, *others)]
+    candidates = [node_items(config, structure, workers, learner, engine, given_up) for workers in (first, *others)]
     fullest = max(candidates, key=lambda held: sum(item.num_bytes for item in held))
     name = "the machine" if not others else f"the fullest of {len(candidates)} nodes"
     return Place(name, fullest, hardware.node_bytes, hardware.node_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 GIB = 2**30
@@ -64,12 +64,28 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUp:
+    """What engines and learners that take turns on a GPU give up for each other (placement.share_gpus=turns)."""
+
+    states: bool = True  # learners move masters, moments and gradients to main memory while engines sample
+    weights: bool = False  # engines that sleep keep none (vLLM's level 2), so that every push brings all of them
+
+    def __str__(self) -> str:
+        states = "go to main memory" if self.states else "stay on the GPU"
+        weights = "dropped, and pushed, all of them" if self.weights else "in main memory"
+        return f"learners' masters and moments {states} while engines sample; weights of sleeping engines are {weights}"
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Every place of a run."""
 
     places: tuple[Place, ...]
     unmet: tuple[Demand, ...] = ()
     assumed: str = ""  # what the shapes were taken from, where there is no policy's folder yet
+    recomputed: str = "none"  # learner.activation_checkpointing, auto decided
+    learners_fit: bool = True  # whether every GPU with a learner rank holds what lies on it
+    given_up: GivenUp | None = None  # None: nobody takes turns
 
     @property
     def fits(self) -> bool:
@@ -88,6 +104,8 @@ class MemoryPlan:
         return {
             "fits": self.fits,
             "assumed": self.assumed,
+            "activation_checkpointing": self.recomputed,
+            "given_up": asdict(self.given_up) if self.given_up else None,
             "places": [
                 {
                     "name": place.name,

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rl.config.errors import ConfigError
+from rl.config.learner import LearnerConfig
 from rl.config.run import RunConfig, without_reference
 from rl.memory_plan.record import GIB, MemoryPlan
 
+LORA_RANK = 32  # one of the usual
 OFFLOAD = "configs/deepspeed_zero2_offload.json"
 
 Plan = Callable[[RunConfig], MemoryPlan]
@@ -28,13 +30,19 @@ class Remedy:
 
 
 def remedies(config: RunConfig, plan: MemoryPlan, make_plan: Plan, count: int = 3) -> list[Remedy]:
-    """The settings that save most of what is too much, the best first."""
-    found = [
-        Remedy(setting, _saved(plan, other), other.fits)
-        for setting, other in _tried(config, make_plan)
-        if other.lacking < plan.lacking
-    ]
-    return sorted(found, key=lambda remedy: (not remedy.fits, -remedy.saved))[:count]
+    """The settings that save most of what is too much, the best first; of each key the first value that fits, or else
+    the one that saves most."""
+    found: dict[str, Remedy] = {}
+    for setting, other in _tried(config, make_plan):
+        key, remedy = setting.partition("=")[0], Remedy(setting, _saved(plan, other), other.fits)
+        before = found.get(key)
+        if other.lacking < plan.lacking and (before is None or (not before.fits and _order(remedy) < _order(before))):
+            found[key] = remedy
+    return sorted(found.values(), key=_order)[:count]
+
+
+def _order(remedy: Remedy) -> tuple[bool, float]:
+    return not remedy.fits, -remedy.saved
 
 
 def _saved(plan: MemoryPlan, other: MemoryPlan) -> float:
@@ -59,9 +67,10 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]
     learner, placement = config.learner, config.placement
     for stage in range(learner.zero_stage + 1, 4):
         yield f"learner.zero_stage={stage}", lambda stage=stage: _learner(config, zero_stage=stage)
-    if not learner.activation_checkpointing:
-        yield "learner.activation_checkpointing=true", lambda: _learner(config, activation_checkpointing=True)
-    longest = config.rollout.engine.max_model_len
+    for parts in _recomputing_more(learner):
+        setting = f"learner.activation_checkpointing={parts}"
+        yield setting, lambda parts=parts: _learner(config, activation_checkpointing=parts)
+    longest = config.longest_sample
     if learner.micro_batch > 1 and (not learner.micro_tokens or learner.micro_tokens > longest):
         most = max(longest, (learner.micro_tokens or learner.micro_batch * longest) // 2)
         yield f"learner.micro_tokens={most}", lambda: _learner(config, micro_tokens=most)
@@ -71,6 +80,8 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]
         yield "learner.micro_batch=1", lambda: _learner(config, micro_batch=1)
     if not learner.freeze_vision:
         yield "learner.freeze_vision=true", lambda: _learner(config, freeze_vision=True)
+    if not config.policy.lora.rank:
+        yield f"policy.lora.rank={LORA_RANK}", lambda: _with_lora(config)
     if placement.learner_gpus and not learner.deepspeed_config and Path(OFFLOAD).is_file():
         yield f"learner.deepspeed_config={OFFLOAD}", lambda: _learner(config, deepspeed_config=OFFLOAD)
     if learner.num_ranks > 1 and not placement.learner_gpus:
@@ -84,6 +95,15 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]
     if config.policy.dtype == "float32":
         yield "policy.dtype=bfloat16", lambda: replace(config, policy=replace(config.policy, dtype="bfloat16"))
     yield from _of_engines(config)
+
+
+def _recomputing_more(learner: LearnerConfig) -> tuple[str, ...]:
+    """Values of learner.activation_checkpointing that leave less; what `auto` has chosen already helps nobody."""
+    language, vision = learner.recomputes_language, learner.recomputes_vision
+    if learner.freeze_vision:
+        return () if language else ("language",)
+    alone = () if language or vision else ("vision", "language")
+    return (*alone, "all") if not (language and vision) else ()
 
 
 def _of_engines(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]]:
@@ -115,6 +135,11 @@ def _of_engines(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig
 
 def _learner(config: RunConfig, **changed: object) -> RunConfig:
     return replace(config, learner=replace(config.learner, **changed))
+
+
+def _with_lora(config: RunConfig) -> RunConfig:
+    lora = replace(config.policy.lora, rank=LORA_RANK)
+    return replace(config, policy=replace(config.policy, lora=lora))
 
 
 def _engine(config: RunConfig, **changed: object) -> RunConfig:

@@ -20,6 +20,7 @@ from rl.config.policy import ScenesConfig
 from rl.policy.configuration import read_configuration
 from rl.policy.conversion import Conversion, Source, plan_conversion, require_weights
 from rl.policy.families import is_ours, read_config
+from rl.policy.feature_file import write_features
 from rl.policy.given_folder import require_usable
 from rl.policy.patch_embed import expand_temporal_kernel
 from rl.policy.policy_folder import flexivideo_section, require_scenes
@@ -83,6 +84,8 @@ def convert_stock_checkpoint(source: str | Path, target: str | Path, scenes: Sce
         _write_weights(plan, folder, seed)
         plan.config.save_pretrained(folder)
         write_tokenizer(plan.source, folder, plan.tokenizer)
+        if scenes.difference == "features":
+            write_features(folder)
         folder.rename(target)
     return target
 
@@ -109,7 +112,7 @@ def _converted(
     elif tensor.is_kernel and plan.scenes.mode != "fixed":
         whole = bytearray(b"".join(read_rows(path, tensor.stock)))
         stock = torch.frombuffer(whole, dtype=DTYPES[tensor.stock.dtype]).view(tensor.stock.shape)
-        yield _bytes(expand_temporal_kernel(stock, plan.scenes.init_frames))
+        yield raw_bytes(expand_temporal_kernel(stock, plan.scenes.init_frames))
     else:
         yield from read_rows(path, tensor.stock)
 
@@ -128,8 +131,8 @@ def _with_new_rows(
         here = (fresh >= done) & (fresh < done + len(rows_VE))
         rows_VE[fresh[here] - done] = made[here]
         done += len(rows_VE)
-        yield _bytes(rows_VE)
-    yield _bytes(made[fresh >= stock_rows])
+        yield raw_bytes(rows_VE)
+    yield raw_bytes(made[fresh >= stock_rows])
 
 
 def _rows(path: Path, tensor: Source) -> Iterator[torch.Tensor]:
@@ -153,6 +156,7 @@ def _statistics(portions: Iterator[torch.Tensor], fresh: torch.Tensor) -> tuple[
     return (total_E / known).float(), max(variance, 0.0) ** 0.5
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes, where they lie if that is without gaps."""
     flat = tensor.contiguous().view(-1)
     return memoryview(flat.view(torch.uint8).numpy()) if len(flat) else memoryview(b"")

@@ -10,11 +10,13 @@ Legend: E hidden size · n patches of one frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rl.policy.structure import Language, Structure, Tower
+from rl.config.policy import LoraConfig
+from rl.policy.structure import NO_LORA, Language, Structure, Tower
 
 FORWARD_AND_BACKWARD = 3  # of what has a gradient: forward, by input, by weight
+WEIGHT_FROZEN = 2  # where only the input has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +38,74 @@ class Workload:
     videos: tuple[VideoShape, ...] = ()  # through the tower
 
 
-def training_flops(structure: Structure, work: Workload, *, freeze_vision: bool, reference: bool = False) -> int:
+def training_flops(
+    structure: Structure, work: Workload, *, freeze_vision: bool, reference: bool = False, lora: LoraConfig = NO_LORA
+) -> int:
     """Forward and backward; with a reference policy, its forward pass too.
 
     Args:
         freeze_vision: the tower is not trained, but for its mergers.
     """
-    language = language_flops(structure.language, work)
+    products, attention, head = _language_parts(structure.language, work)
     of_videos = [_tower_parts(structure.tower, video) for video in work.videos]
     embed, blocks, mergers = (sum(parts) for parts in zip((0, 0, 0), *of_videos, strict=True))
-    trained = FORWARD_AND_BACKWARD * (language + mergers)
-    trained += embed + blocks if freeze_vision else 2 * embed + FORWARD_AND_BACKWARD * blocks  # pixels have no gradient
-    return trained + (language + embed + blocks + mergers if reference else 0)
+    forward = products + attention + head + embed + blocks + mergers
+    if lora.rank:
+        trained = _with_lora(structure, work, lora, (products, attention, head), (embed, blocks, mergers))
+    else:
+        tower = (
+            embed + blocks if freeze_vision else 2 * embed + FORWARD_AND_BACKWARD * blocks
+        )  # pixels have no gradient
+        trained = FORWARD_AND_BACKWARD * (products + attention + head + mergers) + tower
+    return trained + (forward if reference else 0)
+
+
+def _with_lora(
+    structure: Structure,
+    work: Workload,
+    lora: LoraConfig,
+    language: tuple[int, int, int],
+    tower: tuple[int, int, int],
+) -> int:
+    """Weights that are frozen have no gradient, the inputs of their products do (counted also for those few of the
+    first layer that need none)."""
+    (products, attention, head), (embed, blocks, mergers) = language, tower
+    patches = sum(
+        len(video.scene_lengths) * (video.height // structure.tower.patch) * (video.width // structure.tower.patch)
+        for video in work.videos
+    )
+    updates = 2 * (work.tokens * structure.language_updates(lora) + patches * structure.tower_updates(lora))
+    by_head = FORWARD_AND_BACKWARD if "lm_head" in lora.full else WEIGHT_FROZEN
+    by_merger = FORWARD_AND_BACKWARD if "merger" in lora.full else 1 if lora.freezes_tower else WEIGHT_FROZEN
+    by_block = 1 if lora.freezes_tower else WEIGHT_FROZEN
+    return (
+        WEIGHT_FROZEN * products
+        + FORWARD_AND_BACKWARD * (attention + updates)
+        + by_head * head
+        + by_merger * mergers
+        + by_block * blocks
+        + embed
+    )
+
+
+def recomputation_flops(structure: Structure, work: Workload) -> tuple[int, int]:
+    """Of the language model's layers and of the tower's blocks: computed once more where activations are not kept."""
+    layers = language_flops(structure.language, replace(work, scored=0))
+    return layers, sum(_tower_parts(structure.tower, video)[1] for video in work.videos)
 
 
 def language_flops(language: Language, work: Workload) -> int:
     """One forward pass of the language model and its head."""
+    return sum(_language_parts(language, work))
+
+
+def _language_parts(language: Language, work: Workload) -> tuple[int, int, int]:
+    """Products with weights, attention, and the head."""
     projections = 2 * language.hidden * (language.query_width + language.kv_width)
     products = projections + 3 * language.hidden * language.intermediate
     attention = 4 * work.pairs * language.query_width
     head = 2 * work.scored * language.hidden * language.vocab
-    return language.layers * (2 * work.tokens * products + attention) + head
+    return language.layers * 2 * work.tokens * products, language.layers * attention, head
 
 
 def tower_flops(tower: Tower, video: VideoShape) -> int:

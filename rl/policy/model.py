@@ -77,6 +77,17 @@ def save_all_but_weights(model: VideoPolicy, processor: Processor, folder: str |
     processor.save(folder)
 
 
+def recompute_activations(model: VideoPolicy, *, language: bool, vision: bool) -> None:
+    """Keep of the language model's layers, or of the tower's blocks, what goes into them alone: the backward pass
+    computes the rest again. In training mode, by transformers' own checkpointing.
+
+    Each part is told by itself: asked of the whole model, a frozen tower would have to hand gradients on to its pixels.
+    """
+    for part, is_recomputed in ((model.model.language_model, language), (model.model.visual, vision)):
+        if is_recomputed:
+            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def freeze_vision(model: VideoPolicy) -> None:
     """Stop training patch embedding, learned positions and ViT blocks; mergers and language model stay trained."""
     for _, part in model.model.visual.trunk_parts():

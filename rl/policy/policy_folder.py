@@ -2,10 +2,10 @@
 
 A policy folder is an ordinary Hugging Face folder. Its config.json says a `model_type` of ours (rl.policy.families; up
 to version 0.3.0 the stock one), `architectures` (the name under which the engine's plugin registers) and
-`vision_config.flexivideo`: every field of ScenesConfig plus `fingerprint`. Weights carry the stock names
+`vision_config.flexivideo`: every field of ScenesConfig that acts, plus `fingerprint`. Weights carry the stock names
 (`model.visual.`, `model.language_model.`, `lm_head.`) except the patch embedding's: `model.visual.patch_embed.weight`
 of shape (C, 3, init_frames, p, p) stands for `model.visual.patch_embed.proj.weight`, and `.bias` likewise; in `fixed`
-mode the kernel has 2 frames.
+mode the kernel has 2 frames. With `difference: features` there is `scene_features.npz`, too (rl.policy.scene_features).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl.config.policy import ScenesConfig
 from rl.policy.families import FAMILIES, read_config
+from rl.policy.scene_features import FEATURE_FILE
 from rl.policy.scenes import fingerprint
 from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
 from rl.policy.weight_files import INDEX, read_header, read_index
@@ -41,6 +42,7 @@ OPTIONAL_FILES = (
     "added_tokens.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
+    FEATURE_FILE,
 )
 
 
@@ -117,7 +119,7 @@ def scenes_in(section: Mapping[str, Any]) -> ScenesConfig:
 
 def flexivideo_section(scenes: ScenesConfig) -> dict[str, object]:
     """What config.json keeps under vision_config.flexivideo."""
-    return {**asdict(scenes), "fingerprint": fingerprint(scenes)}
+    return {**scenes.acting, "fingerprint": fingerprint(scenes)}
 
 
 def require_scenes(config: PreTrainedConfig, scenes: ScenesConfig, folder: str | Path) -> None:

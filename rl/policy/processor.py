@@ -13,6 +13,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from rl.policy.geometry import Geometry, PackedVideo, require_clock
 from rl.policy.layout import find_blocks, video_block
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_inert, require_model_ids
 from rl.policy.positions import SceneClock, mrope_positions
+from rl.policy.scene_features import SceneFeatures
 from rl.policy.scenes import fingerprint, segment_scenes
 from rl.policy.token_ids import VISION_TOKENS, PolicyFilesError, TokenIds
 from rl.policy.tokenizer_file import read_tokenizer
@@ -82,7 +84,8 @@ class Processor:
     @property
     def digest_prefix(self) -> str:
         """Names the encoder in every digest: the same pixels cut or packed differently are another video."""
-        return f"{fingerprint(self.scenes)}-{self.geometry.patch}x{self.geometry.merge}"
+        features = self._features.digest if self._features else ""
+        return f"{fingerprint(self.scenes, features)}-{self.geometry.patch}x{self.geometry.merge}"
 
     def encode(self, text: str, *, markers: bool = True) -> list[int]:
         """Token ids of a text. A literal vision token, as in a data set's question, stays plain text.
@@ -153,10 +156,14 @@ class Processor:
             or list(times_s_T) != sorted(times_s_T)
         ):
             raise ValueError(f"{num_frames} frames need as many finite, non-decreasing times, got {times_s_T}")
-        lengths = segment_scenes(pixels_THWC, self.scenes)
+        lengths = self.cut(pixels_THWC)
         digest = hashlib.sha256(repr((self.digest_prefix, pixels_THWC.shape, times_s_T, lengths)).encode())
         digest.update(pixels_THWC)
         return Frames(pixels_THWC, times_s_T, lengths, height, width, digest.hexdigest())
+
+    def cut(self, pixels_THWC: np.ndarray) -> tuple[int, ...]:
+        """Scene lengths of frames; see rl.policy.scenes.segment_scenes."""
+        return segment_scenes(pixels_THWC, self.scenes, self._features)
 
     def pack(self, frames: Frames) -> PackedVideo:
         """Patches in merge order; see Geometry.pack."""
@@ -203,6 +210,11 @@ class Processor:
         for name in (*TOKENIZER_FILES, *OPTIONAL_FILES):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
+
+    @cached_property
+    def _features(self) -> SceneFeatures | None:
+        """What frames are compared by, if not by pixels; read where the first frames are cut."""
+        return SceneFeatures.read(self.folder) if self.scenes.difference == "features" else None
 
     def _encode_time(self, seconds: float) -> list[int]:
         text = f"<{seconds:.1f} seconds>"

@@ -2,7 +2,8 @@
 
 Two implementations with equal results: `segment_scenes`, a fused uint8 kernel that reads every pair of frames once, and
 `segment_scenes_reference`, the definition in plain numpy. Scene lengths are decided once, where the video was decoded,
-and travel as integers from there on.
+and travel as integers from there on. Frames may also be compared by features instead of pixels
+(rl.policy.scene_features), and the threshold may adapt to the noise of the block (`noise_floor`).
 
 Legend: T frames · H W pixels · C channels (RGB) · K scenes.
 """
@@ -13,12 +14,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 
 import numba
 import numpy as np
 
 from rl.config.policy import ScenesConfig
+from rl.policy.scene_features import SceneFeatures
 
 IMAGENET_STD = (0.229, 0.224, 0.225)  # the mean cancels in a difference of frames
 BISECTIONS = 12  # of tau between the configured value and the largest change there can be
@@ -27,35 +28,47 @@ FIXED6_FRAMES = 6
 ALGORITHM_VERSION = 1  # raise it when the same parameters would cut or encode differently
 
 
-def segment_scenes(frames_THWC: np.ndarray, scenes: ScenesConfig) -> tuple[int, ...]:
+def segment_scenes(
+    frames_THWC: np.ndarray, scenes: ScenesConfig, features: SceneFeatures | None = None
+) -> tuple[int, ...]:
     """Cut uint8 frames into scenes (FlexiVideo, Adaptive Temporal Segmentation).
 
     A scene is the longest run of frames with Δ(f_t, f_ref) <= tau, where Δ is the mean over pixels of the norm over
     channels of the difference of ImageNet-normalised frames and f_ref the scene's first frame (`reference: first`) or
-    the frame before (`previous`). The frame that breaks it starts the next scene. With `budget: pairs`, tau is raised
-    by bisection until there are no more scenes than frame pairs. `fixed` and `fixed6` cut by count alone.
+    the frame before (`previous`). The frame that breaks it starts the next scene. With `threshold: adaptive`, tau is
+    counted from the block's own noise floor. With `budget: pairs`, tau is raised by bisection until there are no more
+    scenes than frame pairs. `fixed` and `fixed6` cut by count alone.
 
     Args:
         frames_THWC: the frames that will be encoded, resized, RGB, uint8.
         scenes: parameters; tau is in ImageNet-normalised units.
+        features: what frames are compared by instead of pixels, with `difference: features`.
     Returns:
         Scene lengths in frames, in order; they sum to T.
     Raises:
-        ValueError: no frames, or not a uint8 array of shape (T, H, W, 3).
+        ValueError: no frames, not a uint8 array of shape (T, H, W, 3), or features are asked for and not given.
     """
     if frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or frames_THWC.dtype != np.uint8:
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), got {frames_THWC.dtype} {frames_THWC.shape}")
     _require_frames(frames_THWC)
     if scenes.mode != "dynamic":
         return _cut_by_count(len(frames_THWC), scenes)
+    if scenes.difference == "features":
+        if features is None:
+            raise ValueError("policy.scenes.difference=features needs the features of a policy's folder")
+        return _segment_by(features.changes(frames_THWC), len(frames_THWC), scenes, features.LARGEST_CHANGE)
     frames_THWC = np.ascontiguousarray(frames_THWC)
     if scenes.difference_scale > 1:
         frames_THWC = _area_downscale(frames_THWC, scenes.difference_scale)
+    scales_C = _channel_scales(scenes.norm)
+    tau = scenes.tau
+    if scenes.threshold == "adaptive":
+        tau += noise_floor(_successive_changes(frames_THWC, scales_C), scenes)
     ends = _segment(
         frames_THWC,
-        _channel_scales(scenes.norm),
-        scenes.tau,
-        _largest_change(scenes.norm),
+        scales_C,
+        tau,
+        max(tau, _largest_change(scenes.norm)),
         scenes.max_scene_frames,
         scenes.reference == "first",
         _most_scenes(len(frames_THWC), scenes),
@@ -64,7 +77,7 @@ def segment_scenes(frames_THWC: np.ndarray, scenes: ScenesConfig) -> tuple[int, 
 
 
 def segment_scenes_reference(frames_THWC: np.ndarray, scenes: ScenesConfig) -> tuple[int, ...]:
-    """The definition of `segment_scenes` in plain numpy, for float or uint8 frames with values in 0..255.
+    """The definition of `segment_scenes` by pixels in plain numpy, for float or uint8 frames with values in 0..255.
 
     Raises:
         ValueError: no frames, or NaN among the pixels.
@@ -80,28 +93,53 @@ def segment_scenes_reference(frames_THWC: np.ndarray, scenes: ScenesConfig) -> t
         squared_HW = np.square(normalised_THWC[frame] - normalised_THWC[reference]).sum(axis=-1)
         return float(np.sqrt(squared_HW / (3 if scenes.norm == "rms" else 1)).mean())
 
-    most = _most_scenes(len(frames_THWC), scenes)
-    lengths = _cut(len(frames_THWC), change, scenes.tau, scenes)
-    low, high = scenes.tau, _largest_change(scenes.norm)
-    if len(lengths) <= most:
-        return lengths
-    best = _cut(len(frames_THWC), change, high, scenes)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        lengths = _cut(len(frames_THWC), change, middle, scenes)
-        low, high, best = (low, middle, lengths) if len(lengths) <= most else (middle, high, best)
-    return best
+    return _segment_by(change, len(frames_THWC), scenes, _largest_change(scenes.norm))
 
 
-def fingerprint(scenes: ScenesConfig) -> str:
-    """Twelve hexadecimal digits that change whenever any parameter of the encoder does."""
-    text = json.dumps({"version": ALGORITHM_VERSION, **asdict(scenes)}, sort_keys=True)
+def noise_floor(changes: np.ndarray, scenes: ScenesConfig) -> float:
+    """How much frames of this block differ although nothing happens: what `threshold: adaptive` adds to tau.
+
+        noise = Q(q), spread = Q(2 q) - Q(q), floor = min(noise + noise_spreads * spread, max_noise)
+
+    where Q is the quantile of the differences of successive frames and q = `noise_quantile`. Cuts and motion are in the
+    upper part of these differences as long as something stands still in a share 2 q of the block, and do not raise the
+    floor. Sensor noise gives every difference the same addition: the floor rises by as much, scenes stay as they are
+    (exactly so where a constant is added to all differences and the floor stays below `max_noise`). Flicker makes
+    them scatter: their spread counts.
+
+    In the limits: a still block and a single frame have floor 0, and are cut as with a fixed tau; where every frame is
+    a cut, the floor is as high as a cut but for `max_noise`, so that each is found if it is larger than tau +
+    `max_noise`. A slow drift of light adds up over a scene, and no floor sees it: that takes `reference: previous`.
+
+    Args:
+        changes: T - 1 differences of successive frames, in units of tau.
+    """
+    if not len(changes):
+        return 0.0
+    noise, above = np.quantile(np.asarray(changes, np.float64), (scenes.noise_quantile, 2 * scenes.noise_quantile))
+    return float(min(noise + scenes.noise_spreads * (above - noise), scenes.max_noise))
+
+
+def fingerprint(scenes: ScenesConfig, features: str = "") -> str:
+    """Twelve hexadecimal digits that change whenever any parameter of the encoder does that acts.
+
+    Args:
+        features: digest of what frames are compared by, if not by pixels.
+    """
+    text = json.dumps({"version": ALGORITHM_VERSION, **scenes.acting}, sort_keys=True) + features
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _require_frames(frames_THWC: np.ndarray) -> None:
     if len(frames_THWC) == 0:
         raise ValueError("a video block needs at least one frame")
+
+
+def image_frames(scenes: ScenesConfig) -> int:
+    """Frames as which an image is shown: one scene, as long as the patch kernel where a scene may be."""
+    if scenes.mode == "dynamic":
+        return min(scenes.init_frames, scenes.max_scene_frames)
+    return PAIR_FRAMES if scenes.mode == "fixed" else FIXED6_FRAMES
 
 
 def _cut_by_count(num_frames: int, scenes: ScenesConfig) -> tuple[int, ...]:
@@ -127,6 +165,37 @@ def _largest_change(norm: str) -> float:
     """Δ between a black and a white frame, and a little more."""
     squared = sum(std**-2 for std in IMAGENET_STD)
     return 1.001 * math.sqrt(squared / 3 if norm == "rms" else squared)
+
+
+def _segment_by(
+    change: Callable[[int, int], float], num_frames: int, scenes: ScenesConfig, largest: float
+) -> tuple[int, ...]:
+    """The rule itself, given Δ of two frames.
+
+    Δ is compared in single precision, in which the kernel keeps it: the noise floor can be one of the differences
+    itself, and a difference at the floor is no cut, however the last digits fall.
+
+    Args:
+        largest: a tau that no Δ exceeds.
+    """
+
+    def single_change(reference: int, frame: int) -> np.float32:
+        return np.float32(change(reference, frame))
+
+    tau = scenes.tau
+    if scenes.threshold == "adaptive":
+        tau += noise_floor(np.array([single_change(frame - 1, frame) for frame in range(1, num_frames)]), scenes)
+    most = _most_scenes(num_frames, scenes)
+    lengths = _cut(num_frames, single_change, tau, scenes)
+    if len(lengths) <= most:
+        return lengths
+    low, high = tau, max(tau, largest)
+    best = _cut(num_frames, single_change, high, scenes)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        lengths = _cut(num_frames, single_change, middle, scenes)
+        low, high, best = (low, middle, lengths) if len(lengths) <= most else (middle, high, best)
+    return best
 
 
 def _cut(num_frames: int, change: Callable[[int, int], float], tau: float, scenes: ScenesConfig) -> tuple[int, ...]:
@@ -200,6 +269,15 @@ def _change(
             row += np.sqrt(squares[3 * x] + squares[3 * x + 1] + squares[3 * x + 2])
         total += row
     return total / (height * width)
+
+
+@numba.njit(cache=True, nogil=True)
+def _successive_changes(frames_THWC, scales_C):  # pragma: no cover - compiled
+    """Δ of each frame and the one before it (T - 1)."""
+    changes = np.empty(len(frames_THWC) - 1, np.float32)
+    for frame in range(1, len(frames_THWC)):
+        changes[frame - 1] = _change(frames_THWC[frame - 1], frames_THWC[frame], scales_C)
+    return changes
 
 
 @numba.njit(cache=True, nogil=True)

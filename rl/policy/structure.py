@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config.policy import PolicyConfig
+from rl.config.policy import OF_TOWER, LoraConfig, PolicyConfig
 from rl.policy.families import FAMILIES, Family, family_in, read_config
 from rl.policy.geometry import padded_vocab
 from rl.policy.token_ids import PolicyFilesError
 
 STOCK_WINDOW, STOCK_FULL = 112, (7, 15, 23, 31)  # of Qwen2.5-VL where its config.json does not say
 STOCK_FRAMES = 2  # of a kernel that is not expanded
+NO_LORA = LoraConfig()  # all parameters are trained
 TINY_HEAD_DIM, TINY_POSITIONS, TINY_LEVELS, TINY_WINDOW = 32, 64, 3, 112  # of the policy that rl.policy.tiny builds
 
 
@@ -44,6 +45,20 @@ class Language:
     def kv_width(self) -> int:
         """K."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def products(self) -> dict[str, tuple[int, int]]:
+        """Widths of what a layer's products take and give, by Hugging Face's names."""
+        hidden, inner = self.hidden, self.intermediate
+        return {
+            "q_proj": (hidden, self.query_width),
+            "k_proj": (hidden, self.kv_width),
+            "v_proj": (hidden, self.kv_width),
+            "o_proj": (self.query_width, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
 
     @property
     def embedding(self) -> int:
@@ -108,10 +123,24 @@ class Tower:
         return attention + mlp + 4 * self.hidden
 
     @property
+    def products(self) -> dict[str, tuple[int, int]]:
+        """Widths of what a block's products take and give, by Hugging Face's names."""
+        hidden, inner = self.hidden, self.intermediate
+        mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+        plain = {"linear_fc1": (hidden, inner), "linear_fc2": (inner, hidden)}
+        return {"qkv": (hidden, 3 * hidden), "proj": (hidden, hidden), **(mlp if self.is_gated else plain)}
+
+    @property
     def freezable_parameters(self) -> int:
         """What learner.freeze_vision freezes: patch embedding, learned positions, blocks."""
         kernel = self.patch_values * self.kernel_frames * self.hidden + (self.hidden if self.has_patch_bias else 0)
         return kernel + self.positions * self.hidden + self.blocks * self.block_parameters
+
+    @property
+    def feature_parameters(self) -> int:
+        """What frames are compared by with policy.scenes.difference=features: rl.policy.scene_features."""
+        kernel = self.patch_values * self.hidden + (self.hidden if self.has_patch_bias else 0)
+        return kernel + self.positions * self.hidden + self.block_parameters
 
     @property
     def merger_parameters(self) -> int:
@@ -138,9 +167,28 @@ class Structure:
         """Of all of it; what is tied counts once."""
         return self.language.parameters + self.tower.parameters
 
-    def trained(self, *, freeze_vision: bool) -> int:
+    def trained(self, *, freeze_vision: bool, lora: LoraConfig = NO_LORA) -> int:
         """Parameters with a gradient."""
-        return self.parameters - (self.tower.freezable_parameters if freeze_vision else 0)
+        if not lora.rank:
+            return self.parameters - (self.tower.freezable_parameters if freeze_vision else 0)
+        head, embeddings = "lm_head" in lora.full, "embed_tokens" in lora.full
+        tables = min(head + embeddings, 1 if self.language.is_tied else 2)
+        merger = self.tower.merger_parameters if "merger" in lora.full else 0
+        return self.updates(lora) + tables * self.language.embedding + merger
+
+    def updates(self, lora: LoraConfig) -> int:
+        """Parameters that LoRA adds: of a product, its rank times the widths on both sides."""
+        return self.language_updates(lora) + self.tower_updates(lora)
+
+    def language_updates(self, lora: LoraConfig) -> int:
+        """Of these, the language model's."""
+        products = self.language.products
+        return lora.rank * self.language.layers * sum(sum(products.get(name, ())) for name in set(lora.targets))
+
+    def tower_updates(self, lora: LoraConfig) -> int:
+        """Of these, the vision tower's."""
+        products = {OF_TOWER + name: sides for name, sides in self.tower.products.items()}
+        return lora.rank * self.tower.blocks * sum(sum(products.get(name, ())) for name in set(lora.targets))
 
 
 def read_structure(config: Mapping[str, Any], path: str, *, init_frames: int) -> Structure:

@@ -24,6 +24,7 @@ from transformers import (
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.configuration import configuration_class
 from rl.policy.families import FAMILIES
+from rl.policy.feature_file import write_features
 from rl.policy.geometry import padded_vocab
 from rl.policy.model import policy_class
 from rl.policy.patch_embed import STOCK_FRAMES, expand_temporal_kernel
@@ -78,6 +79,8 @@ def build_tiny_policy(
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.token_to_id("<|endoftext|>"))
     model.save_pretrained(folder)
     _save_tokenizer(tokenizer, folder, config.max_position_embeddings)
+    if not stock and scenes.difference == "features":
+        write_features(folder)
     return folder
 
 

@@ -84,6 +84,7 @@ NOTHING = Encoded()
 class SceneTower(nn.Module):
     """What stands before a family's stock tower, which says how patches become features, and these visual tokens."""
 
+    main_input_name = "embedded_NC"  # transformers hooks embeddings of what it takes for a language model
     num_features = 1  # tensors that the trunk makes
 
     def trunk(self, embedded_NC: Tensor, grids: Sequence[Grid]) -> Features:

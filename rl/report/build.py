@@ -22,6 +22,7 @@ from rl.report.run_files import (
     Broken,
     MetricTable,
     StepFile,
+    read_ancestry,
     read_config,
     read_json_lines,
     read_metrics,
@@ -107,7 +108,7 @@ def read_run(run: Path, cache: StepCache, progress: Progress = lambda *_: None) 
         profiles=profile_files(run),
         failures=tuple(failures),
         steps=tuple(steps),
-        config=tuple(config),
+        config=(*read_ancestry(run), *config),
         summary=summary,
         evaluations=tuple(asdict(row) for row in evaluations),
         broken=(

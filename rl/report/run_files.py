@@ -22,6 +22,7 @@ from rl.tracking.metrics import current_names
 
 Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported
 RECORDS = re.compile(r"step_(\d+)\.jsonl")
+ANCESTRY, MOST_ANCESTORS = "ancestry.json", 100  # of a run with init_from (rl.run.origin)
 MOST_CONFIG_KEYS = 5000  # of a configuration that is shown
 NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -130,6 +131,21 @@ def read_config(run: Path) -> tuple[list[tuple[str, str]], list[Broken]]:
         return flat, []
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: 5,000 digits
         return [], [Broken("config.yaml", f"cannot be read ({first_line(error)})")]
+
+
+def read_ancestry(run: Path) -> list[tuple[str, str]]:
+    """What the run began with, and what that began with, as rows of the configuration: (name, value)."""
+    try:
+        told = json.loads((run / ANCESTRY).read_text(encoding="utf-8", errors="replace"))
+        return [
+            (
+                f"ancestor {place}",
+                f"{one['run'] or 'a policy'}, step {one['step']}, weights {one['weights']}: {one['source']}",
+            )
+            for place, one in enumerate(told[:MOST_ANCESTORS], start=1)
+        ]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
 
 
 def read_summary(run: Path) -> tuple[dict[str, Any], list[Broken]]:

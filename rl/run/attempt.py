@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,9 +15,10 @@ from dataclasses import replace
 from rich.progress import Progress
 
 from actors.groups import load_groups
-from actors.learner import LearnerGroup
-from actors.profiles import EngineProfiles
+from actors.learner_group import LearnerGroup
+from actors.profiles import EngineProfiles, RankProfiles
 from actors.rollout_group import RolloutError
+from actors.sleeping_engines import SleepingEngines
 from actors.taking_turns import TakingTurns
 from actors.weight_sync import WeightSync
 from envs.data.dataset import tasks_for_step
@@ -39,7 +41,7 @@ from rl.tracking.faults import fault_metrics
 from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
 from rl.tracking.records import records
 from rl.tracking.sinks import MetricLog
-from rl.tracking.step_metrics import min_version
+from rl.tracking.step_metrics import engine_counters_without, min_version
 from rl.tracking.summary import is_evaluated
 from rl.trainer import Schedule, is_due, train
 from rl.trajectory import LearnerUpdate, RunState, SampledStep, ScoredGroup, TrajectoryGroup, VideoTask
@@ -63,12 +65,14 @@ class Attempt:
             keeps_pushed=run.config.trainer.max_policy_lag > 0,
             direct=direct_transfer(run.config, learners, run.rollouts.workers),
         )
-        turns = TakingTurns(learners, self._weights, run.rollouts.workers)
-        self._learning, self._pushing = (
-            (turns, turns) if run.config.placement.takes_turns else (learners, self._weights)
-        )
+        self._learning, self._pushing = learners, self._weights
+        if run.given_up is not None:
+            engines = SleepingEngines(run.rollouts.workers, drops_weights=run.given_up.weights)
+            turns = TakingTurns(learners, self._weights, engines, offloads=run.given_up.states)
+            self._learning = self._pushing = turns
+        self._beside: Counter[str] = Counter()  # by metric, what engines did for the next step beside evaluations
         self._timeline = Timeline(run.run_dir, run.backlog)
-        profiled = EngineProfiles(run.rollouts.workers), learners
+        profiled = EngineProfiles(run.rollouts.workers), RankProfiles(learners)
         steps = run.config.trainer.profile_steps
         self._profiles = Profiles(steps, run.run_dir, profiled, run.console, self._timeline)
 
@@ -169,9 +173,12 @@ class Attempt:
         """Numbers of all workers that took part in a step, and the faults during it."""
         run = self._run
         run.step = step + 1
+        beside, self._beside = self._beside, Counter()
+        counted = run.rollouts.workers.stats()
         numbers = {
             **self._weights.metrics,
-            **run.rollouts.workers.stats(),
+            **counted,
+            **{name: counted.get(name, 0.0) + value for name, value in beside.items()},
             **run.saver.poll(),
             "memory/learner": self._learners.memory_mib(),
         }
@@ -219,11 +226,14 @@ class Attempt:
         chosen = run.held_out[: self._config.trainer.eval_tasks]
         if not chosen:
             return False
+        is_ahead = run.sampler.is_ahead
         evaluating = stage(run.console, f"evaluating on {len(chosen):,} held-out tasks after step {step}")
         with evaluating, self._timeline.span("evaluation"):
             groups = run.rollouts.generate(chosen, step=EVALUATION_STEP, greedily=True)
             scored = run.score(groups, step=EVALUATION_STEP)
-        run.rollouts.workers.stats()  # the next step's counters start here
+        counted = run.rollouts.workers.stats()  # the next step's counters start here, or with what it had done by now
+        if is_ahead:
+            self._beside.update(engine_counters_without(counted, groups))
         shown = list(records(with_tokens(scored, load_groups), run.processor.pieces))
         keep_step(run.backlog, run.run_dir / "held_out", step, shown)
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))

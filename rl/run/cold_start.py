@@ -1,4 +1,4 @@
-"""The supervised stage, run: on every GPU of the run, saved as it goes on, and continued where it was stopped.
+"""The cold start: supervised training on retrieval traces, on every GPU of the run, into a folder of the cache.
 
 Part of the composition root. Its checkpoints lie beside the folder that it makes, under that folder's name, and go when
 it is done. One process at a time writes there; another one that makes the same folder works without saving.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -16,25 +16,21 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from actors.cluster.placement import Slots
-from actors.learner import LearnerGroup
-from actors.traces import TraceFeed
 from envs.data.formats import RetrievalTrace
 from rl.checkpoint.checkpoint import Checkpoint
 from rl.checkpoint.lease.folder import FolderLease
 from rl.checkpoint.lease.holder import this_process
 from rl.checkpoint.lease.lease import Lease, LeaseHeldError
 from rl.checkpoint.manifest import CheckpointError
-from rl.checkpoint.saver import Contents, Saver
+from rl.checkpoint.saver import Saver
 from rl.checkpoint.store import CheckpointStore
-from rl.config.file import to_yaml
 from rl.config.learner import OptimizerConfig
-from rl.config.run import RunConfig, without_reference
+from rl.config.run import RunConfig
 from rl.learner.partition import require_loadable
 from rl.learner.rank_files import LearnerStateError
-from rl.learner.sft import run_cold_start
 from rl.run.console.stages import progress_bar, say, stage
-from rl.run.workers import cold_start_ranks, spawn_learners, spawn_traces
-from rl.trajectory import RunState
+from rl.run.supervised import SupervisedStage, supervised_attempt
+from rl.run.workers import cold_start_ranks
 
 log = logging.getLogger(__name__)
 
@@ -50,56 +46,51 @@ def cold_start(
     *,
     home: Path,
     folder: Path,
-    begun: list[int],
+    taken: Callable[[], None],
 ) -> None:
     """One attempt at the supervised stage: its policy is in `folder`.
 
     Args:
         home: the folder's place and name once it is whole; checkpoints lie beside it.
-        begun: gets every step that was taken.
+        taken: called after every step.
     Raises:
         LearnerError: a rank was lost. What was saved stays for the next attempt.
-        TraceError: no trace is usable, or a worker that replays them was lost.
+        SampleError: no trace is usable, or a worker that replays them was lost.
     """
-    declared, ranks = config.cold_start, cold_start_ranks(config)
-    optimizer = OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm)
+    given = _stage(config, policy_dir, traces)
     with ExitStack() as workers, progress_bar(console) as progress:
-        saver, found = workers.enter_context(_saving(config, home, ranks, console))
-        pool = spawn_traces(config, policy_dir)
-        workers.callback(pool.stop)
-        with stage(console, f"starting {ranks} learners for the cold start"):
-            learners = spawn_learners(
-                without_reference(config),  # supervision has no use for it
-                policy_dir,
-                slots,
-                optimizer=optimizer,
-                total_updates=declared.steps,
-                kind="cold_start",
-                num_ranks=ranks,
-            )
-        workers.callback(learners.stop)
-        first = _continued(learners, found, console)
-        workers.enter_context(stage(console, f"cold start of {declared.steps} steps on {len(traces):,} traces"))
-        bar = progress.add_task("cold start", total=declared.steps, completed=first)
+        saver, found = workers.enter_context(_saving(config, home, given.num_ranks, console))
+        attempt = workers.enter_context(supervised_attempt(given, slots, console, saver, found))
+        workers.enter_context(stage(console, f"cold start of {given.steps} steps on {len(traces):,} traces"))
+        bar = progress.add_task("cold start", total=given.steps, completed=attempt.reached)
 
         def after_step(step: int, metrics: Mapping[str, float]) -> None:
-            begun.append(step)
-            _show(progress, bar, step, declared.steps, metrics["loss/nll"])
-            if saver and declared.save_every and step % declared.save_every == 0 and step < declared.steps:
-                saver.save(learners.save, Contents(RunState(step, 0, declared.seed), to_yaml(config)))
+            taken()
+            _show(progress, bar, step, given.steps, metrics["loss/nll"])
 
-        last = run_cold_start(
-            learners,
-            TraceFeed(pool, traces).samples,
-            num_samples=len(traces),
-            steps=declared.steps,
-            batch_size=declared.batch_size,
-            seed=declared.seed,
-            progress=after_step,
-            first=first,
-        )
-        learners.export_policy(folder)
-    say(console, f"cold start: {last['cold_start/nll_first']:.3f} -> {last['cold_start/nll_last']:.3f} nat per token")
+        losses = attempt.train(after_step)
+        attempt.learners.export_policy(folder)
+    say(console, f"cold start: {losses.first:.3f} -> {losses.last:.3f} nat per token")
+
+
+def _stage(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> SupervisedStage:
+    declared = config.cold_start
+    return SupervisedStage(
+        name="cold start",
+        config=config,
+        policy_dir=policy_dir,
+        examples=traces,
+        optimizer=OptimizerConfig(lr=declared.lr, max_grad_norm=config.learner.optimizer.max_grad_norm),
+        steps=declared.steps,
+        batch_size=declared.batch_size,
+        seed=declared.seed,
+        save_every=declared.save_every,
+        saves_last=False,  # the folder is exported
+        num_ranks=cold_start_ranks(config),
+        max_tokens=config.rollout.engine.max_model_len,
+        num_workers=config.rollout.num_workers,
+        kind="cold_start",
+    )
 
 
 def forget_progress(home: Path) -> None:
@@ -141,15 +132,6 @@ def _usable(store: CheckpointStore, config: RunConfig, ranks: int, console: Cons
         say(console, f"the cold start begins anew: {error}")
         return None
     return found
-
-
-def _continued(learners: LearnerGroup, found: Checkpoint | None, console: Console) -> int:
-    """Steps that need not be taken again."""
-    if found is None:
-        return 0
-    with stage(console, f"continuing the cold start at step {found.state.step}"):
-        learners.load(found.folder)
-    return found.state.step
 
 
 def _progress_of(home: Path) -> Path:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from actors.cluster.placement import Slots
-from actors.learner import LearnerError
-from actors.traces import TraceError
 from envs.data.formats import RetrievalTrace
+from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.policy.scenes import fingerprint as scenes_fingerprint
@@ -22,9 +19,10 @@ from rl.run.console.stages import say
 from rl.run.prepare.built_once import built_once, fingerprint
 from rl.run.prepare.policy import prepare_policy
 from rl.run.prepare.tasks import prepare_traces
+from rl.run.supervised import until_done
 from rl.run.workers import cluster
 
-log = logging.getLogger(__name__)
+LATER_KEYS = {"looks": 1, "window_shift_s": 0.0, "misread": 0.0}  # of cold_start that older ones had not, switched off
 
 
 def initial_policy(config: RunConfig, console: Console) -> Path:
@@ -38,26 +36,35 @@ def initial_policy(config: RunConfig, console: Console) -> Path:
         return cold_started_policy(config, policy_dir, slots, console)
 
 
+def found_initial_policy(config: RunConfig, console: Console) -> Path:
+    """The same, of a run that has begun: nothing is trained.
+
+    Raises:
+        ConfigError: what its cold start has made is no longer there.
+    """
+    policy_dir = prepare_policy(config, console)
+    if not config.cold_start.enabled:
+        return policy_dir
+    home = cold_start_home(config, policy_dir, prepare_traces(config, console))
+    if not home.is_dir():
+        raise ConfigError(f"the policy after the cold start is no longer in {home}; dynframe cold-start makes it again")
+    return home
+
+
 def cold_started_policy(config: RunConfig, policy_dir: Path, slots: Slots, console: Console) -> Path:
     """The policy after the supervised stage, from the cache if everything it depends on is the same."""
     traces = prepare_traces(config, console)
     home = cold_start_home(config, policy_dir, traces)
     if home.is_dir():
         say(console, f"cold start: found in {home}")
-    begun: list[int] = []  # steps of the attempt under way: what fails before the first would fail again
 
-    def attempt(folder: Path) -> None:
-        begun.clear()
-        cold_start(config, policy_dir, traces, slots, console, home=home, folder=folder, begun=begun)
+    def attempt(taken: Callable[[], None]) -> None:
+        def build(folder: Path) -> None:
+            cold_start(config, policy_dir, traces, slots, console, home=home, folder=folder, taken=taken)
 
-    for rebuilds in itertools.count(1):
-        try:
-            built_once(home, attempt)
-            break
-        except (LearnerError, TraceError) as error:
-            if not begun or rebuilds > config.learner.max_rebuilds:
-                raise
-            log.warning("a worker of the cold start is lost, it goes on from its last checkpoint: %s", error)
+        built_once(home, build)
+
+    until_done("cold start", attempt, config.learner.max_rebuilds)
     forget_progress(home)
     return home
 
@@ -69,16 +76,22 @@ def cold_start_home(config: RunConfig, policy_dir: Path, traces: Sequence[Retrie
 
 def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> str:
     """Names the outcome of the supervised stage: changes with anything that it depends on."""
+    retrieval = to_dict(config.retrieval)
+    if not config.retrieval.min_fps:
+        del retrieval["min_fps"]  # older cold starts had no such key
+    unnamed = {"save_every", *(key for key, off in LATER_KEYS.items() if getattr(config.cold_start, key) == off)}
     made_from = {
         "policy": _policy_identity(policy_dir, Path(config.cache_dir)),
         "scenes": scenes_fingerprint(config.policy.scenes),
         "dtype": config.policy.dtype,
         "traces": fingerprint([[t.task.task_id, t.task.video_path, t.task.question, *t.replies] for t in traces]),
-        **{section: to_dict(getattr(config, section)) for section in ("video", "retrieval", "prompt")},
-        "cold_start": {key: value for key, value in to_dict(config.cold_start).items() if key != "save_every"},
+        **{section: to_dict(getattr(config, section)) for section in ("video", "prompt")},
+        "retrieval": retrieval,
+        "cold_start": {key: value for key, value in to_dict(config.cold_start).items() if key not in unnamed},
         "max_model_len": config.rollout.engine.max_model_len,
         "freeze_vision": config.learner.freeze_vision,
         "max_grad_norm": config.learner.optimizer.max_grad_norm,
+        **({"lora": to_dict(config.policy.lora)} if config.policy.lora.rank else {}),
     }
     return fingerprint(made_from)
 

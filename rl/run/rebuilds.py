@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from actors.learner import LearnerError, LearnerGroup
+from actors.learner_group import LearnerGroup
+from actors.pending_write import LearnerError
+from actors.sleeping_engines import SleepingEngines
 from actors.weight_buckets import WeightsLostError
 from actors.worker.waiting import POLL_S
 from rl.checkpoint.checkpoint import Checkpoint
@@ -74,8 +76,8 @@ def _attempts(run: Run, found: Checkpoint | None) -> None:
 def _learners(run: Run, found: Checkpoint | None) -> Iterator[LearnerGroup]:
     """Learner ranks at the state of a checkpoint, or at the start; killed in the end, whatever happens."""
     config = run.config
-    if config.placement.takes_turns:
-        run.rollouts.workers.sleep()
+    if run.given_up is not None:
+        SleepingEngines(run.rollouts.workers, drops_weights=run.given_up.weights).sleep()
     with stage(run.console, f"starting {config.learner.num_ranks} learners"):
         learners = spawn_learners(
             config,

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from actors.cluster.metrics import RayMetricsSink
 from actors.worker.memory import own_memory_mib
-from rl.algorithm.advantages import Credit
+from rl.algorithm.advantages import Credit, rules_at
 from rl.algorithm.batch import credit_metrics, learned_credit
 from rl.checkpoint.store import CheckpointStore
 from rl.config.file import to_dict
@@ -98,9 +98,10 @@ class Reporter:
             "rollout/tokens_per_s": sampled / max(metrics["seconds/rollout"], 1e-9),
             "memory/driver": own_memory_mib(),
         }
-        credit = credit_metrics(scored, self._rules)
+        rules = rules_at(self._rules, step)
+        credit = credit_metrics(scored, rules)
         truncated = self._config.algorithm.loss.mask_truncated
-        credit_PG = [learned_credit(group, self._rules, mask_truncated=truncated) for group in scored]
+        credit_PG = [learned_credit(group, rules, mask_truncated=truncated) for group in scored]
         learned_version = int(metrics["policy/version"]) - (learned.steps_taken > 0)  # it is that after the push
         stale = staleness_metrics(scored, credit_PG, learned_version)
         everything = {**rolled, **rewards, **credit, **stale, **own, **learned.metrics, **metrics}
@@ -221,6 +222,7 @@ def _held_out_table(held_out: Mapping[str, Mapping[str, float]], title: str) -> 
     for heading in ("", *held_out):
         table.add_column(heading, justify="left" if not heading else "right")
     for label, name in (
+        ("held-out loss, nat per token", "nll"),
         ("held-out reward, retrieval", "reward_sampling"),
         ("held-out reward, answer", "reward_reasoning"),
         ("held-out answer accuracy", "accuracy"),

@@ -19,16 +19,28 @@ from rl.config.file import stored_settings, to_dict, with_defaults
 from rl.config.run import RunConfig
 from rl.learner.partition import require_loadable
 from rl.learner.rank_files import LearnerStateError
+from rl.run.recomputation import as_before
 
 log = logging.getLogger(__name__)
 
 MEANING = (  # keys that a resumed run may not change unless told; how long, how fast and where it runs may change
-    *("seed", "policy.", "data.train.", "data.held_out.", "data.quickstart.", "data.bad_rows", "video.coarse."),
+    *(
+        "seed",
+        "init_from",
+        "policy.",
+        "data.train.",
+        "data.held_out.",
+        "data.quickstart.",
+        "data.bad_rows",
+        "video.coarse.",
+    ),
     *("retrieval.", "prompt.", "rewards.", "scoring.calls", "algorithm."),
     *("rollout.group_size", "rollout.tasks_per_step", "rollout.max_new_tokens", "rollout.temperature"),
     *("rollout.engine.max_model_len", "learner.freeze_vision", "learner.updates_per_step", "learner.optimizer."),
     *("cold_start.enabled", "cold_start.traces.", "cold_start.steps", "cold_start.batch_size", "cold_start.lr"),
-    *("cold_start.window_jitter_s", "cold_start.fps_jitter", "cold_start.seed", "trainer.max_policy_lag"),
+    *("cold_start.window_jitter_s", "cold_start.fps_jitter", "cold_start.seed", "cold_start.looks"),
+    *("cold_start.window_shift_s", "cold_start.misread", "trainer.max_policy_lag"),
+    *("finetune.sources.", "finetune.batch_size", "finetune.max_tokens", "finetune.image_pixels"),
 )
 ABSENT = object()  # a key that a configuration does not have
 LONGEST = 200  # characters of a value that are shown
@@ -73,7 +85,7 @@ def find_checkpoint(
         raise ConfigError(f"resume: {error}") from error
     if found:
         settings = stored_settings(found.config_yaml, f"resume: {found.folder}/config.yaml")
-        _refuse_changed(config_changes(settings, to_dict(config)), found, config, say)
+        _refuse_changed(config_changes(settings, to_dict(as_before(config, settings))), found, config, say)
         try:
             require_loadable(found.folder, config.learner.zero_stage, config.learner.num_ranks)
         except LearnerStateError as error:

@@ -18,6 +18,7 @@ from actors.step_sampler import StepSampler
 from rl.checkpoint.saver import Saver
 from rl.config.run import RunConfig
 from rl.group_summary import RemoteGroup
+from rl.memory_plan.record import GivenUp
 from rl.policy.processor import Processor
 from rl.run.console.stages import say
 from rl.run.writer import Writer, keep_config
@@ -45,6 +46,7 @@ class Run:
     rollouts: RolloutPool
     rewards: RewardPool
     log_file: Path  # of this start, in the run's folder
+    given_up: GivenUp | None = None  # by engines and learners that take turns; None: they do not
     kernels: Mapping[str, str] | None = None  # what the bits of a deterministic run depend on
     has_begun: bool = False  # from then on the run's folder changes
     step: int = 0  # under way, counted from 1 as in metrics.jsonl

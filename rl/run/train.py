@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from actors.sleeping_engines import SleepingEngines
 from rl.checkpoint.checkpoint import Checkpoint
 from rl.checkpoint.mirror import Mirror
 from rl.checkpoint.saver import Saver
@@ -24,12 +25,14 @@ from rl.run.preflight.check import preflight
 from rl.run.prepare.policy import prepare_policy
 from rl.run.prepare.tasks import prepare_tasks
 from rl.run.rebuilds import train_to_the_end
+from rl.run.recomputation import with_recomputation
 from rl.run.reporter import conclude
 from rl.run.resume import find_checkpoint, remote_of
 from rl.run.run import Run
 from rl.run.stop_signals import StopSignals
 from rl.run.workers import (
     cluster,
+    planned_turns,
     spawn_rewards,
     starting_rollouts,
     uses_engines_gpus,
@@ -40,6 +43,8 @@ from rl.tracking.summary import is_evaluated
 
 log = logging.getLogger(__name__)
 
+TrainFrom = Callable[[Checkpoint | None, RunConfig, Console, Writer, Callable[[], Saver]], None]
+
 
 def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
     """Run to `trainer.steps`; returns the summary, which also lies in summary.json.
@@ -49,9 +54,18 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         StopRequested: a signal came; the run is saved, and goes on when it is started again.
     """
     preflight(config)
+    return run_from_newest(config, console, _train_from)
+
+
+def run_from_newest(config: RunConfig, console: Console, train_from: TrainFrom) -> dict[str, Any]:
+    """Go on from the newest checkpoint, or start, with the run's leases held; returns the summary.
+
+    Args:
+        train_from: takes the steps that are left after a checkpoint.
+    """
     remote, trainer = remote_of(config), config.trainer
     with only_writer(config, remote) as writer:
-        store = CheckpointStore(writer.run_dir, trainer.keep_checkpoints, trainer.best_metric, trainer.keep_every)
+        store = CheckpointStore(writer.run_dir, trainer.keep_checkpoints, config.best_metric, trainer.keep_every)
         found = find_checkpoint(config, store, remote, partial(say, console))
         say(console, f"run {config.name}: {writer.run_dir}")
         open_saver = partial(make_saver, config, store, writer)
@@ -63,7 +77,7 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
             with open_saver() as saver:
                 saver.copy_earlier()
         else:
-            _train_from(found, config, console, writer, open_saver)
+            train_from(found, config, console, writer, open_saver)
         writer.check()
         return conclude(writer.run_dir, console)
 
@@ -83,6 +97,7 @@ def _train_from(
     held_out = prepare_tasks(config, "held_out", console).tasks if config.trainer.eval_tasks else ()
     with stage(console, "preparing the policy"):
         policy_dir = prepare_policy(config, console)
+    config = with_recomputation(config, policy_dir, found, partial(say, console))
     signals = StopSignals(config.trainer.stop_grace_s)
 
     def check() -> None:
@@ -91,19 +106,19 @@ def _train_from(
 
     with keep_log(writer.run_dir) as log_file, cluster(config, console) as slots:
         say(console, f"all that is logged: {log_file}")
-        teach = config.cold_start.enabled
+        teach, given_up = config.cold_start.enabled, planned_turns(config, policy_dir)
         if teach and uses_engines_gpus(config):
             policy_dir, teach = cold_started_policy(config, policy_dir, slots, console), False
         with starting_rollouts(config, policy_dir, slots, console, check) as rollouts:  # during the cold start
-            if config.placement.takes_turns:  # until the first push
-                rollouts.workers.sleep()
+            if given_up is not None:  # until the first push
+                SleepingEngines(rollouts.workers, drops_weights=given_up.weights).sleep()
             if teach:
                 policy_dir = cold_started_policy(config, policy_dir, slots, console)
             rewards = spawn_rewards(config, slots, rollouts)
             processor = Processor.from_pretrained(policy_dir, config.policy.scenes)
         with signals, open_saver() as saver:
             parts = (policy_dir, slots, saver, tasks, held_out, processor, rollouts, rewards, log_file)
-            run = Run(config, console, writer, *parts)
+            run = Run(config, console, writer, *parts, given_up)
             if config.rollout.deterministic and not config.placement.rollout_gpus:  # on GPUs no bits are promised
                 run.kernels = common_kernels(rollouts.workers, found, partial(say, console))
             train_to_the_end(run, found)

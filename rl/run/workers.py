@@ -23,31 +23,35 @@ from actors.cluster.placement import Demand, Slots, incarnation_name
 from actors.delivery import Restore
 from actors.device_transfer import DeviceTransfer
 from actors.groups import KEPT_BY_DRIVER
-from actors.learner import LearnerGroup
+from actors.learner_group import LearnerGroup
 from actors.reward import RewardPool
 from actors.rollout_group import RolloutWorkerGroup
 from actors.rollout_pool import RolloutPool
 from actors.rollout_runner import RolloutRunner
-from actors.traces import TracePool
+from actors.sft_samples import SamplePool
 from actors.worker.waiting import POLL_S, do_nothing
 from rl.config.learner import OBJECT_STORE, OptimizerConfig
 from rl.config.run import RunConfig, weight_transport, with_absolute_code
 from rl.config.trainer import PlacementConfig
 from rl.memory_plan.engine import with_sequences
 from rl.memory_plan.learner import ITEMSIZE
+from rl.memory_plan.plan import memory_plan
+from rl.memory_plan.record import GivenUp
 from rl.policy.structure import structure_of
 from rl.policy.vllm.plugin import engine_environment, without_sound
 from rl.run.console.stages import say, stage
 from rl.run.imports import uncollected
 from rl.run.preflight.memory import hardware_of
+from rl.run.prepare.encoder import make_encoder
 from rl.run.prepare.episode_context import make_episode_context
+from rl.run.recomputation import with_recomputation
 from rl.trajectory import Sampling
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0  # an engine or learner that has not started by then never will
 LEARNER_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-_GROUPS = itertools.count()  # of learners and trace workers that this process has spawned
+_GROUPS = itertools.count()  # of learners and sample workers that this process has spawned
 # of a learner that computes on the CPU, also beside a GPU; a step of a small policy is 50 times slower with two threads
 # on busy cores
 ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -126,13 +130,17 @@ def spawn_rewards(config: RunConfig, slots: Slots, rollouts: RolloutPool) -> Rew
     return RewardPool(terms, config.scoring, lambda index: slots.options("reward", index), restore)
 
 
-def spawn_traces(config: RunConfig, policy_dir: Path) -> TracePool:
-    """Trace workers, as many as rollout workers; they reserve no CPU, for they work while the engines load."""
+def spawn_samples(config: RunConfig, policy_dir: Path, num_workers: int, max_tokens: int) -> SamplePool:
+    """Workers that encode supervised examples; they reserve no CPU, for they work while learners and engines wait.
+
+    Args:
+        max_tokens: of a sample.
+    """
     spawned = next(_GROUPS)
-    return TracePool(
-        partial(make_episode_context, config, policy_dir.absolute()),
-        config.rollout.num_workers,
-        lambda index: {"num_cpus": 0, "name": incarnation_name(f"{config.name}/trace/{index}", spawned)},
+    return SamplePool(
+        partial(make_encoder, config, policy_dir.absolute(), max_tokens),
+        num_workers,
+        lambda index: {"num_cpus": 0, "name": incarnation_name(f"{config.name}/sample/{index}", spawned)},
         timeout_s=config.video.decode_timeout_s,
     )
 
@@ -157,7 +165,7 @@ def spawn_learners(
         num_ranks: None: learner.num_ranks.
         poll, poll_every_s, restore: as in LearnerGroup.
     """
-    built = next(_GROUPS)
+    config, built = with_recomputation(config, policy_dir), next(_GROUPS)
     environment = learner_environment(config.placement)
     return LearnerGroup(
         partial(start_learner, config, policy_dir.absolute(), optimizer, total_updates),
@@ -248,6 +256,15 @@ def with_engine_batch(config: RunConfig, policy_dir: Path) -> RunConfig:
     decided = with_sequences(config, structure, ITEMSIZE[config.policy.dtype], gpu)
     log.info("an engine decodes %d trajectories at once", decided.rollout.engine.max_num_seqs)
     return decided
+
+
+def planned_turns(config: RunConfig, policy_dir: Path) -> GivenUp | None:
+    """What engines and learners give up for each other, by the memory plan; None: they do not take turns."""
+    if not config.placement.takes_turns:
+        return None
+    given_up = memory_plan(config, structure_of(policy_dir, config.policy), hardware_of(config)).given_up
+    log.info("in turn: %s", given_up)
+    return given_up
 
 
 def learner_environment(placement: PlacementConfig) -> dict[str, str]:

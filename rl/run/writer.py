@@ -23,6 +23,7 @@ from rl.checkpoint.remote_lease import RemoteLease
 from rl.config.errors import ConfigError
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig, with_absolute_code
+from rl.run.origin import keep_ancestry
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def only_writer(config: RunConfig, remote: RemoteCheckpoints | None) -> Iterator
 
 
 def keep_config(config: RunConfig, run_dir: Path) -> None:
-    """Write config.yaml, and keep it under configs/ with those of the starts before.
+    """Write config.yaml, and keep it under configs/ with those of the starts before; of a run with `init_from` its
+    ancestry, too.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -124,6 +126,7 @@ def keep_config(config: RunConfig, run_dir: Path) -> None:
         draft = latest.with_name(f".{CONFIG}")
         draft.write_text(text, encoding="utf-8")
         draft.replace(latest)
+        keep_ancestry(config, run_dir)
     except OSError as error:
         raise ConfigError(f"output_dir: cannot write {run_dir}: {error.strerror}") from error
 

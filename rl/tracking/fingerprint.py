@@ -1,8 +1,8 @@
-"""A step in eight short strings: what was read, drawn, scored, credited and learned, bit by bit.
+"""A step in short strings: what was read, drawn, scored, credited and learned, bit by bit.
 
 Two runs that write the same fingerprints did the same; where they part, the first fingerprint that differs, in the
-order of STAGES, names the stage that parted them. Floats count by their bits, so nothing is rounded away. A step's
-fingerprints say nothing of the steps before it.
+order of STAGES or SUPERVISED_STAGES, names the stage that parted them. Floats count by their bits, so nothing is
+rounded away. A step's fingerprints say nothing of the steps before it.
 
 Legend: P groups of a step · G siblings of one task.
 """
@@ -16,11 +16,12 @@ import numpy as np
 
 from rl.algorithm.advantages import Credit
 from rl.learner.digest import Part, id_bytes, sha256_of
-from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, TrajectoryGroup
+from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, TrainingSample, TrajectoryGroup
 
 OF_GROUPS = ("prompts", "tokens", "logprobs")  # digests that come with each group
 STAGES = (*OF_GROUPS, "rewards", "advantages", "optimizer", "weights")  # as a step passes them
-OPTIONAL = "optimizer"  # learner.digest_every leaves steps out
+SUPERVISED_STAGES = ("samples", "loss", "optimizer")  # as a supervised step does
+OPTIONAL = "optimizer"  # of either; learner.digest_every leaves steps out
 PREFIX = "state/"  # of their names in metrics.jsonl
 MARK = "sha256:"  # keeps readers of numbers from taking hexadecimal digits for one
 DIGITS = 16
@@ -42,13 +43,35 @@ def step_fingerprints(
         **{stage: fingerprint(digests[stage] for digests in of_groups) for stage in OF_GROUPS},
         "rewards": fingerprint(_outcome(outcome) for group in scored for outcome in group.rewards_G),
         "advantages": fingerprint(
-            f"{_exact(own.sampling)} {_exact(own.reasoning)}" for credit_G in credit_PG for own in credit_G
+            " ".join(map(_exact, (own.sampling, own.reasoning, *own.calls)))
+            for credit_G in credit_PG
+            for own in credit_G
         ),
         "optimizer": fingerprint([optimizer]),
         "weights": fingerprint(f"{name} {digest}" for name, digest in sorted(weights.items())),
     }
-    named = {f"{PREFIX}{stage}": prints[stage] for stage in STAGES if optimizer or stage != OPTIONAL}
-    return named | {f"{PREFIX}hash": fingerprint(named.values())}
+    return _named(prints, STAGES, optimizer)
+
+
+def supervised_fingerprints(samples: str, metrics: Mapping[str, float], *, optimizer: str) -> dict[str, str]:
+    """Those of a supervised step.
+
+    Args:
+        samples: digest of what was learned from (`samples_digest`).
+        metrics: of the learners, "loss/nll" and "grad/norm" among them.
+        optimizer: digest of the learners' masters and moments after it; empty: the step has no such fingerprint.
+    """
+    prints = {
+        "samples": fingerprint([samples]),
+        "loss": fingerprint(_exact(metrics[name]) for name in ("loss/nll", "grad/norm")),
+        "optimizer": fingerprint([optimizer]),
+    }
+    return _named(prints, SUPERVISED_STAGES, optimizer)
+
+
+def samples_digest(samples: Iterable[TrainingSample]) -> str:
+    """Of token ids, of what they are learned with, and of the names of the frames, sample by sample."""
+    return sha256_of(part for sample in samples for part in _sample(sample))
 
 
 def group_digests(group: TrajectoryGroup) -> dict[str, str]:
@@ -64,9 +87,10 @@ def group_digests(group: TrajectoryGroup) -> dict[str, str]:
 def first_difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str | None:
     """The first stage whose fingerprints differ or are missing, of two lines of metrics.jsonl; None: none does.
 
-    The optimizer's may be missing in both.
+    The optimizer's may be missing in both. A line with a fingerprint of samples is one of a supervised step.
     """
-    for stage in STAGES:
+    is_supervised = any(f"{PREFIX}{SUPERVISED_STAGES[0]}" in line for line in (ours, theirs))
+    for stage in SUPERVISED_STAGES if is_supervised else STAGES:
         mine, other = (line.get(f"{PREFIX}{stage}") for line in (ours, theirs))
         if mine != other or (mine is None and stage != OPTIONAL):
             return stage
@@ -76,6 +100,18 @@ def first_difference(ours: Mapping[str, object], theirs: Mapping[str, object]) -
 def fingerprint(parts: Iterable[Part]) -> str:
     """ "sha256:" and 16 hexadecimal digits over a sequence of parts; where one part ends and the next begins counts."""
     return f"{MARK}{sha256_of(parts)[:DIGITS]}"
+
+
+def _named(prints: Mapping[str, str], stages: Sequence[str], optimizer: str) -> dict[str, str]:
+    """By their names in metrics.jsonl, the one of all of them last."""
+    named = {f"{PREFIX}{stage}": prints[stage] for stage in stages if optimizer or stage != OPTIONAL}
+    return named | {f"{PREFIX}hash": fingerprint(named.values())}
+
+
+def _sample(sample: TrainingSample) -> Iterator[Part]:
+    yield from map(id_bytes, (sample.token_ids, sample.segment_ids, sample.loss_mask))
+    yield _floats(sample.advantages)
+    yield " ".join(frames.digest for frames in sample.videos)
 
 
 def _prompts(group: TrajectoryGroup) -> Iterator[Part]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from rl.group_summary import RemoteGroup
-from rl.tracking.step_metrics import call_shares
+from rl.tracking.step_metrics import call_shares, number_means
 from rl.trajectory import RewardFailure, ScoredGroup
 
 EVALUATION_STEP = -1  # seeds of evaluation never meet those of training
@@ -33,6 +33,7 @@ def held_out_metrics(scored: Sequence[ScoredGroup[RemoteGroup]], *, answer_terms
         f"held_out/term/{name}": _mean([r.breakdown[name] for r in rewards if name in r.breakdown]) for name in terms
     }
     return means | {
+        **number_means(rewards, "held_out/number/"),
         "held_out/reward_sampling": _mean([reward.sampling for reward in rewards if reward.sampling is not None]),
         "held_out/reward_reasoning": _mean([reward.reasoning for reward in rewards]),
         "held_out/accuracy": _mean([means[f"held_out/term/{name}"] for name in answer_terms if name in terms]),
@@ -41,6 +42,31 @@ def held_out_metrics(scored: Sequence[ScoredGroup[RemoteGroup]], *, answer_terms
         "held_out/tasks": float(len(pairs)),
         "held_out/failed": float(len(pairs) - len(scored_pairs)),
     }
+
+
+def held_out_loss(sources: Sequence[str], losses: Sequence[tuple[float, int] | None]) -> dict[str, float]:
+    """Mean negative log-prob per token of held-out conversations: of all, and of each source.
+
+    Args:
+        sources: where each conversation is from.
+        losses: (summed negative log-prob in nat, tokens) of each; None: it could not be used.
+    """
+    usable = [(source, loss) for source, loss in zip(sources, losses, strict=True) if loss is not None]
+    by_source = {
+        f"held_out/nll/{name}": _per_token([loss for source, loss in usable if source == name])
+        for name in dict.fromkeys(sources)
+    }
+    return by_source | {
+        "held_out/nll": _per_token([loss for _, loss in usable]),
+        "held_out/tokens": float(sum(tokens for _, (_, tokens) in usable)),
+        "held_out/tasks": float(len(losses)),
+        "held_out/failed": float(len(losses) - len(usable)),
+    }
+
+
+def _per_token(losses: Sequence[tuple[float, int]]) -> float:
+    tokens = sum(count for _, count in losses)
+    return math.fsum(nll for nll, _ in losses) / tokens if tokens else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

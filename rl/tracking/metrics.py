@@ -11,12 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
-    "reward/sampling": ("0..1", "mean reward of the sampling segment over annotated trajectories"),
+    "reward/sampling": (
+        "0..1",
+        "mean reward of the sampling segment over annotated trajectories; a price lowers it below 0",
+    ),
     "reward/reasoning": ("0..1", "mean reward of the reasoning segment"),
     "reward/term/": ("0..1", "mean of one reward term, unweighted"),
+    "reward/number/": ("1", "mean of a number that a reward tells beside its score, by term and name; counts nowhere"),
+    "reward/call/": (
+        "0..1",
+        "mean sampling reward of the first calls, the second, ..., where trajectories have several",
+    ),
     "reward/failed": ("trajectories", "masked because a reward could not be computed"),
     "reward/failed/": ("trajectories", "likewise, by cause"),
     "advantage/": ("std of rewards", "mean absolute advantage over the tokens of a segment"),
+    "advantage/cross_credit": ("share", "of the reasoning advantage, given to sampling tokens too; absent where 0"),
     "group/": ("share", "groups whose siblings all got the same reward in a role, or in both"),
     "rollout/trajectories": ("trajectories", "rolled out in this step"),
     "rollout/granted_calls": ("share", "trajectories with at least one granted retrieval call: they looked again"),
@@ -39,11 +48,17 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "rollout/resampled_groups": ("groups", "zero-variance groups replaced by dynamic sampling"),
     "scenes/per_frame": ("share", "FlexiVideo scenes per frame"),
     "scenes/per_pair": ("share", "FlexiVideo scenes per fixed frame pair, K / ceil(T/2)"),
-    "engine/requests": ("requests", "engine calls of the step, over all engines"),
+    "engine/requests": (
+        "requests",
+        "engine calls since the report before, over all engines; those of evaluations are left out",
+    ),
     "engine/prompt_tokens": ("tokens", "prompt tokens of those calls"),
     "engine/cached_prompt_tokens": ("tokens", "of these, served from the prefix cache"),
     "engine/generated_tokens": ("tokens", "sampled"),
-    "engine/encoder_items": ("videos", "video blocks the vision tower encoded"),
+    "engine/encoder_items": (
+        "videos",
+        "video blocks the vision tower encoded; with a lag, those of an evaluation meanwhile included",
+    ),
     "engine/seconds": ("s", "summed over calls that ran side by side"),
     "policy/version": ("pushes", "weights the engines run, counted by pushes"),
     "policy/staleness_mean": ("pushes", "by which the weights that sampled a learned token were behind, mean"),
@@ -89,7 +104,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
         "from the start of the step's first group to the end of its last; beside other stages, or not",
     ),
     "seconds/reward": ("s", "in which only scores of the step were missing"),
-    "seconds/wait": ("s", "the learners waited for groups"),
+    "seconds/wait": ("s", "the learners waited for groups; of a fine-tuning run, for samples"),
     "seconds/step": ("s", "waiting, learning and pushing"),
     "seconds/": ("s", "wall time of one stage of this step"),
     "idle/engines": ("share", "of the time since the report of the step before, in which an engine had no request"),
@@ -104,6 +119,10 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "sync/bytes": ("B", "of weights pushed to each engine"),
     "sync/gb_per_s": ("GB/s", "of a push, verification included"),
     "sync/": ("s", "seconds of a push and of its parts"),
+    "data/skipped": (
+        "examples",
+        "of the step's batch whose image or video cannot be used, or that are too long: others stood in for them",
+    ),
     "faults/": ("faults", "of a kind that were recovered from during the step (faults.jsonl has each)"),
     "memory/rollout_device": ("MiB", "held on its GPU by the engine that holds most"),
     "memory/rollout_slope": ("MiB", "growth of the worst rollout worker per step since it was warm, least squares"),
@@ -118,9 +137,13 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "held_out/granted_calls": ("share", "held-out tasks with at least one granted retrieval call"),
     "held_out/malformed_calls": ("share", "of all calls on held-out tasks, those whose text could not be read"),
     "held_out/refused_calls": ("share", "of all calls on held-out tasks, readable ones that were not granted"),
-    "held_out/tasks": ("tasks", "evaluated greedily"),
-    "held_out/failed": ("tasks", "of these, those without a score"),
+    "held_out/tasks": ("tasks", "evaluated greedily; of a fine-tuning run, conversations"),
+    "held_out/failed": ("tasks", "of these, those without a score, or without usable images and videos"),
     "held_out/frames": ("frames", "retrieved per task"),
+    "held_out/nll": ("nat", "negative log-prob per assistant token of held-out conversations"),
+    "held_out/nll/": ("nat", "likewise, by source"),
+    "held_out/tokens": ("tokens", "of the assistant, in held-out conversations"),
+    "held_out/number/": ("1", "mean of a number that a reward tells beside its score, by term and name"),
     "held_out/": ("0..1", "means over held-out tasks: rewards, their terms, accuracy"),
 }
 

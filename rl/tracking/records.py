@@ -135,8 +135,8 @@ def _turns(
 ) -> list[dict[str, Any]]:
     ends = list(accumulate(len(turn.completion.token_ids) for turn in trajectory.turns))
     turns = []
-    for turn, first, end in zip(trajectory.turns, [0, *ends], ends, strict=False):
-        advantage = credit.of(turn.segment)
+    for index, (turn, first, end) in enumerate(zip(trajectory.turns, [0, *ends], ends, strict=False)):
+        advantage = credit.of(turn.segment, index)
         known = logprobs_S is not None and advantage is not None
         turns.append(_turn(turn, pieces_of, advantage, logprobs_S[first:end].tolist() if known else None))
     return turns
@@ -200,6 +200,8 @@ def _outcome(outcome: SegmentRewards | RewardFailure) -> dict[str, Any]:
         "sampling": None if outcome.sampling is None else _finite(outcome.sampling),
         "reasoning": _finite(outcome.reasoning),
         "terms": {name: _finite(value) for name, value in outcome.breakdown.items()},
+        **({"numbers": {k: _finite(v) for k, v in outcome.numbers.items()}} if outcome.numbers else {}),
+        **({"calls": [_finite(value) for value in outcome.calls]} if len(outcome.calls) > 1 else {}),
     }
 
 

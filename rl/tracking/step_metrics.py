@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from rl.algorithm.advantages import Credit
 from rl.group_summary import BlockSummary, RemoteGroup, TrajectorySummary
-from rl.trajectory import MalformedCall, RefusedCall, RewardFailure, ScoredGroup, StopReason, TrajectoryGroup
+from rl.trajectory import (
+    MalformedCall,
+    RefusedCall,
+    RewardFailure,
+    ScoredGroup,
+    SegmentRewards,
+    StopReason,
+    TrajectoryGroup,
+)
 
 
 def rollout_metrics(groups: Sequence[RemoteGroup], *, pixels_per_token: int) -> dict[str, float]:
@@ -41,6 +49,23 @@ def rollout_metrics(groups: Sequence[RemoteGroup], *, pixels_per_token: int) -> 
         },
         **tail_metrics(groups),
     }
+
+
+def engine_counters_without(counters: Mapping[str, float], groups: Sequence[RemoteGroup]) -> dict[str, float]:
+    """What engines did beside these groups: of their counters, by metric, those that the groups' own calls are left out
+    of. Which call a video was encoded for is not known: encoded videos stay as they are.
+    """
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories_G]
+    prompts, cached = _prompt_tokens(trajectories)
+    own = {
+        "engine/requests": sum(len(trajectory.turns) for trajectory in trajectories),
+        "engine/prompt_tokens": prompts,
+        "engine/cached_prompt_tokens": cached,
+        "engine/generated_tokens": sum(trajectory.sampled_tokens for trajectory in trajectories),
+        "engine/seconds": sum(group.summary.seconds.get("generate", 0.0) for group in groups),
+    }
+    found = {name: value for name, value in counters.items() if name.startswith("engine/")}
+    return {name: max(0.0, value - own.get(name, 0.0)) for name, value in found.items()}
 
 
 def tail_metrics(groups: Sequence[RemoteGroup]) -> dict[str, float]:
@@ -78,8 +103,8 @@ def staleness_metrics(
     tokens_of: Counter[int] = Counter()  # by staleness
     for group, credit_G in zip(scored, credit_PG, strict=True):
         for trajectory, credit in zip(group.group.trajectories_G, credit_G, strict=True):
-            for turn in trajectory.turns:
-                if credit.of(turn.segment) is not None:
+            for index, turn in enumerate(trajectory.turns):
+                if credit.of(turn.segment, index) is not None:
                     tokens_of[version - turn.policy_version] += turn.sampled_tokens
     mean = sum(behind * tokens for behind, tokens in tokens_of.items()) / max(tokens_of.total(), 1)
     return {"policy/staleness_mean": mean, "policy/staleness_max": float(max(tokens_of, default=0))}
@@ -104,12 +129,28 @@ def reward_metrics(scored: Sequence[ScoredGroup]) -> dict[str, float]:
             f"reward/term/{name}": _mean(reward.breakdown[name] for reward in rewards if name in reward.breakdown)
             for name in terms
         },
+        **number_means(rewards, "reward/number/"),
+        **_rewards_by_call(rewards),
         "reward/failed": float(len(failures)),
         **{
             f"reward/failed/{cause}": float(sum(failure.cause == cause for failure in failures))
             for cause in sorted({failure.cause for failure in failures})
         },
     }
+
+
+def number_means(rewards: Sequence[SegmentRewards], prefix: str) -> dict[str, float]:
+    """Mean of each number that terms tell beside their scores, over the trajectories that have it."""
+    names = sorted({name for reward in rewards for name in reward.numbers})
+    return {f"{prefix}{name}": _mean(r.numbers[name] for r in rewards if name in r.numbers) for name in names}
+
+
+def _rewards_by_call(rewards: Sequence[SegmentRewards]) -> dict[str, float]:
+    """Mean sampling reward of all first calls, of all second ones, and so on, where any trajectory has several."""
+    most = max((len(reward.calls) for reward in rewards), default=0)
+    if most < 2:
+        return {}
+    return {f"reward/call/{k + 1}": _mean(r.calls[k] for r in rewards if len(r.calls) > k) for k in range(most)}
 
 
 def _mean(values: Iterable[float]) -> float:

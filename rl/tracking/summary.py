@@ -37,15 +37,27 @@ def summarise(run_dir: Path) -> dict[str, Any]:
             when: {"step": line["step"]} | {k.removeprefix("held_out/"): v for k, v in line.items() if "held_out/" in k}
             for when, line in zip(("before", "after"), evaluations[:1] + after, strict=False)
         },
-        "policy_version": int(steps[-1]["policy/version"]) if steps else 0,
+        **_supervision(steps),
+        "policy_version": int(steps[-1].get("policy/version", 0)) if steps else 0,
         "skipped_updates": sum(line.get("update/skipped_steps", 0.0) for line in steps),
         "masked": {
             "reward_failures": sum(
-                line["reward/failed"] - line.get("reward/failed/video_error", 0.0) for line in steps
+                line.get("reward/failed", 0.0) - line.get("reward/failed/video_error", 0.0) for line in steps
             ),
-            "video_errors": sum(line["rollout/video_errors"] for line in steps),
+            "video_errors": sum(line.get("rollout/video_errors", 0.0) for line in steps),
         },
         "faults": fault_counts(run_dir),
+    }
+
+
+def _supervision(steps: list[dict]) -> dict[str, Any]:
+    """Of a fine-tuning run: its loss, and how many examples others stood in for."""
+    if not any("loss/nll" in line for line in steps):
+        return {}
+    parts = {"first": steps[: _tenth(steps)], "last": steps[-_tenth(steps) :]}
+    return {
+        "loss": {when: _mean(lines, "loss/nll") for when, lines in parts.items()},
+        "skipped_examples": sum(line.get("data/skipped", 0.0) for line in steps),
     }
 
 

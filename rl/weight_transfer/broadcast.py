@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl.weight_transfer.watch import MeetingPoint, Watch
+from rl.weight_transfer.watch import LinkError, MeetingPoint, Watch
+
+NCCL_ERRORS, CLEAN_UP_ONLY = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
 
 
 class BroadcastLink:
@@ -20,7 +24,7 @@ class BroadcastLink:
     def __init__(self, store: dist.TCPStore, point: MeetingPoint, member: int, device: torch.device) -> None:
         self._watch = Watch(point, self._tear)
         self._device = device
-        self._group = _process_group(dist.PrefixStore("group", store), point, member)
+        self._held = [_process_group(dist.PrefixStore("group", store), point, member)]  # empty once it is torn
         self._buffers = [torch.empty(0, dtype=torch.uint8, device=device)] * 2
 
     def sending(self, sizes: Sequence[int]) -> Iterator[Tensor]:
@@ -30,9 +34,9 @@ class BroadcastLink:
             for turn, size in enumerate(sizes):
                 if turn >= 2:
                     self._finish(sent[turn - 2])
-                buffer = self._buffers[turn % 2][:size]
+                buffer = self._buffer(turn, size)
                 yield buffer
-                sent.append(self._group.broadcast(buffer, 0))
+                sent.append(self._broadcast(buffer))
             for work in sent[-2:]:
                 self._finish(work)
 
@@ -51,8 +55,18 @@ class BroadcastLink:
         self._watch.fail()
 
     def _receive(self, turn: int, size: int) -> tuple[Tensor, dist.Work]:
-        buffer = self._buffers[turn % 2][:size]
-        return buffer, self._group.broadcast(buffer, 0)
+        buffer = self._buffer(turn, size)
+        return buffer, self._broadcast(buffer)
+
+    def _buffer(self, turn: int, size: int) -> Tensor:
+        for buffer in self._buffers[turn % 2 :]:
+            return buffer[:size]
+        raise LinkError("the link is torn")
+
+    def _broadcast(self, buffer: Tensor) -> dist.Work:
+        for group in self._held:
+            return group.broadcast(buffer, 0)
+        raise LinkError("the link is torn")
 
     def _make_room(self, sizes: Sequence[int]) -> None:
         """The largest parameter may be as large as all others together: it has room in one buffer, not in both."""
@@ -65,9 +79,15 @@ class BroadcastLink:
         work.wait()  # raises what went wrong
 
     def _tear(self) -> None:
-        """What is under way over NCCL ends at once; gloo's threads end at the timeout, and nobody waits for them."""
-        self._group.abort()
-        threading.Thread(target=[self._group].clear, name="link", daemon=True).start()
+        """What is under way over NCCL ends at once; gloo's threads end at the timeout, and nobody waits for them.
+
+        The buffers are free as soon as nobody reads them.
+        """
+        held, self._held, self._buffers = self._held, [], []
+        for group in held:
+            group.abort()
+        del group  # nobody but that thread has it any more
+        threading.Thread(target=held.clear, name="link", daemon=True).start()
 
 
 def own_address(host: str, port: int) -> str:
@@ -77,12 +97,30 @@ def own_address(host: str, port: int) -> str:
         return probe.getsockname()[0]
 
 
+@contextmanager
+def _errors_end_no_process() -> Iterator[None]:
+    """A group over NCCL that is made within aborts its communicators where it fails; torch's default ends the process.
+
+    The group's constructor reads that from the environment (ProcessGroupNCCL.hpp, CleanUpOnly). DeepSpeed's groups keep
+    the default: a rank that goes on alone after a failed collective would learn something else.
+    """
+    before = os.environ.get(NCCL_ERRORS)
+    os.environ[NCCL_ERRORS] = CLEAN_UP_ONLY
+    try:
+        yield
+    finally:
+        del os.environ[NCCL_ERRORS]
+        if before is not None:
+            os.environ[NCCL_ERRORS] = before
+
+
 def _process_group(store: dist.Store, point: MeetingPoint, member: int) -> dist.ProcessGroup:
     timeout = timedelta(seconds=point.timeout_s)
     if point.transport == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, member, point.members, options)
+        with _errors_end_no_process():
+            return dist.ProcessGroupNCCL(store, member, point.members, options)
     options = dist.ProcessGroupGloo._Options()
     options._timeout = timeout
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address(point.host, point.port))]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,17 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def in_buckets(tensors: Iterable[WeightTensor], bucket_bytes: int) -> list[tuple[WeightTensor, ...]]:
     """Parameters in order, in buckets of about `bucket_bytes`; a parameter is never split."""
-    buckets, bucket, size = [], [], 0
-    for tensor in tensors:
-        bucket.append(tensor)
-        size += tensor.nbytes
-        if size >= bucket_bytes:
-            buckets.append(tuple(bucket))
-            bucket, size = [], 0
-    return [*buckets, tuple(bucket)] if bucket else buckets
+    return [tuple(bucket) for bucket in filled(tensors, bucket_bytes, lambda tensor: tensor.nbytes)]
+
+
+def filled(items: Iterable[Item], size: int, size_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Items in order, in lists that end with the item that brings them to `size`; lazily."""
+    bucket, taken = [], 0
+    for item in items:
+        bucket.append(item)
+        taken += size_of(item)
+        if taken >= size:
+            yield bucket
+            bucket, taken = [], 0
+    if bucket:
+        yield bucket

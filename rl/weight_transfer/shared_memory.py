@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl.weight_transfer.shared_buffer import Handle, SharedBuffer, open_shared
-from rl.weight_transfer.watch import MeetingPoint, Watch
+from rl.weight_transfer.watch import LinkError, MeetingPoint, Watch
 
 
 class SharedMemoryLink:
     """Two buffers of the sender that receivers on the same node, or the same GPU, read where they lie."""
 
     def __init__(self, store: dist.TCPStore, point: MeetingPoint, member: int, device: torch.device) -> None:
-        self._watch = Watch(point, lambda: None)
+        self._watch = Watch(point, self._tear)
         self._store, self._device, self._receivers = store, device, point.members - 1
         self._buffers: list[SharedBuffer] = []
         self._opened: dict[Handle, Tensor] = {}
@@ -32,7 +32,7 @@ class SharedMemoryLink:
             for turn, size in enumerate(sizes):
                 if turn >= 2:
                     self._wait(f"{use}/read {turn - 2}")
-                yield self._buffers[turn % 2].bytes[:size]
+                yield self._buffer(turn, size)
                 self._finish_device()
                 self._store.set(f"{use}/sent {turn}", b"")
             for turn in range(len(sizes))[-2:]:
@@ -57,6 +57,17 @@ class SharedMemoryLink:
 
     def abort(self) -> None:
         self._watch.fail()
+
+    def _buffer(self, turn: int, size: int) -> Tensor:
+        for buffer in self._buffers[turn % 2 :]:
+            return buffer.bytes[:size]
+        raise LinkError("the link is torn")
+
+    def _tear(self) -> None:
+        """The memory is free as soon as nobody reads it: a descriptor would keep it."""
+        buffers, self._buffers, self._opened = self._buffers, [], {}
+        for buffer in buffers:
+            buffer.close()
 
     def _wait(self, key: str) -> None:
         self._watch.wait(lambda: self._store.check([key]))

@@ -90,11 +90,12 @@ class Watch:
             if self._why:
                 return
             self._why = why
+            tear, self._tear = self._tear, _torn  # whoever made this watch is not held by it any longer
         try:
             self._looking.set(FAILED, why)
         except (RuntimeError, OSError) as error:  # with the sender, the store is gone: they see that, too
             log.debug("the link's store is gone: %s", error)
-        self._tear()
+        tear()
 
     def _look(self, ended: threading.Event) -> None:
         deadline = time.monotonic() + self._timeout_s
@@ -110,6 +111,10 @@ class Watch:
             if time.monotonic() > deadline:
                 self.fail(f"not done within {self._timeout_s:.0f} s (weight_sync.timeout_s)")
                 return
+
+
+def _torn() -> None:
+    """Nothing is left to tear."""
 
 
 def first_line(error: Exception) -> str:

@@ -79,7 +79,7 @@ def doomed_runner(config, policy_dir, folder):
 @pytest.fixture(scope="module")
 def world(ray_cluster, tmp_path_factory):
     """Two engines, and a maker of learners."""
-    from actors.learner import LearnerGroup
+    from actors.learner_group import LearnerGroup
     from actors.rollout_group import RolloutWorkerGroup
     from rl.policy.vllm.plugin import engine_environment
     from rl.run.prepare.policy import prepare_policy
@@ -173,7 +173,7 @@ def test_where_an_engine_dies_halfway_the_others_get_the_push_from_the_object_st
 
 
 def test_where_the_learner_dies_halfway_no_engine_samples_before_other_learners_push(world):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
 
     _, workers, _, _, told = world
     sync = sync_of(world, "gloo", version=20)

@@ -13,6 +13,7 @@ from rl.trajectory import (
     Segment,
     StopReason,
     TimeSpan,
+    TrainingSample,
     Trajectory,
     TrajectoryGroup,
     Turn,
@@ -53,16 +54,20 @@ def test_a_group_arrives_with_the_pixels_it_was_parked_with(ray_cluster):
     assert arrived.trajectories_G[0].turns[1].frames.digest == first.digest
 
 
-def test_a_parked_group_weighs_nothing_and_a_block_seen_twice_is_stored_once(ray_cluster):
-    from actors.frames import park
+def test_a_parked_sample_weighs_nothing_and_a_block_seen_twice_is_stored_once(ray_cluster):
+    from actors.frames import fetch_samples, park
 
-    group, (first, _) = group_of_two()
-    twice = replace(group, trajectories_G=(group.trajectories_G[0],) * 2)
-    parked = park(twice)
-    references = [trajectory.turns[1].frames.pixels_THWC for trajectory in parked.trajectories_G]
-    assert references[0] == references[1]
-    without_pixels = replace(parked, coarse_frames=None, trajectories_G=())
-    assert len(pickle.dumps(without_pixels)) < 4_000 < first.pixels_THWC.nbytes
+    shown = block(1)
+    zeros = (0.0,) * 3
+    sample = TrainingSample(
+        (7, 8, 9), (0, 0, 2), (0, 0, 0), zeros, zeros, (False, False, True), (-1, -1, 0), (shown,) * 2
+    )
+    parked = park(sample)
+    first, second = (frames.pixels_THWC for frames in parked.videos)
+    assert first == second
+    assert len(pickle.dumps(replace(parked, videos=()))) < 4_000 < shown.pixels_THWC.nbytes
+    (fetched,) = fetch_samples([parked])
+    assert all((frames.pixels_THWC == shown.pixels_THWC).all() for frames in fetched.videos)
 
 
 def test_a_group_without_video_travels_too(ray_cluster):

@@ -45,7 +45,7 @@ def test_ranks_can_meet_at_the_port_that_was_reserved_for_them(worker, ray_clust
 def test_a_port_that_is_taken_all_the_same_is_named_with_the_remedy(worker, ray_cluster):
     from torch.distributed import TCPStore
 
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
 
     def make_learner(rank, world_size, master_addr, master_port):
         with socket.socket() as thief:
@@ -72,9 +72,9 @@ class Recorder:
     def __init__(self, rank, world_size, master_addr, master_port):
         self._rank = rank
 
-    def learn(self, scored, version):
+    def learn(self, scored, version, step):
         seen = tuple((one.group.task.task_id, self._rank) for one in scored)
-        return LearnerUpdate({}, seen, steps_taken=1)
+        return LearnerUpdate({"step": float(step)}, seen, steps_taken=1)
 
     def supervise(self, samples):
         return {"loss/nll": float(sum(sample.token_ids[0] for sample in samples))}
@@ -82,7 +82,7 @@ class Recorder:
 
 @pytest.fixture
 def ranks(ray_cluster):
-    from actors.learner import LearnerGroup
+    from actors.learner_group import LearnerGroup
 
     options = {"num_cpus": 0.1}
     group = LearnerGroup(
@@ -112,8 +112,10 @@ def test_ranks_that_share_a_sequence_are_given_the_same_samples(ranks):
     groups = [group_of(f"task {index}") for index in range(4)]
     sample = TrainingSample((3,), (2,), (0,), (-0.5,), (1.0,), (True,), (0,), ())
 
-    update = ranks.update(groups, step=0, version=0)
+    assert ranks.receive(groups) == groups
+    update = ranks.update(step=3, version=0)
 
+    assert update.metrics == {"step": 3.0}  # credit may go by it
     assert [task for task, _ in update.logprobs_PG] == ["task 0", "task 1", "task 2", "task 3"]
     assert sorted(rank for _, rank in update.logprobs_PG) == [0, 0, 2, 2]  # the first of each pair answers for it
     assert ranks.supervise([sample, sample, sample, sample]) == {"loss/nll": 6.0}  # two of four

@@ -64,7 +64,7 @@ def group_of(ray_cluster, monkeypatch):
 
     import cloudpickle
 
-    from actors.learner import LearnerGroup
+    from actors.learner_group import LearnerGroup
 
     started = []
 
@@ -82,7 +82,7 @@ def group_of(ray_cluster, monkeypatch):
         return group
 
     yield start
-    monkeypatch.setattr("actors.learner.WRITING_GRACE_S", 0.0)  # where a gate was never opened
+    monkeypatch.setattr("actors.learner_group.WRITING_GRACE_S", 0.0)  # where a gate was never opened
     for group in started:
         group.stop()
 
@@ -107,7 +107,7 @@ def test_ranks_go_on_learning_while_they_write_and_write_what_they_were(group_of
 
 
 def test_ranks_that_do_not_write_in_time_are_not_waited_for(group_of, gate, tmp_path):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
 
     pending = group_of(gate).save(tmp_path)
     with pytest.raises(LearnerError, match="could not write a checkpoint: no answer within"):
@@ -118,7 +118,7 @@ def test_a_rank_that_dies_while_it_writes_fails_the_save_not_the_run(group_of, g
     group, store = group_of(gate), CheckpointStore(tmp_path / "run")
     saver = Saver(store, timeout_s=TIMEOUT_S, max_failed=3)
     saver.save(group.save, Contents(RunState(10, 10, seed=7), "name: run\n"))
-    ray_cluster.kill(group._ranks[1])
+    ray_cluster.kill(group.ranks[1])
     with pytest.raises(CheckpointError, match="could not write a checkpoint: a worker died"):
         saver.flush()
     assert saver.poll()["save/failed"] == 1.0 and "the run goes on" in caplog.text
@@ -143,7 +143,7 @@ def test_ranks_are_not_killed_in_the_middle_of_a_checkpoint(group_of, gate, tmp_
 
 
 def test_a_rank_whose_disk_fails_says_where_and_what_to_do(group_of, tmp_path):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
 
     pending = group_of().save(tmp_path / "nowhere")
     with pytest.raises(LearnerError, match=r"CheckpointError: .*nowhere: could not be written: .*No such file"):

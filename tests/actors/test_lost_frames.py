@@ -28,7 +28,7 @@ PIXELS = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 class Learns:
     """Says what it was given: the sum of all pixels, group by group."""
 
-    def learn(self, scored, version):
+    def learn(self, scored, version, step):
         sums = [float(one.group.coarse_frames.pixels_THWC.sum()) for one in scored]
         return LearnerUpdate({"loss/surrogate": sum(sums)}, tuple(() for _ in scored), steps_taken=1)
 
@@ -51,7 +51,7 @@ def scored(name, reference, pixels):
 
 @pytest.fixture
 def learners_of(ray_cluster):
-    from actors.learner import LearnerGroup
+    from actors.learner_group import LearnerGroup
 
     opened = []
 
@@ -87,19 +87,25 @@ def test_lost_groups_are_restored_and_the_step_is_taken_with_every_group(learner
 
     b = whole("b")
     b = scored("b", gone, pixels) if part == "group" else scored("b", b.group.reference, gone)
-    update = learners_of(restore).update([whole("a"), b, whole("c"), whole("d")], step=0, version=0)
+    learners, sent = learners_of(restore), [whole("a"), b, whole("c"), whole("d")]
+    arrived = learners.receive(sent)
+    update = learners.update(step=0, version=0)
+    assert arrived[0] is sent[0] and arrived[1] is not b  # what is reported is of the one made again
     assert asked == ["b"]
     assert update.metrics["loss/surrogate"] == 2 * float(PIXELS.sum())  # of rank 0, which holds half of the groups
 
 
 def test_groups_that_stay_lost_end_the_attempt_with_a_reason(learners_of, gone):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
 
     with pytest.raises(LearnerError, match="1 groups, or their pixels, got lost on their way"):
-        learners_of(restore=list).update([scored("a", gone, gone)], step=0, version=0)
+        learners_of(restore=list).receive([scored("a", gone, gone)])
 
 
 def test_log_probs_come_back_for_the_groups_that_are_recorded(learners_of, ray_cluster):
     pixels = ray_cluster.put({"v": PIXELS})
     groups = [scored(name, ray_cluster.put(group(name, None)), pixels) for name in "abcdef"]
-    assert [len(learners_of(recorded=most).update(groups, step=0, version=0).logprobs_PG) for most in (0, 3)] == [0, 3]
+    for most in (0, 3):
+        learners = learners_of(recorded=most)
+        learners.receive(groups)
+        assert len(learners.update(step=0, version=0).logprobs_PG) == most

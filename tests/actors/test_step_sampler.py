@@ -1,12 +1,14 @@
 """Steps sampled: each group is scored as soon as it is rolled out, replacements are drawn in the background, and the
 order in which groups finish changes nothing."""
 
+import random
 from types import SimpleNamespace
 
 import pytest
 
 from rl.trajectory import (
     AnswerKind,
+    LearnerUpdate,
     ScoredGroup,
     SegmentRewards,
     StopReason,
@@ -101,12 +103,28 @@ class Rewards:
         pass
 
 
+class WokenByGroups(Rollouts):
+    """Wakes who waits when a group has finished, and at no other time."""
+
+    def __init__(self, diary):
+        super().__init__(diary)
+        self.waited_s = []
+
+    def wake(self, listener):
+        self._listener = listener
+
+    def advance(self, *, waited_s):
+        self.waited_s.append(waited_s)
+        super().advance(waited_s=waited_s)
+
+
 class Setting:
-    def __init__(self, draws, finish="", **options):
+    def __init__(self, draws, finish="", rollouts=None, **options):
         from actors.step_sampler import StepSampler
 
         self.diary, self._draws = [], draws
-        self.rollouts, self.rewards = Rollouts(self.diary, finish), Rewards(self.diary)
+        self.rollouts = Rollouts(self.diary, finish) if rollouts is None else rollouts(self.diary)
+        self.rewards = Rewards(self.diary)
         self.accepted = []
         accept = lambda step, scored: self.accepted.append((step, [one.group.task.task_id for one in scored]))  # noqa: E731
         self.sampler = StepSampler(self.rollouts, self.rewards, accept=accept, **options)
@@ -126,6 +144,16 @@ def test_groups_are_in_the_order_of_their_tasks_however_they_finish(finish):
     setting = Setting(["a b c"], finish)
     setting.start(0)
     assert setting.collected(0) == ["a", "b", "c"] and setting.accepted == [(0, ["a", "b", "c"])]
+
+
+def test_groups_are_handed_out_at_once_and_not_at_the_next_look_at_the_workers():
+    """Nobody is woken by groups before one of them has finished."""
+    from actors.worker.waiting import POLL_S
+
+    setting = Setting(["same-a b", "c"], rollouts=WokenByGroups)
+    setting.start(0)
+    assert setting.collected(0) == ["b", "c"]
+    assert max(setting.rollouts.waited_s) < POLL_S / 2
 
 
 def test_a_group_is_scored_while_others_are_still_rolled_out():
@@ -200,3 +228,55 @@ def test_workers_are_checked_on_about_once_a_second_while_nothing_is_under_way()
     for _ in range(50):
         setting.sampler.poll()
     assert setting.diary == ["poll"]
+
+
+class OverlappedRun:
+    """The real loop and sampler, a step ahead. Engines get on by chance while learners learn; of every group it is told
+    which weights sampled it, and weights are what they were trained on."""
+
+    def __init__(self, luck, settles, lag=1, steps=4):
+        from rl.trainer import Schedule, train
+
+        self._luck, self.weights, self.learned = random.Random(luck), 0, []
+        self._sampled_with, self._kept = {}, []  # the weights, by the id of a group that is kept
+        self._setting = Setting(["a b c", "d e f"], max_lag=lag, settles=settles)
+        rollouts = self._setting.rollouts
+        finished, rollouts.advance = rollouts.advance, lambda *, waited_s: self._advance(finished)
+        train(
+            Schedule(0, steps, save_every=0, eval_every=0, max_lag=lag),
+            tasks_for=lambda step, attempt: tasks("a", "b", "c"),
+            rollouts=self._setting.sampler,
+            learners=self,
+            weights=self,
+            report=lambda *_: None,
+            save=lambda *_: None,
+            evaluate=lambda _: False,
+        )
+
+    def _advance(self, finished):
+        under_way = self._setting.rollouts._open
+        self._luck.shuffle(under_way)
+        batches = {id(batch): batch for *_, batch in under_way}
+        finished(waited_s=0.0)
+        groups = [group for batch in batches.values() for _, group in batch.finished]
+        self._sampled_with |= {id(group): self.weights for group in groups if id(group) not in self._sampled_with}
+
+    def receive(self, scored):
+        self._received = scored
+        self._kept.append(scored)
+        return scored
+
+    def update(self, *, step, version):
+        for _ in range(self._luck.randrange(8)):
+            self._setting.sampler.poll()
+        self.learned.append([self._sampled_with[id(one.group)] for one in self._received])
+        return LearnerUpdate({}, (), steps_taken=1)
+
+    def push(self):
+        self.weights = hash((self.weights, *map(tuple, self.learned)))
+        return len(self.learned)
+
+
+def test_a_deterministic_run_a_step_ahead_is_a_function_of_its_configuration_and_seed_whatever_is_fast():
+    assert len({str(OverlappedRun(luck, settles=True).learned) for luck in range(20)}) == 1
+    assert len({str(OverlappedRun(luck, settles=False).learned) for luck in range(20)}) > 1  # such luck does matter

@@ -16,7 +16,7 @@ from rl.trajectory import LearnerUpdate, Sampling
 
 def test_a_rank_says_when_it_learned():
     class Learner:
-        def learn(self, scored, version):
+        def learn(self, scored, version, step):
             time.sleep(0.01)
             return LearnerUpdate({}, (), 1)
 

@@ -25,7 +25,6 @@ MEDIAN_AND_RANGE = re.compile(rf"({NUMBER.pattern})%? \(({NUMBER.pattern})%?\.\.
 WORLD = ("data.quickstart.train_clips=6", "data.quickstart.held_out_clips=3", "cold_start.enabled=false")
 ROLLOUTS = ("rollout.num_workers=1", "rollout.group_size=2", "rollout.tasks_per_step=1", "rollout.max_new_tokens=16")
 SMALL = (*WORLD, *ROLLOUTS, "learner.num_ranks=1", "trainer.eval_tasks=3", "placement.dashboard=false")
-CONFLICT = "data.quickstart.question_kinds=[warmth,count,mislabelled]"  # the world of benchmarks/learning
 ENGINES = [pytest.mark.ray, pytest.mark.vllm]
 TRAINING = [*ENGINES, pytest.mark.deepspeed]
 
@@ -91,7 +90,7 @@ def cache_dir(tmp_path_factory):
 def seeds(tmp_path_factory, cache_dir):
     """The folder of a run of two steps, trained by benchmarks/quickstart_seeds.py, and the tables it printed."""
     home = tmp_path_factory.mktemp("seeds")
-    overrides = (*SMALL, CONFLICT, "trainer.steps=2", f"cache_dir={cache_dir}")
+    overrides = (*SMALL, "trainer.steps=2", f"cache_dir={cache_dir}")
     return home, run("quickstart_seeds.py", "--seeds", 0, "--output-dir", home, *overrides)
 
 
@@ -99,6 +98,13 @@ def test_checkpoints():
     ((row,),) = run("checkpoints.py", "--mib", 1, "--repeats", 1, "--alone-s", 0.1)
     assert row["MiB"] == "1"
     assert_positive(row, "blocked s", "at once s", "published s", "beside")
+
+
+def test_bandit(tmp_path):
+    (rows,) = run("benchmarks.learning.bandit", "--regimes", "4 siblings", "--plot", tmp_path / "bandit.png")
+    assert {row["groups"] for row in rows} == {"all"} and (tmp_path / "bandit.png").is_file()
+    for row in rows:
+        assert_positive(row, "look: noise / signal", "answer: noise / signal")
 
 
 def test_decode(tmp_path):
@@ -151,6 +157,22 @@ def test_shared_prefix():
     ((row,),) = run("shared_prefix.py", "--policy", "small", "--sizes", "60x20", "--siblings", 4, "--repeats", 1)
     assert_positive(row, "padded tok/s", "packed tok/s", "shared tok/s", "packed/padded", "shared/padded")
     assert row["bound"] == "2.29" and float(row["max gap (nat)"]) < 2e-5
+
+
+def test_scene_rules():
+    (rows,) = run("scene_rules.py", "--frames", 3, "--height", 112, "--width", 112, "--repeats", 1)
+    literal, *_, features, _ = (numbers(row, "CPU ms / frame")[0] for row in rows)
+    assert features > 10 * literal > 0 and {row["x the literal rule"] for row in rows} > {"1"}
+
+
+@pytest.mark.deepspeed
+def test_finetune():
+    (rows,) = run("finetune.py", "--examples", 8, "--micro-tokens", 600, "--repeats", 1)
+    assert [row["way"] for row in rows] == ["one a pass", "packed", "packed, shared"]
+    assert_positive(rows[-1], "tokens/CPU s", "x one a pass")
+    assert all(row["padding"] == "0.0%" != row["if padded"] for row in rows)
+    assert [row["prefix"] == "0.0%" for row in rows] == [True, True, False]
+    assert rows[-1]["tower passes"] == "1.00"
 
 
 @pytest.mark.deepspeed
@@ -238,7 +260,7 @@ def test_tower_attention():
 @pytest.mark.deepspeed
 def test_gpu_learner_with_deepspeed(tmp_path):
     """The project's own engine, and a budget that leaves nothing for the last section."""
-    sections = ("--only", "update", "gradients", "modes", "--budget-seconds", 100)
+    sections = ("--only", "update", "gradients", "modes", "--budget-seconds", 90)  # what the last takes by itself
     small = ("--device", "cpu", "--tiny", "--policies", "qwen2_5_vl/tiny", "--trajectories", 1, "--accumulate", 2)
 
     machine, (update,), (error,) = run("gpu_learner.py", *small, *sections, "--out", tmp_path / "out")
@@ -258,6 +280,8 @@ def test_no_program_is_forgotten(program):
         "scripted_workers.py",
         "cache_reuse.py",
         "transformers_rollouts.py",
+        "intervals.py",
+        "judge_server.py",
     )  # of programs, tested with them
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
     named = f'run("{program}"' in tests or f"benchmarks.{program.removesuffix('.py')}" in tests
@@ -285,15 +309,29 @@ class TestTrained:
             assert all(number > 50 for number in numbers(row, "step 1", "step 2"))
 
     def test_learning(self, seeds, tmp_path):
-        for variant in ("grpo", "sd_grpo"):  # finished runs are not trained again
-            shutil.copytree(seeds[0] / "seed0", tmp_path / f"{variant}-0")
-        options = ("--seeds", 0, "--variants", "grpo", "sd_grpo", "--home", tmp_path, "--out", tmp_path / "out")
-        assert run("benchmarks.learning", *options) == []  # the tables are in a file
-        outcome, differences, *_, bandit = tables_in((tmp_path / "out" / "RESULTS.md").read_text())
-        assert [row["variant"] for row in outcome] == ["no RL", "grpo", "sd_grpo"]
-        assert differences[0]["IoU of the window, end"] == "+0.000 ± nan"  # the same run twice, one seed
-        assert len(bandit) > 6
-        assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"curves.png", "bandit.png"}
+        for method in ("grpo", "sd_grpo"):  # finished runs are not trained again
+            shutil.copytree(seeds[0] / "seed0", tmp_path / f"noise0-{method}-0")
+        asked = ("--seeds", 0, "--regimes", "noise0", "--methods", "grpo", "sd_grpo", "--ceilings", 0)
+        assert run("benchmarks.learning", *asked, "--home", tmp_path, "--out", tmp_path / "out") == []
+        winners, differences, outcome, room, *_ = tables_in((tmp_path / "out" / "RESULTS.md").read_text())
+        assert winners[0]["answer accuracy, end"] == "not told apart"  # the same run twice, one seed
+        assert differences[0]["IoU of the window, end"] == "+0.000"
+        assert [row["method"] for row in outcome] == ["no RL", "grpo", "sd_grpo"]
+        assert (room[0]["world"], room[0]["a guess"]) == ("colour", "0.25")
+        assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"curves.png", "differences.png"}
+
+    def test_density(self, seeds, tmp_path):
+        for arm in ("answer", "cheap"):  # finished runs are not trained again
+            shutil.copytree(seeds[0] / "seed0", tmp_path / f"{arm}-0")
+        options = ("--seeds", 0, "--arms", "answer", "cheap", "--home", tmp_path, "--out", tmp_path / "out")
+        assert run("benchmarks.density", *options) == []  # the tables are in a file
+        rates, _, density, _, _, looks, (difference,), _ = tables_in((tmp_path / "out" / "RESULTS.md").read_text())
+        assert [row["arm"] for row in rates] == ["*before, one call*", "answer alone", "answer, low price"]
+        assert list(rates[0])[1:] == ["needs 3", "needs 7"]  # of three clips of a world that lists no rates
+        frames, scenes = zip(*(numbers(row, "frames", "scenes") for row in looks), strict=True)
+        assert list(frames) == sorted(frames) and max(scenes) < max(frames)  # denser looks do not cost as much more
+        assert len(density) == 3 and difference["accuracy"] == "+0.000"  # the same run twice, one seed
+        assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"rates.png", "costs.png"}
 
     @pytest.mark.soak  # it trains two checkouts, in minutes
     def test_step_time(self, cache_dir):
@@ -322,11 +360,14 @@ class TestTrained:
         assert_positive(row, "CPU s per step", "wall s", "opening", "written")
         assert {"rollout", "update", "push"} <= set(row["CPU s by stage"].split())
 
-    @pytest.mark.soak  # a real run, in half a minute
+    @pytest.mark.soak  # two real runs, in a minute
     def test_side_by_side_with_a_real_run(self, tmp_path, cache_dir):
         tables = run("benchmarks.side_by_side", *self.small_side(tmp_path, cache_dir), "--real-steps", 2)
-        assert [row["contestant"] for (row,) in tables] == ["ours, one process", "ours, real run"]
-        for (row,) in tables:
+        rows = [row for table in tables for row in table]
+        assert [row["contestant"].partition(", ")[2] for row in rows] == [
+            *("one process", "real run", "real run, one engine and rank")
+        ]
+        for row in rows:
             assert_positive(row, "CPU s per step", "x ours", "wall s")
 
     def small_side(self, tmp_path, cache_dir):
@@ -346,6 +387,13 @@ class TestRolledOut:
     """Programs with engines and no learner."""
 
     pytestmark = ENGINES
+
+    def test_adapter_push(self, cache_dir):
+        few = ("--repeats", 2, "--requests", 4, "--new-tokens", 8, "--cache-dir", cache_dir)
+        ((row,),) = run("adapter_push.py", "--sizes", "tiny", "--ways", "adapter", *few)
+        assert_positive(row, "MB sent", "push, CPU s", "decoding, CPU ms per token")
+        moved, off_by = numbers(row, "moved", "off by")
+        assert moved > 0.01 > 100 * off_by  # the engine's policy is the learner's, and the updates matter
 
     def test_rollout(self, cache_dir):
         rates, caches = run("rollout.py", "--tasks", 1, "--repeats", 1, *SMALL, f"cache_dir={cache_dir}")

@@ -111,6 +111,23 @@ def test_the_rate_is_clamped_to_the_limit_and_the_native_rate(native_fps, grante
     assert (call.fps, call.asked_fps, call.clamped) == (granted, 24.0, ("fps",))
 
 
+@pytest.mark.parametrize(
+    ("asked", "native_fps", "granted", "clamped"),
+    [("0.5", 30.0, 3.0, ("fps",)), ("3", 30.0, 3.0, ()), ("4", 30.0, 4.0, ()), ("1", 2.0, 2.0, ("fps",))],
+)
+def test_a_rate_below_the_floor_is_raised_as_far_as_the_native_rate(asked, native_fps, granted, clamped):
+    call = read(f"<span>0 - 2</span><fps>{asked}</fps>", native_fps=native_fps, rules=RetrievalRules(min_fps=3.0))
+    assert (call.fps, call.asked_fps, call.clamped) == (granted, float(asked), clamped)
+
+
+def test_a_floor_at_the_limit_fixes_the_rate_but_grants_no_nonsense():
+    fixed = RetrievalRules(min_fps=3.0, max_fps=3.0)
+    assert {read(f"<span>0 - 2</span><fps>{fps}</fps>", rules=fixed).fps for fps in ("0.1", "3", "10")} == {3.0}
+    assert read("<span>0 - 2</span><fps>0</fps>", rules=fixed) == RefusedCall("the frame rate must be above 0")
+    with pytest.raises(ValueError, match="min_fps"):
+        RetrievalRules(min_fps=4.0, max_fps=3.0)
+
+
 def test_a_rate_below_one_hundredth_is_one_hundredth():
     call = read("<span>0 - 2</span><fps>0.001</fps>")
     assert (call.fps, call.num_frames) == (0.01, 1)

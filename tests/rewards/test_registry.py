@@ -27,7 +27,12 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("name", BUILTIN)
 def test_every_built_in_resolves(name):
-    assert callable(resolve(name))
+    assert callable(resolve(name, {"model": "m"} if name == "judge" else {}))
+
+
+def test_a_judge_without_a_model_is_refused():
+    with pytest.raises(RewardLoadError, match="missing a required argument: 'model'"):
+        resolve("judge")
 
 
 def test_module_and_file(file, task, trajectory_of):
@@ -50,7 +55,6 @@ def test_a_relative_file_is_looked_up_from_here(file, monkeypatch):
         ("no_such_module:fn", "cannot import no_such_module: ModuleNotFoundError.*PYTHONPATH"),
         ("FILE:narow", "no function 'narow'.*did you mean 'narrow'"),
         ("FILE:not_a_function", "no function 'not_a_function'"),
-        ("FILE:later", "async"),
         ("FOLDER/my_reward.py:fn", "no file .*my_reward.py; did you mean 'my_rewards.py'"),
         (":answer", "unknown reward"),
         ("rewards.answer:", "unknown reward"),
@@ -99,9 +103,6 @@ def none(): return 1.0
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("later", "is an async function; rewards are plain functions that return a number"),
-        ("partial_later", "is an async function"),
-        ("later_instance", "is an async function"),
         ("several", "is a generator: it yields where a reward returns"),
         ("both", "is an async generator"),
         ("Judge", "is a class; name an instance of it that can be called, or a function"),

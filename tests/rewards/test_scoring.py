@@ -72,6 +72,24 @@ def test_several_calls(task, trajectory_of, call, malformed, calls, reward):
 
     assert scores.sampling == pytest.approx(reward)  # of 1, 0.5 and a failed call's 0
     assert scores.breakdown["temporal_iou"] == pytest.approx(reward)
+    assert scores.calls == pytest.approx((1.0, 0.5, 0.0))
+
+
+def test_without_a_call_there_is_no_reward_of_one(task, trajectory_of):
+    (scores,) = score(task(), [sampling(temporal_iou)], trajectory_of(calls=[]))
+
+    assert (scores.sampling, scores.calls) == (0.0, ())
+
+
+@pytest.mark.parametrize(("own", "counted"), [("", 6 / 3), ("mean", 6 / 3), ("last", 0.0), ("max", 4.0), ("sum", 6.0)])
+def test_a_term_may_combine_calls_its_own_way(task, trajectory_of, call, malformed, own, counted):
+    looked_thrice = trajectory_of(calls=[call(3, 6, fps=2), call(2, 5, fps=4), malformed])
+    seconds = WeightedReward("rate", lambda task, call: call.fps, Segment.SAMPLING, calls=own)
+
+    (scores,) = score(task(), [sampling(temporal_iou), seconds], looked_thrice, calls="mean")
+
+    assert scores.breakdown == pytest.approx({"temporal_iou": 0.5, "rate": counted})  # the other as all do
+    assert scores.sampling == pytest.approx((0.5 + counted) / 2)
 
 
 def test_the_best_call_is_the_best_as_a_whole(task, trajectory_of, call):

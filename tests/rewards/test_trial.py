@@ -47,6 +47,11 @@ def mute(task, trajectory): raise Mute
 class Unreal:
     def __float__(self): raise SystemExit(4)
 def unreal(task, trajectory): return Unreal()
+async def awaited(task, trajectory): return 0.6
+def together(tasks, trajectories): return [0.7] * len(tasks)
+async def told(tasks, trajectories): return [{"score": 0.8, "seconds": 1}] * len(tasks)
+async def leaves(task, trajectory): sys.exit(7)
+def too_few(tasks, trajectories): return [1.0]
 async def _later(): return 1.0
 def later(task, trajectory): return _later()
 """
@@ -64,6 +69,9 @@ WORKS = {
     "leaves_a_thread": 1.0,
     "leaves_a_process": 1.0,
     "prints": 1.0,
+    "awaited": 0.6,
+    "together": 0.7,
+    "told": 0.8,
 }
 FAILS = {
     "exits": "raised SystemExit: 3 on task golden/letter at FILE:23 in exits",
@@ -76,6 +84,8 @@ FAILS = {
     "unreal": "raised SystemExit: 4",
     "later": "gave no number: returned coroutine: <coroutine",
     "largest": "raised ",
+    "leaves": "raised SystemExit: 7",
+    "too_few": "gave no number: returned 1 values for 4 calls or trajectories",
 }
 
 

@@ -51,10 +51,14 @@ class Stages:
     def settle(self):
         self.diary.append("settle")
 
-    def update(self, scored_groups, *, step, version):
+    def receive(self, scored_groups):
+        """Those of a task that is lost on its way are sampled again."""
+        self.diary.append("receive")
+        return [scored([(1.0, 1.0)], "again") if g.group.task.task_id == "lost" else g for g in scored_groups]
+
+    def update(self, *, step, version):
         self.diary.append("update")
         self.versions[step].append(version)
-        self.learned.append([group.group.task.task_id for group in scored_groups])
         return LearnerUpdate({"loss/total": 0.5}, logprobs_PG=(), steps_taken=int(step not in self.idle))
 
     def push(self):
@@ -70,17 +74,26 @@ def run(schedule, tasks_for=lambda step, attempt: [task("a"), task("b")], best_a
         stages.diary.append(f"evaluate {step}")
         return step in best_at
 
+    def report(step, groups, learned, metrics):
+        stages.learned.append([one.group.task.task_id for one in groups])
+        reports.append((step, {**learned.metrics, **metrics}))
+
     train(
         schedule,
         tasks_for=tasks_for,
         rollouts=stages,
         learners=stages,
         weights=stages,
-        report=lambda step, groups, learned, metrics: reports.append((step, {**learned.metrics, **metrics})),
+        report=report,
         save=lambda step, version: stages.diary.append(f"save {step} v{version}"),
         evaluate=evaluate,
     )
     return stages, reports
+
+
+def test_what_is_reported_is_what_arrived_at_the_learners():
+    stages, _ = run(Schedule(0, 1, 0, 0), lambda step, attempt: [task("lost"), task("b")])
+    assert stages.learned == [["again", "b"]]
 
 
 def test_weights_that_have_not_changed_are_not_pushed():
@@ -93,7 +106,18 @@ def test_weights_that_have_not_changed_are_not_pushed():
 def test_one_step_is_rollouts_update_push_and_engines_have_weights_before_the_first():
     stages, reports = run(Schedule(first_step=0, steps=1, save_every=0, eval_every=0, evaluate_first=True))
     assert stages.diary == [
-        *("push 0", "evaluate 0", "start 0", "collect 0", "update", "settle", "push 1", "evaluate 1", "save 1 v1")
+        *(
+            "push 0",
+            "evaluate 0",
+            "start 0",
+            "collect 0",
+            "receive",
+            "update",
+            "settle",
+            "push 1",
+            "evaluate 1",
+            "save 1 v1",
+        )
     ]
     ((step, metrics),) = reports
     assert step == 0 and metrics["policy/version"] == 1 and metrics["loss/total"] == 0.5
@@ -105,9 +129,9 @@ def test_with_a_lag_of_one_the_next_step_is_sampled_while_this_one_is_learned_fr
     stages, _ = run(Schedule(first_step=0, steps=3, save_every=1, eval_every=0, max_lag=1))
     assert stages.diary == [
         *("push 0", "start 0", "start 1"),
-        *("collect 0", "update", "settle", "push 1", "start 2", "save 1 v1"),
-        *("collect 1", "update", "settle", "push 2", "save 2 v2"),
-        *("collect 2", "update", "settle", "push 3", "evaluate 3", "save 3 v3"),
+        *("collect 0", "receive", "update", "settle", "push 1", "start 2", "save 1 v1"),
+        *("collect 1", "receive", "update", "settle", "push 2", "save 2 v2"),
+        *("collect 2", "receive", "update", "settle", "push 3", "evaluate 3", "save 3 v3"),
     ]
 
 

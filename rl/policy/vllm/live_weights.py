@@ -73,6 +73,12 @@ class LiveWeights:
         values = torch.stack(sums).tolist() if sums else []
         return {name: (shard.kind, *two) for name, shard, two in zip(names, shards, values, strict=True)}
 
+    @torch.no_grad()
+    def spoil_weights(self) -> None:
+        """Put NaN in the place of every parameter, as memory that was given back holds anything."""
+        for parameter in self.get_model().parameters():
+            parameter.fill_(torch.nan)
+
     def sent_checksums(self) -> dict[str, str]:
         """What the sender of the last weights over a link holds, by Hugging Face name."""
         return self.weight_transfer_engine.sent_checksums

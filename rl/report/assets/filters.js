@@ -15,10 +15,10 @@ const SORTS = {
   order: ["as recorded", null],
   spread_sampling: ["spread of retrieval reward", (entry) => -entry.spread.sampling],
   spread_reasoning: ["spread of answer reward", (entry) => -entry.spread.reasoning],
-  low_sampling: ["lowest retrieval reward", (entry) => entry.mean.sampling ?? 2],
-  low_reasoning: ["lowest answer reward", (entry) => entry.mean.reasoning ?? 2],
-  high_sampling: ["highest retrieval reward", (entry) => -(entry.mean.sampling ?? -1)],
-  high_reasoning: ["highest answer reward", (entry) => -(entry.mean.reasoning ?? -1)],
+  low_sampling: ["lowest retrieval reward", (entry) => entry.mean.sampling ?? Infinity],
+  low_reasoning: ["lowest answer reward", (entry) => entry.mean.reasoning ?? Infinity],
+  high_sampling: ["highest retrieval reward", (entry) => -(entry.mean.sampling ?? -Infinity)],
+  high_reasoning: ["highest answer reward", (entry) => -(entry.mean.reasoning ?? -Infinity)],
   task: ["task", (entry) => entry.group.task],
 };
 
@@ -113,10 +113,8 @@ function siblingMatches(sibling) {
   if (call === "with" && !sibling.calls.some(isGranted)) return false;
   if (call === "without" && sibling.calls.some(isGranted)) return false;
   if ((call === "malformed" || call === "refused") && !sibling.calls.includes(call)) return false;
-  const inside = (value, [low, high], isOpen) =>
-    isNumber(value) ? value >= low - 1e-9 && value <= high + 1e-9 : isOpen;
-  return (
-    inside(sibling.sampling, sampling, sampling[0] <= 0 && sampling[1] >= 1) &&
-    inside(sibling.reasoning, reasoning, reasoning[0] <= 0 && reasoning[1] >= 1)
-  );
+  // 0 and 1 are no bounds: prices lie below 0, sums may lie above 1, and some siblings have no reward
+  const inside = (value, [low, high]) =>
+    isNumber(value) ? (low <= 0 || value >= low - 1e-9) && (high >= 1 || value <= high + 1e-9) : low <= 0 && high >= 1;
+  return inside(sibling.sampling, sampling) && inside(sibling.reasoning, reasoning);
 }

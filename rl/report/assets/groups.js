@@ -90,9 +90,10 @@ function stripPlot(entry, name, width, open) {
     right = 58,
     color = name === "sampling" ? "--c1" : "--c2",
     piles = new Map();
-  const x = (value) => left + Math.min(1, Math.max(0, value)) * (width - left - right);
   const known = entry.group.siblings.filter((sibling) => isNumber(sibling[name]));
   const values = known.map((sibling) => sibling[name]);
+  const [low, high] = [Math.min(0, least([0, ...values])), Math.max(1, most([1, ...values]))]; // 0..1, and what is beyond
+  const x = (value) => left + ((value - low) / (high - low)) * (width - left - right);
   const described = values.length
     ? `mean ${short(entry.mean[name])}, from ${short(least(values))} to ${short(most(values))}`
     : "none known";
@@ -107,7 +108,7 @@ function stripPlot(entry, name, width, open) {
     pileOf = (sibling) => Math.round(x(sibling[name]) / 6);
   const highest = most(known.map((sibling) => known.filter((other) => pileOf(other) === pileOf(sibling)).length));
   const step = Math.min(6, (base - 10) / Math.max(1, highest - 1));
-  drawn.append(svg("line", { x1: x(0), x2: x(1), y1: base, y2: base, class: "axis" }));
+  drawn.append(svg("line", { x1: x(low), x2: x(high), y1: base, y2: base, class: "axis" }));
   for (const value of [0, 0.5, 1])
     drawn.append(svg("line", { x1: x(value), x2: x(value), y1: base, y2: base + 3, class: "axis" }));
   entry.group.siblings.forEach((sibling, i) => {

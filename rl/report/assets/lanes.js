@@ -11,6 +11,8 @@ const LANE_KINDS = [
   ["checkpoint", "--c8", "checkpoint written"],
   ["evaluation", "--c5", "evaluation"],
   ["profile", "--c7", "profiles written"],
+  ["asleep", "--c1", "engines asleep"],
+  ["offloaded", "--c2", "learner ranks off the GPU"],
 ];
 const lanesView = { step: null }; // null: the newest
 

@@ -6,11 +6,13 @@ const HEADLINE = [
   ["held_out/accuracy", "Answer accuracy", "of held-out tasks"],
   ["held_out/granted_calls", "Looks again", "share of trajectories with a granted call"],
   ["held_out/frames", "Frames per task", "retrieved on request"],
+  ["held_out/nll", "Loss", "nat per token of held-out conversations"],
 ];
 const FALLBACK = [
   ["reward/sampling", "Retrieval reward", "mean of the first and last tenth of the steps"],
   ["reward/reasoning", "Answer reward", "mean of the first and last tenth of the steps"],
   ["rollout/granted_calls", "Looks again", "share of trajectories with a granted call"],
+  ["loss/nll", "Loss", "mean of the first and last tenth of the steps"],
 ];
 const CHARTS = [
   {
@@ -18,6 +20,8 @@ const CHARTS = [
     names: ["reward/sampling", "reward/reasoning", "held_out/reward_sampling", "held_out/reward_reasoning"],
     colors: ["--c1", "--c2", "--c1", "--c2"],
   },
+  { title: "Loss, nat per token", names: ["loss/nll", "held_out/nll"], colors: ["--c1", "--c1"], floor: 0 },
+  { title: "Held-out loss by source", under: "held_out/nll/", fewest: 2, floor: 0 },
   { title: "Reward terms", under: "reward/term/" },
   { title: "Held-out accuracy and looks", names: ["held_out/accuracy", "held_out/granted_calls"], fewest: 2 },
   { title: "Advantage, mean size", under: "advantage/" },
@@ -283,6 +287,13 @@ function facts(run) {
     .filter(isNumber)
     .reduce((sum, value) => sum + value, 0);
   if (rolledOut) found.push(`${count(rolledOut)} trajectories`);
+  const recovered = run.faults.count ? [`${faultWords(run.faults.count)} recovered`] : [];
+  if (run.summary.loss) {
+    const skipped = run.summary.skipped_examples ?? 0;
+    found.push("supervised", `${settings.get("finetune.batch_size")} examples a step`);
+    found.push(skipped ? `${count(skipped)} examples skipped` : "nothing skipped");
+    return found.concat(recovered).map((fact) => quoted(fact));
+  }
   const method = settings.get("algorithm.advantage.method");
   if (method) found.push(method.replace("sd_grpo", "SD-GRPO").replace(/^(grpo|gdpo)$/, (name) => name.toUpperCase()));
   if (settings.has("rollout.group_size"))
@@ -292,8 +303,7 @@ function facts(run) {
     .filter(isNumber)
     .reduce((sum, value) => sum + value, 0);
   if (run.summary.masked) found.push(lost ? `${count(lost)} trajectories masked` : "nothing masked");
-  if (run.faults.count) found.push(`${faultWords(run.faults.count)} recovered`);
-  return found.map((fact) => quoted(fact));
+  return found.concat(recovered).map((fact) => quoted(fact));
 }
 
 function noticesOf(run) {

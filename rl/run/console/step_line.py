@@ -68,6 +68,32 @@ def step_line(step: int, steps: int, numbers: Mapping[str, float], *, answer_ter
     return "  ".join(part for part in parts if part)
 
 
+def supervised_line(step: int, steps: int, numbers: Mapping[str, float], *, eta_s: float) -> str:
+    """One line for people on a supervised step.
+
+    step 42/2188  loss 1.234 nat  3.2 s  12,345 tok/s  ETA 1h55m
+    """
+    skipped = numbers["data/skipped"]
+    parts = [
+        f"step {step}/{steps}",
+        f"loss {numbers['loss/nll']:.3f} nat",
+        f"skipped {skipped:.0f}" if skipped else "",
+        spell_seconds(numbers["seconds/step"]),
+        f"{numbers['update/tokens'] / max(numbers['seconds/step'], 1e-9):,.0f} tok/s",
+        f"ETA {spell_seconds(eta_s)}" if step < steps else "",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def held_out_loss_line(step: int, numbers: Mapping[str, float]) -> str:
+    """One line for people on held-out conversations: the loss of all, and of each source where there are several."""
+    prefix = "held_out/nll/"
+    sources = {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
+    each = "  ".join(f"{name} {value:.3f}" for name, value in sources.items()) if len(sources) > 1 else ""
+    failed = f"  unusable {numbers['held_out/failed']:.0f}" if numbers["held_out/failed"] else ""
+    return f"held-out loss after step {step}  {numbers['held_out/nll']:.3f} nat{f'  ({each})' if each else ''}{failed}"
+
+
 def evaluation_line(step: int, numbers: Mapping[str, float]) -> str:
     """One line for people on held-out tasks, as `step_line`."""
     return (

@@ -6,38 +6,33 @@ What costs nothing comes first: a wrong policy, a full disk, a broken reward are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from envs.video.reader import VideoError
 from rl.config.errors import ConfigError
-from rl.config.run import RunConfig, weight_transport
-from rl.policy.token_ids import PolicyFilesError
-from rl.run.preflight.findings import Finding, Level, passed
+from rl.config.run import RunConfig, require_rewards, weight_transport
+from rl.run.preflight.attempts import REFUSALS, attempt
+from rl.run.preflight.findings import Finding, Level, failed_details, on_one_line
+from rl.run.preflight.finetune import run_finetune_checks
 from rl.run.preflight.machine import check_output, check_resources, require_gpus
 from rl.run.preflight.memory import check_heads, check_plan, plan_memory, planned_parameters
+from rl.run.preflight.policy import check_policy
 from rl.run.preflight.rewards import check_rewards
 from rl.run.preflight.shards import check_shards
 from rl.run.preflight.token_budget import check_token_budget
 from rl.run.prepare.episode_context import episode_context
-from rl.run.prepare.policy import (
-    count_parameters,
-    local_folder,
-    prepare_processor,
-    require_given_policy,
-    tiny_folder,
-)
+from rl.run.prepare.policy import local_folder, prepare_processor
 from rl.run.prepare.tasks import prepare_tasks, require_sources
 from rl.trajectory import AnswerKind, VideoTask
-
-REFUSALS = (ValueError, OSError, RuntimeError, KeyError, VideoError)  # what a part raises that cannot do its work
 
 
 def run_checks(config: RunConfig, console: Console) -> list[Finding]:
     """Every finding, cheap ones first; one failure does not hide the next."""
+    if config.only_finetunes:
+        return run_finetune_checks(config, console)
     tasks: list[VideoTask] = []
-    policy, parameters = _policy(config)
+    policy, parameters = check_policy(config)
     return [
         Finding("configuration", Level.OK, f"{config.name}: keys and ranges are valid"),
         policy,
@@ -68,8 +63,9 @@ def preflight(config: RunConfig) -> None:
         ConfigError: the policy, an annotation file or a reward cannot be used, the machine is too small, or the output
             cannot be written.
     """
+    require_rewards(config)
     require_gpus(config)
-    policy, parameters = _policy(config)
+    policy, parameters = check_policy(config)
     if policy.level is Level.FAILED:
         raise ConfigError(policy.detail)
     require_sources(config)
@@ -79,9 +75,8 @@ def preflight(config: RunConfig) -> None:
         *_memory(config),
         *check_rewards(config),
     ]
-    if not passed(findings):
-        failed = [finding for finding in findings if finding.level is Level.FAILED]
-        raise ConfigError("; ".join(f"{finding.subject}: {finding.detail}" for finding in failed))
+    if failed := failed_details(findings):
+        raise ConfigError(failed)
 
 
 def _memory(config: RunConfig) -> list[Finding]:
@@ -89,28 +84,13 @@ def _memory(config: RunConfig) -> list[Finding]:
     try:
         return [*check_heads(config), *check_plan(config, plan_memory(config))]
     except ConfigError as error:
-        return [Finding("memory", Level.FAILED, _on_one_line(error))]
-
-
-def _policy(config: RunConfig) -> tuple[Finding, int]:
-    """The policy's folder, and its parameters; 0 for a tiny one that is not built yet."""
-    try:
-        require_given_policy(config)
-        folder = local_folder(config) if config.policy.path else tiny_folder(config)
-        if folder is None:
-            return Finding("policy", Level.NOTE, f"{config.policy.path}, downloaded when a run starts"), 0
-        parameters = count_parameters(folder)
-    except (ConfigError, PolicyFilesError, OSError) as error:
-        return Finding("policy", Level.FAILED, _on_one_line(error)), 0
-    if not config.policy.path and not folder.is_dir():
-        return Finding("policy", Level.OK, "the tiny policy, built when a run starts"), 0
-    return Finding("policy", Level.OK, f"{folder} ({parameters / 1e6:.1f} M parameters)"), parameters
+        return [Finding("memory", Level.FAILED, on_one_line(error))]
 
 
 def _data(config: RunConfig, console: Console, tasks: list[VideoTask]) -> Iterator[Finding]:
     """Each split; what is usable is added to `tasks`."""
     for split in ("train", "held_out"):
-        yield from _attempt(f"data.{split}", lambda split=split: _split(config, split, console, tasks))
+        yield from attempt(f"data.{split}", lambda split=split: _split(config, split, console, tasks))
     strangers = {source.format for source in (config.data.train, config.data.held_out)} - {"quickstart"}
     if strangers and not config.video.decode_workers:
         yield Finding(
@@ -150,18 +130,7 @@ def _token_budget(config: RunConfig, tasks: list[VideoTask], policy: Finding) ->
     try:
         context = episode_context(config, prepare_processor(config))
     except REFUSALS as error:
-        yield Finding("policy", Level.FAILED, _on_one_line(error))
+        yield Finding("policy", Level.FAILED, on_one_line(error))
         return
-    yield from _attempt("token budget", lambda: check_token_budget(config, context, tasks))
+    yield from attempt("token budget", lambda: check_token_budget(config, context, tasks))
     context.reader.close()
-
-
-def _attempt(subject: str, look: Callable[[], Finding]) -> Iterator[Finding]:
-    try:
-        yield look()
-    except REFUSALS as error:
-        yield Finding(subject, Level.FAILED, _on_one_line(error))
-
-
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

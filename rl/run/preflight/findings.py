@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -35,6 +35,16 @@ class Finding:
 def passed(findings: Sequence[Finding]) -> bool:
     """Whether nothing failed."""
     return all(finding.level is not Level.FAILED for finding in findings)
+
+
+def failed_details(findings: Iterable[Finding]) -> str:
+    """What failed and why, on one line; empty: nothing did."""
+    return "; ".join(f"{each.subject}: {each.detail}" for each in findings if each.level is Level.FAILED)
+
+
+def on_one_line(error: Exception) -> str:
+    """What an error says; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def as_dict(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -53,11 +53,9 @@ def check_output(config: RunConfig, parameters: int) -> Finding:
 def check_resources(config: RunConfig) -> Iterator[Finding]:
     """Processors and GPUs that the workers ask for."""
     placement = config.placement
-    cpus = (
-        config.rollout.num_workers * placement.rollout_cpus
-        + config.scoring.num_workers * placement.reward_cpus
-        + config.learner.num_ranks * placement.learner_cpus
-    )
+    cpus = config.learner.num_ranks * placement.learner_cpus
+    if not config.only_finetunes:
+        cpus += config.rollout.num_workers * placement.rollout_cpus + config.scoring.num_workers * placement.reward_cpus
     gpus = _gpus(config)
     needed = f"{cpus:g} CPU and {gpus:g} GPU"
     if joins_a_cluster():

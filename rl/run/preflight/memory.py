@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rl.config.learner import AUTO
 from rl.config.run import RunConfig
 from rl.memory_plan.gpus import DRIVER, found_gpu_gib, gpu_gib
 from rl.memory_plan.plan import Hardware, memory_plan
@@ -36,8 +37,7 @@ def plan_memory(config: RunConfig) -> MemoryPlan | None:
     found = planned_structure(config)
     if found is None:
         return None
-    plan = _plan(config, found[0])
-    return MemoryPlan(plan.places, plan.unmet, found[1])
+    return replace(_plan(config, found[0]), assumed=found[1])
 
 
 def _plan(config: RunConfig, structure: Structure) -> MemoryPlan:
@@ -93,7 +93,7 @@ def check_plan(config: RunConfig, plan: MemoryPlan | None) -> list[Finding]:
         plan = _plan(config, tiny_structure(config.policy))  # whatever the policy is, it takes no less
         if plan.fits:
             return [Finding("memory", Level.NOTE, "not planned: it needs the policy's config.json")]
-    findings = [_found(config, place) for place in plan.places]
+    findings = [_found(config, place) for place in plan.places] + _recomputed(config, plan)
     findings += [Finding(f"memory, {demand.place}", Level.FAILED, demand.reason) for demand in plan.unmet]
     if plan.fits:
         return findings
@@ -119,6 +119,20 @@ def print_plan(plan: MemoryPlan | None, console: Console) -> None:
         for name, value in _rows(place):
             table.add_row(name, value)
     console.print(table)
+    if plan.recomputed != "none":
+        console.print(f"recomputed in the backward pass (learner.activation_checkpointing): {plan.recomputed}")
+    if plan.given_up is not None:
+        console.print(f"in turn (placement.share_gpus): {plan.given_up}")
+
+
+def _recomputed(config: RunConfig, plan: MemoryPlan) -> list[Finding]:
+    """What `auto` comes to for learners on GPUs."""
+    if config.learner.activation_checkpointing != AUTO or not config.placement.learner_gpus:
+        return []
+    if any(place.capacity is None for place in plan.places if place.name.startswith("GPU")):
+        detail = "auto: none, for nothing tells what a GPU holds: placement.gpu does, or placement.gpu_memory_gib"
+        return [Finding("learner.activation_checkpointing", Level.NOTE, detail)]
+    return [Finding("learner.activation_checkpointing", Level.OK, f"auto: {plan.recomputed}")]
 
 
 def _rows(place: Place) -> Iterator[tuple[str, str]]:

@@ -35,7 +35,7 @@ def episode_context(config: RunConfig, processor: Processor) -> EpisodeContext:
             coarse.fps, coarse.min_frames, coarse.max_frames, coarse.max_pixels, coarse.max_visual_tokens
         ),
         retrieval=RetrievalRules(
-            looks.max_calls, looks.min_window_s, looks.max_fps, looks.max_frames, looks.max_pixels
+            looks.max_calls, looks.min_window_s, looks.max_fps, looks.max_frames, looks.max_pixels, looks.min_fps
         ),
         max_model_len=config.rollout.engine.max_model_len,
         form=PromptFormat(config.prompt.system, config.prompt.instructions),

@@ -13,6 +13,8 @@ from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError, require, shown
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
+from rl.policy.adapter_files import require_adapter
+from rl.policy.chat_template import opens_thought
 from rl.policy.families import QWEN2_5_VL, is_ours, read_config
 from rl.policy.geometry import Geometry, require_clock
 from rl.policy.given_folder import require_usable
@@ -31,11 +33,14 @@ REMEDY = (
 
 @as_config_error()
 def require_given_policy(config: RunConfig) -> None:
-    """Look at `policy.path` before anything else is done: milliseconds, and no torch.
+    """Look at `policy.path` and `policy.adapter` before anything else is done: milliseconds, and no torch.
 
     Raises:
-        ConfigError: it is not the folder of a policy that can be trained here; says what to give instead.
+        ConfigError: it is not the folder of a policy that can be trained here, or of an adapter; says what to give
+            instead.
     """
+    if config.policy.adapter:
+        require_adapter(Path(config.policy.adapter))
     given, revision = config.policy.path, config.policy.revision
     if revision and not config.policy.is_on_hub:
         told = f"is {shown(given)}" if given else "is empty"
@@ -58,6 +63,18 @@ def require_given_policy(config: RunConfig) -> None:
         require_clock(config.policy.scenes, Geometry.read(folder), folder)
     except PolicyFilesError as error:
         raise ConfigError(f"policy.path={given}: {error}") from error
+
+
+def require_no_open_thought(config: RunConfig, policy_dir: Path) -> None:
+    """
+    Raises:
+        ConfigError: the policy finds its thought open, which the replies of published conversations do not close.
+    """
+    require(
+        not opens_thought(policy_dir),
+        f"policy.path={config.policy.path}: its prompts open a <think>, which replies of conversations do not close: "
+        "fine-tune the Instruct checkpoint of that size",
+    )
 
 
 def local_folder(config: RunConfig) -> Path | None:
@@ -88,7 +105,7 @@ def in_folder(config: RunConfig, folder: Path) -> RunConfig:
 @as_config_error()
 def prepare_policy(config: RunConfig, console: Console | None = None) -> Path:
     """The folder of the policy a run starts from: ours as it is, a stock one converted, or the tiny one built; one that
-    is on the hub is downloaded first.
+    is on the hub is downloaded first. To either `policy.adapter` is added.
 
     Args:
         console: where a download says how far it is.
@@ -98,6 +115,11 @@ def prepare_policy(config: RunConfig, console: Console | None = None) -> Path:
     if config.policy.is_on_hub:
         config = in_folder(config, downloaded_policy(config, console))
     require_given_policy(config)
+    base = _prepared_base(config)
+    return _with_adapter(config, base) if config.policy.adapter else base
+
+
+def _prepared_base(config: RunConfig) -> Path:
     if not config.policy.path and (cached := tiny_folder(config)).is_dir():
         return cached
     from transformers.utils.logging import disable_progress_bar  # torch and transformers: seconds to import
@@ -117,11 +139,22 @@ def prepare_policy(config: RunConfig, console: Console | None = None) -> Path:
     )
 
 
+def _with_adapter(config: RunConfig, base: Path) -> Path:
+    """The policy with `policy.adapter` added, in `cache_dir`: named after all files of both, by name, size and time."""
+    from rl.policy.adapter import add_adapter  # torch: seconds to import
+
+    given = Path(config.policy.adapter)
+    files = sorted(file for folder in (base, given) for file in folder.iterdir() if file.is_file())
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    home = Path(config.cache_dir) / f"with-adapter-{fingerprint(stats)}"
+    return built_once(home, lambda folder: add_adapter(given, base, folder), doing=f"adding {given} to {base}")
+
+
 def tiny_folder(config: RunConfig) -> Path:
     """Where the policy that the project builds itself lies, or will lie."""
     made_from = {
         "tiny": to_dict(config.policy.tiny),
-        "scenes": to_dict(config.policy.scenes),
+        "scenes": config.policy.scenes.acting,
         "seed": config.seed,
     }
     return Path(config.cache_dir) / f"tiny-{fingerprint(made_from)}"

@@ -90,10 +90,10 @@ def prepare_tasks(config: RunConfig, split: str, console: Console) -> LoadedTask
     reader = make_reader(config.video)
     try:
         found = located(config, source, split, console)
-        loaded = _load_indexed(found, reader, _unusable_clips(config), console)
+        loaded = _load_indexed(found, reader, unusable_clips(config), console)
     finally:
         reader.close()
-    _report_rejected(config, split, loaded.rejected)
+    report_rejected(config, split, loaded.rejected)
     for part in loaded.windows_left_out[:ROWS_IN_LOG]:
         _warn_once(f"{part.file}:{part.line}: the row is kept, but: {part.reason}")
     if loaded.windows_left_out:
@@ -109,7 +109,7 @@ def quarantine_file(config: RunConfig) -> Path:
     return Path(config.data.quarantine) if config.data.quarantine else Path(config.cache_dir) / "validated_clips.jsonl"
 
 
-def _unusable_clips(config: RunConfig) -> Mapping[str, str]:
+def unusable_clips(config: RunConfig) -> Mapping[str, str]:
     """Videos that a validation has quarantined, and why.
 
     Raises:
@@ -167,14 +167,14 @@ def prepare_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace,
 
 def _given_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, ...]:
     """Traces read from a file, or made from the evidence in one."""
-    declared, unusable = config.cold_start, _unusable_clips(config)
+    declared, unusable = config.cold_start, unusable_clips(config)
     found = located(config, declared.traces, "train", console)
     if has_traces(found):
         loaded = load_traces(*found, unusable=unusable)
         traces, rejected = loaded.traces, loaded.rejected
     else:
         traces, rejected = _traces_from_evidence(config, found, unusable, console)
-    _report_rejected(config, "cold_start", rejected)
+    report_rejected(config, "cold_start", rejected)
     if not traces:
         raise DatasetError(f"cold_start.traces: no usable trace in {declared.traces.path}")
     return traces
@@ -208,9 +208,17 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
     declared, world = config.cold_start, prepare_world(config, console)
     rows = [json.loads(line) for line in world.train_jsonl.read_text(encoding="utf-8").splitlines()]
     jitter = (declared.window_jitter_s, round(declared.fps_jitter))
-    path = world.folder / f"traces-{fingerprint([jitter, declared.seed, TRACES_PER_CLIP])}.json"
+    further = {
+        "looks": declared.looks,
+        "look_frames": config.data.quickstart.look_frames,
+        "window_shift_s": declared.window_shift_s,
+        "misread": declared.misread,
+    }
+    is_plain = further == {"looks": 1, "look_frames": 0, "window_shift_s": 0.0, "misread": 0.0}
+    named = [jitter, declared.seed, TRACES_PER_CLIP, *([] if is_plain else [further])]
+    path = world.folder / f"traces-{fingerprint(named)}.json"
     if not path.exists():
-        traces = cold_start_traces(rows, *jitter, seed=declared.seed, traces_per_row=TRACES_PER_CLIP)
+        traces = cold_start_traces(rows, *jitter, seed=declared.seed, traces_per_row=TRACES_PER_CLIP, **further)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(traces), encoding="utf-8")
         draft.rename(path)
@@ -229,7 +237,7 @@ def _source(declared: SourceConfig) -> Source:
     return Source(declared.format, declared.path, declared.video_root, declared.columns)
 
 
-def _report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedRow]) -> None:
+def report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedRow]) -> None:
     """Every row left out goes to a file, the first ones to the log.
 
     Raises:

@@ -476,6 +476,21 @@ def test_an_engine_that_sleeps_answers_when_weights_and_cache_are_awake_as_befor
     assert run(engine, asked)[0].logprobs == before[0].logprobs
 
 
+def test_an_engine_that_slept_without_its_weights_answers_as_before_once_all_of_them_are_pushed(
+    engine, processor, policy_dir
+):
+    asked = [request(processor.encode("Look"), [], tokens=8, seed=3)]
+    before, weights = run(engine, asked), stored_weights(policy_dir)
+    engine.sleep(drops_weights=True)
+    engine.wake("weights")
+    held = engine.checksums(list(weights))
+    sent = engine.load_weights(weights.items(), engine.policy_version)
+    engine.wake("kv_cache")
+    assert not held.items() & sent.items()  # nothing was left
+    assert all(torch.isfinite(live).all() for live in engine._driver.call("get_model")[0].parameters())
+    assert run(engine, asked)[0].logprobs == before[0].logprobs
+
+
 @pytest.fixture
 def exact_engine(exact, open_engine, policy_dir):
     return open_engine(policy_dir, PolicyConfig(scenes=SCENES), deterministic=True)

@@ -1,6 +1,8 @@
 """The quickstart world keeps its promise: coarse frames never show the detail, the right look always does."""
 
 import collections
+import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -11,8 +13,8 @@ import av
 import numpy as np
 import pytest
 
-from envs.retrieval import RetrievalRules, parse_call
-from envs.synthetic.clip import DETAIL_COLOURS, lowest_sufficient_fps
+from envs.retrieval import RetrievalRules, frame_times, parse_call
+from envs.synthetic.clip import DETAIL_COLOURS, TEMPO_HUES, lowest_sufficient_fps
 from envs.synthetic.world import QuickstartWorld, cold_start_traces, render_world, shown_answer, world_rows
 from rl.trajectory import RetrievalCall
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.thorough
 
 PROJECT = Path(__file__).parents[3]
 KINDS = ("colour", "count", "order")
+NAMED = ("57525ea096ef", "29534586844e", "a71b144b74b1")  # rows of both splits and traces, by SHA-256
 WORLD = QuickstartWorld(train_clips=24, held_out_clips=12, seed=3, question_kinds=KINDS)
 
 
@@ -49,6 +52,19 @@ def colour_in_the_middle(pixels_HWC):
 
 def frames_at(frames, times_s):
     return [frames[int(time_s * WORLD.native_fps + 1e-6)] for time_s in times_s]
+
+
+def test_a_world_of_before_keeps_its_name_its_rows_and_its_traces():
+    """What options added later must not change: caches and fixed-seed numbers hang on it."""
+    world = QuickstartWorld()
+    made = world_rows(world, "train"), world_rows(world, "held_out"), traces_of(world)
+    named = [hashlib.sha256(json.dumps(one).encode()).hexdigest()[:12] for one in made]
+
+    assert (world.fingerprint, *named) == ("59ca74c6dfa4", *NAMED)
+
+
+def traces_of(world, looks=1, jitter=(1.0, 3)):
+    return cold_start_traces(world_rows(world, "train"), *jitter, seed=0, traces_per_row=4, looks=looks)
 
 
 def retrieval_times(start_s, end_s, fps, phase_s=0.0):
@@ -177,11 +193,88 @@ def test_progress_counts_every_clip(tmp_path):
         ({"question_kinds": ("smell",)}, "smell"),
         ({"size": 55}, "even"),
         ({"duration_s": 7.5}, "coarse intervals"),
+        ({"wrong_labels": 1.5}, "a share, 0..1, got 1.5"),
+        ({"look_frames": 6}, "0 or at least 7"),
     ],
 )
 def test_an_impossible_world_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         QuickstartWorld(**wrong)
+
+
+def test_worlds_without_later_options_have_the_names_they_always_had():
+    assert QuickstartWorld().fingerprint == "59ca74c6dfa4"
+    everything = QuickstartWorld(24, 12, seed=3, question_kinds=(*KINDS, "warmth"))
+    assert everything.fingerprint == "6f6e97614b43"
+    assert QuickstartWorld(wrong_labels=0.1).fingerprint != QuickstartWorld().fingerprint
+
+
+@pytest.mark.parametrize("kind", ["colour", "warmth"])
+def test_wrong_labels_are_a_share_of_the_training_annotations_and_nested(kind):
+    worlds = [QuickstartWorld(300, 60, question_kinds=(kind,), wrong_labels=share) for share in (0.0, 0.1, 0.3)]
+    right, few, many = ([row["answer"] for row in world_rows(world, "train")] for world in worlds)
+
+    wrong_in_few, wrong_in_many = ({i for i in range(300) if answers[i] != right[i]} for answers in (few, many))
+    assert 0.06 < len(wrong_in_few) / 300 < 0.14 and 0.24 < len(wrong_in_many) / 300 < 0.36
+    assert wrong_in_few < wrong_in_many and all(few[i] == many[i] for i in wrong_in_few)
+    assert set(few) == set(right)  # never a letter without a choice
+    assert len({json.dumps(world_rows(world, "held_out")) for world in worlds}) == 1
+
+
+def test_events_fit_into_one_look_where_looks_are_limited():
+    limited = world_rows(QuickstartWorld(look_frames=8), "train")
+    lengths = {(row["fps"], row["gt_span_end"] - row["gt_span_start"]) for row in limited}
+
+    assert lengths == {(3, 2.0), (4, 2.0), (7, 1.0)}  # 6, 8 and 7 frames
+    for row in limited:
+        asked = (row["gt_span_start"], row["gt_span_end"])
+        assert shown_answer(row, *asked, row["fps"], look_frames=8) == right_choice(row)
+    whole = [shown_answer(row, 0.0, 8.0, 10, look_frames=8) for row in limited]
+    assert not any(whole)  # a frame a second: that is what coarse frames show
+
+
+def test_beyond_the_limit_of_a_look_its_frames_are_those_of_a_granted_call():
+    rules = RetrievalRules(max_fps=10.0, min_window_s=0.1, max_frames=8)
+    call = parse_call("<span>1.3 - 5.0</span><fps>7</fps>", duration_s=8.0, native_fps=12.0, rules=rules)
+    row = {"kind": "order"}
+    for time_s in frame_times(call):
+        shown = [[time_s, time_s + 1e-3, "red"]]
+        assert shown_answer(row | {"flashes_s": shown}, 1.3, 5.0, 7, look_frames=8) == "red"
+
+
+def test_who_has_seen_nothing_looks_again_up_to_the_limit():
+    rows = world_rows(QuickstartWorld(), "train")
+    once, thrice = (cold_start_traces(rows, 1.0, 2, seed=0, traces_per_row=2, looks=looks) for looks in (1, 3))
+    said = [trace["conversations"][1]["value"] for trace in thrice]
+
+    looks = collections.Counter(text.count("<video>") for text in said)
+    assert set(looks) == {1, 2, 3} and looks[1] > looks[2]
+    for text in said:
+        *before, last = text.split("<video>")[1:]
+        assert all(part.startswith("I see nothing.Look closer.<span>") for part in before)
+        assert len(before) == 2 or not last.startswith("I see nothing.")
+    assert once[0] == thrice[0] or "I see nothing." in once[0]["conversations"][1]["value"]
+
+
+def test_shifted_windows_come_too_early_on_average_too():
+    rows = [row for row in world_rows(QuickstartWorld(), "train") if row["gt_span_start"] >= 2]
+    traces = cold_start_traces(rows, 0.5, 0, seed=0, window_shift_s=1.5)
+
+    starts_s = [float(trace["conversations"][1]["value"].split("<span>")[1].split(" ")[0]) for trace in traces]
+    early_s = [row["gt_span_start"] - start_s for row, start_s in zip(rows, starts_s, strict=True)]
+    assert np.mean(early_s) == pytest.approx(1.5, abs=0.1)
+
+
+def test_who_misreads_takes_a_choice_for_the_next_one():
+    rows = world_rows(QuickstartWorld(200), "train")
+    said = [t["conversations"][1]["value"] for t in cold_start_traces(rows, 0.0, 0, seed=0, misread=0.6)]
+
+    seen = [text.partition("I see ")[2].partition(".")[0] for text in said]
+    wrong = [(right_choice(row), colour) for row, colour in zip(rows, seen, strict=True) if colour != right_choice(row)]
+    assert 0.5 < len(wrong) / len(rows) < 0.7
+    assert set(wrong) == {("blue", "green"), ("green", "red"), ("red", "yellow"), ("yellow", "blue")}
+    for row, text, colour in zip(rows, said, seen, strict=True):
+        assert row["options"]["ABCD".index(text[-10])] == colour  # it answers what it takes it for
 
 
 def test_traces_answer_what_their_frames_show(clips):
@@ -229,3 +322,83 @@ def test_what_is_shown_is_what_the_pixels_show(clips):
         end_s, fps = start_s + 1.5, int(rng.integers(1, 13))
         looked = frames_at(frames, retrieval_times(start_s, end_s, fps))
         assert (shown_answer(row, start_s, end_s, fps) is not None) == any(map(colour_in_the_middle, looked))
+
+
+class TestBrevities:
+    """Rates are listed: each detail is as brief as its rate has to be."""
+
+    RATES = (1.5, 2.0, 3.0, 5.0, 8.0, 12.0)
+    WORLD = QuickstartWorld(18, 6, native_fps=24, detail_fps=RATES, shuffle_options=False)
+
+    def test_its_rate_shows_a_detail_at_any_phase_and_the_next_lower_one_does_not(self):
+        missed = collections.Counter()
+        for row in world_rows(self.WORLD, "train") + world_rows(self.WORLD, "held_out"):
+            (flash,) = row["flashes_s"]
+            for phase_cs in range(0, round(100 / row["fps"])):
+                assert shows(flash, row["gt_span_start"] - 1 + phase_cs / 100, row["fps"])
+                lower = ([1.0, *self.RATES])[self.RATES.index(row["fps"])]
+                missed[row["fps"]] += not shows(flash, row["gt_span_start"] - 1 + phase_cs / 100, lower)
+        assert set(missed) == set(self.RATES) and min(missed.values()) > 0
+
+    def test_the_evidence_window_at_the_evidence_rate_is_a_look_that_shows_it(self):
+        rules = RetrievalRules(max_fps=12.0)
+        for row in world_rows(self.WORLD, "train"):
+            asked = f"<span>{row['gt_span_start']} - {row['gt_span_end']}</span><fps>{row['fps']:g}</fps>"
+            call = parse_call(asked, duration_s=8.0, native_fps=24.0, rules=rules)
+            (start_s, end_s, _) = row["flashes_s"][0]
+            assert call.num_frames == 2 * row["fps"]
+            assert any(start_s <= time_s < end_s for time_s in frame_times(call))
+
+    def test_coarse_frames_show_the_hue_and_never_the_detail(self, tmp_path):
+        files = render_world(self.WORLD, tmp_path)
+        for row in world_rows(self.WORLD, "train"):
+            coarse = decode_all(files.folder / row["video"])[::24]
+            lit = coarse[round(row["gt_span_start"])][:6].reshape(-1, 3).mean(axis=0)
+            nearest = min(range(6), key=lambda i: np.linalg.norm(lit - TEMPO_HUES[i]))
+            assert self.RATES[nearest] == row["fps"]
+            assert {colour_in_the_middle(pixels) for pixels in coarse} == {None}
+            assert row["gt_span_end"] - row["gt_span_start"] == 2.0  # the window tells nothing of the rate
+
+    def test_a_jitter_over_all_rates_tells_nothing_of_the_right_one(self):
+        world = QuickstartWorld(96, 1, native_fps=24, detail_fps=self.RATES)
+        rows, rates_of = world_rows(world, "train"), collections.defaultdict(collections.Counter)
+        for index, trace in enumerate(traces_of(world, jitter=(1.0, 12))):
+            asked = trace["conversations"][1]["value"].partition("<fps>")[2].partition("</fps>")[0]
+            rates_of[rows[index // 4]["fps"]][float(asked)] += 1
+        for asked in rates_of.values():
+            assert set(asked) == set(self.RATES) and max(asked.values()) < 0.4 * asked.total()
+        near = traces_of(world, jitter=(0.0, 1))
+        assert "<fps>3</fps>" in json.dumps(near) and "<fps>12</fps>" in json.dumps(near)
+
+    def test_who_sees_nothing_looks_again_more_densely(self):
+        texts = [trace["conversations"][1]["value"] for trace in traces_of(self.WORLD, looks=3, jitter=(1.0, 12))]
+        looks = collections.Counter(text.count("<video>") for text in texts)
+        assert set(looks) == {1, 2, 3}
+        for text in texts:
+            before, *_, last = text.split("Look closer.")[1:] if text.count("<video>") > 1 else ["", text]
+            rates = [float(part.partition("</fps>")[0]) for part in text.split("<fps>")[1:]]
+            assert all(b > a or b == 12.0 for a, b in itertools.pairwise(rates))
+            assert "I see nothing." in before or text.count("<video>") == 1
+            assert "</think><answer>" in last
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"detail_fps": (3, 2)}, "ascending"),
+            ({"detail_fps": (1.5, 2, 2.5, 3, 4, 5, 6)}, "at most 6"),
+            ({"detail_fps": (1, 2)}, "above coarse_fps"),
+            ({"detail_fps": (2, 30)}, "at most native_fps"),
+            ({"detail_fps": (1.6, 2)}, "multiple of 0.5"),
+            ({"detail_fps": (2, 3), "question_kinds": ("colour", "count")}, "kind count"),
+        ],
+    )
+    def test_rates_no_detail_can_need_are_refused(self, wrong, message):
+        with pytest.raises(ValueError, match=message):
+            QuickstartWorld(native_fps=24, **wrong)
+
+
+def shows(flash, first_s, fps):
+    """Whether a grid that begins before the flash has a frame on it: times as whole thousandths of a frame gap."""
+    start_s, end_s, _ = flash
+    times_s = [first_s + i / fps for i in range(round(4 * fps))]
+    return any(start_s - 1e-9 <= time_s < end_s - 1e-9 for time_s in times_s)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.algorithm.advantages import METHODS, Credit, credit_group, group_advantages, token_advantages
+from rl.algorithm.advantages import METHODS, Credit, credit_group, group_advantages, rules_at, token_advantages
 from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, Segment, SegmentRewards
 
@@ -124,6 +124,75 @@ def test_permuting_siblings_permutes_advantages(siblings, rules, rng: random.Ran
     assert credits_of([siblings[i] for i in order]) == tuple(straight[i] for i in order)  # exactly
 
 
+def by_call(*siblings, **rules):
+    """Credit of siblings given as (rewards of their calls, R_reason), each call by its own reward."""
+    scored = [SegmentRewards(sum(calls) / max(len(calls), 1), reason, {}, tuple(calls)) for calls, reason in siblings]
+    called = [bool(calls) for calls, _ in siblings]
+    return credit_group(scored, called, AdvantageConfig(calls="each", scale="none", **rules))
+
+
+def test_each_call_is_compared_with_the_calls_of_its_number():
+    group = by_call(((0.8, 0.2), 1.0), ((0.4, 0.6), 0.0), ((0.6,), 0.0), ((), 0.0))
+
+    # first calls .8 .4 .6 and 0 without one: mean .45; second calls .2 .6: mean .4; R_reason: mean .25
+    assert [own.calls for own in group.credit_G] == [
+        pytest.approx((0.35, -0.2)),
+        pytest.approx((-0.05, 0.2)),
+        pytest.approx((0.15,)),
+        (),
+    ]
+    assert [own.reasoning for own in group.credit_G] == pytest.approx([0.75, -0.25, -0.25, -0.45 - 0.25])
+    assert group.credit_G[3].sampling == pytest.approx(-0.45 - 0.25)  # without a call: both roles
+    assert not group.zero_variance_sampling
+
+
+def test_cross_credit_goes_to_every_call():
+    first, _ = by_call(((0.8, 0.2), 1.0), ((0.4, 0.6), 0.0), cross_credit=0.5).credit_G
+
+    assert first.calls == pytest.approx((0.2 + 0.25, -0.2 + 0.25))
+
+
+def test_a_call_that_nobody_else_made_has_no_advantage():
+    first, second = by_call(((0.5, 0.9), 1.0), ((0.5,), 1.0)).credit_G
+
+    assert (first.calls, second.calls) == ((0.0, 0.0), (0.0,))
+
+
+@given(SIBLINGS, st.sampled_from(["std", "none"]), st.floats(0, 1))
+def test_with_one_call_each_call_is_credited_as_together(siblings, scale, cross_credit):
+    scored = [SegmentRewards(s if called else 0.0, r, {}, (s,) if called else ()) for s, r, called in siblings]
+    called_G = [called for *_, called in siblings]
+    together, each = (
+        credit_group(scored, called_G, AdvantageConfig(calls=calls, scale=scale, cross_credit=cross_credit))
+        for calls in ("together", "each")
+    )
+
+    assert [(own.of(Segment.SAMPLING, 0), own.reasoning) for own in each.credit_G] == values(together)  # exactly
+    assert each.zero_variance_sampling == together.zero_variance_sampling
+
+
+def test_a_caller_without_rewards_of_its_calls_cannot_be_credited_by_them():
+    with pytest.raises(ValueError, match="has none of its calls"):
+        credit((1.0, 0.0), (0.0, 0.5), calls="each")
+
+
+def test_a_task_without_evidence_has_nothing_to_credit_each_call_with():
+    assert values(credit((None, 1.0), (None, 0.0), scale="none", calls="each")) == [(0.5, 0.5), (-0.5, -0.5)]
+
+
+@pytest.mark.parametrize(("step", "cross_credit"), [(0, 1.0), (15, 0.75), (30, 0.5), (60, 0.0), (90, 0.0)])
+def test_cross_credit_goes_to_its_end_on_a_straight_line_and_stays_there(step, cross_credit):
+    rules = AdvantageConfig(cross_credit=1.0, cross_credit_steps=60)
+
+    assert rules_at(rules, step) == AdvantageConfig(cross_credit=cross_credit)
+
+
+def test_without_a_schedule_the_rules_are_those_of_every_step():
+    rules = AdvantageConfig(cross_credit=0.25, cross_credit_end=1.0)
+
+    assert rules_at(rules, 0) is rules and rules_at(rules, 99) is rules
+
+
 @given(st.lists(REWARD, min_size=2, max_size=9), st.sampled_from(["std", "none"]))
 def test_group_advantages_against_plain_loops(group, scale):
     mean = sum(group) / len(group)
@@ -163,13 +232,22 @@ def test_scalar_methods_know_tasks_without_evidence(method):
 
 def test_credit_spreads_over_the_tokens_of_its_segment():
     context, sampling, reasoning = Segment.CONTEXT.value, Segment.SAMPLING.value, Segment.REASONING.value
-    segment_ids = (context, sampling, sampling, context, reasoning)
+    segment_ids, turn_ids = (context, sampling, sampling, context, reasoning), (0, 0, 0, 1, 1)
 
-    assert token_advantages(Credit(2.0, -1.0), segment_ids) == (
+    assert token_advantages(Credit(2.0, -1.0), segment_ids, turn_ids) == (
         (0.0, 2.0, 2.0, 0.0, -1.0),
         (False, True, True, False, True),
     )
-    assert token_advantages(Credit(None, 0.0), segment_ids) == ((0.0,) * 5, (False, False, False, False, True))
+    masked = token_advantages(Credit(None, 0.0), segment_ids, turn_ids)
+    assert masked == ((0.0,) * 5, (False, False, False, False, True))
+
+
+def test_a_call_with_credit_of_its_own_is_known_by_its_turn():
+    context, sampling, reasoning = Segment.CONTEXT.value, Segment.SAMPLING.value, Segment.REASONING.value
+    segment_ids, turn_ids = (context, sampling, context, sampling, context, reasoning), (0, 0, 1, 1, 2, 2)
+
+    advantages_T, _ = token_advantages(Credit(0.0, -1.0, calls=(2.0, -2.0)), segment_ids, turn_ids)
+    assert advantages_T == (0.0, 2.0, 0.0, -2.0, 0.0, -1.0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -177,7 +255,19 @@ def test_every_method_has_a_name_in_the_configuration(method):
     assert AdvantageConfig(method=method).method == method
 
 
-@pytest.mark.parametrize("wrong", [{"method": "ppo"}, {"scale": "mad"}, {"unannotated": "zero"}])
+@pytest.mark.parametrize("wrong", [{"method": "ppo"}, {"scale": "mad"}, {"unannotated": "zero"}, {"calls": "both"}])
 def test_unknown_options_are_refused(wrong):
     with pytest.raises(ValueError, match="must be one of"):
+        AdvantageConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"method": "grpo", "calls": "each"}, "take sd_grpo, or calls=together"),
+        ({"cross_credit_steps": -1}, "cross_credit_steps must be >= 0, got -1"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(wrong, why):
+    with pytest.raises(ValueError, match=why):
         AdvantageConfig(**wrong)

@@ -4,12 +4,16 @@ A baseline that contains the sample itself shrinks the expected gradient of ever
 this is the only constant, so that biases are exact numbers.
 """
 
+import math
+
 import numpy as np
 import pytest
 
-from benchmarks.learning.bandit import ANSWER, LOOK, Bandit, by, estimator, measure
+from benchmarks.learning import bandit as bandit_module
+from benchmarks.learning.bandit import ANSWER, LOOK, Bandit, Regime, by, estimator, measure
 from rl.algorithm.advantages import Credit, group_advantages
 from rl.config.algorithm import AdvantageConfig
+from rl.trajectory import SegmentRewards
 
 G = 3
 SHRINK = 1 - 1 / G
@@ -68,9 +72,11 @@ def test_sd_grpo_pays_windows_for_themselves_and_answers_for_themselves(bandit):
 
 
 def test_segment_decoupling_scatters_less_in_either_segment():
-    rows = {(row.world, row.rules): row for row in measure(G)}
+    worlds = {"lucky answers": Bandit(options=2), "hard answers": Bandit(read_logit=-0.4)}
+    worlds |= {f"{share:.0%} wrong labels": Bandit(wrong_labels=share) for share in (0.0, 0.1, 0.3)}
+    rows = {(r.regime, r.rules): r for r in measure({name: Regime(world, G) for name, world in worlds.items()})}
 
-    for world in ("in agreement", "lucky answers", "hard answers", "wrong labels"):
+    for world in worlds:
         grpo, decoupled = rows[world, "grpo"], rows[world, "sd_grpo"]
         assert decoupled.look_noise < 0.9 * grpo.look_noise
         assert decoupled.answer_noise < grpo.answer_noise
@@ -88,13 +94,67 @@ def test_the_mean_and_variance_are_those_of_sampled_groups():
         sampling_G, reasoning_G = (group_advantages([getattr(o, r) for o in group]) for r in ("sampling", "reasoning"))
         gradients_ND.append(
             sum(
-                s * o.look_score_D + (r if o.called else s + r) * o.answer_score_D
+                s * sum(o.look_scores) + (r if o.called else s + r) * o.answer_score_D
                 for s, r, o in zip(sampling_G, reasoning_G, group, strict=True)
             )
             / 2
         )
     assert np.mean(gradients_ND, axis=0) == pytest.approx(exact.mean_D, abs=0.03)
     assert np.var(gradients_ND, axis=0) == pytest.approx(exact.variance_D, abs=0.03)
+
+
+TWICE = Bandit(looks=2, shows_evidence=(0.0, 1.0, 1.0))  # few outcomes
+FIRST_WINDOWS, AGAIN, SECOND_WINDOWS, READ_AFTER = slice(1, 4), 4, slice(5, 8), 8
+
+
+def gradient_of_call(bandit, number):
+    """Analytic gradient of the expected reward of the look of this number, by the tokens of that look."""
+    outcomes = [(share * o.probability, o) for share, found in bandit.task_kinds() for o in found]
+    return sum(p * o.calls[number] * o.look_scores[number] for p, o in outcomes if len(o.calls) > number)
+
+
+def test_each_call_climbs_its_own_reward():
+    found_D = mean_gradient(TWICE, calls="each")
+    again = 1 / (1 + np.exp(-TWICE.again_logit))
+    calling_twice = again / (1 + np.exp(-TWICE.call_logit))
+    both = [calling_twice**n * (1 - calling_twice) ** (G - n) * math.comb(G, n) * n * (1 - 1 / n) for n in (2, 3)]
+
+    assert found_D[FIRST_WINDOWS] == pytest.approx(SHRINK * gradient_of_call(TWICE, 0)[FIRST_WINDOWS], abs=1e-12)
+    # of n siblings that look twice each is compared with n, so 1 - 1/n of the gradient is left: n = 1, 2, 3
+    left = sum(both) / (G * calling_twice)
+    assert found_D[SECOND_WINDOWS] == pytest.approx(left * gradient_of_call(TWICE, 1)[SECOND_WINDOWS], abs=1e-12)
+    assert np.linalg.norm(found_D[SECOND_WINDOWS]) > 0.01
+
+
+def test_the_rewards_of_calls_say_nothing_about_calling_again():
+    def by_calls_alone(rewards_G, called_G):
+        silent_G = [SegmentRewards(one.sampling, 0.0, {}, one.calls) for one in rewards_G]
+        return by(AdvantageConfig(calls="each", scale="none"))(silent_G, called_G)
+
+    assert estimator(TWICE, by_calls_alone, G).mean_D[AGAIN] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_full_cross_credit_over_several_calls_is_unbiased_for_grpo_and_not_for_calls_together():
+    sampling_D, reasoning_D = TWICE.objective_gradients()
+
+    expected_D = SHRINK * (0.5 * sampling_D + 0.5 * reasoning_D)
+    assert mean_gradient(TWICE, method="grpo") == pytest.approx(expected_D, abs=1e-12)
+    # the turn that declines a second look earns R_reason alone: windows and reading are paid in full, asking is not
+    found_D = mean_gradient(TWICE, cross_credit=1.0)
+    others = [*range(*FIRST_WINDOWS.indices(9)), *range(*SECOND_WINDOWS.indices(9)), READ_AFTER]
+    assert found_D[others] == pytest.approx(SHRINK * (sampling_D + reasoning_D)[others], abs=1e-12)
+    assert abs(found_D[AGAIN] - SHRINK * (sampling_D + reasoning_D)[AGAIN]) > 0.01
+
+
+def test_where_groups_are_too_many_they_are_drawn(monkeypatch):
+    exact = estimator(Bandit(), by(AdvantageConfig()), 3)
+    monkeypatch.setattr(bandit_module, "MOST_GROUPS", 10)
+    monkeypatch.setattr(bandit_module, "SAMPLED_GROUPS", 4000)
+    drawn = estimator(Bandit(), by(AdvantageConfig()), 3)
+
+    assert not np.array_equal(drawn.mean_D, exact.mean_D)
+    assert drawn.mean_D == pytest.approx(exact.mean_D, abs=0.03)
+    assert drawn.variance_D == pytest.approx(exact.variance_D, abs=0.03)
 
 
 def silent(world):

@@ -17,7 +17,7 @@ from rl.algorithm.batch import (
 )
 from rl.algorithm.loss import LossTotals
 from rl.config.algorithm import AdvantageConfig
-from rl.trajectory import RewardFailure, StopReason
+from rl.trajectory import RewardFailure, SegmentRewards, StopReason
 from tests.remote_groups import remote_scored
 
 FAILED = RewardFailure("mine", "raised", "KeyError")
@@ -89,6 +89,26 @@ def test_credit_metrics(trajectory, scored_group):
         "advantage/sampling": pytest.approx(4 * 0.5 / 6),
         "advantage/reasoning": 0.0,
     }
+
+
+def test_cross_credit_is_told_where_there_is_any(trajectory, scored_group):
+    scored = remote_scored([scored_group([trajectory(1, 1), trajectory(1, 1)], [(1.0, 0.5), (0.0, 0.5)])])
+
+    assert credit_metrics(scored, AdvantageConfig(cross_credit=0.25))["advantage/cross_credit"] == 0.25
+    assert "advantage/cross_credit" not in credit_metrics(scored)
+
+
+def test_every_call_carries_its_own_credit(trajectory, scored_group):
+    first_was_better = SegmentRewards(0.5, 1.0, {}, (1.0, 0.0))
+    second_was_better = SegmentRewards(0.5, 1.0, {}, (0.0, 1.0))
+    scored = scored_group([trajectory((1, 2), 1), trajectory((2, 1), 1)], [first_was_better, second_was_better])
+
+    first, second = build_training_samples(scored, AdvantageConfig(calls="each"))
+
+    #                                         ctx  call 1     ctx  call 2          ctx  reasoning
+    assert first.advantages == pytest.approx([0.0, +1.0, 0.0, -1.0, -1.0, 0.0, 0.0], abs=1e-3)
+    assert second.advantages == pytest.approx([0.0, -1.0, -1.0, 0.0, +1.0, 0.0, 0.0], abs=1e-3)
+    assert all(sample.advantages == (0.0,) * 7 for sample in build_training_samples(scored))  # together: no difference
 
 
 def test_totals_count_what_is_learned_from(trajectory, scored_group):

@@ -112,7 +112,7 @@ def test_what_siblings_begin_with_stands_in_the_row_once(trajectory, scored_grou
 def test_an_empty_micro_batch_is_a_row_of_padding_without_a_gradient():
     batch = collate((), CountingProcessor())
 
-    assert batch.token_ids_R.tolist() == [PAD, PAD] and batch.num_samples == 0
+    assert batch.token_ids_R.tolist() == [PAD, PAD]
     assert not batch.loss_mask_BT.any()
     assert batch.videos == ()
 

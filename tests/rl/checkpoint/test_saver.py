@@ -39,7 +39,7 @@ class Learners:
 
 
 class Written:
-    """As PendingWrite of actors.learner."""
+    """As actors.pending_write.PendingWrite."""
 
     def __init__(self, future):
         self._future = future

@@ -236,7 +236,9 @@ def test_encode_stats_counts_every_mode_on_real_files(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert [(total["asked_fps"], total["mode"]) for total in report["totals"]] == [
-        (fps, mode) for fps in (2.0, 8.0) for mode in ("fixed2", "fixed6", "dynamic_literal", "dynamic_budget")
+        (fps, mode)
+        for fps in (2.0, 8.0)
+        for mode in ("fixed2", "fixed6", "dynamic_literal", "dynamic_budget", "dynamic_adaptive")
     ]
     assert report["skipped"][0]["path"].endswith("broken.mp4")
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 2 * 2 * 4
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 2 * 2 * 5

@@ -63,7 +63,7 @@ def test_config_lists_keys_as_tables_markdown_or_json():
     assert "max_model_len" in table and "2048" in table and "group_size" not in table
     assert "| `rollout.engine.max_model_len` | integer | `2048` | tokens |" in run("config", "--markdown").stdout
     sections = json.loads(run("config", "policy", "--json").stdout)["sections"]
-    assert [section["name"] for section in sections] == ["policy", "policy.tiny", "policy.scenes"]
+    assert [section["name"] for section in sections] == ["policy", "policy.tiny", "policy.scenes", "policy.lora"]
     assert "no section 'roll'; did you mean 'rollout'?" in str(run("config", "roll").exception)
 
 

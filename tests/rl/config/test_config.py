@@ -1,5 +1,6 @@
 """Configuration: strict keys, ranges with remedies, overrides on top."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,11 @@ def test_overrides_win_over_files_and_later_files_over_earlier_ones():
         ("rollout.num_workers=0", "rollout.num_workers must be >= 1, got 0"),
         ("rollout.call_timeout_s=0", "rollout.call_timeout_s must be > 0"),
         ("rollout.max_new_tokens=0", "rollout.max_new_tokens must be >= 1"),
+        ("retrieval.min_fps=11", r"min_fps must be between 0 and retrieval.max_fps \(10\), got 11"),
+        ("cold_start.looks=2", "cold_start.looks=2 teaches more looks than retrieval.max_calls=1 grants"),
+        ("cold_start.looks=0", "cold_start.looks must be >= 1, got 0"),
+        ("rewards.window.calls=median", "rewards.*.calls must be one of"),
+        ("rewards.answer.calls=sum", "is of sampling terms"),
         ("scoring.num_workers=0", "scoring.num_workers must be >= 1"),
         ("scoring.timeout_s=0", "scoring.timeout_s must be > 0"),
         ("scoring.max_failed_share=1.5", r"max_failed_share must be in \[0, 1\], got 1.5"),
@@ -174,8 +180,9 @@ def test_the_resolved_configuration_loads_back_to_the_same(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_configuration_we_ship_is_valid(path):
-    overlay = "# Overlay:" in path.read_text()
-    assert load_config([QUICKSTART, path] if overlay else [path])
+    over = re.match(r"# Overlay(?: of configs/(\S+))?:", path.read_text())  # of the quickstart, if it names none
+    below = [CONFIGS / (over[1] or QUICKSTART.name)] if over else []
+    assert load_config([*below, path])
 
 
 def test_every_knob_has_a_default_so_that_a_run_needs_only_rewards(tmp_path):
@@ -188,3 +195,20 @@ def test_every_knob_has_a_default_so_that_a_run_needs_only_rewards(tmp_path):
 def test_relative_folders_can_be_anchored_and_absolute_ones_stay(tmp_path):
     config = anchored(load("output_dir=runs", "cache_dir=/elsewhere"), tmp_path)
     assert config.output_dir == str(tmp_path / "runs") and config.cache_dir == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("lora", "told"),
+    [
+        ("{rank: -1}", r"policy\.lora\.rank must be >= 0"),
+        ("{rank: 4, targets: []}", r"policy\.lora\.targets is empty; policy\.lora\.rank=0 turns LoRA off"),
+        ("{rank: 4, targets: [query]}", r"policy\.lora\.targets must be one of down_proj, .*visual\.qkv.*got 'query'"),
+        ("{rank: 4, full: [norm]}", r"policy\.lora\.full must be one of embed_tokens, lm_head, merger, got 'norm'"),
+        ("{rank: 4, targets: [visual.qkv]}", r"freeze_vision=true, .*train the tower \(visual\.qkv\): leave them out"),
+    ],
+)
+def test_updates_that_cannot_be_trained_are_refused(lora, told, tmp_path):
+    overlay = tmp_path / "lora.yaml"
+    overlay.write_text(f"policy: {{lora: {lora}}}\nlearner: {{freeze_vision: true}}\n")
+    with pytest.raises(ConfigError, match=told):
+        load_config([QUICKSTART, overlay])

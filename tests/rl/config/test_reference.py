@@ -47,7 +47,8 @@ def test_type_default_and_unit_are_those_of_the_schema(name, row):
 
 
 def test_a_section_comes_with_the_sections_in_it():
-    assert [section.name for section in configuration_reference("policy")] == ["policy", "policy.tiny", "policy.scenes"]
+    sections = ["policy", "policy.tiny", "policy.scenes", "policy.lora"]
+    assert [section.name for section in configuration_reference("policy")] == sections
     assert [section.name for section in configuration_reference("rollout.engine")] == ["rollout.engine"]
     assert [section.name for section in configuration_reference("rewards")] == ["rewards.*"]
     assert configuration_reference("roll") == []

@@ -77,6 +77,12 @@ def test_what_a_run_of_0_3_0_has_stored_is_read_under_the_names_of_today(tmp_pat
     assert load_config([path]).video.coarse.max_visual_tokens == 512
 
 
+@pytest.mark.parametrize(("stored", "today"), [(True, "all"), (False, "none"), ("vision", "vision")])
+def test_what_was_true_or_false_is_read_as_what_these_stand_for(stored, today):
+    settings = stored_settings(yaml.safe_dump({"learner": {"activation_checkpointing": stored}}), "RUN/config.yaml")
+    assert settings == {"learner": {"activation_checkpointing": today}}
+
+
 def test_settings_of_today_are_translated_to_themselves(tmp_path):
     path = tmp_path / "new.yaml"
     path.write_text("rewards: {answer: {fn: answer}}\n")

@@ -169,6 +169,30 @@ def test_truth_has_the_words_of_yaml(written, value, load):
         load("resume_changed: maybe")
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("true", "all"), ("False", "none"), ("on", "all"), ("0", "none"), ("language", "language"), ("auto", "auto")],
+)
+def test_a_key_that_was_true_or_false_is_read_as_what_these_stand_for(written, value, load):
+    assert load(f"learner: {{activation_checkpointing: {written}}}").learner.activation_checkpointing == value
+    assert load("", f"learner.activation_checkpointing={written}").learner.activation_checkpointing == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("tower", r"activation_checkpointing must be one of all, auto, language, none, vision, got 'tower'"),
+        ("'true'", r"must be one of .*, got 'true'"),  # a text, not a truth value
+        ("vision, freeze_vision: true", r"vision recomputes nothing with learner\.freeze_vision=true.* set language"),
+    ],
+)
+def test_what_cannot_be_recomputed_is_refused_with_what_can(setting, told, load):
+    with pytest.raises(ConfigError, match=told):
+        load(f"learner: {{activation_checkpointing: {setting}}}")
+    with pytest.raises(ConfigError, match=r"vision recomputes nothing with policy\.lora\.targets .* set language"):
+        load("", "policy.lora.rank=8", "learner.activation_checkpointing=vision")
+
+
 def test_arguments_of_a_reward_are_what_they_look_like_and_nothing_ambiguous(load):
     args = "{a: 1, b: 1.10, c: on, d: '007', e: null, f: [x, 1e3], h: {1: x, yes: 1, 1.10: 2, '007': 3}}"
     config = load("", f"rewards.mine={{fn: answer, args: {args}}}")

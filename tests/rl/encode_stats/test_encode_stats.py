@@ -36,7 +36,7 @@ from rl.encode_stats.rows import (
 from rl.encode_stats.tables import print_report
 from rl.encode_stats.vision_config import TINY
 from rl.policy.policy_folder import flexivideo_section
-from rl.policy.tiny import vision_section
+from rl.policy.tiny import build_tiny_policy, vision_section
 from tests.envs.setting import write_clip
 
 pytestmark = pytest.mark.thorough
@@ -302,4 +302,14 @@ def test_a_checkpoints_own_tower_is_taken_from_its_folder(tmp_path, decoding_her
         for geometry in ("tiny", str(tmp_path))
     )
     assert own.vision_parameters > 2 * tiny.vision_parameters and all(r.encoder for r in own.rows)
-    assert all(o.flops > 2 * t.flops for o, t in zip(own.rows, tiny.rows, strict=True))
+    assert all(o.flops > 2 * t.flops for o, t in zip(own.rows, tiny.rows, strict=False))
+    assert [r.block.mode for r in own.rows] == [*MODES, "policy"]  # as the folder says that clips are cut
+
+
+def test_a_policy_that_compares_features_is_measured_with_its_own(tmp_path, decoding_here):
+    clip = write_clip(tmp_path / "grey.mp4", seconds=1.0, size=56)
+    policy = build_tiny_policy(TinyPolicyConfig(), ScenesConfig(difference="features"), tmp_path / "policy", seed=0)
+    found = encode_stats([clip], [8.0], str(policy), EncodeLimits(), Console(quiet=True), repeats=1)
+    seconds = {r.block.mode: r.segment_s.median for r in found.rows}
+    assert seconds["policy"] > seconds["dynamic_literal"]
+    assert as_dict(found)["modes"]["policy"]["difference"] == "features"

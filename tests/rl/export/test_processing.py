@@ -1,6 +1,6 @@
 """The exported processor, in this process: its prompts are those of training, and videos come in every form."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,13 +12,16 @@ from transformers.video_utils import VideoMetadata
 from envs.prompts import initial_prompt, refusal_note
 from envs.retrieval import frame_times
 from envs.synthetic.clip import write_mp4
-from rl.export.folder import geometry_section
+from rl.config.policy import TinyPolicyConfig
+from rl.export.folder import geometry_section, write_export
 from rl.export.processing import FlexiVideoProcessor
 from rl.export.video_tensors import VIDEO_TENSORS, from_tensors, to_tensors
 from rl.policy.given_frames import resized
 from rl.policy.processor import Processor
+from rl.policy.tiny import build_tiny_policy
 from rl.trajectory import MalformedCall, RetrievalCall
-from tests.rl.export.conftest import EPISODE, FORM, SCENES
+from tests.hub_cache import NAME, put_in_cache
+from tests.rl.export.conftest import EPISODE, FORM, SCENES, TINY
 
 QUESTION = "Which colour? <|video_pad|>"
 CALL = "<span>0.50 - 2.00</span><fps>2</fps>"
@@ -121,6 +124,17 @@ def test_rows_of_a_batch_are_padded_where_asked_and_stand_where_they_stand_alone
             assert torch.equal(batch["input_ids"][row, kept], single["input_ids"][0])
             assert torch.equal(batch["position_ids"][:, row, kept], single["position_ids"][:, 0])
         assert batch["attention_mask"][1, 0 if side == "right" else -1] == 1 and len(batch["shapes"]) == 2
+
+
+def test_features_that_cut_scenes_come_along_from_a_folder_and_from_the_hub(family, clip, tmp_path, monkeypatch):
+    scenes = replace(SCENES, difference="features")
+    build_tiny_policy(TinyPolicyConfig(family=family.model_type, **TINY), scenes, tmp_path / "policy", seed=5)
+    write_export(tmp_path / "policy", tmp_path / "exported", EPISODE, "# card\n")
+    put_in_cache(tmp_path / "exported", tmp_path / "hub", monkeypatch)
+    video = (clip[0], {"times_s": clip[1]})
+    for name in (tmp_path / "exported", str(tmp_path / "exported"), NAME):
+        inputs = FlexiVideoProcessor.from_pretrained(name).ask("Which?", video)
+        assert inputs["scene_lengths"].tolist() == [3, 4]
 
 
 REFUSED = {

@@ -16,7 +16,7 @@ from rl.checkpoint.store import CheckpointStore
 from rl.cli.main import app
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.fault_injection.compared_runs import Kill, Killed, RunProcess, VerificationError, proof_config
+from rl.fault_injection.compared_runs import Kill, Killed, RunProcess, Runs, VerificationError, proof_config
 from rl.fault_injection.verify_resume import ComparedStep, Proof, compare, print_proof, verify_resume
 from rl.run.console.stages import counted_stage
 from rl.tracking.fingerprint import STAGES
@@ -86,6 +86,24 @@ def test_the_runs_of_a_proof_are_the_configured_one_made_deterministic(tmp_path)
     assert (declared.trainer.steps, declared.trainer.save_every, declared.resume) == (4, 2, "auto")
     for kept in ("seed", "policy", "data", "algorithm", "learner", "rewards", "cache_dir"):
         assert getattr(declared, kept) == getattr(CONFIG, kept)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [([], "finetune"), (["rewards.answer.fn=answer"], "train")],
+)
+def test_a_configuration_without_rewards_is_fine_tuned(monkeypatch, tmp_path, overrides, command):
+    launched = []
+
+    def launch(settings, output, asked):
+        launched.append((asked, load_config([settings]).finetune.sources["clips"].path))
+        raise FileNotFoundError
+
+    monkeypatch.setattr("rl.fault_injection.compared_runs.launched", launch)
+    config = load_config([], ["finetune.sources.clips.path=/rows.json", *overrides])
+    with pytest.raises(FileNotFoundError):
+        Runs(config, tmp_path, total_steps=2, console=Console(quiet=True)).straight()
+    assert launched == [(command, "/rows.json")]
 
 
 STEPS = """

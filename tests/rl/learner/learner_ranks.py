@@ -25,8 +25,9 @@ from rl.algorithm.learner_batch import collate
 from rl.algorithm.loss import policy_loss, token_weights
 from rl.config.algorithm import AlgorithmConfig, LossConfig
 from rl.config.learner import LearnerConfig, OptimizerConfig
-from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.config.policy import LoraConfig, PolicyConfig, ScenesConfig
 from rl.learner.learner import Learner
+from rl.policy.lora import add_lora
 from rl.policy.model import freeze_vision, load_policy
 from rl.policy.processor import Processor
 from rl.policy.profiler import Profiler
@@ -165,10 +166,10 @@ class Rank:
         self.mine = share_of(self.batch, self.rank, self.world)
         return self
 
-    def learner(self, *, stage=1, micro_batch=2, dtype="float32", loss=None, optimizer=None, **options):
+    def learner(self, *, stage=1, micro_batch=2, dtype="float32", loss=None, optimizer=None, lora=None, **options):
         return Learner(
             self.policy_dir,
-            policy=PolicyConfig(dtype=dtype),
+            policy=PolicyConfig(dtype=dtype, lora=LoraConfig(**(lora or {}))),
             learner=LearnerConfig(
                 zero_stage=stage, micro_batch=micro_batch, optimizer=replace(OPTIMIZER, **(optimizer or {})), **options
             ),
@@ -180,13 +181,15 @@ class Rank:
             master_port=self.port,
         )
 
-    def plain(self, *, steps=3, frozen=False, loss=None):
+    def plain(self, *, steps=3, frozen=False, loss=None, lora=None):
         """The oracle: the whole batch in one forward pass, torch and nothing else."""
         torch.manual_seed(0)
         options = replace(LOSS, **(loss or {}))
         model = load_policy(self.policy_dir, ScenesConfig())
         if frozen:
             freeze_vision(model)
+        if lora:
+            add_lora(model, LoraConfig(**lora), seed=0)
         trained = [p for p in model.parameters() if p.requires_grad]
         adamw = torch.optim.AdamW(
             [
@@ -338,6 +341,8 @@ class Rank:
         away.mkdir(exist_ok=True)
         learner.capture().write(away)
         learner.reload()
+        learner.offload(states=False)  # where a GPU has room for them
+        learner.reload()
         learner.update(self.mine)
         again = learner.digest(), learner.optimizer_digest()
         self._end(learner)
@@ -407,11 +412,12 @@ class Rank:
         return {"loss": metrics["loss/surrogate"], "moved": weights_of(learner)}
 
     def supervised(self, *, steps, **options):
-        """Supervised steps on the batch; the loss of each."""
+        """Supervised steps on the batch; the loss of each, and of each sample before them."""
         learner = self.learner(optimizer={"lr": 3e-3, "max_grad_norm": 1.0}, **options)
+        before = learner.losses(self.mine)
         losses = [learner.supervise(self.mine)["loss/nll"] for _ in range(steps)]
         self._end(learner)
-        return losses
+        return {"steps": losses, "before": before}
 
     def exported(self, folder, **options):
         """Log-probs of the policy in training, and of the folder it was exported to."""

@@ -75,6 +75,16 @@ def test_more_than_the_budget_is_never_kept_even_alone():
     assert cache.get(b"large") is None and cache.get(b"small") is not None and cache.num_bytes == BYTES
 
 
+def test_pinned_memory_counts_as_the_powers_of_two_that_torch_takes():
+    features = (torch.zeros(5), torch.zeros(4))  # 20 and 16 bytes
+    for pinned, taken in ((False, 36), (True, 48)):
+        cache = FeatureCache(taken, pinned=pinned)
+        cache.put(b"first", features)
+        assert cache.num_bytes == taken
+        cache.put(b"second", features)
+        assert cache.get(b"first") is None and cache.num_bytes == taken
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -240,9 +240,9 @@ def relative_error(found, exact):
     return float(np.sqrt(wrong / whole))
 
 
-@pytest.mark.parametrize(("stage", "policy"), [(1, QWEN2_5), (3, QWEN3)])
-def test_activation_checkpointing_changes_nothing(world_of, plain_of, stage, policy):
-    learned = world_of(2)("update", stage=stage, activation_checkpointing=True, steps=1, policy=policy)
+@pytest.mark.parametrize(("stage", "policy", "parts"), [(1, QWEN2_5, "vision"), (3, QWEN3, "all")])
+def test_activation_checkpointing_changes_nothing(world_of, plain_of, stage, policy, parts):
+    learned = world_of(2)("update", stage=stage, activation_checkpointing=parts, steps=1, policy=policy)
     assert deviation(learned["gradients"], plain_of(policy)["gradients"]) < 1e-5
 
 
@@ -289,12 +289,13 @@ def test_blocks_that_micro_batches_have_in_common_are_encoded_once_and_learn_the
     assert apart["metrics"]["loss/surrogate"] == pytest.approx(together["metrics"]["loss/surrogate"], rel=1e-5)
 
 
-@pytest.mark.parametrize("policy", [QWEN2_5, QWEN3])
-def test_they_learn_the_same_where_activations_are_recomputed(world_of, policy):
-    options = {"stage": 2, "policy": policy, "activation_checkpointing": True}
+@pytest.mark.parametrize(("policy", "parts", "passes"), [(QWEN2_5, "language", 9 / 9), (QWEN3, "all", 11 / 9)])
+def test_they_learn_the_same_where_activations_are_recomputed(world_of, policy, parts, passes):
+    """Their graph is kept where the tower is not recomputed: two blocks are encoded again for it otherwise."""
+    options = {"stage": 2, "policy": policy, "activation_checkpointing": parts}
     apart, together = world_of(2)("together", micro_batches=(1, 8), **options)
     assert deviation(apart["gradients"], together["gradients"]) < 1e-6
-    assert apart["metrics"]["update/tower_passes_per_block"] == pytest.approx(11 / 9)
+    assert apart["metrics"]["update/tower_passes_per_block"] == pytest.approx(passes)
 
 
 def test_parity_is_measured_before_the_policy_moves(world_of):
@@ -602,6 +603,72 @@ def test_the_exported_policy_is_the_policy_in_training(world_of, tmp_path, stage
 
 
 def test_supervision_lowers_the_loss_of_what_it_shows(world_of):
-    losses = world_of(1)("supervised", steps=25, policy=QWEN3)
+    found = world_of(1)("supervised", steps=25, policy=QWEN3)
+    losses = found["steps"]
     assert losses[0] == pytest.approx(np.log(600), abs=0.3)  # knows nothing yet
     assert losses[-1] < 0.5 * losses[0]
+    nll, tokens = (sum(column) for column in zip(*found["before"], strict=True))  # what an evaluation reads
+    assert nll / tokens == pytest.approx(losses[0], abs=1e-5)
+
+
+LORA = {"rank": 4, "alpha": 16.0}
+LORA_EVERYWHERE = {
+    **LORA,
+    "targets": ["q_proj", "down_proj", "visual.qkv", "visual.proj"],
+    "full": ["merger", "lm_head"],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "world", "policy", "lora"),
+    [
+        (0, 2, QWEN2_5, LORA),
+        (1, 1, QWEN3, LORA_EVERYWHERE),
+        (2, 2, QWEN2_5, LORA_EVERYWHERE),
+        (3, 2, QWEN3 + TIED, LORA),
+    ],
+)
+def test_low_rank_updates_learn_what_peft_learns_in_plain_pytorch(world_of, stage, world, policy, lora):
+    plain = world_of(1)("plain", lora=lora, policy=policy)
+    learned = world_of(world)("update", stage=stage, lora=lora, policy=policy)
+
+    assert deviation(learned["gradients"], plain["gradients"]) < 1e-5
+    assert furthest(learned["logprobs"], plain["logprobs"]) < 1e-4
+    projections = {name.rpartition(".")[0].rpartition(".")[2] for name in learned["moved"]}
+    assert projections >= ({"q_proj", "down_proj", "qkv"} if lora is LORA_EVERYWHERE else {"q_proj", "o_proj"})
+    assert not any("lora" in name or "base_layer" in name for name in learned["moved"])
+    assert not any("embed_tokens" in name or "norm" in name for name in learned["moved"] if "merger" not in name)
+
+
+@pytest.mark.parametrize(("stage", "policy"), [(1, QWEN2_5), (3, QWEN3)])
+def test_what_is_exported_has_its_updates_in_its_weights(world_of, tmp_path, stage, policy):
+    found = world_of(2)("exported", folder=tmp_path, stage=stage, policy=policy, lora=LORA_EVERYWHERE)
+    assert furthest(found["inside"], found["outside"]) < 2e-5
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_low_rank_updates_resume_bit_for_bit(world_of, tmp_path, stage):
+    found = world_of(2)("resumed", folder=tmp_path, stage=stage, lora=LORA)
+    assert found["resumed"] == found["straight"] != found["fresh"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "lora"),
+    [
+        pytest.param(1, LORA, id="the policy without its updates"),
+        pytest.param(3, LORA, id="the same, cut up"),
+        pytest.param(3, LORA_EVERYWHERE, id="a policy beside it"),
+    ],
+)
+def test_the_reference_of_low_rank_updates_is_the_policy_before_them(world_of, stage, lora):
+    first, second = world_of(2)("update", stage=stage, loss={"kl_beta": 0.1}, steps=2, lora=lora)["metrics"]
+    assert first["loss/kl"] == pytest.approx(0, abs=1e-7)
+    assert second["loss/kl"] > 1e-6
+
+
+def test_products_that_a_policy_does_not_have_are_named(world_of):
+    lora = {**LORA, "targets": ["visual.linear_fc1"]}  # of the other family
+    with pytest.raises(
+        AssertionError, match=r"policy\.lora\.targets: this policy has no visual\.linear_fc1; .*visual\.qkv"
+    ):
+        world_of(1)("update", lora=lora)

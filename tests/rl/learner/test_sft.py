@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.learner.sft import batches, run_cold_start, supervised_sample
+from rl.learner.sft import batches, run_sft, supervised_sample
 
 
 class Recorder:
@@ -38,34 +38,33 @@ def test_the_order_follows_from_the_seed_alone():
 
 def test_every_sample_is_learned_from_and_first_and_last_loss_are_reported():
     trainer, reported = Recorder(), []
-    report = run_cold_start(
+    report = run_sft(
         trainer,
         samples_from("abcdef"),
         num_samples=6,
         steps=3,
         batch_size=2,
         seed=0,
-        progress=lambda step, metrics: reported.append((step, metrics)),
+        after_step=lambda step, metrics: reported.append((step, metrics)),
     )
     assert sorted(letter for batch in trainer.seen for letter in batch) == list("abcdef")
     assert [step for step, _ in reported] == [1, 2, 3]
-    assert (report["cold_start/nll_first"], report["cold_start/nll_last"]) == (4.0, 1.0)
-    assert (report["cold_start/samples"], report["cold_start/steps"]) == (6.0, 3.0)
+    assert (report.first, report.last) == (4.0, 1.0)
 
 
 @given(st.integers(0, 5))
 def test_a_stage_that_goes_on_sees_the_batches_that_are_left_and_no_others(first):
     def seen(first):
         trainer = Recorder()
-        run_cold_start(trainer, samples_from("abcdefg"), num_samples=7, steps=6, batch_size=4, seed=3, first=first)
+        run_sft(trainer, samples_from("abcdefg"), num_samples=7, steps=6, batch_size=4, seed=3, first=first)
         return trainer.seen
 
     assert seen(first) == seen(0)[first:]
 
 
 def test_training_without_samples_is_refused():
-    with pytest.raises(ValueError, match="cold start needs samples"):
-        run_cold_start(Recorder(), samples_from(""), num_samples=0, steps=3, batch_size=2, seed=0)
+    with pytest.raises(ValueError, match="supervision needs samples"):
+        run_sft(Recorder(), samples_from(""), num_samples=0, steps=3, batch_size=2, seed=0)
 
 
 def test_of_a_trace_its_completions_are_learned_and_inserted_frames_are_not(trajectory, block, scored_group):

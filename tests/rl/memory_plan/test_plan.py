@@ -9,9 +9,11 @@ from rl.config.file import load_config
 from rl.learner.settings import deepspeed_settings
 from rl.memory_plan.engine import with_sequences
 from rl.memory_plan.learner import learner_memory
+from rl.memory_plan.links import link_memory
 from rl.memory_plan.plan import Hardware, memory_plan
-from rl.memory_plan.record import GIB, Item, MemoryPlan, Place
+from rl.memory_plan.record import GIB, GivenUp, Item, MemoryPlan, Place
 from rl.memory_plan.remedies import remedies
+from rl.memory_plan.trajectory import longest_trajectory, micro_batch, packed_values, shared_graph
 from rl.policy.sizes import BY_NAME
 from rl.policy.stock.hub_files import model_config
 from rl.policy.structure import read_structure, tiny_structure
@@ -49,7 +51,8 @@ def test_every_shipped_configuration_fits_the_gpus_it_names(name, size):
 def test_an_engine_fills_its_share_and_leaves_the_rest_to_the_kv_cache():
     config = shipped("sd_grpo_qwen2_5_vl_3b")
     engine = memory_plan(config, shapes("qwen2_5_vl", "3b"), LARGE).places[0]
-    assert engine.num_bytes == pytest.approx(0.85 * 80 * GIB)
+    link = next(item for item in engine.items if item.name == "engine: buffers of the link to learners")
+    assert engine.num_bytes - link.num_bytes == pytest.approx(0.85 * 80 * GIB)
     assert engine.largest.name == "engine: KV cache"
 
 
@@ -83,14 +86,40 @@ def test_a_number_that_is_given_stands():
     assert with_sequences(config, shapes("qwen2_5_vl", "3b"), 2, 80) is config
 
 
+SHARED = ("placement.rollout_gpus=0.5", "placement.learner_gpus=0.5", "rollout.engine.gpu_memory_utilization=0.4")
+
+
+def shared(how, hardware):
+    config = shipped("sd_grpo_qwen2_5_vl_3b", *SHARED, f"placement.share_gpus={how}")
+    return memory_plan(config, shapes("qwen2_5_vl", "3b"), hardware)
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "node_gib", "given_up"),
+    [
+        (80, 1000, GivenUp(states=False)),  # an engine, its KV cache and the learner's states beside each other: 57 GiB
+        (42, 1000, GivenUp(states=True)),  # 42 GiB are too many
+        (80, 135, GivenUp(states=False, weights=True)),  # 143 GiB with the weights of sleeping engines, 129 without
+        (0, 1000, GivenUp(states=True)),  # a GPU that nobody has named
+        (0, None, GivenUp(states=True)),
+    ],
+)
+def test_who_takes_turns_on_a_gpu_gives_up_as_little_as_there_is_room_for(gpu_gib, node_gib, given_up):
+    hardware = Hardware(gpu_gib=gpu_gib, node_bytes=node_gib and node_gib * GIB)
+    plan = shared("turns", hardware)
+    assert plan.fits and plan.given_up == given_up
+    assert shared("split", hardware).given_up is None
+    on_host = {
+        "weights of engines that sleep": not given_up.weights,
+        "masters and moments while engines": given_up.states,
+    }
+    for name, is_there in on_host.items():
+        assert any(item.name.startswith(name) for item in plan.places[-1].items) is is_there
+
+
 def test_who_takes_turns_on_a_gpu_is_counted_one_after_the_other():
-    shared = ("placement.rollout_gpus=0.5", "placement.learner_gpus=0.5", "rollout.engine.gpu_memory_utilization=0.4")
-
-    def planned(how):
-        config = shipped("sd_grpo_qwen2_5_vl_3b", *shared, f"placement.share_gpus={how}")
-        return memory_plan(config, shapes("qwen2_5_vl", "3b"), LARGE)
-
-    (split, *_, split_node), (turns, *_, node) = planned("split").places, planned("turns").places
+    small = replace(LARGE, gpu_gib=42)
+    (split, *_, split_node), (turns, *_, node) = (shared(how, small).places for how in ("split", "turns"))
     assert turns.num_bytes < split.num_bytes  # one of them at a time
     assert not {"engine: KV cache", "learner: masters and moments"} <= {item.name for item in turns.items}
     left = {"weights of engines that sleep", "masters and moments while engines sample"}
@@ -109,7 +138,7 @@ def test_an_engine_that_cannot_hold_one_trajectory_is_refused():
     ("setting", "rises"),
     [
         ("learner.zero_stage=1", True),
-        ("learner.activation_checkpointing=false", True),
+        ("learner.activation_checkpointing=none", True),
         ("learner.micro_tokens=49152", True),
         ("learner.sequence_parallel=2", False),
         ("policy.dtype=float32", True),
@@ -151,17 +180,107 @@ def test_kept_features_of_a_frozen_tower_are_in_main_memory(freeze, kept):
     assert found.get("features of the frozen vision tower", 0) == kept
 
 
-@pytest.mark.parametrize(("micro_batch", "times"), [(8, 1), (4, 2)])
-def test_blocks_that_micro_batches_have_in_common_keep_their_graph(micro_batch, times):
-    def tower(*settings):
-        common = ("learner.freeze_vision=false", "learner.micro_tokens=0", f"learner.micro_batch={micro_batch}")
-        config = shipped("sd_grpo_qwen2_5_vl_3b", "rollout.group_size=8", *common, *settings)
-        settings = deepspeed_settings(config.learner, "bfloat16", 1, on_cuda=True)
-        return learner_memory(config, shapes("qwen2_5_vl", "3b"), settings, cuda=True).activations.tower
+TRAINED = ("learner.freeze_vision=false", "learner.micro_tokens=0", "learner.activation_checkpointing=language")
+LOOKLESS = ("retrieval.max_calls=0",)
 
-    kept = tower("learner.activation_checkpointing=false", "learner.zero_stage=2")
-    gathered = tower("learner.activation_checkpointing=false", "learner.zero_stage=3")
-    assert kept == times * gathered
+
+def trained_tower(*settings):
+    """A learner of the 3B on six ranks, groups of eight; and its longest trajectory."""
+    config, structure = shipped("sd_grpo_qwen2_5_vl_3b", *TRAINED, *settings), shapes("qwen2_5_vl", "3b")
+    options = deepspeed_settings(config.learner, "bfloat16", 1, on_cuda=True)
+    return learner_memory(config, structure, options, cuda=True), longest_trajectory(config, structure.tower)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "met", "kept"),
+    [
+        (("learner.micro_batch=8",), 8, 1, 1),  # a micro-batch has a whole group, and nothing in common with another
+        (("learner.micro_batch=4",), 4, 1, 6),  # all six groups are cut, and their coarse frames kept to the end
+        (("learner.micro_batch=4", "rollout.tasks_per_step=6"), 4, 1, 1),
+        (("learner.micro_batch=4", *LOOKLESS), 4, 1, 0),  # of six groups more than a micro-batch shows: encoded again
+        (("learner.micro_batch=4", "learner.activation_checkpointing=all"), 4, 1, 0),
+        (("learner.micro_batch=4", "learner.zero_stage=3"), 4, 1, 0),
+        (("learner.micro_batch=8", "learner.shared_prefix=off"), 8, 6, 6),  # filled by length: any group may be met
+        (("learner.micro_batch=4", "learner.freeze_vision=true"), 4, 1, 1),
+    ],
+)
+def test_blocks_that_micro_batches_have_in_common_keep_their_graph(settings, rows, met, kept):
+    config, tower = shipped("sd_grpo_qwen2_5_vl_3b", *TRAINED, *settings), shapes("qwen2_5_vl", "3b").tower
+    longest = longest_trajectory(config, tower)
+    looks, coarse = rows * longest.look_values, longest.coarse_values
+    assert shared_graph(config, longest) == pytest.approx((looks + kept * coarse) / (looks + met * coarse))
+    assert micro_batch(config, longest).frames_values == looks + met * coarse
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups"),
+    [
+        (("learner.micro_batch=8",), 0),
+        (("learner.micro_batch=4",), 6),
+        (("learner.micro_batch=4", "learner.updates_per_step=2"), 3),
+        (("learner.micro_batch=8", "learner.shared_prefix=off"), 6),
+        (("learner.micro_batch=4", "learner.freeze_vision=true"), 0),  # its features are constant
+        (("learner.micro_batch=4", "learner.sequence_parallel=2"), 0),
+    ],
+)
+def test_tokens_of_blocks_in_common_and_their_gradients_are_there_until_the_step_ends(settings, groups):
+    learner, longest = trained_tower(*settings)
+    coarse = longest.coarse_values / (longest.coarse_values + longest.look_values) * longest.visual_tokens
+    assert learner.shared_videos == pytest.approx(groups * coarse * 2048 * (4 + 4 + 2), rel=1e-3)
+    for moment in (learner.backward(), learner.stepping()):
+        named = {item.name: item.num_bytes for item in moment}
+        assert named.get("tokens of videos that micro-batches share", 0) == learner.shared_videos
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sender", "receiver"),
+    [
+        ("sd_grpo_qwen2_5_vl_3b", (), True, True),  # nccl
+        ("sd_grpo_qwen2_5_vl_3b", ("weight_sync.transport=object_store",), False, False),
+        (
+            "sd_grpo_qwen2_5_vl_3b",
+            ("placement.rollout_gpus=0.4", "placement.learner_gpus=0.6", "rollout.engine.gpu_memory_utilization=0.3"),
+            True,
+            False,  # ipc: receivers read where the sender's lie
+        ),
+    ],
+)
+def test_links_take_two_buffers_on_each_side_that_has_its_own(name, settings, sender, receiver):
+    config = shipped(name, *settings)
+    places = memory_plan(config, shapes(*SHIPPED[name]), LARGE).places
+    items = {item.name: item.num_bytes for place in places for item in place.items}
+    embeddings, largest = 151_936 * 2048 * 2, (4 * 1280) ** 2 * 2  # tied: one of the two is the largest parameter
+    buffers = 2 * config.weight_sync.bucket_bytes + embeddings + largest
+    assert items.get("learner: buffers of the link to engines", 0) == sender * buffers
+    assert items.get("engine: buffers of the link to learners", 0) == receiver * buffers
+
+
+def test_a_head_with_weights_of_its_own_fills_the_other_buffer():
+    config = shipped("sd_grpo_qwen3_vl_8b")
+    bucket, embeddings = config.weight_sync.bucket_bytes, 151_936 * 4096 * 2
+    assert link_memory(config, shapes("qwen3_vl", "8b"), 2).receiver == 2 * (bucket + embeddings)
+
+
+def test_micro_batches_on_their_way_to_a_gpu_are_pinned_in_powers_of_two():
+    def packed(name):
+        config = shipped(name)
+        places = memory_plan(config, shapes("qwen2_5_vl", "3b"), LARGE).places
+        tower, ranks = shapes("qwen2_5_vl", "3b").tower, config.learner.num_ranks
+        values = ranks * packed_values(config, longest_trajectory(config, tower))
+        return {item.name: item.num_bytes for item in places[-1].items}["packed micro-batches"] / values
+
+    assert (packed("sd_grpo_qwen2_5_vl_3b"), packed("quickstart")) == (2, 1)
+
+
+@pytest.mark.parametrize(("transport", "buffers"), [("object_store", 0), ("gloo", 1 + 2), ("ipc", 2)])
+def test_between_cpus_buffers_are_in_main_memory(transport, buffers):
+    """Of two ranks and two engines: gloo has one sender, shared memory one beside each engine."""
+    config = shipped("quickstart", f"weight_sync.transport={transport}", "rollout.num_workers=2")
+    structure = tiny_structure(config.policy)
+    (node,) = memory_plan(config, structure, LARGE).places
+    found = {item.name: item.num_bytes for item in node.items}
+    each = link_memory(config, structure, 4).sender
+    assert found.get("buffers of links to engines", 0) == buffers * each and (each > 0) == (buffers > 0)
 
 
 def test_the_fullest_node_of_a_cluster_counts():
@@ -175,7 +294,7 @@ def test_the_fullest_node_of_a_cluster_counts():
 
 
 def test_the_settings_that_help_are_tried_and_the_best_come_first():
-    config = shipped("sd_grpo_qwen2_5_vl_3b", "learner.activation_checkpointing=false", "learner.zero_stage=1")
+    config = shipped("sd_grpo_qwen2_5_vl_3b", "learner.activation_checkpointing=none", "learner.zero_stage=1")
     small = replace(LARGE, gpu_gib=48)
 
     def make_plan(changed):
@@ -184,7 +303,7 @@ def test_the_settings_that_help_are_tried_and_the_best_come_first():
     plan = make_plan(config)
     found = remedies(config, plan, make_plan)
     assert not plan.fits
-    assert str(found[0]).startswith("learner.activation_checkpointing=true saves ")
+    assert str(found[0]).startswith("learner.activation_checkpointing=language saves ")
     assert [remedy.saved for remedy in found] == sorted((remedy.saved for remedy in found), reverse=True)
     tried = make_plan(shipped("sd_grpo_qwen2_5_vl_3b", "learner.zero_stage=1"))
     assert found[0].fits is tried.fits

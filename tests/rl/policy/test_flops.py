@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rl.config.policy import PolicyConfig, ScenesConfig
+from rl.config.policy import LoraConfig, PolicyConfig, ScenesConfig
 from rl.policy.configuration import own_configuration
 from rl.policy.flops import VideoShape, Workload, language_flops, tower_flops, training_flops
+from rl.policy.lora import add_lora
 from rl.policy.model import freeze_vision, policy_class
 from rl.policy.policy_folder import flexivideo_section
 from rl.policy.sizes import BY_NAME
@@ -77,19 +78,50 @@ def test_learning_through_the_tower(sized, frozen):
     assert training_flops(structure, nothing, freeze_vision=frozen) == operations(learn)
 
 
+def learn(model, tokens, scored):
+    """Forward and backward through the language model, whose input has a gradient, and its head."""
+    hidden = model.config.text_config.hidden_size
+    embedded_1TE = torch.empty(1, tokens, hidden, device="meta", requires_grad=True)
+    positions_31T = torch.empty(3, 1, tokens, dtype=torch.long, device="meta")
+    hidden_1TE = model.model.language_model(
+        inputs_embeds=embedded_1TE, position_ids=positions_31T, attention_mask=None, use_cache=False
+    ).last_hidden_state
+    nn.functional.linear(hidden_1TE[0, :scored], model.lm_head.weight).sum().backward()
+
+
 def test_the_language_model_and_its_head(sized):
     model, structure = sized
     tokens, scored = 24, 7
 
-    def learn():
-        embedded_1TE = torch.empty(1, tokens, structure.language.hidden, device="meta", requires_grad=True)
-        positions_31T = torch.empty(3, 1, tokens, dtype=torch.long, device="meta")
-        hidden_1TE = model.model.language_model(
-            inputs_embeds=embedded_1TE, position_ids=positions_31T, attention_mask=None, use_cache=False
-        ).last_hidden_state
-        nn.functional.linear(hidden_1TE[0, :scored], model.lm_head.weight).sum().backward()
-
     work = Workload(tokens, tokens**2, scored)
-    assert training_flops(structure, work, freeze_vision=False) == operations(learn)
+    assert training_flops(structure, work, freeze_vision=False) == operations(lambda: learn(model, tokens, scored))
     with_reference = training_flops(structure, work, freeze_vision=False, reference=True)
     assert with_reference == 4 * language_flops(structure.language, work)
+
+
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(rank=8), LoraConfig(rank=4, targets=["o_proj", "up_proj"], full=["lm_head"])], ids=str
+)
+def test_low_rank_updates_of_the_language_model(sized, lora):
+    model, structure = copy.deepcopy(sized[0]), sized[1]
+    add_lora(model, lora, seed=0)
+
+    counted = operations(lambda: learn(model, 24, 7))
+
+    assert training_flops(structure, Workload(24, 24**2, 7), freeze_vision=True, lora=lora) == counted
+
+
+@pytest.mark.parametrize("targets", [["visual.qkv"], ["visual.proj", "q_proj"]])
+def test_low_rank_updates_of_the_tower(sized, targets):
+    """Nothing before the first update has a gradient: torch counts a little less."""
+    model, structure = copy.deepcopy(sized[0]), sized[1]
+    lora = LoraConfig(rank=4, targets=targets, full=["merger"])
+    add_lora(model, lora, seed=0)
+    video = VideoShape((2, 2), 4 * structure.tower.unit, 6 * structure.tower.unit)
+
+    counted = operations(
+        lambda: sum(part.sum() for part in see(model.model.visual, video, structure.tower.patch)).backward()
+    )
+
+    told = training_flops(structure, Workload(0, 0, 0, (video,)), freeze_vision=False, lora=lora)
+    assert counted <= told < 1.1 * counted

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from rl.config.policy import ScenesConfig
 from rl.policy.convert import convert_stock_checkpoint, prepare_policy
-from rl.policy.model import freeze_vision, load_policy, save_policy
+from rl.policy.model import freeze_vision, load_policy, recompute_activations, save_policy
 from rl.policy.processor import Processor
 from rl.policy.scoring_head import token_logprobs
 from rl.policy.token_ids import PolicyFilesError
@@ -178,15 +179,33 @@ def test_nothing_to_learn_from_still_reaches_every_parameter(model, processor, s
     assert not any(gradient.any() for gradient in found.values())
 
 
-def test_activation_checkpointing_changes_no_gradient(tiny_dir, processor, sequences):
-    plain, checkpointed = load_policy(tiny_dir, SCENES), load_policy(tiny_dir, SCENES)
-    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    expected, found = (
-        gradients(model.train(), score(model, processor, sequences)[0].sum()) for model in (plain, checkpointed)
-    )
+@pytest.mark.parametrize(("language", "vision"), [(True, False), (False, True), (True, True)])
+def test_what_is_recomputed_has_the_bits_of_what_is_kept(tiny_dir, processor, sequences, language, vision):
+    plain, recomputed = (load_policy(tiny_dir, SCENES).train() for _ in range(2))
+    recompute_activations(recomputed, language=language, vision=vision)
+    passes = Counter()
+    for part, layers in parts(recomputed).items():
+        layers[0].register_forward_pre_hook(lambda *_, part=part: passes.update([part]))
+
+    expected, found = (gradients(model, score(model, processor, sequences)[0].sum()) for model in (plain, recomputed))
+
+    assert passes == {"language": 1 + language, "vision": 1 + vision}
     assert expected.keys() == found.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+    assert [name for name, gradient in expected.items() if not torch.equal(found[name], gradient)] == []
+
+
+def parts(model):
+    return {"language": model.model.language_model.layers, "vision": model.model.visual.blocks}
+
+
+def test_nothing_goes_back_through_a_frozen_tower_whatever_is_recomputed(tiny_dir, processor, sequences):
+    model = load_policy(tiny_dir, SCENES).train()
+    freeze_vision(model)
+    recompute_activations(model, language=True, vision=False)
+    features = []
+    model.model.visual.blocks[-1].register_forward_hook(lambda _, __, output: features.append(output))
+    gradients(model, score(model, processor, sequences)[0].sum())
+    assert len(features) == 1 and not features[0].requires_grad
 
 
 def test_frozen_vision_leaves_the_merger_learning(tiny_dir, processor, sequences):

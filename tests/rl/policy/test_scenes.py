@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.config.policy import ScenesConfig
-from rl.policy.scenes import fingerprint, segment_scenes, segment_scenes_reference
+from rl.policy.scenes import fingerprint, noise_floor, segment_scenes, segment_scenes_reference
 
 LITERAL = ScenesConfig(budget="none")
+ADAPTIVE = replace(LITERAL, threshold="adaptive")
 GREY = 1 / 255 / np.array([0.229, 0.224, 0.225])  # normalised change of one grey level
 ONE_LEVEL = float(np.sqrt((GREY**2).sum()))
 
@@ -29,6 +30,10 @@ any_scenes = st.builds(
     max_scene_frames=st.integers(1, 9),
     reference=st.sampled_from(["first", "previous"]),
     budget=st.sampled_from(["pairs", "none"]),
+    threshold=st.sampled_from(["fixed", "adaptive"]),
+    noise_quantile=st.sampled_from([0.1, 0.25, 0.5]),
+    noise_spreads=st.sampled_from([0.0, 1.0, 4.0]),
+    max_noise=st.sampled_from([0.0, 0.3, 0.8, 9.0]),
 )
 
 
@@ -50,6 +55,17 @@ def test_kernel_cuts_where_the_definition_does(frames_THWC, scenes):
     assert lengths == segment_scenes_reference(frames_THWC, scenes)
     assert sum(lengths) == len(frames_THWC)
     assert min(lengths) >= 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("noise_spreads, lengths", [(0.0, (3, 1, 1, 1)), (1.0, (4, 1, 1))])
+def test_a_change_as_large_as_the_noise_floor_is_no_cut(seed, noise_spreads, lengths):
+    steps = np.random.default_rng(seed).integers(1, 9, (5, 28, 28, 3)) * np.arange(1, 6).reshape(5, 1, 1, 1)
+    frames_THWC = np.cumsum([np.zeros((28, 28, 3)), *steps], axis=0).astype(np.uint8)
+    scenes = replace(
+        ADAPTIVE, tau=0.0, reference="previous", noise_quantile=0.25, noise_spreads=noise_spreads, max_noise=9.0
+    )
+    assert segment_scenes(frames_THWC, scenes) == segment_scenes_reference(frames_THWC, scenes) == lengths
 
 
 @settings(deadline=None, max_examples=80)
@@ -90,6 +106,56 @@ def test_downscaling_is_proof_against_sensor_noise(random_pixels):
     assert segment_scenes(still, replace(LITERAL, difference_scale=8)) == (8,)
 
 
+def disturbed_still(kind, strength, num_frames=24):
+    """A still picture with two cuts, under a light that flickers or a sensor that is noisy."""
+    rng = np.random.default_rng(3)
+    shots = np.repeat(rng.integers(40, 160, (3, 1, 1, 3)), num_frames // 3, axis=0) + np.zeros((1, 28, 28, 1))
+    if kind == "noise":
+        return np.clip(shots + rng.normal(0, strength, shots.shape), 0, 255).astype(np.uint8)
+    return np.clip(shots * rng.normal(1, strength, (num_frames, 1, 1, 1)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("strength", [6, 12])
+def test_sensor_noise_cuts_every_frame_by_the_fixed_threshold_and_none_by_the_adaptive_one(strength):
+    frames_THWC = disturbed_still("noise", strength)
+    assert segment_scenes(frames_THWC, LITERAL) == (1,) * 24
+    assert segment_scenes(frames_THWC, ADAPTIVE) == (8, 8, 8)
+
+
+@pytest.mark.parametrize("strength", [0.03, 0.06])
+def test_flicker_makes_at_most_half_as_many_false_cuts_by_the_adaptive_threshold_and_hides_no_true_one(strength):
+    frames_THWC = disturbed_still("flicker", strength)
+    fixed, adaptive = (np.cumsum(segment_scenes(frames_THWC, scenes)) for scenes in (LITERAL, ADAPTIVE))
+    assert {8, 16, 24} <= set(adaptive)
+    assert 2 * (len(adaptive) - 3) <= len(fixed) - 3
+
+
+changes = st.lists(st.floats(0, 2), min_size=1, max_size=40)
+
+
+@given(changes, st.floats(0, 3))
+def test_a_constant_added_to_all_differences_raises_the_floor_by_as_much(changes, added):
+    unbounded = replace(ADAPTIVE, max_noise=100.0)
+    floor = noise_floor(np.array(changes), unbounded)
+    assert noise_floor(np.array(changes) + added, unbounded) == pytest.approx(floor + added)
+
+
+@given(changes, st.lists(st.floats(2, 9), max_size=60))
+def test_cuts_and_motion_in_two_thirds_of_the_differences_leave_the_floor_alone(calm, loud):
+    loud = loud[: 2 * (len(calm) - 1)]  # the quantiles, .15 and .3, lie among the calm ones
+    floor = noise_floor(np.array([*calm, *loud]), replace(ADAPTIVE, max_noise=100.0))
+    assert floor <= 3 * max(calm)  # noise, and two spreads
+
+
+@pytest.mark.parametrize(
+    "levels, lengths",
+    [((9,) * 7, (7,)), ((9,), (1,)), ((0, 250) * 3, (1,) * 6), ((0, 0, 0, 200, 200, 0), (3, 2, 1))],
+    ids=["still", "one frame", "every frame a cut", "still with cuts"],
+)
+def test_in_the_limits_the_adaptive_threshold_cuts_as_the_fixed_one(levels, lengths):
+    assert segment_scenes(flat(*levels), ADAPTIVE) == segment_scenes(flat(*levels), LITERAL) == lengths
+
+
 def test_longest_scene_is_bounded():
     assert segment_scenes(flat(*[9] * 7), replace(LITERAL, max_scene_frames=3)) == (3, 3, 1)
 
@@ -125,6 +191,16 @@ def test_fingerprint_names_every_parameter():
         replace(LITERAL, init_frames=4),
         replace(LITERAL, unit_gain=False),
         replace(LITERAL, timestamps="none"),
+        replace(LITERAL, difference="features"),
+        ADAPTIVE,
+        replace(ADAPTIVE, noise_quantile=0.1),
+        replace(ADAPTIVE, noise_spreads=3.5),
+        replace(ADAPTIVE, max_noise=0.5),
     ]
-    assert len({fingerprint(scenes) for scenes in [LITERAL, *others]}) == 11
+    assert len({fingerprint(scenes) for scenes in [LITERAL, *others]}) == 16
     assert fingerprint(LITERAL) == fingerprint(ScenesConfig(budget="none"))
+
+
+def test_policies_that_were_made_before_there_were_other_rules_keep_their_fingerprint():
+    assert fingerprint(ScenesConfig()) == "d30e5694f0d5"
+    assert fingerprint(ScenesConfig(noise_spreads=9.0, max_noise=0.1)) == "d30e5694f0d5"  # of a rule that is off

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
+from rl.config.policy import LoraConfig, PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.policy.configuration import own_configuration
+from rl.policy.lora import add_lora, is_update
 from rl.policy.model import freeze_vision, policy_class
 from rl.policy.policy_folder import flexivideo_section
 from rl.policy.sizes import BY_NAME
@@ -47,6 +48,27 @@ def test_parameters_are_those_of_the_model(name, scenes):
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert structure.trained(freeze_vision=True) == trained
     assert structure.trained(freeze_vision=False) == structure.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        (("qwen2_5_vl", "3b"), LoraConfig(rank=8)),
+        (("qwen2_5_vl", "7b"), LoraConfig(rank=4, targets=["o_proj", "visual.qkv", "visual.up_proj"], full=["merger"])),
+        (("qwen3_vl", "4b"), LoraConfig(rank=4, targets=["k_proj", "visual.linear_fc2"], full=["lm_head"])),
+        (("qwen3_vl", "8b"), LoraConfig(rank=16, targets=["q_proj"], full=["merger", "lm_head"])),
+    ],
+)
+def test_what_lora_trains_is_counted(name, lora):
+    size = BY_NAME[name].cut(2, 3)
+    model = model_on_meta(size, ScenesConfig())
+    add_lora(model, lora, seed=0)
+    structure = read_structure(model_config(size), "config.json", init_frames=6)
+
+    updates = sum(p.numel() for name, p in model.named_parameters() if is_update(name))
+    assert structure.updates(lora) == updates
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert structure.trained(freeze_vision=True, lora=lora) == trained
 
 
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED.items())

@@ -25,7 +25,7 @@ class Learners:
         self.weight, self.taken, self._lost_at = 1, 0, lost_at
 
     def supervise(self, samples):
-        from actors.learner import LearnerError
+        from actors.pending_write import LearnerError
 
         if self.taken == self._lost_at:
             raise LearnerError("could not take a supervised step: a worker died")
@@ -58,12 +58,12 @@ class Feed:
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
     """Runs the stage with learners that are lost at the given steps of their own, one after another."""
-    from rl.run import cold_start, initial_policy
+    from rl.run import cold_start, initial_policy, supervised
 
     settings = [f"cache_dir={tmp_path}", f"cold_start.steps={STEPS}", f"cold_start.save_every={SAVE_EVERY}"]
     config = load_config([QUICKSTART], [*settings, "cold_start.batch_size=4"])
-    monkeypatch.setattr(cold_start, "TraceFeed", Feed)
-    monkeypatch.setattr(cold_start, "spawn_traces", lambda *_: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(supervised, "SampleFeed", Feed)
+    monkeypatch.setattr(supervised, "spawn_samples", lambda *_: SimpleNamespace(stop=lambda: None))
     monkeypatch.setattr(cold_start, "require_loadable", lambda *_: None)
     monkeypatch.setattr(initial_policy, "prepare_traces", lambda *_: ["a", "b", "c", "d", "e"])
     monkeypatch.setattr(initial_policy, "cold_start_home", lambda *_: tmp_path / "cold-start")
@@ -71,7 +71,7 @@ def stage(monkeypatch, tmp_path):
     def run(*lost_at):
         spawned = [Learners(step) for step in (*lost_at, None)]
         waiting = list(spawned)
-        monkeypatch.setattr(cold_start, "spawn_learners", lambda *_, **__: waiting.pop(0))
+        monkeypatch.setattr(supervised, "spawn_learners", lambda *_, **__: waiting.pop(0))
         home = initial_policy.cold_started_policy(config, tmp_path, None, Console(quiet=True))
         return (home / "weight").read_text(), [one.taken for one in spawned]
 
@@ -107,7 +107,7 @@ def test_nothing_but_the_policy_stays(stage, tmp_path):
 
 
 def test_another_process_goes_on_where_the_first_was_killed(stage):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
 
     with pytest.raises(LearnerError):
         stage(5, 0)  # lost once more before its first step: that would never end

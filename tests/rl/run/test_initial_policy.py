@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from envs.data.formats import RetrievalTrace
+from rl.config.data import RetrievalConfig
 from rl.config.learner import ColdStartConfig, LearnerConfig, OptimizerConfig
 from rl.config.rewards import RewardTermConfig
 from rl.config.run import RunConfig
@@ -56,6 +57,12 @@ def test_a_policy_of_the_cache_is_known_by_its_name_however_often_it_is_built(na
     elsewhere = replace(config, cache_dir=str(tmp_path / "other"))
     assert name_of(elsewhere, export(tmp_path / "other" / "tiny-0123", b"built again"), [TRACE]) == before
     assert name_of(config, export(tmp_path / "cache" / "tiny-4567"), [TRACE]) != before
+
+
+def test_a_floor_of_rates_makes_another(name_of, config, tmp_path):
+    """It reaches the frames of the traces' looks."""
+    policy, floored = export(tmp_path / "policy"), replace(config, retrieval=RetrievalConfig(min_fps=1.0))
+    assert name_of(config, policy, [TRACE]) != name_of(floored, policy, [TRACE])
 
 
 def test_how_often_the_stage_is_saved_changes_nothing(name_of, config, tmp_path):

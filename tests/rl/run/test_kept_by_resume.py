@@ -79,7 +79,11 @@ class Stages:
             for task, rewards_G in zip(tasks, verdicts, strict=True)
         ]
 
-    def update(self, scored, *, step, version):
+    def receive(self, scored):
+        self._live()
+        return scored
+
+    def update(self, *, step, version):
         self._live()
         return LearnerUpdate({}, (), steps_taken=1)
 

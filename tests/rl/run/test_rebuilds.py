@@ -39,7 +39,7 @@ class Learners:
         return SimpleNamespace(train=self._train)
 
     def _train(self):
-        from actors.learner import LearnerError
+        from actors.pending_write import LearnerError
 
         step = self._reached.pop(0)
         if step is not None:
@@ -87,7 +87,7 @@ def test_learners_that_are_lost_again_and_again_are_rebuilt_as_long_as_the_run_g
 
 
 def test_learners_that_never_come_up_end_the_run_which_has_changed_nothing(run_of, monkeypatch, tmp_path):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
     from rl.run import rebuilds
 
     def never(*_, **__):
@@ -123,7 +123,7 @@ def test_a_run_that_another_process_has_taken_over_writes_nothing_more(run_of, t
 
 
 def test_learners_that_are_lost_over_the_same_step_end_the_run(run_of):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
 
     run, learners = run_of(*[7] * 9)
     with pytest.raises(LearnerError, match="a worker died"):
@@ -223,7 +223,7 @@ def test_a_run_whose_disk_takes_nothing_when_it_is_asked_to_stop_says_so(stopped
 
 
 def test_a_run_that_ends_by_an_error_keeps_it_though_its_faults_cannot_be_written(run_of, monkeypatch, caplog):
-    from actors.learner import LearnerError
+    from actors.pending_write import LearnerError
     from rl.run import run as module
 
     def full(*_):
@@ -235,3 +235,25 @@ def test_a_run_that_ends_by_an_error_keeps_it_though_its_faults_cannot_be_writte
     with pytest.raises(LearnerError, match="a worker died"):
         run_to_the_end(run)
     assert "faults.jsonl: could not be written: No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize(("steps_under_way", "counted"), [((1,), 7.0 + 30.0), ((), 7.0)])
+def test_what_engines_do_for_the_next_step_beside_an_evaluation_counts_for_that_step(
+    run_of, monkeypatch, steps_under_way, counted
+):
+    from rl.run import attempt as module
+
+    run, _ = run_of()
+    monkeypatch.undo()  # the real attempt
+    requests = iter([30.0, 7.0])  # as the evaluation ends, and as the next step does
+    run.rollouts.workers.stats = lambda: {"engine/requests": next(requests), "memory/rollout": 5.0}
+    run.rollouts.generate, run.held_out, run.rewards.score_all = lambda *_, **__: [], ("task",), lambda *_, **__: []
+    run.rewards.refuse_too_many_failures, run.saver.is_best, run.saver.poll = id, lambda *_: False, dict
+    monkeypatch.setattr(run.sampler, "_under_way", dict.fromkeys(steps_under_way))
+    monkeypatch.setattr(module, "held_out_metrics", lambda *_, **__: {})
+    monkeypatch.setattr(module, "evaluation_line", lambda *_: "")
+    run.failures = SimpleNamespace(add=lambda *_: [])
+    attempt = module.Attempt(run, SimpleNamespace(memory_mib=lambda: 1.0), None)
+    assert not attempt._evaluate(1, SimpleNamespace(write=lambda *_: None))
+    numbers = attempt._workers(2)
+    assert (numbers["engine/requests"], numbers["memory/rollout"]) == (counted, 5.0)

@@ -8,6 +8,7 @@ import pytest
 from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
 from rl.config.file import load_config, to_dict, to_yaml
+from rl.memory_plan.plan import recomputing
 from rl.run.resume import checkpoint_of, config_changes, find_checkpoint
 from rl.trajectory import RunState
 from tests.rl.learner.learner_files import save_learner
@@ -46,6 +47,19 @@ def test_a_checkpoint_of_0_3_0_is_resumed_though_its_configuration_has_old_keys(
     changed = replace(CONFIG, video=replace(CONFIG.video, coarse=replace(CONFIG.video.coarse, fps=2.0)))
     with pytest.raises(ConfigError, match=r"other settings: video\.coarse\.fps: 1\.0 -> 2\.0"):
         find_checkpoint(changed, store)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"), [("auto", []), ("none", []), ("all", ["  learner.activation_checkpointing: 'none' -> 'all'"])]
+)
+def test_what_auto_recomputed_before_is_no_setting_that_differs(tmp_path, now, told):
+    store = CheckpointStore(tmp_path)
+    draft = store.begin(5)
+    save_learner(draft)
+    store.commit(draft, RunState(5, 5, seed=0), to_yaml(recomputing(CONFIG, "none")))
+    said = []
+    find_checkpoint(recomputing(CONFIG, now), store, say=said.append)
+    assert said[1:] == told
 
 
 def test_a_run_says_what_it_passes_over_and_why(store):
@@ -134,8 +148,8 @@ def test_another_meaning_is_refused_after_it_was_said_in_full_and_allowed_when_t
     assert lines == [
         "settings that differ from those of step_00000010:",
         "  learner.optimizer.lr: 0.0002 -> 0.1  (changes the meaning of the run)",
-        "  rewards.brief: (none) -> {'args': {}, 'fn': 'output_format', 'segment': 'reasoning', 'weight': 1.0}"
-        "  (changes the meaning of the run)",
+        "  rewards.brief: (none) -> {'args': {}, 'calls': '', 'fn': 'output_format', 'segment': 'reasoning',"
+        " 'weight': 1.0}  (changes the meaning of the run)",
         "  seed: 0 -> 1  (changes the meaning of the run)",
         "  trainer.steps: 100 -> 500",
     ]

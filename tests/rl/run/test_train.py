@@ -134,6 +134,7 @@ def start(config_of, monkeypatch, tmp_path):
         workers = Workers(fails)
         workers.run_dir = tmp_path / "runs" / "run"
         workers.load, workers.stop = lambda folder: None, lambda: None
+        monkeypatch.setattr(module, "with_recomputation", lambda config, *_: config)
         for room, name in ((module, "prepare_policy"), (module, "spawn_rewards"), (engines, "spawn_rollouts")):
             monkeypatch.setattr(room, name, lambda *_: workers)
         monkeypatch.setattr(module, "prepare_tasks", lambda *_: SimpleNamespace(tasks=()))

@@ -113,3 +113,23 @@ def test_memory_says_how_many_trajectories_an_engine_decodes_at_once_where_nobod
     ]
 
     assert [engine.max_num_seqs for engine in counts] == [76, 5]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given_up"),
+    [
+        ((), None),
+        (("placement.share_gpus=turns",), (True, False)),  # no GPU is known: everything is given up
+        (
+            (*SHARED, "placement.share_gpus=turns", "placement.gpu=h100-80gb", "placement.node_memory_gib=64"),
+            (False, False),
+        ),
+    ],
+)
+def test_what_is_given_up_on_a_turn_is_what_the_memory_plan_says(monkeypatch, overrides, given_up):
+    from rl.policy.structure import tiny_structure
+    from rl.run import workers
+
+    monkeypatch.setattr(workers, "structure_of", lambda _, policy: tiny_structure(policy))
+    found = workers.planned_turns(load_config([QUICKSTART], list(overrides)), Path())
+    assert (found and (found.states, found.weights)) == given_up

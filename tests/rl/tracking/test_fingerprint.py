@@ -9,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.algorithm.batch import learned_credit
-from rl.learner.digest import CHUNK_WORDS, checksum, tensors_digest
+from rl.learner.digest import CHUNK_WORDS, tensors_digest, value_sums
 from rl.tracking.fingerprint import (
     STAGES,
     fingerprint,
     first_difference,
+    samples_digest,
     step_fingerprints,
+    supervised_fingerprints,
 )
 from rl.tracking.metrics import describe
-from rl.trajectory import RewardFailure, SegmentRewards
+from rl.trajectory import RewardFailure, SegmentRewards, TrainingSample
 from tests.remote_groups import remote_scored
 
 WEIGHTS = {"a.weight": "00", "b.weight": "ff"}
@@ -123,12 +125,46 @@ def test_of_the_optimizer_both_steps_may_lack_the_fingerprint_but_not_one_of_the
         assert first_difference(*[{k: v for k, v in whole.items() if k != f"state/{stage}"}] * 2) == stage
 
 
+def supervised(samples="s", loss=1.0, norm=2.0, optimizer="o"):
+    return supervised_fingerprints(samples, {"loss/nll": loss, "grad/norm": norm}, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    ("changed", "stage"),
+    [
+        ({}, None),
+        ({"samples": "t"}, "samples"),
+        ({"loss": np.nextafter(1.0, 2)}, "loss"),
+        ({"norm": 3.0}, "loss"),
+        ({"optimizer": "p"}, "optimizer"),
+        ({"optimizer": ""}, "optimizer"),
+    ],
+)
+def test_a_supervised_step_has_fingerprints_of_its_own_stages(changed, stage):
+    assert first_difference(supervised(), supervised(**changed)) == stage
+    assert (supervised()["state/hash"] == supervised(**changed)["state/hash"]) == (stage is None)
+    assert first_difference(supervised(), {}) == first_difference({}, supervised()) == "samples"
+
+
+def test_of_samples_their_tokens_what_they_are_learned_with_their_frames_and_their_order_count(block):
+    sample = TrainingSample((3, 4), (0, 2), (0, 0), (0.0, 0.0), (0.0, 1.0), (False, True), (0, 0), (block("v1"),))
+    others = [
+        replace(sample, token_ids=(3, 5)),
+        replace(sample, advantages=(0.0, 0.5)),
+        replace(sample, loss_mask=(True, True)),
+        replace(sample, videos=(block("v2"),)),
+    ]
+    digests = {samples_digest(samples) for samples in ([sample], *([other] for other in others), [])}
+    assert len(digests) == 6
+    assert samples_digest([sample, others[0]]) != samples_digest([others[0], sample])
+
+
 @given(st.lists(st.text(max_size=4), max_size=4), st.lists(st.text(max_size=4), max_size=4))
 def test_only_equal_sequences_of_parts_have_equal_fingerprints(ours, theirs):
     assert (fingerprint(ours) == fingerprint(theirs)) == (ours == theirs)
 
 
-def plain_checksum(values: np.ndarray) -> list[int]:
+def plain_sums(values: np.ndarray) -> list[int]:
     """The definition, in whole numbers of Python."""
     words = values.view(np.int32).tolist()
     sums = sum(words), sum(place * word for place, word in enumerate(words, start=1))
@@ -136,31 +172,31 @@ def plain_checksum(values: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, CHUNK_WORDS - 1, CHUNK_WORDS, 2 * CHUNK_WORDS + 3])
-def test_a_checksum_is_the_sum_of_words_and_of_words_times_places(size):
+def test_value_sums_are_the_sum_of_words_and_of_words_times_places(size):
     values = np.random.default_rng(size).standard_normal(size).astype(np.float32)
-    assert checksum(torch.from_numpy(values)).tolist() == plain_checksum(values)
+    assert value_sums(torch.from_numpy(values)).tolist() == plain_sums(values)
 
 
 @given(st.integers(0, 40), st.integers(1, 50), st.sampled_from([torch.float32, torch.bfloat16, torch.int8]))
-def test_however_many_words_are_summed_at_a_time_a_checksum_is_the_same(size, chunk, dtype):
+def test_however_many_words_are_summed_at_a_time_the_sums_are_the_same(size, chunk, dtype):
     tensor = torch.randint(-(2**31), 2**31 - 1, (size,), dtype=torch.int32).to(dtype)
-    assert checksum(tensor, chunk_words=chunk).tolist() == checksum(tensor).tolist()
+    assert value_sums(tensor, chunk_words=chunk).tolist() == value_sums(tensor).tolist()
 
 
-def test_a_checksum_by_hand():
+def test_value_sums_by_hand():
     # 1.0 is 0x3f800000 = 1065353216, -0.0 is the smallest integer, -2^31
     one, minus_zero = 1065353216, -(2**31)
-    assert checksum(torch.tensor([[1.0, -0.0], [0.0, 1.0]])).tolist() == [
+    assert value_sums(torch.tensor([[1.0, -0.0], [0.0, 1.0]])).tolist() == [
         2 * one + minus_zero,
         5 * one + 2 * minus_zero,
     ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
-def test_one_bit_or_two_values_that_change_places_change_the_checksum(dtype):
+def test_one_bit_or_two_values_that_change_places_change_the_sums(dtype):
     values = torch.tensor([1, 0, 1, 1]).to(dtype)
-    assert checksum(values).tolist() != checksum(values.roll(1)).tolist()
-    assert checksum(values).tolist() == checksum(values.reshape(2, 2).clone()).tolist()
+    assert value_sums(values).tolist() != value_sums(values.roll(1)).tolist()
+    assert value_sums(values).tolist() == value_sums(values.reshape(2, 2).clone()).tolist()
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=20), st.data())

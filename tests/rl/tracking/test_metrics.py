@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rl.tracking.held_out import held_out_metrics
 from rl.tracking.metrics import (
     METRICS,
     RENAMED_METRICS,
@@ -14,7 +15,13 @@ from rl.tracking.metrics import (
     metrics_reference,
 )
 from rl.tracking.sinks import JsonlSink, MetricLog
-from rl.tracking.step_metrics import call_shares, reward_metrics, rollout_metrics, tail_metrics
+from rl.tracking.step_metrics import (
+    call_shares,
+    engine_counters_without,
+    reward_metrics,
+    rollout_metrics,
+    tail_metrics,
+)
 from rl.tracking.summary import summarise
 from rl.trajectory import (
     AnswerKind,
@@ -80,6 +87,23 @@ def test_rollout_metrics_by_hand():
     assert metrics["scenes/per_pair"] == 6 / 6
 
 
+def test_what_engines_did_beside_some_groups_is_what_their_own_calls_do_not_account_for():
+    counters = {"requests": 5.0, "prompt_tokens": 150.0, "cached_prompt_tokens": 20.0, "generated_tokens": 15.0}
+    counted = {f"engine/{name}": value for name, value in counters.items()} | {
+        "engine/encoder_items": 2.0,
+        "memory": 9.0,
+    }
+    group = remote(replace(GROUP, seconds={"generate": 1.5}))
+    assert engine_counters_without(counted | {"engine/seconds": 4.0}, [group]) == {
+        "engine/requests": 1.0,  # 2 of each sibling
+        "engine/prompt_tokens": 150.0 - (20 + 35 + 20 + 27),
+        "engine/cached_prompt_tokens": 0.0,  # 24 were: an engine was lost with its counters
+        "engine/generated_tokens": 1.0,
+        "engine/encoder_items": 2.0,
+        "engine/seconds": 2.5,
+    }
+
+
 def groups_finished_at(*finished_s):
     alone = replace(GROUP, trajectories_G=(LOOKED,))
     return [remote(alone, sent_s=10.0, finished_s=10.0 + at_s) for at_s in finished_s]
@@ -111,6 +135,24 @@ def test_failed_rewards_are_counted_by_cause_and_stay_out_of_the_means():
     metrics = reward_metrics([ScoredGroup(GROUP, rewards)])
     assert metrics["reward/sampling"] == 0.5 and metrics["reward/reasoning"] == 1.0
     assert metrics["reward/failed"] == 1.0 and metrics["reward/failed/timeout"] == 1.0
+
+
+def test_calls_have_means_of_their_own_where_trajectories_have_several():
+    once, twice = SegmentRewards(0.2, 1.0, {}, (0.2,)), SegmentRewards(0.5, 1.0, {}, (0.4, 0.6))
+
+    metrics = reward_metrics([ScoredGroup(GROUP, (once, twice))])
+    assert (metrics["reward/call/1"], metrics["reward/call/2"]) == pytest.approx((0.3, 0.6))
+    assert not [name for name in reward_metrics([ScoredGroup(GROUP, (once,))]) if name.startswith("reward/call")]
+
+
+def test_numbers_that_rewards_tell_are_means_over_the_trajectories_that_have_them():
+    told = [{"judge/latency_s": 1.0, "judge/cached": 0.0}, {"judge/latency_s": 3.0}]
+    rewards = tuple(SegmentRewards(None, 1.0, {"judge": 1.0}, numbers=numbers) for numbers in told)
+    (group,) = [ScoredGroup(GROUP, rewards)]
+    metrics, held_out = reward_metrics([group]), held_out_metrics([group], answer_terms=[])
+    for prefix, found in (("reward/number/", metrics), ("held_out/number/", held_out)):
+        assert found[f"{prefix}judge/latency_s"] == 2.0 and found[f"{prefix}judge/cached"] == 0.0
+        assert describe(f"{prefix}judge/latency_s") == METRICS[prefix]
 
 
 def test_unannotated_tasks_have_no_mean_sampling_reward_rather_than_zero():

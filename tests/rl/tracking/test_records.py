@@ -81,12 +81,23 @@ def test_advantages_are_those_of_the_tokens_and_null_where_nothing_is_learned(tr
 
     for record, sibling, credit in zip(shown, siblings, credit_G, strict=True):
         flat = flatten(sibling, None)
-        advantages_T, mask_T = token_advantages(credit, flat.segment_ids)
+        advantages_T, mask_T = token_advantages(credit, flat.segment_ids, flat.turn_ids)
         sampled = [i for i, segment in enumerate(flat.segment_ids) if segment != Segment.CONTEXT]
         expected = [round(advantages_T[i], 5) if mask_T[i] else None for i in sampled]
         assert [turn["advantage"] for turn in record["turns"] for _ in turn["tokens"]] == expected
     learned = [[turn["learner_logprobs"] is not None for turn in record["turns"]] for record in shown]
     assert learned == [[True, True], [True], [False, False], [False, False], []]
+
+
+def test_every_call_shows_its_own_reward_and_credit(trajectory, scored_group):
+    better_first, better_then = (SegmentRewards(0.5, 1.0, {}, calls) for calls in ((1.0, 0.0), (0.0, 1.0)))
+    scored = scored_group([trajectory((1, 1), 1)] * 2, [better_first, better_then])
+    credit_PG = [learned_credit(scored, AdvantageConfig(calls="each", scale="none"))]
+
+    first, _ = records([scored], ids, credit_PG=credit_PG)
+
+    assert [turn["advantage"] for turn in first["turns"]] == [0.5, -0.5, 0.0]
+    assert first["rewards"]["calls"] == [1.0, 0.0]
 
 
 def test_of_a_task_without_evidence_only_the_answer_may_be_learned(trajectory, scored_group):

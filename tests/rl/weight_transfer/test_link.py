@@ -1,14 +1,20 @@
 """Links between processes: what was sent arrives, and where one member dies, gives up or hangs, all are let go of."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import time
+import types
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from rl.weight_transfer.broadcast import _process_group
 from rl.weight_transfer.link import LinkError, MeetingPoint, listen, open_link
 
 CPU = torch.device("cpu")
@@ -112,6 +118,54 @@ def test_where_the_sender_is_lost_receivers_are_let_go_of(linked, transport):
     link.abort()
     outcomes = dict(told.get(timeout=PATIENCE_S) for _ in range(2))
     assert all(outcome.startswith("link: ") for outcome in outcomes.values()) and set(outcomes) == {1, 2}
+
+
+@pytest.fixture
+def no_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_link_that_was_torn_keeps_nothing(linked, no_collector, transport):
+    """A policy's largest parameters lie in its buffers; another link with its own is opened at once."""
+    before = memory_files()
+    link, _ = linked(transport)
+    send(link)
+    of_torch = [getattr(buffer, "bytes", buffer) for buffer in link._buffers]
+    kept = [weakref.ref(link), *map(weakref.ref, of_torch)]
+    del of_torch
+    link.abort()
+    assert memory_files() == before
+    assert [one() for one in kept[1:]] == [None, None]
+    del link
+    assert kept[0]() is None
+
+
+def memory_files():
+    return sum("memfd:weights" in os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+
+
+@pytest.mark.parametrize("before", [None, "3"])
+def test_a_group_over_nccl_that_fails_ends_no_process(monkeypatch, before):
+    """torch's constructor reads it from the environment, in which other groups of the process find what was there."""
+    seen, name = [], "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    if before is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, before)
+
+    class Group:
+        Options = types.SimpleNamespace
+
+        def __init__(self, *_):
+            seen.append(os.environ[name])
+
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", Group, raising=False)
+    _process_group(None, MeetingPoint("nccl", "127.0.0.1", 1, 2, 1.0), 0)
+    assert seen == ["2"]  # CleanUpOnly
+    assert os.environ.get(name) == before
 
 
 def test_members_that_do_not_come_are_not_waited_for_for_ever():

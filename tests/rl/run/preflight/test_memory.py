@@ -7,7 +7,7 @@ from rich.console import Console
 
 from rl.config.errors import ConfigError
 from rl.config.file import load_config
-from rl.memory_plan.record import GIB
+from rl.memory_plan.record import GIB, GivenUp, Item, MemoryPlan, Place
 from rl.policy.sizes import BY_NAME
 from rl.policy.stock.hub_files import model_config
 from rl.run.preflight import memory
@@ -118,11 +118,55 @@ def test_the_table_shows_every_place_its_largest_item_first(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "memory, with the shapes of Qwen/Qwen3-VL-4B-Instruct:"
     engine = lines.index(next(line for line in lines if line.startswith("GPU with 1 engine")))
-    assert lines[engine].split()[-3:] == ["67.7", "of", "75.6"]
+    assert lines[engine].split()[-3:] == ["68.6", "of", "75.6"]  # with the link's buffers
     assert lines[engine + 1].split()[:3] == ["engine:", "KV", "cache"]
     assert sum(line.startswith(("GPU with 1 learner rank", "the machine")) for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "level", "told"),
+    [
+        (("placement.gpu=h200-141gb", "rollout.engine.max_model_len=4096"), Level.OK, "auto: none"),
+        (("placement.gpu=h100-80gb", "learner.freeze_vision=true"), Level.OK, "auto: language"),
+        (
+            (),
+            Level.NOTE,
+            "auto: none, for nothing tells what a GPU holds: placement.gpu does, or placement.gpu_memory_gib",
+        ),
+        (("placement.gpu=h100-80gb", "learner.activation_checkpointing=all"), None, ""),
+    ],
+)
+def test_what_auto_recomputes_is_told_with_the_plan(run, settings, level, told, capsys):
+    keys = ("policy.path=models/Qwen3-VL-4B-Instruct", "rollout.engine.max_model_len=16384", "learner.micro_batch=1")
+    ranks = ("learner.num_ranks=4", "learner.zero_stage=2")
+    config = run(*GPUS, *keys, *ranks, *settings)
+    found = findings_of(config).get("learner.activation_checkpointing")
+    assert (found and found.level, found.detail if found else "") == (level, told)
+    plan = plan_memory(config)
+    print_plan(plan, Console(width=100))
+    line = f"recomputed in the backward pass (learner.activation_checkpointing): {plan.recomputed}"
+    assert (line in capsys.readouterr().out.splitlines()) is (plan.recomputed != "none")
 
 
 def test_the_disk_for_checkpoints_is_asked_for_before_the_policy_is_there(run, tmp_path):
     assert memory.planned_parameters(run("policy.path=models/Qwen3-VL-4B-Instruct")) == pytest.approx(4.44e9, rel=0.01)
     assert memory.planned_parameters(run("policy.path=models/other")) == 0
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        (None, []),
+        (
+            GivenUp(states=False),
+            ["stay on the GPU while engines sample; weights of sleeping engines are in main memory"],
+        ),
+        (GivenUp(weights=True), ["go to main memory while engines sample; weights of sleeping engines are dropped"]),
+    ],
+)
+def test_what_is_given_up_in_turn_stands_below_the_plan(capsys, turns, said):
+    place = Place("GPU", (Item("weights", 1.0 * GIB),), None)
+    print_plan(MemoryPlan((place,), given_up=turns), Console(width=200))
+    shown = capsys.readouterr().out
+    assert ("in turn (placement.share_gpus): learners' masters" in shown) is bool(said)
+    assert all(part in shown for part in said)

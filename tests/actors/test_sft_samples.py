@@ -1,4 +1,4 @@
-"""Traces as samples: replayed one batch ahead, kept while there is room, replaced where they cannot be used."""
+"""Examples as samples: encoded one batch ahead, kept while there is room, replaced where they cannot be used."""
 
 from dataclasses import replace
 
@@ -8,13 +8,8 @@ import pytest
 from envs.data.formats import RetrievalTrace
 from rl.trajectory import (
     AnswerKind,
-    Completion,
     Frames,
-    Segment,
-    StopReason,
-    Trajectory,
-    TrajectoryGroup,
-    Turn,
+    TrainingSample,
     VideoTask,
 )
 
@@ -37,20 +32,20 @@ class Pool:
 
     def collect(self, numbers):
         self.diary.append(("collect", numbers))
-        return ["no such clip" if number in self.unusable else self._group(number) for number in numbers]
+        return ["no such clip" if number in self.unusable else self._sample(number) for number in numbers]
 
-    def _group(self, number):
+    def _sample(self, number):
         video = Frames(np.zeros((2, 4, 4, 3), np.uint8), (0.0, 1.0), (2,), 4, 4, f"digest-{number}")
-        turn = Turn((1,), Completion((number,), (0.0,), "stop", 0), Segment.REASONING)
-        return TrajectoryGroup(TRACES[number].task, (Trajectory((turn,), StopReason.ANSWERED),), video)
+        zeros = (0.0, 0.0)
+        return TrainingSample((1, number), (0, 2), (0, 0), zeros, (0.0, 1.0), (False, True), (-1, 0), (video,))
 
 
 @pytest.fixture
 def feed():
-    from actors.traces import TraceFeed
+    from actors.sft_samples import SampleFeed
 
     def make(pool, traces=TRACES, **settings):
-        return TraceFeed(pool, traces, **settings)
+        return SampleFeed(pool, traces, **settings)
 
     return make
 
@@ -59,7 +54,7 @@ def numbers_of(batches):
     return [[sample.token_ids[1] for sample in samples] for samples in batches]
 
 
-def test_batches_come_in_order_and_the_next_is_rolled_out_while_one_is_learned_from(feed):
+def test_batches_come_in_order_and_the_next_is_made_while_one_is_learned_from(feed):
     pool = Pool()
     batches = feed(pool).samples([[3, 1], [0, 2], [5, 4]])
     assert numbers_of([next(batches)]) == [[3, 1]]
@@ -67,7 +62,7 @@ def test_batches_come_in_order_and_the_next_is_rolled_out_while_one_is_learned_f
     assert numbers_of(batches) == [[0, 2], [5, 4]]
 
 
-def test_kept_samples_are_not_replayed_and_those_beyond_the_budget_are(feed):
+def test_kept_samples_are_not_made_again_and_those_beyond_the_budget_are(feed):
     batches = [[0, 1], [2, 3], [1, 2], [3, 0]]
     pool = Pool()
     assert numbers_of(feed(pool, budget_bytes=2 * PIXEL_BYTES).samples(batches)) == batches
@@ -80,23 +75,29 @@ def test_the_samples_do_not_depend_on_what_is_kept(feed):
     assert rich == poor == [[0, 1, 6], [6, 0, 2], [1, 1, 7]]
 
 
-def test_a_trace_that_cannot_be_used_is_reported_and_the_next_one_taken(feed, caplog):
-    assert numbers_of(feed(Pool({6, 7})).samples([[6], [7, 6], [0, 1]])) == [[0], [0, 0], [0, 1]]
-    assert "trace left out: no such clip" in caplog.text
+def test_an_example_that_cannot_be_used_is_reported_and_counted_and_the_next_one_taken(feed, caplog):
+    made = feed(Pool({6, 7}))
+    counted = [
+        (numbers, made.skipped) for (numbers,) in map(numbers_of, ([b] for b in made.samples([[6], [7, 6], [0, 1]])))
+    ]
+    assert counted == [([0], 1), ([0, 0], 2), ([0, 1], 0)]
+    assert "example left out: no such clip" in caplog.text
 
 
-def test_when_no_trace_can_be_used_the_first_reason_is_in_the_error(feed):
-    from actors.traces import TraceError
+def test_when_no_example_can_be_used_the_first_reason_is_in_the_error(feed):
+    from actors.sft_samples import SampleError
 
-    with pytest.raises(TraceError, match="no trace of 8 in a row can be used; the first: no such clip"):
+    with pytest.raises(SampleError, match="no example of 8 in a row can be used; the first: no such clip"):
         next(feed(Pool(range(8))).samples([[2, 3], [4, 5]]))
 
 
-def test_traces_are_spread_over_workers_and_come_back_in_order(ray_cluster, monkeypatch):
-    from actors import traces
+def test_examples_are_spread_over_workers_and_come_back_in_order(ray_cluster, monkeypatch):
+    from actors import sft_samples
 
-    monkeypatch.setattr(traces, "TraceWorker", Echo)
-    pool = traces.TracePool(lambda: None, 2, lambda index: {"num_cpus": 0, "name": f"t/trace/{index}"}, timeout_s=60)
+    monkeypatch.setattr(sft_samples, "SampleWorker", Echo)
+    pool = sft_samples.SamplePool(
+        lambda: None, 2, lambda index: {"num_cpus": 0, "name": f"t/trace/{index}"}, timeout_s=60
+    )
     many = [replace(TRACES[0], replies=(str(n),)) for n in range(50)]
     calls = pool.start(many)
     replayed = pool.collect(calls)
@@ -109,13 +110,13 @@ def test_traces_are_spread_over_workers_and_come_back_in_order(ray_cluster, monk
 class Echo:
     """A worker that says what it was given, and which one it is."""
 
-    def __init__(self, make_episode_context):
-        self._made = make_episode_context
+    def __init__(self, make_encode):
+        self._made = make_encode
 
     def location(self):
         return None
 
-    def replay(self, traces):
+    def encode(self, traces):
         import os
 
         return [(trace.replies[0], os.getpid()) for trace in traces]
