@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.intervals import interval
+from benchmarks.learning.finished import FinishedRun
 from benchmarks.learning.report import ACCURACY, MEASURES, METRICS, WINDOW, by_regime, paired
-from benchmarks.learning.runs import METHODS, REGIMES, FinishedRun
+from benchmarks.learning.runs import METHODS, REGIMES
 
 COLOURS = {
     "grpo": "#D55E00",

@@ -1,6 +1,6 @@
 """What the runs of the credit benchmark show: tables as Markdown.
 
-Legend: S seeds · G siblings of one task.
+Legend: S seeds.
 """
 
 from __future__ import annotations
@@ -8,16 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from benchmarks.intervals import Interval, interval, signed
-from benchmarks.learning.runs import REGIMES, WORLDS, FinishedRun
-from rl.algorithm.advantages import credit_group
-from rl.config.algorithm import AdvantageConfig
-from rl.trajectory import RewardFailure, SegmentRewards
+from benchmarks.learning.finished import CASES, RULES, Credited, FinishedRun
+from benchmarks.learning.runs import REGIMES, WORLDS
 
-MISSED, HIT = 0.3, 0.7  # IoU of a window that is wrong, and of one that is right
-RULES = ("grpo", "gdpo", "sd_grpo")  # of the table of misplaced credit
 ACCURACY, WINDOW, PRICE = "answer accuracy", "IoU of the window", "frames / right answer"
 METRICS = {ACCURACY: "held_out/accuracy", WINDOW: "held_out/term/window"}
 
@@ -129,45 +124,12 @@ def _over_seeds(values_S: Sequence[float]) -> str:
 
 
 def credit_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:
-    """A row per misplaced case and rule: what each segment is credited with, on the very same sampled groups.
-
-    A look is credited with the wrong sign where its tokens get more than 0 although R_samp lies below the group's mean,
-    or less although it lies above.
-    """
-    groups = [group for run in runs for group in run.training_records()]
-    for case, is_case in CASES.items():
-        for method in RULES:
-            found = [pair for group in groups for pair in _credits(group, method, is_case)]
-            if not found:
-                continue
-            looks, answers, wrong = zip(*found, strict=True)
-            yield case, method, str(len(found)), f"{fmean(looks):+.2f}", f"{fmean(answers):+.2f}", f"{fmean(wrong):.0%}"
-
-
-CASES: Mapping[str, Callable[[Mapping[str, float]], bool]] = {
-    f"right answer, wrong window (IoU < {MISSED})": lambda terms: terms["answer"] == 1 and terms["window"] < MISSED,
-    f"right window (IoU > {HIT}), answer judged wrong": lambda terms: terms["answer"] == 0 and terms["window"] > HIT,
-}
-
-
-def _credits(
-    group: Sequence[Mapping[str, Any]], method: str, is_case: Callable[[Mapping[str, float]], bool]
-) -> Iterable[tuple[float, float, bool]]:
-    """(credit of the look, of the answer, has the look's the wrong sign) of the group's trajectories in the case."""
-    rewards_G = [_reward(record["rewards"]) for record in group]
-    called_G = [any(turn["call"] for turn in record["turns"]) for record in group]
-    scored = [reward.sampling for reward in rewards_G if isinstance(reward, SegmentRewards)]
-    if len(scored) < 2:
-        return
-    mean = fmean(scored)
-    for own, reward, called in zip(
-        credit_group(rewards_G, called_G, AdvantageConfig(method=method)).credit_G, rewards_G, called_G, strict=True
-    ):
-        if called and isinstance(reward, SegmentRewards) and is_case(reward.breakdown):
-            yield own.sampling, own.reasoning, own.sampling * (reward.sampling - mean) < 0
-
-
-def _reward(rewards: Mapping[str, Any]) -> SegmentRewards | RewardFailure:
-    if "failed" in rewards:
-        return RewardFailure(**rewards["failed"])
-    return SegmentRewards(rewards["sampling"], rewards["reasoning"], rewards["terms"])
+    """A row per misplaced case and rule: what each segment is credited with, on the very same sampled groups."""
+    for case in CASES:
+        for rule in RULES:
+            found = sum((run.credited[case][rule] for run in runs), Credited())
+            if found.trajectories:
+                look, answer, wrong = (
+                    total / found.trajectories for total in (found.look, found.answer, found.wrong_signs)
+                )
+                yield case, rule, str(found.trajectories), f"{look:+.2f}", f"{answer:+.2f}", f"{wrong:.0%}"

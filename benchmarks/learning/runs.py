@@ -6,14 +6,11 @@ differs from the base regime in one thing.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.trainings import cold_started, is_finished, seeded, train
-from rl.tracking.metrics import current_names
 
 CONFIGS = ("configs/quickstart.yaml", "benchmarks/learning/conflict.yaml")
 
@@ -85,30 +82,6 @@ class Run:
         return self.method != SEVERAL_LOOKS_ONLY or self.regime == "looks2"
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRun:
-    """One training that came to its end."""
-
-    regime: str
-    method: str
-    seed: int
-    folder: Path
-    held_out: tuple[dict[str, float], ...]  # an evaluation each, in order of steps; the first is before training
-    steps: tuple[dict[str, float], ...]
-
-    def training_records(self) -> Iterator[list[dict[str, Any]]]:
-        """Sampled groups of siblings, step by step."""
-        for path in sorted((self.folder / "trajectories").glob("step_*.jsonl")):
-            siblings: list[dict[str, Any]] = []
-            for record in _lines(path):
-                if record["sibling"] == 0 and siblings:
-                    yield siblings
-                    siblings = []
-                siblings.append(record)
-            if siblings:
-                yield siblings
-
-
 def runs_of(seed: int, regimes: Sequence[str], methods: Sequence[str]) -> list[Run]:
     """The runs of a seed, those that begin with the same cold start in a row."""
     asked = [Run(regime, method, seed) for regime in regimes for method in methods]
@@ -152,32 +125,3 @@ def _train(name: str, seed: int, home: Path, overrides: Sequence[str]) -> None:
         return
     own = [f"name={name}", f"output_dir={home}", f"cache_dir={home / 'cache'}"]
     train([*CONFIGS, *own, *seeded(seed), *overrides])
-
-
-def read(home: Path, seeds: Sequence[int], regimes: Sequence[str], methods: Sequence[str]) -> list[FinishedRun]:
-    """The runs that are finished, of those asked for, regime by regime and method by method."""
-    asked = [Run(regime, method, seed) for regime in regimes for method in methods for seed in seeds]
-    return [_read(run, home / run.name) for run in asked if is_finished(home / run.name)]
-
-
-def ceilings(home: Path, seeds: Sequence[int]) -> dict[str, list[float]]:
-    """Held-out answer accuracy after supervised training on perfect looks, of the seeds that have it, by world."""
-    folders = {world: [home / ceiling_name(world, seed) for seed in seeds] for world in WORLDS}
-    return {
-        world: [_evaluations(folder)[-1]["held_out/accuracy"] for folder in of_world if is_finished(folder)]
-        for world, of_world in folders.items()
-    }
-
-
-def _read(run: Run, folder: Path) -> FinishedRun:
-    steps = tuple(line for line in _lines(folder / "metrics.jsonl") if "seconds/step" in line)
-    return FinishedRun(run.regime, run.method, run.seed, folder, _evaluations(folder), steps)
-
-
-def _evaluations(folder: Path) -> tuple[dict[str, float], ...]:
-    return tuple(line for line in _lines(folder / "metrics.jsonl") if "held_out/tasks" in line)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from (current_names(json.loads(line)) for line in file)

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.intervals import interval
 from benchmarks.learning import __main__ as program
 from benchmarks.learning.bandit import TRAJECTORIES
+from benchmarks.learning.finished import FinishedRun, ceilings, credit, keep_finished, read
 from benchmarks.learning.report import (
     MEASURES,
     credit_table,
@@ -23,12 +24,11 @@ from benchmarks.learning.runs import (
     REGIMES,
     STEPS,
     WORLDS,
-    FinishedRun,
+    Run,
     ceiling_name,
-    ceilings,
-    read,
     runs_of,
 )
+from benchmarks.records import RunRecords
 from rl.config.file import load_config
 
 TITLE = REGIMES[BASE].title
@@ -45,6 +45,9 @@ def record(sibling, window, answer):
     }
 
 
+GROUP = [record(0, 0.0, 1), record(1, 0.8, 0), record(2, 0.8, 0), record(3, 0.8, 0)]
+
+
 def evaluation(step, accuracy, frames=6.0):
     return {
         "step": step,
@@ -55,19 +58,24 @@ def evaluation(step, accuracy, frames=6.0):
     }
 
 
-def run(tmp_path, method="sd_grpo", seed=0, accuracy=(0.4, 0.6, 0.8), groups=(), regime=BASE):
-    """A finished run of three evaluations and one step."""
-    folder = tmp_path / f"{regime}-{method}-{seed}"
-    (folder / "trajectories").mkdir(parents=True)
-    lines = [json.dumps(one) + "\n" for group in groups for one in group]
-    (folder / "trajectories" / "step_000001.jsonl").write_text("".join(lines))
+def run(method="sd_grpo", seed=0, accuracy=(0.4, 0.6, 0.8), groups=(), regime=BASE):
+    """A finished run of three evaluations."""
     held_out = tuple(evaluation(20 * i, value) for i, value in enumerate(accuracy))
-    return FinishedRun(regime, method, seed, folder, held_out, ({"step": 1},))
+    return FinishedRun(regime, method, seed, held_out, credit(groups))
 
 
-def runs_with(tmp_path, **ends):
+def runs_with(**ends):
     """Runs of methods whose accuracies at the end are given seed by seed."""
-    return [run(tmp_path, method, seed, (0.4, end, end)) for method, of in ends.items() for seed, end in enumerate(of)]
+    return [run(method, seed, (0.4, end, end)) for method, of in ends.items() for seed, end in enumerate(of)]
+
+
+def finished(folder, *lines, groups=()):
+    """A run's folder as a run that came to its end leaves it, as far as the benchmark reads it."""
+    (folder / "trajectories").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = [json.dumps(one) + "\n" for group in groups for one in group]
+    (folder / "trajectories" / "step_000001.jsonl").write_text("".join(records))
+    (folder / "summary.json").write_text("{}")
 
 
 def test_an_interval_is_students():
@@ -78,8 +86,8 @@ def test_an_interval_is_students():
     assert math.isnan(interval([1.0]).half)
 
 
-def test_the_first_row_of_a_regime_is_before_any_learning(tmp_path):
-    before, after = outcome_table([run(tmp_path, seed=seed) for seed in (0, 1)])
+def test_the_first_row_of_a_regime_is_before_any_learning():
+    before, after = outcome_table([run(seed=seed) for seed in (0, 1)])
 
     assert before[:4] == (TITLE, "no RL", "2", "0.400 ± 0.000")
     # at the end .8, on average over the curve .7, and 6 frames for .8 right answers
@@ -87,9 +95,9 @@ def test_the_first_row_of_a_regime_is_before_any_learning(tmp_path):
     assert after[-1] == "7.500 ± 0.000"
 
 
-def test_differences_are_taken_within_seeds(tmp_path):
-    runs = [run(tmp_path, "grpo", s, (0.5, 0.5, end)) for s, end in ((0, 0.5), (1, 0.7), (2, 0.9))]
-    runs += [run(tmp_path, "sd_grpo", s, (0.5, 0.5, end)) for s, end in ((0, 0.6), (1, 0.8), (3, 0.1))]
+def test_differences_are_taken_within_seeds():
+    runs = [run("grpo", s, (0.5, 0.5, end)) for s, end in ((0, 0.5), (1, 0.7), (2, 0.9))]
+    runs += [run("sd_grpo", s, (0.5, 0.5, end)) for s, end in ((0, 0.6), (1, 0.8), (3, 0.1))]
 
     (row,) = difference_table(runs)
     assert row[:3] == (TITLE, "sd_grpo - grpo", "2")  # seeds 2 and 3 have no partner
@@ -106,34 +114,33 @@ def test_differences_are_taken_within_seeds(tmp_path):
         ({"grpo": (0.5,), "sd_grpo": (0.8,)}, "not told apart"),  # one seed says nothing
     ],
 )
-def test_a_winner_is_better_than_every_other_with_certainty(tmp_path, ends, said):
-    ((title, _, *cells),) = winner_table(runs_with(tmp_path, **ends))
+def test_a_winner_is_better_than_every_other_with_certainty(ends, said):
+    ((title, _, *cells),) = winner_table(runs_with(**ends))
 
     assert (title, cells[END]) == (TITLE, said)
 
 
-def test_fewer_frames_per_right_answer_win(tmp_path):
-    runs = runs_with(tmp_path, grpo=(0.5, 0.5), sd_grpo=(0.8, 0.8))
+def test_fewer_frames_per_right_answer_win():
+    runs = runs_with(grpo=(0.5, 0.5), sd_grpo=(0.8, 0.8))
 
     assert next(iter(winner_table(runs)))[-1] == "**sd_grpo**"
 
 
-def test_tables_say_how_many_seeds_each_cell_has(tmp_path):
-    runs = runs_with(tmp_path, grpo=(0.5, 0.6, 0.7), sd_grpo=(0.8, 0.9))
+def test_tables_say_how_many_seeds_each_cell_has():
+    runs = runs_with(grpo=(0.5, 0.6, 0.7), sd_grpo=(0.8, 0.9))
 
     assert next(iter(winner_table(runs)))[1] == "2 to 3"
     assert [row[2] for row in outcome_table(runs)] == ["3", "3", "2"]
 
 
-def test_room_is_told_world_by_world_and_only_of_those_there_are(tmp_path):
-    (row,) = room_table([run(tmp_path, seed=seed) for seed in (0, 1)], {"colour": [0.9], "warmth": [], "looks": []})
+def test_room_is_told_world_by_world_and_only_of_those_there_are():
+    (row,) = room_table([run(seed=seed) for seed in (0, 1)], {"colour": [0.9], "warmth": [], "looks": []})
 
     assert row == ("colour", "0.25", "0.400 ± 0.000 (2 seeds)", "0.900 (1 seed)")
 
 
-def test_only_a_decoupled_rule_blames_a_lucky_answers_look(tmp_path):
-    group = [record(0, 0.0, 1), record(1, 0.8, 0), record(2, 0.8, 0), record(3, 0.8, 0)]
-    rows = {(case[:12], rule): cells for case, rule, *cells in credit_table([run(tmp_path, groups=[group])])}
+def test_only_a_decoupled_rule_blames_a_lucky_answers_look():
+    rows = {(case[:12], rule): cells for case, rule, *cells in credit_table([run(groups=[GROUP])])}
 
     # R_samp .5 .9 .9 .9, R_reason 1 .1 .1 .1: for GRPO the lucky one is the best of the group
     number, look, answer, wrong = rows["right answer", "grpo"]
@@ -145,18 +152,30 @@ def test_only_a_decoupled_rule_blames_a_lucky_answers_look(tmp_path):
     assert rows["right window", "sd_grpo"][3] == "0%"
 
 
-def test_unfinished_runs_are_not_read_and_finished_ones_are(tmp_path):
-    done, begun = tmp_path / f"{BASE}-grpo-0", tmp_path / f"{BASE}-grpo-1"
-    for folder in (done, begun, tmp_path / ceiling_name("colour", 0)):
-        folder.mkdir()
-        (folder / "metrics.jsonl").write_text(json.dumps(evaluation(0, 0.9)) + "\n")
-    for folder in (done, tmp_path / ceiling_name("colour", 0)):
-        (folder / "summary.json").write_text("{}")
+def test_finished_runs_are_put_on_record_and_count_without_their_folders(tmp_path):
+    asked, ceiling = [Run(BASE, "grpo", seed) for seed in (0, 1)], ceiling_name("colour", 0)
+    step = {"step": 1, "seconds/step": 2.0}
+    finished(tmp_path / asked[0].name, evaluation(0, 0.4), step, evaluation(50, 0.9), groups=[GROUP, GROUP])
+    finished(tmp_path / ceiling, evaluation(0, 0.95))
+    (tmp_path / asked[1].name).mkdir()  # begun, and no more
+    path = tmp_path / "out" / "runs.jsonl"
 
-    assert [(found.regime, found.method, found.seed) for found in read(tmp_path, [0, 1], REGIMES, METHODS)] == [
-        (BASE, "grpo", 0)
-    ]
-    assert ceilings(tmp_path, [0, 1]) == {"colour": [0.9], "warmth": [], "looks": []}
+    keep_finished(RunRecords(path, []), tmp_path, asked, [0, 1])
+    elsewhere = RunRecords(path, [])
+    (found,) = read(elsewhere, asked)
+    evaluations = (evaluation(0, 0.4), evaluation(50, 0.9))
+    assert found == FinishedRun(BASE, "grpo", 0, evaluations, credit([GROUP, GROUP]))
+    assert ceilings(elsewhere, [0, 1]) == {"colour": [0.95], "warmth": [], "looks": []}
+
+
+def test_what_is_on_record_is_not_mixed_with_runs_of_other_settings(tmp_path):
+    RunRecords(tmp_path / "runs.jsonl", ["trainer.steps=3", "seed=1"]).add("noise0-grpo-0", {"held_out": []})
+
+    assert "noise0-grpo-0" in RunRecords(tmp_path / "runs.jsonl", ["seed=1", "trainer.steps=3"])
+    with pytest.raises(
+        SystemExit, match=r"runs\.jsonl: noise0-grpo-0 ran with seed=1 trainer\.steps=3, this is no over"
+    ):
+        RunRecords(tmp_path / "runs.jsonl", [])
 
 
 def test_a_seed_makes_each_cold_start_once_and_only_those_that_missing_runs_begin_with(tmp_path, monkeypatch):
@@ -165,10 +184,11 @@ def test_a_seed_makes_each_cold_start_once_and_only_those_that_missing_runs_begi
     monkeypatch.setattr(program, "train_run", lambda run, policy, *_: trained.__setitem__(run.name, policy))
     monkeypatch.setattr(program, "train_on_perfect_looks", lambda world, *_: measured.append(world))
     arguments = ["--regimes", "noise0", "noise30", "looks2", "--methods", "grpo", "sd_grpo-each", "--ceilings", "1"]
-    monkeypatch.setattr("sys.argv", ["learning", *arguments, "--home", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["learning", *arguments, "--home", str(tmp_path), "--out", str(tmp_path / "out")])
     options = program.parse_arguments()
+    records = RunRecords(options.out / "runs.jsonl", [])
 
-    program.train_seed(0, options)
+    program.train_seed(0, options, records)
     assert sorted(begun) == ["colour", "looks"] and sorted(measured) == ["colour", "looks"]
     assert trained == {
         "noise0-grpo-0": "/policy of colour",
@@ -176,13 +196,12 @@ def test_a_seed_makes_each_cold_start_once_and_only_those_that_missing_runs_begi
         "looks2-grpo-0": "/policy of looks",
         "looks2-sd_grpo-each-0": "/policy of looks",
     }
-    for name in trained:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text("{}")
+    for name in (*trained, ceiling_name("colour", 0)):
+        finished(tmp_path / name)
     for kept in (begun, measured):
         kept.clear()
-    program.train_seed(0, options)
-    assert begun == [] and sorted(measured) == ["colour", "looks"]  # a finished ceiling is left as it is by itself
+    program.train_seed(0, options, records)
+    assert begun == [] and measured == ["looks"]
 
 
 def test_cross_credit_is_gone_when_the_runs_end():
