@@ -5,7 +5,8 @@
     python -m benchmarks.flexivideo --read                  # tables and figure again, nothing is run
 
 Every arm of a seed starts from the same weights and is fine-tuned on the same clips in the same order. Interrupted, it
-continues where it was: finished runs are kept, an unfinished one begins anew. KEY=VALUE overrides go to every run.
+continues where it was: what was measured on a finished run is kept in runs.jsonl beside the results, also for another
+machine; an unfinished one begins anew. KEY=VALUE overrides go to every run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.flexivideo import cuts, report
-from benchmarks.flexivideo.runs import ARMS, FAMILIES, FinishedRun, Scale, features_folder, read, train_and_measure
+from benchmarks.flexivideo.runs import (
+    ARMS,
+    FAMILIES,
+    FinishedRun,
+    Scale,
+    features_folder,
+    keep_finished,
+    read,
+    run_name,
+    train_and_measure,
+)
+from benchmarks.records import RunRecords
 from benchmarks.tables import print_conditions, print_table, printed_to
 from envs.synthetic.shot_world import QUESTIONS
 from rl.policy.scene_features import SceneFeatures
@@ -28,15 +40,19 @@ HERE, SCALE = Path(__file__).parent, Scale()
 def main() -> None:
     options = parse_arguments()
     scale = Scale(options.clips, options.held_out)
-    if not options.read:
-        for seed in options.seeds:
-            for arm in options.arms:
+    settings = [*options.overrides, f"--clips={scale.train_clips}", f"--held-out={scale.held_out_clips}"]
+    records = RunRecords(options.out / _named(options.family, "runs.jsonl"), settings)
+    for seed in () if options.read else options.seeds:
+        for arm in options.arms:
+            if run_name(arm, seed, options.family) not in records:
                 started = time.monotonic()
                 train_and_measure(arm, seed, options.home, options.family, scale, options.overrides)
+                keep_finished(records, options.home, [arm], [seed], options.family)
                 sys.stderr.write(f"{arm}, seed {seed}: {time.monotonic() - started:.0f} s\n")
-    runs = read(options.home, options.arms, options.seeds, options.family)
+    keep_finished(records, options.home, options.arms, options.seeds, options.family)
+    runs = read(records, options.arms, options.seeds, options.family)
     if not runs:
-        raise SystemExit(f"{options.home}: no finished run of {', '.join(options.arms)}")
+        raise SystemExit(f"{records.path}: no finished run of {', '.join(options.arms)}")
     with printed_to(options.out / _named(options.family, "RESULTS.md")):
         write_results(runs, options.out, options.family)
         write_cuts(options.home, options.seeds, options.family)
@@ -56,9 +72,9 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=SCALE.held_out_clips, help="(default %(default)s)")
     parser.add_argument("--home", type=Path, default=Path("runs/flexivideo"), help="of the runs (default %(default)s)")
     parser.add_argument(
-        "--out", type=Path, default=HERE, help="of RESULTS.md and the figure (default beside this file)"
+        "--out", type=Path, default=HERE, help="of runs.jsonl, RESULTS.md and the figure (default beside this file)"
     )
-    parser.add_argument("--read", action="store_true", help="only read the runs that lie there")
+    parser.add_argument("--read", action="store_true", help="only read what is on record")
     options = parser.parse_intermixed_args(given)
     options.home = options.home.absolute()
     return options

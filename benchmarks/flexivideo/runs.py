@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.records import RunRecords
 from benchmarks.trainings import ROOT, is_finished, train
 from envs.synthetic.shot_world import ShotWorld, render_shots
 from rl.checkpoint.checkpoint import POLICY_FOLDER
@@ -82,15 +83,18 @@ def train_and_measure(arm: str, seed: int, home: Path, family: str, scale: Scale
     return folder / MEASURED
 
 
-def read(home: Path, arms: Sequence[str], seeds: Sequence[int], family: str) -> list[FinishedRun]:
-    """The runs that are finished, of those asked for."""
-    found = []
-    for arm in arms:
-        for seed in seeds:
-            path = home / run_name(arm, seed, family) / MEASURED
-            if path.is_file():
-                found.append(FinishedRun(arm, seed, json.loads(path.read_text(encoding="utf-8"))))
-    return found
+def keep_finished(records: RunRecords, home: Path, arms: Sequence[str], seeds: Sequence[int], family: str) -> None:
+    """Put on record what was measured on runs under `home` and is not there yet."""
+    for name in (run_name(arm, seed, family) for arm in arms for seed in seeds):
+        path = home / name / MEASURED
+        if name not in records and path.is_file():
+            records.add(name, json.loads(path.read_text(encoding="utf-8")))
+
+
+def read(records: RunRecords, arms: Sequence[str], seeds: Sequence[int], family: str) -> list[FinishedRun]:
+    """The runs on record, of those asked for."""
+    asked = [(arm, seed, run_name(arm, seed, family)) for arm in arms for seed in seeds]
+    return [FinishedRun(arm, seed, records[name]) for arm, seed, name in asked if name in records]
 
 
 def run_name(arm: str, seed: int, family: str) -> str:

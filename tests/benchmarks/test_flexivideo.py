@@ -4,7 +4,18 @@ import pytest
 
 from benchmarks.flexivideo import cuts, report
 from benchmarks.flexivideo.__main__ import parse_arguments
-from benchmarks.flexivideo.runs import ARMS, CLEAN, FOOTAGE, HALFWAY, FinishedRun, Scale, read, train_and_measure
+from benchmarks.flexivideo.runs import (
+    ARMS,
+    CLEAN,
+    FOOTAGE,
+    HALFWAY,
+    FinishedRun,
+    Scale,
+    keep_finished,
+    read,
+    train_and_measure,
+)
+from benchmarks.records import RunRecords
 
 TOKENS = {"pairs": 48.0, "sixes": 16.0}
 
@@ -97,7 +108,9 @@ def test_an_arm_is_fine_tuned_measured_and_found_again(tmp_path):
         ("trainer.steps=2", "trainer.save_every=1"),
     )
     path = train_and_measure(*arguments)
-    (found,) = read(tmp_path, ["sixes", "pairs"], [0], "qwen2_5_vl")
+    records, asked = RunRecords(tmp_path / "out" / "runs.jsonl", []), (["sixes", "pairs"], [0], "qwen2_5_vl")
+    keep_finished(records, tmp_path, *asked)
+    (found,) = read(records, *asked)
     assert found.measured.keys() == {*FOOTAGE, HALFWAY}
     clean = found.measured[CLEAN]
     assert {*report.KINDS, *report.COSTS} <= clean.keys()
