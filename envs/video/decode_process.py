@@ -16,6 +16,7 @@ Legend: T frames asked for · H W pixels · C colours (RGB).
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -60,6 +61,7 @@ WORN_REQUESTS = 1000  # a process is replaced after as many: decoders leak
 WORN_SHARE = 0.5  # of its memory, held between two requests: that is a leak
 READY = "ready"
 PROJECT = Path(__file__).parents[2]
+LOADED_LATE = ("av.subtitles.stream", "numpy.ma")  # by the first request, which would have no room for them
 
 
 class DecoderDiedError(VideoError):
@@ -298,6 +300,8 @@ def main(
     """Child's end: answer until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    for name in LOADED_LATE:
+        importlib.import_module(name)
     limit_data(frame_cache_bytes + memory_bytes)
     decoder, pipe = Decoder(backend, frame_cache_bytes, memory_bytes, disk_bytes, cpu_limit_s), Connection(pipe_fd)
     pipe.send(READY)

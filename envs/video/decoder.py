@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from envs.video.clip_check import ClipCheck, check_clip_frames, sample_clip_frames
-from envs.video.decode_memory import MIB, peak_data_bytes
+from envs.video.decode_memory import MIB, data_bytes, peak_data_bytes
 from envs.video.file import CorruptVideoError, DecodingFailedError, VideoError, VideoMemoryError
 from envs.video.frame_cache import FrameCache, read_frames_through
 from envs.video.index import VideoIndex
@@ -44,6 +44,7 @@ class Decoder:
             raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._backend, self._memory_bytes, self._cpu_limit_s = backend, memory_bytes, cpu_limit_s
         self.frame_cache = FrameCache(frame_cache_bytes, frame_cache_disk_bytes)
+        self._held_bytes = data_bytes()  # before any request
 
     def describe(self, path: str) -> VideoIndex:
         """Index of a video; see index_video."""
@@ -114,7 +115,7 @@ class Decoder:
         if self._memory_bytes is None:
             return False
         all_bytes = self._memory_bytes + self.frame_cache.budget_bytes
-        return peak_data_bytes() > all_bytes - SHORT_SHARE * self._memory_bytes
+        return peak_data_bytes() - self._held_bytes > all_bytes - SHORT_SHARE * self._memory_bytes
 
     def _short_of_memory(self, path: str) -> VideoMemoryError:
         if self._memory_bytes is None:

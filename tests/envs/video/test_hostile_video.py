@@ -358,6 +358,12 @@ def test_a_clip_that_needs_more_memory_is_refused_by_name_and_the_process_replac
     process.close()
 
 
+def test_what_a_process_holds_before_its_first_request_takes_nothing_from_its_memory(clip):
+    process = DecodeProcess("pyav", frame_cache_bytes=0, timeout_s=TIMEOUT_S, memory_bytes=32 * MIB)  # numpy takes more
+    assert numbers_in(process.frames(str(clip), (1.0,), SIZE)[0]) == [25]
+    process.close()
+
+
 def test_missing_memory_is_never_taken_for_damage(tmp_path):
     """FFmpeg leaves out a picture for which there is no room; a neighbour must not quietly stand in for it."""
     path = str(render_grey(tmp_path / "8k.mp4", "libx264", 7680, 4320, frames=2, options={"preset": "ultrafast"}))
