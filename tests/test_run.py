@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from rl.fault_injection.run_process import ProcessTree
+from tests.calibration import within
 from tests.proof_run import TURN, order_of_turns
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
@@ -222,7 +223,7 @@ def test_an_exported_policy_loads_in_transformers_and_plays_in_the_engine(home, 
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=within(60),
     )
     assert exported.returncode == 0, exported.stderr
     config = load_config([REPOSITORY / "configs" / "quickstart.yaml"])
