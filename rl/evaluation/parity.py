@@ -23,7 +23,7 @@ from rl.trajectory import Segment, TrajectoryGroup
 
 SEGMENT_NAMES = {Segment.CONTEXT: "prompt", Segment.SAMPLING: "sampling", Segment.REASONING: "reasoning"}
 CONTROL_FACTOR = 100.0  # how much larger a control's difference must be than the true one, in fp32
-CONTROL_FACTOR_BF16 = 10.0  # rounding alone moves improbable prompt tokens by tenths of a nat
+CONTROL_FACTOR_BF16 = 5.0  # rounding alone moves improbable prompt tokens by tenths of a nat, more on some processors
 LEAST_SPREAD = 1.0  # nat; random weights of a tiny policy spread by .2
 
 
