@@ -25,10 +25,11 @@ from actors.worker.process import ProcessLocation, on_next_line
 from actors.worker.stall_detector import dump_stacks
 from actors.worker.waiting import COLLECT_S, POLL_S, WorkerError, as_completed, cause_of, do_nothing
 from actors.worker_slot import LostWorker, WorkerHandle, WorkerLimits, WorkerSlot, launch
+from rl.tracking.log_file import FILE_ONLY
 from rl.trajectory import Fault, WorkSpan
 from rl.weight_transfer.description import WeightTensor
 
-log = logging.getLogger(__name__)
+log, in_file = logging.getLogger(__name__), logging.getLogger(FILE_ONLY)
 
 PushCalls = dict[ray.ObjectRef, tuple[WorkerSlot, WorkerHandle]]  # calls for a push, and who was asked
 
@@ -275,8 +276,9 @@ class RolloutWorkerGroup:
                 worker.stall_detector.reset()
             elif worker.stall_detector.is_stalled:
                 timeout_s = self._limits.stall_timeout_s
-                log.error("%s: no progress for %g s:\n%s", slot.name, timeout_s, dump_stacks(worker.location))
-                self.replace_worker(slot, "worker_hung", f"no progress for {timeout_s:g} s; stacks are in the log")
+                in_file.error("%s: no progress for %g s:\n%s", slot.name, timeout_s, dump_stacks(worker.location))
+                cause = f"no progress for {timeout_s:g} s; its stacks are in the run's logs/"
+                self.replace_worker(slot, "worker_hung", cause)
         self._last_poll_s = time.monotonic()
 
     def take_lost(self) -> list[LostWorker]:

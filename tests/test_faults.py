@@ -6,6 +6,7 @@ Real processes of a real run are killed and stopped. No step or trajectory may b
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from rl.tracking.faults import read_faults
 from tests.proof_run import QUICKSTART, SMALL, STEPS, violations
+from tests.terminal import strange_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -108,8 +110,23 @@ def test_a_run_that_loses_every_kind_of_worker_loses_and_repeats_nothing(lag, af
     kinds = {fault["kind"] for fault in read_faults(after_faults.folder)}
     assert {"worker_died", "learner_lost"} <= kinds and kinds & {"worker_hung", "push_interrupted"}
     if lag == 0 or "worker_hung" in kinds:  # else it had done its work, and was missed at the push
-        assert "T (stopped)" in after_faults.output()  # the stacks of the one that hung
+        logs = "".join(path.read_text() for path in (after_faults.folder / "logs").iterdir())
+        assert "T (stopped)" in logs and "T (stopped)" not in after_faults.output()  # the stacks of the one that hung
     assert violations(after_faults.folder, lag) == []
+
+
+def test_the_terminal_names_each_worker_that_failed_once_with_cause_node_log_and_the_end_of_it(after_faults):
+    output = after_faults.output()
+    assert strange_lines(output) == []
+    failed = [fault for fault in read_faults(after_faults.folder) if fault.get("failure")]
+    assert len(failed) >= 3
+    for fault in failed:
+        failure = fault["failure"]
+        named = f"{failure['worker']}, process {failure['pid']} on node {failure['node']}; its log: {failure['log']}"
+        (place,) = (found.end() for found in re.finditer(re.escape(named), output))
+        count = len(failure["last_lines"])
+        assert [line[4:] for line in output[place:].splitlines()[1 : count + 1]] == failure["last_lines"]
+        assert count <= 20 and fault["cause"] in output
 
 
 def test_a_run_that_loses_every_kind_of_worker_equals_the_uninterrupted_run(

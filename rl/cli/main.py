@@ -34,6 +34,8 @@ EPILOG = (
     "Exit codes: 0 done · 1 failed while running · 2 the command, configuration or data is wrong · 3 a check failed · "
     "130 stopped by Ctrl-C · 143 stopped by SIGTERM."
 )
+# what Ray prints in its own words when a worker dies, without saying which: the line of the fault says it
+TOLD_BY_US = "A worker died or was killed while executing a task"
 COMMANDS = {  # heading in --help -> name -> function
     "Before a run": {"doctor": doctor, "config": config, "check": check, "validate-data": validate_data},
     "Train": {"train": train, "cold-start": cold_start, "finetune": finetune, "submit": submit, "jobs": jobs},
@@ -95,6 +97,7 @@ def main() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not os.environ.get("RAY_ADDRESS"):  # a Ray started here listens on loopback; read once, when ray is imported
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", TOLD_BY_US)  # read once, too
     exit_on_signals()
     try:
         app(args=_debug_first(sys.argv[1:]), prog_name="dynframe")

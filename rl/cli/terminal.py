@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rl.run.console.stages import SAID
-from rl.tracking.log_file import EarlyRecords
+from rl.tracking.log_file import FILE_ONLY, EarlyRecords
 
 OURS = ("rl", "actors", "envs", "rewards", "cluster", "benchmarks", "__main__")  # packages whose records are for users
 PLAIN_WIDTH = 1000  # of a table at most, where there is no terminal: no cell is broken into lines
@@ -50,7 +50,7 @@ class TerminalLog(logging.Handler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is for a user to read."""
-        if record.name == SAID:
+        if record.name in (SAID, FILE_ONLY):
             return False
         return record.name.partition(".")[0] in OURS or record.levelno >= logging.ERROR
 

@@ -1,7 +1,7 @@
 """RUN/logs: everything this process logs, what the terminal does not show included.
 
 The terminal has the lines a user can act on. Libraries' warnings, Python's `warnings`, records of this package below
-INFO and the traceback of an error that ends the command stand in the file alone.
+INFO, stacks of workers that hung and the traceback of an error that ends the command stand in the file alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 LOGS = "logs"  # in a run's folder
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+FILE_ONLY = "rl.file_only"  # logger of what is too long for a terminal
 MOST_EARLY = 10_000  # records kept until there is a file
 
 

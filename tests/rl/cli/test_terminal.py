@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from rl.cli.terminal import TerminalLog
-from rl.tracking.log_file import EarlyRecords, keep_log
+from rl.tracking.log_file import FILE_ONLY, EarlyRecords, keep_log
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_the_terminal_shows_our_lines_and_only_errors_of_libraries(shown):
     logging.getLogger("actors.reward").warning("worker lost")
     logging.getLogger("some.library").warning("no kernel for this GPU")
     logging.getLogger("some.library").error("engine failed")
+    logging.getLogger(FILE_ONLY).error("stacks of every thread")
     warnings.warn("torch.foo is deprecated", FutureWarning, stacklevel=1)
     assert shown() == [f"checkpoint of step 3: {'x' * 200}", "warning: worker lost", "error: engine failed"]
 
