@@ -23,6 +23,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "rl/run/console/",
     "rl/trainer.py",
     "rl/report/",
+    "rl/monitoring/",
     "actors/",
     "actors/cluster/",
     "actors/worker/",

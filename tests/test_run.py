@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from rl.fault_injection.run_process import ProcessTree
+from rl.monitoring.panels import SECTIONS
 from tests.calibration import within
+from tests.prometheus import MISSING, Monitor, needs_prometheus
 from tests.proof_run import TURN, order_of_turns
+from tests.terminal import strange_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -42,17 +47,18 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
 
 
-def dynframe(home, command, *overrides, timeout=420):
+def dynframe(home, command, *overrides, timeout=420, **variables):
     arguments = [command, *SMALL, f"output_dir={home}/runs", f"cache_dir={home}/cache", *overrides]
     answer = subprocess.run(
         [sys.executable, "-m", "rl", *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"COLUMNS": "160"},
+        env=os.environ | {"COLUMNS": "160"} | variables,
         capture_output=True,
         text=True,
         timeout=timeout,
     )
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
+    assert command != "train" or strange_lines(answer.stdout + answer.stderr) == []
     return answer.stdout
 
 
@@ -71,9 +77,23 @@ def texts_of(home, name, step):
 
 
 @pytest.fixture(scope="module")
-def straight(home):
+def monitor(home):
+    """Prometheus beside the first run, or None where there is none; and the folder in which that run starts its Ray."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: paths of Unix sockets end at 107 bytes
+    beside = None if MISSING else Monitor(home / "prometheus", folder)
+    yield beside, folder
+    if beside is not None:
+        beside.stop()
+        beside.tree.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def straight(home, monitor):
     """Three steps in one go; the first run also makes clips, policy and cold start, which the others find cached."""
-    return dynframe(home, "train", "name=straight", "trainer.steps=3", "trainer.profile_steps=[2]")
+    steps = ("name=straight", "trainer.steps=3", "trainer.profile_steps=[2]", "placement.dashboard=true")
+    reporting = {"RAY_metrics_report_interval_ms": "1000"}  # by default what a run of seconds says would come too late
+    return dynframe(home, "train", *steps, RAY_TMPDIR=str(monitor[1]), **reporting)
 
 
 def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight):
@@ -138,6 +158,30 @@ def test_the_steps_that_are_named_are_profiled(home, straight):
     assert set(found) == {f"{name}.json.gz" for name in ("learner_0", "learner_1", "rollout_0")}
     names = {event.get("name") for event in json.loads(found["learner_1.json.gz"])["traceEvents"]}
     assert {"learner/prepare", "learner/forward", "learner/backward", "learner/optimizer"} <= names
+
+
+@needs_prometheus
+def test_every_query_of_every_panel_and_every_alert_finds_numbers_of_a_run(straight, monitor):
+    beside, _ = monitor
+    (step,) = beside.series('ray_dynframe_step{run="straight"}', time.time() - 600, time.time())
+    first_s, last_s = step["values"][0][0], step["values"][-1][0]
+    assert step["values"][-1][1] == "3"
+
+    def finds_nothing(expression):
+        return not beside.series(expression.replace("$run", "straight"), first_s - 5, last_s + 5)
+
+    panels = [(section.name, panel) for section in SECTIONS for panel in section.panels if not panel.only_gpus]
+    queries = [(name, panel.title, query.expression) for name, panel in panels for query in panel.queries]
+    assert len(queries) > 60 and [query for query in queries if finds_nothing(query[-1])] == []
+    groups = yaml.safe_load((REPOSITORY / "cluster" / "alerts.yml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    spoken_of = {name for rule in rules for name in re.findall(r"(?:dynframe:|ray_\w*)\w+(?![\w.])", rule["expr"])}
+    spoken_of |= {rule["record"] for rule in rules if "record" in rule}
+    counters = {name for name in spoken_of if name.endswith("_total")}  # there was nothing to count
+    assert len(spoken_of) > 20 and [name for name in spoken_of - counters if finds_nothing(name)] == []
+    loaded = {rule["name"]: rule for group in beside.get("rules")["groups"] for rule in group["rules"]}
+    assert {rule.get("alert") or rule["record"] for rule in rules} == loaded.keys()
+    assert {rule["health"] for rule in loaded.values()} == {"ok"}
 
 
 def test_a_resumed_run_repeats_the_run_that_never_stopped_and_may_take_turns_from_then_on(home, straight):

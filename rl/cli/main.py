@@ -24,6 +24,7 @@ from rl.cli.faults import chaos, verify_resume
 from rl.cli.inspect import parity, rollout
 from rl.cli.jobs import jobs
 from rl.cli.make_checkpoint import make_checkpoint
+from rl.cli.monitor import monitor
 from rl.cli.terminal import configure_logging, errors, say, show_tracebacks, tracebacks_shown
 from rl.cli.train import cold_start, finetune, submit, train
 from rl.config.errors import ConfigError
@@ -40,7 +41,8 @@ COMMANDS = {  # heading in --help -> name -> function
     "Before a run": {"doctor": doctor, "config": config, "check": check, "validate-data": validate_data},
     "Train": {"train": train, "cold-start": cold_start, "finetune": finetune, "submit": submit, "jobs": jobs},
     "Look at it, measure it, use it": {
-        **{"ask": ask, "report": report, "rollout": rollout, "eval": evaluate, "compare": compare, "export": export},
+        **{"report": report, "monitor": monitor, "ask": ask, "rollout": rollout},
+        **{"eval": evaluate, "compare": compare, "export": export},
     },
     "Prove it": {
         **{"parity": parity, "verify-resume": verify_resume, "chaos": chaos, "encode-stats": encode_stats},

@@ -38,6 +38,7 @@ from rl.run.train import run_from_newest
 from rl.run.workers import cluster
 from rl.run.writer import Writer, keep_config
 from rl.tracking.backlog import Backlog
+from rl.tracking.disk_space import disk_metrics
 from rl.tracking.faults import FAULTS, fault_metrics, write_faults
 from rl.tracking.fingerprint import supervised_fingerprints
 from rl.tracking.held_out import held_out_loss
@@ -252,6 +253,7 @@ class FinetuningReporter:
             **fault_metrics(faults),
             "data/skipped": float(self._under_way.skipped),
             "memory/learner": self._under_way.learners.memory_mib(),
+            **disk_metrics(run.writer.run_dir),
             "seconds/step": seconds,
             "seconds/wait": max(0.0, seconds - metrics["update/seconds"]),
         }

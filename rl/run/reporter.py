@@ -30,6 +30,7 @@ from rl.policy.processor import Processor
 from rl.run.console.stages import say
 from rl.run.console.step_line import Pace, step_line
 from rl.tracking.backlog import Backlog
+from rl.tracking.disk_space import disk_metrics
 from rl.tracking.failures import FAILURES
 from rl.tracking.faults import FAULTS
 from rl.tracking.fingerprint import step_fingerprints
@@ -97,6 +98,7 @@ class Reporter:
         own = {
             "rollout/tokens_per_s": sampled / max(metrics["seconds/rollout"], 1e-9),
             "memory/driver": own_memory_mib(),
+            **disk_metrics(self._run_dir),
         }
         rules = rules_at(self._rules, step)
         credit = credit_metrics(scored, rules)

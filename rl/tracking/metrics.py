@@ -6,11 +6,20 @@ cannot be logged. Everything here is ASCII: Ray's gauges take nothing else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rl.tracking.faults import COUNTED
+
+STEP, TIME = "step", "time_s"  # of every line of metrics.jsonl
+# counted over steps where numbers are shown as of now: there a gauge would go on showing the one of some step
+COUNTERS = (COUNTED, "save/failed", "save/remote_failed")
+
 METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
+    STEP: ("steps", "done when this was reported"),
+    TIME: ("s", "when it was reported, since 1970"),
     "reward/sampling": (
         "0..1",
         "mean reward of the sampling segment over annotated trajectories; a price lowers it below 0",
@@ -134,6 +143,8 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "save/remote_seconds": ("s", "copying checkpoints to trainer.remote, beside the run"),
     "save/remote_failed": ("attempts", "to copy checkpoints to trainer.remote; repeated after the next save"),
     "memory/": ("MiB", "resident memory of its own, by kind of process (largest of its kind)"),
+    "disk/free": ("B", "free on the disk of output_dir"),
+    "disk/free_share": ("share", "likewise, of the whole disk"),
     "held_out/granted_calls": ("share", "held-out tasks with at least one granted retrieval call"),
     "held_out/malformed_calls": ("share", "of all calls on held-out tasks, those whose text could not be read"),
     "held_out/refused_calls": ("share", "of all calls on held-out tasks, readable ones that were not granted"),
@@ -190,3 +201,13 @@ def describe(name: str) -> tuple[str, str]:
     if not prefixes:
         raise KeyError(f"metric {name!r} is not declared in rl.tracking.metrics.METRICS")
     return METRICS[max(prefixes, key=len)]
+
+
+def ray_name(name: str) -> str:
+    """What a metric is called among Ray's: "reward/sampling" is dynframe_reward_sampling."""
+    return "dynframe_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
+
+
+def prometheus_name(name: str) -> str:
+    """What Prometheus finds it under: Ray adds its own name, and to a counter `_total`."""
+    return f"ray_{ray_name(name)}{'_total' if name.startswith(COUNTERS) else ''}"

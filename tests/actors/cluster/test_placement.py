@@ -16,6 +16,7 @@ import pytest
 from rl.config.errors import ConfigError
 from rl.config.trainer import PlacementConfig
 from rl.fault_injection.run_process import ProcessTree, wait_gone
+from rl.tracking.metrics import ray_name
 from tests.calibration import within
 
 pytestmark = pytest.mark.ray
@@ -223,9 +224,9 @@ def test_faults_are_counted_in_ray_where_a_gauge_would_show_the_last_one_for_eve
 
 
 def test_metrics_reach_ray_under_names_prometheus_accepts(ray_cluster):
-    from actors.cluster.metrics import RayMetricsSink, gauge_name
+    from actors.cluster.metrics import RayMetricsSink
 
-    assert gauge_name("policy/clip_fraction/sampling") == "dynframe_policy_clip_fraction_sampling"
+    assert ray_name("policy/clip_fraction/sampling") == "dynframe_policy_clip_fraction_sampling"
     sink = RayMetricsSink("test")
     sink.write(1, {"reward/sampling": 0.5})
     assert sink._gauges["reward/sampling"].info["description"].startswith("mean reward of the sampling segment")

@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 
+from rl.tracking.disk_space import disk_metrics
 from rl.tracking.held_out import held_out_metrics
 from rl.tracking.metrics import (
     METRICS,
@@ -13,6 +15,7 @@ from rl.tracking.metrics import (
     current_names,
     describe,
     metrics_reference,
+    prometheus_name,
 )
 from rl.tracking.sinks import JsonlSink, MetricLog
 from rl.tracking.step_metrics import (
@@ -241,3 +244,18 @@ def test_a_run_whose_rewards_all_failed_still_counts_its_steps(tmp_path):
     summary = summarise(tmp_path)
     assert summary["steps"] == 1 and summary["masked"]["reward_failures"] == 8.0
     assert "after" not in summary["held_out"]  # one evaluation is a start, not a result
+
+
+def test_free_space_is_that_of_the_disk_of_a_folder_and_of_none_where_the_disk_does_not_say(tmp_path):
+    found, disk = disk_metrics(tmp_path), shutil.disk_usage(tmp_path)
+    assert found["disk/free"] == pytest.approx(disk.free, rel=0.05)
+    assert 0 <= found["disk/free_share"] <= disk.free / disk.total * 1.05
+    assert disk_metrics(tmp_path / "gone") == {}
+    assert all(describe(name) for name in found)
+
+
+def test_counters_have_the_names_that_ray_gives_them():
+    assert prometheus_name("reward/sampling") == "ray_dynframe_reward_sampling"
+    assert prometheus_name("faults/worker_died") == "ray_dynframe_faults_worker_died_total"
+    assert prometheus_name("save/failed") == "ray_dynframe_save_failed_total"
+    assert prometheus_name("reward/failed") == "ray_dynframe_reward_failed"
