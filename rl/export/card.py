@@ -13,16 +13,22 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 
 from rl import __version__
+from rl.config.policy import HUB_ID, PolicyConfig
 from rl.policy.families import Family
+from rl.policy.sizes import published_as
 from rl.report.evaluations import EvaluationRow
 from rl.report.run_files import MetricTable, Number
 
 LICENCE = (
-    "Not stated by the run. What the licences of the base model and of the data ask for holds for these weights, too; "
-    "say here which licence you give them. The Python files beside the weights are dynframe-rl's, Apache-2.0."
+    "Of these weights: not stated by the run. What the licences of the base model and of the data ask for holds for "
+    "them, too; say here, and as `license` above, which licence you give them. The Python files beside the weights are "
+    "dynframe-rl's, Apache-2.0."
 )
+TAGS = ("video", "reinforcement-learning", "flexivideo", "dynframe")
+IN_CACHE = re.compile(r"(?:^|/)models--([^/]+?)--([^/]+)(?:/|$)")  # how the hub's cache names a repository's folder
 MOST_ROWS = 12  # of the curves
 CURVES = {  # metric: its heading; those that the run reported
     "reward/sampling": "retrieval reward",
@@ -58,13 +64,14 @@ def model_card(facts: RunFacts) -> str:
     parts = (
         _head(facts),
         _usage(facts),
+        "## The look protocol\n\n" + _protocol(facts.settings["retrieval"]),
         "## Base\n\n" + _base(facts),
         "## Data\n\n" + _table(("", ""), _data(facts.settings)),
         "## Configuration\n\n" + _table(("key", "value"), _configuration(facts.settings)),
         "## Curves\n\n" + _curves(facts.metrics, facts.step),
         "## Evaluation\n\n" + _evaluations(facts.evaluations),
         "## Prompt\n\n" + _prompt(facts.settings["prompt"]),
-        f"## Licence\n\n{LICENCE}",
+        f"## Licence\n\n{_licence(facts)}",
     )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
@@ -72,10 +79,7 @@ def model_card(facts: RunFacts) -> str:
 def adapter_card(facts: RunFacts) -> str:
     """The text of README.md of what LoRA has trained."""
     parts = (
-        f"""---
-library_name: peft
-tags: [video, reinforcement-learning, flexivideo, dynframe, lora]
----
+        f"""{_front_matter(facts, "peft", "adapter")}
 
 # {_code(facts.settings["name"])}, step {facts.step:,}, low-rank updates
 
@@ -94,7 +98,7 @@ Prompts and videos are made by the processor in BASE; its README.md shows how.""
         "## Configuration\n\n" + _table(("key", "value"), _configuration(facts.settings)),
         "## Curves\n\n" + _curves(facts.metrics, facts.step),
         "## Evaluation\n\n" + _evaluations(facts.evaluations),
-        f"## Licence\n\n{LICENCE}",
+        f"## Licence\n\n{_licence(facts)}",
     )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
@@ -105,12 +109,29 @@ def base_name(facts: RunFacts) -> str:
     return str(_last(path)) if path else facts.family.model_type
 
 
+def hub_repository(path: str) -> str:
+    """The repository of `policy.path` on the hub; empty where its name does not tell.
+
+    A repository itself, a folder of the hub's cache, or a folder that is called as a published checkpoint is.
+    """
+    if cached := IN_CACHE.search(path):
+        return f"{cached[1]}/{cached[2]}"
+    if published := published_as(path):
+        return f"{published.repository.partition('/')[0]}/{_last(path)}"
+    return path if HUB_ID.fullmatch(path) and PolicyConfig(path=path).is_on_hub else ""
+
+
+def _front_matter(facts: RunFacts, library: str, relation: str) -> str:
+    """What the hub reads of a card: YAML, between lines of three hyphens."""
+    data: dict[str, object] = {"library_name": library, "pipeline_tag": "video-text-to-text"}
+    if repository := hub_repository(str(facts.settings["policy"]["path"])):
+        data |= {"base_model": repository, "base_model_relation": relation}
+    tags = [*TAGS, "lora"] if library == "peft" else [*TAGS]
+    return f"---\n{yaml.safe_dump(data | {'tags': tags}, sort_keys=False)}---"
+
+
 def _head(facts: RunFacts) -> str:
-    return f"""---
-library_name: transformers
-pipeline_tag: video-text-to-text
-tags: [video, reinforcement-learning, flexivideo, dynframe]
----
+    return f"""{_front_matter(facts, "transformers", "finetune")}
 
 # {_code(facts.settings["name"])}, step {facts.step:,}
 
@@ -156,8 +177,22 @@ inputs = processor.apply_chat_template(
 )
 ```
 
-In vLLM: `pip install dynframe-rl` registers the architecture, and `vllm serve FOLDER` needs no `trust_remote_code`.
+In vLLM, where `pip install dynframe-rl` registers the architecture; `trust_remote_code` is not needed:
+
+```bash
+vllm serve FOLDER
+```
+
 Classes of stock Qwen models refuse this folder: they know neither its patch kernel nor its scenes."""
+
+
+def _protocol(limits: Mapping[str, Any]) -> str:
+    return f"""The policy writes `<span>start - end</span><fps>rate</fps>`: seconds from the start of the clip, and frames
+per second. Whoever runs it stops there, decodes `floor((end - start) * rate)` frames at `start + i / rate`, at least 1 and
+at most {limits["max_frames"]}, inserts them into the same answer as a video block, and lets it write on. The window is clamped to the
+clip and has to last {limits["min_window_s"]} s; the rate is at most {limits["max_fps"]} and the clip's own. A call that cannot be granted is
+answered with a line of text that says why. The answer stands in `<answer></answer>`. `processor.read_call`,
+`processor.look` and `processor.refuse` do all of this."""
 
 
 def _base(facts: RunFacts) -> str:
@@ -166,6 +201,17 @@ def _base(facts: RunFacts) -> str:
         seed = facts.settings["seed"]
         return f"None: a random {family.model_type} of the project's tiny size (`policy.tiny`), built from seed {seed}."
     return f"{_code(_last(path))}, a {family.model_type} such as {_code(family.on_the_hub)}."
+
+
+def _licence(facts: RunFacts) -> str:
+    """Of the base, where its name tells; of the weights, what has to be said of them."""
+    path = str(facts.settings["policy"]["path"])
+    published = published_as(hub_repository(path) or path) if path else None
+    if published is not None:
+        of_base = f"Of the base model: {published.licence}; its model card has the terms. "
+    else:
+        of_base = "Of the base model: its name does not tell; see where it comes from. " if path else ""
+    return of_base + LICENCE
 
 
 def _data(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

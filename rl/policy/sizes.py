@@ -9,6 +9,8 @@ from rl.policy.families import QWEN2_5_VL, QWEN3_VL, Family
 from rl.policy.token_ids import PolicyFilesError
 
 HEAD_DIM = 128  # of every language model here
+APACHE = "Apache-2.0"
+QWEN2_5_LICENCES = {3: "Qwen Research License (non-commercial)", 72: "Qwen License"}  # the others: Apache-2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class PublishedSize:
     family: Family
     name: str  # as on the command line: "3b"
     repository: str  # on the hub
+    licence: str  # of its weights, as its model card there says
     text: TextSize
     vision: VisionSize
 
@@ -72,11 +75,12 @@ class PublishedSize:
 
 def _qwen2_5_vl(billions: int, text: TextSize, vision_intermediate: int) -> PublishedSize:
     vision = VisionSize(32, 1280, vision_intermediate, full_attention=(7, 15, 23, 31))
-    return PublishedSize(QWEN2_5_VL, f"{billions}b", f"Qwen/Qwen2.5-VL-{billions}B-Instruct", text, vision)
+    name, licence = f"Qwen/Qwen2.5-VL-{billions}B-Instruct", QWEN2_5_LICENCES.get(billions, APACHE)
+    return PublishedSize(QWEN2_5_VL, f"{billions}b", name, licence, text, vision)
 
 
 def _qwen3_vl(billions: int, text: TextSize, vision: VisionSize) -> PublishedSize:
-    return PublishedSize(QWEN3_VL, f"{billions}b", f"Qwen/Qwen3-VL-{billions}B-Instruct", text, vision)
+    return PublishedSize(QWEN3_VL, f"{billions}b", f"Qwen/Qwen3-VL-{billions}B-Instruct", APACHE, text, vision)
 
 
 SMALL_TOWER = VisionSize(24, 1024, 4096, deepstack=(5, 11, 17))
@@ -105,3 +109,12 @@ def published_size(model_type: str, name: str) -> PublishedSize:
         known = ", ".join(f"{family} {size}" for family, size in BY_NAME)
         raise PolicyFilesError(f"no published size {model_type} {name}; there are {known}")
     return found
+
+
+def published_as(path: str) -> PublishedSize | None:
+    """The size that a folder's or a repository's name stands for: by the name alone; None if it is no published one.
+
+    Thinking checkpoints have the shapes and the licence of their Instruct twins.
+    """
+    name = path.rstrip("/").rpartition("/")[2].replace("-Thinking", "-Instruct")
+    return next((size for size in SIZES if size.repository.rpartition("/")[2] == name), None)

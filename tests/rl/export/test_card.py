@@ -1,11 +1,13 @@
 """The model card says what the run has recorded, and neither paths, nor secrets, nor anybody's markup."""
 
 import re
+from dataclasses import replace
 
 import pytest
+from huggingface_hub import ModelCard
 
 from rl.config.file import with_defaults
-from rl.export.card import RunFacts, model_card
+from rl.export.card import RunFacts, adapter_card, hub_repository, model_card
 from rl.policy.families import QWEN3_VL
 from rl.report.evaluations import EvaluationRow
 from rl.report.run_files import MetricTable
@@ -87,3 +89,42 @@ def test_what_comes_from_outside_is_no_markup(card):
     prompt = section(card, "Prompt")
     assert prompt.startswith("instructions:\n\n````text\n") and prompt.rstrip().endswith("```\n````")
     assert card.startswith("---\nlibrary_name: transformers\n") and "licence" in section(card, "Licence").lower()
+
+
+def test_its_front_matter_is_what_the_hub_reads(card):
+    data = ModelCard(card, ignore_metadata_errors=False).data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "video-text-to-text")
+    assert data.base_model == "Qwen/Qwen3-VL-4B-Instruct" and data.to_dict()["base_model_relation"] == "finetune"
+    assert {"video", "reinforcement-learning", "flexivideo"} <= set(data.tags)
+    adapter = ModelCard(adapter_card(RunFacts(QWEN3_VL, 20, SETTINGS, METRICS, FOUND))).data
+    assert adapter.library_name == "peft" and adapter.to_dict()["base_model_relation"] == "adapter"
+    tiny = replace(RunFacts(QWEN3_VL, 20, SETTINGS, METRICS, []), settings=with_defaults({"name": "tiny"}))
+    assert "base_model" not in ModelCard(model_card(tiny)).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("path", "repository"),
+    [
+        ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"),
+        ("/home/somebody/models/Qwen3-VL-8B-Thinking", "Qwen/Qwen3-VL-8B-Thinking"),
+        ("/cache/models--acme--watcher-4b/snapshots/0a1b/", "acme/watcher-4b"),
+        ("acme/watcher-4b", "acme/watcher-4b"),
+        ("/home/somebody/runs/first/export", ""),
+        ("../exports/mine", ""),
+        ("", ""),
+    ],
+)
+def test_the_base_is_named_as_the_hub_names_it_where_its_path_tells(path, repository):
+    assert hub_repository(path) == repository
+
+
+def test_the_licence_of_the_base_is_told_and_that_of_the_weights_is_not_guessed(card):
+    assert section(card, "Licence").startswith("Of the base model: Apache-2.0;")
+    assert "\nlicense:" not in card.split("---\n")[1]
+    small = SETTINGS | {"policy": SETTINGS["policy"] | {"path": "models/Qwen2.5-VL-3B-Instruct"}}
+    assert "Qwen Research License" in section(model_card(RunFacts(QWEN3_VL, 20, small, METRICS, [])), "Licence")
+
+
+def test_it_says_what_a_look_is(card):
+    told = section(card, "The look protocol")
+    assert "`<span>start - end</span><fps>rate</fps>`" in told and "at most 32" in told.replace("\n", " ")
