@@ -17,6 +17,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "rl/encode_stats/",
     "rl/evaluation/",
     "rl/export/",
+    "rl/published_data/",
     "rl/run/",
     "rl/run/preflight/",
     "rl/run/prepare/",

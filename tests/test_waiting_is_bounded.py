@@ -17,7 +17,7 @@ OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot 
     "rl/weight_transfer/broadcast.py": "a broadcast that is known to be done",
     "rl/weight_transfer/watch.py": "a thread that ends with the transfer it looks at",
     "rl/checkpoint/saver.py": "a future that is known to be done",
-    "rl/cli/validation.py": "decoding threads, whose requests have deadlines of their own",
+    "rl/run/prepare/clips.py": "decoding threads, whose requests have deadlines of their own",
 }
 
 

@@ -39,6 +39,7 @@ class RejectedExample:
 
     line: int  # where the row starts, counted from 1; in files that have no rows, the row's number
     reason: str
+    missing: str = ""  # the video, where the reason is that it is not there
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from envs.data.csv_rows import csv_rows
 from envs.data.formats import make_task, moment_question
 from envs.data.json_rows import json_rows, rows_within
 from envs.data.parquet_rows import parquet_rows
-from envs.data.rows import DatasetError, UnusableRow, forward, number_at, one_line, shortened
+from envs.data.rows import DatasetError, UnusableRow, forward, missing_medium, number_at, one_line, shortened
 from envs.data.videos import video_file
 from rl.trajectory import AnswerKind, TimeSpan
 
@@ -92,7 +92,7 @@ def read_examples(
             if task_id in line_of:
                 raise UnusableRow(f"the id {task_id!r} belongs to line {line_of[task_id]} already")
         except UnusableRow as error:
-            rejected.append(RejectedExample(line, one_line(error)))
+            rejected.append(RejectedExample(line, one_line(error), missing_medium(error)))
             continue
         line_of[task_id] = line
         kept.append(example)

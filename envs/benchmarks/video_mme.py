@@ -21,9 +21,8 @@ _YOUTUBE_ID = re.compile(r"[?&]v=([\w-]+)", re.ASCII)
 
 
 def read(annotation: Path, video_root: Path) -> LoadedExamples:
-    """The authors' JSON (a video per row, with "questions") or the data set's table as JSON lines (a question per row).
+    """The authors' JSON (a video per row, with "questions") or the data set's table (a question per row).
 
-    The parquet file of the data set becomes JSON lines with the command that the error message for it shows.
     Columns: question_id, question, options (or choices), answer (a letter), duration (or duration_category), and
     videoID, or else url, or else video_id. Videos are named by their YouTube id, in the folder, data/ or video/.
     """

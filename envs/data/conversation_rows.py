@@ -22,7 +22,17 @@ from urllib.parse import unquote, urlsplit
 from envs.data.dataset import RejectedRow
 from envs.data.json_rows import json_rows, rows_within
 from envs.data.parquet_rows import parquet_rows
-from envs.data.rows import DatasetError, UnusableRow, as_mapping, kind_of, one_line, shortened, text_at
+from envs.data.rows import (
+    DatasetError,
+    MissingMedia,
+    UnusableRow,
+    as_mapping,
+    kind_of,
+    missing_medium,
+    one_line,
+    shortened,
+    text_at,
+)
 from envs.data.sources import NOTHING, locate_files
 from envs.data.videos import confine, video_file
 
@@ -121,7 +131,7 @@ def load_conversations(
                     raise UnusableRow(f"its {media.kind} is quarantined: {unusable[media.path]}")
             kept.append(read)
         except UnusableRow as error:
-            rejected.append(RejectedRow(str(path), line, one_line(error)))
+            rejected.append(RejectedRow(str(path), line, one_line(error), missing_medium(error)))
     is_row = isinstance(value, dict) and any(known.marks & value.keys() for known in FORMS.values())
     if len(rejected) == 1 and not kept and not is_row and (advice := rows_within(value)):
         rejected = [RejectedRow(str(path), rejected[0].line, f"{advice} (as a row: {rejected[0].reason})")]
@@ -221,9 +231,10 @@ def _pixmo_image(row: Mapping[str, object], root: Path) -> str:
         for suffix in _IMAGE_SUFFIXES:
             if "/" not in name and os.path.isfile(root / f"{name}{suffix}"):
                 return _confine(f"{name}{suffix}", root, MediaKind.IMAGE)
-    raise UnusableRow(
+    raise MissingMedia(
         f"the image of {shortened(url)} is not in {root}: expected is its file under the SHA-256 of the URL "
-        f"({names[0][:12]}…), 'image_sha256' or the URL's own name; download it, or name it in a column 'image'"
+        f"({names[0][:12]}…), 'image_sha256' or the URL's own name; download it, or name it in a column 'image'",
+        url,
     )
 
 

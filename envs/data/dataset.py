@@ -17,7 +17,7 @@ from typing import TypeVar
 from envs.answers.windows import read_span, spell_span
 from envs.data.formats import RetrievalTrace, RowFormat, left_out_of
 from envs.data.json_rows import rows_within
-from envs.data.rows import DatasetError, UnusableRow, one_line
+from envs.data.rows import DatasetError, UnusableRow, missing_medium, one_line
 from envs.data.sources import NOTHING, Source, locate_source
 from envs.video.reader import VideoError
 from rl.trajectory import AnswerKind, TimeSpan, VideoTask
@@ -32,6 +32,7 @@ class RejectedRow:
     file: str
     line: int  # where the row starts, counted from 1
     reason: str
+    missing: str = ""  # the medium, where the reason is that it is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ def _read(
 
 
 def _rejected(path: Path, line: int, error: Exception) -> RejectedRow:
-    return RejectedRow(str(path), line, one_line(error))
+    return RejectedRow(str(path), line, one_line(error), missing_medium(error))
 
 
 def _clamped(span: TimeSpan, duration_s: float, video: str) -> TimeSpan:

@@ -29,6 +29,21 @@ class UnusableRow(ValueError):
     """One row cannot be used; the message says why."""
 
 
+class MissingMedia(UnusableRow):
+    """The video or image of a row is not there."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name  # as the row has it; a video's with the suffix it would have
+
+
+def missing_medium(error: BaseException | None) -> str:
+    """The medium whose absence is why a row cannot be used; empty if there is another reason."""
+    while error is not None and not isinstance(error, MissingMedia):
+        error = error.__cause__
+    return "" if error is None else error.name
+
+
 @dataclass(frozen=True, slots=True)
 class RepeatedKey:
     """An object of a JSON text in which a key stands twice: nobody knows which of its values is meant."""

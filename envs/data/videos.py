@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from urllib.parse import unquote
 
-from envs.data.rows import UnusableRow, shortened
+from envs.data.rows import MissingMedia, UnusableRow, shortened
 from envs.video.suffixes import VIDEO_SUFFIXES, is_video_name
 
 LONGEST_PATH = 4096  # characters; Linux takes as many bytes
@@ -60,7 +60,7 @@ def confine(path: str, root: Path, kind: str = "video", root_key: str = "video_r
     except (OSError, ValueError, RuntimeError) as error:  # missing, too long, a circle of links
         reason = error.strerror if isinstance(error, OSError) else error
         advice = _advice(path, home) if isinstance(error, FileNotFoundError | NotADirectoryError) else ""
-        raise UnusableRow(f"{kind} {shortened(path)} cannot be found under {root}: {reason}{advice}") from error
+        raise MissingMedia(f"{kind} {shortened(path)} cannot be found under {root}: {reason}{advice}", path) from error
     if not resolved.is_relative_to(home):
         raise UnusableRow(f"{kind} {shortened(path)} lies outside {root}; {root_key} may be set to a folder around it")
     if not is_regular:

@@ -25,6 +25,7 @@ from rl.cli.inspect import parity, rollout
 from rl.cli.jobs import jobs
 from rl.cli.make_checkpoint import make_checkpoint
 from rl.cli.monitor import monitor
+from rl.cli.prepare import prepare
 from rl.cli.terminal import configure_logging, errors, say, show_tracebacks, tracebacks_shown
 from rl.cli.train import cold_start, finetune, submit, train
 from rl.config.errors import ConfigError
@@ -38,7 +39,9 @@ EPILOG = (
 # what Ray prints in its own words when a worker dies, without saying which: the line of the fault says it
 TOLD_BY_US = "A worker died or was killed while executing a task"
 COMMANDS = {  # heading in --help -> name -> function
-    "Before a run": {"doctor": doctor, "config": config, "check": check, "validate-data": validate_data},
+    "Before a run": {
+        **{"doctor": doctor, "config": config, "prepare": prepare, "check": check, "validate-data": validate_data},
+    },
     "Train": {"train": train, "cold-start": cold_start, "finetune": finetune, "submit": submit, "jobs": jobs},
     "Look at it, measure it, use it": {
         **{"report": report, "monitor": monitor, "ask": ask, "rollout": rollout},

@@ -11,25 +11,21 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile, check_clip
+from envs.data.clip_status import CheckedClip, ClipStatus, ClipStatusFile
 from envs.data.dataset import RejectedRow, load_tasks, load_traces, within_clip
 from envs.data.rows import UnusableRow
 from envs.data.sources import Source, has_traces
 from rl.config.data import SourceConfig
 from rl.config.run import RunConfig
-from rl.run.console.stages import counted_stage
-from rl.run.prepare.episode_context import make_reader
+from rl.run.prepare.clips import checked_clips, is_known
 from rl.run.prepare.errors import as_config_error
 from rl.run.prepare.tasks import located, quarantine_file
 from rl.trajectory import VideoTask
@@ -104,7 +100,7 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0, samp
     home = quarantine_file(config)
     listing = home.with_name(f"validated_rows-{config.name}.jsonl")
     with ClipStatusFile(home) as file:
-        new = [clip for clip in clips if not _is_known(file.clips.get(clip), sample)]
+        new = [clip for clip in clips if not is_known(file.clips.get(clip), sample)]
         known = {clip: file.clips[clip] for clip in set(clips).difference(new)}
         with listing.open("w", encoding="utf-8") as lines:
 
@@ -117,7 +113,7 @@ def validate_data(config: RunConfig, console: Console, *, workers: int = 0, samp
                 lines.flush()
 
             list_rows(known, with_rejected=True)
-            for clip in _decoded(new, config, console, workers or os.cpu_count() or 1, sample):
+            for clip in checked_clips(new, config.video, console, workers=workers, sample=sample):
                 file.append(clip)
                 list_rows({clip.video: clip})
         rows = tuple(row for split in splits for row in row_statuses(split, file.clips))
@@ -187,37 +183,8 @@ def _load(split: str, source: Source) -> LoadedSplit:
     return LoadedSplit(split, loaded.tasks, loaded.rejected, loaded.windows_left_out)
 
 
-def _is_known(clip: CheckedClip | None, sample: bool) -> bool:
-    """Whether a validation need not try this clip again; a sample is no proof that the rest can be decoded."""
-    return clip is not None and (sample or not clip.sampled or clip.status is ClipStatus.QUARANTINED)
-
-
 def _as_line(row: CheckedRow) -> str:
     return json.dumps(asdict(row)) + "\n"
-
-
-def _decoded(
-    clips: Sequence[str], config: RunConfig, console: Console, workers: int, sample: bool
-) -> Iterator[CheckedClip]:
-    """Check clips in parallel, each in a process that can be killed; a status comes as soon as it is known."""
-    video, readers = config.video, SimpleQueue()
-    doing = f"{'looking into' if sample else 'decoding'} {len(clips):,} clips"
-    with ExitStack() as stack, counted_stage(console, doing, len(clips)) as decoding:
-        for _ in range(min(workers, len(clips))):
-            readers.put(stack.enter_context(make_reader(replace(video, decode_workers=1, frame_cache_bytes=0))))
-
-        def check(clip: str) -> CheckedClip:
-            reader = readers.get()
-            try:
-                return check_clip(reader, clip, sample=sample)
-            finally:
-                readers.put(reader)
-
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        for done in as_completed([pool.submit(check, clip) for clip in clips]):
-            yield done.result()
-            decoding.advance()
 
 
 def _checked_row(loaded: LoadedSplit, task: VideoTask, clip: CheckedClip, changes: list[str]) -> CheckedRow:

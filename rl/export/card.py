@@ -187,11 +187,13 @@ Classes of stock Qwen models refuse this folder: they know neither its patch ker
 
 
 def _protocol(limits: Mapping[str, Any]) -> str:
-    return f"""The policy writes `<span>start - end</span><fps>rate</fps>`: seconds from the start of the clip, and frames
-per second. Whoever runs it stops there, decodes `floor((end - start) * rate)` frames at `start + i / rate`, at least 1 and
-at most {limits["max_frames"]}, inserts them into the same answer as a video block, and lets it write on. The window is clamped to the
-clip and has to last {limits["min_window_s"]} s; the rate is at most {limits["max_fps"]} and the clip's own. A call that cannot be granted is
-answered with a line of text that says why. The answer stands in `<answer></answer>`. `processor.read_call`,
+    granted = f"at least 1 and at most {limits['max_frames']}"
+    bounds = f"it has to last {limits['min_window_s']} s, and the rate is at most {limits['max_fps']}"
+    return f"""The policy writes `<span>start - end</span><fps>rate</fps>`: seconds from the start of the clip, and
+frames per second. Whoever runs it stops there, decodes `floor((end - start) * rate)` frames at `start + i / rate`,
+{granted}, inserts them into the same answer as a video block, and lets it write on. The window is
+clamped to the clip; {bounds} and the clip's own. A call that cannot be
+granted is answered with a line of text that says why. The answer stands in `<answer></answer>`. `processor.read_call`,
 `processor.look` and `processor.refuse` do all of this."""
 
 

@@ -163,7 +163,7 @@ def test_a_validation_that_is_ended_has_left_what_it_knew(config, silent, monkey
         checked.append(clip)
         return check_clip(reader, clip, **how)
 
-    monkeypatch.setattr("rl.cli.validation.check_clip", end_at_the_second)
+    monkeypatch.setattr("rl.run.prepare.clips.check_clip", end_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         validate_data(config, silent, workers=1)
 

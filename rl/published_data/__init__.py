@@ -1,0 +1,1 @@
+"""Published data sets: from downloaded files to a checked folder (`dynframe prepare`)."""
