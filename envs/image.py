@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,12 +22,13 @@ class ImageError(ValueError):
     """An image cannot be read; one line that names the file, what is wrong and what to do."""
 
 
-def read_image(path: str, fit: Callable[[int, int], tuple[int, int]]) -> np.ndarray:
+def read_image(path: str, fit: Callable[[int, int], tuple[int, int]], content: bytes | None = None) -> np.ndarray:
     """The picture of a file, upright as its EXIF data say, in RGB, made smaller without aliasing; of an animation the
     first picture. Transparent parts show white.
 
     Args:
         fit: (height, width) -> the size to resize to.
+        content: of the file, where it is none on the disk; `path` is then its name in messages.
     Returns:
         uint8 (H, W, 3).
     Raises:
@@ -35,7 +37,7 @@ def read_image(path: str, fit: Callable[[int, int], tuple[int, int]]) -> np.ndar
     try:
         with warnings.catch_warnings():  # of odd metadata and of sizes that are judged here
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as file:
+            with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as file:
                 _require_size(path, *file.size)
                 upright = ImageOps.exif_transpose(file)
                 picture = _opaque(upright)

@@ -14,14 +14,15 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from envs.data.dataset import RejectedRow
+from envs.data.hub_copy import WHOLE, Part
 from envs.data.json_rows import json_rows, rows_within
-from envs.data.parquet_rows import parquet_rows
+from envs.data.parquet_rows import StoredBytes, parquet_rows
 from envs.data.rows import (
     DatasetError,
     MissingMedia,
@@ -53,10 +54,11 @@ class MediaKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """An image or a video: an existing file under the source's root."""
+    """An image or a video: an existing file under the source's root, or an image in a row of a Parquet file."""
 
     kind: MediaKind
-    path: str
+    path: str  # of a stored image, what its row calls it
+    stored: StoredBytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ def load_conversations(
     form: str,
     path: str | Path,
     media_root: str | Path = "",
+    part: Part = WHOLE,
     *,
     question: str = "",
     unusable: Mapping[str, str] = NOTHING,
@@ -109,6 +112,7 @@ def load_conversations(
     Args:
         form: one of FORMS.
         media_root: every image and video must lie under it; empty: the folder of the annotation file.
+        part: of a repository of the hub, where `path` is the folder of its copy.
         question: asked for captions; empty: the form's own.
         unusable: files known to be so, and why: their rows are rejected.
     Raises:
@@ -116,25 +120,26 @@ def load_conversations(
     """
     if form not in FORMS:
         raise DatasetError(f"unknown form of conversations {form!r}; known: {', '.join(FORMS)}")
-    path, root = locate_files(path, media_root)
-    rows = parquet_rows(path) if path.suffix == ".parquet" else json_rows(path)
+    files = locate_files(path, media_root, part)
     kept: list[Conversation] = []
     rejected: list[RejectedRow] = []
     value: object = None
-    for line, value in rows:
-        try:
-            if isinstance(value, UnusableRow):
-                raise value
-            read = to_conversation(form, value, root, f"{path.stem}:{line}", question)
-            for media in read.media:
-                if media.path in unusable:
-                    raise UnusableRow(f"its {media.kind} is quarantined: {unusable[media.path]}")
-            kept.append(read)
-        except UnusableRow as error:
-            rejected.append(RejectedRow(str(path), line, one_line(error), missing_medium(error)))
+    for path in files.paths:
+        rows = parquet_rows(path, stored=True) if path.suffix == ".parquet" else json_rows(path)
+        for line, value in rows:
+            try:
+                if isinstance(value, UnusableRow):
+                    raise value
+                read = to_conversation(form, value, files.root, f"{files.name(path)}:{line}", question)
+                for media in read.media:
+                    if media.path in unusable:
+                        raise UnusableRow(f"its {media.kind} is quarantined: {unusable[media.path]}")
+                kept.append(read)
+            except UnusableRow as error:
+                rejected.append(RejectedRow(str(path), line, one_line(error), missing_medium(error)))
     is_row = isinstance(value, dict) and any(known.marks & value.keys() for known in FORMS.values())
     if len(rejected) == 1 and not kept and not is_row and (advice := rows_within(value)):
-        rejected = [RejectedRow(str(path), rejected[0].line, f"{advice} (as a row: {rejected[0].reason})")]
+        rejected = [replace(rejected[0], reason=f"{advice} (as a row: {rejected[0].reason})")]
     return LoadedConversations(tuple(kept), tuple(rejected))
 
 
@@ -160,7 +165,7 @@ def to_conversation(form: str, row: object, root: Path, row_id: str, question: s
 def _llava(row: Mapping[str, object], root: Path, row_id: str, _: str) -> Conversation:
     turns = _turns(row)
     _require_turns([role for role, _ in turns])
-    media = [*_media(row, "video", root), *_media(row, "image", root)]
+    media = [medium for key in ("video", "image", "images") for medium in _media(row, key, root)]
     places = sum(len(_PLACEHOLDER.findall(text)) for role, text in turns if role == "user")
     if places == 0 and len(media) == 1:  # where it goes is not said: before everything else
         first = next(place for place, (role, _) in enumerate(turns) if role == "user")
@@ -186,7 +191,7 @@ def _sharegpt4video(row: Mapping[str, object], root: Path, row_id: str, question
 
 
 def _pixmo(row: Mapping[str, object], root: Path, row_id: str, question: str) -> Conversation:
-    media = Media(MediaKind.IMAGE, _pixmo_image(row, root))
+    media = _pixmo_image(row, root)
     if row.get("caption") is not None:
         turns = [("user", question or CAPTION_OF_IMAGE), ("assistant", text_at(row, "caption"))]
     elif row.get("question") is not None:
@@ -216,13 +221,15 @@ def _asked(text: str) -> list[tuple[str, str]]:
     return [(_ROLES[role.lower()], said.strip()) for role, said in zip(pieces[::2], pieces[1::2], strict=True)]
 
 
-def _pixmo_image(row: Mapping[str, object], root: Path) -> str:
-    """The file of an image that is published as a URL: its `image`, or a file named after the URL or its content."""
+def _pixmo_image(row: Mapping[str, object], root: Path) -> Media:
+    """The image that is published as a URL: its `image`, or a file named after the URL or its content."""
     image = row.get("image")
     if isinstance(image, dict):
+        if (stored := _stored(image, MediaKind.IMAGE, str(row.get("image_url") or ""))) is not None:
+            return stored
         image = image.get("path")
     if isinstance(image, str) and image:
-        return _confine(image, root, MediaKind.IMAGE)
+        return Media(MediaKind.IMAGE, _confine(image, root, MediaKind.IMAGE))
     url = text_at(row, "image_url")
     sha = row.get("image_sha256")
     last = os.path.basename(unquote(urlsplit(url).path)) if url.isprintable() else ""
@@ -230,7 +237,7 @@ def _pixmo_image(row: Mapping[str, object], root: Path) -> str:
     for name in filter(None, names):
         for suffix in _IMAGE_SUFFIXES:
             if "/" not in name and os.path.isfile(root / f"{name}{suffix}"):
-                return _confine(f"{name}{suffix}", root, MediaKind.IMAGE)
+                return Media(MediaKind.IMAGE, _confine(f"{name}{suffix}", root, MediaKind.IMAGE))
     raise MissingMedia(
         f"the image of {shortened(url)} is not in {root}: expected is its file under the SHA-256 of the URL "
         f"({names[0][:12]}…), 'image_sha256' or the URL's own name; download it, or name it in a column 'image'",
@@ -259,11 +266,41 @@ def _media(row: Mapping[str, object], key: str, root: Path) -> list[Media]:
     given = row.get(key)
     if given is None or given == "":
         return []
-    names = given if isinstance(given, list) else [given]
-    paths = [name.get("path") if isinstance(name, dict) else name for name in names]
-    if not all(isinstance(path, str) and path for path in paths):
+    kind = MediaKind(key.removesuffix("s"))
+    return [_medium(one, key, kind, root) for one in (given if isinstance(given, list) else [given])]
+
+
+def _medium(given: object, key: str, kind: MediaKind, root: Path) -> Media:
+    """A file under the root, or an image whose bytes the row holds, which are what the row means."""
+    path = given
+    if isinstance(given, dict):
+        if (stored := _stored(given, kind, "")) is not None:
+            return stored
+        path = given.get("path")
+    if not isinstance(path, str) or not path:
         raise UnusableRow(f"{key!r} must name a file, or a list of them, got {shortened(given)}")
-    return [Media(MediaKind(key), _confine(path, root, MediaKind(key))) for path in paths]
+    return Media(kind, _confine(path, root, kind))
+
+
+def _stored(cell: Mapping[str, object], kind: MediaKind, name: str) -> Media | None:
+    """The image that a cell {path, bytes} of a table holds; None: it holds none.
+
+    Args:
+        name: what the row calls it; empty: its path in the cell, or where it stands.
+    Raises:
+        UnusableRow: it holds a video, which is decoded from a file, and there is no file of it.
+    """
+    stored = cell.get("bytes")
+    if not isinstance(stored, StoredBytes):
+        return None
+    if kind is MediaKind.VIDEO:
+        if cell.get("path"):
+            return None  # its file may be there
+        raise UnusableRow(
+            f"{stored.column!r}: a video's bytes in a table are not read; write them to files, name these"
+        )
+    place = f"{stored.file}:{stored.row}:{stored.place or 0}"
+    return Media(kind, name or str(cell.get("path") or place), stored)
 
 
 def _confine(name: str, root: Path, kind: MediaKind) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.data.conversation_rows import Conversation, Media, MediaKind, Message
+from envs.data.parquet_rows import read_stored
 from envs.data.rows import UnusableRow
 from envs.image import ImageError, read_image
 from envs.initial_observation import decode_coarse
@@ -98,7 +99,10 @@ def _frames(media: Media, context: EpisodeContext, images: ImageRules) -> Frames
     processor = context.processor
     try:
         if media.kind is MediaKind.IMAGE:
-            pixels_HWC = read_image(media.path, lambda height, width: processor.fit(height, width, images.max_pixels))
+            content = None if media.stored is None else read_stored(media.stored)
+            pixels_HWC = read_image(
+                media.path, lambda height, width: processor.fit(height, width, images.max_pixels), content
+            )
             return processor.make_frames(np.repeat(pixels_HWC[None], images.frames, axis=0), (0.0,) * images.frames)
         _, pixels_THWC, shown_s_T = decode_coarse(
             media.path, processor=processor, reader=context.reader, rules=context.coarse, look_pixels=0

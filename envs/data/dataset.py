@@ -16,9 +16,10 @@ from typing import TypeVar
 
 from envs.answers.windows import read_span, spell_span
 from envs.data.formats import RetrievalTrace, RowFormat, left_out_of
+from envs.data.hub_copy import WHOLE, Part
 from envs.data.json_rows import rows_within
 from envs.data.rows import DatasetError, UnusableRow, missing_medium, one_line
-from envs.data.sources import NOTHING, Source, locate_source
+from envs.data.sources import NOTHING, Files, Source, locate_source
 from envs.video.reader import VideoError
 from rl.trajectory import AnswerKind, TimeSpan, VideoTask
 
@@ -58,29 +59,31 @@ def load_tasks(
     path: str | Path,
     video_root: str | Path = "",
     columns: Mapping[str, str] = NOTHING,
+    part: Part = WHOLE,
     *,
     duration_of: Callable[[str], float] | None = None,
     unusable: Mapping[str, str] = NOTHING,
 ) -> LoadedTasks:
-    """Read an annotation file into tasks.
+    """Read an annotation file, or those of a repository's split, into tasks.
 
     Args:
         format: dm_rl, dm_cot, charades_sta, csv, parquet, or "path/file.py:reader".
         video_root: every video must lie under it; empty: the folder of the annotation file.
         columns: of a table: value of a row -> the column that has it.
+        part: of a repository of the hub, where `path` is the folder of its copy.
         duration_of: length of a video in seconds, raising VideoError where it cannot be read. With it, spans are
             clamped to the clip and unreadable videos are rejected.
         unusable: videos known to be so, and why: their rows are rejected.
     Raises:
         DatasetError: unknown format or columns, no such file or folder, or the file cannot be read as a whole.
     """
-    row_format, path, root = locate_source(Source(format, path, video_root, columns))
-    tasks, rejected, left_out = _read(path, root, row_format, row_format.task, unusable)
+    row_format, files = locate_source(Source(format, path, video_root, columns, part))
+    tasks, rejected, left_out = _read(files, row_format, row_format.task, unusable)
     if duration_of is None:
-        return LoadedTasks(tuple(task for _, task in tasks), tuple(rejected), windows_left_out=tuple(left_out))
+        return LoadedTasks(tuple(task for _, _, task in tasks), tuple(rejected), windows_left_out=tuple(left_out))
     duration_of = lru_cache(maxsize=None)(duration_of)
     kept, clamped = [], 0
-    for line, task in tasks:
+    for path, line, task in tasks:
         try:
             within = within_clip(task, duration_of(task.video_path))
         except (UnusableRow, VideoError) as error:
@@ -91,7 +94,8 @@ def load_tasks(
             left_out.append(RejectedRow(str(path), line, reason))
         kept.append(within)
         clamped += within is not task
-    rejected.sort(key=lambda row: row.line)
+    order = {str(path): place for place, path in enumerate(files.paths)}
+    rejected.sort(key=lambda row: (order[row.file], row.line))
     return LoadedTasks(tuple(kept), tuple(rejected), clamped, tuple(left_out))
 
 
@@ -100,6 +104,7 @@ def load_traces(
     path: str | Path,
     video_root: str | Path = "",
     columns: Mapping[str, str] = NOTHING,
+    part: Part = WHOLE,
     *,
     unusable: Mapping[str, str] = NOTHING,
 ) -> LoadedTraces:
@@ -108,11 +113,11 @@ def load_traces(
     Raises:
         DatasetError: also if the format holds no traces.
     """
-    row_format, path, root = locate_source(Source(format, path, video_root, columns))
+    row_format, files = locate_source(Source(format, path, video_root, columns, part))
     if row_format.trace is None:
         raise DatasetError(f"{path}: format {format!r} holds no traces; use dm_cot")
-    traces, rejected, _ = _read(path, root, row_format, row_format.trace, unusable)
-    return LoadedTraces(tuple(trace for _, trace in traces), tuple(rejected))
+    traces, rejected, _ = _read(files, row_format, row_format.trace, unusable)
+    return LoadedTraces(tuple(trace for _, _, trace in traces), tuple(rejected))
 
 
 def within_clip(task: VideoTask, duration_s: float) -> VideoTask:
@@ -159,29 +164,26 @@ def _epoch_order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def _read(
-    path: Path,
-    root: Path,
-    row_format: RowFormat,
-    convert: Callable[[object, Path, str], Row],
-    unusable: Mapping[str, str],
-) -> tuple[list[tuple[int, Row]], list[RejectedRow], list[RejectedRow]]:
-    """Usable rows with their lines; the others; what was left out of usable ones."""
-    kept: list[tuple[int, Row]] = []
+    files: Files, row_format: RowFormat, convert: Callable[[object, Path, str], Row], unusable: Mapping[str, str]
+) -> tuple[list[tuple[Path, int, Row]], list[RejectedRow], list[RejectedRow]]:
+    """Usable rows with their files and lines; the others; what was left out of usable ones."""
+    kept: list[tuple[Path, int, Row]] = []
     rejected: list[RejectedRow] = []
     left_out: list[RejectedRow] = []
     value: object = None
-    for line, value in row_format.rows(path):
-        try:
-            if isinstance(value, UnusableRow):
-                raise value
-            row = convert(value, root, f"{path.stem}:{line}")
-            task = row.task if isinstance(row, RetrievalTrace) else row
-            if task.video_path in unusable:
-                raise UnusableRow(f"its video is quarantined: {unusable[task.video_path]}")
-            kept.append((line, row))
-            left_out += [RejectedRow(str(path), line, reason) for reason in left_out_of(value)]
-        except UnusableRow as error:
-            rejected.append(_rejected(path, line, error))
+    for path in files.paths:
+        for line, value in row_format.rows(path):
+            try:
+                if isinstance(value, UnusableRow):
+                    raise value
+                row = convert(value, files.root, f"{files.name(path)}:{line}")
+                task = row.task if isinstance(row, RetrievalTrace) else row
+                if task.video_path in unusable:
+                    raise UnusableRow(f"its video is quarantined: {unusable[task.video_path]}")
+                kept.append((path, line, row))
+                left_out += [RejectedRow(str(path), line, reason) for reason in left_out_of(value)]
+            except UnusableRow as error:
+                rejected.append(_rejected(path, line, error))
     if len(rejected) == 1 and not kept and (advice := rows_within(value)):
         rejected = [replace(rejected[0], reason=f"{advice} (as a row: {rejected[0].reason})")]
     return kept, rejected, left_out

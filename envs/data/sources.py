@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from envs.data.formats import FORMATS, RowFormat
+from envs.data.hub_copy import WHOLE, Part, files_of, snapshot_of
 from envs.data.rows import DatasetError, UnusableRow, kind_of, plain
 from envs.data.tables import csv_table, has_conversations, parquet_table
 from rl.user_code.errors import UserCodeError, is_from_signal, message, place
@@ -25,6 +26,13 @@ TABLES: Mapping[str, Callable[[Path, Mapping[str, str]], Iterator[tuple[int, obj
     "parquet": parquet_table,
 }
 BUILTIN = (*FORMATS, *TABLES)
+JSON = tuple(f"{suffix}{packed}" for suffix in (".jsonl", ".json", ".ndjson") for packed in ("", ".gz"))
+SUFFIXES: Mapping[str, tuple[str, ...]] = {  # of the files of a repository that a format reads
+    **{"charades_sta": (".txt",), "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz"), "parquet": (".parquet",)},
+    **dict.fromkeys(("dm_rl", "dm_cot"), JSON),
+    "conversations": (*JSON, ".parquet"),
+}
+ANY_SUFFIX = tuple(dict.fromkeys(suffix for known in SUFFIXES.values() for suffix in known))
 NOTHING: Mapping[str, str] = MappingProxyType({})
 _END = object()
 
@@ -33,37 +41,64 @@ class Source(NamedTuple):
     """An annotation file, how it is read, and where its videos lie."""
 
     format: str  # one of BUILTIN, or "path/file.py:reader"
-    path: str | Path
+    path: str | Path  # an annotation file, or the folder of a data set's repository
     video_root: str | Path = ""  # every video must lie under it; empty: the folder of the annotation file
     columns: Mapping[str, str] = NOTHING  # of a table: value of a row -> the column that has it
+    part: Part = WHOLE  # of a repository
 
 
-def locate_source(source: Source) -> tuple[RowFormat, Path, Path]:
-    """How rows are read, from which file, and the folder their videos must lie under.
+class Files(NamedTuple):
+    """Annotation files that are read as one."""
+
+    paths: tuple[Path, ...]
+    root: Path  # every medium must lie under it
+    home: Path | None  # of a repository its folder; None: one file
+
+    def name(self, path: Path) -> str:
+        """Of a file, without suffixes: what its rows' ids begin with."""
+        if self.home is None:
+            return path.stem
+        return path.relative_to(self.home).as_posix().partition(".")[0]
+
+
+def locate_source(source: Source) -> tuple[RowFormat, Files]:
+    """How rows are read, and from which files.
 
     Raises:
         DatasetError: there is no such format, reader, file or folder, or columns that the format has not.
     """
-    return _row_format(source.format, source.columns), *locate_files(source.path, source.video_root)
+    suffixes = SUFFIXES.get(source.format, ANY_SUFFIX)
+    return _row_format(source.format, source.columns), locate_files(
+        source.path, source.video_root, source.part, suffixes
+    )
 
 
-def locate_files(path: str | Path, media_root: str | Path = "") -> tuple[Path, Path]:
-    """An annotation file, and the folder that its media must lie under: the file's own, where none is named.
+def locate_files(
+    path: str | Path, media_root: str | Path, part: Part, suffixes: tuple[str, ...] = SUFFIXES["conversations"]
+) -> Files:
+    """An annotation file or the files of a repository's split, and the folder that their media must lie under: the
+    file's own or the repository's, where none is named.
 
     Raises:
-        DatasetError: there is no such file or folder.
+        DatasetError: there is no such file or folder, or part of a repository.
     """
     if str(path) in ("", "."):
-        raise DatasetError("path is empty; name the annotation file")
+        raise DatasetError("path is empty; name the annotation file, or the folder of a data set's repository")
     path = Path(path)
     if path.is_dir():
-        raise DatasetError(f"{path}: is a folder; name the annotation file in it")
-    if not path.is_file():
+        home = snapshot_of(path)
+        files, root = files_of(path, part, suffixes), home
+    elif path.is_file():
+        if part != WHOLE:
+            named = "split" if part.split else "subset"
+            raise DatasetError(f"{path}: is one file; `{named}` is for the folder of a data set's repository")
+        home, files, root = None, (path,), path.parent
+    else:
         raise DatasetError(f"{path}: no such annotation file")
-    root = Path(media_root) if str(media_root) else path.parent
+    root = Path(media_root) if str(media_root) else root
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder of videos (for {path})")
-    return path, root
+    return Files(files, root, home)
 
 
 def has_traces(source: Source) -> bool:
@@ -78,8 +113,8 @@ def has_traces(source: Source) -> bool:
         return FORMATS[source.format].trace is not None
     if source.format in TABLES:
         return has_conversations(source.columns)
-    row_format, path, _ = locate_source(source)
-    _, first = next(row_format.rows(path), (1, None))
+    row_format, files = locate_source(source)
+    _, first = next(row_format.rows(files.paths[0]), (1, None))
     return isinstance(first, dict) and "conversations" in first
 
 

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from urllib.parse import unquote
 
+from envs.data.hub_copy import storage_of
 from envs.data.rows import MissingMedia, UnusableRow, shortened
 from envs.video.suffixes import VIDEO_SUFFIXES, is_video_name
 
@@ -61,12 +62,15 @@ def confine(path: str, root: Path, kind: str = "video", root_key: str = "video_r
         reason = error.strerror if isinstance(error, OSError) else error
         advice = _advice(path, home) if isinstance(error, FileNotFoundError | NotADirectoryError) else ""
         raise MissingMedia(f"{kind} {shortened(path)} cannot be found under {root}: {reason}{advice}", path) from error
-    if not resolved.is_relative_to(home):
+    if not any(resolved.is_relative_to(place) for place in _storage(home)):
         raise UnusableRow(f"{kind} {shortened(path)} lies outside {root}; {root_key} may be set to a folder around it")
     if not is_regular:
         raise UnusableRow(f"{kind} {shortened(path)} is not a regular file")
     _require_name(path, str(resolved))
     return str(resolved)
+
+
+_storage = lru_cache(maxsize=64)(storage_of)
 
 
 def _resolved(path: str, home: Path) -> Path:

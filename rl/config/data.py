@@ -37,11 +37,14 @@ class SourceConfig:
     # quickstart (the synthetic world) | dm_rl | dm_cot | charades_sta | csv | parquet | path/file.py:reader (your own);
     # see docs/data.md
     format: str = "quickstart"
-    path: str = ""  # annotation file; unused by quickstart
+    # annotation file, or a folder: the local copy of a data set's repository on the hub; unused by quickstart
+    path: str = ""
     video_root: str = ""  # folder that every video must lie under; empty: the annotation file's own
     # of csv and parquet: which column has the prompt, the video, …, as {prompt: question}; a value that is not named
     # here is looked for under its own name
     columns: dict[str, str] = field(default_factory=dict)
+    split: str = ""  # of a repository; empty: its only one
+    subset: str = ""  # of a repository (its card's config_name); empty: its default, or only one
 
 
 def require_columns(key: str, source: SourceConfig) -> None:

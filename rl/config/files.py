@@ -27,12 +27,12 @@ def files_read(config: RunConfig) -> dict[str, str]:
     }
     code = {f"rewards.{name}.fn": term.fn for name, term in config.rewards.items()}
     for name, source in config.finetune.sources.items():
-        media = source.media_root or (os.path.dirname(source.path) if os.path.exists(source.path) else "")
+        media = source.media_root or _folder_of(source.path)
         key = f"finetune.sources.{name}"
         named |= {f"{key}.path": source.path, f"{key}.media_root": media}
     for section, source in sources.items():
         if source.format != "quickstart":
-            videos = source.video_root or (os.path.dirname(source.path) if os.path.exists(source.path) else "")
+            videos = source.video_root or _folder_of(source.path)
             named |= {f"{section}.path": source.path, f"{section}.video_root": videos}
         code[f"{section}.format"] = source.format
     for key, text in code.items():
@@ -42,3 +42,10 @@ def files_read(config: RunConfig) -> dict[str, str]:
             beside = neighbours_of(Path(reference.source))
             named |= {f"{key}, which imports {path.name}": str(path) for path in beside}
     return {key: path for key, path in named.items() if path}
+
+
+def _folder_of(path: str) -> str:
+    """Where the media of an annotation file, or of a repository's copy, lie; empty: it is not there."""
+    if os.path.isdir(path):
+        return path
+    return os.path.dirname(path) if os.path.exists(path) else ""

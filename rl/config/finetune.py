@@ -18,7 +18,10 @@ class ConversationSourceConfig:
     # llava (LLaVA-Video-178K and all of its form) | sharegpt4video | pixmo | dm_cot (retrieval traces); see
     # docs/finetuning.md
     format: str = "llava"
-    path: str = ""  # annotation file: JSON, JSON lines or Parquet
+    # annotation file (JSON, JSON lines or Parquet), or the local copy of a data set's repository on the hub
+    path: str = ""
+    split: str = ""  # of a repository; empty: its only one
+    subset: str = ""  # of a repository (its card's config_name); empty: its default, or only one
     media_root: str = ""  # folder that every image and video must lie under; empty: the annotation file's own
     rows: int = 0  # of the usable rows, so many are learned from, evenly spread; 0: all
     # of the usable rows, about so many are evaluated on and not learned from; nor is any other that shows their media

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from envs.data.conversation_rows import Conversation, load_conversations
 from envs.data.dataset import RejectedRow, load_traces
+from envs.data.hub_copy import Part
 from envs.data.rows import DatasetError
 from envs.data.sources import locate_files
 from rl.config.errors import ConfigError
@@ -46,7 +47,7 @@ def require_conversation_sources(config: RunConfig) -> None:
         )
     for name, source in config.finetune.sources.items():
         try:
-            locate_files(source.path, source.media_root)
+            locate_files(source.path, source.media_root, Part(source.split, source.subset))
         except DatasetError as error:
             raise ConfigError(f"finetune.sources.{name}: {error}") from error
 
@@ -77,11 +78,12 @@ def prepare_examples(config: RunConfig, console: Console) -> Examples:
 def _read(
     source: ConversationSourceConfig, unusable: Mapping[str, str]
 ) -> tuple[Sequence[Example], tuple[RejectedRow, ...]]:
+    part = Part(source.split, source.subset)
     if source.format == TRACES:
-        traces = load_traces(TRACES, source.path, source.media_root, unusable=unusable)
+        traces = load_traces(TRACES, source.path, source.media_root, part=part, unusable=unusable)
         return traces.traces, traces.rejected
     loaded = load_conversations(
-        source.format, source.path, source.media_root, question=source.question, unusable=unusable
+        source.format, source.path, source.media_root, part, question=source.question, unusable=unusable
     )
     return loaded.conversations, loaded.rejected
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from envs.data.clip_status import quarantined
 from envs.data.dataset import LoadedTasks, RejectedRow, load_tasks, load_traces
 from envs.data.formats import RetrievalTrace
+from envs.data.hub_copy import Part
 from envs.data.rows import DatasetError
 from envs.data.sources import Source, has_traces, locate_source
 from envs.data.traces import Clip, traces_from_evidence
@@ -234,7 +235,8 @@ def located(config: RunConfig, source: SourceConfig, split: str, console: Consol
 
 
 def _source(declared: SourceConfig) -> Source:
-    return Source(declared.format, declared.path, declared.video_root, declared.columns)
+    part = Part(declared.split, declared.subset)
+    return Source(declared.format, declared.path, declared.video_root, declared.columns, part)
 
 
 def report_rejected(config: RunConfig, split: str, rejected: Sequence[RejectedRow]) -> None:

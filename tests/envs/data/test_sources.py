@@ -130,5 +130,5 @@ def test_columns_are_for_tables(root):
 
 
 def test_a_folder_is_no_annotation_file(root):
-    with pytest.raises(DatasetError, match="is a folder; name the annotation file in it"):
+    with pytest.raises(DatasetError, match="is a folder without files that this format reads"):
         load_tasks("dm_rl", root)
