@@ -1,9 +1,11 @@
 """Seconds and bytes of `dynframe report`, and milliseconds until a browser has the page ready.
 
     python benchmarks/report.py runs/quickstart --steps 50 --repeats 5
+    python benchmarks/report.py runs/quickstart --steps 500 --trajectories 256 --repeats 1
 
 A run of fewer steps is repeated under new step numbers up to --steps (its records and metrics as they are: texts
-count again, pictures are shared, as in any run that shows a clip again); one with more is cut. Building is measured as
+count again, pictures are shared, as in any run that shows a clip again); one with more is cut. So are the groups of a
+step, under new group numbers, up to --trajectories. Building is measured as
 elapsed and as processor time, decoding included, in this process. Ready is from the start of the navigation until the
 first page stands, its curves drawn; opening is from the click on a group until its trajectory has all its pictures.
 Without Playwright and Chromium only the building is measured.
@@ -34,7 +36,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for run in map(open_run, options.runs):
-            sized, trained = resized(run, Path(scratch) / run.name, options.steps)
+            sized, trained = resized(run, Path(scratch) / run.name, options.steps, options.trajectories)
             page = Path(scratch) / f"{run.name}.html"
             built = [build(sized, page, options.max_mib) for _ in range(options.repeats)]
             seconds, cpu_seconds, written = zip(*built, strict=True)
@@ -68,8 +70,12 @@ def main() -> None:
     print_table(headings, rows)
 
 
-def resized(run: Path, folder: Path, steps: int) -> tuple[Path, int]:
-    """A copy of a run with as many steps as asked for; and how many of them the run itself has."""
+def resized(run: Path, folder: Path, steps: int, trajectories: int) -> tuple[Path, int]:
+    """A copy of a run with as many steps as asked for; and how many of them the run itself has.
+
+    Args:
+        trajectories: of each step; 0: as many as it has.
+    """
     files = [file for file in step_files(run) if file.kind == "train"]
     for file in step_files(run):
         (folder / file.path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -81,10 +87,25 @@ def resized(run: Path, folder: Path, steps: int) -> tuple[Path, int]:
     kept = [line for line in lines if "seconds/step" not in line]
     for step in range(1, steps + 1):
         turn = (step - 1) % len(files)
-        shutil.copy(files[turn].path, folder / "trajectories" / f"step_{step:06d}.jsonl")
+        copied = folder / "trajectories" / f"step_{step:06d}.jsonl"
+        copied.write_text(widened(files[turn].path, trajectories), encoding="utf-8")
         kept.append(trained[turn % len(trained)] | {"step": step})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     return folder, min(steps, len(files))
+
+
+def widened(records: Path, trajectories: int) -> str:
+    """A step's records, its groups repeated or cut to so many trajectories; whole groups only."""
+    text = records.read_text(encoding="utf-8")
+    if not trajectories:
+        return text
+    lines = [json.loads(line) for line in text.split("\n") if line]
+    groups = list({line["group"]: [one for one in lines if one["group"] == line["group"]] for line in lines}.values())
+    kept, number = [], 0
+    while len(kept) + len(group := groups[number % len(groups)]) <= trajectories:
+        kept += [json.dumps(line | {"group": number}, ensure_ascii=False) + "\n" for line in group]
+        number += 1
+    return "".join(kept)
 
 
 def build(run: Path, page: Path, max_mib: float):
@@ -138,6 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--trajectories", type=int, default=0, help="of each step; 0: as many as it has")
     parser.add_argument("--max-mib", type=float, default=20.0)
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()

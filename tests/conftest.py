@@ -17,7 +17,7 @@ settings.register_profile("any machine", deadline=None)  # on busy cores a deadl
 settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).parents[1]
-pytest_plugins = ("tests.stop_signals", "tests.workers")
+pytest_plugins = ("tests.browser", "tests.stop_signals", "tests.workers")
 
 
 def pytest_addoption(parser):

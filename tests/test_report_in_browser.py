@@ -7,40 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import threading
-from pathlib import Path
 
 import pytest
 
-from rl.report.live import ReportServer
+from rl.report.http import PageServer
+from rl.report.live import LiveRun
 from rl.tracking.faults import write_faults
 from rl.trajectory import Fault, WorkerFailure
+from tests.browser import HOSTILE, READY, shot
 from tests.rl.report.recorded_run import append_step, write_failures, write_run
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync"]
-SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
-READY = "html[data-ready='1']"
-WAIT_MS = 60_000  # on a machine that does other things
-HOSTILE = (
-    "<script>window.bad=1</script>\"><img src=x onerror='window.bad=1'></script><!-- \u202egnihton\u202c \u2066a "
-    "\x00\x08\x1b[31m \u2028 {{7*7}} javascript:alert(1) &lt;b&gt; " + "x" * 100_000
-)
-
-
-@pytest.fixture(scope="module")  # Playwright keeps an event loop running while it is started
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright's Python package is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,34 +39,6 @@ def written(run):
 
     run_report(run, None, max_mib=4, console=Console(quiet=True))
     return run / "report.html"
-
-
-@pytest.fixture
-def open_page(chromium):
-    """Open a page and watch it: at the end nothing may have been complained of, and nothing asked of the network."""
-    contexts, complaints, requests = [], [], []
-
-    def opened(url, *, allowed="file://", **options):
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(WAIT_MS)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda sent: sent.url.startswith((allowed, "data:")) or requests.append(sent.url))
-        page.goto(url)
-        page.wait_for_selector(READY)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == [] and requests == []
-
-
-def shot(page, name):
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
 def test_the_run_is_shown_with_headline_curves_tables_and_configuration(report, open_page):
@@ -433,7 +383,7 @@ def test_hostile_text_is_inert_and_the_layout_holds(tmp_path, clips, open_page):
 
 def test_a_live_page_of_a_run_that_has_only_begun_waits_for_its_first_step(tmp_path, open_page):
     (tmp_path / "config.yaml").write_text("name: begun\n")
-    with ReportServer(tmp_path, source=None, port=0) as server:
+    with PageServer(LiveRun(tmp_path, source=None), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -456,7 +406,7 @@ def test_a_live_page_shows_a_new_step_without_being_loaded_again(tmp_path, clips
     from rl.cli.viewer import ClipFrames
 
     run = write_run(tmp_path / "run", clips, steps=2)
-    with VideoReader(workers=0) as reader, ReportServer(run, ClipFrames(reader), port=0) as server:
+    with VideoReader(workers=0) as reader, PageServer(LiveRun(run, ClipFrames(reader)), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         address = f"http://127.0.0.1:{server.server_address[1]}/"

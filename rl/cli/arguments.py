@@ -6,15 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rl.cli.terminal import console, print_json
-from rl.config.file import load_config
-from rl.config.inputs import split_inputs
-from rl.config.run import RunConfig, anchored
-from rl.run.preflight.findings import Finding, as_dict, passed, print_findings
+
+if TYPE_CHECKING:  # the configuration and its reader are half of what `--help` would wait for
+    from rl.config.run import RunConfig
+    from rl.run.preflight.findings import Finding
 
 EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
 JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
@@ -42,6 +42,10 @@ def load(inputs: Sequence[str], *, starts_ray: bool = True) -> RunConfig:
     Raises:
         ConfigError: it cannot be used.
     """
+    from rl.config.file import load_config
+    from rl.config.inputs import split_inputs
+    from rl.config.run import anchored
+
     if starts_ray and not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # decided here, since Ray reads it when it is imported
     config = load_config(*split_inputs(inputs))
@@ -73,6 +77,8 @@ def conclude(findings: Sequence[Finding], *, as_json: bool, more: Mapping[str, A
     Args:
         more: for --json, beside the findings.
     """
+    from rl.run.preflight.findings import as_dict, passed, print_findings
+
     print_findings(findings, console)
     if as_json:
         print_json(as_dict(findings) | more)

@@ -28,14 +28,20 @@ def check(inputs: Inputs, as_json: AsJson = False) -> None:
     conclude(findings, as_json=as_json, more={"memory_plan": plan.as_dict() if plan else None})
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    again: Annotated[
+        bool, typer.Option("--again", metavar="", help="Try also what has worked with the same packages before.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Report versions, processors, memory, disk, GPUs, and whether the heavy libraries import.
 
-    Takes seconds and needs no configuration. Exits 3 if something failed, and says what to do about it.
+    Takes seconds and needs no configuration; imports that have worked are tried again only where something has changed
+    since. Exits 3 if something failed, and says what to do about it.
     """
     from rl.cli.doctor import examine
 
-    conclude(examine(), as_json=as_json)
+    conclude(examine(again=again), as_json=as_json)
 
 
 def validate_data(

@@ -8,10 +8,12 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 
+from rl.cli.import_memory import environment_key, remember, remembered
 from rl.cli.import_probe import Outcome, Probe, probe_imports
 from rl.memory_plan.gpus import ask_driver
 from rl.run.preflight.findings import Finding, Level
@@ -29,9 +31,13 @@ MIN_MEMORY_GIB = 6.0
 MIN_DISK_GIB = 2.0
 
 
-def examine() -> list[Finding]:
-    """Look at Python, packages, processors, memory, disk, and whether the heavy imports work."""
-    return [_python(), *_packages(), _processors(), _memory(), _disk(), *_gpu(), *_imports()]
+def examine(*, again: bool = False) -> list[Finding]:
+    """Look at Python, packages, processors, memory, disk, and whether the heavy imports work.
+
+    Args:
+        again: try also the imports that have worked with the same packages before.
+    """
+    return [_python(), *_packages(), _processors(), _memory(), _disk(), *_gpu(), *_imports(again=again)]
 
 
 def _found(subject: str, ok: bool, detail: str) -> Finding:
@@ -94,10 +100,27 @@ def _driver() -> Finding:
     return _found("gpu", answer.returncode == 0, answer.stdout.strip() or answer.stderr.strip())
 
 
-def _imports() -> list[Finding]:
-    """The imports that break first. One that does not answer in time is not known to be broken."""
+def _imports(*, again: bool = False) -> list[Finding]:
+    """The imports that break first. One that does not answer in time is not known to be broken.
+
+    They take ten times as long as all the rest: one that has worked is tried again when something has changed.
+    """
     statements = {f"{name} imports": f"import {name}" for name in CUDA_ONLY_BUILDS if _version(name)} | HEAVY_IMPORTS
-    return [_import_finding(subject, probe) for subject, probe in probe_imports(statements, IMPORT_S).items()]
+    key = environment_key(statements)
+    known = {} if again else remembered(key)
+    untried = {subject: statement for subject, statement in statements.items() if subject not in known}
+    probes = probe_imports(untried, IMPORT_S) if untried else {}
+    if worked := [subject for subject, probe in probes.items() if probe.outcome is Outcome.WORKS]:
+        remember(key, worked, known)
+    return [
+        _import_finding(subject, probes[subject]) if subject in probes else _known_finding(subject, known[subject])
+        for subject in statements
+    ]
+
+
+def _known_finding(subject: str, worked_s: float) -> Finding:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(worked_s))
+    return Finding(subject, Level.OK, f"yes, on {when}, and nothing has changed since (--again tries anew)")
 
 
 def _import_finding(subject: str, probe: Probe) -> Finding:

@@ -106,23 +106,30 @@ def export(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="A run's folder; with --serve also several, and folders that hold runs."),
+    ],
     out: Annotated[Path | None, typer.Option(help="The HTML file; by default report.html in the run's folder.")] = None,
     max_mib: Annotated[float, typer.Option(help="Largest size of the file, in MiB.", min=0.1)] = 20.0,
     serve: Annotated[
-        bool, typer.Option("--serve", metavar="", help="Follow a live run instead of writing a file.")
+        bool, typer.Option("--serve", metavar="", help="Follow live runs instead of writing a file.")
     ] = False,
     port: Annotated[int, typer.Option(help="Of --serve, on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8267,
 ) -> None:
     """Show a run: curves, every group with the spread of its rewards, every trajectory on the video's time axis.
 
-    Writes one HTML file that opens from disk without network. With `--serve`, follows a live run on 127.0.0.1.
+    Writes one HTML file that opens from disk without network. With `--serve`, follows a live run on 127.0.0.1; of
+    several runs, or of a folder that holds runs, it lists them, compares their curves, and shows what their
+    evaluations predicted, wrong answers first.
 
-    Example: `dynframe report runs/quickstart`
+    Examples: `dynframe report runs/quickstart` · `dynframe report --serve runs`
     """
     from rl.cli.viewer import run_report, serve_report
 
     if serve:
-        serve_report(run, port=port, console=console)
+        serve_report(runs, port=port, console=console)
+    elif len(runs) == 1:
+        run_report(runs[0], out, max_mib=max_mib, console=console)
     else:
-        run_report(run, out, max_mib=max_mib, console=console)
+        raise ConfigError("command line: a file is of one run; add --serve to see several")

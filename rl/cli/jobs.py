@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rl.cli.arguments import EXIT_FAILED, AsJson
-from rl.cli.submission import use_own_token
 from rl.cli.terminal import console, print_json, say
 from rl.config.errors import ConfigError
 
@@ -51,6 +50,8 @@ def jobs(
 
 
 def _server(address: str) -> Jobs:
+    from rl.cli.submission import use_own_token
+
     use_own_token()
     from cluster.jobs import Jobs
 

@@ -17,8 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from rl.run.console.stages import SAID
-from rl.tracking.log_file import FILE_ONLY, EarlyRecords
+from rl.tracking.log_file import FILE_ONLY, SAID, EarlyRecords
 
 OURS = ("rl", "actors", "envs", "rewards", "cluster", "benchmarks", "__main__")  # packages whose records are for users
 PLAIN_WIDTH = 1000  # of a table at most, where there is no terminal: no cell is broken into lines

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from rl.cli.arguments import Inputs, load, load_runnable
-from rl.cli.submission import relative_to_here, require_travelling, use_own_token, variables_of
 from rl.cli.terminal import console, say
 from rl.run.imports import uncollected
 
@@ -75,6 +74,8 @@ def submit(
 
     Example: `dynframe submit configs/sd_grpo_qwen2_5_vl_3b.yaml --address http://head:8265`
     """
+    from rl.cli.submission import relative_to_here, require_travelling, use_own_token, variables_of
+
     config = load(inputs, starts_ray=False)  # refuse here what the cluster would refuse minutes later
     arguments = relative_to_here(inputs)
     require_travelling(config, arguments, address, paths_are_shared=shared_paths)

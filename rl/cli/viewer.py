@@ -12,7 +12,10 @@ from rich.console import Console
 from envs.video.reader import VideoError, VideoIndex, VideoReader
 from rl.config.errors import ConfigError
 from rl.report.build import MIB, Written, build_report
-from rl.report.live import serve
+from rl.report.http import Site, serve
+from rl.report.live import LiveRun
+from rl.report.overview.folders import is_run, require_folders
+from rl.report.overview.site import RunsSite
 from rl.report.run_files import open_run
 from rl.report.thumbnails import FramesUnavailableError
 from rl.run.console.stages import Stage, counted_stage
@@ -35,9 +38,7 @@ class ClipFrames:
         """The frames presented at these times, at most `longest_side` pixels. Raises FramesUnavailableError."""
         if not times_ms:
             return []
-        index = self._describe(video)
-        scale = min(1.0, longest_side / max(index.height, index.width))
-        size_HW = max(1, round(index.height * scale)), max(1, round(index.width * scale))
+        size_HW = self._small(video, longest_side)
         try:
             pixels_THWC, shown_s, _ = self._reader.frames(video, [ms / 1000 + HALF_MS for ms in times_ms], size_HW)
         except VideoError as error:
@@ -47,6 +48,19 @@ class ClipFrames:
                 problem = f"has no frame that starts at {ms / 1000:.3f} s: it is not the clip that was rolled out"
                 raise FramesUnavailableError(f"{Path(video).name} {problem}")
         return list(pixels_THWC)
+
+    def shown_at(self, video: str, times_s: Sequence[float], longest_side: int) -> list[np.ndarray]:
+        """The frames on screen at these times, at most `longest_side` pixels. Raises FramesUnavailableError."""
+        try:
+            return list(self._reader.frames(video, times_s, self._small(video, longest_side))[0])
+        except VideoError as error:
+            raise FramesUnavailableError(f"{Path(video).name}: {error.problem}") from error
+
+    def _small(self, video: str, longest_side: int) -> tuple[int, int]:
+        """Height and width in pixels."""
+        index = self._describe(video)
+        scale = min(1.0, longest_side / max(index.height, index.width))
+        return max(1, round(index.height * scale)), max(1, round(index.width * scale))
 
     def _describe(self, video: str) -> VideoIndex:
         try:
@@ -97,20 +111,29 @@ def write_report(run: Path, out: Path, max_bytes: int, console: Console) -> Writ
     return written
 
 
-def serve_report(run: Path, *, port: int, console: Console) -> None:
-    """Follow a run on loopback until interrupted.
+def serve_report(given: Sequence[Path], *, port: int, console: Console) -> None:
+    """Follow a run, or all runs that are named or lie in folders that are, on loopback until interrupted.
 
     Raises:
-        ConfigError: no such run, or the port is taken.
+        ConfigError: no such folder, or the port is taken.
     """
-    run = open_run(run)
-
-    def ready(address: str) -> None:
-        console.print(f"{address} follows {run}; Ctrl-C ends it", markup=False, highlight=False, soft_wrap=True)
-
+    require_folders(given)
     with VideoReader(workers=1) as reader:
+        clips = ClipFrames(reader)
+        if len(given) == 1 and is_run(given[0]):
+            followed = str(open_run(given[0]))
+            site: Site = LiveRun(Path(followed), clips)
+        else:
+            followed = f"the runs in {given[0]}" if len(given) == 1 else f"{len(given)} runs and folders"
+            site = RunsSite(given, clips, given[0].absolute().name if len(given) == 1 else "runs")
+
+        def ready(address: str) -> None:
+            console.print(
+                f"{address} follows {followed}; Ctrl-C ends it", markup=False, highlight=False, soft_wrap=True
+            )
+
         try:
-            serve(run, ClipFrames(reader), port, ready)
+            serve(site, port, ready)
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; choose another, or 0 for any free one") from error
     console.print("stopped")

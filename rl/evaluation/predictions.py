@@ -3,6 +3,7 @@
     <run>/eval/<name>/
         identity.json       what the results depend on; a folder takes results of one identity only
         predictions.jsonl   one line per finished example, in the order they finished, written at once
+        examples.json       the questions, for those who read the predictions
         rejected.jsonl      rows of the annotation file that were left out, if any
         metrics.json        when all are done
         logs/               all that the process logged, one file per go
@@ -28,6 +29,7 @@ from rl.config.renamed import new_name
 
 EVALUATIONS = "eval"  # folder of a run
 IDENTITY, PREDICTIONS, REJECTED, METRICS = "identity.json", "predictions.jsonl", "rejected.jsonl", "metrics.json"
+EXAMPLES = "examples.json"
 SHOWN = 4  # differences named in a refusal
 REMEDY = "give this evaluation a name of its own (evaluation.name=…), or --restart to move the old one aside"
 
@@ -56,6 +58,7 @@ class Outcome:
     failed: str | None = None  # why a reward could not be computed
     session: int = 0  # which start of the evaluation, from 0
     elapsed_s: float = 0.0  # since that session began to roll out
+    duration_s: float | None = None  # of the clip; None: not known
 
 
 class PredictionFile:

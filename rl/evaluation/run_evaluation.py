@@ -23,9 +23,17 @@ from rl.config.errors import ConfigError
 from rl.config.file import stored_settings, to_dict
 from rl.config.run import RunConfig
 from rl.evaluation.evaluate import is_done, roll_out_remaining
-from rl.evaluation.predictions import EVALUATIONS, METRICS, REJECTED, PredictionFile, open_folder, write_json
+from rl.evaluation.predictions import (
+    EVALUATIONS,
+    EXAMPLES,
+    METRICS,
+    REJECTED,
+    PredictionFile,
+    open_folder,
+    write_json,
+)
 from rl.evaluation.scorers import benchmark_scorer, rescored, reward_scorer
-from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, identity_of, limited, make_suite
+from rl.evaluation.suite import POLICY_KEYS, EvaluationSuite, examples_of, identity_of, limited, make_suite
 from rl.evaluation.summary import make_report, print_report
 from rl.run.console.stages import counted_stage, say
 from rl.run.initial_policy import initial_policy
@@ -74,6 +82,7 @@ def run_evaluation(
     suite = limited(suite, config.evaluation.limit)
     with open_folder(folder, identity, restart=restart) as file, keep_log(folder):
         say(console, f"evaluation: {folder}")
+        write_json(folder / EXAMPLES, examples_of(suite))
         _report_rejected(suite, folder / REJECTED, config.data.bad_rows)
         done = sum(is_done(file.outcomes.get(example.task.task_id)) for example in suite.examples)
         if done:

@@ -35,7 +35,10 @@ def benchmark_scorer(suite: EvaluationSuite, load: Load) -> Scorer:
 
     def score_all(finished: Sequence[tuple[int, RemoteGroup]]) -> list[Outcome]:
         groups = load([group for _, group in finished])
-        return [score(place, group.trajectories_G[0]) for (place, _), group in zip(finished, groups, strict=True)]
+        return [
+            replace(score(place, group.trajectories_G[0]), duration_s=group.duration_s or None)
+            for (place, _), group in zip(finished, groups, strict=True)
+        ]
 
     def score(place: int, trajectory: Trajectory) -> Outcome:
         example = suite.examples[place]
@@ -86,7 +89,7 @@ def reward_scorer(suite: EvaluationSuite, rewards: RewardPool, config: RunConfig
         scored = rewards.score_all([group for _, group in finished], step=EVALUATION_STEP)
         groups = load([one.group for one in scored])
         outcomes = [
-            score(place, group.trajectories_G[0], *one.rewards_G)
+            replace(score(place, group.trajectories_G[0], *one.rewards_G), duration_s=group.duration_s or None)
             for (place, _), group, one in zip(finished, groups, scored, strict=True)
         ]
         if len(failures) > allowed:

@@ -108,6 +108,25 @@ def limited(suite: EvaluationSuite, limit: int) -> EvaluationSuite:
     return replace(suite, examples=kept, unasked=suite.unasked + len(suite.examples) - len(kept))
 
 
+def examples_of(suite: EvaluationSuite) -> dict[str, Any]:
+    """What was asked, for those who read the predictions: {benchmark, headline, examples: [{task_id, question, …}]}."""
+    return {
+        "benchmark": suite.name,
+        "headline": suite.headline,
+        "examples": [
+            {
+                "task_id": example.task.task_id,
+                "question": example.task.question,
+                "answer": example.task.answer,
+                "options": list(example.options),
+                "windows_s": [[window.start_s, window.end_s] for window in example.windows or example.task.evidence],
+                "video": os.path.abspath(example.task.video_path),
+            }
+            for example in suite.examples
+        ],
+    }
+
+
 def identity_of(config: RunConfig, suite: EvaluationSuite, policy_sha256: str) -> dict[str, Any]:
     """Everything the outcomes depend on, under flat keys: examples, policy, scoring."""
     own = suite.metric is None

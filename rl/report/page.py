@@ -22,24 +22,45 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = (
-    "data.js",
-    "dom.js",
-    "chart.js",
-    "tables.js",
-    "failures.js",
-    "faults.js",
-    "lanes.js",
-    "run.js",
-    "groups.js",
-    "filters.js",
-    "steps.js",
-    "timeline.js",
-    "text.js",
-    "rewards.js",
-    "trajectory.js",
-    "main.js",
-)
+RUN_PAGE, RUNS_PAGE = "run", "runs"  # the report of a run, and the page of several
+SCRIPTS = {
+    RUN_PAGE: (
+        "data.js",
+        "dom.js",
+        "chart.js",
+        "tables.js",
+        "failures.js",
+        "faults.js",
+        "lanes.js",
+        "run.js",
+        "groups.js",
+        "filters.js",
+        "steps.js",
+        "timeline.js",
+        "text.js",
+        "rewards.js",
+        "trajectory.js",
+        "theme.js",
+        "main.js",
+    ),
+    RUNS_PAGE: (
+        "dom.js",
+        "chart.js",
+        "runs/data.js",
+        "runs/list.js",
+        "runs/plot.js",
+        "runs/curves.js",
+        "runs/windows.js",
+        "runs/predictions.js",
+        "theme.js",
+        "runs/main.js",
+    ),
+}
+STYLES = {RUN_PAGE: ("style.css",), RUNS_PAGE: ("style.css", "runs/style.css")}
+TABS = {  # of a page: name and heading
+    RUN_PAGE: (("run", "Run"), ("steps", "Steps"), ("trajectory", "Trajectory")),
+    RUNS_PAGE: (("runs", "Runs"), ("curves", "Curves"), ("predictions", "Predictions")),
+}
 ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}  # all beyond ASCII is escaped by json
 
 
@@ -73,25 +94,32 @@ def script_safe_json(data: Any) -> str:
     return text
 
 
-def render(title: str, parts: Sequence[Part], *, live: bool) -> str:
-    """The page."""
+def render(title: str, parts: Sequence[Part], *, live: bool, page: str = RUN_PAGE, home: str = "") -> str:
+    """The page.
+
+    Args:
+        page: which one: RUN_PAGE or RUNS_PAGE.
+        home: of a run's page that is served among others: where those are.
+    """
     template = _environment().get_template("page.html.j2")
     return template.render(
         title=title,
-        policy=content_policy(live=live),
-        style=Markup(_style()),
-        script=Markup(_script()),
+        policy=content_policy(live=live, page=page),
+        style=Markup(_style(page)),
+        script=Markup(_script(page)),
+        tabs=TABS[page],
+        home=home,
         parts=parts,
         live=live,
     )
 
 
-def content_policy(*, live: bool) -> str:
+def content_policy(*, live: bool, page: str = RUN_PAGE) -> str:
     """Content-Security-Policy: our own script and style, pictures out of the page, nothing else."""
     rules = {
         "default-src": "'none'",
-        "script-src": f"'sha256-{_hash(_script())}'",
-        "style-src": f"'sha256-{_hash(_style())}'",
+        "script-src": f"'sha256-{_hash(_script(page))}'",
+        "style-src": f"'sha256-{_hash(_style(page))}'",
         "img-src": "data:",
         "connect-src": "'self'" if live else "'none'",
         "base-uri": "'none'",
@@ -131,13 +159,13 @@ def _environment() -> Environment:
 
 
 @cache
-def _style() -> str:
-    return "\n" + (ASSETS / "style.css").read_text(encoding="utf-8")
+def _style(page: str) -> str:
+    return "\n" + "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in STYLES[page])
 
 
 @cache
-def _script() -> str:
-    files = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+def _script(page: str) -> str:
+    files = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS[page])
     return f'\n"use strict";\n(() => {{\n{files}\n}})();\n'
 
 

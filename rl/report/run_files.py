@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from rl.config.errors import ConfigError
+from rl.config.yaml_text import LOADER
 from rl.tracking.metrics import current_names
 
 Number = float | str | None  # a string is a number that is not finite, as the run wrote it; None: not reported
@@ -122,7 +123,7 @@ def read_config(run: Path) -> tuple[list[tuple[str, str]], list[Broken]]:
     if not path.exists():
         return [], []
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+        tree = yaml.load(path.read_text(encoding="utf-8", errors="replace"), Loader=LOADER)
         flat = []
         for pair in _flatten(tree, ""):
             flat.append(pair)
@@ -174,6 +175,9 @@ def is_step(value: Any) -> bool:
 
 
 def finite(value: Any) -> float | None:
+    """A finite float; None of what is none."""
+    if type(value) is float and math.isfinite(value):  # nearly all are
+        return value
     number = as_number(value)
     return None if isinstance(number, str) else number
 

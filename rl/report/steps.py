@@ -14,6 +14,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +236,11 @@ def _nats(turn: dict[str, Any], name: str) -> list[int | None] | None:
     """
     if turn.get(name) is None:
         return None
-    numbers_T = [finite(value) for value in turn[name]]
+    numbers_T = turn[name]
+    if len(numbers_T) == len(turn.get("tokens", numbers_T)) and all(type(number) is float for number in numbers_T):
+        with suppress(ValueError, OverflowError):  # NaN, infinity
+            return [round(number * NAT) for number in numbers_T]
+    numbers_T = [finite(value) for value in numbers_T]
     if len(numbers_T) != len(turn.get("tokens", numbers_T)):
         raise ValueError(f"{len(numbers_T)} {name} for {len(turn['tokens'])} tokens")
     return [None if number is None else round(number * NAT) for number in numbers_T]

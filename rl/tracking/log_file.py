@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SAID = "rl.said"  # logger of what a console has shown already: for log files, not for the terminal
 LOGS = "logs"  # in a run's folder
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 FILE_ONLY = "rl.file_only"  # logger of what is too long for a terminal

@@ -1,11 +1,10 @@
-// Which page is shown, by the address after #; colours; keys; and, on a live page, what is new.
+// Which page is shown, by the address after #; keys; and, on a live page, what is new.
 
 const PAGES = {
   run: [runPage, afterRunPage],
   steps: [stepsPage, afterStepsPage],
   trajectory: [trajectoryPage, afterTrajectoryPage],
 };
-const THEMES = ["system", "light", "dark"];
 let run = null;
 
 function route() {
@@ -60,29 +59,6 @@ function rememberAs(page) {
       .setAttribute("href", `#/${[name, ...path].map(encodeURIComponent).join("/")}`);
 }
 
-function stored(value) {
-  try {
-    if (value !== undefined) localStorage.setItem("dynframe-theme", value);
-    return localStorage.getItem("dynframe-theme");
-  } catch {
-    return value ?? null;
-  }
-}
-function setTheme(theme) {
-  if (theme === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-  const button = document.getElementById("theme");
-  button.textContent = { system: "◐ auto", light: "○ light", dark: "● dark" }[theme];
-  button.setAttribute("aria-label", `Colours: ${theme === "system" ? "as the system" : theme}`);
-  button.dataset.theme = theme;
-}
-
-document.getElementById("theme").addEventListener("click", (event) => {
-  const next = THEMES[(THEMES.indexOf(event.currentTarget.dataset.theme) + 1) % THEMES.length];
-  stored(next);
-  setTheme(next);
-});
-
 document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || !run) return;
   if (event.target.closest("input, select, textarea, [tabindex='0']")) return;
@@ -117,11 +93,6 @@ window.addEventListener("resize", () => {
   clearTimeout(resizing);
   resizing = setTimeout(() => redraw(), 120);
 });
-
-function liveState(text) {
-  const place = document.getElementById("live-state");
-  if (place.textContent !== text) place.textContent = text; // or it would be read out again
-}
 
 async function follow() {
   let index = null,
@@ -158,7 +129,6 @@ function show(index) {
 }
 
 async function start() {
-  setTheme(THEMES.includes(stored()) ? stored() : "system");
   try {
     await show(await source.index());
     performance.mark("ready");

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from rl.tracking.log_file import SAID
+
 REPORT_S = 30.0  # between two lines of a stage where there is no bar
-SAID = "rl.said"  # logger of what a console has shown already: for log files, not for the terminal
 
 Clock = Callable[[], float]  # seconds
 

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from rl.report.live import ReportServer
+from rl.report.http import PageServer
+from rl.report.live import LiveRun
 from rl.tracking.faults import write_faults
 from rl.tracking.lanes import LANES, write_lanes
 from rl.trajectory import Fault, WorkSpan
@@ -27,7 +28,7 @@ class GreyClips:
 def served(tmp_path_factory):
     home = tmp_path_factory.mktemp("live")
     run = write_run(home / "run", home / "clips", steps=2)
-    with ReportServer(run, GreyClips(), port=0) as server:
+    with PageServer(LiveRun(run, GreyClips()), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield run, server.server_address[1]

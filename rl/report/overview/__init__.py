@@ -1,0 +1,1 @@
+"""Several runs on one page, served live: listed, their curves compared, their evaluations browsed."""
