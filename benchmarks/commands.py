@@ -108,7 +108,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/quickstart.yaml", help="of `check`")
     parser.add_argument("--resume", type=Path, help="a finished run that is to go on")
-    parser.add_argument("--only", nargs="*", default=(), help="names of what is measured; all by default")
+    parser.add_argument(
+        "--only",
+        nargs=argparse.REMAINDER,
+        default=(),
+        help="names of what is measured, last of all; everything by default",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
 

@@ -56,6 +56,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
 NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/trainer.py": ("rl.trajectory", "rl.tracking.stage_clock"),
     "rl/report/": ("rl.report", "rl.tracking", "rl.config", "rl.trajectory"),
+    "rl/report/overview/": ("rl.report", "rl.tracking", "rl.config", "rl.checkpoint.lease"),  # does a process write it?
     "rl/algorithm/": ("rl.algorithm", "rl.trajectory", "rl.policy", "rl.config.algorithm"),
     "rl/checkpoint/": ("rl.checkpoint", "rl.trajectory"),
     "rewards/": ("rewards", "envs.answers", "rl.user_code", "rl.trajectory"),

@@ -127,11 +127,17 @@ def test_decode_looks():
 
 def test_report(tmp_path):
     recorded = write_run(tmp_path / "run", tmp_path / "clips", steps=2)
-    ((row,),) = run("report.py", recorded, "--steps", 3, "--repeats", 1)
-    assert (row["run"], row["steps"]) == ("run", "3 (2 trained)")
+    ((row,),) = run("report.py", recorded, "--steps", 3, "--trajectories", 18, "--repeats", 1)
+    assert (row["run"], row["steps"], row["trajectories"]) == ("run", "3 (2 trained)", str(3 * 16 + 1))
     assert_positive(row, "trajectories", "page MiB", "build s", "build CPU s")
     if row["ready ms"] != "no browser":
         assert_positive(row, "ready ms", "open ms")
+
+
+def test_commands():
+    ((bare, helped),) = run("commands.py", "--repeats", 1, "--only", "python", "--help")
+    assert_positive(helped, "s", "CPU s")
+    assert (bare["what"], helped["what"], helped["aim s"]) == ("python", "--help", "0.3")
 
 
 @pytest.mark.ray
