@@ -124,7 +124,7 @@ def test_predictions_are_browsed_wrong_ones_first_on_the_time_axis(home, address
     assert "under way or interrupted" in page.locator(".notices").inner_text()
     assert page.locator("#type-table tbody tr").count() == 3
 
-    page.click("#type-table button:text('TN')")
+    page.click("#type-table button:has-text('TN')")
     page.wait_for_selector("text=1–15 of 15 questions (45 in all)")
     assert set(page.locator(".question-card .badge").all_inner_texts()) == {"TN"}
     page.select_option("#view-look", "malformed")
