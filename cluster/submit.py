@@ -41,11 +41,12 @@ def submit_training(
     dry_run: bool,
     write: Callable[[str], None],
     stop_grace_s: float,
+    program: str = "rl",
     command: str = "train",
     variables: Iterable[str] = (),
     working_dir: Path | None = None,
 ) -> int:
-    """Submit `python -m rl COMMAND ARGUMENTS`; returns the shell's exit code: 0 if it ran (or was only submitted).
+    """Submit `python -m PROGRAM COMMAND ARGUMENTS`; returns the shell's exit code: 0 if it ran (or was only submitted).
 
     Args:
         arguments: YAML files, relative to the working directory, and key=value overrides.
@@ -53,11 +54,12 @@ def submit_training(
         working_dir: folder to ship; the current one if None.
         write: where the job's output goes.
         stop_grace_s: the run takes to save when it is stopped (trainer.stop_grace_s); Ray is told to wait for it.
+        program: the command line as a module: rl, or dynframe_rl where a wheel has installed it.
         command: train, or finetune.
         variables: of the environment that the configuration names; they travel where they are set.
     """
     job = {
-        "entrypoint": shlex.join(["python", "-m", "rl", command, *arguments]),
+        "entrypoint": shlex.join(["python", "-m", program, command, *arguments]),
         "submission_id": submission_id(run),
         "metadata": {RUN_NAME: run},
         "runtime_env": runtime_env(working_dir or Path.cwd(), stop_grace_s, variables),

@@ -67,6 +67,7 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/user_code/": ("rl.user_code",),
     "rl/weight_transfer/": ("rl.weight_transfer",),
     "cluster/": ("cluster",),
+    "cluster/installed/": ("rl.cli.main",),
 }
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it

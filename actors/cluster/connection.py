@@ -18,9 +18,11 @@ from actors.cluster.placement import Demand, bundles_of
 from actors.cluster.session import RaySession
 from actors.worker.waiting import first_line
 from rl.config.errors import ConfigError
+from rl.config.installation import WORKER_SETUP
 from rl.config.trainer import PlacementConfig
 
 OBJECT_STORE_BYTES = 1 << 30  # of a Ray started here for CPUs: frames of a step and a set of weights, many times over
+WORKERS = {"runtime_env": {"worker_process_setup_hook": WORKER_SETUP}} if WORKER_SETUP else {}  # of every node
 AUTH_MODES = ("token", "disabled")  # of Ray; it takes anything else for "disabled"
 
 
@@ -49,7 +51,7 @@ def connected(placement: PlacementConfig, demand: Demand, *, log_level: int = lo
     require_auth_mode()
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
-        quietly = {"logging_level": log_level, "log_to_driver": False}
+        quietly = {"logging_level": log_level, "log_to_driver": False, **WORKERS}
         if address := os.environ.get("RAY_ADDRESS"):
             yield _join(address, quietly).dashboard_url or ""
             return

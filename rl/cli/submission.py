@@ -9,6 +9,7 @@ from pathlib import Path
 from rl.config.errors import ConfigError
 from rl.config.files import files_read
 from rl.config.inputs import split_inputs
+from rl.config.installation import FROM_WHEEL, found_file, is_shipped
 from rl.config.run import RunConfig
 from rl.config.yaml_text import read_text, variables_in
 
@@ -26,7 +27,7 @@ def relative_to_here(inputs: Sequence[str]) -> list[str]:
 def variables_of(inputs: Sequence[str]) -> set[str]:
     """The variables of the environment that files and overrides name."""
     paths, overrides = split_inputs(inputs)
-    return set().union(*(variables_in(text) for text in (*map(read_text, map(Path, paths)), *overrides)))
+    return set().union(*(variables_in(text) for text in (*map(read_text, map(found_file, paths)), *overrides)))
 
 
 def use_own_token() -> None:
@@ -53,6 +54,7 @@ def require_travelling(config: RunConfig, inputs: Sequence[str], address: str, *
 
     paths, _ = split_inputs(inputs)
     named = {f"configuration {place}": path for place, path in enumerate(paths, start=1)} | files_read(config)
+    named = {key: path for key, path in named.items() if not (FROM_WHEEL and is_shipped(path))}  # each node has them
     working = WorkingDirectory(Path.cwd(), declared_environment()["excludes"])
     missing = missing_on_cluster(
         named, working, cluster_is_here=is_this_machine(address), paths_are_shared=paths_are_shared

@@ -8,6 +8,7 @@ import typer
 
 from rl.cli.arguments import Inputs, load, load_runnable
 from rl.cli.terminal import console, say
+from rl.config.installation import PROGRAM
 from rl.run.imports import uncollected
 
 
@@ -90,6 +91,7 @@ def submit(
         dry_run=dry_run,
         write=say,
         stop_grace_s=config.trainer.stop_grace_s,
+        program=PROGRAM,
         command="finetune" if config.only_finetunes else "train",
         variables=variables_of(arguments),
     )

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from rl.config.errors import ConfigError, shown
 from rl.config.finetune import ConversationSourceConfig
+from rl.config.installation import found_file
 from rl.config.keys import dotted, misspelt
 from rl.config.overrides import COMMAND_LINE, parse_override
 from rl.config.ranges import refuse_impossible_numbers
@@ -30,10 +31,13 @@ MOST_MISSPELT = 8  # keys named in one message
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
     """Merge YAML files left to right, then `key=value` overrides, into a validated RunConfig.
 
+    Args:
+        paths: of files, or names of configurations that come with the project, as "quickstart".
     Raises:
         ConfigError: a file is missing or not YAML, keys are unknown, a value has the wrong type or is out of range.
     """
-    trees = [(str(path), read_tree(read_text(Path(path)), str(path))) for path in paths]
+    files = [found_file(path) for path in paths]
+    trees = [(str(path), read_tree(read_text(path), str(path))) for path in files]
     trees += [(COMMAND_LINE, parse_override(item)) for item in overrides]
     _refuse_unknown([(origin, skeleton(tree)) for origin, tree in trees])
     given = [_typed(tree, origin) for origin, tree in trees]

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from rl.config.errors import LONGEST, ConfigError, require, shown
+from rl.config.installation import shipped_names
 from rl.config.scalars import FALSE, HUGE, INTEGER, NULL, NUMBER, TRUE, advice, is_ambiguous, read_number
 
 MAX_BYTES, MAX_DEPTH = 2**20, 32  # of a YAML file: more than anybody writes, and less than its parsers choke on
@@ -214,7 +215,8 @@ def read_text(path: Path) -> str:
         require(len(raw) <= MAX_BYTES, f"{path}: larger than {MAX_BYTES:,} bytes, which no configuration needs")
         return raw.decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such configuration file") from error
+        come = ", ".join(shipped_names())
+        raise ConfigError(f"{path}: no such configuration file; with dynframe-rl come, named alone, {come}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not readable as YAML: it must be UTF-8 text ({error.reason})") from error
     except OSError as error:

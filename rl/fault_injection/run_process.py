@@ -16,6 +16,7 @@ import psutil
 
 from actors.cluster.session import end_with_parent
 from rl.config.errors import ConfigError
+from rl.config.installation import PROGRAM
 
 KILL_TIMEOUT_S = 30.0  # for killed processes to be gone
 POLL_S = 0.2  # between two looks at processes that are waited for
@@ -38,7 +39,7 @@ def launched(settings: Path, output: Path, command: str = "train") -> Iterator[s
     ):
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         process = subprocess.Popen(
-            [sys.executable, "-m", "rl", command, str(settings)],
+            [sys.executable, "-m", PROGRAM, command, str(settings)],
             env=environment | {"RAY_TMPDIR": ray_folder},
             stdin=subprocess.DEVNULL,
             stdout=output_file,

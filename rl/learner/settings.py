@@ -6,10 +6,10 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rl.config.errors import ConfigError
+from rl.config.installation import found_file
 from rl.config.learner import LearnerConfig, OptimizerConfig
 from rl.config.yaml_text import plain_yaml
 
@@ -99,7 +99,7 @@ def _read_extra(path: str) -> dict[str, Any]:
     if not path:
         return {}
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = found_file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"learner.deepspeed_config: {path}: {error}") from error
     text = text.expandtabs() if path.endswith(".json") else text  # JSON is YAML, but for tabs

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rl.config.errors import ConfigError
+from rl.config.installation import found_file
 from rl.config.learner import LearnerConfig
 from rl.config.run import RunConfig, without_reference
 from rl.memory_plan.record import GIB, MemoryPlan
@@ -82,7 +82,7 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]
         yield "learner.freeze_vision=true", lambda: _learner(config, freeze_vision=True)
     if not config.policy.lora.rank:
         yield f"policy.lora.rank={LORA_RANK}", lambda: _with_lora(config)
-    if placement.learner_gpus and not learner.deepspeed_config and Path(OFFLOAD).is_file():
+    if placement.learner_gpus and not learner.deepspeed_config and found_file(OFFLOAD).is_file():
         yield f"learner.deepspeed_config={OFFLOAD}", lambda: _learner(config, deepspeed_config=OFFLOAD)
     if learner.num_ranks > 1 and not placement.learner_gpus:
         half = learner.num_ranks // 2

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from rl.user_code.errors import UserCodeError, is_from_signal, message, place
-from rl.user_code.neighbours import hidden_neighbour, module_of
+from rl.user_code.neighbours import PROJECT, hidden_neighbour, module_of
 from rl.user_code.reference import SUFFIX, CodeReference
 
 SCRIPT = "what it does when it is run, reading arguments included, belongs under if __name__ == '__main__':"
@@ -76,7 +76,9 @@ def _import(what: str, reference: CodeReference) -> ModuleType:
         if not error.name or not f"{reference.source}.".startswith(f"{error.name}."):
             raise  # something that it imports
         file = Path(reference.source.replace(".", "/") + SUFFIX)
-        if file.is_file():
+        if own := _hidden(reference):
+            hint = own.removeprefix("; ")
+        elif file.is_file():
             hint = f"there is a file, which is named as '{file}:{reference.name}'"
         else:
             hint = (
@@ -93,10 +95,20 @@ def _attribute(what: str, module: ModuleType, reference: CodeReference, kind: st
                 names = [name for name in dir(found) if not name.startswith("_")]
                 own = [name for name in names if not isinstance(getattr(found, name, None), ModuleType)]
                 raise UserCodeError(
-                    f"{what}: no {kind} {part!r} in {reference.source}{nearest(part, own) or _some(own)}"
+                    f"{what}: no {kind} {part!r} in {reference.source}"
+                    f"{_hidden(reference) or nearest(part, own) or _some(own)}"
                 )
             found = getattr(found, part)
     return found
+
+
+def _hidden(reference: CodeReference) -> str:
+    """What a module's name leads to where a package of this project has it; empty where none has."""
+    first = reference.source.partition(".")[0]
+    if reference.is_file or first not in PROJECT:
+        return ""
+    file = f"{reference.source.replace('.', '/')}{SUFFIX}:{reference.name}"
+    return f"; {first!r} is a package of dynframe-rl, which comes first: name a file of yours as {file!r}, or rename it"
 
 
 def _some(names: list[str]) -> str:

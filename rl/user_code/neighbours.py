@@ -23,7 +23,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 PACKAGE = "user_code_"  # and eight hex digits of the folder
-RESERVED = sys.stdlib_module_names | {"rl", "actors", "rewards", "envs", "cluster"}
+PROJECT = frozenset({"rl", "actors", "rewards", "envs", "cluster"})
+RESERVED = sys.stdlib_module_names | PROJECT
 
 
 def module_of(file: Path) -> ModuleType:

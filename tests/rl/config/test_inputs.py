@@ -37,3 +37,7 @@ def test_a_file_may_be_called_like_a_key(tmp_path, monkeypatch):
 def test_a_command_without_a_file_is_refused():
     with pytest.raises(ConfigError, match="name at least one YAML file"):
         split_inputs(["trainer.steps=3"])
+
+
+def test_a_configuration_that_comes_along_may_be_named_alone():
+    assert split_inputs(["quickstart", "lora", "name=x"]) == (["quickstart", "lora"], ["name=x"])

@@ -23,7 +23,7 @@ def test_plugin_is_installed_and_cheap_to_import():
         "import sys, rl.policy.vllm.plugin; sys.exit(any(m in sys.modules for m in ('torch', 'vllm', 'transformers')))"
     )
 
-    assert found.value == "rl.policy.vllm.plugin:register"
+    assert found.value == "dynframe_rl.vllm_plugins:register_policies"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
