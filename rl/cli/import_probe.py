@@ -68,7 +68,7 @@ def _answers(statements: Mapping[str, str], timeout_s: float) -> Iterator[tuple[
     """What one process said in time; if it ended early, the statement that ended it has failed."""
     with tempfile.TemporaryFile("w+", errors="replace") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(dict(statements))],
+            [sys.executable, "-P", "-c", PROGRAM, json.dumps(dict(statements))],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
