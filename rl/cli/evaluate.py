@@ -123,7 +123,7 @@ def report(
     several runs, or of a folder that holds runs, it lists them, compares their curves, and shows what their
     evaluations predicted, wrong answers first.
 
-    Examples: `dynframe report runs/quickstart` · `dynframe report --serve runs`
+    Example: `dynframe report runs/quickstart`, or `dynframe report --serve runs`
     """
     from rl.cli.viewer import run_report, serve_report
 
