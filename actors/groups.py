@@ -127,6 +127,11 @@ def load_groups(groups: Sequence[RemoteGroup]) -> list[TrajectoryGroup | None]:
     return loaded
 
 
+def load_whole_groups(groups: Sequence[RemoteGroup]) -> list[TrajectoryGroup | None]:
+    """Groups with tokens and pixels, for the very few that are drawn; None: lost, whole or in part."""
+    return fetch_groups_that_are_there([group.references for group in groups])[0]
+
+
 def _fetched(references: Sequence[ray.ObjectRef]) -> list[Any]:
     try:
         return ray.get(list(references), timeout=FETCH_S)

@@ -23,9 +23,9 @@ from pathlib import Path
 from tables import median_and_range, print_conditions, print_table
 
 from envs.video.reader import VideoReader
-from rl.cli.viewer import ClipFrames
 from rl.report.build import MIB, build_report
 from rl.report.run_files import open_run, read_json_lines, step_files
+from rl.run.page import ClipFrames
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 

@@ -403,7 +403,7 @@ def test_a_live_page_of_a_run_that_has_only_begun_waits_for_its_first_step(tmp_p
 
 def test_a_live_page_shows_a_new_step_without_being_loaded_again(tmp_path, clips, open_page):
     from envs.video.reader import VideoReader
-    from rl.cli.viewer import ClipFrames
+    from rl.run.page import ClipFrames
 
     run = write_run(tmp_path / "run", clips, steps=2)
     with VideoReader(workers=0) as reader, PageServer(LiveRun(run, ClipFrames(reader)), port=0) as server:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
 from rl.fault_injection.run_process import ProcessTree
 from rl.monitoring.panels import SECTIONS
@@ -103,7 +104,12 @@ def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight
     assert summary["steps"] == 3 and summary["policy_version"] == 3
     assert summary["held_out"]["before"]["tasks"] == summary["held_out"]["after"]["tasks"] == 4
     assert "\n  activation_checkpointing: none\n" in (run / "config.yaml").read_text()  # what auto has come to
-    assert list((run / "tensorboard").iterdir())
+    curves = EventAccumulator(str(run / "tensorboard"), size_guidance={IMAGES: 0}).Reload()
+    shown = {tag: [image.step for image in curves.Images(tag)] for tag in curves.Tags()[IMAGES]}
+    steps = {"held_out": [0, 3], "training": [1]}
+    assert shown == {f"samples/{of}/{index}": steps[of] for of in steps for index in (0, 1)}
+    assert "samples/held_out/table/text_summary" in curves.Tags()["tensors"]
+    assert [point.step for point in curves.Scalars("reward/sampling")] == [1, 2, 3]
     assert [path.name for path in sorted((run / "checkpoints").glob("step_*"))] == ["step_00000002", "step_00000003"]
 
 

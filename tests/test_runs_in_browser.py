@@ -11,10 +11,10 @@ import pytest
 from envs.synthetic.world import render_world, world_rows
 from envs.video.reader import VideoReader
 from rl.checkpoint.lease.holder import holder_text, this_process
-from rl.cli.viewer import ClipFrames
 from rl.report.http import PageServer
 from rl.report.overview.folders import run_id
 from rl.report.overview.site import RunsSite
+from rl.run.page import ClipFrames
 from tests.browser import HOSTILE, shot
 from tests.rl.report.recorded_run import WORLD
 from tests.rl.report.recorded_runs import begin_from, write_curves, write_evaluation

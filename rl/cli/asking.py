@@ -17,7 +17,6 @@ from rich.markup import escape
 
 from rl.checkpoint.checkpoint import CONFIG, MANIFEST, POLICY_FOLDER
 from rl.checkpoint.store import CHECKPOINTS
-from rl.cli.viewer import write_report
 from rl.config.errors import require
 from rl.config.file import load_config
 from rl.config.run import RunConfig
@@ -27,6 +26,7 @@ from rl.policy.families import is_ours, read_config
 from rl.policy.policy_folder import scenes_in
 from rl.policy.token_ids import TOKEN_TEXT
 from rl.run.console.stages import say, spell_seconds, stage
+from rl.run.page import write_report
 from rl.run.prepare.episode_context import make_episode_context, make_reader
 from rl.run.prepare.errors import as_config_error
 from rl.run.prepare.policy import downloaded_policy, in_folder, prepare_policy, require_given_policy

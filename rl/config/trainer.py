@@ -174,9 +174,15 @@ class LoggingConfig:
     wandb: str = "disabled"  # disabled | offline | online
     wandb_project: str = "dynframe-rl"  # project that W&B runs are filed under
     trajectories_per_step: int = 64  # readable records kept per step; 0: none
+    # trajectories that TensorBoard and W&B show as videos, each time: after an evaluation, and after step 1 and every
+    # sample_every steps from there; the first sibling of as many tasks; 0: none
+    sample_videos: int = 2
+    sample_every: int = 50  # 0: after evaluations only
 
     def __post_init__(self) -> None:
         require_one_of("logging.wandb", self.wandb, ("disabled", "offline", "online"))
+        for key in ("sample_videos", "sample_every"):
+            require(getattr(self, key) >= 0, f"logging.{key} must be >= 0, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True)

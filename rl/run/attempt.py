@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from rich.progress import Progress
 
-from actors.groups import load_groups
+from actors.groups import load_groups, load_whole_groups
 from actors.learner_group import LearnerGroup
 from actors.profiles import EngineProfiles, RankProfiles
 from actors.rollout_group import RolloutError
@@ -31,8 +33,9 @@ from rl.config.run import RunConfig
 from rl.group_summary import RemoteGroup
 from rl.run.console.stages import progress_bar, say, stage
 from rl.run.console.step_line import evaluation_line
+from rl.run.page import LARGEST_BYTES, REPORT, write_report
 from rl.run.profiles import Profiles
-from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks, with_tokens
+from rl.run.reporter import Reporter, answer_terms, keep_step, make_sinks, scored_again, with_tokens
 from rl.run.run import Run
 from rl.run.stop_signals import StopRequested
 from rl.run.timeline import Timeline
@@ -40,6 +43,7 @@ from rl.run.workers import direct_transfer
 from rl.tracking.faults import fault_metrics
 from rl.tracking.held_out import EVALUATION_STEP, held_out_metrics
 from rl.tracking.records import records
+from rl.tracking.samples import HELD_OUT, TRAINING, SampleRow, Samples, sample_rows, sample_videos
 from rl.tracking.sinks import MetricLog
 from rl.tracking.step_metrics import engine_counters_without, min_version
 from rl.tracking.summary import is_evaluated
@@ -95,6 +99,12 @@ class Attempt:
                 self._run.sampler.reset()
             with stage(self._run.console, "saving the last checkpoint"):
                 self._run.saver.flush()  # the ranks write it, and end with the attempt
+            numbers.attach(self._page)
+
+    def _page(self) -> Path:
+        """The run as one HTML page, as far as it has come."""
+        run_dir = self._run.run_dir
+        return write_report(run_dir, run_dir / REPORT, LARGEST_BYTES, self._run.console).path
 
     def _sampled_ahead(self) -> dict[int, SampledStep]:
         """Steps that the checkpoint brings along, pixels decoded again; what cannot be had so is sampled anew."""
@@ -131,8 +141,11 @@ class Attempt:
             step: int, scored: Sequence[ScoredGroup[RemoteGroup]], learned: LearnerUpdate, metrics: Mapping[str, float]
         ) -> None:
             self._reached = RunState(step + 1, int(metrics["policy/version"]), self._config.seed)
-            numbers = {**metrics, **self._workers(step + 1), **self._idle(step + 1, learned)}
-            reporter.step(step, scored, learned, numbers, self._weights.digests)
+            measured = {**metrics, **self._workers(step + 1), **self._idle(step + 1, learned)}
+            reporter.step(step, scored, learned, measured, self._weights.digests)
+            every = self._config.logging.sample_every
+            if every and step % every == 0:
+                numbers.show(step + 1, partial(self._samples, TRAINING, scored))
             self._profiles.after(step + 1)
             self._profiles.before(step + 2)
 
@@ -238,10 +251,20 @@ class Attempt:
         keep_step(run.backlog, run.run_dir / "held_out", step, shown)
         metrics = held_out_metrics(scored, answer_terms=answer_terms(self._config))
         numbers.write(step, metrics)
+        numbers.show(step, lambda: self._samples(HELD_OUT, scored, sample_rows(shown)))
         say(run.console, evaluation_line(step, metrics))
         value = metrics.get(self._config.trainer.best_metric.removeprefix("-"), math.nan)
         run.values[step] = value
         return step > 0 and run.saver.is_best(step, value)
+
+    def _samples(
+        self, of: str, scored: Sequence[ScoredGroup[RemoteGroup]], rows: tuple[SampleRow, ...] = ()
+    ) -> Samples:
+        """The first trajectories of a step or an evaluation as videos, beside rows that are there already."""
+        chosen = scored[: self._config.logging.sample_videos]
+        groups = load_whole_groups([one.group for one in chosen])
+        shown = list(records(scored_again(chosen, groups), self._run.processor.pieces))
+        return Samples(of, sample_videos(shown, groups), rows)
 
 
 def task_stream(tasks: Sequence[VideoTask], config: RunConfig) -> Callable[[int, int], Sequence[VideoTask]]:

@@ -23,7 +23,7 @@ from actors.worker.memory import own_memory_mib
 from rl.algorithm.advantages import Credit, rules_at
 from rl.algorithm.batch import credit_metrics, learned_credit
 from rl.checkpoint.store import CheckpointStore
-from rl.config.file import to_dict
+from rl.config.file import to_dict, to_yaml
 from rl.config.run import RunConfig
 from rl.group_summary import LoadGroups, RemoteGroup
 from rl.policy.processor import Processor
@@ -158,7 +158,13 @@ def with_tokens(
     scored: Sequence[ScoredGroup[RemoteGroup]], load: LoadGroups
 ) -> list[ScoredGroup[TrajectoryGroup] | None]:
     """Scored groups with everything that was sampled, as records show them; None: lost."""
-    loaded = load([one.group for one in scored])
+    return scored_again(scored, load([one.group for one in scored]))
+
+
+def scored_again(
+    scored: Sequence[ScoredGroup[RemoteGroup]], loaded: Sequence[TrajectoryGroup | None]
+) -> list[ScoredGroup[TrajectoryGroup] | None]:
+    """The same scores on what was loaded."""
     return [
         None if group is None else ScoredGroup(group, one.rewards_G) for group, one in zip(loaded, scored, strict=True)
     ]
@@ -183,7 +189,7 @@ def make_sinks(config: RunConfig, run_dir: Path, backlog: Backlog, *, keep_throu
     lines = JsonlSink(run_dir, keep_through_step=keep_through_step, backlog=backlog)
     sinks: list[Sink] = [lines, RayMetricsSink(config.name)]
     if config.logging.tensorboard:
-        sinks.append(TensorBoardSink(run_dir, keep_through_step=keep_through_step))
+        sinks.append(TensorBoardSink(run_dir, keep_through_step=keep_through_step, config_yaml=to_yaml(config)))
     if config.logging.wandb != "disabled":
         sinks.append(
             WandbSink(
