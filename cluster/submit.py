@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import yaml
@@ -45,6 +46,7 @@ def submit_training(
     command: str = "train",
     variables: Iterable[str] = (),
     working_dir: Path | None = None,
+    needs: Iterable[str] = (),
 ) -> int:
     """Submit `python -m PROGRAM COMMAND ARGUMENTS`; returns the shell's exit code: 0 if it ran (or was only submitted).
 
@@ -57,6 +59,7 @@ def submit_training(
         program: the command line as a module: rl, or dynframe_rl where a wheel has installed it.
         command: train, or finetune.
         variables: of the environment that the configuration names; they travel where they are set.
+        needs: lines on what the nodes will need, written below the job in a dry run.
     """
     job = {
         "entrypoint": shlex.join(["python", "-m", program, command, *arguments]),
@@ -65,7 +68,7 @@ def submit_training(
         "runtime_env": runtime_env(working_dir or Path.cwd(), stop_grace_s, variables),
     }
     if dry_run:
-        write(yaml.safe_dump(job, sort_keys=False))
+        write(yaml.safe_dump(job, sort_keys=False) + "".join(f"# {line}\n" for line in needs))
         return 0
     try:
         with answering(address):
@@ -74,6 +77,8 @@ def submit_training(
     except (ValueError, OSError) as error:
         raise SubmitError(f"the working directory could not be shipped: {first_line(error)}") from error
     write(f"submitted {name} to {address}")
+    if warning := open_to_all(address):
+        write(warning)
     return follow_job(client, name, address, write) if follow else 0
 
 
@@ -95,6 +100,18 @@ def answering(address: str) -> Iterator[None]:
             f"no Ray job server answered at {address}: {first_line(error)}. Start one (`ray start --head`), "
             "or name another with --address"
         ) from error
+
+
+def open_to_all(address: str) -> str:
+    """What to say of a job server beyond loopback that has answered this process without a token; empty: nothing."""
+    host = urlsplit(address).hostname or ""
+    is_local = host == "localhost" or host.startswith("127.") or host == "::1"
+    if is_local or os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return ""
+    return (
+        f"note: {host} took this job without a token: everybody who reaches it may run code there; start its nodes "
+        "with RAY_AUTH_MODE=token, or keep its ports behind a firewall"
+    )
 
 
 def submission_id(run: str) -> str:

@@ -65,7 +65,8 @@ def submit_to(monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_job_carries_the_name_of_its_run_in_id_and_metadata(submit_to):
+def test_a_job_carries_the_name_of_its_run_in_id_and_metadata(submit_to, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     server = JobServer()
     code, written = submit_to(server)
     job = server.submitted["submission_id"]
@@ -130,11 +131,32 @@ def test_a_wrong_token_or_mode_is_one_line_with_the_remedy(submit_to, refusal):
     assert "refuses this process (RAY_AUTH_MODE is not set)" in message and "set RAY_AUTH_MODE=token" in message
 
 
+def test_a_job_server_that_takes_jobs_from_everybody_is_told(submit_to):
+    told = "note: head took this job without a token: everybody who reaches it may run code there"
+    assert told in submit_to(JobServer())[1]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "http://localhost:8265", "http://[::1]:8265"])
+def test_of_a_job_server_on_loopback_nothing_is_said(address, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert submit.open_to_all(address) == "" != submit.open_to_all(ADDRESS)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert submit.open_to_all(ADDRESS) == ""
+
+
 def test_a_dry_run_shows_the_job_as_it_would_be_submitted():
     written = []
     code = submit_training(
-        ["a.yaml"], run="r", address=ADDRESS, follow=True, dry_run=True, write=written.append, stop_grace_s=120.0
+        ["a.yaml"],
+        run="r",
+        address=ADDRESS,
+        follow=True,
+        dry_run=True,
+        write=written.append,
+        stop_grace_s=120.0,
+        needs=["what nodes will need:", "  memory"],
     )
+    assert written[0].endswith("# what nodes will need:\n#   memory\n")
     job = yaml.safe_load(written[0])
     assert code == 0 and job["entrypoint"] == "python -m rl train a.yaml"
     assert job["submission_id"].startswith("r-") and job["metadata"] == {"job_name": "r"}

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # the configuration and its reader are half of what `--help` 
     from rl.run.preflight.findings import Finding
 
 EXIT_FAILED, EXIT_USAGE, EXIT_GATE = 1, 2, 3
-JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
 
 Inputs = Annotated[
     list[str],
@@ -44,14 +43,14 @@ def load(inputs: Sequence[str], *, starts_ray: bool = True) -> RunConfig:
     """
     from rl.config.file import load_config
     from rl.config.inputs import split_inputs
-    from rl.config.run import anchored
+    from rl.config.run import JOB_HOME, anchored, works_in_a_copy
 
     if starts_ray and not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # decided here, since Ray reads it when it is imported
     config = load_config(*split_inputs(inputs))
-    if JOB_COPY not in Path.cwd().parts:
+    if not works_in_a_copy():
         return config
-    home = Path.home() / "dynframe-rl"
+    home = Path.home() / JOB_HOME
     console.print(f"inside a Ray job: relative folders are taken from {home}, since Ray deletes the job's own copy")
     return anchored(config, home)
 

@@ -89,7 +89,7 @@ def run_rollout(
     require_rewards(config)
     policy_dir = prepare_policy(config, console)  # a wrong path is refused before a clip is rendered
     tasks = prepare_tasks(config, split, console).tasks[:num_tasks]
-    with cluster(config, console) as slots:
+    with cluster(config, policy_dir, console) as slots:
         if config.cold_start.enabled:
             policy_dir = cold_started_policy(config, policy_dir, slots, console)
         with starting_rollouts(config, policy_dir, slots, console) as rollouts:

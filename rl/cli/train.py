@@ -61,7 +61,7 @@ def submit(
     address: Annotated[str, typer.Option(help="The cluster's job server.")] = "http://127.0.0.1:8265",
     follow: Annotated[bool, typer.Option(metavar="", help="Print the job's output until it ends.")] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="Print what would be submitted and stop.")
+        bool, typer.Option("--dry-run", metavar="", help="Print what would be submitted, and what nodes will need.")
     ] = False,
     shared_paths: Annotated[
         bool, typer.Option("--shared-paths", metavar="", help="Absolute paths of this machine are those of every node.")
@@ -82,6 +82,7 @@ def submit(
     require_travelling(config, arguments, address, paths_are_shared=shared_paths)
     use_own_token()
     from cluster.submit import submit_training
+    from rl.run.preflight.nodes import lines_for_dry_run
 
     code = submit_training(
         arguments,
@@ -94,5 +95,6 @@ def submit(
         program=PROGRAM,
         command="finetune" if config.only_finetunes else "train",
         variables=variables_of(arguments),
+        needs=lines_for_dry_run(config) if dry_run else (),
     )
     raise typer.Exit(code)

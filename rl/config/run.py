@@ -26,6 +26,9 @@ from rl.config.trainer import (
 )
 from rl.user_code.reference import absolute
 
+JOB_COPY = "working_dir_files"  # in the path of a job's working directory: a copy, deleted with the job
+JOB_HOME = "dynframe-rl"  # below the home folder: where a job's relative output and cache folders lie
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -228,6 +231,11 @@ def with_absolute_code(config: RunConfig) -> RunConfig:
         cold_start=replace(config.cold_start, traces=traces),
         evaluation=replace(config.evaluation, benchmark=absolute(config.evaluation.benchmark)),
     )
+
+
+def works_in_a_copy() -> bool:
+    """Whether this process is of a Ray job, in a copy of the folder that was shipped with it; each node has its own."""
+    return JOB_COPY in Path.cwd().parts
 
 
 def anchored(config: RunConfig, folder: Path) -> RunConfig:

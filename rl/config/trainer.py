@@ -33,6 +33,9 @@ class PlacementConfig:
     memory_gib: float = 0.0
     memory_margin: float = 0.25  # of that memory, wanted free beyond it: a note where it is not, never a refusal
     timeout_s: float = 120.0  # to wait for room on the cluster
+    check_nodes: bool = (
+        True  # that every node a worker may go to has data, policy, packages and code of the driver's node
+    )
     # the GPU that memory is planned for: a name such as a100-80gb or h100-80gb; empty: the one that is found
     gpu: str = ""
     gpu_memory_gib: float = 0.0  # of a GPU that has no name here; 0: that of placement.gpu

@@ -142,7 +142,7 @@ def _roll_out_remaining(
     """Workers up, the rest of the examples through them, workers down."""
     own, tasks = suite.metric is None, [example.task for example in suite.examples]
     demand = Demand(config.rollout.num_workers, config.scoring.num_workers if own else 0, learner=0)
-    with cluster(config, console, demand) as slots:
+    with cluster(config, policy_dir, console, demand) as slots:
         with starting_rollouts(config, policy_dir, slots, console) as rollouts:
             rewards = spawn_rewards(config, slots, rollouts) if own else None
         scorer = reward_scorer(suite, rewards, config, rollouts.load) if own else benchmark_scorer(suite, rollouts.load)

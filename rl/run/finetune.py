@@ -80,7 +80,7 @@ def _finetune_from(
     with ExitStack() as stack:
         log_file = stack.enter_context(keep_log(writer.run_dir))
         say(console, f"all that is logged: {log_file}")
-        slots = stack.enter_context(cluster(config, console, demand))
+        slots = stack.enter_context(cluster(config, policy_dir, console, demand))
         stack.enter_context(signals)
         saver = stack.enter_context(open_saver())
         backlog = stack.enter_context(Backlog(config.trainer.max_failed_saves, writer.check))

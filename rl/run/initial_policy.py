@@ -32,7 +32,7 @@ def initial_policy(config: RunConfig, console: Console) -> Path:
         return policy_dir
     if (home := cold_start_home(config, policy_dir, prepare_traces(config, console))).is_dir():
         return home  # no learners are needed
-    with cluster(config, console) as slots:
+    with cluster(config, policy_dir, console) as slots:
         return cold_started_policy(config, policy_dir, slots, console)
 
 

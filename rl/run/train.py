@@ -104,7 +104,7 @@ def _train_from(
         signals.check()
         writer.check()
 
-    with keep_log(writer.run_dir) as log_file, cluster(config, console) as slots:
+    with keep_log(writer.run_dir) as log_file, cluster(config, policy_dir, console) as slots:
         say(console, f"all that is logged: {log_file}")
         teach, given_up = config.cold_start.enabled, planned_turns(config, policy_dir)
         if teach and uses_engines_gpus(config):
@@ -142,5 +142,5 @@ def run_cold_start_only(config: RunConfig, console: Console) -> Path:
     if not config.cold_start.enabled:
         raise ConfigError("cold_start.enabled is false; set cold_start.enabled=true")
     policy_dir = prepare_policy(config, console)
-    with cluster(config, console) as slots:
+    with cluster(config, policy_dir, console) as slots:
         return cold_started_policy(config, policy_dir, slots, console)

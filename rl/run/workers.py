@@ -31,7 +31,7 @@ from actors.rollout_runner import RolloutRunner
 from actors.sft_samples import SamplePool
 from actors.worker.waiting import POLL_S, do_nothing
 from rl.config.learner import OBJECT_STORE, OptimizerConfig
-from rl.config.run import RunConfig, weight_transport, with_absolute_code
+from rl.config.run import RunConfig, weight_transport, with_absolute_code, works_in_a_copy
 from rl.config.trainer import PlacementConfig
 from rl.memory_plan.engine import with_sequences
 from rl.memory_plan.learner import ITEMSIZE
@@ -42,6 +42,7 @@ from rl.policy.vllm.plugin import engine_environment, without_sound
 from rl.run.console.stages import say, stage
 from rl.run.imports import uncollected
 from rl.run.preflight.memory import hardware_of
+from rl.run.preflight.nodes import require_nodes
 from rl.run.prepare.encoder import make_encoder
 from rl.run.prepare.episode_context import make_episode_context
 from rl.run.recomputation import with_recomputation
@@ -58,11 +59,14 @@ ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS"
 
 
 @contextmanager
-def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -> Iterator[Slots]:
-    """Ray, and one slot per worker; released and, if started here, stopped in the end.
+def cluster(config: RunConfig, policy_dir: Path, console: Console, demand: Demand | None = None) -> Iterator[Slots]:
+    """Ray, its nodes looked at, and one slot per worker; released and, if started here, stopped in the end.
 
     Args:
+        policy_dir: the prepared policy, which workers read.
         demand: workers of each kind; None: those of a training run.
+    Raises:
+        ConfigError: a node cannot work for the run, or the cluster can never hold it.
     """
     if demand is None:
         demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
@@ -72,6 +76,7 @@ def cluster(config: RunConfig, console: Console, demand: Demand | None = None) -
             dashboard = stack.enter_context(connected(config.placement, demand))
         if dashboard:
             say(console, f"Ray dashboard: http://{dashboard} (its token: `ray get-auth-token`)")
+        require_nodes(config, policy_dir, demand)
         slots = Slots(config.placement, demand, config.name)
         stack.callback(slots.release)
         yield slots
@@ -124,8 +129,11 @@ def starting_rollouts(
 
 
 def spawn_rewards(config: RunConfig, slots: Slots, rollouts: RolloutPool) -> RewardPool:
-    """Reward workers, for groups of these rollouts."""
-    terms = with_absolute_code(config).rewards
+    """Reward workers, for groups of these rollouts.
+
+    In a job every worker finds users' code in the copy of the job's folder that its own node has.
+    """
+    terms = (config if works_in_a_copy() else with_absolute_code(config)).rewards
     restore = partial(rollouts.restore, heeds_stop=False)  # also while weights wait to be pushed
     return RewardPool(terms, config.scoring, lambda index: slots.options("reward", index), restore)
 

@@ -28,8 +28,11 @@ SHOWN = 0.01  # share of a place below which an item is not shown by itself
 GIVEN = "where you know better than the estimate, set placement.memory_gib"
 
 
-def plan_memory(config: RunConfig) -> MemoryPlan | None:
+def plan_memory(config: RunConfig, *, elsewhere: bool = False) -> MemoryPlan | None:
     """The plan of a run; None where nothing tells the shapes of its policy.
+
+    Args:
+        elsewhere: it will not work on this machine, whatever there is here.
 
     Raises:
         ConfigError: `placement.gpu` or `learner.deepspeed_config` cannot be used.
@@ -37,12 +40,12 @@ def plan_memory(config: RunConfig) -> MemoryPlan | None:
     found = planned_structure(config)
     if found is None:
         return None
-    return replace(_plan(config, found[0]), assumed=found[1])
+    return replace(_plan(config, found[0], elsewhere=elsewhere), assumed=found[1])
 
 
-def _plan(config: RunConfig, structure: Structure) -> MemoryPlan:
+def _plan(config: RunConfig, structure: Structure, *, elsewhere: bool = False) -> MemoryPlan:
     """With what `placement.memory_gib` says instead of an estimate, where all of it is main memory."""
-    plan, placement = memory_plan(config, structure, hardware_of(config)), config.placement
+    plan, placement = memory_plan(config, structure, hardware_of(config, elsewhere=elsewhere)), config.placement
     if not placement.memory_gib or placement.rollout_gpus or placement.learner_gpus:
         return plan
     given = (Item("placement.memory_gib", placement.memory_gib * GIB),)
@@ -178,14 +181,14 @@ def _remedies(config: RunConfig, plan: MemoryPlan) -> list[Remedy]:
     return remedies(config, plan, again)
 
 
-def hardware_of(config: RunConfig) -> Hardware:
+def hardware_of(config: RunConfig, *, elsewhere: bool = False) -> Hardware:
     """What `placement` names, or what is found here where the run would be started here.
 
     Raises:
         ConfigError: `placement.gpu` is not known.
     """
     placement = config.placement
-    here = not joins_a_cluster()
+    here = not elsewhere and not joins_a_cluster()
     needs_gpu = bool(placement.rollout_gpus or placement.learner_gpus)
     gpu, name = placement.gpu_memory_gib, "placement.gpu_memory_gib"
     if not gpu and placement.gpu:

@@ -133,3 +133,20 @@ def test_what_is_given_up_on_a_turn_is_what_the_memory_plan_says(monkeypatch, ov
     monkeypatch.setattr(workers, "structure_of", lambda _, policy: tiny_structure(policy))
     found = workers.planned_turns(load_config([QUICKSTART], list(overrides)), Path())
     assert (found and (found.states, found.weights)) == given_up
+
+
+@pytest.mark.parametrize(
+    ("folder", "found"), [("working_dir_files/_ray_pkg_1", "my.py:mine"), ("here", "{}/my.py:mine")]
+)
+def test_in_a_job_users_code_is_found_in_the_copy_of_each_node(tmp_path, monkeypatch, folder, found):
+    """Ray keeps it below a folder of its own on each node, which need not have the same path everywhere."""
+    from rl.run import workers
+
+    copy = tmp_path / folder
+    copy.mkdir(parents=True)
+    (copy / "my.py").write_text("def mine(task, trajectory):\n    return 1.0\n")
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(workers, "RewardPool", lambda terms, *_: terms["mine"].fn)
+    config = load_config([QUICKSTART], ["rewards.mine.fn=my.py:mine", "rewards.mine.segment=reasoning"])
+    spawned = workers.spawn_rewards(config, None, SimpleNamespace(restore=lambda: None))
+    assert spawned == found.format(copy)
