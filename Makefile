@@ -11,7 +11,7 @@ TORCH := 2.13.0
 CONFIG ?= configs/quickstart.yaml
 LANES := cli or ray or vllm or deepspeed or browser or real_data or gpu or thorough or soak
 
-.PHONY: help setup train test fast soak docs lint clean
+.PHONY: help setup train test fast soak docs lint sbom audit clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ docs: setup ## build the documentation strictly into build/site
 
 lint: setup ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+sbom: setup ## a bill of materials of the environment (CycloneDX) into build/sbom.json
+	$(BIN)/python -m cluster.sbom build/sbom.json
+
+audit: setup ## known vulnerabilities of the pinned packages, from PyPI's advisories; says so where these are out of reach
+	bash cluster/audit.sh build/audit $(BIN)/python
 
 setup: $(VENV)/ready-$(EXTRA) ## install the pinned dependencies into .venv
 
