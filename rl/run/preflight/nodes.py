@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from actors.cluster.nodes import Node
     from actors.cluster.placement import Demand
 
-ANSWER_S = 120.0  # for every node; a job's folder may have to be fetched there first
+ANSWER_S = 300.0  # for every node: a job's folder may have to be fetched there first, and the node be busy
 MOST_NODES = 4  # that one problem names
 DECODES, READS_POLICY = frozenset({"rollout", "sample"}), frozenset({"rollout", "learner", "sample"})
 WRITES_RUN = frozenset({"learner"})  # ranks write their parts of a checkpoint

@@ -59,6 +59,7 @@ def test_another_node_that_has_everything_lets_the_run_begin_and_one_that_lacks_
 ):
     from actors.cluster import nodes
     from actors.cluster.placement import Demand
+    from rl.run.preflight import nodes as preflight
     from rl.run.preflight.nodes import require_nodes
 
     for folder in ("clips", "policy", "runs"):
@@ -66,6 +67,7 @@ def test_another_node_that_has_everything_lets_the_run_begin_and_one_that_lacks_
     own = ["data.train.format=dm_rl", f"data.train.path={tmp_path}/clips/a.jsonl", "trainer.eval_tasks=0"]
     own += ["cold_start.enabled=false", f"output_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
     config = load_config([REPOSITORY / "configs" / "quickstart.yaml"], own)
+    monkeypatch.setattr(preflight, "ANSWER_S", within(preflight.ANSWER_S))
     (drivers,) = nodes.alive_nodes()
     other = replace(drivers, is_drivers=False)  # asked by a task, as any other node
     monkeypatch.setattr(nodes, "alive_nodes", lambda: [drivers, other])
