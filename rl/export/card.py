@@ -180,7 +180,7 @@ inputs = processor.apply_chat_template(
 In vLLM, where `pip install dynframe-rl` registers the architecture; `trust_remote_code` is not needed:
 
 ```bash
-vllm serve FOLDER
+vllm serve FOLDER --host 127.0.0.1
 ```
 
 Classes of stock Qwen models refuse this folder: they know neither its patch kernel nor its scenes."""
