@@ -1,6 +1,6 @@
 """What an installation holds: a wheel has everything below the one import name `dynframe_rl`, a checkout its folders.
 
-All else stands in pyproject.toml. Why: docs/decisions/0048-wheel.md
+All else stands in pyproject.toml. Why: docs/decisions/0049-wheel.md
 """
 
 from setuptools import find_packages, setup
