@@ -34,7 +34,7 @@ from actors.worker.process import ProcessLocation, WorkerProcess, on_next_line, 
 from actors.worker.waiting import COLLECT_S, WORKER_IS_GONE, cause_of, first_line
 from rewards.failures import cause_line
 from rewards.limits import limits
-from rewards.registry import ADDS_UP, RewardLoadError, resolve
+from rewards.registry import ADDS_UP, OF_TOOL, RewardLoadError, resolve
 from rewards.scoring import WeightedReward, score_group
 from rl.config.errors import ConfigError
 from rl.config.rewards import RewardTermConfig, ScoringConfig
@@ -381,6 +381,7 @@ def weighted_rewards(terms: Mapping[str, RewardTermConfig]) -> list[WeightedRewa
             Segment[term.segment.upper()],
             term.weight,
             term.calls or ("sum" if term.fn in ADDS_UP else ""),
+            term.tool or OF_TOOL.get(term.fn, ""),
         )
         for name, term in terms.items()
     ]

@@ -28,7 +28,8 @@ import numpy as np
 from tables import median_and_range, print_conditions, print_table
 
 from envs.initial_observation import CoarseFrameRules, coarse_frame_times, fit_visual_tokens
-from envs.retrieval import RetrievalRules, frame_times, parse_call, render_call
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import frame_times, parse_call, render_call
 from envs.video import forward_pass
 from envs.video.reader import VideoIndex, VideoReader
 from rl.config.data import VideoConfig

@@ -27,8 +27,8 @@ from actors.worker.ports import reserve_port
 from envs.data.conversation_rows import Conversation, Media, MediaKind, Message
 from envs.data.conversations import ImageRules, conversation_sample
 from envs.initial_observation import CoarseFrameRules
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext
+from envs.tools.rules import RetrievalRules
 from envs.video.reader import VideoReader
 from rl.config.algorithm import AlgorithmConfig, LossConfig
 from rl.config.learner import LearnerConfig

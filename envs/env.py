@@ -1,4 +1,4 @@
-"""One episode of looking again: a single-use environment that answers the policy's calls with frames.
+"""One episode of looking again: a single-use environment that answers the policy's calls with what its tools insert.
 
 It keeps the history. Tokens and videos are only ever appended: what the engine is given at turn k + 1 is exactly what
 it was given at turn k, what it then sampled, and what is inserted here.
@@ -12,18 +12,22 @@ import time
 from dataclasses import dataclass
 
 from envs.clip_failures import clip_failure, clip_failure_note
-from envs.initial_observation import InitialObservation, VideoReader, decode, unseen_frames
-from envs.prompts import OPENED_THOUGHT, VideoProcessor, refusal_note
-from envs.retrieval import RetrievalRules, frame_times, parse_call
+from envs.clip_view import EpisodeClip
+from envs.initial_observation import InitialObservation, VideoReader
+from envs.prompts import OPENED_THOUGHT, VideoProcessor, inserted_text, refusal_note
+from envs.tools.rules import RetrievalRules
+from envs.tools.tool import Shown, Tool
+from envs.tools.toolbox import Toolbox, builtin_toolbox
+from envs.tools.users import ToolFailedError
 from envs.video.file import VideoError
 from rl.trajectory import (
     Call,
     ClipFailure,
     Completion,
     Frames,
+    GrantedCall,
     MalformedCall,
     RefusedCall,
-    RetrievalCall,
     Segment,
     StopReason,
     Trajectory,
@@ -65,17 +69,25 @@ class RetrievalEnv:
         reader: VideoReader,
         rules: RetrievalRules,
         budget: TokenBudget,
+        tools: Toolbox | None = None,
     ) -> None:
+        """
+        Args:
+            tools: that the policy may call; None: the built-in ones that `rules` names.
+        """
         self._task = task
         self._initial = initial
         self._processor = processor
         self._reader = reader
         self._rules = rules
+        self._tools = builtin_toolbox(rules, processor) if tools is None else tools
+        self._clip = EpisodeClip(task, initial.clip, processor, reader)
         self._budget = budget
         self._turns: list[Turn] = []
         self._observation: Observation | None = None
         self._token_ids: tuple[int, ...] = ()
         self._sampled = 0
+        self._announced = 0  # tokens that the call which is answered inserts at most
         self.seconds = {"decode": 0.0, "segment": 0.0}
 
     @property
@@ -92,8 +104,8 @@ class RetrievalEnv:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Where the engine must stop: at a request to look, and at the end."""
-        return self._processor.ids.fps_close, self._processor.ids.im_end
+        """Where the engine must stop: at a request of a tool, and at the end."""
+        return *self._tools.end_ids, self._processor.ids.im_end
 
     @property
     def new_tokens_left(self) -> int:
@@ -113,7 +125,7 @@ class RetrievalEnv:
 
     def may_look(self, completion: Completion) -> bool:
         """Whether `step` may decode video: it ends with a call, which may be a good one."""
-        return completion.token_ids[-1:] == (self._processor.ids.fps_close,)
+        return bool(completion.token_ids) and self._tools.of(completion.token_ids[-1]) is not None
 
     def step(self, completion: Completion) -> Observation | Trajectory:
         """Take a completion; return the observation it asked for, or the finished trajectory.
@@ -124,69 +136,76 @@ class RetrievalEnv:
         self._check(completion)
         self._token_ids += completion.token_ids
         self._sampled += len(completion.token_ids)
-        if completion.token_ids[-1] != self._processor.ids.fps_close:
+        tool = self._tools.of(completion.token_ids[-1])
+        if tool is None:
             self._record(completion, Segment.REASONING)
             return self._finish(StopReason.ANSWERED if _is_end(completion, self) else StopReason.TRUNCATED)
-        call = self._read_call(self._processor.decode(completion.token_ids))
-        self._record(completion, Segment.SAMPLING, call)
-        if not self.new_tokens_left:
-            return self._finish(StopReason.TRUNCATED)
-        match call:
-            case RetrievalCall():
-                return self._look(call)
-            case MalformedCall(reason) | RefusedCall(reason):
-                return self._observe(Observation(refusal_note(reason, self._processor)))
+        try:
+            return self._answer(tool, completion)
+        except ToolFailedError as error:
+            if self._observation is not None:
+                self._record(completion, Segment.SAMPLING, MalformedCall("the tool failed", tool.name))
+            text = _transcript(self._turns, self._processor)
+            note = f"tool {error.failure.tool}: {error.failure.detail}"
+            return Trajectory(tuple(self._turns), StopReason.TOOL_ERROR, text, note, tool_failure=error.failure)
 
     def stop_early(self) -> Trajectory:
         """End where it stands: an episode replayed to decode its frames again goes no further than it went before."""
         return self._finish(StopReason.TRUNCATED, "replayed for its frames")
 
-    def _read_call(self, text: str) -> Call:
-        """Within the limit? Well-formed? Then as many frames as the context holds."""
+    def _answer(self, tool: Tool, completion: Completion) -> Observation | Trajectory:
+        call = self._read_call(tool, self._processor.decode(completion.token_ids))
+        self._record(completion, Segment.SAMPLING, call)
+        if not self.new_tokens_left:
+            return self._finish(StopReason.TRUNCATED)
+        if isinstance(call, MalformedCall | RefusedCall):
+            return self._observe(Observation(refusal_note(call.reason, self._processor, tool.nothing)))
+        return self._insert(tool, call)
+
+    def _read_call(self, tool: Tool, text: str) -> Call:
+        """Within the limit? Well-formed? Then as much of it as the context holds. What the policy may still write is
+        set aside: looking never costs it the answer."""
+        if tool not in self._tools.enabled:
+            return RefusedCall(f"the tool {tool.name} is not enabled", tool.name)
         if not self._rules.max_calls:
-            return RefusedCall("retrieval is turned off")
-        if sum(isinstance(turn.call, RetrievalCall) for turn in self._turns) >= self._rules.max_calls:
-            return RefusedCall(f"the limit of {self._rules.max_calls} per answer is reached")
-        call = self._parse(text, None)
-        if not isinstance(call, RetrievalCall) or not self.new_tokens_left:
+            return RefusedCall("retrieval is turned off", tool.name)
+        if sum(isinstance(turn.call, GrantedCall) for turn in self._turns) >= self._rules.max_calls:
+            return RefusedCall(f"the limit of {self._rules.max_calls} per answer is reached", tool.name)
+        call = tool.parse(text, self._clip)
+        if not isinstance(call, GrantedCall) or not self.new_tokens_left:
             return call
-        return self._parse(text, self._frames_in_context(call))
-
-    def _parse(self, text: str, max_frames: int | None) -> Call:
-        clip = self._initial.clip
-        call = parse_call(
-            text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=self._rules, max_frames=max_frames
-        )
-        return MalformedCall("the request cannot be read") if call is None else call
-
-    def _frames_in_context(self, call: RetrievalCall) -> int:
-        """How many frames of this call fit, if each becomes a scene. What the policy may still write is set aside:
-        looking never costs it the answer."""
         room = self._budget.max_model_len - len(self._token_ids) - self.new_tokens_left
-        times_s_T, size = frame_times(call), self._frame_size()
+        self._announced = tool.tokens(call, self._clip)
+        if self._announced <= room:
+            return call
+        self._announced = room
+        return tool.shrink(call, self._clip, room)
 
-        def fits(num_frames: int) -> bool:
-            return len(self._processor.video_block(unseen_frames(times_s_T[:num_frames], size))) <= room
-
-        if fits(call.num_frames):
-            return call.num_frames
-        fitting, too_many = 0, call.num_frames
-        while too_many - fitting > 1:
-            middle = (fitting + too_many) // 2
-            fitting, too_many = (middle, too_many) if fits(middle) else (fitting, middle)
-        return fitting
-
-    def _look(self, call: RetrievalCall) -> Observation | Trajectory:
+    def _insert(self, tool: Tool, call: GrantedCall) -> Observation | Trajectory:
         started = time.perf_counter()
         try:
-            pixels_THWC, shown_s_T = decode(self._reader, self._task.video_path, frame_times(call), self._frame_size())
+            inserted = tool.insert(call, self._clip)
         except VideoError as error:
             return video_error_trajectory(self._turns, self._processor, clip_failure(error, call.span))
         decoded = time.perf_counter()
-        frames = self._processor.make_frames(pixels_THWC, shown_s_T)
         self.seconds["decode"] += decoded - started
+        if not isinstance(inserted, Shown):
+            return self._insert_announced(tool, Observation(inserted_text(inserted, self._processor)))
+        try:
+            frames = self._processor.make_frames(inserted.pixels_THWC, inserted.times_s_T)
+        except ValueError as error:
+            raise ToolFailedError.of(tool, str(error)) from error
         self.seconds["segment"] += time.perf_counter() - decoded
-        return self._observe(Observation(tuple(self._processor.video_block(frames)), frames))
+        return self._insert_announced(tool, Observation(tuple(self._processor.video_block(frames)), frames))
+
+    def _insert_announced(self, tool: Tool, observation: Observation) -> Observation | Trajectory:
+        """
+        Raises:
+            ToolFailedError: it is more than the tool said: what is inserted must not take the answer's room.
+        """
+        if (count := len(observation.token_ids)) > self._announced:
+            raise ToolFailedError.of(tool, f"inserted {count} tokens, but had announced {self._announced} at most")
+        return self._observe(observation)
 
     def _observe(self, observation: Observation) -> Observation | Trajectory:
         if len(self._token_ids) + len(observation.token_ids) >= self._budget.max_model_len:
@@ -201,10 +220,6 @@ class RetrievalEnv:
 
     def _finish(self, stop_reason: StopReason, note: str = "") -> Trajectory:
         return Trajectory(tuple(self._turns), stop_reason, _transcript(self._turns, self._processor), note)
-
-    def _frame_size(self) -> tuple[int, int]:
-        clip = self._initial.clip
-        return self._processor.fit(clip.height, clip.width, self._rules.max_pixels)
 
     def _check(self, completion: Completion) -> None:
         ids, token_ids = self._processor.ids, completion.token_ids

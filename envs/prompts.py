@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from rl.trajectory import Frames
@@ -75,6 +76,10 @@ class VideoProcessor(Protocol):
     def visual_tokens(self, frames: Frames) -> int:
         """Placeholders in the block."""
 
+    @property
+    def image_frames(self) -> int:
+        """Frames as which an image is shown: one scene."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
@@ -82,6 +87,7 @@ class PromptFormat:
 
     system: str = ""  # a system message before the user's
     instructions: str = ""  # after the question; here tags are meant as the tokens the policy shall write
+    tags: tuple[str, ...] = ()  # of further tools, beside those that every policy has
 
 
 def initial_prompt(
@@ -100,16 +106,25 @@ def initial_prompt(
         *(ids.im_start, *processor.encode("user\n")),
         *processor.video_block(coarse_frames),
         *encode_text(f"\n{asked}", processor),
-        *encode_reply(f"\n{form.instructions}" if form.instructions else "", processor),
+        *encode_reply(f"\n{form.instructions}" if form.instructions else "", processor, form.tags),
         *end,
         *(ids.im_start, *processor.encode("assistant\n")),
         *(encode_reply(OPENED_THOUGHT, processor) if processor.opens_thought else ()),
     )
 
 
-def refusal_note(reason: str, processor: VideoProcessor) -> tuple[int, ...]:
-    """The plain-text observation that answers a call which cannot be granted."""
-    return encode_text(f"\n[no frames: {reason}]\n", processor)
+def refusal_note(reason: str, processor: VideoProcessor, nothing: str = "no frames") -> tuple[int, ...]:
+    """The plain-text observation that answers a call which cannot be granted.
+
+    Args:
+        nothing: what the policy did not get.
+    """
+    return inserted_text(f"[{nothing}: {reason}]", processor)
+
+
+def inserted_text(text: str, processor: VideoProcessor) -> tuple[int, ...]:
+    """Text that the environment inserts, on lines of its own."""
+    return encode_text(f"\n{text}\n", processor)
 
 
 def encode_text(text: str, processor: VideoProcessor) -> tuple[int, ...]:
@@ -117,12 +132,21 @@ def encode_text(text: str, processor: VideoProcessor) -> tuple[int, ...]:
     return tuple(token for piece in _MARKER.split(text) if piece for token in processor.encode(piece))
 
 
-def encode_reply(text: str, processor: VideoProcessor) -> tuple[int, ...]:
-    """Encode what a policy might have written: the tags are tokens, any other marker stays text."""
-    pieces = _TAG.split(text)  # text, tag, text, …
+def encode_reply(text: str, processor: VideoProcessor, tags: Sequence[str] = ()) -> tuple[int, ...]:
+    """Encode what a policy might have written: the tags are tokens, any other marker stays text.
+
+    Args:
+        tags: of further tools, beside those that every policy has.
+    """
+    pieces = (_with_tags(tuple(tags)) if tags else _TAG).split(text)  # text, tag, text, …
     return tuple(
         token
         for i, piece in enumerate(pieces)
         if piece
         for token in (processor.encode(piece) if i % 2 else encode_text(piece, processor))
     )
+
+
+@lru_cache(maxsize=16)
+def _with_tags(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join([_TAG.pattern[:-1], *map(re.escape, tags)]) + ")")

@@ -20,7 +20,8 @@ from envs.clip_failures import clip_failure
 from envs.env import RetrievalEnv, TokenBudget, video_error_trajectory
 from envs.initial_observation import CoarseFrameRules, InitialObservation, VideoReader, make_initial_observation
 from envs.prompts import PromptFormat, VideoProcessor
-from envs.retrieval import RetrievalRules
+from envs.tools.rules import RetrievalRules
+from envs.tools.toolbox import Toolbox
 from envs.video.file import VideoError
 from rl.trajectory import (
     Completion,
@@ -52,6 +53,7 @@ class EpisodeContext:
     retrieval: RetrievalRules
     max_model_len: int  # tokens of a whole trajectory
     form: PromptFormat = field(default_factory=PromptFormat)
+    tools: Toolbox | None = None  # None: the built-in ones that `retrieval` names
 
 
 class TokenHistory:
@@ -199,6 +201,7 @@ def make_env(
         reader=episode_context.reader,
         rules=episode_context.retrieval,
         budget=TokenBudget(max_new_tokens, episode_context.max_model_len),
+        tools=episode_context.tools,
     )
 
 

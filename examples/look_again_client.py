@@ -37,7 +37,8 @@ from typing import Any
 import numpy as np
 
 from envs.prompts import PromptFormat, initial_prompt, refusal_note
-from envs.retrieval import RetrievalRules, frame_times, parse_call
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import frame_times, parse_call
 from envs.video.file import VideoError
 from envs.video.reader import VideoReader
 from rl.policy.chat_template import opens_thought

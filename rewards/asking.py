@@ -13,10 +13,10 @@ from rewards.background_loop import BackgroundLoop, Raised
 from rewards.failures import await_reward, call_reward
 from rewards.forms import is_async, is_batched
 from rewards.limits import Guard
-from rl.trajectory import RetrievalCall, Trajectory, VideoTask
+from rl.trajectory import GrantedCall, Trajectory, VideoTask
 from rl.user_code.errors import is_from_signal
 
-Scored = RetrievalCall | Trajectory
+Scored = GrantedCall | Trajectory
 Read = Callable[[Any], Any]  # what a function has returned, checked; raises where it is unusable
 
 _LOOP = BackgroundLoop()

@@ -16,6 +16,7 @@ from rl.user_code.errors import INSTALLED, OURS, bounded
 
 SOURCE_CHARS = 160
 TRACEBACK_CHARS = 8_000  # both ends are kept
+TOOL_ERROR = "tool_error"  # not a reward's own failure, but that of a tool which the policy called
 VERBS = {  # by cause
     "raised": "raised",
     "timeout": "timed out:",
@@ -25,6 +26,7 @@ VERBS = {  # by cause
     "worker_died": "was lost with its worker:",
     "video_error": "has no clip to score:",
     "no_turns": "has no turns to score:",
+    TOOL_ERROR: "failed:",
 }
 BETWEEN = (str(Path(__file__).with_name("limits.py")), OURS)  # an alarm and imports, amid the reward's own frames
 
@@ -94,7 +96,8 @@ def cause_line(failure: RewardFailure) -> str:
 
     reward 'brevity' raised KeyError: 'gold' on task train.jsonl:12 at my_rewards.py:4 in brevity: return row["gold"]
     """
-    term = "reward" if failure.term == "*" else f"reward {failure.term!r}"
+    kind = "tool" if failure.cause == TOOL_ERROR else "reward"
+    term = kind if failure.term == "*" else f"{kind} {failure.term!r}"
     on_task = f" on task {failure.task_id}" if failure.task_id else ""
     line = f"{term} {VERBS.get(failure.cause, failure.cause)} {failure.detail}{on_task}"
     if failure.location is None:

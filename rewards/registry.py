@@ -24,11 +24,17 @@ BUILTIN = {
     "temporal_iou": "rewards.temporal_iou:temporal_iou",
     "frame_rate": "rewards.frame_rate:frame_rate",
     "frame_cost": "rewards.frame_cost:frame_cost",
+    "zoom_region": "rewards.zoom_region:zoom_region",
     "answer": "rewards.answer:answer",
     "output_format": "rewards.output_format:output_format",
     "judge": "rewards.judge:judge",
 }
 ADDS_UP = frozenset({"frame_cost"})  # built in: what several calls score is their sum, unless the term says otherwise
+OF_TOOL = {  # built in: the tool whose calls a term scores, unless it says otherwise; others score every tool's
+    "temporal_iou": "span_fps",
+    "frame_rate": "span_fps",
+    "zoom_region": "zoom",
+}
 SCORED = {"sampling": "call", "reasoning": "trajectory"}  # segment -> what a reward of it is given, after the task
 REFUSED = (  # kinds of functions that return something other than a number
     (inspect.isasyncgenfunction, "an async generator"),

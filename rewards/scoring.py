@@ -20,10 +20,11 @@ from typing import Any
 
 from rewards.asking import UnusableError, ask
 from rewards.background_loop import Raised
-from rewards.failures import defined_at, locate
+from rewards.failures import TOOL_ERROR, defined_at, locate
 from rewards.limits import Guard
 from rl.trajectory import (
-    RetrievalCall,
+    Call,
+    GrantedCall,
     RewardFailure,
     ScoredGroup,
     Segment,
@@ -37,9 +38,10 @@ from rl.user_code.errors import message
 
 SCORE = "score"  # of a reward that returns a mapping; what else is in it becomes a metric
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a number beside the score
+NOT_GRANTED = 0.0  # what every term of its tool gives a call that could not be read or was refused
 LARGEST = 1e30  # of a score: its square and its advantage in float32 are finite
 
-TermScores = Mapping[str, float | None]  # by term; None: the term does not apply to this task
+TermScores = Mapping[str, float | None]  # by term; None: the term does not apply to this task; of a call: by its tool's
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,11 @@ class WeightedReward:
     segment: Segment
     weight: float = 1.0  # relative: those that apply in a segment are normalised to sum to 1; 0: logged, not counted
     calls: str = ""  # mean | last | max | sum: what several calls make of it; empty: as score_group's `calls` says
+    tool: str = ""  # whose calls a sampling term scores; empty: every tool's
+
+    def scores(self, call: Call) -> bool:
+        """Whether a call is of its tool."""
+        return self.tool in ("", call.tool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,8 @@ class _Value:
 class _Unweighted:
     """Every term's score of one trajectory, before weighting."""
 
-    looks: tuple[TermScores | None, ...]  # one per call, in order; None: not granted
+    looks: tuple[TermScores, ...]  # one per call, in order, by the terms of its tool; 0 where it is not granted
+    granted: tuple[bool, ...]  # of each call
     reasoning: TermScores
     numbers: Mapping[str, float]  # other numbers, by term and name
 
@@ -80,7 +88,8 @@ def score_group(
 
     R_samp: the weighted mean of the sampling terms over a call, then `calls` of that over a trajectory's calls (a term
     with `calls` of its own: that); a call that is not granted and no call score 0. None if the task has no evidence
-    span, or no sampling term counts.
+    span, or no sampling term counts. A call is scored by the terms of its tool; where a trajectory calls several tools,
+    each term is combined over the calls that it scores.
     R_reason: the weighted mean of the reasoning terms; 0 for everybody if none is configured to count.
     A term that returns None on all siblings does not apply to this task, and the others share its weight; None on some
     of them only is a bug of the term, and those trajectories fail. A video that could not be read is a failure too
@@ -100,7 +109,8 @@ def score_group(
     reasoning = [t for t in terms if t.segment is Segment.REASONING]
     unweighted_G = _score(group.task, group.trajectories_G, sampling, reasoning, guard)
     computed = [unweighted for unweighted in unweighted_G if isinstance(unweighted, _Unweighted)]
-    sampling_here = _applicable(sampling, [look for scores in computed for look in scores.looks if look is not None])
+    granted = [look for own in computed for look, is_so in zip(own.looks, own.granted, strict=True) if is_so]
+    sampling_here = _applicable(sampling, granted)
     reasoning_here = _applicable(reasoning, [scores.reasoning for scores in computed])
     if _counts(reasoning) and not _counts(reasoning_here):
         failure = RewardFailure("*", "not_a_number", "no reasoning reward applies to this task", group.task.task_id)
@@ -111,8 +121,9 @@ def score_group(
 
 
 def _applicable(terms: Sequence[WeightedReward], scores: Sequence[TermScores]) -> list[WeightedReward]:
-    """Terms that gave a number at least once (all of them if there was nothing to score)."""
-    return [term for term in terms if not scores or any(s[term.name] is not None for s in scores)]
+    """Terms that gave a number at least once (also those that had nothing to score)."""
+    own = {term.name: [s[term.name] for s in scores if term.name in s] for term in terms}
+    return [term for term in terms if not own[term.name] or any(value is not None for value in own[term.name])]
 
 
 def _counts(terms: Sequence[WeightedReward]) -> bool:
@@ -146,13 +157,17 @@ def _score(
 def _unscorable(task: VideoTask, trajectory: Trajectory) -> RewardFailure | None:
     if trajectory.stop_reason is StopReason.VIDEO_ERROR:
         return RewardFailure("*", "video_error", trajectory.note, task.task_id)
+    if (failed := trajectory.tool_failure) is not None:
+        return RewardFailure(failed.tool, TOOL_ERROR, failed.detail, task.task_id, failed.location)
     if not trajectory.turns:
         return RewardFailure("*", "no_turns", trajectory.note or "the policy was never asked", task.task_id)
     return None
 
 
-def _scored_by(term: WeightedReward, trajectory: Trajectory) -> Sequence[RetrievalCall | Trajectory]:
-    return trajectory.granted_calls if term.segment is Segment.SAMPLING else (trajectory,)
+def _scored_by(term: WeightedReward, trajectory: Trajectory) -> Sequence[GrantedCall | Trajectory]:
+    if term.segment is not Segment.SAMPLING:
+        return (trajectory,)
+    return tuple(call for call in trajectory.granted_calls if term.scores(call))
 
 
 def _unweighted(
@@ -164,7 +179,11 @@ def _unweighted(
 ) -> _Unweighted:
     of_calls = {term.name: iter(values[sibling, term.name]) for term in sampling}
     looks = tuple(
-        {name: next(left).score for name, left in of_calls.items()} if isinstance(call, RetrievalCall) else None
+        {
+            term.name: next(of_calls[term.name]).score if isinstance(call, GrantedCall) else NOT_GRANTED
+            for term in sampling
+            if term.scores(call)
+        }
         for call in trajectory.calls
     )
     answer = {term.name: values[sibling, term.name][0].score for term in reasoning}
@@ -173,7 +192,8 @@ def _unweighted(
         for value in values[sibling, term.name]:
             for name, number in value.numbers.items():
                 numbers.setdefault(f"{term.name}/{name}", []).append(number)
-    return _Unweighted(looks, answer, {name: fmean(of_calls) for name, of_calls in numbers.items()})
+    granted = tuple(isinstance(call, GrantedCall) for call in trajectory.calls)
+    return _Unweighted(looks, granted, answer, {name: fmean(of_calls) for name, of_calls in numbers.items()})
 
 
 def _failure(term: WeightedReward, error: BaseException, task: VideoTask) -> RewardFailure:
@@ -248,14 +268,15 @@ def _weigh(
 ) -> SegmentRewards | RewardFailure:
     if isinstance(unweighted, RewardFailure):
         return unweighted
-    zero = {term.name: 0.0 for term in sampling}  # no call, or one that could not be granted
-    scores = [(sampling, look) for look in unweighted.looks if look is not None] + [(reasoning, unweighted.reasoning)]
+    scores = [(sampling, look) for look in unweighted.looks] + [(reasoning, unweighted.reasoning)]
     for terms, by_term in scores:
         for term in terms:
-            if by_term[term.name] is None:
+            if by_term.get(term.name, 0.0) is None:
                 why = "returned None here, but a number for a sibling"
                 return RewardFailure(term.name, "not_a_number", why, task.task_id, defined_at(term.fn))
-    looks = [zero if look is None else {name: look[name] for name in zero} for look in unweighted.looks] or [zero]
+    applied = {term.name for term in sampling}
+    looks = [{name: score for name, score in look.items() if name in applied} for look in unweighted.looks]
+    looks = looks or [{term.name: 0.0 for term in sampling}]  # no call
     by_call = tuple(_weighted_mean(look, sampling) for look in looks) if unweighted.looks and _counts(sampling) else ()
     look = _combined(looks, sampling, calls)
     answer = {term.name: unweighted.reasoning[term.name] for term in reasoning}
@@ -269,17 +290,25 @@ def _weigh(
 
 
 def _weighted_mean(scores: TermScores, terms: Sequence[WeightedReward]) -> float:
-    return sum(term.weight * scores[term.name] for term in terms) / sum(term.weight for term in terms)
+    """Of the terms that have a score; 0 where none of them counts."""
+    own = [term for term in terms if term.name in scores]
+    weight = sum(term.weight for term in own)
+    return sum(term.weight * scores[term.name] for term in own) / weight if weight else 0.0
 
 
 def _combined(looks: Sequence[TermScores], terms: Sequence[WeightedReward], calls: str) -> dict[str, float]:
     """One score per term: all together by `calls`, and those that say otherwise their own way."""
     together = COMBINED[calls](looks, terms)
-    return together | {t.name: OF_A_TERM[t.calls](looks, [t])[t.name] for t in terms if t.calls}
+    return together | {
+        t.name: OF_A_TERM[t.calls](own, [t])[t.name]
+        for t in terms
+        if t.calls and (own := [look for look in looks if t.name in look])
+    }
 
 
 def _mean_look(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> dict[str, float]:
-    return {term.name: fmean(look[term.name] for look in looks) for term in terms}
+    own = {term.name: [look[term.name] for look in looks if term.name in look] for term in terms}
+    return {name: fmean(scores) for name, scores in own.items() if scores}
 
 
 def _last_look(looks: Sequence[TermScores], terms: Sequence[WeightedReward]) -> dict[str, float]:

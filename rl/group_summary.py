@@ -15,7 +15,7 @@ from rl.trajectory import (
     Call,
     ClipFailure,
     Frames,
-    RetrievalCall,
+    GrantedCall,
     Segment,
     StopReason,
     Trajectory,
@@ -58,9 +58,9 @@ class TrajectorySummary:
     clip_failure: ClipFailure | None
 
     @property
-    def granted_calls(self) -> tuple[RetrievalCall, ...]:
+    def granted_calls(self) -> tuple[GrantedCall, ...]:
         """Those calls that were granted, in order."""
-        return tuple(call for call in self.calls if isinstance(call, RetrievalCall))
+        return tuple(call for call in self.calls if isinstance(call, GrantedCall))
 
     @property
     def tokens(self) -> int:

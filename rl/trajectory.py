@@ -15,6 +15,30 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from rl.calls import (
+    SPAN_FPS as SPAN_FPS,
+)
+from rl.calls import (
+    Call as Call,
+)
+from rl.calls import (
+    GrantedCall as GrantedCall,
+)
+from rl.calls import (
+    MalformedCall as MalformedCall,
+)
+from rl.calls import (
+    RefusedCall as RefusedCall,
+)
+from rl.calls import (
+    RetrievalCall as RetrievalCall,
+)
+from rl.calls import (
+    TimeSpan as TimeSpan,
+)
+from rl.calls import (
+    ToolCall as ToolCall,
+)
 from rl.packed_tuples import PackedFloats, PackedInts
 
 if TYPE_CHECKING:
@@ -37,6 +61,7 @@ class StopReason(StrEnum):
     ANSWERED = "answered"  # the policy wrote its end token
     TRUNCATED = "truncated"  # token budget used up; masked from the loss by default
     VIDEO_ERROR = "video_error"  # the video could not be read; masked and counted, never scored 0
+    TOOL_ERROR = "tool_error"  # a tool of the user's failed; likewise
 
 
 class AnswerKind(StrEnum):
@@ -47,51 +72,6 @@ class AnswerKind(StrEnum):
     NUMBER = "number"  # by value and unit: "1.50" is "1.5", "25 %" is "0.25", "$5" is not "5"
     SCORE = "score"  # the points of each side: "3-1" is "3 : 1"; never guessed, a row says so
     OPEN = "open"  # free text, normalised exact match
-
-
-@dataclass(frozen=True, slots=True)
-class TimeSpan:
-    """A window on the video clock, in seconds."""
-
-    start_s: float
-    end_s: float
-
-    @property
-    def length_s(self) -> float:
-        """Duration in seconds (negative if reversed)."""
-        return self.end_s - self.start_s
-
-
-@dataclass(frozen=True, slots=True)
-class RetrievalCall:
-    """A well-formed request to look again: what was asked, and what is granted after clamping."""
-
-    asked: TimeSpan
-    asked_fps: float
-    span: TimeSpan  # within the clip
-    fps: float  # within the limits and the native frame rate
-    num_frames: int  # floor(span * fps), at least 1, at most the caps
-    clamped: tuple[str, ...] = ()  # which of "start", "end", "fps", "frames" were changed
-
-
-@dataclass(frozen=True, slots=True)
-class MalformedCall:
-    """A request whose text cannot be read. The policy is told why and goes on; the segment counts as a failed call."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedCall:
-    """A request that is readable but not granted: over the limit, outside the clip, reversed, or without room.
-
-    As after a malformed one, the policy is told why and goes on, and the segment counts as a failed call.
-    """
-
-    reason: str
-
-
-Call = RetrievalCall | MalformedCall | RefusedCall  # a request to look again; only a RetrievalCall is granted
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +178,15 @@ class ClipFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolFailure:
+    """A tool of a user's that raised, or did not do what it had said. The trajectory is masked, never scored 0."""
+
+    tool: str  # its name
+    detail: str  # one line
+    location: ErrorLocation | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """One episode. The full token sequence is context + completion of each turn, concatenated."""
 
@@ -207,6 +196,7 @@ class Trajectory:
     answer_text: str = ""
     note: str = ""  # why it ended early, one line
     clip_failure: ClipFailure | None = None  # of a VIDEO_ERROR
+    tool_failure: ToolFailure | None = None  # of a TOOL_ERROR
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -214,9 +204,9 @@ class Trajectory:
         return tuple(turn.call for turn in self.turns if turn.call is not None)
 
     @property
-    def granted_calls(self) -> tuple[RetrievalCall, ...]:
+    def granted_calls(self) -> tuple[GrantedCall, ...]:
         """Those of them that were granted, in order."""
-        return tuple(call for call in self.calls if isinstance(call, RetrievalCall))
+        return tuple(call for call in self.calls if isinstance(call, GrantedCall))
 
 
 @dataclass(frozen=True, slots=True)

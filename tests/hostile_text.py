@@ -29,7 +29,8 @@ from envs.benchmarks.prediction import prediction_of, read_leniently
 from envs.benchmarks.registry import BUILTIN, resolve
 from envs.data.formats import make_task
 from envs.data.rows import UnusableRow
-from envs.retrieval import RetrievalRules, frame_times, parse_call
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import frame_times, parse_call
 from rewards.answer import answer, answer_body
 from rewards.frame_cost import frame_cost
 from rewards.frame_rate import frame_rate

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import PromptFormat, encode_reply
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext, run_group
+from envs.tools.rules import RetrievalRules
 from envs.video.reader import VideoReader
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.model import load_policy

@@ -41,6 +41,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "envs/data/",
     "envs/synthetic/",
     "envs/",  # the episode: what stands at the top of the folder
+    "envs/tools/",
     "envs/video/",
     "envs/answers/",
     "rl/policy/vllm/",
@@ -51,6 +52,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "rl/user_code/",
     "rl/group_summary.py",
     "rl/trajectory.py",
+    "rl/calls.py",
     "rl/packed_tuples.py",
 )
 NARROWER = {  # rooms and files that may import less than all that is below them

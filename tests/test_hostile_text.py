@@ -28,7 +28,8 @@ from envs.answers.windows import read_span
 from envs.benchmarks.choices import without_labels, written_letters
 from envs.benchmarks.prediction import last_answer
 from envs.data.rows import UnusableRow
-from envs.retrieval import RetrievalRules, parse_call
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import parse_call
 from rewards.answer import answer_body
 from rewards.golden import golden_group
 from rewards.output_format import output_format

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 
 from envs.initial_observation import CoarseFrameRules, decode_coarse
 from envs.prompts import PromptFormat, encode_reply
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext, run_group
 from envs.synthetic.clip import write_mp4
+from envs.tools.rules import RetrievalRules
 from envs.video.reader import VideoReader
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.families import FAMILIES

@@ -15,8 +15,9 @@ from statistics import fmean
 
 from benchmarks.density.runs import world_of
 from envs.initial_observation import decode
-from envs.retrieval import RetrievalRules, frame_times, parse_call, render_call
 from envs.synthetic.world import render_world
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import frame_times, parse_call, render_call
 from envs.video.reader import VideoReader
 from rl.config.run import RunConfig
 from rl.policy.processor import Processor

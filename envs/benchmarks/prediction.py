@@ -17,7 +17,7 @@ def prediction_of(trajectory: Trajectory) -> Prediction | None:
 
     Of several answers the last one counts, as a policy that corrects itself means it; rewards refuse more than one.
     """
-    if trajectory.stop_reason is StopReason.VIDEO_ERROR:
+    if trajectory.stop_reason in (StopReason.VIDEO_ERROR, StopReason.TOOL_ERROR):
         return None
     windows = tuple(call.span for call in trajectory.calls if isinstance(call, RetrievalCall))
     return Prediction(last_answer(trajectory.answer_text), windows, said_in_the_end(trajectory.answer_text))

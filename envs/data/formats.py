@@ -31,14 +31,19 @@ from envs.data.rows import (
 )
 from envs.data.text import text_lines
 from envs.data.videos import confine, video_file
-from envs.retrieval import RetrievalRules, parse_call
-from rl.trajectory import AnswerKind, RetrievalCall, TimeSpan, VideoTask
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import parse_call
+from envs.tools.zoom import TAGS as ZOOM_TAGS
+from envs.tools.zoom import read_zoom
+from rl.trajectory import AnswerKind, MalformedCall, RetrievalCall, TimeSpan, VideoTask
 
 _DM_RL_COLUMNS = frozenset(
     ("prompt", "video", "answer", "fps", "gt_span_start", "gt_span_end", "evidence", "answer_kind")
 )
 _ANSWER = re.compile(r"<answer>([^<]*)</answer>\s*\Z")
-_VIDEO_PLACEHOLDER, _CALL_END = "<video>", "</fps>"
+_VIDEO_PLACEHOLDER = "<video>"
+_CALL_END, _ZOOM_END = "</fps>", ZOOM_TAGS[-1]
+_END = re.compile(r"</(?!think>|answer>)[a-z][a-z0-9_]*/?>\Z")  # of a call, of whichever tool
 _MOMENT_QUESTION = (
     "<video>\nGive you a textual query: {}\nWhen does the described content occur in the video?\n"
     "Please return the timestamp in seconds."
@@ -173,8 +178,8 @@ def _dm_cot_trace(row: object, root: Path, task_id: str) -> RetrievalTrace:
     question, reply = _conversation(row)
     *looks, last = reply.split(_VIDEO_PLACEHOLDER)
     replies = (*(look.rstrip() for look in looks), last)
-    if _CALL_END in last or not all(look.endswith(_CALL_END) and look.count(_CALL_END) == 1 for look in replies[:-1]):
-        raise UnusableRow("frames must go in (<video>) exactly where a call ends (</fps>)")
+    if any(end in last for end in (_CALL_END, _ZOOM_END)) or not all(map(_is_one_call, replies[:-1])):
+        raise UnusableRow("frames must go in (<video>) exactly where a call ends (</fps>, </box>)")
     found = _ANSWER.search(last)
     if found is None:
         raise UnusableRow("the reply does not end in <answer>…</answer>")
@@ -191,10 +196,20 @@ def _dm_cot_trace(row: object, root: Path, task_id: str) -> RetrievalTrace:
     return RetrievalTrace(task, replies)
 
 
+def _is_one_call(look: str) -> bool:
+    end = _END.search(look)
+    return end is not None and sum(look.count(tag) for tag in {end[0], _CALL_END, _ZOOM_END}) == 1
+
+
 def _looked_at(replies: tuple[str, ...]) -> tuple[TimeSpan | None, float | None]:
-    """Window and rate of the last call; every call has to be well-formed, or it would teach malformed ones."""
+    """Window and rate of the last look; every look and zoom has to be well-formed, or it would teach malformed ones.
+    Calls of users' tools are read when the trace is run."""
     span, fps = None, None
     for reply in replies[:-1]:
+        if reply.endswith(_ZOOM_END) and isinstance(zoom := read_zoom(reply), MalformedCall):
+            raise UnusableRow(f"the call cannot be read: {zoom.reason}")
+        if not reply.endswith(_CALL_END):
+            continue
         call = parse_call(reply, duration_s=_ANY_LENGTH_S, native_fps=0.0, rules=_AS_WRITTEN)
         if not isinstance(call, RetrievalCall):
             raise UnusableRow(f"the call cannot be read: {call.reason}")

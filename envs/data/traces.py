@@ -16,10 +16,10 @@ from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
 from envs.initial_observation import make_initial_observation
 from envs.prompts import encode_reply
-from envs.retrieval import render_call
 from envs.rollout import EpisodeContext, make_env
+from envs.tools.span_fps import render_call
 from envs.video.reader import VideoError
-from rl.trajectory import Completion, Frames, RetrievalCall, StopReason, TimeSpan, Trajectory, VideoTask
+from rl.trajectory import Completion, Frames, GrantedCall, StopReason, TimeSpan, Trajectory, VideoTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,10 @@ def trace_to_trajectory(trace: RetrievalTrace, episode_context: EpisodeContext) 
     Raises:
         UnusableRow: a call is refused, the trace does not fit the context, or the video cannot be read.
     """
-    written = [encode_reply(reply, episode_context.processor) for reply in _as_written(trace, episode_context)]
+    written = [
+        encode_reply(reply, episode_context.processor, episode_context.form.tags)
+        for reply in _as_written(trace, episode_context)
+    ]
     written[-1] += (episode_context.processor.ids.im_end,)
     try:
         initial = make_initial_observation(
@@ -139,7 +142,7 @@ def _require_room(trace: RetrievalTrace, needed: int, left: int) -> None:
 
 
 def _require_success(trace: RetrievalTrace, outcome: Trajectory) -> None:
-    refused = [call.reason for call in outcome.calls if not isinstance(call, RetrievalCall)]
+    refused = [call.reason for call in outcome.calls if not isinstance(call, GrantedCall)]
     if refused:
         raise UnusableRow(f"{trace.task.task_id}: the call is refused: {refused[0]}")
     if outcome.stop_reason is not StopReason.ANSWERED:

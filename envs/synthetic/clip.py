@@ -84,8 +84,8 @@ def shortest_flash(fps: float, native_fps: float) -> int:
 def draw(clip: SyntheticClip) -> np.ndarray:
     """The clip's pixels, THWC uint8 RGB: a dim background on which a small square drifts, the event, the flashes."""
     rng = np.random.default_rng(clip.background_seed)
-    frames_THWC = np.repeat(_background(clip.size, rng)[None], clip.num_frames, axis=0)
-    _add_drifting_square(frames_THWC, rng)
+    frames_THWC = np.repeat(background(clip.size, rng)[None], clip.num_frames, axis=0)
+    add_drifting_square(frames_THWC, rng)
     _light_border(frames_THWC[clip.event_first_frame : clip.event_end_frame], TEMPO_HUES[clip.tempo])
     border = _border_px(clip.size)
     for flash in clip.flashes:
@@ -117,7 +117,7 @@ def _border_px(size: int) -> int:
     return max(1, round(size * BORDER_SHARE))
 
 
-def _background(size: int, rng: np.random.Generator) -> np.ndarray:
+def background(size: int, rng: np.random.Generator) -> np.ndarray:
     """A dim grey slope with a slight tint, different in every clip."""
     direction = rng.uniform(0, 2 * np.pi)
     across = np.linspace(-0.5, 0.5, size)
@@ -126,7 +126,7 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(tint_C + 25 * slope_HW[..., None], 0, 255).astype(np.uint8)
 
 
-def _add_drifting_square(frames_THWC: np.ndarray, rng: np.random.Generator) -> None:
+def add_drifting_square(frames_THWC: np.ndarray, rng: np.random.Generator) -> None:
     """A small square that bounces slowly inside the border: motion, but too little to look like a new scene."""
     num_frames, size = frames_THWC.shape[:2]
     border, side = _border_px(size), max(2, size // 9)

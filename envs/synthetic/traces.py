@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from envs.synthetic.dots import jittered_zoom, shown_dot
+
 LETTERS = "ABCD"
 BLIND = "I see nothing."
 WARMTH = {"red": "warm", "yellow": "warm", "green": "cold", "blue": "cold"}
@@ -23,6 +25,7 @@ class Errors:
     window_shift_s: float  # both ends, too early
     fps_jitter: int
     misread: float  # share
+    box_jitter: float = 0.0  # of each side of a zoom's box, thousandths of a frame
 
 
 def cold_start_traces(
@@ -35,6 +38,7 @@ def cold_start_traces(
     look_frames: int = 0,
     window_shift_s: float = 0.0,
     misread: float = 0.0,
+    box_jitter: float = 80.0,
 ) -> list[dict[str, Any]]:
     """Supervised traces (DM-CoT, ShareGPT) that look roughly where and as densely as they should.
 
@@ -48,11 +52,12 @@ def cold_start_traces(
         looks: of a trace, at most: who has seen nothing looks again, more densely where rates are listed.
         look_frames: of one look, at most, as in `shown_answer`.
         window_shift_s: by which windows come too early, beside the jitter: an error that taking the mean does not undo.
+        box_jitter: by which each side of a zoom's box moves at most, in thousandths of the frame; of kind dot.
         misread: share of the traces that saw something and take it for the next choice in alphabetical order.
     """
     rng = np.random.default_rng([seed, 7])
     repeated = itertools.chain.from_iterable(itertools.repeat(row, traces_per_row) for row in rows)
-    errors = Errors(window_jitter_s, window_shift_s, fps_jitter, misread)
+    errors = Errors(window_jitter_s, window_shift_s, fps_jitter, misread, box_jitter)
     return [_trace(index, row, errors, looks, look_frames, rng) for index, row in enumerate(repeated)]
 
 
@@ -89,6 +94,12 @@ def _trace(
 ) -> dict[str, Any]:
     written, shown, fps = [], None, 0.0
     while len(written) < looks and shown is None:
+        if row["kind"] == "dot":
+            time_s, box = jittered_zoom(row, errors.window_jitter_s, errors.box_jitter, rng)
+            shown = shown_dot(row, time_s, box)
+            sides = " ".join(f"{side:g}" for side in box)
+            written.append(f"Look closer.<zoom>{time_s:g}</zoom><box>{sides}</box><video>")
+            continue
         start_s, end_s = _wrong_window(row, errors, rng)
         fps = _jittered_rate(row, errors.fps_jitter, fps, rng)
         shown = shown_answer(row, start_s, end_s, fps, look_frames)

@@ -6,10 +6,11 @@ says where the event is (`gt_span_*`) and the lowest integer rate that shows the
 three tempos of details, or as many brevities as `detail_fps` lists rates: then a detail stays as long as its rate
 needs, hides between two coarse frames, and its event lasts two coarse intervals, whatever the rate.
 
-Question kinds: `colour` (one flash; which colour?), `count` (1-4 flashes; how many?), `order` (two; which first?), and
-`warmth` (one flash; warm or cold?). Two things set the credit of a look and of an answer against each other: `warmth`,
-for who saw nothing is right half the time, and `wrong_labels`, a share of training annotations that are wrong, so that
-who looked well is told that the answer was bad; held-out annotations are right.
+Question kinds: `colour` (one flash; which colour?), `count` (1-4 flashes; how many?), `order` (two; which first?),
+`warmth` (one flash; warm or cold?), and `dot` (a detail too small for coarse frames; envs.synthetic.dots). Two things
+set the credit of a look and of an answer against each other: `warmth`, for who saw nothing is right half the time, and
+`wrong_labels`, a share of training annotations that are wrong, so that who looked well is told that the answer was bad;
+held-out annotations are right.
 """
 
 from __future__ import annotations
@@ -39,22 +40,26 @@ from envs.synthetic.clip import (
     shortest_flash,
     write_mp4,
 )
+from envs.synthetic.dots import DotClip, define_dot_clip, dot_columns, draw_dots, refuse_dots
 from envs.synthetic.traces import LETTERS, WARMTH, cold_start_traces, shown_answer
 
 __all__ = ["QuickstartWorld", "WorldFiles", "cold_start_traces", "render_world", "shown_answer", "world_rows"]
 
+Clip = SyntheticClip | DotClip
 SPLITS = ("train", "held_out")
 QUESTIONS = {
     "colour": "What colour flashes?",
     "count": "How many flashes?",
     "order": "Which colour flashes first?",
     "warmth": "Is the flash warm or cold?",
+    "dot": "What colour is the dot?",
 }
 CHOICES = {
     "colour": tuple(DETAIL_COLOURS),
     "count": ("1", "2", "3", "4"),
     "order": tuple(DETAIL_COLOURS),
     "warmth": ("warm", "cold"),
+    "dot": tuple(DETAIL_COLOURS),
 }
 NUM_FLASHES = {"colour": 1, "order": 2, "warmth": 1}  # count: as many as the answer says
 EVENT_STEPS = (1, 2, 3)  # lengths of the event window, in coarse intervals
@@ -65,6 +70,7 @@ ADDED = {
     "wrong_labels": 0.0,
     "look_frames": 0,
     "detail_fps": (),
+    "dot_px": 8,
 }  # later than that: no part of it where they leave everything as it was
 
 
@@ -90,6 +96,7 @@ class QuickstartWorld:
     # and a wider one may miss the flash; 0: any
     look_frames: int = 0
     detail_fps: tuple[float, ...] = ()  # needed rates, ascending, a hue of the border each; empty: the three tempos
+    dot_px: int = 8  # of kind dot: its side, and that of the cells which average its colour away
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "question_kinds", tuple(self.question_kinds))
@@ -109,6 +116,8 @@ class QuickstartWorld:
             raise ValueError(f"size must be even and at least 16 pixels, got {self.size}")
         if (self.duration_s * self.coarse_fps) % 1 or self.duration_s * self.coarse_fps < EVENT_STEPS[-1]:
             raise ValueError(f"duration_s must be a whole number (>= {EVENT_STEPS[-1]}) of coarse intervals")
+        if "dot" in self.question_kinds:
+            refuse_dots(self.size, self.dot_px)
         if self.detail_fps:
             _refuse_details(self)
         steps = DETAIL_EVENT_STEPS if self.detail_fps else EVENT_STEPS[0]
@@ -214,7 +223,7 @@ def _refuse_details(world: QuickstartWorld) -> None:
         raise ValueError(f"detail_fps: up to {CHOICES['count'][-1]} flashes of kind count do not fit into its events")
 
 
-def _define_split(world: QuickstartWorld, split: str) -> list[tuple[dict[str, Any], SyntheticClip]]:
+def _define_split(world: QuickstartWorld, split: str) -> list[tuple[dict[str, Any], Clip]]:
     """Rows and clips of a split. Each kind's letters and choices are dealt from shuffled full decks: balanced."""
     count = world.train_clips if split == "train" else world.held_out_clips
     split_seed = [world.seed, SPLITS.index(split)]
@@ -226,7 +235,8 @@ def _define_split(world: QuickstartWorld, split: str) -> list[tuple[dict[str, An
     for index in range(count):
         kind = world.question_kinds[index % len(world.question_kinds)]
         letter, choice = next(decks[kind])
-        clip = _define_clip(world, kind, CHOICES[kind][choice], np.random.default_rng([*split_seed, 1, index]))
+        define = define_dot_clip if kind == "dot" else _define_clip
+        clip = define(world, kind, CHOICES[kind][choice], np.random.default_rng([*split_seed, 1, index]))
         letter = letter if world.shuffle_options else choice
         options = _options(kind, choice, letter, np.random.default_rng([*split_seed, 2, index]), world.shuffle_options)
         if split == "train":
@@ -314,34 +324,36 @@ def _options(kind: str, choice: int, letter: int, rng: np.random.Generator, shuf
     return [*shuffled[:letter], right, *shuffled[letter:]]
 
 
-def _row(
-    world: QuickstartWorld, clip: SyntheticClip, kind: str, options: list[str], letter: int, video: str
-) -> dict[str, Any]:
+def _row(world: QuickstartWorld, clip: Clip, kind: str, options: list[str], letter: int, video: str) -> dict[str, Any]:
     start_s, end_s = clip.event_span_s
     listed = " ".join(f"{name} {option}" for name, option in zip(LETTERS, options, strict=False))
     return {
         "prompt": f"<video>\n{QUESTIONS[kind]} {listed}",
         "video": video,
         "answer": LETTERS[letter],
-        "fps": world.tempo_fps[clip.tempo],
+        "fps": world.coarse_fps if kind == "dot" else world.tempo_fps[clip.tempo],
         "gt_span_start": start_s,
         "gt_span_end": end_s,
         "kind": kind,
         "options": options,
         "duration_s": clip.num_frames / clip.native_fps,
         "native_fps": clip.native_fps,
-        "flashes_s": [
-            [f.first_frame / clip.native_fps, (f.first_frame + f.num_frames) / clip.native_fps, f.colour]
-            for f in clip.flashes
-        ],
+        **(dot_columns(clip) if isinstance(clip, DotClip) else {"flashes_s": _flashes_s(clip)}),
         **({"rates_fps": list(world.detail_fps)} if world.detail_fps else {}),
     }
+
+
+def _flashes_s(clip: SyntheticClip) -> list[list[float | str]]:
+    return [
+        [f.first_frame / clip.native_fps, (f.first_frame + f.num_frames) / clip.native_fps, f.colour]
+        for f in clip.flashes
+    ]
 
 
 def _render_into(
     folder: Path, world: QuickstartWorld, progress: Callable[[int, int], None] | None, workers: int
 ) -> None:
-    jobs: list[tuple[SyntheticClip, Path]] = []
+    jobs: list[tuple[Clip, Path]] = []
     for split in SPLITS:
         (folder / split).mkdir()
         defined = _define_split(world, split)
@@ -353,7 +365,7 @@ def _render_into(
             progress(done, len(jobs))
 
 
-def _render_all(jobs: Sequence[tuple[SyntheticClip, Path]], workers: int) -> Iterable[None]:
+def _render_all(jobs: Sequence[tuple[Clip, Path]], workers: int) -> Iterable[None]:
     if workers <= 1:
         yield from (_render(clip, path) for clip, path in jobs)
         return
@@ -362,8 +374,8 @@ def _render_all(jobs: Sequence[tuple[SyntheticClip, Path]], workers: int) -> Ite
             yield rendered.result()
 
 
-def _render(clip: SyntheticClip, path: Path) -> None:
-    write_mp4(draw(clip), clip.native_fps, path)
+def _render(clip: Clip, path: Path) -> None:
+    write_mp4(draw_dots(clip) if isinstance(clip, DotClip) else draw(clip), clip.native_fps, path)
 
 
 def publish(draft: Path, home: Path) -> None:

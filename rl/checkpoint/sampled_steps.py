@@ -35,6 +35,8 @@ from rl.trajectory import (
     SegmentRewards,
     StopReason,
     TimeSpan,
+    ToolCall,
+    ToolFailure,
     Trajectory,
     TrajectoryGroup,
     Turn,
@@ -46,6 +48,7 @@ CLASSES = {
     one.__name__: one
     for one in (
         *(ClipFailure, Completion, ErrorLocation, Frames, MalformedCall, RefusedCall, RetrievalCall, RewardFailure),
+        *(ToolCall, ToolFailure),
         *(SampledStep, ScoredGroup, SegmentRewards, TimeSpan, Trajectory, TrajectoryGroup, Turn),
     )
 }

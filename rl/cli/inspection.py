@@ -32,7 +32,7 @@ from rl.run.workers import (
     starting_rollouts,
 )
 from rl.tracking.records import records, write_records
-from rl.trajectory import RetrievalCall, TrajectoryGroup, VideoTask
+from rl.trajectory import GrantedCall, TrajectoryGroup, VideoTask
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _why_no_look(num_tasks: int, forced: bool) -> str:
 
 
 def _looked(calls: tuple) -> bool:
-    return any(isinstance(call, RetrievalCall) for call in calls)
+    return any(isinstance(call, GrantedCall) for call in calls)
 
 
 def _print_record(record: dict[str, Any], console: Console) -> None:

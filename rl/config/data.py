@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rl.config.errors import require, require_one_of
+from rl.config.errors import require, require_one_of, shown
+
+SPAN_FPS, ZOOM = "span_fps", "zoom"
+BUILTIN_TOOLS = (SPAN_FPS, ZOOM)  # as envs.tools.toolbox has them
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class QuickstartWorldConfig:
     # of every clip; an even multiple of video.coarse.fps, so that coarse frames miss the flash
     native_fps: float = 12.0
     size: int = 56  # height and width of a frame
-    # colour | count | order | warmth (a guess is right half the time)
+    # colour | count | order | warmth (a guess is right half the time) | dot (too small for coarse frames; a zoom shows
+    # it: configs/zoom.yaml)
     question_kinds: list[str] = field(default_factory=lambda: ["colour"])
     shuffle_options: bool = False  # letters of the options in random order per clip: takes a larger policy
     wrong_labels: float = 0.0  # share of training annotations that are wrong; held-out ones are right
@@ -28,6 +32,8 @@ class QuickstartWorldConfig:
     # frame rates that details need, ascending, six at most: each detail is as brief as its rate has to be, and the hue
     # of the border tells which. Empty: three tempos, for rates of 3, 4 and 7 at 12 native frames per second
     detail_fps: list[float] = field(default_factory=list)
+    # side in pixels of the dot of kind dot; where each pixel of a frame covers as many, its colour is averaged away
+    dot_px: int = 8
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,24 @@ class RetrievalConfig:
     min_fps: float = 0.0
     max_frames: int = 32  # per call; beyond it the window stays whole and the spacing widens
     max_pixels: int = 151_200  # per frame, after resizing to a multiple of patch * merge
+    # what the policy may call: span_fps (frames of a window) | zoom (a region of one moment, at the clip's own
+    # resolution) | "path/file.py:NAME" (your own); see docs/tools.md. A policy that is converted or built for the run
+    # gets their tags as tokens
+    tools: list[str] = field(default_factory=lambda: [SPAN_FPS])
+    zoom_max_pixels: int = 151_200  # of the image that zoom inserts, whatever region it shows
+    tool_timeout_s: float = 60.0  # of a call of your own tool; beyond it the trajectory is masked
 
     def __post_init__(self) -> None:
+        require(bool(self.tools), f"retrieval.tools is empty: name at least one of {', '.join(BUILTIN_TOOLS)}")
+        unknown = [name for name in self.tools if name not in BUILTIN_TOOLS and ":" not in name]
+        require(
+            not unknown,
+            f"retrieval.tools: unknown tool {shown(unknown[0]) if unknown else ''}; built in: "
+            f"{', '.join(BUILTIN_TOOLS)}; your own: 'package.module:NAME' or 'path/file.py:NAME'",
+        )
+        require(len(set(self.tools)) == len(self.tools), "retrieval.tools names a tool twice")
+        require(self.zoom_max_pixels >= 1, "retrieval.zoom_max_pixels must be >= 1")
+        require(self.tool_timeout_s > 0, "retrieval.tool_timeout_s must be > 0")
         require(self.max_calls >= 0, "retrieval.max_calls must be >= 0")
         require(self.max_fps > 0, "retrieval.max_fps must be > 0")
         require(

@@ -22,6 +22,7 @@ def files_read(config: RunConfig) -> dict[str, str]:
         "resume": "" if config.resume in ("auto", "never") else config.resume,
     }
     code = {f"rewards.{name}.fn": term.fn for name, term in config.rewards.items()}
+    code |= {f"retrieval.tools[{index}]": name for index, name in enumerate(config.retrieval.tools)}
     for name, source in config.finetune.sources.items():
         named[f"finetune.sources.{name}.path"] = source.path
     for section, source in _sources(config).items():

@@ -120,6 +120,7 @@ class ColdStartConfig:
     # where traces are made: windows are off by up to this much, so that RL has something to learn
     window_jitter_s: float = 1.0
     fps_jitter: float = 3.0  # and frame rates by up to this much
+    box_jitter: float = 80.0  # and each side of a zoom's box, in thousandths of the frame (kind dot of the world)
     # looks of a trace of the synthetic world, at most: where one shows nothing, another follows (retrieval.max_calls)
     looks: int = 1
     # windows of the synthetic world's traces come so much too early, beside the jitter: greedy looks are wrong, too
@@ -132,6 +133,7 @@ class ColdStartConfig:
         require(self.batch_size >= 1, f"cold_start.batch_size must be >= 1, got {self.batch_size}")
         require(self.save_every >= 0, f"cold_start.save_every must be >= 0, got {self.save_every}")
         require(self.lr > 0, f"cold_start.lr must be > 0, got {self.lr}")
+        require(0 <= self.box_jitter <= 1000, f"cold_start.box_jitter must be in 0..1000, got {self.box_jitter:g}")
         require(0 <= self.misread <= 1, f"cold_start.misread must be a share, 0..1, got {self.misread}")
         require(self.looks >= 1, f"cold_start.looks must be >= 1, got {self.looks}; cold_start.enabled=false skips it")
         require(

@@ -14,7 +14,7 @@ PATHS = re.compile(
     r"|finetune\.sources\.[^.]+\.(?:path|media_root)"
 )
 CODE = re.compile(  # "path/file.py:name", among other things
-    r"rewards\.[^.]+\.fn|data\.(?:train|held_out)\.format|cold_start\.traces\.format|evaluation\.benchmark"
+    r"rewards\.[^.]+\.fn|data\.(?:train|held_out)\.format|cold_start\.traces\.format|evaluation\.benchmark|retrieval\.tools\[\d+\]"
 )
 FILE_URL = re.compile(r"^file:(?://[^/]*)?")
 

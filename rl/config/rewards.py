@@ -20,8 +20,15 @@ class RewardTermConfig:
     # several retrieval calls in one trajectory, for this sampling term alone: mean | last | max | sum (what adds up, as
     # a price does); empty: sum for the built-in frame_cost, else scoring.calls
     calls: str = ""
+    # the tool whose calls this sampling term scores, by its name; empty: of a built-in reward its own (of zoom_region
+    # zoom, of temporal_iou and frame_rate span_fps), else every tool of retrieval.tools
+    tool: str = ""
 
     def __post_init__(self) -> None:
+        require(
+            not self.tool or self.segment == "sampling",
+            f"rewards.*.tool={self.tool} is of sampling terms, which score calls; leave it empty",
+        )
         require_one_of("rewards.*.segment", self.segment, ("sampling", "reasoning"))
         require_one_of("rewards.*.calls", self.calls, ("", "mean", "last", "max", "sum"))
         require(

@@ -227,6 +227,7 @@ def with_absolute_code(config: RunConfig) -> RunConfig:
     return replace(
         config,
         rewards=terms,
+        retrieval=replace(config.retrieval, tools=[absolute(name) for name in config.retrieval.tools]),
         data=replace(config.data, train=train, held_out=held_out),
         cold_start=replace(config.cold_start, traces=traces),
         evaluation=replace(config.evaluation, benchmark=absolute(config.evaluation.benchmark)),

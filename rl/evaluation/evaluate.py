@@ -17,10 +17,8 @@ from rl.evaluation.intervals import estimate_mean
 from rl.evaluation.predictions import Outcome, PredictionFile
 from rl.group_summary import RemoteGroup
 from rl.tracking.held_out import EVALUATION_STEP
+from rl.tracking.records import call_record
 from rl.trajectory import (
-    Call,
-    MalformedCall,
-    RefusedCall,
     StopReason,
     Trajectory,
     VideoTask,
@@ -82,7 +80,7 @@ class ExampleScore:
 
 def missing_prediction(trajectory: Trajectory) -> str | None:
     """Why there is nothing to predict from; None if there is."""
-    if trajectory.stop_reason is StopReason.VIDEO_ERROR:
+    if trajectory.stop_reason in (StopReason.VIDEO_ERROR, StopReason.TOOL_ERROR):
         return trajectory.note or "the video could not be read"
     return None if trajectory.turns else trajectory.note or "the policy was never asked"
 
@@ -101,26 +99,12 @@ def outcome_of(task_id: str, index: int, group: str, trajectory: Trajectory, sco
         windows_s=score.windows_s,
         text=trajectory.answer_text,
         stop=trajectory.stop_reason.value,
-        calls=tuple(map(_call, trajectory.calls)),
+        calls=tuple(map(call_record, trajectory.calls)),
         frames=sum(call.num_frames for call in trajectory.granted_calls),
         sampled_tokens=sum(len(turn.completion.token_ids) for turn in trajectory.turns),
         missing=missing_prediction(trajectory),
         failed=score.failed,
     )
-
-
-def _call(call: Call) -> dict[str, Any]:
-    if isinstance(call, MalformedCall):
-        return {"malformed": call.reason}
-    if isinstance(call, RefusedCall):
-        return {"refused": call.reason}
-    return {
-        "asked_s": [call.asked.start_s, call.asked.end_s],
-        "asked_fps": call.asked_fps,
-        "granted_s": [call.span.start_s, call.span.end_s],
-        "granted_fps": call.fps,
-        "frames": call.num_frames,
-    }
 
 
 def summarise_outcomes(

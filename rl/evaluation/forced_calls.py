@@ -10,8 +10,8 @@ import math
 from dataclasses import replace
 
 from envs.prompts import VideoProcessor, encode_reply
-from envs.retrieval import render_call
 from envs.rollout import Generate
+from envs.tools.span_fps import render_call
 from rl.trajectory import Completion, GenerateRequest, TimeSpan
 
 NOT_DRAWN = math.inf  # no log-prob is

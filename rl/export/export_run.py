@@ -12,7 +12,7 @@ from rich.console import Console
 
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import PromptFormat
-from envs.retrieval import RetrievalRules
+from envs.tools.rules import RetrievalRules
 from rl.checkpoint.checkpoint import CONFIG, POLICY_FOLDER, Checkpoint
 from rl.checkpoint.store import CHECKPOINTS
 from rl.config.errors import ConfigError

@@ -26,7 +26,8 @@ from transformers.utils.hub import cached_file
 
 from envs.initial_observation import CoarseFrameRules, coarse_frame_times, fit_visual_tokens
 from envs.prompts import PromptFormat, initial_prompt, refusal_note
-from envs.retrieval import RetrievalRules, frame_times, parse_call
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import frame_times, parse_call
 from rl.config.policy import ScenesConfig
 from rl.export.given_videos import Source, metadata_in, read_file, videos_in
 from rl.export.video_tensors import VIDEO_TENSORS, to_tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rl.config.data import SPAN_FPS, ZOOM
 from rl.config.run import RunConfig
 from rl.memory_plan.activations import MicroBatch
 from rl.policy.structure import Tower
@@ -33,7 +34,9 @@ def longest_trajectory(config: RunConfig, tower: Tower) -> Longest:
     unit, context = tower.unit**2, config.rollout.engine.max_model_len
     room = max(0, context - config.rollout.max_new_tokens) * unit
     coarse_pixels = min(coarse.max_frames * coarse.max_pixels, coarse.max_visual_tokens * unit, room)
-    look_pixels = min(looks.max_calls * looks.max_frames * looks.max_pixels, room - coarse_pixels)
+    window = looks.max_frames * looks.max_pixels if SPAN_FPS in looks.tools else 0
+    image = looks.zoom_max_pixels if ZOOM in looks.tools else 0  # one scene
+    look_pixels = min(looks.max_calls * max(window, image), room - coarse_pixels)
     visual = (coarse_pixels + look_pixels) // unit // _frames_per_scene(config)
     return Longest(context, visual, 3 * coarse_pixels, 3 * look_pixels)
 

@@ -7,7 +7,7 @@ embedding is left out, even where the checkpoint ships a copy: engine and learne
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -67,9 +67,11 @@ class Conversion:
         return Processor(self.tokenizer, geometry, self.scenes, self.source, opens_thought=opens_thought(self.source))
 
 
-def plan_conversion(source: Path, scenes: ScenesConfig) -> Conversion:
+def plan_conversion(source: Path, scenes: ScenesConfig, tool_tags: Sequence[str] = ()) -> Conversion:
     """Look at a stock checkpoint and say what it becomes.
 
+    Args:
+        tool_tags: of tools beside `span_fps`, which become tokens too.
     Raises:
         PolicyFilesError: it cannot become a policy; names file, key or tensor, and what to do.
     """
@@ -79,7 +81,7 @@ def plan_conversion(source: Path, scenes: ScenesConfig) -> Conversion:
     config = own_configuration(read_configuration(source).to_dict(), family)
     config.vision_config.flexivideo = flexivideo_section(scenes)
     config.architectures = [family.architecture]
-    tokenizer, new_ids = tagged_tokenizer(source, stock_config)
+    tokenizer, new_ids = tagged_tokenizer(source, stock_config, tool_tags)
     files = _named(source, family)
     if config.tie_word_embeddings:
         _leave_out_tied_head(source, files)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,9 +33,13 @@ CONVERTER = 1  # to be raised when equal files are converted to other ones
 NOISE = 0.02  # of the spread of the existing rows
 
 
-def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path, seed: int = 0) -> Path:
+def prepare_policy(
+    path: str | Path, scenes: ScenesConfig, cache_dir: str | Path, seed: int = 0, tool_tags: Sequence[str] = ()
+) -> Path:
     """The folder to load a policy from: `path` itself if it is ours, else its conversion, made on first use.
 
+    Args:
+        tool_tags: of tools beside `span_fps`, which become tokens too.
     Raises:
         PolicyFilesError: no checkpoint there, or one of ours made for other scene parameters.
     """
@@ -47,16 +51,18 @@ def prepare_policy(path: str | Path, scenes: ScenesConfig, cache_dir: str | Path
         require_scenes(read_configuration(path), scenes, path)
         require_weights(path)
         return path
-    folder = converted_folder(path, scenes, cache_dir, seed)
+    folder = converted_folder(path, scenes, cache_dir, seed, tool_tags)
     try:
-        return folder if folder.is_dir() else convert_stock_checkpoint(path, folder, scenes, seed)
+        return folder if folder.is_dir() else convert_stock_checkpoint(path, folder, scenes, seed, tool_tags)
     except OSError:
         if not folder.is_dir():  # not merely another process that was faster
             raise
         return folder
 
 
-def converted_folder(path: Path, scenes: ScenesConfig, cache_dir: str | Path, seed: int) -> Path:
+def converted_folder(
+    path: Path, scenes: ScenesConfig, cache_dir: str | Path, seed: int, tool_tags: Sequence[str] = ()
+) -> Path:
     """Where the conversion of a stock checkpoint lies, or will lie: named after all that it is made from.
 
     Files count by name, size and time of their last change: weights are not read for it.
@@ -65,17 +71,20 @@ def converted_folder(path: Path, scenes: ScenesConfig, cache_dir: str | Path, se
     files = [file for file in (*small, *sorted(path.glob("*.safetensors"))) if file.is_file()]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     origin = f"{CONVERTER} {path.resolve()} {stats} {flexivideo_section(scenes)} {seed}"
+    origin += f" {list(tool_tags)}" if tool_tags else ""
     return Path(cache_dir) / "converted" / hashlib.sha256(origin.encode()).hexdigest()[:16]
 
 
-def convert_stock_checkpoint(source: str | Path, target: str | Path, scenes: ScenesConfig, seed: int = 0) -> Path:
+def convert_stock_checkpoint(
+    source: str | Path, target: str | Path, scenes: ScenesConfig, seed: int = 0, tool_tags: Sequence[str] = ()
+) -> Path:
     """Write the policy folder `target` from the stock checkpoint `source`. Published by a rename: whole or not there.
 
     Raises:
         PolicyFilesError: files are missing, unreadable or of no family that can be trained here, or the disk is full.
     """
     target = Path(target)
-    plan = plan_conversion(Path(source), scenes)
+    plan = plan_conversion(Path(source), scenes, tool_tags)
     require_disk_space(target, plan.nbytes, f"the converted copy of {source}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:

@@ -26,7 +26,7 @@ from rl.policy.layout import find_blocks, video_block
 from rl.policy.policy_folder import OPTIONAL_FILES, TOKENIZER_FILES, require_inert, require_model_ids
 from rl.policy.positions import SceneClock, mrope_positions
 from rl.policy.scene_features import SceneFeatures
-from rl.policy.scenes import fingerprint, segment_scenes
+from rl.policy.scenes import fingerprint, image_frames, segment_scenes
 from rl.policy.token_ids import VISION_TOKENS, PolicyFilesError, TokenIds
 from rl.policy.tokenizer_file import read_tokenizer
 from rl.trajectory import Frames
@@ -172,6 +172,11 @@ class Processor:
     def visual_tokens(self, frames: Frames) -> int:
         """Placeholders of a block (timestamps and markers not counted)."""
         return len(frames.scene_lengths) * self.geometry.clock(frames).tokens_per_scene
+
+    @property
+    def image_frames(self) -> int:
+        """Frames as which an image is shown: one scene."""
+        return image_frames(self.scenes)
 
     def video_block(self, frames: Frames) -> list[int]:
         """A block as the family lays it out: each scene's time as text (unless `timestamps: none`), its placeholders,

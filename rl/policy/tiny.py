@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def build_tiny_policy(
     *,
     stock: bool = False,
     tied: bool = False,
+    tool_tags: Sequence[str] = (),
 ) -> Path:
     """Build a policy with random weights and its tokenizer; equal arguments give equal files.
 
@@ -65,12 +67,13 @@ def build_tiny_policy(
         folder: created if needed; files in it are overwritten.
         stock: save a stock checkpoint of the family instead, without our tags and with the two-frame kernel.
         tied: the head is the embedding, as in the families' smaller checkpoints.
+        tool_tags: of tools beside `span_fps`, which become tokens too.
     Returns:
         The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(config.vocab_size, tags=not stock)
+    tokenizer = train_tokenizer(config.vocab_size, tags=not stock, tool_tags=tool_tags)
     model_config = _model_config(config, tokenizer, None if stock else scenes, tied)
     ours = policy_class(FAMILIES[config.family])
     model = AutoModelForImageTextToText.from_config(model_config) if stock else ours(model_config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,9 +33,11 @@ TINY_GEOMETRY = {  # patch, merge and clock rate of each family, as its checkpoi
 }
 
 
-def tiny_processor(config: TinyPolicyConfig, scenes: ScenesConfig, folder: Path) -> Processor:
+def tiny_processor(
+    config: TinyPolicyConfig, scenes: ScenesConfig, folder: Path, tool_tags: Sequence[str] = ()
+) -> Processor:
     """What the policy in `folder` will be processed with, before it is built."""
-    return Processor(train_tokenizer(config.vocab_size), tiny_geometry(config), scenes, folder)
+    return Processor(train_tokenizer(config.vocab_size, tool_tags=tool_tags), tiny_geometry(config), scenes, folder)
 
 
 def tiny_geometry(config: TinyPolicyConfig) -> Geometry:
@@ -42,23 +45,25 @@ def tiny_geometry(config: TinyPolicyConfig) -> Geometry:
     return Geometry(*TINY_GEOMETRY[config.family], padded_vocab(config.vocab_size), FAMILIES[config.family])
 
 
-def train_tokenizer(vocab_size: int, *, tags: bool = True) -> Tokenizer:
+def train_tokenizer(vocab_size: int, *, tags: bool = True, tool_tags: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE that splits text as Qwen2.5 does, trained on sentences of the kind the policy reads and writes.
 
     Args:
         vocab_size: of the model; the tokenizer, special tokens and tags included, stays within it.
         tags: add `<span>` and the other tags as single, non-special tokens.
+        tool_tags: of further tools, likewise.
     """
+    added = (*(TAG_TOKENS if tags else ()), *tool_tags)
     tokenizer = qwen_splitting_bpe()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAG_TOKENS),
+        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAG_TOKENS) - len(tool_tags),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
-    if tags:
-        tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in TAG_TOKENS])
+    if added:
+        tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
     return tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise PolicyFilesError(f"{path}: not a tokenizer ({error})"[:500]) from error
 
 
-def tagged_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, list[int]]:
+def tagged_tokenizer(
+    folder: Path, config: Mapping[str, Any], tool_tags: Sequence[str] = ()
+) -> tuple[Tokenizer, list[int]]:
     """The tokenizer of a stock folder with every tag as a single token, and the ids of those that it did not have.
 
     Args:
         config: the folder's config.json.
+        tool_tags: of tools beside `span_fps`.
     Raises:
         PolicyFilesError: no tokenizer, or another model's: without the tokens that vision needs, larger than the
             embedding, or with other ids than config.json has.
@@ -52,7 +55,7 @@ def tagged_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer
             f"{path}: {tokens} tokens, the embedding has {rows} rows (vocab_size in config.json): another model's "
             f"tokenizer; {remedy}"
         )
-    absent = [text for text in TAG_TOKENS if tokenizer.token_to_id(text) is None]
+    absent = [text for text in (*TAG_TOKENS, *tool_tags) if tokenizer.token_to_id(text) is None]
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in absent])
     require_model_ids(folder, TokenIds.of(tokenizer))
     return tokenizer, [tokenizer.token_to_id(text) for text in absent]

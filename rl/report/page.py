@@ -36,6 +36,7 @@ SCRIPTS = {
         "groups.js",
         "filters.js",
         "steps.js",
+        "calls.js",
         "timeline.js",
         "text.js",
         "rewards.js",

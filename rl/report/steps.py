@@ -179,19 +179,29 @@ def _without_tokens(turn: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _window(call: dict[str, Any]) -> list[float | None] | str:
-    """[start, end, rate] of what was granted, or the name of why nothing was: "malformed" or "refused"."""
+def _window(call: dict[str, Any]) -> list[float | str | None] | str:
+    """[start, end, rate] of what was granted, and of another tool than `span_fps` its name, with null for what it has
+    not; or the name of why nothing was granted: "malformed" or "refused"."""
     if "granted" in call:
-        return [*call["granted"], call["granted_fps"]]
+        named = [call["tool"]] if "tool" in call else []
+        return [*(call["granted"] or (None, None)), call.get("granted_fps"), *named]
     return "refused" if "refused" in call else "malformed"
 
 
 def _call(call: dict[str, Any] | None) -> dict[str, Any] | None:
     if call is None:
         return None
+    named = {"tool": str(call["tool"])} if "tool" in call else {}
     for kind in ("malformed", "refused"):
         if kind in call:
-            return {kind: str(call[kind])}
+            return named | {kind: str(call[kind])}
+    if named:
+        return named | {
+            "granted": _span(call.get("granted_s")),
+            "box": _box(call.get("box")),
+            "asked_box": _box(call.get("asked_box")),
+            "clamped": [str(name) for name in call.get("clamped", ())],
+        }
     return {
         "asked": _span(call["asked_s"]),
         "asked_fps": finite(call.get("asked_fps")),
@@ -200,6 +210,20 @@ def _call(call: dict[str, Any] | None) -> dict[str, Any] | None:
         "frames": int(call.get("frames", 0)),
         "clamped": [str(name) for name in call.get("clamped", ())],
     }
+
+
+def _box(box: Sequence[float] | None) -> list[float] | None:
+    """Left, top, right, bottom in thousandths.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if box is None:
+        return None
+    sides = [as_number(side) for side in box]
+    if len(sides) != 4 or not all(isinstance(side, float) for side in sides):
+        raise ValueError(f"{box} is no box")
+    return sides
 
 
 def _frames(block: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from actors.cluster.placement import Slots
 from envs.data.formats import RetrievalTrace
+from rl.config.data import SPAN_FPS, ZOOM, RetrievalConfig
 from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
@@ -22,7 +23,12 @@ from rl.run.prepare.tasks import prepare_traces
 from rl.run.supervised import until_done
 from rl.run.workers import cluster
 
-LATER_KEYS = {"looks": 1, "window_shift_s": 0.0, "misread": 0.0}  # of cold_start that older ones had not, switched off
+LATER_KEYS = {
+    "looks": 1,
+    "box_jitter": 80.0,
+    "window_shift_s": 0.0,
+    "misread": 0.0,
+}  # of cold_start that older ones had not, switched off
 
 
 def initial_policy(config: RunConfig, console: Console) -> Path:
@@ -76,9 +82,6 @@ def cold_start_home(config: RunConfig, policy_dir: Path, traces: Sequence[Retrie
 
 def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence[RetrievalTrace]) -> str:
     """Names the outcome of the supervised stage: changes with anything that it depends on."""
-    retrieval = to_dict(config.retrieval)
-    if not config.retrieval.min_fps:
-        del retrieval["min_fps"]  # older cold starts had no such key
     unnamed = {"save_every", *(key for key, off in LATER_KEYS.items() if getattr(config.cold_start, key) == off)}
     made_from = {
         "policy": _policy_identity(policy_dir, Path(config.cache_dir)),
@@ -86,7 +89,7 @@ def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence
         "dtype": config.policy.dtype,
         "traces": fingerprint([[t.task.task_id, t.task.video_path, t.task.question, *t.replies] for t in traces]),
         **{section: to_dict(getattr(config, section)) for section in ("video", "prompt")},
-        "retrieval": retrieval,
+        "retrieval": _retrieval_identity(config.retrieval),
         "cold_start": {key: value for key, value in to_dict(config.cold_start).items() if key not in unnamed},
         "max_model_len": config.rollout.engine.max_model_len,
         "freeze_vision": config.learner.freeze_vision,
@@ -94,6 +97,19 @@ def cold_start_fingerprint(config: RunConfig, policy_dir: Path, traces: Sequence
         **({"lora": to_dict(config.policy.lora)} if config.policy.lora.rank else {}),
     }
     return fingerprint(made_from)
+
+
+def _retrieval_identity(retrieval: RetrievalConfig) -> dict[str, Any]:
+    """What traces are run through the environment with; keys that older cold starts had not only where they matter."""
+    named = to_dict(retrieval)
+    del named["tool_timeout_s"]
+    if not retrieval.min_fps:
+        del named["min_fps"]
+    if retrieval.tools == [SPAN_FPS]:
+        del named["tools"]
+    if ZOOM not in retrieval.tools:
+        del named["zoom_max_pixels"]
+    return named
 
 
 def _policy_identity(policy_dir: Path, cache_dir: Path) -> Any:

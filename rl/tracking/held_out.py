@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from rl.group_summary import RemoteGroup
-from rl.tracking.step_metrics import call_shares, number_means
+from rl.tracking.step_metrics import call_shares, number_means, tool_metrics
 from rl.trajectory import RewardFailure, ScoredGroup
 
 EVALUATION_STEP = -1  # seeds of evaluation never meet those of training
@@ -38,6 +38,7 @@ def held_out_metrics(scored: Sequence[ScoredGroup[RemoteGroup]], *, answer_terms
         "held_out/reward_reasoning": _mean([reward.reasoning for reward in rewards]),
         "held_out/accuracy": _mean([means[f"held_out/term/{name}"] for name in answer_terms if name in terms]),
         **{f"held_out/{name}": share for name, share in shares.items()},
+        **tool_metrics([trajectory for trajectory, _ in scored_pairs], "held_out/tool/"),
         "held_out/frames": sum(call.num_frames for call in granted) / max(len(scored_pairs), 1),
         "held_out/tasks": float(len(pairs)),
         "held_out/failed": float(len(pairs) - len(scored_pairs)),

@@ -43,6 +43,11 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
         "share",
         "of all calls, readable ones not granted, such as over the limit or outside the clip",
     ),
+    "rollout/tool/": (
+        "1",
+        "of one tool, by its name, where others than span_fps are called: calls per trajectory; of these, the shares "
+        "granted, malformed and refused",
+    ),
     "rollout/clamped": ("share", "of all granted calls, those whose window, rate or frame count was clamped"),
     "rollout/truncated": ("share", "trajectories that ran out of tokens"),
     "rollout/video_errors": ("trajectories", "masked because the video could not be read"),
@@ -155,6 +160,7 @@ METRICS: dict[str, tuple[str, str]] = {  # name or prefix/ -> (unit, meaning)
     "held_out/nll/": ("nat", "likewise, by source"),
     "held_out/tokens": ("tokens", "of the assistant, in held-out conversations"),
     "held_out/number/": ("1", "mean of a number that a reward tells beside its score, by term and name"),
+    "held_out/tool/": ("1", "of one tool, by its name: as rollout/tool/, on held-out tasks"),
     "held_out/": ("0..1", "means over held-out tasks: rewards, their terms, accuracy"),
 }
 

@@ -25,14 +25,17 @@ from rl.algorithm.advantages import NOT_LEARNED, Credit
 from rl.group_summary import RemoteGroup
 from rl.tracking.lines import replace_whole
 from rl.trajectory import (
+    SPAN_FPS,
     Call,
     Frames,
+    GrantedCall,
     MalformedCall,
     RefusedCall,
     RewardFailure,
     ScoredGroup,
     SegmentRewards,
     TimeSpan,
+    ToolCall,
     Trajectory,
     TrajectoryGroup,
     Turn,
@@ -164,17 +167,29 @@ def _turn(
 def _call(call: Call | None) -> dict[str, Any] | None:
     if call is None:
         return None
+    return call_record(call) | ({"clamped": list(call.clamped)} if isinstance(call, GrantedCall) else {})
+
+
+def call_record(call: Call) -> dict[str, Any]:
+    """A call as records show it; those of `span_fps` do not name their tool."""
+    named = {} if call.tool == SPAN_FPS else {"tool": call.tool}
     if isinstance(call, MalformedCall):
-        return {"malformed": call.reason}
+        return named | {"malformed": call.reason}
     if isinstance(call, RefusedCall):
-        return {"refused": call.reason}
+        return named | {"refused": call.reason}
+    if isinstance(call, ToolCall):
+        return named | {
+            "arguments": dict(call.arguments),
+            "granted_s": _span(call.span),
+            "box": None if call.box is None else list(call.box),
+            **({} if call.asked_box is None else {"asked_box": list(call.asked_box)}),
+        }
     return {
         "asked_s": _span(call.asked),
         "asked_fps": call.asked_fps,
         "granted_s": _span(call.span),
         "granted_fps": call.fps,
         "frames": call.num_frames,
-        "clamped": list(call.clamped),
     }
 
 

@@ -10,6 +10,8 @@ from statistics import fmean
 from rl.algorithm.advantages import Credit
 from rl.group_summary import BlockSummary, RemoteGroup, TrajectorySummary
 from rl.trajectory import (
+    SPAN_FPS,
+    GrantedCall,
     MalformedCall,
     RefusedCall,
     RewardFailure,
@@ -47,7 +49,28 @@ def rollout_metrics(groups: Sequence[RemoteGroup], *, pixels_per_token: int) -> 
             f"rollout/seconds/{name}": sum(group.summary.seconds.get(name, 0.0) for group in groups)
             for name in sorted({name for group in groups for name in group.summary.seconds})
         },
+        **tool_metrics(trajectories, "rollout/tool/"),
         **tail_metrics(groups),
+    }
+
+
+def tool_metrics(trajectories: Sequence[TrajectorySummary], prefix: str) -> dict[str, float]:
+    """What became of the calls of each tool, where any is of another than `span_fps`."""
+    calls = [call for trajectory in trajectories for call in trajectory.calls]
+    names = sorted({call.tool for call in calls})
+    if not set(names) - {SPAN_FPS}:
+        return {}
+    shares = {"granted": GrantedCall, "malformed": MalformedCall, "refused": RefusedCall}
+    return {
+        f"{prefix}{name}/{metric}": value
+        for name in names
+        for metric, value in {
+            "calls": sum(call.tool == name for call in calls) / len(trajectories),
+            **{
+                share: _mean(isinstance(call, kind) for call in calls if call.tool == name)
+                for share, kind in shares.items()
+            },
+        }.items()
     }
 
 

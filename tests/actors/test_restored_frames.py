@@ -63,8 +63,8 @@ class Reader:
 def make_rollout_runner(folder):
     from actors.rollout_runner import RolloutRunner
     from envs.initial_observation import CoarseFrameRules
-    from envs.retrieval import RetrievalRules
     from envs.rollout import EpisodeContext
+    from envs.tools.rules import RetrievalRules
     from rl.trajectory import Sampling
     from tests.envs.setting import make_processor
 

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.transformers_rollouts import TransformersEngine, roll_out_batched, roll_out_one_by_one
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import encode_reply
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext
+from envs.tools.rules import RetrievalRules
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.policy.processor import Processor
 from rl.policy.tiny import build_tiny_policy

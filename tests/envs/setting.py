@@ -12,7 +12,7 @@ import numpy as np
 from envs.video.reader import VideoReader
 from rl.config.policy import ScenesConfig
 from rl.policy.processor import Processor
-from rl.policy.tiny import train_tokenizer
+from rl.policy.tiny_tokenizer import train_tokenizer
 from rl.trajectory import AnswerKind, TimeSpan, VideoTask
 
 

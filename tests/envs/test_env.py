@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from envs.env import EngineContractError, Observation, RetrievalEnv, TokenBudget
 from envs.initial_observation import CoarseFrameRules, make_initial_observation, unseen_frames
 from envs.prompts import PromptFormat, encode_reply
-from envs.retrieval import RetrievalRules
+from envs.tools.rules import RetrievalRules
 from rl.trajectory import (
     Completion,
     MalformedCall,

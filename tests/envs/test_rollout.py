@@ -11,8 +11,8 @@ from envs.data.dataset import tasks_for_step
 from envs.env import RetrievalEnv
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import encode_reply
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext, TokenHistory, derive_seed, greedy, occurrences, run_group
+from envs.tools.rules import RetrievalRules
 from rl.trajectory import (
     MalformedCall,
     RefusedCall,

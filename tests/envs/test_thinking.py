@@ -10,8 +10,8 @@ from envs.data.rows import UnusableRow
 from envs.data.traces import trace_to_trajectory
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import encode_reply
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext, run_group
+from envs.tools.rules import RetrievalRules
 from rewards.output_format import output_format
 from rl.learner.sft import supervised_sample
 from rl.trajectory import Completion, Sampling, TrajectoryGroup

@@ -91,13 +91,13 @@ class Run {
   duration(group, detail) {
     const known = detail?.duration_s || group.duration_s || this.clips[group.video]?.duration_s;
     if (known) return known;
-    const ends = group.siblings.flatMap((sibling) => sibling.calls.filter(isGranted).map((call) => call[1]));
+    const ends = group.siblings.flatMap((sibling) => sibling.calls.filter(isGranted).map((call) => call[1] ?? 0));
     const shown = (detail?.coarse_frames?.t ?? []).map((ms) => ms / 1000);
     return Math.max(1e-3, ...ends, ...shown, group.evidence?.[1] ?? 0);
   }
 }
 
-// In the index a granted call is [start, end, rate]; one that was not is "malformed" or "refused".
+// In the index a granted call is [start, end, rate], with its name if it is of another tool than span_fps; one that was not is "malformed" or "refused".
 function isGranted(call) {
   return Array.isArray(call);
 }

@@ -40,6 +40,7 @@ function miniWindows(run, group, width, open, slim = false) {
       svg("rect", { x: 0, width, y: y - row / 2, height: row, class: "hit" }),
     );
     for (const call of sibling.calls) {
+      if (isGranted(call) && call[0] === null) continue; // of a tool that looks at no part of the clip
       if (!isGranted(call)) line.append(svg("path", { d: `M4,${y - 2}l4,4m0,-4l-4,4`, class: "malformed" }));
       else
         line.append(
@@ -60,7 +61,7 @@ function miniWindows(run, group, width, open, slim = false) {
 
 function siblingTitle(sibling) {
   const windows = sibling.calls
-    .map((call) => (isGranted(call) ? `${span(call)} at ${rate(call[2])}` : `${call} call`))
+    .map((call) => (isGranted(call) ? indexedCall(call) : `${call} call`))
     .join("; ");
   return `sibling ${sibling.sibling}: ${windows || "did not look again"}`;
 }
@@ -137,8 +138,9 @@ function evidenceBand(group, x, width, height) {
 
 function drawLane(drawn, own, turn, number, y, { pad, width, x }) {
   const refusal = notGranted(turn.call);
+  if (!refusal && turn.call.tool) return drawToolCall(drawn, turn.call, number, x, y, width);
   if (!refusal) return drawCall(drawn, turn.call, number, blockOf(own, turn), x, y, width);
-  const text = `look ${number}: ${refusal.kind}, nothing granted (${clipText(refusal.reason, 90)})`;
+  const text = `${turn.call.tool ?? "look"} ${number}: ${refusal.kind}, nothing granted (${clipText(refusal.reason, 90)})`;
   drawn.append(label(text, pad + 4, y + 16, width, "lane-label malformed-text", "start"));
 }
 
@@ -148,11 +150,12 @@ function retrievedStrips(own, clip, { pad, width, x }) {
     .map((turn, i) => [own.turns.slice(0, i).findLast((before) => before.call?.granted)?.call, turn.frames])
     .filter(([, frames]) => frames);
   return shown.map(([call, frames], i) => {
+    if (call?.box) return boxedFrame(frames, clip, call, `Call ${i + 1}: ${call.tool}`);
     const times = frames.t.map((ms) => ms / 1000);
     const step = times.length > 1 ? (times[times.length - 1] - times[0]) / (times.length - 1) : 0;
     const from = Math.min(call?.granted?.[0] ?? times[0], times[0]); // shown first: what was on screen already
     const to = Math.max(call?.granted?.[1] ?? 0, times[times.length - 1] + step, from + 1e-3);
-    const strip = { width, from, to, pad, label: `Look ${i + 1}: retrieved frames`, call };
+    const strip = { width, from, to, pad, label: `${call?.tool ?? "Look"} ${i + 1}: retrieved frames`, call };
     return [zoom(x(from), x(to), width, pad), filmStrip(frames, clip, strip)];
   });
 }
@@ -215,7 +218,7 @@ function timelineText(group, calls) {
   const windows = calls.map((call) =>
     notGranted(call)
       ? `a ${notGranted(call).kind} call`
-      : `a look at ${span(call.granted)} at ${rate(call.granted_fps)}`,
+      : `a ${call.tool ? "" : "look at "}${detailedCall(call)}`,
   );
   const evidence = group.evidence ? `Evidence at ${span(group.evidence)}. ` : "";
   return evidence + (windows.length ? `The policy made ${windows.join(", ")}.` : "The policy did not look again.");
@@ -278,7 +281,7 @@ function filmHead(block, clip, scenes, title, call) {
       "p",
       { class: "hint" },
       `${block.t.length} frames, ${scenes.length} FlexiVideo scenes`,
-      call ? `, ${span(call.granted)} at ${rate(call.granted_fps)}` : "",
+      call ? `, ${detailedCall(call)}` : "",
       block.w ? `, encoded at ${block.w} × ${block.h}` : "",
       problem ? el("span", { class: "warn" }, " · ", quoted(problem)) : null,
     ),

@@ -21,6 +21,7 @@ from rl.run.preflight.policy import check_policy
 from rl.run.preflight.rewards import check_rewards
 from rl.run.preflight.shards import check_shards
 from rl.run.preflight.token_budget import check_token_budget
+from rl.run.preflight.tools import check_tools
 from rl.run.prepare.episode_context import episode_context
 from rl.run.prepare.policy import local_folder, prepare_processor
 from rl.run.prepare.tasks import prepare_tasks, require_sources
@@ -42,6 +43,7 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
         Finding("weight transfer", Level.OK, _transfer(config)),
         *_memory(config),
         *check_rewards(config),
+        *check_tools(config),
         *_data(config, console, tasks),
         *_token_budget(config, tasks, policy),
     ]
@@ -74,6 +76,7 @@ def preflight(config: RunConfig) -> None:
         *check_shards(config),
         *_memory(config),
         *check_rewards(config),
+        *check_tools(config),
     ]
     if failed := failed_details(findings):
         raise ConfigError(failed)

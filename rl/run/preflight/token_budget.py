@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from envs.initial_observation import coarse_frame_times, fit_visual_tokens, unseen_frames
 from envs.prompts import initial_prompt
 from envs.rollout import EpisodeContext
+from rl.config.data import SPAN_FPS, ZOOM
 from rl.config.run import RunConfig
 from rl.run.preflight.findings import Finding, Level
 from rl.trajectory import VideoTask
@@ -23,7 +24,7 @@ def check_token_budget(config: RunConfig, context: EpisodeContext, tasks: Sequen
     videos = sorted({task.video_path for task in tasks})
     seen = videos[:: math.ceil(len(videos) / MAX_VIDEOS)]
     initial = max(_initial_tokens(context, path, question) for path in seen)
-    look = max(_look_tokens(context, path) for path in seen)
+    look = max(_call_tokens(context, path) for path in seen)
     sampled, limit = config.rollout.max_new_tokens, config.rollout.engine.max_model_len
     needed = initial + config.retrieval.max_calls * look + sampled
     detail = (
@@ -48,6 +49,18 @@ def _initial_tokens(context: EpisodeContext, video_path: str, question: str) -> 
     times_s_T = coarse_frame_times(clip.duration_s, clip.native_fps, rules)
     frames = unseen_frames(*fit_visual_tokens(times_s_T, clip, processor, rules))
     return len(initial_prompt(question, frames, processor, context.form))
+
+
+def _call_tokens(context: EpisodeContext, video_path: str) -> int:
+    """Of the dearest call of a built-in tool; what users' tools insert is not known before they are called."""
+    rules, processor = context.retrieval, context.processor
+    tokens = [_look_tokens(context, video_path)] if SPAN_FPS in rules.tools else [0]
+    if ZOOM in rules.tools:
+        side = math.isqrt(rules.zoom_max_pixels)
+        duration_s = context.reader.describe(video_path).duration_s
+        size = processor.fit(side, side, rules.zoom_max_pixels)
+        tokens.append(len(processor.video_block(unseen_frames((duration_s,), size))))
+    return max(tokens)
 
 
 def _look_tokens(context: EpisodeContext, video_path: str) -> int:

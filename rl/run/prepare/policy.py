@@ -22,6 +22,7 @@ from rl.policy.processor import Processor
 from rl.policy.token_ids import PolicyFilesError
 from rl.policy.weight_files import read_header, require_disk_space
 from rl.run.prepare.built_once import built_once, fingerprint
+from rl.run.prepare.episode_context import tool_tags
 from rl.run.prepare.errors import as_config_error
 
 ON_THE_HUB = QWEN2_5_VL.on_the_hub
@@ -129,12 +130,12 @@ def _prepared_base(config: RunConfig) -> Path:
     if config.policy.path:
         from rl.policy.convert import prepare_policy as prepare_given
 
-        return prepare_given(config.policy.path, scenes, Path(config.cache_dir), config.seed)
+        return prepare_given(config.policy.path, scenes, Path(config.cache_dir), config.seed, tool_tags(config))
     from rl.policy.tiny import build_tiny_policy
 
     return built_once(
         tiny_folder(config),
-        lambda folder: build_tiny_policy(config.policy.tiny, scenes, folder, config.seed),
+        lambda folder: build_tiny_policy(config.policy.tiny, scenes, folder, config.seed, tool_tags=tool_tags(config)),
         doing="building the tiny policy",
     )
 
@@ -156,6 +157,7 @@ def tiny_folder(config: RunConfig) -> Path:
         "tiny": to_dict(config.policy.tiny),
         "scenes": config.policy.scenes.acting,
         "seed": config.seed,
+        **({"tool_tags": list(tags)} if (tags := tool_tags(config)) else {}),
     }
     return Path(config.cache_dir) / f"tiny-{fingerprint(made_from)}"
 
@@ -173,13 +175,13 @@ def prepare_processor(config: RunConfig) -> Processor:
     if config.policy.is_on_hub and (downloaded := local_folder(config)):
         config = in_folder(config, downloaded)
     if not config.policy.path and not tiny_folder(config).is_dir():
-        return tiny_processor(config.policy.tiny, scenes, tiny_folder(config))
+        return tiny_processor(config.policy.tiny, scenes, tiny_folder(config), tool_tags(config))
     if config.policy.path and not is_ours(read_config(Path(config.policy.path) / "config.json")):
         from rl.policy.conversion import plan_conversion  # torch and transformers: seconds to import
         from rl.policy.convert import converted_folder
 
-        plan = plan_conversion(Path(config.policy.path), scenes)
-        converted = converted_folder(plan.source, scenes, config.cache_dir, config.seed)
+        plan = plan_conversion(Path(config.policy.path), scenes, tool_tags(config))
+        converted = converted_folder(plan.source, scenes, config.cache_dir, config.seed, tool_tags(config))
         if not converted.is_dir():
             require_disk_space(converted, plan.nbytes, f"the converted copy of {plan.source} (cache_dir)")
             return plan.processor()

@@ -215,6 +215,8 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
         "window_shift_s": declared.window_shift_s,
         "misread": declared.misread,
     }
+    if "dot" in config.data.quickstart.question_kinds:
+        further["box_jitter"] = declared.box_jitter
     is_plain = further == {"looks": 1, "look_frames": 0, "window_shift_s": 0.0, "misread": 0.0}
     named = [jitter, declared.seed, TRACES_PER_CLIP, *([] if is_plain else [further])]
     path = world.folder / f"traces-{fingerprint(named)}.json"

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from envs.initial_observation import CoarseFrameRules
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext
 from envs.synthetic.clip import write_mp4
+from envs.tools.rules import RetrievalRules
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig

@@ -14,8 +14,8 @@ from envs.data.conversations import ImageRules, conversation_sample
 from envs.data.rows import UnusableRow
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import PromptFormat
-from envs.retrieval import RetrievalRules
 from envs.rollout import EpisodeContext
+from envs.tools.rules import RetrievalRules
 from rl.config.policy import ScenesConfig
 from rl.policy.processor import Processor
 from rl.policy.scenes import image_frames

@@ -11,8 +11,9 @@ from envs.data.formats import RetrievalTrace
 from envs.data.rows import UnusableRow
 from envs.data.traces import Clip, trace_to_trajectory, traces_from_evidence
 from envs.initial_observation import CoarseFrameRules
-from envs.retrieval import RetrievalRules, parse_call
 from envs.rollout import EpisodeContext
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import parse_call
 from rl.trajectory import (
     AnswerKind,
     RetrievalCall,

@@ -13,9 +13,10 @@ import av
 import numpy as np
 import pytest
 
-from envs.retrieval import RetrievalRules, frame_times, parse_call
 from envs.synthetic.clip import DETAIL_COLOURS, TEMPO_HUES, lowest_sufficient_fps
 from envs.synthetic.world import QuickstartWorld, cold_start_traces, render_world, shown_answer, world_rows
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import frame_times, parse_call
 from rl.trajectory import RetrievalCall
 
 pytestmark = pytest.mark.thorough

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from envs.initial_observation import CoarseFrameRules
 from envs.prompts import PromptFormat
-from envs.retrieval import RetrievalRules
+from envs.tools.rules import RetrievalRules
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.policy.families import FAMILIES
 from rl.policy.tiny import build_tiny_policy

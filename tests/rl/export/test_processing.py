@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.video_utils import VideoMetadata
 
 from envs.prompts import initial_prompt, refusal_note
-from envs.retrieval import frame_times
 from envs.synthetic.clip import write_mp4
+from envs.tools.span_fps import frame_times
 from rl.config.policy import TinyPolicyConfig
 from rl.export.folder import geometry_section, write_export
 from rl.export.processing import FlexiVideoProcessor

@@ -1,4 +1,4 @@
-"""The grammar of looking again: `<span>a - b</span><fps>f</fps>`, from text to a granted call and its frame times.
+"""The tool `span_fps`, looking again: `<span>a - b</span><fps>f</fps>`, from text to a granted call and its frames.
 
 Numbers are decimal; seconds from the start of the clip, and frames per second. They are read into whole hundredths
 and stay integers until the end: in floats about 0.6 % of windows get one frame too many or too few.
@@ -10,41 +10,60 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 
-from rl.trajectory import Call, MalformedCall, RefusedCall, RetrievalCall, TimeSpan
+from envs.tools.rules import RetrievalRules
+from envs.tools.tool import ClipView, Shown
+from rl.trajectory import SPAN_FPS, Call, MalformedCall, RefusedCall, RetrievalCall, TimeSpan
 
 _HUNDREDTHS = 10_000  # hundredths of a second times hundredths of a frame per second, in one frame
 _SATURATED = 10**12  # a number with more digits than any clip needs; keeps `int` out of quadratic territory
 _NUMBER = r"-?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)"  # possessive: nothing is ever tried twice
 _WINDOW = re.compile(rf"\s*+({_NUMBER})\s*+-\s*+({_NUMBER})\s*+")
 _RATE = re.compile(rf"\s*+({_NUMBER})\s*+")
-_SPAN_OPEN, _SPAN_CLOSE, _FPS_OPEN, _FPS_CLOSE = "<span>", "</span>", "<fps>", "</fps>"
+TAGS = _SPAN_OPEN, _SPAN_CLOSE, _FPS_OPEN, _FPS_CLOSE = "<span>", "</span>", "<fps>", "</fps>"
 
 
-@dataclass(frozen=True, slots=True)
-class RetrievalRules:
-    """What a request to look again may ask for."""
+class SpanFps:
+    """The frames of a window of the clip, at a rate: the first tool, an `envs.tools.tool.Tool`."""
 
-    max_calls: int = 1  # granted calls per trajectory; 1 is the paper, 0 turns retrieval off
-    min_window_s: float = 0.1
-    max_fps: float = 10.0
-    max_frames: int = 32  # per call
-    max_pixels: int = 151_200  # per frame
-    min_fps: float = 0.0  # a lower rate is raised to it
+    name = SPAN_FPS
+    tags = TAGS
+    nothing = "no frames"
 
-    @property
-    def look_pixels(self) -> int:
-        """Of a frame at most, in looks that may come; 0: none will."""
-        return self.max_pixels if self.max_calls else 0
+    def __init__(self, rules: RetrievalRules) -> None:
+        """
+        Args:
+            rules: limits of this run.
+        """
+        self._rules = rules
 
-    def __post_init__(self) -> None:
-        if self.max_calls < 0 or self.max_frames < 1:
-            raise ValueError(f"max_calls must be >= 0 and max_frames >= 1, got {self.max_calls}, {self.max_frames}")
-        if not (self.max_fps > 0 and self.min_window_s >= 0):
-            raise ValueError(f"max_fps must be > 0 and min_window_s >= 0, got {self.max_fps}, {self.min_window_s}")
-        if not 0 <= self.min_fps <= self.max_fps:
-            raise ValueError(f"min_fps must be between 0 and max_fps ({self.max_fps:g}), got {self.min_fps:g}")
+    def parse(self, text: str, clip: ClipView) -> Call:
+        """As many frames as the limits allow; `shrink` then asks for as many as the context holds."""
+        rules = self._rules
+        call = parse_call(text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=rules)
+        return MalformedCall("the request cannot be read") if call is None else call
+
+    def tokens(self, call: RetrievalCall, clip: ClipView) -> int:
+        """As if each frame were a scene of its own."""
+        return clip.frames_tokens(frame_times(call), self._rules.max_pixels)
+
+    def shrink(self, call: RetrievalCall, clip: ClipView, room: int) -> Call:
+        """Fewer frames, spread over the same window: the most that take no more than `room` tokens."""
+        times_s_T, max_pixels = frame_times(call), self._rules.max_pixels
+        fitting, too_many = 0, call.num_frames
+        while too_many - fitting > 1:
+            middle = (fitting + too_many) // 2
+            fits = clip.frames_tokens(times_s_T[:middle], max_pixels) <= room
+            fitting, too_many = (middle, too_many) if fits else (fitting, middle)
+        if not fitting:
+            return RefusedCall("no room is left for frames")
+        clamped = (*(name for name in call.clamped if name != "frames"), "frames")
+        return replace(call, num_frames=fitting, clamped=clamped)
+
+    def insert(self, call: RetrievalCall, clip: ClipView) -> Shown:
+        """The frames of the window."""
+        return clip.frames(frame_times(call), self._rules.max_pixels)
 
 
 def parse_call(

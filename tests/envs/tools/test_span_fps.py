@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.retrieval import RetrievalRules, frame_times, parse_call, render_call
+from envs.tools.rules import RetrievalRules
+from envs.tools.span_fps import frame_times, parse_call, render_call
 from rl.trajectory import MalformedCall, RefusedCall, RetrievalCall, TimeSpan
 from tests.calibration import within
 
