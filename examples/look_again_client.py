@@ -3,8 +3,9 @@
     vllm serve exported --host 127.0.0.1 --port 8000 --enable-scale-out --generation-config vllm
     python examples/look_again_client.py http://127.0.0.1:8000 clip.mp4 "What colour flashes?"
 
-The server decodes the coarse view that the policy was trained with. The policy may answer, or ask for a window
-(`<span>2.0 - 4.5</span><fps>4</fps>`) and stop. The window is cut here and sent, and the policy goes on.
+The server decodes the coarse view that the policy was trained with. The policy may answer, or call a tool of its
+training, as for a window (`<span>2.0 - 4.5</span><fps>4</fps>`), and stop. What it asks for is cut here and sent, and
+the policy goes on.
 
 Every turn is token ids, sent to `/inference/v1/generate`: those the server had read, those the policy wrote, and one
 placeholder for the new frames, in whose place the server writes their block. So each turn reads exactly what it would
@@ -36,16 +37,21 @@ from typing import Any
 
 import numpy as np
 
-from envs.prompts import PromptFormat, initial_prompt, refusal_note
+from envs.clip_view import EpisodeClip
+from envs.prompts import PromptFormat, initial_prompt, inserted_text, refusal_note
 from envs.tools.rules import RetrievalRules
-from envs.tools.span_fps import frame_times, parse_call
+from envs.tools.tool import Shown, Tool
+from envs.tools.users import load_toolbox
 from envs.video.file import VideoError
 from envs.video.reader import VideoReader
 from rl.policy.chat_template import opens_thought
 from rl.policy.episode_settings import EpisodeSettings
+from rl.policy.families import read_config
 from rl.policy.geometry import Geometry
+from rl.policy.policy_folder import scenes_in
+from rl.policy.scenes import image_frames
 from rl.policy.token_ids import TOKEN_TEXT, PolicyFilesError, TokenIds
-from rl.trajectory import RetrievalCall
+from rl.trajectory import AnswerKind, GrantedCall, VideoTask
 
 AS_WRITTEN = {"skip_special_tokens": False, "include_stop_str_in_output": True, "logprobs": 0}  # all, and how likely
 TIMEOUT_S = 600.0  # of one request
@@ -159,8 +165,9 @@ def ask(
         VideoError: the video cannot be read.
     """
     settings, words, cutter = EpisodeSettings.of(folder), ServedTokens(server, folder), Cutter(video, folder)
+    tools = load_toolbox(cutter.rules, words)
     form = PromptFormat(settings.prompt.system, settings.prompt.instructions)
-    stop_ids = [words.ids.fps_close, words.ids.im_end]
+    stop_ids = [*tools.end_ids, words.ids.im_end]
     videos = [video.resolve().as_uri() if by_path else _data_url("video/mp4", video.read_bytes())]
     history, text, looks, logprobs = list(initial_prompt(question, None, words, form)), "", [], []
     while len(logprobs) < max_tokens:
@@ -170,36 +177,55 @@ def ask(
         history = [*answer["prompt_token_ids"], *turn["token_ids"]]
         text += turn["text"]
         logprobs += [token["logprob"] for token in turn["logprobs"]["content"]]
-        if turn["token_ids"][-1] != words.ids.fps_close:
+        if (tool := tools.of(turn["token_ids"][-1])) is None:
             break
-        look, window_url = cutter.cut(turn["text"])
+        look, inserted = cutter.cut(turn["text"], tool, is_enabled=tool in tools.enabled)
         looks.append(look)
-        history += words.video_block(None) if window_url else refusal_note(look.refused, words)
-        videos += [window_url] if window_url else []
+        if isinstance(inserted, Shown):
+            history += words.video_block(None)
+            videos.append(frames_url(inserted.pixels_THWC, inserted.times_s_T))
+        elif inserted:
+            history += inserted_text(inserted, words)
+        else:
+            history += refusal_note(look.refused, words, tool.nothing)
     return Answer(text.removesuffix(TOKEN_TEXT["im_end"]), tuple(looks), tuple(history), tuple(logprobs))
 
 
 class Cutter:
-    """Cuts the windows that a policy asks for, within the limits of its training."""
+    """Cuts what a policy asks for out of a video, within the limits of its training."""
 
     def __init__(self, video: Path, folder: Path) -> None:
-        self._path, self._reader = str(video), VideoReader(workers=0)
-        self._rules = RetrievalRules(**vars(EpisodeSettings.of(folder).retrieval))
-        self._clip = self._reader.describe(self._path)
-        self._size = Geometry.read(folder).fit(self._clip.height, self._clip.width, self._rules.max_pixels)
+        self.rules = RetrievalRules(**vars(EpisodeSettings.of(folder).retrieval))
+        reader, task = VideoReader(workers=0), VideoTask("asked", str(video), "", "", AnswerKind.OPEN)
+        self._clip = EpisodeClip(task, reader.describe(str(video)), Sizes(folder), reader)
         self._granted = 0
 
-    def cut(self, text: str) -> tuple[Look, str]:
-        """The look that a turn's text ends in, and its frames as a URL; empty: it is not granted."""
-        asked, clip = text[max(text.rfind("<span>"), 0) :], self._clip
-        if self._granted >= self._rules.max_calls:
-            return Look(asked, refused=f"the limit of {self._rules.max_calls} per answer is reached"), ""
-        call = parse_call(text, duration_s=clip.duration_s, native_fps=clip.native_fps, rules=self._rules)
-        if not isinstance(call, RetrievalCall):
-            return Look(asked, refused=call.reason if call else "the request cannot be read"), ""
+    def cut(self, text: str, tool: Tool, *, is_enabled: bool) -> tuple[Look, Shown | str]:
+        """The call that a turn's text ends in, and what it inserts; empty: it is not granted."""
+        asked = text[max(text.rfind(tool.tags[0]), 0) :]
+        if not is_enabled:
+            return Look(asked, refused=f"the tool {tool.name} is not enabled"), ""
+        if self._granted >= self.rules.max_calls:
+            return Look(asked, refused=f"the limit of {self.rules.max_calls} per answer is reached"), ""
+        call = tool.parse(text, self._clip)
+        if not isinstance(call, GrantedCall):
+            return Look(asked, refused=call.reason), ""
         self._granted += 1
-        pixels_THWC, times_s, _ = self._reader.frames(self._path, frame_times(call), self._size)
-        return Look(asked, times_s), frames_url(pixels_THWC, times_s)
+        inserted = tool.insert(call, self._clip)
+        return Look(asked, inserted.times_s_T if isinstance(inserted, Shown) else ()), inserted
+
+
+class Sizes:
+    """What envs.clip_view asks of a processor where the server counts the tokens: sizes of frames and images."""
+
+    def __init__(self, folder: Path) -> None:
+        self.fit = Geometry.read(folder).fit
+        self._section = read_config(folder / "config.json").get("vision_config", {}).get("flexivideo", {})
+
+    @property
+    def image_frames(self) -> int:
+        """Frames as which an image is shown."""
+        return image_frames(scenes_in(self._section))
 
 
 def frames_url(pixels_THWC: np.ndarray, times_s: Sequence[float]) -> str:
