@@ -54,6 +54,7 @@ class DeclaredReward:
     fn: str
     segment: str  # sampling | reasoning
     args: Mapping[str, Any]
+    tool: str = ""  # whose calls a sampling term scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def main(pipe_fd: int) -> None:
             pipe.send(Trial({}, str(error)))
             continue
         told = _told(pipe, _given_up_once_late(limits(timeout_s, memory_mib), timeout_s))
-        pipe.send(_trial(WeightedReward(name, fn, Segment[term.segment.upper()]), term.fn, calls, told))
+        pipe.send(_trial(WeightedReward(name, fn, Segment[term.segment.upper()], tool=term.tool), term.fn, calls, told))
     os._exit(0)  # without the clean-up, and the threads, of what was loaded
 
 
@@ -167,7 +168,7 @@ def _trial(reward: WeightedReward, fn: str, calls: str, guard: Guard) -> Trial:
     """It works if it gives numbers for some kind of answer and fails for none; None says that a kind is not its own."""
     found: dict[str, tuple[float, ...]] = {}
     for kind in AnswerKind:
-        scored = score_group(golden_group(kind), [reward], calls=calls, guard=guard)
+        scored = score_group(golden_group(kind, reward.tool), [reward], calls=calls, guard=guard)
         failures = [v for v in scored.rewards_G if isinstance(v, RewardFailure) and v.term == reward.name]
         if failures:
             return Trial({}, f"{cause_line(failures[0])}{ADVICE.get(failures[0].cause, '')}")

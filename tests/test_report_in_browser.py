@@ -259,6 +259,26 @@ def test_a_trajectory_opens_by_click_and_shows_its_looks(report, open_page):
     assert page.locator(".sibling").count() == 4
 
 
+def test_a_zoom_is_named_on_the_axis_and_its_box_drawn_in_the_frame(tmp_path, clips, open_page):
+    run = write_run(tmp_path / "run", clips, steps=1)
+    path = run / "trajectories" / "step_000001.jsonl"
+    first, *rest = path.read_text().splitlines()
+    record = json.loads(first)
+    turn, after = record["turns"][0], record["turns"][1]
+    moment = after["frames"]["timestamps_s"][0]
+    at = {"granted_s": [moment, moment], "box": [250, 0, 750, 500], "clamped": ["box"]}
+    turn["call"] = {"tool": "zoom", "arguments": {"time_s": moment}, **at}
+    after["frames"] |= {"timestamps_s": [moment] * 4, "scene_lengths": [4]}
+    path.write_text("\n".join([json.dumps(record), *rest]) + "\n")
+    page = open_page(f"{written(run).as_uri()}#/trajectory/1/0/0")
+    page.wait_for_selector(".boxed-frame img")
+    frame, box = (page.locator(name).bounding_box() for name in (".boxed-frame", ".boxed-frame .box"))
+    assert box["width"] == pytest.approx(frame["width"] / 2, abs=2)
+    assert box["x"] == pytest.approx(frame["x"] + frame["width"] / 4, abs=2)
+    assert "box 250 0 750 500 (clamped: box)" in page.locator("svg.timeline").inner_html()
+    assert page.locator("h3", has_text="Call 1: zoom").count() == 1
+
+
 def test_a_trajectory_opens_by_deep_link_and_keys_go_to_its_siblings_and_groups(report, open_page):
     page = open_page(f"{report.as_uri()}#/trajectory/2/1/1")
     page.wait_for_selector("text=clamped: end, frames")

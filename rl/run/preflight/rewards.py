@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rewards.registry import OF_TOOL
 from rewards.trial import DeclaredReward, try_rewards
 from rl.config.errors import ConfigError
 from rl.config.run import RunConfig
@@ -12,7 +13,10 @@ from rl.run.preflight.findings import Finding, Level
 
 def check_rewards(config: RunConfig) -> list[Finding]:
     """Each reward is loaded and run on a golden group of every kind of answer, elsewhere and within its deadline."""
-    declared = {name: DeclaredReward(term.fn, term.segment, term.args) for name, term in config.rewards.items()}
+    declared = {
+        name: DeclaredReward(term.fn, term.segment, term.args, term.tool or OF_TOOL.get(term.fn, ""))
+        for name, term in config.rewards.items()
+    }
     scoring = config.scoring
     trials = try_rewards(declared, calls=scoring.calls, timeout_s=scoring.timeout_s, memory_mib=scoring.memory_mib)
     return [

@@ -144,6 +144,38 @@ def test_what_is_not_a_record_is_left_out_and_listed(broken):
     assert [each.place for each in step.broken] == [f"trajectories/step_000012.jsonl:{line}" for line in (2, 9)]
 
 
+def test_a_call_of_another_tool_keeps_its_name_its_moment_and_its_box():
+    zoomed, at = record(), {"granted_s": [4.5, 4.5], "clamped": []}
+    zoomed["turns"][0]["call"] = {"tool": "zoom", "arguments": {}, "box": [0, 100, 500, 600.5], **at}
+    told, refused = record(1), record(2)
+    told["turns"][0]["call"] = {"tool": "length", "arguments": {"unit": "s"}, "granted_s": None, "box": None}
+    refused["turns"][0]["call"] = {"tool": "zoom", "refused": "the moment lies outside the video"}
+    step = compacted(zoomed, told, refused)
+    (group,) = step.index["groups"]
+    assert [sibling["calls"] for sibling in group["siblings"]] == [
+        [[4.5, 4.5, None, "zoom"]],
+        [[None, None, None, "length"]],
+        ["refused"],
+    ]
+    calls = [sibling["turns"][0]["call"] for sibling in details(step)[0]["siblings"]]
+    assert calls[0] == {
+        "tool": "zoom",
+        "granted": [4.5, 4.5],
+        "box": [0.0, 100.0, 500.0, 600.5],
+        "asked_box": None,
+        "clamped": [],
+    }
+    assert (calls[1]["tool"], calls[1]["granted"]) == ("length", None)
+    assert calls[2] == {"tool": "zoom", "refused": "the moment lies outside the video"}
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, 3, "x"], 7])
+def test_a_record_with_a_box_that_is_none_is_left_out(box):
+    odd = record()
+    odd["turns"][0]["call"] = {"tool": "zoom", "granted_s": [4.5, 4.5], "box": box}
+    assert len(compacted(odd).broken) == 1
+
+
 def test_log_probs_that_do_not_match_the_tokens_are_refused():
     wrong = record()
     wrong["turns"][0]["logprobs"] = [-0.25]
