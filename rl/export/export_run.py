@@ -86,7 +86,8 @@ def episode_section(settings: Mapping[str, Any]) -> dict[str, Any]:
         "prompt": (PromptFormat, settings["prompt"]),
     }
     return {
-        name: {field.name: found[field.name] for field in fields(rules)} for name, (rules, found) in sections.items()
+        name: {field.name: found[field.name] for field in fields(rules) if field.name in found}
+        for name, (rules, found) in sections.items()
     }
 
 
