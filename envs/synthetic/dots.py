@@ -3,7 +3,8 @@
 During the event a mark is on screen: a light square ring, plain to see in coarse frames. In its middle lies a tile: a
 dot, and around it a colour chosen so that the mean of both is one and the same grey, whatever the dot's colour. A frame
 each of whose pixels covers a whole cell of the clip (`dot_px` a side) averages the colour away, at any time and at any
-rate: only the clip's own pixels show it.
+rate: only the clip's own pixels show it. Rounding and compression leave a level or two of a cell's mean, which a tint
+of the tile, by chance and several times as strong, covers.
 
     ring ring ring ring      a mark: 4 x 4 cells, its position a multiple of 4 cells
     ring  tile tile ring     the tile: 2 x 2 cells, the dot as large as one of them in their middle,
@@ -24,6 +25,7 @@ from envs.synthetic.clip import DETAIL_COLOURS, add_drifting_square, background
 
 MARK_CELLS, TILE_CELLS = 4, 2
 RING, GREY = 235, 110  # of the mark's ring, and the mean of every cell of a tile
+TINT = 8  # levels by which that grey is off at most, in each of red, green and blue
 DOT_SHARE = 1 / TILE_CELLS**2  # of a tile that is dot
 EVENT_STEPS = (2, 3)  # lengths of the event window, in coarse intervals
 WHOLE = 1000  # thousandths of a frame
@@ -42,6 +44,7 @@ class DotClip:
     column: int  # of the mark's left edge, in cells
     row: int  # of its upper edge
     colour: str
+    tint: tuple[int, int, int]  # of the tile
     background_seed: int
 
     @property
@@ -95,6 +98,7 @@ def define_dot_clip(world: World, kind: str, colour: str, rng: np.random.Generat
         column=column,
         row=row,
         colour=colour,
+        tint=tuple(int(level) for level in rng.integers(-TINT, TINT + 1, size=3)),
         background_seed=int(rng.integers(2**31)),
     )
 
@@ -110,7 +114,7 @@ def draw_dots(clip: DotClip) -> np.ndarray:
     tile = (MARK_CELLS - TILE_CELLS) // 2 * cell  # from the mark's edge
     dot = tile + cell // 2
     colour_C = np.array(DETAIL_COLOURS[clip.colour], dtype=float)
-    around_C = (GREY - DOT_SHARE * colour_C) / (1 - DOT_SHARE)
+    around_C = (GREY + np.array(clip.tint) - DOT_SHARE * colour_C) / (1 - DOT_SHARE)
     for offset, side, shown_C in ((tile, TILE_CELLS * cell, around_C), (dot, cell, colour_C)):
         y, x = top + offset, left + offset
         frames_THWC[during, y : y + side, x : x + side] = np.round(shown_C).astype(np.uint8)

@@ -8,7 +8,7 @@ import pytest
 
 from envs.data.dataset import load_tasks, load_traces
 from envs.synthetic.clip import DETAIL_COLOURS, write_mp4
-from envs.synthetic.dots import define_dot_clip, draw_dots, jittered_zoom, shown_dot
+from envs.synthetic.dots import TINT, define_dot_clip, draw_dots, jittered_zoom, shown_dot
 from envs.synthetic.world import QuickstartWorld, cold_start_traces, render_world, world_rows
 from envs.video.reader import VideoReader
 
@@ -36,7 +36,12 @@ def frames_of(clips, colour, size, fps):
 @pytest.mark.parametrize("fps", [1.0, 12.0])
 def test_frames_of_coarse_size_do_not_tell_the_colour_at_any_rate(clips, fps):
     frames = [frames_of(clips, colour, 28, fps) for colour in DETAIL_COLOURS]
-    assert max(np.abs(one - frames[0]).max() for one in frames) <= 4  # of 255: what compression leaves
+    assert max(np.abs(one - frames[0]).max() for one in frames) <= 6  # of 255, in any pixel: what compression leaves
+    clip = clips[0]["red"]
+    event_T = slice(round(clip.event_span_s[0] * fps), round(clip.event_span_s[1] * fps))
+    rows_H, columns_W = (slice(first + 1, first + 3) for first in (clip.row, clip.column))
+    tiles_C = [one[event_T, rows_H, columns_W].mean((0, 1, 2)) for one in frames]
+    assert max(np.abs(tile_C - tiles_C[0]).max() for tile_C in tiles_C) <= 3 < TINT  # in the mean, below a chance tint
 
 
 def test_frames_of_coarse_size_tell_where_and_when_the_mark_is(clips):

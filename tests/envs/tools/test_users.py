@@ -115,8 +115,8 @@ def test_a_tool_may_show_pictures_of_its_own(ended):
     [
         ({"name": "'Two Words'"}, "its name must be of small letters, digits and _, got 'Two Words'"),
         ({"name": "None"}, "its name must be"),
-        ({"tags": "'<a>'"}, "its tags must be small words in angle brackets"),
-        ({"tags": "()"}, "its tags must be small words in angle brackets"),
+        ({"tags": "'<a>'"}, "its tags must be like ("),
+        ({"tags": "()"}, "its tags must be like ("),
         ({"tags": "('<a>', '</answer>')"}, "</answer> says where thought and answer are; choose another tag"),
         ({"insert": ""}, "has no insert"),
         ({"name": "'span_fps'"}, "two tools are called 'span_fps'"),
