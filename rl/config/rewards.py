@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rl.config.errors import require, require_one_of
+from rl.config.errors import require, require_one_of, shown
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RewardTermConfig:
     def __post_init__(self) -> None:
         require(
             not self.tool or self.segment == "sampling",
-            f"rewards.*.tool={self.tool} is of sampling terms, which score calls; leave it empty",
+            f"rewards.*.tool={shown(self.tool)} is of sampling terms, which score calls; leave it empty",
         )
         require_one_of("rewards.*.segment", self.segment, ("sampling", "reasoning"))
         require_one_of("rewards.*.calls", self.calls, ("", "mean", "last", "max", "sum"))

@@ -18,7 +18,7 @@ def test_the_set_is_closed_and_flat(family):
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
                 assert not {module.split(".")[0] for module in modules} & {*NEVER, *OURS}, name
-    assert 15 <= len(files) <= 35 and sum(map(len, files.values())) < 250_000
+    assert 15 <= len(files) <= 40 and sum(map(len, files.values())) < 250_000
     other = {"qwen2_5_vl.py", "qwen3_vl.py"} - {f"{family.model_type}.py"}
     assert not other & files.keys()
 
