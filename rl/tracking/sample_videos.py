@@ -98,7 +98,7 @@ def _moments(record: Mapping[str, Any], blocks: Sequence[np.ndarray | None]) -> 
     for index, turn in enumerate(turns):
         for shown in _frames(listed[index + 1], blocks[index + 1], f"look {looks}", LOOK, index, looks, LOOK_MS):
             yield shown
-        looks += turn["call"] is not None and "granted_s" in turn["call"]
+        looks += turn["call"] is not None and turn["call"].get("granted_s") is not None
         last = index == len(turns) - 1
         yield _Moment(
             None if shown is None else shown.pixels_HWC,
@@ -186,10 +186,11 @@ def _draw_bar(pen: ImageDraw.ImageDraw, record: Mapping[str, Any], moment: _Mome
         pen.rectangle((at(start_s), bottom - 5, at(end_s), bottom), fill=EVIDENCE)
     for time_s in (record["coarse_frames"] or {}).get("timestamps_s", ()):
         pen.line((at(time_s), BAR_TOP, at(time_s), BAR_TOP + 4), fill=COARSE)
-    granted = [turn["call"] for turn in record["turns"] if turn["call"] and "granted_s" in turn["call"]]
+    granted = [turn["call"] for turn in record["turns"] if turn["call"] and turn["call"].get("granted_s")]
     for call in granted[: moment.looks]:
         pen.rectangle((at(call["granted_s"][0]), BAR_TOP + 4, at(call["granted_s"][1]), bottom - 6), fill=LOOK)
-        pen.rectangle((at(call["asked_s"][0]), BAR_TOP - 3, at(call["asked_s"][1]), bottom + 3), outline=LOOK, width=2)
+        asked_s = call.get("asked_s", call["granted_s"])  # of other tools than span_fps it is no window
+        pen.rectangle((at(asked_s[0]), BAR_TOP - 3, at(asked_s[1]), bottom + 3), outline=LOOK, width=2)
     if moment.time_s is not None:
         pen.line((at(moment.time_s), BAR_TOP - 6, at(moment.time_s), bottom + 6), fill=INK, width=2)
     pen.text((MARGIN, bottom + 8), "0 s", SOFT, _font())
@@ -205,6 +206,8 @@ def _draw_bar(pen: ImageDraw.ImageDraw, record: Mapping[str, Any], moment: _Mome
 def _told_call(call: Mapping[str, Any]) -> str:
     if "granted_s" not in call:
         return "call refused" if "refused" in call else "call malformed"
+    if "tool" in call:
+        return call["tool"]
     (start_s, end_s), rate = call["asked_s"], call["asked_fps"]
     return f"asked {start_s:g} - {end_s:g} s at {rate:g} fps"
 

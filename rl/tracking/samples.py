@@ -111,7 +111,7 @@ def _number(value: float | str | None) -> float | None:
 
 def _asked(call: Mapping[str, Any]) -> str:
     if "asked_s" not in call:
-        return "refused" if "refused" in call else "malformed"
+        return call["tool"] if "granted_s" in call else "refused" if "refused" in call else "malformed"
     start_s, end_s = call["asked_s"]
     return f"{start_s:g} - {end_s:g} at {call['asked_fps']:g} fps"
 

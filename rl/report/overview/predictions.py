@@ -141,9 +141,12 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
     for kind in ("malformed", "refused"):
         if kind in call:
             return {"refusal": kind, "reason": str(call[kind])[:MOST_SHORT]}
+    granted = call["granted_s"]
+    if granted is None:  # of a tool that looks at no part of the clip
+        return {"refusal": str(call["tool"])[:MOST_SHORT], "reason": ""}
     return {
-        "asked": _span(call["asked_s"]),
-        "granted": _span(call["granted_s"]),
+        "asked": _span(call.get("asked_s", granted)),
+        "granted": _span(granted),
         "fps": finite(call.get("granted_fps")),
         "frames": int(call.get("frames", 0)),
     }
