@@ -39,6 +39,7 @@ ELSEWHERE = {  # pages that stand outside docs/: their place in the repository -
     "benchmarks/flexivideo/README.md": "measured/flexivideo.md",
     "benchmarks/flexivideo/RESULTS.md": "measured/flexivideo_results.md",
     "benchmarks/flexivideo/tokens.png": "measured/tokens.png",
+    "examples/my_project/README.md": "my_project.md",
     "benchmarks/density/README.md": "measured/density.md",
     "benchmarks/density/RESULTS.md": "measured/density_results.md",
     "benchmarks/density/rates.png": "measured/rates.png",
