@@ -41,8 +41,8 @@ def runs_in(home: Path, *overrides: str, deterministic: bool) -> Runs:
 
 
 def numbers(steps: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """What follows from configuration and seed in lines of metrics.jsonl: no times, no memory, no hits of caches."""
-    measured = ("second", "_per_s", "time_s", "memory/", "idle/", "engine/", "cached", "tail")
+    """What follows from configuration and seed in lines of metrics.jsonl: no times, no room, no hits of caches."""
+    measured = ("second", "_per_s", "time_s", "memory/", "disk/", "idle/", "engine/", "cached", "tail")
     return {
         step: {name: value for name, value in line.items() if not any(part in name for part in measured)}
         for step, line in steps.items()
