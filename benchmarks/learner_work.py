@@ -31,12 +31,18 @@ SCENES = {"fixed": ScenesConfig(mode="fixed"), "dynamic": ScenesConfig(mode="dyn
 VOCABULARY = 768  # of the tokenizer trained on the spot: Qwen's own is not on every machine
 TINY = {  # for machines that are only to show that the program runs
     "qwen2_5_vl": PublishedSize(
-        QWEN2_5_VL, "tiny", "tiny", TextSize(2, 256, 512, 2, 1, 1024, is_tied=True), VisionSize(2, 64, 128, 2, (1,))
+        QWEN2_5_VL,
+        "tiny",
+        "tiny",
+        "none",
+        TextSize(2, 256, 512, 2, 1, 1024, is_tied=True),
+        VisionSize(2, 64, 128, 2, (1,)),
     ),
     "qwen3_vl": PublishedSize(
         QWEN3_VL,
         "tiny",
         "tiny",
+        "none",
         TextSize(2, 256, 512, 2, 1, 1024, is_tied=True),
         VisionSize(3, 64, 128, 2, deepstack=(0, 1)),
     ),
