@@ -96,7 +96,7 @@ def _attribute(what: str, module: ModuleType, reference: CodeReference, kind: st
                 own = [name for name in names if not isinstance(getattr(found, name, None), ModuleType)]
                 raise UserCodeError(
                     f"{what}: no {kind} {part!r} in {reference.source}"
-                    f"{_hidden(reference) or nearest(part, own) or _some(own)}"
+                    f"{nearest(part, own) or _hidden(reference) or _some(own)}"
                 )
             found = getattr(found, part)
     return found

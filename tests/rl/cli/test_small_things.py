@@ -21,4 +21,4 @@ def test_help_reads_no_configuration_and_nothing_heavy():
     modules = modules_after("--help")
     assert not {name.partition(".")[0] for name in modules} & set(HEAVY)
     own = [name for name in modules if name.startswith(("rl.config.", "rl.run.", "rl.report.", "rl.policy."))]
-    assert own == ["rl.config.errors", "rl.run.imports", "rl.run.stop_signals"]
+    assert own == ["rl.config.errors", "rl.config.installation", "rl.run.imports", "rl.run.stop_signals"]

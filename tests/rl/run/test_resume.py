@@ -149,7 +149,7 @@ def test_another_meaning_is_refused_after_it_was_said_in_full_and_allowed_when_t
         "settings that differ from those of step_00000010:",
         "  learner.optimizer.lr: 0.0002 -> 0.1  (changes the meaning of the run)",
         "  rewards.brief: (none) -> {'args': {}, 'calls': '', 'fn': 'output_format', 'segment': 'reasoning',"
-        " 'weight': 1.0}  (changes the meaning of the run)",
+        " 'tool': '', 'weight': 1.0}  (changes the meaning of the run)",
         "  seed: 0 -> 1  (changes the meaning of the run)",
         "  trainer.steps: 100 -> 500",
     ]

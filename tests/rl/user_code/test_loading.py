@@ -215,8 +215,9 @@ def test_what_is_not_there_or_no_file_is_said(write, tmp_path, monkeypatch):
     assert "is it installed, or reachable through PYTHONPATH?" in refusal("no_such_module")
 
 
-def test_a_module_with_the_name_of_a_package_of_ours_is_named_by_its_file(write, refusal):
-    write("rewards.py", "def brevity(): pass")
+def test_a_module_with_the_name_of_a_package_of_ours_is_named_by_its_file(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("rewards.py", "def brevity(): pass", folder=".")
     advice = "'rewards' is a package of dynframe-rl, which comes first: name a file of yours as '{}', or rename it"
     assert advice.format("rewards.py:brevity") in refusal("rewards", "brevity")
     assert advice.format("rewards/mine.py:brevity") in refusal("rewards.mine", "brevity")
