@@ -10,7 +10,7 @@ FRONT = {"dynframe_rl": "cluster/installed"}
 ROOMS = ("rl", "actors", "rewards", "envs", "cluster")
 WITHIN = [pattern for room in ROOMS for pattern in (room, f"{room}.*")]
 PACKAGES = find_packages(include=WITHIN, exclude=["cluster.installed"])
-DATA = ("configs", "examples")  # folders without Python packages
+DATA = ("configs", "examples", "examples.my_project")  # folders that are no Python packages
 
 
 class EditableWheel(editable_wheel):
@@ -24,7 +24,7 @@ class EditableWheel(editable_wheel):
 
 setup(
     packages=[*FRONT, *(f"dynframe_rl.{name}" for name in (*PACKAGES, *DATA))],
-    package_dir=FRONT | {f"dynframe_rl.{name}": name for name in (*ROOMS, *DATA)},
-    package_data={"": ["assets/**/*", "*.yaml", "*.yml", "*.json", "*.txt", "*.sh", "grafana/**/*"]},
+    package_dir=FRONT | {f"dynframe_rl.{name}": name.replace(".", "/") for name in (*ROOMS, *DATA)},
+    package_data={"": ["assets/**/*", "*.yaml", "*.yml", "*.json", "*.txt", "*.sh", "*.md", "grafana/**/*"]},
     cmdclass={"editable_wheel": EditableWheel},
 )
