@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rl.tracking.lines import replace_whole
+
 
 class RunRecords:
     """What finished runs gave, by name; kept in a file that is written anew with every addition.
@@ -37,9 +39,8 @@ class RunRecords:
             for run, of_run in sorted(self._of_run.items())
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_name(f".{self.path.name}")
-        draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        draft.replace(self.path)
+        text = "".join(line + "\n" for line in lines)
+        replace_whole(self.path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
     def _read(self) -> dict[str, Any]:
         lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
