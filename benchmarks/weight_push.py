@@ -28,6 +28,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ import psutil
 from rich.console import Console
 from tables import median_and_range, print_conditions, print_table
 
+from actors.cluster.placement import Slots
 from actors.weight_sync import WeightSync
 from rl.config.file import load_config
 from rl.config.run import RunConfig
@@ -97,7 +100,7 @@ def measured_by(checkout: str | Path, side: str, options: argparse.Namespace) ->
 def measure(config: RunConfig, options: argparse.Namespace) -> Pushes:
     console, pushes = Console(stderr=True), defaultdict(list)
     policy_dir = prepare_policy(config)
-    with cluster(config, console) as slots:
+    with own_cluster(config, policy_dir, console) as slots:
         rollouts = spawn_rollouts(config, policy_dir, slots)
         learners = spawn_learners(config, policy_dir, slots, optimizer=config.learner.optimizer, total_updates=1)
         workers = rollouts.workers
@@ -112,6 +115,12 @@ def measure(config: RunConfig, options: argparse.Namespace) -> Pushes:
                 pushes[transport].append(one_push(sync, processes))
         learners.stop()
     return dict(pushes)
+
+
+def own_cluster(config: RunConfig, policy_dir: Path, console: Console) -> AbstractContextManager[Slots]:
+    if "policy_dir" in signature(cluster).parameters:
+        return cluster(config, policy_dir, console)
+    return cluster(config, console)  # an older checkout
 
 
 def sync_of(transport: str, config: RunConfig, learners: object, workers: object) -> WeightSync:

@@ -25,7 +25,9 @@ OWN = "dynframe-rl"
 
 def bill_of_materials(installed: Iterable[Distribution], own: Distribution) -> Bom:
     """Of these packages, with what needs what; `own` is what they are for."""
-    packages = {canonicalize_name(each.name): each for each in installed}
+    packages: dict[str, Distribution] = {}
+    for each in installed:
+        packages.setdefault(canonicalize_name(each.name), each)  # the first is imported; setuptools has copies behind
     components = {name: _component(each) for name, each in packages.items() if name != canonicalize_name(own.name)}
     bom = Bom(components=components.values())
     bom.metadata.component = root = _component(own, ComponentType.APPLICATION)

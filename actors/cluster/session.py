@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import select
 import signal
@@ -24,7 +25,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 START_TIMEOUT_S = 180.0  # Ray gives up by itself before
+START_ATTEMPTS = 3  # Ray waits 30 s for its own node, which a busy machine does not always keep
 STOP_TIMEOUT_S = 20.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -43,6 +47,16 @@ class RaySession:
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
+        for attempts_left in reversed(range(START_ATTEMPTS)):
+            try:
+                self._start(options)
+                break
+            except RaySessionError as error:
+                if not attempts_left or "timed out" not in str(error):
+                    raise
+                log.warning("Ray did not start: %s; it is tried again", error)
+
+    def _start(self, options: Mapping[str, Any]) -> None:
         # the kernel's notice goes out when the starting *thread* ends: elsewhere than in the main thread, far too early
         tied = threading.current_thread() is threading.main_thread()
         self._process = subprocess.Popen(

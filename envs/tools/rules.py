@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from rl.trajectory import SPAN_FPS
 
+NUMBER = r"-?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)"  # as tools read it; possessive: nothing is ever tried twice
+
 
 @dataclass(frozen=True, slots=True)
 class RetrievalRules:

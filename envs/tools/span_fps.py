@@ -12,15 +12,14 @@ import math
 import re
 from dataclasses import replace
 
-from envs.tools.rules import RetrievalRules
+from envs.tools.rules import NUMBER, RetrievalRules
 from envs.tools.tool import ClipView, Shown
 from rl.trajectory import SPAN_FPS, Call, MalformedCall, RefusedCall, RetrievalCall, TimeSpan
 
 _HUNDREDTHS = 10_000  # hundredths of a second times hundredths of a frame per second, in one frame
 _SATURATED = 10**12  # a number with more digits than any clip needs; keeps `int` out of quadratic territory
-_NUMBER = r"-?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)"  # possessive: nothing is ever tried twice
-_WINDOW = re.compile(rf"\s*+({_NUMBER})\s*+-\s*+({_NUMBER})\s*+")
-_RATE = re.compile(rf"\s*+({_NUMBER})\s*+")
+_WINDOW = re.compile(rf"\s*+({NUMBER})\s*+-\s*+({NUMBER})\s*+")
+_RATE = re.compile(rf"\s*+({NUMBER})\s*+")
 TAGS = _SPAN_OPEN, _SPAN_CLOSE, _FPS_OPEN, _FPS_CLOSE = "<span>", "</span>", "<fps>", "</fps>"
 
 

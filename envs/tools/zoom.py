@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from envs.tools.rules import RetrievalRules
+from envs.tools.rules import NUMBER, RetrievalRules
 from envs.tools.tool import Box, ClipView, Shown
 from rl.trajectory import Call, MalformedCall, RefusedCall, TimeSpan, ToolCall
 
@@ -22,10 +22,10 @@ WHOLE = 1000.0  # thousandths: a frame's width or height
 SMALLEST_PIXELS = 4  # of the clip's own, either side: fewer are no region but a point
 LONGEST_SIDES = 20  # longer over shorter side: beyond it nothing would be left of the shorter one
 _MOST_DIGITS = 9  # before the point: more than any clip or frame needs
-_NUMBER = r"(-?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++))"  # possessive: nothing is ever tried twice
-_TIME = re.compile(rf"\s*+{_NUMBER}\s*+")
+_TIME = re.compile(rf"\s*+({NUMBER})\s*+")
 _BETWEEN = r"(?:\s*+,\s*+|\s++)"
-_BOX = re.compile(rf"\s*+[\[(]?+\s*+{_BETWEEN.join([_NUMBER] * 4)}\s*+[\])]?+\s*+")
+_SIDES = _BETWEEN.join([f"({NUMBER})"] * 4)
+_BOX = re.compile(rf"\s*+[\[(]?+\s*+{_SIDES}\s*+[\])]?+\s*+")
 
 
 class Zoom:

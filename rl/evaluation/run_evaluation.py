@@ -168,7 +168,8 @@ def _report_rejected(suite: EvaluationSuite, home: Path, bad_rows: str) -> None:
     if not suite.rejected:
         home.unlink(missing_ok=True)  # of an earlier version of the data
         return
-    home.write_text("".join(json.dumps(asdict(row)) + "\n" for row in suite.rejected), encoding="utf-8")
+    told = [{key: value for key, value in asdict(row).items() if value != ""} for row in suite.rejected]
+    home.write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
     if suite.metric is None:
         return
     for row in suite.rejected[:ROWS_IN_LOG]:

@@ -322,3 +322,19 @@ def test_a_ray_that_does_not_start_says_why_in_one_line():
 
     with pytest.raises(RaySessionError, match="no_such_option"):
         RaySession({"address": "local", "no_such_option": 1})
+
+
+def test_a_ray_that_is_too_slow_to_start_is_started_again(monkeypatch):
+    from actors.cluster.session import RaySession, RaySessionError
+
+    answers = ["The current node timed out during startup", "127.0.0.1:4000"]
+
+    def read_address(session):
+        if "timed out" in (answer := answers.pop(0)):
+            raise RaySessionError(answer)
+        return answer
+
+    monkeypatch.setattr(RaySession, "_read_address", read_address)
+    session = RaySession({"address": "local", "no_such_option": 1})
+    assert session.address == "127.0.0.1:4000" and not answers
+    session.stop()
