@@ -26,6 +26,7 @@ class Errors:
     fps_jitter: int
     misread: float  # share
     box_jitter: float = 0.0  # of each side of a zoom's box, thousandths of a frame
+    zooms: bool = True  # else details of kind dot are looked for like others
 
 
 def cold_start_traces(
@@ -39,6 +40,7 @@ def cold_start_traces(
     window_shift_s: float = 0.0,
     misread: float = 0.0,
     box_jitter: float = 80.0,
+    zooms: bool = True,
 ) -> list[dict[str, Any]]:
     """Supervised traces (DM-CoT, ShareGPT) that look roughly where and as densely as they should.
 
@@ -53,11 +55,12 @@ def cold_start_traces(
         look_frames: of one look, at most, as in `shown_answer`.
         window_shift_s: by which windows come too early, beside the jitter: an error that taking the mean does not undo.
         box_jitter: by which each side of a zoom's box moves at most, in thousandths of the frame; of kind dot.
+        zooms: rows of kind dot are zoomed into; else looked at, which shows nothing, so that answers are guesses.
         misread: share of the traces that saw something and take it for the next choice in alphabetical order.
     """
     rng = np.random.default_rng([seed, 7])
     repeated = itertools.chain.from_iterable(itertools.repeat(row, traces_per_row) for row in rows)
-    errors = Errors(window_jitter_s, window_shift_s, fps_jitter, misread, box_jitter)
+    errors = Errors(window_jitter_s, window_shift_s, fps_jitter, misread, box_jitter, zooms)
     return [_trace(index, row, errors, looks, look_frames, rng) for index, row in enumerate(repeated)]
 
 
@@ -74,6 +77,8 @@ def shown_answer(row: dict[str, Any], start_s: float, end_s: float, fps: float, 
         times_cs = [100 * (start_s + i * (end_s - start_s) / look_frames) for i in range(look_frames)]
     else:
         times_cs = [round(start_s * 100) + int(100 * i / fps) for i in range(num_frames)]
+    if row["kind"] == "dot":  # its colour is in no frame of a look
+        return None
     seen = []
     for start, end, colour in row["flashes_s"]:
         if any(start - 1e-6 <= time_cs / 100 < end - 1e-6 for time_cs in times_cs):
@@ -94,7 +99,7 @@ def _trace(
 ) -> dict[str, Any]:
     written, shown, fps = [], None, 0.0
     while len(written) < looks and shown is None:
-        if row["kind"] == "dot":
+        if row["kind"] == "dot" and errors.zooms:
             time_s, box = jittered_zoom(row, errors.window_jitter_s, errors.box_jitter, rng)
             shown = shown_dot(row, time_s, box)
             sides = " ".join(f"{side:g}" for side in box)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from envs.rollout import Generate
+from envs.tools.users import load_toolbox
 from rl.config.errors import ConfigError, require
 from rl.config.run import RunConfig
 from rl.evaluation.forced_calls import CallForcing
@@ -22,6 +23,7 @@ from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.run.initial_policy import cold_started_policy, initial_policy
 from rl.run.preflight.rewards import require_rewards
+from rl.run.prepare.episode_context import retrieval_rules
 from rl.run.prepare.policy import local_folder, prepare_policy
 from rl.run.prepare.tasks import prepare_tasks
 from rl.run.reporter import with_tokens
@@ -54,7 +56,7 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int, force_cal
     processor = Processor.from_pretrained(policy_dir, config.policy.scenes)
     runner = start_rollout_runner(config, policy_dir.absolute())
     try:
-        generate = CallForcing(runner.engine.generate, processor) if forced else None
+        generate = _forcing(runner.engine.generate, processor, config) if forced else None
         groups = asyncio.run(_two_turn_groups(runner, tasks, generate))
         if not groups:
             raise ConfigError(f"{policy_dir}: {_why_no_look(len(tasks), forced)}")
@@ -69,6 +71,14 @@ def run_parity(config: RunConfig, console: Console, *, num_tasks: int, force_cal
         runner.engine.close()
     print_parity(report, config, console)
     return report
+
+
+def _forcing(generate: Generate, processor: Processor, config: RunConfig) -> CallForcing:
+    try:
+        return CallForcing(generate, processor, load_toolbox(retrieval_rules(config), processor))
+    except ValueError as error:
+        remedy = "compare a policy that calls them by itself (--no-force-call)"
+        raise ConfigError(f"retrieval.tools: {error}; {remedy}") from error
 
 
 def is_trained_here(config: RunConfig) -> bool:

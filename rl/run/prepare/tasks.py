@@ -21,7 +21,7 @@ from envs.data.sources import Source, has_traces, locate_source
 from envs.data.traces import Clip, traces_from_evidence
 from envs.synthetic.world import QuickstartWorld, WorldFiles, cold_start_traces, find_world, render_world
 from envs.video.reader import VideoReader
-from rl.config.data import SourceConfig
+from rl.config.data import ZOOM, SourceConfig
 from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
@@ -216,7 +216,7 @@ def _world_traces(config: RunConfig, console: Console) -> tuple[RetrievalTrace, 
         "misread": declared.misread,
     }
     if "dot" in config.data.quickstart.question_kinds:
-        further["box_jitter"] = declared.box_jitter
+        further |= {"box_jitter": declared.box_jitter, "zooms": ZOOM in config.retrieval.tools}
     is_plain = further == {"looks": 1, "look_frames": 0, "window_shift_s": 0.0, "misread": 0.0}
     named = [jitter, declared.seed, TRACES_PER_CLIP, *([] if is_plain else [further])]
     path = world.folder / f"traces-{fingerprint(named)}.json"

@@ -20,6 +20,8 @@ from envs.initial_observation import CoarseFrameRules
 from envs.rollout import EpisodeContext
 from envs.synthetic.clip import write_mp4
 from envs.tools.rules import RetrievalRules
+from envs.tools.toolbox import builtin_toolbox, further_tags
+from envs.tools.zoom import Zoom
 from rl.config.errors import ConfigError
 from rl.config.policy import PolicyConfig, ScenesConfig, TinyPolicyConfig
 from rl.config.rollout import EngineConfig
@@ -53,6 +55,7 @@ LOUDER = 8.0  # a power of two: exact, and back again
 QUESTION = "Look at the video, decide which time window to look at again and at which frame rate, then answer."
 
 
+ZOOM_TAGS = further_tags([Zoom(RetrievalRules())])
 TIED = " with a tied head"
 FOR_EACH_FAMILY = pytest.mark.parametrize("build_policy", list(FAMILIES), indirect=True)
 FOR_EACH_HEAD = pytest.mark.parametrize(
@@ -70,7 +73,8 @@ def build_policy(request, tmp_path_factory):
     def build(seed):
         levels = 3 if family == "qwen3_vl" else 2  # two of DeepStack's
         sizes = replace(SMALL, family=family, vision_layers=levels)
-        return build_tiny_policy(sizes, SCENES, tmp_path_factory.mktemp("policy"), seed, tied=bool(tied))
+        folder = tmp_path_factory.mktemp("policy")
+        return build_tiny_policy(sizes, SCENES, folder, seed, tied=bool(tied), tool_tags=ZOOM_TAGS)
 
     return build
 
@@ -222,7 +226,10 @@ def test_engine_and_learner_agree_in_every_segment(engine, processor, loud, temp
 
 
 @FOR_EACH_FAMILY
-def test_a_call_forced_on_a_policy_that_writes_none_is_scored_alike(engine, processor, loud, tmp_path, record_property):
+@pytest.mark.parametrize("tool", ["span_fps", "zoom"])
+def test_a_call_forced_on_a_policy_that_writes_none_is_scored_alike(
+    tool, engine, processor, loud, tmp_path, record_property
+):
     """Its own tokens were drawn at another temperature than the call is scored at."""
     from actors.rollout_runner import RolloutRunner
     from rl.evaluation.parity import measure_parity
@@ -231,7 +238,8 @@ def test_a_call_forced_on_a_policy_that_writes_none_is_scored_alike(engine, proc
     write_mp4(noise, 10, tmp_path / "clip.mp4")
     task, pixels = make_task(tmp_path / "clip.mp4"), 4 * processor.geometry.unit**2
     with make_reader() as reader:
-        coarse, rules = CoarseFrameRules(fps=1.0, max_pixels=pixels), RetrievalRules(max_pixels=pixels)
+        coarse = CoarseFrameRules(fps=1.0, max_pixels=pixels)
+        rules = RetrievalRules(max_pixels=pixels, zoom_max_pixels=4 * pixels, tools=(tool,))
         runner = RolloutRunner(
             engine,
             EpisodeContext(processor, reader, coarse, rules, 1024),
@@ -239,17 +247,19 @@ def test_a_call_forced_on_a_policy_that_writes_none_is_scored_alike(engine, proc
             group_size=2,
             seed=0,
         )
-        forcing = CallForcing(engine.generate, processor)
+        forcing = CallForcing(engine.generate, processor, builtin_toolbox(rules, processor))
         group = asyncio.run(runner.roll_out(task, step=0, greedily=False, generate=forcing))
 
     report = measure_parity(engine, loud, processor, [group], temperature=0.7)
 
     record_property("parity", report.as_dict())
-    looks = [trajectory.turns[0].completion for trajectory in group.trajectories_G]
-    assert [len(trajectory.granted_calls) for trajectory in group.trajectories_G] == [1, 1]
-    assert all(0 < look.logprobs.count(NOT_DRAWN) < len(look.logprobs) for look in looks)
+    asked = [turn.completion for one in group.trajectories_G for turn in one.turns[:-1]]  # a malformed call before it
+    looks = [one.turns[-2].completion for one in group.trajectories_G]
+    assert [[call.tool for call in one.granted_calls] for one in group.trajectories_G] == [[tool], [tool]]
+    assert all(NOT_DRAWN in look.logprobs for look in looks)
+    assert any(look.logprobs[0] != NOT_DRAWN for look in looks)  # some begin with words of the policy's own
     assert report.failures(FLOAT32) == []
-    assert report.segments["sampling"].tokens == sum(len(look.token_ids) for look in looks)
+    assert report.segments["sampling"].tokens == sum(len(turn.token_ids) for turn in asked)
 
 
 def test_what_is_shown_at_the_second_turn_is_seen(engine, processor):

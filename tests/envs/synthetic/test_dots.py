@@ -9,6 +9,7 @@ import pytest
 from envs.data.dataset import load_tasks, load_traces
 from envs.synthetic.clip import DETAIL_COLOURS, write_mp4
 from envs.synthetic.dots import TINT, define_dot_clip, draw_dots, jittered_zoom, shown_dot
+from envs.synthetic.traces import BLIND
 from envs.synthetic.world import QuickstartWorld, cold_start_traces, render_world, world_rows
 from envs.video.reader import VideoReader
 
@@ -83,6 +84,15 @@ def test_a_trace_names_the_colour_where_its_zoom_shows_the_dot_and_guesses_elsew
     assert shown_dot(row, row["gt_span_end"] + 0.1, row["box"]) is None
     beside = (row["dot_box"][2], 0.0, 1000.0, 1000.0)
     assert shown_dot(row, middle_s, beside) is None
+
+
+def test_without_zooms_traces_look_and_guess_since_no_look_shows_the_colour():
+    said = [
+        trace["conversations"][1]["value"]
+        for trace in cold_start_traces(world_rows(WORLD, "train"), 0.5, 0, seed=0, traces_per_row=8, zooms=False)
+    ]
+    assert all("<span>" in one and "<zoom>" not in one and BLIND in one for one in said)
+    assert {one[-len("A</answer>")] for one in said} == set("ABCD")
 
 
 def test_jittered_zooms_stay_in_the_clip_and_near_the_mark():

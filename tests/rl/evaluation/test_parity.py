@@ -6,6 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from envs.tools.rules import RetrievalRules
+from envs.tools.toolbox import builtin_toolbox, further_tags
+from envs.tools.zoom import Zoom
 from rl.config.policy import ScenesConfig, TinyPolicyConfig
 from rl.evaluation.forced_calls import FPS, NOT_DRAWN, OWN_TOKENS, WINDOW_S, CallForcing
 from rl.evaluation.parity import Deviation, ParityGates, ParityReport, compare, learner_logprobs, measure_parity
@@ -45,6 +48,13 @@ def policy_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def processor(policy_dir):
     return Processor.from_pretrained(policy_dir, SCENES)
+
+
+@pytest.fixture
+def zooming(tmp_path):
+    """Of a policy that can write zooms, too."""
+    folder = build_tiny_policy(SMALL, SCENES, tmp_path, seed=0, tool_tags=further_tags([Zoom(RetrievalRules())]))
+    return Processor.from_pretrained(folder, SCENES)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +225,8 @@ def test_a_policy_that_never_asks_is_made_to_look_once(processor):
 
     def ask(seed, *, videos=(frames,), engine=never_asks, left=200):
         sampling = Sampling(left, 1.0, 1.0, 0, (ids.fps_close, ids.im_end), seed)
-        return asyncio.run(CallForcing(engine, processor)(GenerateRequest("r", prompt, videos, sampling)))
+        forcing = CallForcing(engine, processor, builtin_toolbox(RetrievalRules(), processor))
+        return asyncio.run(forcing(GenerateRequest("r", prompt, videos, sampling)))
 
     first, fourth = ask(0), ask(12)
     assert first.token_ids[:2] == fourth.token_ids[:2] == (40, 41) and first.logprobs[:2] == (-1.0, -2.0)
@@ -229,6 +240,24 @@ def test_a_policy_that_never_asks_is_made_to_look_once(processor):
 
     assert ask(0, engine=asks).token_ids == (40, ids.fps_close)
     assert ask(0, left=10).token_ids == (40, 41, ids.im_end)  # no room for a call
+
+
+def test_siblings_take_turns_with_the_tools_that_calls_can_be_made_of(zooming):
+    frames = zooming.make_frames(np.zeros((8, 64, 64, 3), np.uint8), [float(i) for i in range(8)])
+    prompt = tuple(zooming.video_block(frames))
+
+    async def never_asks(request):
+        return Completion((40, zooming.ids.im_end), (-1.0, -2.0), "stop", 0)
+
+    def asked(seed, *tools):
+        forcing = CallForcing(never_asks, zooming, builtin_toolbox(RetrievalRules(tools=tools), zooming))
+        request = GenerateRequest("r", prompt, (frames,), Sampling(200, 1.0, 1.0, 0, (), seed))
+        return zooming.decode(asyncio.run(forcing(request)).token_ids[1:])
+
+    assert asked(4, "span_fps", "zoom").startswith("<span>")
+    assert asked(12, "span_fps", "zoom") == asked(4, "zoom") == "<zoom>3.5</zoom><box>250 250 750 750</box>"
+    with pytest.raises(ValueError, match="span_fps and zoom only"):
+        asked(0)
 
 
 def test_without_scenes_to_permute_parity_is_not_measured(processor, model):
