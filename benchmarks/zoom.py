@@ -11,7 +11,8 @@ A question of the synthetic world asks for the colour of a dot that every frame 
 
 `looking` is that reward, `accuracy` the share of right letters; a guess is right in a quarter. Both are of greedy
 evaluations on held-out clips; `gain` is after minus before, seed by seed, with Student's 95 %. Finished runs are
-kept in zoom.jsonl beside this file, so that an interrupted program goes on where it was. KEY=VALUE overrides go to every run.
+kept in zoom.jsonl beside this file, so that an interrupted program goes on where it was. KEY=VALUE overrides go to
+every run.
 """
 
 from __future__ import annotations
