@@ -16,7 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rl.fault_injection.run_process import ProcessTree
 from rl.tracking.faults import read_faults
+from tests.calibration import within
 from tests.proof_run import QUICKSTART, SMALL, STEPS, violations
 from tests.terminal import strange_lines
 
@@ -28,12 +30,12 @@ REPOSITORY = Path(__file__).parents[1]
 class Training:
     """A run in a process of its own."""
 
-    def __init__(self, home, name, refusal, *overrides):
+    def __init__(self, home, name, refusal, *overrides, log=""):
         self.folder = home / name
         arguments = [str(QUICKSTART), *SMALL, f"trainer.steps={STEPS}", "trainer.save_every=2"]
         arguments += [f"rollout.deterministic={not refusal}"]
         arguments += [f"name={name}", f"output_dir={home}", "placement.dashboard=false"]
-        self._log = (home / f"{name}.log").open("a+")
+        self._log = (home / f"{log or name}.log").open("a+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rl", "train", *arguments, *overrides],
             cwd=REPOSITORY,
@@ -41,6 +43,10 @@ class Training:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def hold_lease(self):
+        """Return when the run's folder is its own."""
+        self._until((self.folder / "lease.json").exists, "lease")
 
     def reach(self, step):
         """Return when so many steps are in the log."""
@@ -138,11 +144,24 @@ def test_a_run_that_loses_every_kind_of_worker_equals_the_uninterrupted_run(
 
 @pytest.fixture(scope="module")
 def stopped_and_resumed(proof_home, proof_overrides, uninterrupted, refusal):
-    """A run that was stopped by SIGTERM, checked, and started again."""
+    """A run that was started twice, stopped by SIGTERM to all of its process group, checked, and started again.
+
+    So Slurm, `timeout`, `docker stop` and a terminal's Ctrl-C signal: the process, and its group.
+    """
     run = Training(proof_home, "stopped", refusal, "trainer.save_every=0", *proof_overrides)
+    run.hold_lease()
+    twice = Training(proof_home, "stopped", refusal, "trainer.save_every=0", *proof_overrides, log="twice")
+    assert twice.ended(within(60)) == 2
+    (line,) = (line for line in twice.output().splitlines() if "error:" in line)
+    assert f"this run is being written by process {run.process.pid} on " in line
+    assert f"`kill {run.process.pid}`" in line
     run.reach(1)
+    tree = ProcessTree(run.process)
+    tree.refresh()
     run.process.send_signal(signal.SIGTERM)
+    os.killpg(run.process.pid, signal.SIGTERM)
     assert run.ended(timeout_s=60) == 128 + signal.SIGTERM
+    assert tree.wait_gone(60.0) == [] and not (run.folder / "lease.json").exists()
     assert "stopped by SIGTERM; saved: the same command goes on from there" in run.output()
     done = len(run.steps())
     assert 1 <= done <= STEPS

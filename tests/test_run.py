@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from rl.fault_injection.run_process import ProcessTree
 from rl.monitoring.panels import SECTIONS
 from tests.calibration import within
+from tests.canary import SECRETS, holding_a_secret, is_loopback, sockets_of
 from tests.prometheus import MISSING, Monitor, needs_prometheus
 from tests.proof_run import TURN, order_of_turns
 from tests.terminal import strange_lines
@@ -48,12 +49,11 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
 
 
-def dynframe(home, command, *overrides, timeout=420, **variables):
-    arguments = [command, *SMALL, f"output_dir={home}/runs", f"cache_dir={home}/cache", *overrides]
+def dynframe(home, command, *overrides, timeout=420):
     answer = subprocess.run(
-        [sys.executable, "-m", "rl", *arguments],
+        command_line(home, command, *overrides),
         cwd=REPOSITORY,
-        env=os.environ | {"COLUMNS": "160"} | variables,
+        env=os.environ | {"COLUMNS": "160"},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -61,6 +61,11 @@ def dynframe(home, command, *overrides, timeout=420, **variables):
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     assert command != "train" or strange_lines(answer.stdout + answer.stderr) == []
     return answer.stdout
+
+
+def command_line(home, command, *overrides):
+    places = (f"output_dir={home}/runs", f"cache_dir={home}/cache")
+    return [sys.executable, "-m", "rl", command, *SMALL, *places, *overrides]
 
 
 def steps_of(home, name):
@@ -90,11 +95,38 @@ def monitor(home):
 
 
 @pytest.fixture(scope="module")
-def straight(home, monitor):
-    """Three steps in one go; the first run also makes clips, policy and cold start, which the others find cached."""
+def listening(home, monitor):
+    """Three steps in one go, in an environment full of secrets; the first run also makes clips, policy and cold start,
+    which the others find cached.
+
+    Yields:
+        Who listened where meanwhile, (address, port) -> name.
+    """
     steps = ("name=straight", "trainer.steps=3", "trainer.profile_steps=[2]", "placement.dashboard=true")
-    reporting = {"RAY_metrics_report_interval_ms": "1000"}  # by default what a run of seconds says would come too late
-    return dynframe(home, "train", *steps, RAY_TMPDIR=str(monitor[1]), **reporting)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | SECRETS
+    environment |= {"COLUMNS": "160", "RAY_TMPDIR": str(monitor[1])}
+    environment["RAY_metrics_report_interval_ms"] = "1000"  # by default what a run of seconds says would come too late
+    found, deadline = {}, time.monotonic() + within(420)
+    with (home / "straight.log").open("wb") as said:
+        command = command_line(home, "train", *steps)
+        running = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            while running.poll() is None:
+                assert time.monotonic() < deadline, (home / "straight.log").read_text()[-3000:]
+                found |= sockets_of(running.pid)
+                time.sleep(0.5)  # between two looks; the run itself is what is waited for
+        finally:
+            running.kill()
+    assert running.returncode == 0, (home / "straight.log").read_text()[-3000:]
+    return found
+
+
+@pytest.fixture(scope="module")
+def straight(home, listening):
+    """What that run has printed."""
+    said = (home / "straight.log").read_text()
+    assert strange_lines(said) == []
+    return said
 
 
 def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight):
@@ -111,6 +143,12 @@ def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight
     assert "samples/held_out/table/text_summary" in curves.Tags()["tensors"]
     assert [point.step for point in curves.Scalars("reward/sampling")] == [1, 2, 3]
     assert [path.name for path in sorted((run / "checkpoints").glob("step_*"))] == ["step_00000002", "step_00000003"]
+
+
+def test_a_run_listens_on_loopback_only_and_writes_no_secret(home, listening):
+    assert any("raylet" in name for name in listening.values()) and len(listening) > 5
+    assert {address: name for address, name in listening.items() if not is_loopback(address[0])} == {}
+    assert holding_a_secret(home) == []
 
 
 def test_the_policy_looks_again_and_engine_and_learner_agree_on_every_step(home, straight):
@@ -224,6 +262,7 @@ def started(home, name, *overrides):
     return run, ProcessTree(run)
 
 
+@pytest.mark.soak  # two runs of their own; that a second one is refused while the first works: tests/test_faults.py
 def test_of_one_run_started_twice_one_trains_and_the_other_is_refused_with_one_line(home, straight):
     runs = [started(home, "twice", "trainer.steps=2") for _ in range(2)]
     outputs = {run.pid: run.communicate(timeout=420)[0] for run, _ in runs}
@@ -236,7 +275,8 @@ def test_of_one_run_started_twice_one_trains_and_the_other_is_refused_with_one_l
     assert len(list((home / "runs" / "twice" / "configs").iterdir())) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
+@pytest.mark.soak  # runs of their own; SIGTERM so: tests/test_faults.py
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_process_group_saves_the_run_within_its_grace(home, straight, signum):
     """As Slurm, `timeout`, `docker stop` and a terminal's Ctrl-C send it: to the process, and to its group."""
     name, grace_s = f"group-{signum.name}", 100.0
@@ -263,26 +303,27 @@ def test_a_signal_to_the_whole_process_group_saves_the_run_within_its_grace(home
     assert list(steps_of(home, name)) == list(range(1, done + 2))
 
 
-def test_an_exported_policy_loads_in_transformers_and_plays_in_the_engine(home, straight):
-    from rl.config.file import load_config
-    from rl.policy.model import load_policy
-
+@pytest.fixture(scope="module")
+def exported(home, straight):
+    """The folder that `dynframe export` has made of the run."""
     folder = home / "exported"
-    exported = subprocess.run(
+    answer = subprocess.run(
         [sys.executable, "-m", "rl", "export", str(home / "runs" / "straight"), str(folder)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=within(60),
     )
-    assert exported.returncode == 0, exported.stderr
+    assert answer.returncode == 0, answer.stderr
+    return folder
+
+
+def test_an_exported_policy_loads_in_transformers(exported):
+    from rl.config.file import load_config
+    from rl.policy.model import load_policy
+
     config = load_config([REPOSITORY / "configs" / "quickstart.yaml"])
-    assert sum(p.numel() for p in load_policy(folder, config.policy.scenes).parameters()) > 1e6
-    records = home / "records.jsonl"
-    arguments = ("cold_start.enabled=false", f"policy.path={folder}", "--tasks", "1", "--greedy", "--out", str(records))
-    assert "policy: " in dynframe(home, "rollout", *arguments)
-    (record,) = map(json.loads, records.read_text().splitlines())
-    assert record["turns"][0]["segment"] == "sampling"
+    assert sum(p.numel() for p in load_policy(exported, config.policy.scenes).parameters()) > 1e6
 
 
 def test_a_run_evaluated_afterwards_is_worth_what_it_said_itself(home, straight):
@@ -296,14 +337,32 @@ def test_a_run_evaluated_afterwards_is_worth_what_it_said_itself(home, straight)
     assert report["behaviour"]["frames"]["value"] == pytest.approx(said["held_out"]["after"]["frames"])
 
 
-def test_parity_is_measured_per_segment_and_its_controls_have_teeth(home, straight):
-    printed = dynframe(home, "parity", "--json", "--tasks", "2")
+def test_an_exported_policy_plays_in_the_engine_as_in_the_learner_and_controls_have_teeth(home, exported):
+    own = ("cold_start.enabled=false", f"policy.path={exported}", "--no-force-call")
+    printed = dynframe(home, "parity", *own, "--json", "--tasks", "2")
     report = json.loads(printed.splitlines()[-1])
     worst = 0.0
     for segment in ("prompt", "sampling", "reasoning"):
         assert report[segment]["tokens"] > 0 and report[segment]["max"] <= 1e-4
         worst = max(worst, report[segment]["max"])
     assert len(report["controls"]) == 3 and min(report["controls"].values()) >= 100 * worst
+
+
+@pytest.mark.soak  # a run of its own; evaluations go through the same pools
+def test_an_exported_policy_is_looked_at_without_training(home, exported):
+    records = home / "records.jsonl"
+    arguments = (
+        "cold_start.enabled=false",
+        f"policy.path={exported}",
+        "--tasks",
+        "1",
+        "--greedy",
+        "--out",
+        str(records),
+    )
+    assert "policy: " in dynframe(home, "rollout", *arguments)
+    (record,) = map(json.loads, records.read_text().splitlines())
+    assert record["turns"][0]["segment"] == "sampling"
 
 
 @pytest.fixture(scope="module")
@@ -379,8 +438,20 @@ def test_a_stopped_job_has_saved_and_goes_on_when_it_is_submitted_again(home, st
 
     listed = json.loads(jobs("--json").stdout.splitlines()[-1])["jobs"]
     assert [(one["run"], one["status"]) for one in listed[:2]] == [("stopped", "SUCCEEDED"), ("stopped", "STOPPED")]
-    resumed = jobs("stopped", "--resume", "--follow")  # whose steps are done
-    assert resumed.returncode == 0 and f"{done + 1} steps are done" in resumed.stdout
+
+
+@pytest.mark.soak  # jobs of its own
+def test_a_job_is_resumed_by_the_name_of_its_run(home, straight, ray_head):
+    address, environment = ray_head
+
+    def ask(*command):
+        arguments = [sys.executable, "-m", "rl", *command, "--address", address]
+        return subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=420)
+
+    few = (f"cache_dir={home}/cache", "name=done", "trainer.eval_tasks=0", "trainer.steps=1")
+    assert ask("submit", *SMALL, *few).returncode == 0
+    resumed = ask("jobs", "done", "--resume", "--follow")
+    assert resumed.returncode == 0 and "1 steps are done" in resumed.stdout
 
 
 def until(happened, timeout_s=240):

@@ -12,7 +12,6 @@ LONGEST_FIRST = (
     "tests/test_run.py",
     "tests/test_killed_engines.py",
     "tests/benchmarks/test_programs.py",
-    "tests/test_secrets.py",
     "tests/actors/engine/test_engine.py",
     "tests/test_evaluation.py",
     "tests/rl/learner/test_learner.py",
