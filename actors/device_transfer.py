@@ -15,7 +15,7 @@ from actors.worker.waiting import cause_of
 from actors.worker_slot import WorkerHandle, WorkerSlot
 from rl.config.learner import WeightSyncConfig
 from rl.weight_transfer.description import WeightTensor
-from rl.weight_transfer.watch import MeetingPoint
+from rl.weight_transfer.meeting import MeetingPoint
 
 log = logging.getLogger(__name__)
 

@@ -8,26 +8,28 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors.cluster.gpu_turn import gpu_turn
 from actors.frames import fetch_samples
 from actors.groups import fetch_groups_that_are_there
-from actors.learner_link import LearnerLink, Sent
 from actors.pending_write import LearnerError
-from actors.weight_buckets import WeightBucket, pack
+from actors.weight_buckets import WeightBucket
 from actors.worker.label import WorkerLabel
 from actors.worker.memory import own_memory_mib
 from actors.worker.ports import reserve_port
 from actors.worker.process import ProcessLocation, own_location
 from actors.worker.turn_times import TurnTimes
 from actors.worker.working_time import WorkingTime
-from rl.checkpoint.snapshot import Snapshot
 from rl.trajectory import LearnerUpdate, Rewards, ScoredGroup, TrainingSample, WorkSpan, WrittenFile
 from rl.weight_transfer.description import WeightTensor, in_buckets
-from rl.weight_transfer.watch import MeetingPoint
+from rl.weight_transfer.meeting import MeetingPoint
+
+if TYPE_CHECKING:
+    from actors.learner_link import Sent
+    from rl.checkpoint.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 TURN_S = 900.0  # for an engine that is starting on the same GPU
@@ -41,6 +43,8 @@ class LearnerWorker:
     def __init__(self, rank: int) -> None:
         self._rank, self._world_size, self._label = rank, 1, WorkerLabel()
         self._learner: Any = None
+        from actors.learner_link import LearnerLink  # torch, which the driver does without
+
         self._link = LearnerLink()
         self._working = WorkingTime()
         self._port: socket.socket | None = None
@@ -122,6 +126,8 @@ class LearnerWorker:
         """Pack this rank's share of the weights into buckets; every rank takes part in the gathering."""
         buckets = in_buckets(self._learner.described_weights(trainable_only=trainable_only), bucket_bytes)
         wanted = {tensor.name for bucket in buckets[self._rank :: self._world_size] for tensor in bucket}
+        from actors.weight_packing import pack  # torch, which the driver does without
+
         return pack(self._learner.named_weights(trainable_only=trainable_only, wanted=wanted), bucket_bytes)
 
     def offload(self, states: bool) -> None:

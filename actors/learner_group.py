@@ -21,7 +21,7 @@ from rl.group_summary import RemoteGroup
 from rl.tracking.records import leading_groups
 from rl.trajectory import LearnerUpdate, ScoredGroup, TrainingSample
 from rl.weight_transfer.description import WeightTensor
-from rl.weight_transfer.watch import MeetingPoint
+from rl.weight_transfer.meeting import MeetingPoint
 
 log = logging.getLogger(__name__)
 WRITING_GRACE_S = 30.0  # for a checkpoint being written, before its ranks are killed

@@ -8,7 +8,8 @@ from typing import Any
 import ray
 
 from rl.weight_transfer.description import in_buckets
-from rl.weight_transfer.link import Link, LinkError, MeetingPoint, listen, open_link
+from rl.weight_transfer.link import Link, listen, open_link
+from rl.weight_transfer.meeting import LinkError, MeetingPoint
 from rl.weight_transfer.stream import send_weights
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import ray
 from actors.frames import FramesLostError, Pixels, blocks_of, exchange
 from actors.groups import EarlierCall, NewTurns, fetch_groups, fetch_turns, with_summary
 from actors.rollout_runner import RolloutRunner
-from actors.weight_buckets import WeightBucket, WeightsLostError, checksums, unpack
+from actors.weight_buckets import WeightBucket, WeightsLostError, checksums
 from actors.worker.label import WorkerLabel
 from actors.worker.memory import own_memory_mib
 from actors.worker.process import ProcessLocation, own_location
@@ -22,7 +22,7 @@ from rl.group_summary import GroupSummary
 from rl.tracking.lanes import Interval
 from rl.trajectory import Fault, TrajectoryGroup, VideoTask
 from rl.weight_transfer.description import WeightTensor
-from rl.weight_transfer.watch import LinkError, MeetingPoint
+from rl.weight_transfer.meeting import LinkError, MeetingPoint
 
 DECODE_ATTEMPTS = 3  # to get lost frames from their video again
 
@@ -149,6 +149,8 @@ class RolloutWorker:
             WeightsLostError: they were lost with the learner that held them; the engine holds a part of them.
         """
         try:
+            from actors.weight_packing import unpack  # torch, which the driver does without
+
             held = await asyncio.to_thread(self._runner.engine.load_weights, unpack(buckets), version)
         except Exception as error:
             if isinstance(error.__cause__, WeightsLostError):

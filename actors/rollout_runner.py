@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from actors.worker.working_time import WorkingTime
 from envs.rollout import EpisodeContext, Generate, TokenHistory, greedy, run_group
 from rl.trajectory import Completion, Fault, GenerateRequest, Sampling, TrajectoryGroup, VideoTask
 from rl.weight_transfer.description import WeightTensor
-from rl.weight_transfer.watch import MeetingPoint
+from rl.weight_transfer.meeting import MeetingPoint
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Engine(Protocol):

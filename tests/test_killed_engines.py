@@ -165,7 +165,7 @@ def test_an_idle_engine_that_is_killed_is_replaced(pool, world, left_alone, reco
 def test_an_engine_killed_halfway_through_a_push_is_replaced_by_one_with_all_the_weights(
     pool, world, left_alone, record_property
 ):
-    from actors.weight_buckets import pack
+    from actors.weight_packing import pack
 
     _, policy_dir, tasks = world
     weights = {name: tensor * 1.5 for name, tensor in load_file(policy_dir / "model.safetensors").items()}

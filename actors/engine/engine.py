@@ -45,7 +45,7 @@ from rl.policy.kernels import kernel_identity, processor
 from rl.policy.processor import Processor
 from rl.trajectory import Completion, Frames, GenerateRequest
 from rl.weight_transfer.description import WeightTensor
-from rl.weight_transfer.watch import MeetingPoint
+from rl.weight_transfer.meeting import MeetingPoint
 
 log = logging.getLogger(__name__)
 

@@ -18,18 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl.algorithm.batch import LossTotals
+
 LOG_RATIO_LIMIT = 20.0  # nat; beyond it exp() would leave float32's useful range, and every clip has long bitten
-
-
-@dataclass(frozen=True, slots=True)
-class LossTotals:
-    """Denominators of a whole global batch: add those of all ranks, and of all micro-batches of one optimizer step."""
-
-    num_sequences: int  # with at least one token learned from
-    num_tokens: int  # learned from
-
-    def __add__(self, other: LossTotals) -> LossTotals:
-        return LossTotals(self.num_sequences + other.num_sequences, self.num_tokens + other.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Part = bytes | str
+from rl.sha256 import id_bytes, sha256_of
 
 # words of 4 bytes and no larger ones: of 8, two flipped signs at places whose sum is even would cancel out
 CHUNK_WORDS = 2**16  # of a tensor, summed at a time: on a CPU they stay in a core's cache
@@ -59,21 +58,6 @@ def value_sums(tensor: Tensor, *, chunk_words: int | None = None) -> Tensor:
         placed = (chunk * places[: len(chunk)]).sum() + plain * (index * chunk_words)
         total += torch.stack([plain, placed])
     return total
-
-
-def id_bytes(values: Sequence[int]) -> bytes:
-    """Integers as little-endian 8-byte words."""
-    return np.asarray(values, dtype="<i8").tobytes()
-
-
-def sha256_of(parts: Iterable[Part]) -> str:
-    """sha256, in hexadecimal, over a sequence of parts; where one part ends and the next begins counts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def _on_host(sums: Mapping[str, Tensor]) -> dict[str, list[int]]:

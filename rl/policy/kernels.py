@@ -13,9 +13,6 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-from torch.nn import functional
-
 CPUINFO = Path("/proc/cpuinfo")
 SETTINGS = (  # environment variables with which a user chooses kernels
     *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS"),
@@ -28,6 +25,8 @@ def kernel_identity(row_padding: str) -> dict[str, str]:
     Args:
         row_padding: of batch-invariant products, in words.
     """
+    import torch  # which the driver, comparing identities, does without
+
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     return {
         "processor": processor(),
@@ -61,6 +60,9 @@ def processor() -> str:
 
 def _sample() -> str:
     """A digest of some results: it differs where the kernels do, whatever they are called."""
+    import torch
+    from torch.nn import functional
+
     whole = torch.arange(96 * 192, dtype=torch.float32).view(96, 192)
     rows, weight = (whole * 7919 % 1021) / 1021 - 0.5, (whole * 104729 % 997) / 997 - 0.5
     product = functional.linear(rows, weight)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from rl.algorithm.advantages import Credit
-from rl.learner.digest import Part, id_bytes, sha256_of
+from rl.sha256 import Part, id_bytes, sha256_of
 from rl.trajectory import RewardFailure, ScoredGroup, SegmentRewards, TrainingSample, TrajectoryGroup
 
 OF_GROUPS = ("prompts", "tokens", "logprobs")  # digests that come with each group

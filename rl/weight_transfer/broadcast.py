@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl.weight_transfer.watch import LinkError, MeetingPoint, Watch
+from rl.weight_transfer.meeting import LinkError, MeetingPoint
+from rl.weight_transfer.watch import Watch
 
 NCCL_ERRORS, CLEAN_UP_ONLY = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
 

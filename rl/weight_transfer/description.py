@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 
@@ -28,6 +29,8 @@ class WeightTensor:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The type."""
+        import torch  # which the driver does without
+
         return getattr(torch, self.dtype)
 
 

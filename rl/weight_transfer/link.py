@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl.weight_transfer.broadcast import BroadcastLink
+from rl.weight_transfer.meeting import LinkError, MeetingPoint
 from rl.weight_transfer.shared_memory import SharedMemoryLink
-from rl.weight_transfer.watch import LinkError, MeetingPoint
 
 
 class Link(Protocol):

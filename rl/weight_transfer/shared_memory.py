@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rl.weight_transfer.meeting import LinkError, MeetingPoint
 from rl.weight_transfer.shared_buffer import Handle, SharedBuffer, open_shared
-from rl.weight_transfer.watch import LinkError, MeetingPoint, Watch
+from rl.weight_transfer.watch import Watch
 
 
 class SharedMemoryLink:

@@ -1,4 +1,4 @@
-"""Where the members of a link meet, and how each learns that another has given up."""
+"""How each member of a link learns that another has given up."""
 
 from __future__ import annotations
 
@@ -7,31 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from rl.weight_transfer.meeting import LinkError, MeetingPoint
 
 log = logging.getLogger(__name__)
 
 FAILED = "failed"  # key in the store: somebody has given up
 GLANCE_S = 0.5  # between two looks at that key while a transfer runs
 SHORTEST_S, LONGEST_S = 1e-4, 2e-3  # between two looks at what is waited for
-
-
-class LinkError(RuntimeError):
-    """A transfer did not come to its end on this member of the link."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeetingPoint:
-    """Where the members of a link meet, and how they are connected."""
-
-    transport: str  # gloo | nccl | ipc
-    host: str
-    port: int
-    members: int  # the sender included
-    timeout_s: float  # for all to meet, and for one use of the link
 
 
 class Watch:

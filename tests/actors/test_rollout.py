@@ -421,7 +421,8 @@ def test_an_engine_that_fails_to_load_a_push_is_replaced_and_gets_it_later(pool_
 
 
 def test_weights_lost_with_their_learner_are_an_error_and_no_engine_samples_before_the_next_push(pool_of, ray_cluster):
-    from actors.weight_buckets import WeightBucket, WeightsLostError, WeightTensor
+    from actors.weight_buckets import WeightBucket, WeightsLostError
+    from rl.weight_transfer.description import WeightTensor
 
     pool = pool_of(workers=1)
     pool.workers.wait_ready(60)

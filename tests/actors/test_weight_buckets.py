@@ -19,7 +19,7 @@ def named_tensors():
 
 @pytest.mark.parametrize("bucket_bytes", [1, 64, 10_000])
 def test_tensors_arrive_bit_for_bit(ray_cluster, bucket_bytes):
-    from actors.weight_buckets import pack, unpack
+    from actors.weight_packing import pack, unpack
 
     sent = named_tensors()
     arrived = dict(unpack(pack(sent.items(), bucket_bytes)))
@@ -29,7 +29,8 @@ def test_tensors_arrive_bit_for_bit(ray_cluster, bucket_bytes):
 
 
 def test_buckets_are_cut_by_size_and_every_tensor_carries_its_checksum(ray_cluster):
-    from actors.weight_buckets import checksums, pack
+    from actors.weight_buckets import checksums
+    from actors.weight_packing import pack
     from rl.weight_transfer.checksum import checksum, in_words
 
     sent = named_tensors()
@@ -41,7 +42,7 @@ def test_buckets_are_cut_by_size_and_every_tensor_carries_its_checksum(ray_clust
 
 
 def test_what_is_unpacked_lies_in_the_object_store_and_not_in_a_copy(ray_cluster):
-    from actors.weight_buckets import pack, unpack
+    from actors.weight_packing import pack, unpack
 
     (bucket,) = pack([("w", torch.arange(2**20))], 1)
     (array,) = ray_cluster.get(bucket.data)
