@@ -21,6 +21,7 @@ SMALL = (
     "data.quickstart.train_clips=5",
     "data.quickstart.held_out_clips=4",
     "cold_start.steps=60",
+    "cold_start.batch_size=8",
     "rollout.num_workers=2",
     "rollout.tasks_per_step=4",
     "rollout.group_size=2",

@@ -27,19 +27,18 @@ def test_every_step_has_a_fingerprint_of_every_stage(uninterrupted):
 
 @pytest.fixture(scope="module")
 def interrupted(proof_runs, uninterrupted):
-    """(n, k) = (1, 4) at the boundary; then (2, 3) while the fourth step is under way, the third done and lost."""
-    return proof_runs.interrupted([Kill(1), Kill(2, "mid-step")])
+    """(n, k) = (2, 3) while the fourth step is under way, the third done and lost."""
+    return proof_runs.interrupted([Kill(2, "mid-step")])
 
 
-def test_a_run_killed_at_a_checkpoint_and_in_mid_step_loses_and_repeats_nothing(lag, proof_home, interrupted):
-    at_boundary, mid_step = interrupted[1]
-    assert 1 <= at_boundary.resumes_at <= at_boundary.steps_done < STEPS
-    assert 2 <= mid_step.resumes_at < mid_step.steps_done  # something was lost
-    assert all(one.processes >= 5 for one in (at_boundary, mid_step))  # driver, Ray, engine, reward worker, two ranks
+def test_a_run_killed_in_mid_step_loses_and_repeats_nothing(lag, proof_home, interrupted):
+    (killed,) = interrupted[1]
+    assert 2 <= killed.resumes_at < killed.steps_done  # something was lost
+    assert killed.processes >= 5  # driver, Ray, engine, reward worker, two ranks
     assert violations(proof_home / "interrupted", lag) == []
 
 
-def test_a_run_killed_at_a_checkpoint_and_in_mid_step_equals_the_uninterrupted_run(exact, interrupted, uninterrupted):
+def test_a_run_killed_in_mid_step_equals_the_uninterrupted_run(exact, interrupted, uninterrupted):
     resumed, killed = interrupted
     proof = Proof(killed, compare(uninterrupted, resumed, STEPS))
     print_proof(proof, Console())  # shown if it fails
@@ -51,6 +50,17 @@ def test_numbers_and_records_of_a_killed_run_are_those_of_the_uninterrupted_run(
 ):
     assert numbers(interrupted[0]) == numbers(uninterrupted)
     assert records(proof_home / "interrupted") == records(proof_home / "straight")
+
+
+@pytest.mark.soak  # a run of its own
+def test_a_run_killed_twice_at_a_checkpoint_first_equals_the_uninterrupted_run(
+    lag, exact, proof_overrides, uninterrupted, tmp_path
+):
+    """(n, k) = (1, 4) at the boundary, then (2, 3) in mid-step."""
+    again, killed = runs_in(tmp_path, *proof_overrides, deterministic=True).interrupted([Kill(1), Kill(2, "mid-step")])
+    assert 1 <= killed[0].resumes_at <= killed[0].steps_done < STEPS
+    assert violations(tmp_path / "interrupted", lag) == []
+    assert Proof(killed, compare(uninterrupted, again, STEPS)).passed
 
 
 @pytest.mark.soak  # a run of its own

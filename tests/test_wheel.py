@@ -21,7 +21,7 @@ SOURCES = (*ROOMS, "configs", "examples", "pyproject.toml", "setup.py", "README.
 SMALL = (
     *("data.quickstart.train_clips=8", "data.quickstart.held_out_clips=4", "cold_start.steps=2"),
     *("rollout.num_workers=1", "rollout.tasks_per_step=2", "rollout.group_size=2", "trainer.eval_tasks=2"),
-    *("trainer.steps=2", "placement.dashboard=false"),
+    *("trainer.steps=2", "learner.num_ranks=1", "placement.dashboard=false"),
 )
 
 pytestmark = pytest.mark.cli

@@ -815,6 +815,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.soak  # a minute; one worker: tests/test_gpu.py
 @pytest.mark.parametrize("build_policy", ["qwen3_vl"], indirect=True)
 def test_driver_of_gpus_keeps_the_same_promises_on_several_workers(policy_dir, tmp_path):
     """AsyncLLM with two workers in processes of their own, the policy cut over them as on two GPUs; here on the CPU."""
