@@ -22,6 +22,60 @@ QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
 ROWS = ("data.train.format=dm_rl", "cold_start.enabled=false")
 
 
+FORKING = """
+import gc, json, os, sys
+import rl.cli.inspection, rl.cli.main, rl.evaluation.run_evaluation, rl.run.preflight.check, rl.run.train
+gc.freeze()
+for line in sys.stdin:
+    folder, variables, *arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        for descriptor in (1, 2):
+            os.dup2(os.open(f"{folder}/{descriptor}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
+        os.environ.update(variables)
+        sys.argv = ["dynframe", *arguments]
+        code = 0
+        try:
+            rl.cli.main.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # taking down all that was imported would cost seconds
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forking():
+    """A process that has imported everything, and forks for every command: many at the price of one."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        cwd=REPOSITORY,
+        env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield parent
+    parent.stdin.close()
+    parent.wait(timeout=60)
+
+
+@pytest.fixture
+def forked(forking, tmp_path_factory):
+    """As `dynframe`, but for the start of the process."""
+    folder = tmp_path_factory.mktemp("said")
+
+    def forked(*arguments, **environment):
+        forking.stdin.write(json.dumps([str(folder), environment, *map(str, arguments)]) + "\n")
+        forking.stdin.flush()
+        code = int(forking.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, *((folder / name).read_text() for name in "12"))
+
+    return forked
+
+
 def dynframe(*arguments, cwd=REPOSITORY, **environment):
     return subprocess.run(
         [sys.executable, "-m", "rl", *map(str, arguments)],
@@ -76,12 +130,12 @@ def dynframe(*arguments, cwd=REPOSITORY, **environment):
         (["report", "rl"], "not a run"),
     ],
 )
-def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path):
+def test_a_mistake_is_one_clear_line_and_exit_2(arguments, message, tmp_path, forked):
     where = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
     overrides = where if arguments[0] in ("train", "check", "eval") else []
     if arguments[0] in ("train", "eval") and not any("output_dir" in a for a in arguments):
         overrides = [*overrides, f"output_dir={tmp_path}/runs"]
-    answer = dynframe(*arguments, *overrides)
+    answer = forked(*arguments, *overrides)
     assert answer.returncode == 2, answer.stderr
     assert message in " ".join(answer.stderr.split()), answer.stderr
     assert "Traceback" not in answer.stderr
@@ -96,7 +150,7 @@ def ends(task, trajectory): os._exit(0)
 
 
 @pytest.mark.parametrize("command", ["check", "train", "rollout", "eval"])
-def test_a_strangers_reward_is_named_whatever_it_does_and_the_next_one_looked_at(command, tmp_path):
+def test_a_strangers_reward_is_named_whatever_it_does_and_the_next_one_looked_at(command, tmp_path, forked):
     (tmp_path / "strange.py").write_text(STRANGE)
     (tmp_path / "script.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--x'])\n")
     rewards = {
@@ -107,7 +161,7 @@ def test_a_strangers_reward_is_named_whatever_it_does_and_the_next_one_looked_at
     }
     (tmp_path / "run.yaml").write_text(json.dumps({"rewards": {name: {"fn": fn} for name, fn in rewards.items()}}))
     small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
-    answer = dynframe(command, QUICKSTART, tmp_path / "run.yaml", *small, f"output_dir={tmp_path}/runs")
+    answer = forked(command, QUICKSTART, tmp_path / "run.yaml", *small, f"output_dir={tmp_path}/runs")
     told = answer.stdout if command == "check" else answer.stderr
     assert answer.returncode == (3 if command == "check" else 2) and "Traceback" not in answer.stdout + answer.stderr
     for message in (
@@ -127,31 +181,31 @@ def test_a_cluster_that_does_not_answer_is_a_failure_not_a_mistake():
     assert "Traceback" not in answer.stderr
 
 
-def test_check_reports_everything_at_once_and_exits_3_if_something_failed(tmp_path):
+def test_check_reports_everything_at_once_and_exits_3_if_something_failed(tmp_path, forked):
     small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
     good = dynframe("check", QUICKSTART, *small, "--json")
     assert good.returncode == 0, good.stdout + good.stderr
     assert json.loads(good.stdout.splitlines()[-1])["passed"] is True
-    bad = dynframe("check", QUICKSTART, *small, "rewards.answer.fn=answr", "policy.path=nowhere", "--json")
+    bad = forked("check", QUICKSTART, *small, "rewards.answer.fn=answr", "policy.path=nowhere", "--json")
     assert bad.returncode == 3
     findings = {f["subject"]: f for f in json.loads(bad.stdout.splitlines()[-1])["findings"]}
     assert findings["rewards.answer"]["level"] == findings["policy"]["level"] == "failed"
     assert findings["rewards.window"]["level"] == "ok"
 
 
-def test_check_refuses_a_context_that_cannot_hold_the_opening(tmp_path):
+def test_check_refuses_a_context_that_cannot_hold_the_opening(tmp_path, forked):
     small = [f"cache_dir={tmp_path}/cache", "data.quickstart.train_clips=2", "data.quickstart.held_out_clips=1"]
-    answer = dynframe("check", QUICKSTART, *small, "rollout.engine.max_model_len=100")
+    answer = forked("check", QUICKSTART, *small, "rollout.engine.max_model_len=100")
     assert answer.returncode == 3 and "raise it, or lower video.coarse.max_frames" in answer.stdout
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("model", ["qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_4b", "qwen3_vl_8b"])
-def test_the_full_configurations_pass_but_for_the_missing_weights(model, real_data_dir, tmp_path):
+def test_the_full_configurations_pass_but_for_the_missing_weights(model, real_data_dir, tmp_path, forked):
     """They fit the GPUs they are written for; whether a disk has room for their checkpoints is the machine's matter."""
     config = REPOSITORY / "configs" / f"sd_grpo_{model}.yaml"
     hardware = ("placement.gpu=h100-80gb", "placement.node_memory_gib=512")
-    answer = dynframe(
+    answer = forked(
         "check", config, f"cache_dir={tmp_path}", *hardware, "--json", DYNFRAME_REAL_DATA=str(real_data_dir)
     )
     findings = json.loads(answer.stdout.splitlines()[-1])["findings"]
