@@ -12,7 +12,7 @@ OWN_THREADS = {  # waits inside one process, for a thread or a task that cannot 
     "actors/engine/driver.py": "a future that `wait(..., timeout)` has found done",
     "actors/engine/engine.py": "a future whose callback this is",
     "actors/engine/weights.py": "a thread that adds up the bucket before",
-    "actors/weight_buckets.py": "a thread that adds up what is being packed",
+    "actors/weight_packing.py": "a thread that adds up what is being packed",
     "rl/learner/prefetch.py": "the thread that makes the next micro-batch",
     "rl/weight_transfer/broadcast.py": "a broadcast that is known to be done",
     "rl/weight_transfer/watch.py": "a thread that ends with the transfer it looks at",

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from rl.algorithm.advantages import NOT_LEARNED, Credit, GroupCredit, credit_group, token_advantages
+from rl.algorithm.loss_totals import LossTotals
 from rl.algorithm.segments import FlatTrajectory, flatten
 from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import (
@@ -27,17 +27,6 @@ from rl.trajectory import (
 SD_GRPO = AdvantageConfig()
 LEARNED = (Segment.SAMPLING, Segment.REASONING)
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True, slots=True)
-class LossTotals:
-    """Denominators of a whole global batch: add those of all ranks, and of all micro-batches of one optimizer step."""
-
-    num_sequences: int  # with at least one token learned from
-    num_tokens: int  # learned from
-
-    def __add__(self, other: LossTotals) -> LossTotals:
-        return LossTotals(self.num_sequences + other.num_sequences, self.num_tokens + other.num_tokens)
 
 
 def build_training_samples(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl.algorithm.batch import LossTotals
+from rl.algorithm.loss_totals import LossTotals
 
 LOG_RATIO_LIMIT = 20.0  # nat; beyond it exp() would leave float32's useful range, and every clip has long bitten
 

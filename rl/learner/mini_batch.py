@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rl.algorithm.batch import LossTotals, loss_totals
+from rl.algorithm.batch import loss_totals
 from rl.algorithm.learner_batch import BLANK_TOKENS, LearnerBatch, collate, on_device, sampled_values
+from rl.algorithm.loss_totals import LossTotals
 from rl.algorithm.packing import Limits, Sharing, alone, micro_batches, with_common_openings
 from rl.learner.prefetch import OneAhead
 from rl.learner.sequence_parallel import ALONE, SequenceParallel

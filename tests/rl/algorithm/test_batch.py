@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from rl.algorithm.advantages import NOT_LEARNED
 from rl.algorithm.batch import (
-    LossTotals,
     assign_ranks,
     build_training_samples,
     credit_metrics,
@@ -16,6 +15,7 @@ from rl.algorithm.batch import (
     learned_credit,
     loss_totals,
 )
+from rl.algorithm.loss_totals import LossTotals
 from rl.config.algorithm import AdvantageConfig
 from rl.trajectory import RewardFailure, SegmentRewards, StopReason
 from tests.remote_groups import remote_scored

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.algorithm.batch import LossTotals
 from rl.algorithm.loss import k3_kl, policy_loss, supervised_loss, tis_weights, token_weights
+from rl.algorithm.loss_totals import LossTotals
 from rl.trajectory import Segment
 
 C, S, R = (segment.value for segment in (Segment.CONTEXT, Segment.SAMPLING, Segment.REASONING))

@@ -71,7 +71,7 @@ def test_an_import_that_worked_is_not_tried_again_until_something_changes_and_on
     first, second = tried(monkeypatch, trace), tried(monkeypatch, trace)
     assert trace.read_text() == "tried " and first["good"].detail == "yes"
     assert second["good"].level is Level.OK and "nothing has changed since" in second["good"].detail
-    assert first["bad"].level is second["bad"].level is Level.FAILED and "bad" not in memory.read_text()
+    assert first["bad"].level is second["bad"].level is Level.FAILED and '"bad"' not in memory.read_text()
 
     assert tried(monkeypatch, trace, again=True)["good"].detail == "yes"
     assert trace.read_text() == "tried tried "

@@ -254,6 +254,6 @@ def test_what_engines_do_for_the_next_step_beside_an_evaluation_counts_for_that_
     monkeypatch.setattr(module, "evaluation_line", lambda *_: "")
     run.failures = SimpleNamespace(add=lambda *_: [])
     attempt = module.Attempt(run, SimpleNamespace(memory_mib=lambda: 1.0), None)
-    assert not attempt._evaluate(1, SimpleNamespace(write=lambda *_: None))
+    assert not attempt._evaluate(1, SimpleNamespace(write=lambda *_: None, show=lambda *_: None))
     numbers = attempt._workers(2)
     assert (numbers["engine/requests"], numbers["memory/rollout"]) == (counted, 5.0)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from rl.trajectory import (
     Turn,
     VideoTask,
 )
+from tests.calibration import within
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
 TASK = VideoTask("clip-7", "a.mp4", "<video>\nWhat colour?", "D", AnswerKind.LETTER, TimeSpan(6, 8), 4.0)
@@ -193,6 +195,10 @@ def offline_run(tmp_path, samples, monkeypatch):
     numbers.attach(lambda: page)
     numbers.close()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-mine.wandb")
+    deadline = time.monotonic() + within(20)
+    while not any(record.HasField("exit") for record in stored(file)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # W&B's own process writes, and on a busy machine it does not wait for its disk
     return stored(file), file.parent
 
 
