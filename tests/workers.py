@@ -16,6 +16,8 @@ LONGEST_FIRST = (
     "tests/test_evaluation.py",
     "tests/rl/learner/test_learner.py",
     "tests/actors/test_rollout.py",
+    "tests/test_wheel.py",
+    "tests/test_notebook.py",
     "tests/rl/cli/test_cli.py",
     "tests/envs/video/test_hostile_video.py",
     "tests/actors/cluster/test_placement.py",
