@@ -2,6 +2,8 @@
 
 import ast
 import statistics
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -139,6 +141,14 @@ def test_heavy_dependencies_come_in_by_their_door(path):
     for module in imports(path):
         doors = DOORS.get(module.split(".")[0])
         assert doors is None or name_of(path).startswith(doors), f"{name_of(path)} imports {module}; its door: {doors}"
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize("module", ["actors.reward", "actors.rollout_group", "actors.learner_group", "rl.run.train"])
+def test_what_only_reads_and_routes_does_without_torch(module):
+    """Two seconds and 200 MB of every reward worker; the driver has it once TensorBoard's writer is open."""
+    told = f"import sys, {module}; sys.exit(int('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", told], cwd=ROOT, timeout=120).returncode == 0
 
 
 def test_no_two_files_import_each_other():
