@@ -36,7 +36,7 @@ SMALL = (
     "data.quickstart.held_out_clips=8",
     "cold_start.steps=90",
     "cold_start.batch_size=8",
-    "learner.num_ranks=1",  # two: tests/proof_run.py
+    "learner.num_ranks=1",
     "rollout.num_workers=1",
     "rollout.tasks_per_step=2",
     "rollout.group_size=4",
@@ -44,6 +44,8 @@ SMALL = (
     "trainer.save_every=2",
     "placement.dashboard=false",
 )
+
+RANKS = ("learner.num_ranks=2",)  # of the run that most is asked about
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def listening(home, monitor):
     Yields:
         Who listened where meanwhile, (address, port) -> name.
     """
-    steps = ("name=straight", "trainer.steps=3", "trainer.profile_steps=[2]", "placement.dashboard=true")
+    steps = ("name=straight", *RANKS, "trainer.steps=3", "trainer.profile_steps=[2]", "placement.dashboard=true")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | SECRETS
     environment |= {"COLUMNS": "160", "RAY_TMPDIR": str(monitor[1])}
     environment["RAY_metrics_report_interval_ms"] = "1000"  # by default what a run of seconds says would come too late
@@ -235,7 +237,7 @@ def test_a_resumed_run_repeats_the_run_that_never_stopped_and_may_take_turns_fro
     newest = home / "runs" / "resumed" / "checkpoints" / "step_00000003"
     (newest / "manifest.json").unlink()  # torn: the run must go on from the one before
     others = ("trainer.steps=3", "trainer.save_every=1", "trainer.eval_tasks=0", "placement.share_gpus=turns")
-    again = dynframe(home, "train", "name=resumed", *others)
+    again = dynframe(home, "train", "name=resumed", *RANKS, *others)
     assert "resuming at step 2 from" in again and "loading the checkpoint of step 2: done" in again
     assert "activation_checkpointing" not in again  # what was decided is no setting that differs
     assert texts_of(home, "resumed", 3) == texts_of(home, "straight", 3)

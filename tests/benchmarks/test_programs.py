@@ -309,17 +309,24 @@ class TestTrained:
             assert float(row["gain"].split()[0]) == pytest.approx(after - before, abs=2e-3)
 
     def test_zoom(self, tmp_path, cache_dir):
-        few = (*WORLD[:2], *ROLLOUTS[:3], "cold_start.steps=60", "learner.num_ranks=1", "trainer.eval_tasks=3")
+        few = (
+            *WORLD[:2],
+            *ROLLOUTS[:3],
+            "cold_start.steps=60",
+            "cold_start.batch_size=8",
+            "learner.num_ranks=1",
+            "trainer.eval_tasks=3",
+        )
         kept = ("--home", tmp_path, "--records", tmp_path / "runs.jsonl")
         own = (*few, "placement.dashboard=false", f"cache_dir={cache_dir}", "trainer.steps=1")
-        ((row,),) = run("zoom.py", *kept, "--seeds", 0, "--arms", "zoom", *own)
+        ((row,),) = run("zoom.py", *own, *kept, "--seeds", 0, "--arms", "zoom")
         assert row["arm"] == "zoom"
         assert all(0 <= number <= 1 for number in numbers(row, "accuracy, before", "accuracy, after"))
         lines = (tmp_path / "zoom-zoom-0" / "metrics.jsonl").read_text().splitlines()
         (step,) = [line for line in map(json.loads, lines) if "seconds/step" in line]
         assert step["parity/max/reasoning"] < 1e-4  # engine and learner, whatever was zoomed in on
         shutil.rmtree(tmp_path / "zoom-zoom-0")
-        assert run("zoom.py", *kept, "--seeds", 0, "--arms", "zoom", *own) == [[row]]  # from the record
+        assert run("zoom.py", *own, *kept, "--seeds", 0, "--arms", "zoom") == [[row]]  # from the record
 
     def test_memory(self, seeds):
         (rows,) = run("memory.py", seeds[0] / "seed0")
