@@ -10,7 +10,7 @@ QUESTION = "<video>\nWhich colour has the lamp?"
 
 
 def reader(path):
-    """Rows of lamps.tsv, as `data.train.format` names it: (line, values of a task); other keys become `task.extra`."""
+    """Rows of a table, as `data.train.format` names it: (line, values of a task); other keys become `task.extra`."""
     for line, text in enumerate(path.read_text().splitlines()[1:], start=2):
         clip, colour, start, end = text.split("\t")
         yield (

@@ -31,7 +31,7 @@ def parity(
     """Compare engine and learner log-probs on two-turn trajectories, per segment, with negative controls.
 
     Exits 3 if a difference exceeds `parity.gate_nat` in float32 (`gate_bf16_nat` and `gate_bf16_mean_nat` in bfloat16),
-    or if a control (wrong durations, shifted pixels, permuted scenes) is not at least 100 (10) times larger: then the
+    or if a control (wrong durations, shifted pixels, permuted scenes) is not at least 100 (5) times larger: then the
     comparison could not have found a difference. Warns where the log-probs spread by less than a nat: a nearly uniform
     policy gives every token the same, whatever it is shown.
 

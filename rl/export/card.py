@@ -245,7 +245,14 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
         for key, value in tree.items():
             yield from _leaves(value, f"{prefix}.{key}")
     elif tree is not None:
-        yield _code(prefix), _code(_last(tree) if isinstance(tree, str) else tree)
+        yield _code(prefix), _code(_shown(tree))
+
+
+def _shown(value: Any) -> Any:
+    """Without folders of the machine that trained."""
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return _last(value) if isinstance(value, str) else value
 
 
 def _curves(table: MetricTable, step: int) -> str:

@@ -85,10 +85,13 @@ def episode_section(settings: Mapping[str, Any]) -> dict[str, Any]:
         "retrieval": (RetrievalRules, settings["retrieval"]),
         "prompt": (PromptFormat, settings["prompt"]),
     }
-    return {
+    section = {
         name: {field.name: found[field.name] for field in fields(rules) if field.name in found}
         for name, (rules, found) in sections.items()
     }
+    tools = section["retrieval"].get("tools", ())
+    section["retrieval"] |= {"tools": [Path(name).name for name in tools]} if tools else {}  # no path of this machine
+    return section
 
 
 def _base_digest(config: RunConfig, console: Console) -> str:

@@ -19,6 +19,7 @@ SETTINGS = with_defaults(
         "policy": {"path": "/home/somebody/models/Qwen3-VL-4B-Instruct/"},
         "data": {"train": {"format": "/home/somebody/my_formats.py:read", "path": "/data/secret/dm_rl.jsonl"}},
         "cold_start": {"enabled": True, "traces": {"format": "dm_cot", "path": r"C:\data\cot.jsonl"}},
+        "retrieval": {"tools": ["span_fps", "/home/somebody/my_tools.py:Length"]},
         "prompt": {"system": "", "instructions": "Answer.\n```\n<script>alert(1)</script>\n```"},
         "rewards": {
             "judge": {
@@ -63,6 +64,7 @@ def test_it_says_where_the_policy_comes_from_and_what_it_was_trained_on(card):
     ):
         assert row in data
     assert "| `policy.scenes.tau` | `0.2` |" in section(card, "Configuration")
+    assert "my_tools.py:Length" in section(card, "Configuration")
 
 
 def test_curves_are_means_of_at_most_twelve_stretches_up_to_the_policys_step(card):

@@ -7,8 +7,9 @@ import pytest
 
 from rl.checkpoint.store import CheckpointStore
 from rl.config.errors import ConfigError
+from rl.config.file import with_defaults
 from rl.evaluation.run_evaluation import policy_sha256
-from rl.export.export_run import run_export
+from rl.export.export_run import episode_section, run_export
 from rl.policy.model import load_policy
 from rl.policy.processor import Processor
 from rl.trajectory import RunState
@@ -62,3 +63,9 @@ def test_what_is_there_is_not_overwritten_and_what_cannot_be_used_leaves_nothing
     with pytest.raises(ConfigError, match=r"tokenizer\.json: no such file"):
         run_export(run, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
+
+
+def test_tools_of_the_users_own_are_named_without_where_they_lie():
+    tools = ["span_fps", "/home/somebody/my_tools.py:Length", "theirs:TOOL"]
+    section = episode_section(with_defaults({"retrieval": {"tools": tools}}))
+    assert section["retrieval"]["tools"] == ["span_fps", "my_tools.py:Length", "theirs:TOOL"]
