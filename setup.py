@@ -25,6 +25,6 @@ class EditableWheel(editable_wheel):
 setup(
     packages=[*FRONT, *(f"dynframe_rl.{name}" for name in (*PACKAGES, *DATA))],
     package_dir=FRONT | {f"dynframe_rl.{name}": name.replace(".", "/") for name in (*ROOMS, *DATA)},
-    package_data={"": ["assets/**/*", "*.yaml", "*.yml", "*.json", "*.txt", "*.sh", "*.md", "grafana/**/*"]},
+    package_data={"": ["assets/**/*", "*.yaml", "*.yml", "*.json", "*.txt", "*.sh", "*.md", "*.ipynb", "grafana/**/*"]},
     cmdclass={"editable_wheel": EditableWheel},
 )

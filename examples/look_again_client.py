@@ -41,6 +41,7 @@ from envs.clip_view import EpisodeClip
 from envs.prompts import PromptFormat, initial_prompt, inserted_text, refusal_note
 from envs.tools.rules import RetrievalRules
 from envs.tools.tool import Shown, Tool
+from envs.tools.toolbox import further_tags
 from envs.tools.users import load_toolbox
 from envs.video.file import VideoError
 from envs.video.reader import VideoReader
@@ -166,7 +167,7 @@ def ask(
     """
     settings, words, cutter = EpisodeSettings.of(folder), ServedTokens(server, folder), Cutter(video, folder)
     tools = load_toolbox(cutter.rules, words)
-    form = PromptFormat(settings.prompt.system, settings.prompt.instructions)
+    form = PromptFormat(settings.prompt.system, settings.prompt.instructions, further_tags(tools.enabled))
     stop_ids = [*tools.end_ids, words.ids.im_end]
     videos = [video.resolve().as_uri() if by_path else _data_url("video/mp4", video.read_bytes())]
     history, text, looks, logprobs = list(initial_prompt(question, None, words, form)), "", [], []

@@ -71,7 +71,12 @@ class Toolbox:
 
 def builtin_toolbox(rules: RetrievalRules, processor: Encoder) -> Toolbox:
     """The built-in tools that `rules` names; see envs.tools.users for those of others."""
-    return Toolbox([BUILTIN[name](rules) for name in rules.tools if name in BUILTIN], processor, not_enabled(rules))
+    return Toolbox(builtin_tools(rules), processor, not_enabled(rules))
+
+
+def builtin_tools(rules: RetrievalRules) -> list[Tool]:
+    """Those of them that `rules` names."""
+    return [BUILTIN[name](rules) for name in rules.tools if name in BUILTIN]
 
 
 def not_enabled(rules: RetrievalRules) -> list[Tool]:

@@ -28,6 +28,7 @@ from envs.initial_observation import CoarseFrameRules, coarse_frame_times, fit_v
 from envs.prompts import PromptFormat, initial_prompt, refusal_note
 from envs.tools.rules import RetrievalRules
 from envs.tools.span_fps import frame_times, parse_call
+from envs.tools.toolbox import builtin_tools, further_tags
 from rl.config.policy import ScenesConfig
 from rl.export.given_videos import Source, metadata_in, read_file, videos_in
 from rl.export.video_tensors import VIDEO_TENSORS, to_tensors
@@ -76,7 +77,8 @@ class FlexiVideoProcessor(ProcessorMixin):
             CoarseFrameRules(**self.episode["coarse"]),
             RetrievalRules(**self.episode["retrieval"]),
         )
-        self._form = PromptFormat(**self.episode["prompt"])
+        tags = further_tags(builtin_tools(self._looks))  # instructions name them as tokens, as in training
+        self._form = PromptFormat(**{**self.episode["prompt"], "tags": tags})
 
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **options: Any) -> FlexiVideoProcessor:

@@ -9,9 +9,12 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 from transformers.video_utils import VideoMetadata
 
-from envs.prompts import initial_prompt, refusal_note
+from envs.prompts import PromptFormat, initial_prompt, refusal_note
 from envs.synthetic.clip import write_mp4
+from envs.tools.rules import RetrievalRules
 from envs.tools.span_fps import frame_times
+from envs.tools.toolbox import further_tags
+from envs.tools.zoom import Zoom
 from rl.config.policy import TinyPolicyConfig
 from rl.export.folder import geometry_section, write_export
 from rl.export.processing import FlexiVideoProcessor
@@ -55,6 +58,22 @@ def test_the_prompt_and_its_video_are_those_of_training(processor, inner, clip):
     packed = inner.pack(frames)
     assert np.array_equal(video.patches_ND, packed.patches_ND) and len(video.scene_lengths) > 1
     assert (video.scene_lengths, video.grid_h, video.grid_w) == (packed.scene_lengths, packed.grid_h, packed.grid_w)
+
+
+def test_instructions_name_the_tags_of_every_tool_as_tokens(tmp_path, clip):
+    zoom = Zoom(RetrievalRules())
+    folder = build_tiny_policy(TinyPolicyConfig(**TINY), SCENES, tmp_path, seed=0, tool_tags=zoom.tags)
+    inner, tokenizer = Processor.from_pretrained(folder, SCENES), PreTrainedTokenizerFast.from_pretrained(folder)
+    words = "Write <zoom>t</zoom> or <span>."
+    episode = EPISODE | {"prompt": {"system": "", "instructions": words}}
+    episode["retrieval"] = EPISODE["retrieval"] | {"tools": ["span_fps", "zoom"]}
+    processor = FlexiVideoProcessor(
+        tokenizer, tokenizer.chat_template, geometry_section(inner), asdict(SCENES), episode
+    )
+    inputs = processor.ask(QUESTION, (clip[0], {"times_s": clip[1]}))
+    form = PromptFormat("", words, further_tags([zoom]))
+    assert inputs["input_ids"].tolist() == [list(initial_prompt(QUESTION, frames_of(inner, clip), inner, form))]
+    assert set(inner.encode("<zoom>")) <= set(inputs["input_ids"][0].tolist()) and len(inner.encode("<zoom>")) == 1
 
 
 def test_a_look_goes_on_as_the_environment_does(processor, inner, clip):
