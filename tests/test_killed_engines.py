@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rl.config.file import load_config
 from rl.run.workers import start_rollout_runner
+from tests.calibration import within
 from tests.lost_objects import whole
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
@@ -107,9 +108,9 @@ def pool(ray_cluster, world, tmp_path_factory):
         config.rollout.num_workers,
         lambda index: {"num_cpus": 0.1, "name": f"killed/{index}"} | environment,
     )
-    pool = RolloutPool(workers, timeout_s=300)
+    pool = RolloutPool(workers, timeout_s=within(300))
     pool.folder = folder
-    workers.wait_ready(300)
+    workers.wait_ready(within(300))
     yield pool
     for slot in workers.slots:
         ray_cluster.kill(slot.worker.actor)
@@ -135,7 +136,7 @@ def strike(pool, moment):
 def mended(pool, moment, record_property):
     """The fault of the worker that died at a moment, once another has taken over."""
     struck_s = float((pool.folder / f"{moment}-struck").read_text())
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + within(240)
     while not (faults := pool.workers.take_faults()):
         pool.workers.poll()
         pool.workers.sync_new_workers()
@@ -143,7 +144,7 @@ def mended(pool, moment, record_property):
     (fault,) = faults
     record_property("detection_s", fault.detected_s - struck_s)
     record_property("recovery_s", fault.recovery_s)
-    assert 0 <= fault.detected_s - struck_s < 10
+    assert 0 <= fault.detected_s - struck_s < within(10)
     return fault
 
 
@@ -172,16 +173,16 @@ def test_an_engine_killed_halfway_through_a_push_is_replaced_by_one_with_all_the
     buckets = pack(weights.items(), 2**20)
     pool.workers.set_weight_sync(
         lambda: pool.workers.mark_recovered(
-            list(pool.workers.load_weights(buckets, 1, timeout_s=120, only=pool.workers.new_workers))
+            list(pool.workers.load_weights(buckets, 1, timeout_s=within(120), only=pool.workers.new_workers))
         )
     )
     strike(pool, "push")
-    pool.workers.load_weights(buckets, 1, timeout_s=120)
+    pool.workers.load_weights(buckets, 1, timeout_s=within(120))
     assert len(pool.workers.ready) == 1  # none samples with a part of them
     groups = whole(pool.generate(tasks, step=0))
     assert said(groups) != left_alone
     assert {turn.completion.policy_version for g in groups for t in g.trajectories_G for turn in t.turns} == {1}
 
     assert mended(pool, "push", record_property).kind == "push_interrupted"
-    differing = pool.workers.load_weights([], 1, timeout_s=120)
+    differing = pool.workers.load_weights([], 1, timeout_s=within(120))
     assert differing == {slot.name: [] for slot in pool.workers.slots}
