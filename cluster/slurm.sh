@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One training on one or several Slurm nodes; it saves when its time is up or it is pre-empted, is requeued, and goes on.
 #   sbatch cluster/slurm.sh configs/quickstart.yaml
-#   sbatch --nodes=2 --gpus-per-node=8 cluster/slurm.sh configs/sd_grpo_qwen2_5_vl_3b.yaml data.yaml rollout.num_workers=4 learner.num_ranks=12 \
+#   sbatch --nodes=2 --gpus-per-node=8 cluster/slurm.sh configs/sd_grpo_qwen2_5_vl_3b.yaml data.yaml \
+#       rollout.num_workers=4 learner.num_ranks=12 \
 #       output_dir=/shared/runs cache_dir=/shared/cache
 # The arguments are those of `dynframe train`. Options of sbatch that stand before the script come before those below.
 # Submit from a checkout with its .venv, or from any folder where `dynframe` is on PATH; every node needs to see it, and data,
