@@ -41,10 +41,10 @@ class LearnerWorker:
     """One rank of the learner group. Every method is collective with the other ranks."""
 
     def __init__(self, rank: int) -> None:
-        self._rank, self._world_size, self._label = rank, 1, WorkerLabel()
-        self._learner: Any = None
         from actors.learner_link import LearnerLink  # torch, which the driver does without
 
+        self._rank, self._world_size, self._label = rank, 1, WorkerLabel()
+        self._learner: Any = None
         self._link = LearnerLink()
         self._working = WorkingTime()
         self._port: socket.socket | None = None
@@ -124,10 +124,10 @@ class LearnerWorker:
 
     def export(self, bucket_bytes: int, trainable_only: bool) -> list[WeightBucket]:
         """Pack this rank's share of the weights into buckets; every rank takes part in the gathering."""
-        buckets = in_buckets(self._learner.described_weights(trainable_only=trainable_only), bucket_bytes)
-        wanted = {tensor.name for bucket in buckets[self._rank :: self._world_size] for tensor in bucket}
         from actors.weight_packing import pack  # torch, which the driver does without
 
+        buckets = in_buckets(self._learner.described_weights(trainable_only=trainable_only), bucket_bytes)
+        wanted = {tensor.name for bucket in buckets[self._rank :: self._world_size] for tensor in bucket}
         return pack(self._learner.named_weights(trainable_only=trainable_only, wanted=wanted), bucket_bytes)
 
     def offload(self, states: bool) -> None:

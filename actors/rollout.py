@@ -148,9 +148,9 @@ class RolloutWorker:
         Raises:
             WeightsLostError: they were lost with the learner that held them; the engine holds a part of them.
         """
-        try:
-            from actors.weight_packing import unpack  # torch, which the driver does without
+        from actors.weight_packing import unpack  # torch, which the driver does without
 
+        try:
             held = await asyncio.to_thread(self._runner.engine.load_weights, unpack(buckets), version)
         except Exception as error:
             if isinstance(error.__cause__, WeightsLostError):

@@ -72,13 +72,13 @@ def shown_answer(row: dict[str, Any], start_s: float, end_s: float, fps: float, 
     Args:
         look_frames: beyond so many, the spacing widens over the window; 0: never.
     """
+    if row["kind"] == "dot":  # its colour is in no frame of a look
+        return None
     num_frames = max(1, int(round((end_s - start_s) * 100) * fps / 100 + 1e-9))
     if look_frames and num_frames > look_frames:
         times_cs = [100 * (start_s + i * (end_s - start_s) / look_frames) for i in range(look_frames)]
     else:
         times_cs = [round(start_s * 100) + int(100 * i / fps) for i in range(num_frames)]
-    if row["kind"] == "dot":  # its colour is in no frame of a look
-        return None
     seen = []
     for start, end, colour in row["flashes_s"]:
         if any(start - 1e-6 <= time_cs / 100 < end - 1e-6 for time_cs in times_cs):

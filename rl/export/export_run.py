@@ -89,8 +89,8 @@ def episode_section(settings: Mapping[str, Any]) -> dict[str, Any]:
         name: {field.name: found[field.name] for field in fields(rules) if field.name in found}
         for name, (rules, found) in sections.items()
     }
-    tools = section["retrieval"].get("tools", ())
-    section["retrieval"] |= {"tools": [Path(name).name for name in tools]} if tools else {}  # no path of this machine
+    retrieval = section["retrieval"]
+    retrieval["tools"] = [Path(name).name for name in retrieval["tools"]]  # no path of this machine
     return section
 
 

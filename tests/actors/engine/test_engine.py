@@ -256,8 +256,7 @@ def test_a_call_forced_on_a_policy_that_writes_none_is_scored_alike(
     asked = [turn.completion for one in group.trajectories_G for turn in one.turns[:-1]]  # a malformed call before it
     looks = [one.turns[-2].completion for one in group.trajectories_G]
     assert [[call.tool for call in one.granted_calls] for one in group.trajectories_G] == [[tool], [tool]]
-    assert all(NOT_DRAWN in look.logprobs for look in looks)
-    assert any(look.logprobs[0] != NOT_DRAWN for look in looks)  # some begin with words of the policy's own
+    assert all(0 < look.logprobs.count(NOT_DRAWN) < len(look.logprobs) for look in looks)
     assert report.failures(FLOAT32) == []
     assert report.segments["sampling"].tokens == sum(len(turn.token_ids) for turn in asked)
 
