@@ -57,6 +57,7 @@ ROOMS = (  # from the roof down: a room imports itself and rooms below it, never
     "rl/calls.py",
     "rl/packed_tuples.py",
     "rl/sha256.py",
+    "rl/own_address.py",
 )
 NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/trainer.py": ("rl.trajectory", "rl.tracking.stage_clock"),
@@ -70,7 +71,10 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "rl/algorithm/loss.py": ("rl.algorithm.loss_totals",),
     "rl/config/": ("rl.config", "rl.user_code"),
     "rl/user_code/": ("rl.user_code",),
-    "rl/weight_transfer/": ("rl.weight_transfer",),
+    "rl/weight_transfer/": (
+        "rl.weight_transfer",
+        "rl.own_address",
+    ),
     "cluster/": ("cluster",),
     "cluster/installed/": ("rl.cli.main",),
 }

@@ -7,7 +7,6 @@ whole batch, any stage, any number of ranks and any micro-batch size then give t
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from torch.profiler import record_function
 from rl.config.learner import LearnerConfig
 from rl.learner.loading import cut_up_for_inference, place_cut_up, place_whole, whole_shape
 from rl.learner.settings import deepspeed_settings, inference_settings, steps_fused, uses_cuda
+from rl.own_address import own_interface
 from rl.policy.lora import NamedWeight, named_weights
 from rl.weight_transfer.description import WeightTensor, dtype_name, filled
 
@@ -221,13 +221,14 @@ def _init_process_group(
 ) -> None:
     """Rank 0 listens on `master_addr` alone: torch by itself would listen on every interface.
 
-    Where that is loopback, so is all that ranks send each other.
+    Ranks over gloo talk by the interface from which they reach it; gloo by itself would take the host's name for it.
+    NCCL finds its own.
     """
     if dist.is_initialized():  # by an earlier learner of this process
         return
     listening = socket.create_server((master_addr, master_port)).detach() if rank == 0 else None
-    if ipaddress.ip_address(socket.gethostbyname(master_addr)).is_loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if backend == "gloo" and (interface := own_interface(master_addr, master_port)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     store = dist.TCPStore(
         master_addr, master_port, world_size, is_master=rank == 0, timeout=timeout, master_listen_fd=listening
     )

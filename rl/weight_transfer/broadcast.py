@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rl.own_address import own_address
 from rl.weight_transfer.meeting import LinkError, MeetingPoint
 from rl.weight_transfer.watch import Watch
 
@@ -89,13 +89,6 @@ class BroadcastLink:
             group.abort()
         del group  # nobody but that thread has it any more
         threading.Thread(target=held.clear, name="link", daemon=True).start()
-
-
-def own_address(host: str, port: int) -> str:
-    """The address of this machine from which it talks to another."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))
-        return probe.getsockname()[0]
 
 
 @contextmanager
