@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rl.fault_injection.machines import why_not
+from rl.fault_injection.schedule import FAULT_TYPES
+from tests.calibration import within
+
 pytestmark = pytest.mark.soak  # minutes of random faults; each kind by itself: tests/test_faults.py
 
 REPOSITORY = Path(__file__).parents[1]
@@ -22,21 +26,41 @@ SMALL = (
 KILLED = ("reward_killed", "rollout_killed")  # learners: tests/test_faults.py
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_a_run_that_loses_workers_loses_no_task_and_repeats_none(tmp_path, lag):
+OF_A_CLUSTER = tuple(name for name, fault_type in FAULT_TYPES.items() if fault_type.needs_nodes)
+
+
+def chaos(tmp_path, *arguments, timeout_s):
+    """What an experiment told in the end; it must have passed."""
     folders = (f"output_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache")
-    options = ("--minutes", "0.5", "--seed", "0", "--every", "6", "--only", ",".join(KILLED), "--json")
     answer = subprocess.run(
-        [sys.executable, "-m", "rl", "chaos", *SMALL, f"trainer.max_policy_lag={lag}", *folders, *options],
+        [sys.executable, "-m", "rl", "chaos", *SMALL, *folders, *arguments, "--json"],
         cwd=REPOSITORY,
         env=os.environ | {"COLUMNS": "160"},
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=timeout_s,
     )
     assert answer.returncode == 0, answer.stdout[-5000:] + answer.stderr[-3000:]
     told = json.loads(answer.stdout.splitlines()[-1])
-    assert told["passed"] and told["violations"] == {} and told["launches"] == 2
+    assert told["passed"] and told["violations"] == {}
+    return told
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_that_loses_workers_loses_no_task_and_repeats_none(tmp_path, lag):
+    options = ("--minutes", "0.5", "--seed", "0", "--every", "6", "--only", ",".join(KILLED))
+    told = chaos(tmp_path, f"trainer.max_policy_lag={lag}", *options, timeout_s=580)
+    assert told["launches"] == 2
     assert sorted(told["fault_types"]) == list(KILLED)
     for row in told["fault_types"].values():
         assert row["recovered"] == row["injected"] >= 1
+
+
+@pytest.mark.skipif(bool(why_not()), reason=f"no machines here: {why_not()}")
+@pytest.mark.timeout(3600)
+def test_a_run_on_a_cluster_survives_what_happens_to_its_nodes_disk_and_head(tmp_path):
+    """Ray ends a driver a minute after its head service is gone, so a round takes minutes."""
+    options = ("--nodes", "2", "--minutes", "6", "--seed", "0", "--every", "30", "--only", ",".join(OF_A_CLUSTER))
+    told = chaos(tmp_path, *options, timeout_s=within(1200))
+    assert set(told["fault_types"]) == set(OF_A_CLUSTER)
+    assert all(row["injected"] >= 1 for row in told["fault_types"].values())

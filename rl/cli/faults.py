@@ -46,6 +46,10 @@ def chaos(
         float, typer.Option(help="Minutes without a step, after which the run counts as hung.", min=1.0)
     ] = 30.0,
     only: Annotated[str, typer.Option(help="Fault types that may come, separated by commas; default: all.")] = "",
+    nodes: Annotated[
+        int,
+        typer.Option(help="Machines of a cluster to run on, made of namespaces (Linux, root); 0: this one.", min=0),
+    ] = 0,
     reference: Annotated[
         bool | None,
         typer.Option(
@@ -58,19 +62,23 @@ def chaos(
 ) -> None:
     """Inject random faults into a real run, and check that nothing was lost or repeated.
 
-    Workers, decoders and the whole run are killed or stopped, checkpoints are damaged; the run is started again with
-    the same command as often as it takes, and has to finish. Exits 3 if an invariant does not hold: every step and
-    every task once, one policy version a step, parity, every fault detected and recovered, nothing left behind.
+    Workers, decoders and the whole run are killed or stopped, checkpoints are damaged; with `--nodes`, nodes are killed
+    and replaced, their network slowed, object stores and the disk filled up, and Ray's head service is killed. The run
+    is started again with the same command as often as it takes, and has to finish. Exits 3 if an invariant does not
+    hold: every step and every task once, one policy version a step, parity, every fault detected and recovered,
+    nothing left behind.
 
-    Example: `dynframe chaos configs/quickstart.yaml --minutes 5 --seed 7`
+    Example: `dynframe chaos configs/quickstart.yaml --minutes 5 --seed 7`; on a cluster: `--nodes 2`
     """
     config = load_runnable(inputs)
     from rl.fault_injection.chaos import Experiment, run_chaos
-    from rl.fault_injection.schedule import FAULT_TYPES
+    from rl.fault_injection.schedule import FAULT_TYPES, WITHOUT_NODES
 
-    names = tuple(name.strip() for name in only.split(",")) if only else tuple(FAULT_TYPES)
+    all_here = tuple(FAULT_TYPES) if nodes else WITHOUT_NODES
+    names = tuple(name.strip() for name in only.split(",")) if only else all_here
     compared = config.rollout.deterministic if reference is None else reference
-    result = run_chaos(config, Experiment(minutes, seed, every, names, compared, timeout_s=60 * timeout), console)
+    experiment = Experiment(minutes, seed, every, names, compared, timeout_s=60 * timeout, nodes=nodes)
+    result = run_chaos(config, experiment, console)
     if as_json:
         print_json(result.as_dict())
     end_with_gate(result.passed)

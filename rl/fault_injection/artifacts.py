@@ -71,6 +71,7 @@ class Rules:
     warn_nat: float
     stop_grace_s: float
     hung_s: Mapping[str, float]  # by role: how long a stopped worker with work may go undetected
+    node_lost_s: float = 0.0  # until a silent node counts as dead
     max_lag: int = 0  # pushes by which the weights that sampled a step may be behind those that learned from it
 
 

@@ -4,12 +4,15 @@ Part of the composition root. The run is a process of its own, launched with the
 the time is over it is stopped, launched again for two more steps, and must end with exit code 0. With a reference, a
 run without faults follows, and every step must be the same.
 
+With nodes the run gets a cluster of machines of its own, made of namespaces, and these are struck, too.
+
 In a folder beside the configured run: chaos.jsonl (every injection), launches.jsonl (every launch and its end),
 output.log, and the run itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
@@ -20,15 +23,17 @@ from rich.console import Console
 
 from actors.reward import GRACE_S
 from actors.worker.waiting import COLLECT_S
+from rl.config.errors import ConfigError
 from rl.config.file import to_dict
 from rl.config.run import RunConfig
 from rl.fault_injection.artifacts import Rules, read_artifacts
+from rl.fault_injection.cluster_under_test import LOST_AFTER_S, ClusterUnderTest, disk_of_its_own
 from rl.fault_injection.experiment import RunUnderTest, print_line
 from rl.fault_injection.invariants import check_invariants, matches_reference
 from rl.fault_injection.recovery import recoveries
 from rl.fault_injection.result import ExperimentResult, print_result
 from rl.fault_injection.run_process import folder_beside_runs
-from rl.fault_injection.schedule import FAULT_TYPES, schedule
+from rl.fault_injection.schedule import FAULT_TYPES, WITHOUT_NODES, schedule
 from rl.run.attempt import task_stream
 from rl.run.preflight.check import preflight
 from rl.run.prepare.tasks import prepare_tasks
@@ -53,9 +58,10 @@ class Experiment:
     minutes: float
     seed: int
     every_s: float  # mean seconds between two faults
-    fault_types: tuple[str, ...] = tuple(FAULT_TYPES)
+    fault_types: tuple[str, ...] = WITHOUT_NODES
     reference: bool = False  # compare with a run without faults
     timeout_s: float = 1800.0  # without a step: the run counts as hung
+    nodes: int = 0  # that the run has, beside the driver's; 0: it runs on this machine
 
 
 def run_chaos(config: RunConfig, experiment: Experiment, console: Console) -> ExperimentResult:
@@ -65,21 +71,29 @@ def run_chaos(config: RunConfig, experiment: Experiment, console: Console) -> Ex
         ConfigError: the configuration cannot work here, or there is no such fault type.
     """
     preflight(config)
+    alone = [name for name in experiment.fault_types if name in FAULT_TYPES and FAULT_TYPES[name].needs_nodes]
+    if alone and not experiment.nodes:
+        raise ConfigError(f"command line: --only: {', '.join(alone)}: only a cluster has that; say --nodes 2 or more")
     allowed = [name for name in experiment.fault_types if not (experiment.reference and name in MASKS_REWARDS)]
     plan = schedule(experiment.seed, experiment.every_s, allowed)
     first = next(plan)  # refuses unknown fault types before anything is written
     home = folder_beside_runs(config.output_dir, f"chaos-{config.name}-")
-    declared = chaos_config(config, output_dir=home)
+    declared = chaos_config(config, output_dir=home / "runs" if experiment.nodes else home)
     print_line(console, f"chaos: {home}")
     for change in config_changes(to_dict(config), to_dict(declared), meaning=()):
         print_line(console, f"  {change}")
     rules = rules_of(declared, task_stream(prepare_tasks(declared, "train", console).tasks, declared))
-    run = RunUnderTest(declared, home, console, rules, experiment.timeout_s)
-    run.inject_for(experiment.minutes * 60, chain([first], plan))
-    reached = run.steps_done
-    if run.is_alive:
-        run.finish(reached + MORE_STEPS)
-    artifacts = read_artifacts(home, home / declared.name)
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if experiment.nodes:
+            cluster = ClusterUnderTest(declared, experiment.nodes)
+            stack.enter_context(disk_of_its_own(Path(declared.output_dir)))
+        run = RunUnderTest(declared, home, console, rules, experiment.timeout_s, cluster)
+        run.inject_for(experiment.minutes * 60, chain([first], plan))
+        reached = run.steps_done
+        if run.is_alive:
+            run.finish(reached + MORE_STEPS)
+    artifacts = read_artifacts(home, Path(declared.output_dir) / declared.name)
     violations = check_invariants(artifacts, rules, run.steps_done)
     if experiment.reference and run.is_alive:
         violations["reference"] = matches_reference(artifacts, run.reference(reached), reached)
@@ -138,6 +152,7 @@ def rules_of(config: RunConfig, tasks_for: Callable[[int, int], Sequence[Any]]) 
             "reward": config.scoring.timeout_s * config.rollout.group_size + GRACE_S,
             "learner": config.learner.timeout_s,
         },
+        node_lost_s=LOST_AFTER_S,
         max_lag=config.trainer.max_policy_lag,
     )
 

@@ -18,13 +18,15 @@ from rich.console import Console
 from rl.checkpoint.store import CheckpointStore
 from rl.config.file import to_yaml
 from rl.config.run import RunConfig, with_absolute_code
-from rl.fault_injection.artifacts import BY_FAULT, LAUNCHES, STOPPED, Launch, Rules, read_artifacts
+from rl.fault_injection.artifacts import BY_FAULT, HUNG, LAUNCHES, STOPPED, Launch, Rules, read_artifacts
+from rl.fault_injection.cluster_under_test import ClusterUnderTest
 from rl.fault_injection.inject import INJECTIONS, FaultInjector, Injection, append_json_line
 from rl.fault_injection.launch import EXIT_S, RunningLaunch, last_step
 from rl.fault_injection.recovery import UNDETECTED, recoveries
 from rl.fault_injection.run_process import launched
 from rl.fault_injection.schedule import FAULT_TYPES, TERMINATE, PlannedFault
 
+END_S = 180.0  # for a run to end that has lost Ray's head service
 RECOVERY_TIMEOUT_S = 300.0  # after the last fault, for all to be recovered
 
 
@@ -57,15 +59,25 @@ class InjectionQueue:
 class RunUnderTest:
     """A run, launched as often as it takes."""
 
-    def __init__(self, config: RunConfig, home: Path, console: Console, rules: Rules, timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        home: Path,
+        console: Console,
+        rules: Rules,
+        timeout_s: float,
+        cluster: ClusterUnderTest | None = None,
+    ) -> None:
         """
         Args:
+            cluster: what launches run on; by default this machine.
             rules: say by when a fault must have been detected.
             timeout_s: without a step, after which a launch counts as hung and is killed.
         """
         self._config, self._home, self._console = config, home, console
         self._rules, self._timeout_s = rules, timeout_s
-        self._run_dir = home / config.name
+        self._cluster = cluster
+        self._run_dir = Path(config.output_dir) / config.name
         self._started: float | None = None  # time.monotonic() of the first step
         self._ended: float | None = None  # of the last launch
         self.is_alive = True  # no launch has hung, or ended by itself before it was due
@@ -113,7 +125,7 @@ class RunUnderTest:
 
     def _inject_into(self, launch: RunningLaunch, queue: InjectionQueue, seconds: float) -> None:
         """Faults into one launch, to its end."""
-        injector = FaultInjector(launch.tree, self._run_dir, self._home / INJECTIONS)
+        injector = FaultInjector(launch.tree, self._run_dir, self._home / INJECTIONS, self._cluster)
         queue.pause()
         while launch.poll():
             if not launch.first_step_s:
@@ -149,8 +161,8 @@ class RunUnderTest:
         fault_type = FAULT_TYPES[injection.fault_type]
         if fault_type.action == TERMINATE:
             launch.wait_stopped(injection.time_s)
-        elif fault_type.ends_the_run:
-            launch.ended = BY_FAULT
+        elif fault_type.ends_the_run:  # by itself, where only what it runs on was taken away
+            launch.ended = BY_FAULT if not fault_type.needs_nodes or launch.wait_ended(END_S) else HUNG
         return fault_type.ends_the_run
 
     def _is_settled(self) -> bool:
@@ -172,8 +184,10 @@ class RunUnderTest:
     @contextlib.contextmanager
     def _launch(self, settings: Path) -> Iterator[RunningLaunch]:
         started_s, metrics = time.time(), self._run_dir / "metrics.jsonl"
-        with launched(settings, self._home / "output.log") as process:
-            launch = RunningLaunch(process, metrics, self._config.trainer.stop_grace_s, self._timeout_s)
+        start = launched if self._cluster is None else self._cluster.launched
+        with start(settings, self._home / "output.log") as process:
+            tree = self._cluster.tree(process) if self._cluster is not None else None
+            launch = RunningLaunch(process, metrics, self._config.trainer.stop_grace_s, self._timeout_s, tree)
             try:
                 yield launch
                 left = launch.tree.wait_gone(EXIT_S)

@@ -1,4 +1,4 @@
-"""Injecting one fault: a process of a run is killed, stopped or terminated, or its newest checkpoint damaged."""
+"""Injecting one fault: a process is killed, stopped or terminated, the newest checkpoint damaged, a node struck."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import psutil
 from rl.checkpoint.checkpoint import open_checkpoint
 from rl.checkpoint.manifest import CheckpointError
 from rl.checkpoint.store import CheckpointStore
+from rl.fault_injection.cluster_under_test import ClusterUnderTest
 from rl.fault_injection.run_process import ProcessTree
 from rl.fault_injection.schedule import DAMAGE, FAULT_TYPES, STOP, TERMINATE, FaultType, PlannedFault
 from rl.fault_injection.targets import ProcessFinder, method_of, title_of
@@ -30,7 +31,7 @@ class Injection:
     fault_type: str
     pid: int
     title: str  # of the process at that moment: which worker it is, and what it was doing
-    worker: str = ""  # "rollout/0"; empty if its title never showed it
+    worker: str = ""  # "rollout/0"; empty if its title never showed it; "node/10.77.0.3", "disk", "gcs"
     note: str = ""
     due_s: float = 0.0  # when it was planned, in seconds of steps; it waits until there is a target
 
@@ -38,19 +39,23 @@ class Injection:
 class FaultInjector:
     """Injects planned faults into one launch of a run. A fault without a target is not injected, and may be retried."""
 
-    def __init__(self, tree: ProcessTree, run_dir: Path, log: Path) -> None:
-        self._tree, self._run_dir, self._log = tree, run_dir, log
+    def __init__(self, tree: ProcessTree, run_dir: Path, log: Path, cluster: ClusterUnderTest | None = None) -> None:
+        self._tree, self._run_dir, self._log, self._cluster = tree, run_dir, log, cluster
         self._processes = ProcessFinder(tree)
         self._injected: set[psutil.Process] = set()  # never a target again: it may be stopped, not gone
 
     def refresh(self) -> None:
-        """See which processes there are."""
+        """See which processes there are, and end what has lasted long enough."""
         self._processes.refresh()
+        if self._cluster is not None:
+            self._cluster.refresh()
 
     def inject(self, planned: PlannedFault) -> Injection | None:
         """Inject the fault and log it; None if there is no target."""
         fault_type = FAULT_TYPES[planned.fault_type]
         inject = self._into_run if fault_type.ends_the_run else self._into_process
+        if fault_type.needs_nodes:
+            inject = self._into_cluster
         injection = inject(planned, fault_type)
         if injection is not None:
             append_json_line(self._log, injection)
@@ -71,6 +76,13 @@ class FaultInjector:
         self._injected.add(target)
         note, worker = "during a push" if fault_type.during else "", self._processes.worker_name(target)
         return Injection(now, planned.fault_type, target.pid, title, worker, note, planned.after_s)
+
+    def _into_cluster(self, planned: PlannedFault, fault_type: FaultType) -> Injection | None:
+        struck = self._cluster and self._cluster.strike(fault_type, planned.pick)
+        if struck is None:
+            return None
+        title, due_s = struck.what.replace("/", " "), planned.after_s
+        return Injection(struck.time_s, planned.fault_type, struck.pid, title, struck.what, struck.note, due_s)
 
     def _into_run(self, planned: PlannedFault, fault_type: FaultType) -> Injection | None:
         driver = self._processes.driver

@@ -27,7 +27,12 @@ from rl.fault_injection.schedule import FAULT_TYPES
 TERMINATED = 143  # exit code after SIGTERM
 EXIT_S = 30.0  # beyond the grace, for Python to end
 MAX_NAMED = 5  # trajectories of one violation that are named
-EXPLAINS = {"reward": ("worker_died", "timeout"), "decoder": ("video_error",)}  # target -> causes of missing rewards
+EXPLAINS = {  # target -> causes of missing rewards
+    "reward": ("worker_died", "timeout"),
+    "decoder": ("video_error",),
+    "node": ("worker_died", "timeout"),
+    "store": ("timeout",),
+}
 
 
 def check_invariants(artifacts: RunArtifacts, rules: Rules, steps: int) -> dict[str, list[str]]:

@@ -22,10 +22,18 @@ TAIL_BYTES = 65_536  # of metrics.jsonl, in which its last line lies
 class RunningLaunch:
     """One launch of a run."""
 
-    def __init__(self, process: subprocess.Popen[bytes], metrics: Path, grace_s: float, timeout_s: float) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        metrics: Path,
+        grace_s: float,
+        timeout_s: float,
+        tree: ProcessTree | None = None,
+    ) -> None:
         """
         Args:
             metrics: the run's metrics.jsonl.
+            tree: the launch's processes; by default those below `process`.
             grace_s: within which the run has promised to stop.
             timeout_s: without a step, after which the launch counts as hung and is killed.
         """
@@ -33,7 +41,7 @@ class RunningLaunch:
         self._started_s = time.time()
         self._progress = (0, time.monotonic())  # the last step, and when it was seen first
         self._refreshed = 0.0
-        self.tree = ProcessTree(process)
+        self.tree = tree or ProcessTree(process)
         self.first_step_s = 0.0
         self.ended_s = 0.0
         self.ended = BY_ITSELF
@@ -71,8 +79,15 @@ class RunningLaunch:
 
     def stop(self) -> None:
         """Send SIGTERM, and wait until it has stopped."""
-        os.kill(self._process.pid, signal.SIGTERM)
+        os.kill(self.tree.pid, signal.SIGTERM)
         self.wait_stopped(time.time())
+
+    def wait_ended(self, limit_s: float) -> bool:
+        """Whether it ends by itself within that time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=limit_s)
+        self.ended_s = time.time()
+        return self._process.poll() is not None
 
     def wait_stopped(self, requested_s: float) -> None:
         """Wait until it has stopped after a SIGTERM sent at `requested_s`; it is killed if it does not."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl.fault_injection.artifacts import Rules, RunArtifacts
+from rl.fault_injection.cluster_under_test import NO_WORKERS
 from rl.fault_injection.inject import Injection
-from rl.fault_injection.schedule import FAULT_TYPES, STOP
+from rl.fault_injection.schedule import FAULT_TYPES, PASSES_S, STOP
 
 DETECTION_S = 10.0  # for the owner of a process to see that it is gone
 REPORT_S = 120.0  # from when a fault must have been detected until the step that reports its recovery
@@ -28,10 +29,11 @@ class Recovery:
     """What became of a fault injected into a process of a run that goes on."""
 
     injection: Injection
-    outcome: str  # RECOVERED | RUN_ENDED | LATE | UNDETECTED | NO_EFFECT (a decoder that was not needed again)
+    outcome: str  # RECOVERED | RUN_ENDED | LATE | UNDETECTED | NO_EFFECT (a decoder not needed again, an empty node)
     detection_s: float | None = None
     recovery_s: float | None = None
     line: int | None = None  # of faults.jsonl, from 0
+    more: tuple[int, ...] = ()  # lines: of the other workers of a node
 
 
 def recoveries(artifacts: RunArtifacts, rules: Rules) -> list[Recovery]:
@@ -46,7 +48,7 @@ def recoveries(artifacts: RunArtifacts, rules: Rules) -> list[Recovery]:
 
 def not_injected(artifacts: RunArtifacts, matched: Sequence[Recovery]) -> list[Mapping[str, Any]]:
     """Faults in faults.jsonl that no injection explains: recovered, so no violation, but worth reading."""
-    explained = {recovery.line for recovery in matched}
+    explained = {line for recovery in matched for line in (recovery.line, *recovery.more)}
     return [fault for index, fault in enumerate(artifacts.faults) if index not in explained]
 
 
@@ -67,6 +69,8 @@ def detection_limit_s(injection: Injection, artifacts: RunArtifacts, rules: Rule
 def _own_limit_s(injection: Injection, artifacts: RunArtifacts, rules: Rules) -> float:
     """Rollout workers are watched all the time, the others when they are next needed."""
     fault_type = FAULT_TYPES[injection.fault_type]
+    if fault_type.needs_nodes:
+        return rules.node_lost_s + PASSES_S + artifacts.longest_step_s + DETECTION_S
     if fault_type.action == STOP:
         return rules.hung_s[fault_type.target] + artifacts.longest_step_s + DETECTION_S
     return DETECTION_S if fault_type.target == "rollout" else DETECTION_S + artifacts.longest_step_s
@@ -74,6 +78,10 @@ def _own_limit_s(injection: Injection, artifacts: RunArtifacts, rules: Rules) ->
 
 def _recovery(injection: Injection, artifacts: RunArtifacts, rules: Rules, used: set[int]) -> Recovery:
     target = FAULT_TYPES[injection.fault_type].target
+    if FAULT_TYPES[injection.fault_type].passes:
+        return _passed(injection, artifacts)
+    if target == "node":
+        return _node_recovery(injection, artifacts, rules, used)
     if target == "decoder":
         return _decoder_recovery(injection, artifacts, used)
     until, limit_s = _end_of_launch(injection, artifacts), detection_limit_s(injection, artifacts, rules)
@@ -109,6 +117,37 @@ def _decoder_recovery(injection: Injection, artifacts: RunArtifacts, used: set[i
             detection_s = max(fault["detected_s"] - injection.time_s, 0.0)
             return Recovery(injection, RECOVERED, detection_s, fault["recovery_s"], index)
     return Recovery(injection, NO_EFFECT)
+
+
+def _passed(injection: Injection, artifacts: RunArtifacts) -> Recovery:
+    """What passes by itself is recovered with the next step after it."""
+    over_s, until = injection.time_s + PASSES_S, _end_of_launch(injection, artifacts)
+    steps = [float(line["time_s"]) for line in artifacts.lines if over_s <= float(line["time_s"]) <= until]
+    if steps:
+        return Recovery(injection, RECOVERED, recovery_s=min(steps) - over_s)
+    return Recovery(injection, RUN_ENDED if until <= over_s + REPORT_S else UNDETECTED)
+
+
+def _node_recovery(injection: Injection, artifacts: RunArtifacts, rules: Rules, used: set[int]) -> Recovery:
+    """Every worker of a lost node has a line; the last one to be replaced ends the recovery."""
+    until, limit_s = _end_of_launch(injection, artifacts), detection_limit_s(injection, artifacts, rules)
+    address = injection.worker.partition("/")[2]
+    found = [
+        (index, fault)
+        for index, fault in enumerate(artifacts.faults)
+        if injection.time_s - CLOCK_S <= fault["detected_s"] <= until
+        and (fault.get("failure") or {}).get("node") == address
+    ]
+    if not found:
+        if until <= injection.time_s + limit_s + REPORT_S:
+            return Recovery(injection, RUN_ENDED)
+        return Recovery(injection, NO_EFFECT if NO_WORKERS in injection.note else UNDETECTED)
+    first, *more = (index for index, _ in found)
+    used.update((first, *more))
+    detection_s = max(min(fault["detected_s"] for _, fault in found) - injection.time_s, 0.0)
+    back_s = max(fault["detected_s"] + fault["recovery_s"] for _, fault in found) - injection.time_s
+    outcome = RECOVERED if detection_s <= limit_s else LATE
+    return Recovery(injection, outcome, detection_s, back_s, first, tuple(more))
 
 
 def _end_of_launch(injection: Injection, artifacts: RunArtifacts) -> float:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -61,11 +61,29 @@ class ProcessTree:
     is missed.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        pid: int | None = None,
+        beside: Sequence[int] = (),
+        must_end: Callable[[psutil.Process], bool] = lambda _: True,
+    ) -> None:
+        """
+        Args:
+            pid: of the run itself, where `process` only started it.
+            beside: process ids of other roots.
+            must_end: what is waited for once the run is over; others belong to what it ran on.
+        """
+        self._process, self._must_end = process, must_end
+        self.pid = process.pid if pid is None else pid
         self._seen: dict[psutil.Process, None] = {}  # in order of appearance
+        for root in (self.pid, *beside):
+            self.add(root)
+
+    def add(self, pid: int) -> None:
+        """Another root."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            self._seen[psutil.Process(process.pid)] = None
+            self._seen[psutil.Process(pid)] = None
 
     @property
     def has_ended(self) -> bool:
@@ -96,7 +114,7 @@ class ProcessTree:
             ProcessesRemainError: some are still there after half a minute.
         """
         with contextlib.suppress(psutil.NoSuchProcess):  # before looking for the others, which takes time
-            psutil.Process(self._process.pid).suspend()
+            psutil.Process(self.pid).suspend()
         stopped: dict[psutil.Process, None] = {}
         while fresh := [member for member in self.refresh() if member not in stopped]:
             for member in fresh:
@@ -107,13 +125,13 @@ class ProcessTree:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         self._process.wait(timeout=KILL_TIMEOUT_S)
-        if remaining := self.wait_gone(KILL_TIMEOUT_S):
+        if remaining := [member.pid for member in wait_gone(self.alive(), KILL_TIMEOUT_S)]:
             raise ProcessesRemainError(f"processes {remaining} of the run could not be killed")
         return len(stopped)
 
     def wait_gone(self, timeout_s: float) -> list[int]:
-        """Wait until no member is left; returns the process ids of those that are."""
-        return [member.pid for member in wait_gone(self.alive(), timeout_s)]
+        """Wait until no member is left that must end; returns the process ids of those that are."""
+        return [member.pid for member in wait_gone([one for one in self.alive() if self._must_end(one)], timeout_s)]
 
 
 def kill_process_tree(process: subprocess.Popen[bytes]) -> int:

@@ -13,21 +13,37 @@ from types import MappingProxyType
 
 from rl.config.errors import ConfigError
 
-KILL, STOP, TERMINATE, DAMAGE = "kill", "stop", "terminate", "damage"
+KILL, STOP, TERMINATE, DAMAGE, SLOW, FILL = "kill", "stop", "terminate", "damage", "slow", "fill"
+ENDING, OF_NODES = ("run", "gcs"), ("node", "store", "disk", "gcs")  # targets
+PASSES_S = 20.0  # how long what passes by itself lasts
 
 
 @dataclass(frozen=True, slots=True)
 class FaultType:
-    """What is done, and to which process."""
+    """What is done, and to which process or node."""
 
-    action: str  # KILL: SIGKILL | STOP: SIGSTOP for good | TERMINATE: SIGTERM | DAMAGE: a byte of the newest checkpoint
-    target: str  # "rollout" | "reward" | "learner" | "decoder": one process | "run": all (TERMINATE: the driver)
+    # KILL: SIGKILL | STOP: SIGSTOP for good | TERMINATE: SIGTERM | DAMAGE: a byte of the newest checkpoint
+    # SLOW, FILL: for PASSES_S, the network of a node; an object store, a disk
+    action: str
+    # "rollout" | "reward" | "learner" | "decoder": one process | "run": all (TERMINATE: the driver)
+    # with --nodes: "node": one of them | "store": its object store | "disk": of the run | "gcs": Ray's head service
+    target: str
     during: str = ""  # only while a learner rank runs this method: "export" is the first half of a weight push
 
     @property
     def ends_the_run(self) -> bool:
         """The run has to be launched again."""
-        return self.target == "run"
+        return self.target in ENDING
+
+    @property
+    def needs_nodes(self) -> bool:
+        """It happens to a cluster."""
+        return self.target in OF_NODES
+
+    @property
+    def passes(self) -> bool:
+        """It ends by itself, and the run goes on."""
+        return self.action in (SLOW, FILL)
 
 
 FAULT_TYPES: Mapping[str, FaultType] = MappingProxyType(
@@ -44,8 +60,14 @@ FAULT_TYPES: Mapping[str, FaultType] = MappingProxyType(
         "run_killed": FaultType(KILL, "run"),
         "run_killed_checkpoint_damaged": FaultType(DAMAGE, "run"),
         "run_terminated": FaultType(TERMINATE, "run"),
+        "node_killed": FaultType(KILL, "node"),
+        "node_network_slow": FaultType(SLOW, "node"),
+        "object_store_full": FaultType(FILL, "store"),
+        "disk_full": FaultType(FILL, "disk"),
+        "gcs_killed": FaultType(KILL, "gcs"),
     }
 )
+WITHOUT_NODES = tuple(name for name, fault_type in FAULT_TYPES.items() if not fault_type.needs_nodes)
 
 
 @dataclass(frozen=True, slots=True)

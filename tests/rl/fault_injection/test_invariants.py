@@ -213,6 +213,37 @@ def test_a_stopped_worker_is_detected_by_its_deadline_and_a_fault_meanwhile_may_
     assert outcome((stopped,), (fault(190.0, "learner", "learner_lost"),)) == [LATE]
 
 
+def on_node(address, **more):
+    return fault(**more) | {"failure": {"node": address}}
+
+
+def test_a_lost_node_is_recovered_when_the_last_of_its_workers_is_back():
+    killed = injection("node_killed", 112.0, "node/10.77.0.2")
+    faults = [
+        on_node("10.77.0.3", detected_s=113.0),
+        on_node("10.77.0.2", detected_s=118.0, recovery_s=30.0, worker="learner", kind="learner_lost"),
+        on_node("10.77.0.2", detected_s=121.0, recovery_s=40.0),
+    ]
+    artifacts = replace(WHOLE, injections=(killed,), faults=tuple(faults))
+    (found,) = recoveries(artifacts, RULES)
+    assert (found.outcome, found.detection_s, found.recovery_s) == (RECOVERED, 6.0, 49.0)
+    assert not_injected(artifacts, [found]) == faults[:1]
+
+
+def test_a_lost_node_without_workers_has_no_effect_and_one_with_workers_must_be_reported():
+    empty = replace(injection("node_killed", 112.0, "node/10.77.0.2"), note="with no workers")
+    assert outcome([empty], []) == [NO_EFFECT]
+    assert outcome([replace(empty, note="with rollout")], []) == [UNDETECTED]
+
+
+@pytest.mark.parametrize("kind", ["node_network_slow", "object_store_full", "disk_full"])
+def test_what_passes_by_itself_is_recovered_with_the_next_step(kind):
+    lines = tuple(line(step) | {"time_s": time_s} for step, time_s in ((1, 110.0), (2, 125.0), (3, 137.0)))
+    (found,) = recoveries(replace(WHOLE, injections=(injection(kind, 112.0, "node/10.77.0.2"),), lines=lines), RULES)
+    assert (found.outcome, found.recovery_s) == (RECOVERED, 5.0)  # 20 s later
+    assert outcome([injection(kind, 112.0)], []) == [UNDETECTED]  # no step after it: the run did not go on
+
+
 def test_a_fault_that_the_run_could_no_longer_report_is_no_violation():
     cut = launch(ended_s=120.0, ended=BY_FAULT, exit_code=-9)
     assert outcome((injection(),), (), (cut, launch(started_s=121.0))) == [RUN_ENDED]
