@@ -26,6 +26,7 @@ from tests.canary import SECRETS, holding_a_secret, is_loopback, sockets_of
 from tests.prometheus import MISSING, Monitor, needs_prometheus
 from tests.proof_run import TURN, order_of_turns
 from tests.terminal import strange_lines
+from tests.wandb_file import artifacts_of, config_of, history_of, stored
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.deepspeed]
 
@@ -107,6 +108,7 @@ def listening(home, monitor):
         Who listened where meanwhile, (address, port) -> name.
     """
     steps = ("name=straight", *RANKS, "trainer.steps=3", "trainer.profile_steps=[2]", "placement.dashboard=true")
+    steps += ("logging.wandb=offline",)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | SECRETS
     environment |= {"COLUMNS": "160", "RAY_TMPDIR": str(monitor[1])}
     environment["RAY_metrics_report_interval_ms"] = "1000"  # by default what a run of seconds says would come too late
@@ -147,6 +149,22 @@ def test_a_run_says_what_was_learned_and_leaves_everything_behind(home, straight
     assert "samples/held_out/table/text_summary" in curves.Tags()["tensors"]
     assert [point.step for point in curves.Scalars("reward/sampling")] == [1, 2, 3]
     assert [path.name for path in sorted((run / "checkpoints").glob("step_*"))] == ["step_00000002", "step_00000003"]
+
+
+def test_what_wandb_keeps_of_a_run_is_what_its_metrics_say(home, straight):
+    run = home / "runs" / "straight"
+    (file,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    found = stored(file)
+    logged = {int(line["_step"]): line for line in history_of(found) if "reward/sampling" in line}
+    assert list(logged) == [1, 2, 3]
+    for step, metrics in steps_of(home, "straight").items():
+        kept = {
+            name: logged[step].get(name) for name in metrics if name.split("/")[0] in ("reward", "parity", "held_out")
+        }
+        assert kept and kept == pytest.approx({name: metrics[name] for name in kept})
+    assert config_of(found)["trainer"]["steps"] == 3
+    assert any(kind == "report" for _, kind in artifacts_of(found))
+    assert any(record.HasField("exit") for record in found)
 
 
 def test_a_run_listens_on_loopback_only_and_writes_no_secret(home, listening):

@@ -87,9 +87,10 @@ class Attempt:
             StopRequested: a signal came; the run is saved at the step it had reached.
             LearnerError: a rank was lost, and with it all of them.
         """
-        self._run.sampler.reset(self._sampled_ahead())
-        sinks = make_sinks(self._config, self._run.run_dir, self._run.backlog, keep_through_step=self._resumed)
-        with closing(MetricLog(sinks)) as numbers, progress_bar(self._run.console) as progress:
+        run = self._run
+        run.sampler.reset(self._sampled_ahead())
+        sinks = make_sinks(self._config, run.run_dir, run.backlog, run.console, keep_through_step=self._resumed)
+        with closing(MetricLog(sinks)) as numbers, progress_bar(run.console) as progress:
             try:
                 self._loop(numbers, progress)
             except StopRequested:

@@ -134,7 +134,7 @@ class FinetuningRun:
             )
             self._begin()
             self._recovered(found)
-            sinks = make_sinks(self.config, self.writer.run_dir, self.backlog, keep_through_step=resumed)
+            sinks = make_sinks(self.config, self.writer.run_dir, self.backlog, self.console, keep_through_step=resumed)
             numbers = stack.enter_context(closing(MetricLog(sinks)))
             reporter = stack.enter_context(FinetuningReporter(self, under_way, numbers))
             self._steps(under_way, reporter, took_step, resumed)

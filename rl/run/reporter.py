@@ -184,22 +184,24 @@ def answer_terms(config: RunConfig) -> list[str]:
     return [name for name, term in config.rewards.items() if term.fn == "answer"]
 
 
-def make_sinks(config: RunConfig, run_dir: Path, backlog: Backlog, *, keep_through_step: int) -> list[Sink]:
-    """metrics.jsonl and Ray's metrics always; TensorBoard and W&B as configured."""
+def make_sinks(
+    config: RunConfig, run_dir: Path, backlog: Backlog, console: Console, *, keep_through_step: int
+) -> list[Sink]:
+    """metrics.jsonl and Ray's metrics always; TensorBoard and W&B as configured, the latter with a line of where."""
     lines = JsonlSink(run_dir, keep_through_step=keep_through_step, backlog=backlog)
     sinks: list[Sink] = [lines, RayMetricsSink(config.name)]
     if config.logging.tensorboard:
         sinks.append(TensorBoardSink(run_dir, keep_through_step=keep_through_step, config_yaml=to_yaml(config)))
     if config.logging.wandb != "disabled":
-        sinks.append(
-            WandbSink(
-                run_dir,
-                mode=config.logging.wandb,
-                project=config.logging.wandb_project,
-                name=config.name,
-                config=to_dict(config),
-            )
+        wandb = WandbSink(
+            run_dir,
+            mode=config.logging.wandb,
+            project=config.logging.wandb_project,
+            name=config.name,
+            config=to_dict(config),
         )
+        say(console, f"W&B: {wandb.place}")
+        sinks.append(wandb)
     return sinks
 
 

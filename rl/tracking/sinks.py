@@ -172,7 +172,16 @@ class WandbSink:
 
         identity = {"id": name, "resume": "allow"}  # a resumed run goes on in its own curves
         self._wandb = wandb
-        self._run = wandb.init(dir=str(folder), mode=mode, project=project, name=name, config=dict(config), **identity)
+        quiet = wandb.Settings(silent=True)  # of its thirty lines one is of use: `place`
+        self._run = wandb.init(
+            dir=str(folder), mode=mode, project=project, name=name, config=dict(config), settings=quiet, **identity
+        )
+
+    @property
+    def place(self) -> str:
+        """Where its curves are, or lie until they are sent."""
+        folder = Path(self._run.dir).parent
+        return f"offline; to send it: wandb sync {folder}" if self._run.offline else self._run.url
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import struct
 import time
 from dataclasses import replace
 
@@ -33,6 +32,7 @@ from rl.trajectory import (
     VideoTask,
 )
 from tests.calibration import within
+from tests.wandb_file import artifacts_of, config_of, history_of, stored
 
 RED, BLUE = (220, 20, 20), (20, 20, 220)
 TASK = VideoTask("clip-7", "a.mp4", "<video>\nWhat colour?", "D", AnswerKind.LETTER, TimeSpan(6, 8), 4.0)
@@ -181,11 +181,10 @@ def test_tensorboard_has_curves_configuration_table_and_videos(tmp_path, samples
 
 
 @pytest.fixture
-def offline_run(tmp_path, samples, monkeypatch):
+def offline_run(tmp_path, samples, monkeypatch, capfd):
     """A W&B run without network, ended: what its file holds, and its folder."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_SILENT", "true")
     page = tmp_path / "report.html"
     page.write_text("<html>the run</html>")
     sink = WandbSink(tmp_path, mode="offline", project="p", name="mine", config={"trainer": {"steps": 3}})
@@ -194,6 +193,8 @@ def offline_run(tmp_path, samples, monkeypatch):
     numbers.show(1, lambda: samples)
     numbers.attach(lambda: page)
     numbers.close()
+    assert sink.place == f"offline; to send it: wandb sync {next((tmp_path / 'wandb').glob('offline-run-*'))}"
+    assert capfd.readouterr() == ("", "")  # by itself it prints thirty lines
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-mine.wandb")
     deadline = time.monotonic() + within(20)
     while not any(record.HasField("exit") for record in stored(file)):
@@ -202,38 +203,10 @@ def offline_run(tmp_path, samples, monkeypatch):
     return stored(file), file.parent
 
 
-BLOCK, FILE_HEADER, RECORD_HEADER = 32 * 1024, 7, 7  # bytes; the file is a log as LevelDB writes it
-FIRST_PART, LAST_PART, ONLY_PART = 2, 4, 1
-
-
-def stored(file):
-    """Every record of a run's file: its parts put together, then parsed by W&B's own types."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, place, parts, found = file.read_bytes(), FILE_HEADER, b"", []
-    assert data[:4] == b":W&B"
-    while place + RECORD_HEADER <= len(data):
-        if BLOCK - place % BLOCK < RECORD_HEADER:  # padding
-            place += BLOCK - place % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + RECORD_HEADER])
-        part = data[place + RECORD_HEADER : place + RECORD_HEADER + length]
-        parts = part if kind in (FIRST_PART, ONLY_PART) else parts + part
-        place += RECORD_HEADER + length
-        if kind in (LAST_PART, ONLY_PART):
-            found.append(wandb_internal_pb2.Record.FromString(parts))
-    return found
-
-
 @pytest.mark.thorough
 def test_wandb_has_curves_configuration_table_videos_and_the_report(offline_run, samples):
     found, folder = offline_run
-    history: dict = {}
-    for record in found:
-        if record.HasField("history"):
-            history |= {
-                (item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
-            }
+    (history,) = history_of(found)
     assert history["reward/sampling"] == 0.5 and history["held_out/accuracy"] == 0.25 and history["_step"] == 1
     assert history["samples/held_out/_type"] == "videos"
     assert history["samples/held_out/captions"] == [samples.videos[0].caption]
@@ -243,15 +216,5 @@ def test_wandb_has_curves_configuration_table_videos_and_the_report(offline_run,
     told = json.loads(listed.read_text())
     assert history["samples/held_out_table/nrows"] == 2
     assert told["columns"] == list(COLUMNS) and told["data"][0][0] == "clip-7"
-    config = {
-        update.key: json.loads(update.value_json)
-        for record in found
-        if record.HasField("run")
-        for update in record.run.config.update
-    }
-    assert config["trainer"] == {"steps": 3}
-    artifacts = {
-        (record.request.log_artifact.artifact.name, record.request.log_artifact.artifact.type) for record in found
-    }
-    artifacts |= {(record.artifact.name, record.artifact.type) for record in found if record.HasField("artifact")}
-    assert ("report-mine", "report") in artifacts
+    assert config_of(found)["trainer"] == {"steps": 3}
+    assert ("report-mine", "report") in artifacts_of(found)
