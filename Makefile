@@ -11,7 +11,7 @@ TORCH := 2.13.0
 CONFIG ?= configs/quickstart.yaml
 LANES := cli or ray or vllm or deepspeed or browser or real_data or gpu or thorough or soak
 
-.PHONY: help setup train test fast soak docs lint sbom audit clean
+.PHONY: help setup train test fast soak docs lint sbom audit schemas clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ sbom: setup ## a bill of materials of the environment (CycloneDX) into build/sbo
 
 audit: setup ## known vulnerabilities of the pinned packages, from PyPI's advisories; says so where these are out of reach
 	bash cluster/audit.sh build/audit $(BIN)/python
+
+schemas: setup ## cluster/'s files as SkyPilot and Kubernetes read them; says so where these cannot be installed
+	bash cluster/schemas.sh build/schemas $(PYTHON)
 
 setup: $(VENV)/ready-$(EXTRA) ## install the pinned dependencies into .venv
 
