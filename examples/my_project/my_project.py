@@ -1,10 +1,13 @@
-"""A project of your own: how its rows are read, what it rewards, how it is measured. The package stays as it is."""
+"""A project of your own: how its rows are read, what the policy may ask for, its rewards, and how it is measured.
+
+The package stays as it is.
+"""
 
 from envs.answers.windows import interval_iou
 from envs.benchmarks.benchmark import Benchmark, Example
 from envs.benchmarks.reading import read_examples
 from envs.data.formats import make_task
-from rl.trajectory import AnswerKind, TimeSpan
+from rl.trajectory import AnswerKind, MalformedCall, RefusedCall, TimeSpan, ToolCall
 
 QUESTION = "<video>\nWhich colour has the lamp?"
 
@@ -27,8 +30,49 @@ def reader(path):
         )
 
 
+def traces(path):
+    """Replies to learn the form from: rows with `conversations`, which ask for a moment and for a window by turns."""
+    for line, row in reader(path):
+        middle_s = (row["gt_span_start"] + row["gt_span_end"]) / 2 + (line % 5 - 2) / 4  # half a second off at most
+        look = f"<span>{max(0, middle_s - 1):g} - {min(6, middle_s + 1):g}</span><fps>4</fps>"
+        call = f"<at>{middle_s:g}</at>" if line % 2 else look
+        reply = f"<think>Look.{call}<video>It is {row['answer']}.</think><answer>{row['answer']}</answer>"
+        spoken = (("human", QUESTION), ("gpt", reply))
+        yield line, {**row, "conversations": [{"from": who, "value": text} for who, text in spoken]}
+
+
+class Moment:
+    """A tool: `<at>2.5</at>` shows the frame of one moment, which costs less than a window."""
+
+    name, tags, nothing = "moment", ("<at>", "</at>"), "no frame"
+
+    def parse(self, text, clip):
+        """The request, tags included: granted, malformed or refused."""
+        try:
+            time_s = float(text.removeprefix("<at>").removesuffix("</at>"))
+        except ValueError:
+            return MalformedCall("the moment is no number")
+        if not 0 <= time_s <= clip.duration_s:
+            return RefusedCall("the moment is outside the clip")
+        return ToolCall("moment", {"time_s": time_s}, span=TimeSpan(time_s, time_s), num_frames=1)
+
+    def tokens(self, call, clip):
+        """What it costs."""
+        return clip.frames_tokens([call.arguments["time_s"]], 56 * 56)
+
+    def insert(self, call, clip):
+        """What the policy gets to see."""
+        return clip.frames([call.arguments["time_s"]], 56 * 56)
+
+
+def lit(task, call):
+    """A reward of moments: 1 while the lamp is lit."""
+    window = task.evidence_span
+    return None if window is None else float(window.start_s <= call.arguments["time_s"] < window.end_s)
+
+
 def thrift(task, call, free_s=0.5):
-    """A reward of the look: 1 for a window that is as long as the lamp is lit, less for each second more than that."""
+    """A reward of looks: 1 for a window that is as long as the lamp is lit, less for each second more than that."""
     if task.evidence_span is None:
         return None  # not annotated: this reward says nothing
     too_long_s = call.span.length_s - task.extra.get("lit_s", task.evidence_span.length_s)
