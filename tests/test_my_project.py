@@ -1,4 +1,4 @@
-"""The example project: its data are read, its tool inserts, its rewards score, its benchmark counts, a run takes all."""
+"""The example project: its data are read, its tool inserts, its rewards score, its benchmark counts in a run."""
 
 import json
 import subprocess

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from benchmarks.intervals import Interval, interval, signed
 from benchmarks.learning.finished import CASES, RULES, Credited, FinishedRun
-from benchmarks.learning.runs import REGIMES, WORLDS
+from benchmarks.learning.runs import METHODS, REGIMES, WORLDS
 
 ACCURACY, WINDOW, PRICE = "answer accuracy", "IoU of the window", "frames / right answer"
 METRICS = {ACCURACY: "held_out/accuracy", WINDOW: "held_out/term/window"}
@@ -72,14 +72,36 @@ def paired(own: Sequence[FinishedRun], other: Sequence[FinishedRun], measure: Me
 
 
 def difference_table(runs: Sequence[FinishedRun], reference: str = "grpo") -> Iterable[Sequence[str]]:
-    """A row per regime and method: it minus the reference, seed by seed."""
-    for regime, methods in by_regime(runs).items():
+    """A row per regime and method: it minus the reference, seed by seed; in the end the mean over regimes of each seed,
+    of methods that all regimes have."""
+    regimes = by_regime(runs)
+    for regime, methods in regimes.items():
         others = methods.get(reference, [])
         for method, own in methods.items():
             seeds = {run.seed for run in own} & {run.seed for run in others}
             if method != reference and seeds:
                 cells = (signed(paired(own, others, measure)) for measure in MEASURES.values())
                 yield REGIMES[regime].title, f"{method} - {reference}", str(len(seeds)), *cells
+    if len(regimes) > 1:
+        for method in METHODS:
+            if method != reference and all({method, reference} <= own.keys() for own in regimes.values()):
+                yield from _mean_row(regimes, method, reference)
+
+
+def _mean_row(
+    regimes: Mapping[str, Mapping[str, Sequence[FinishedRun]]], method: str, reference: str
+) -> Iterable[Sequence[str]]:
+    """Over the seeds that every regime has of both."""
+    tables = [{(run.method, run.seed): run for each in own.values() for run in each} for own in regimes.values()]
+    seeds = sorted(
+        {seed for _, seed in tables[0] if all({(method, seed), (reference, seed)} <= t.keys() for t in tables)}
+    )
+    if seeds:
+        cells = (
+            signed(interval([fmean(measure(t[method, s]) - measure(t[reference, s]) for t in tables) for s in seeds]))
+            for measure in MEASURES.values()
+        )
+        yield f"mean of {len(regimes)} regimes", f"{method} - {reference}", str(len(seeds)), *cells
 
 
 def winner_table(runs: Sequence[FinishedRun]) -> Iterable[Sequence[str]]:

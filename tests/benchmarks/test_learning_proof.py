@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks.intervals import interval
+from benchmarks.intervals import interval, signed
 from benchmarks.learning import __main__ as program
 from benchmarks.learning.bandit import TRAJECTORIES
 from benchmarks.learning.finished import FinishedRun, ceilings, credit, keep_finished, read
@@ -102,6 +102,16 @@ def test_differences_are_taken_within_seeds():
     (row,) = difference_table(runs)
     assert row[:3] == (TITLE, "sd_grpo - grpo", "2")  # seeds 2 and 3 have no partner
     assert row[3 + END] == "**+0.100 ± 0.000**"
+
+
+def test_the_last_row_is_the_mean_over_regimes_of_each_seed_that_all_of_them_have():
+    ends = {(BASE, "grpo"): (0.5, 0.6, 0.7), (BASE, "sd_grpo"): (0.6, 0.7), ("noise0", "grpo"): (0.5, 0.5)}
+    ends |= {("noise0", "sd_grpo"): (0.6, 0.9), (BASE, "gdpo"): (0.1, 0.1)}
+    runs = [run(m, s, (0.4, end, end), regime=r) for (r, m), of in ends.items() for s, end in enumerate(of)]
+
+    *_, row = difference_table(runs)
+    assert row[:3] == ("mean of 2 regimes", "sd_grpo - grpo", "2")  # gdpo is not in all
+    assert row[3 + END] == str(signed(interval([0.1, 0.25])))
 
 
 @pytest.mark.parametrize(
