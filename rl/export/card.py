@@ -16,6 +16,7 @@ import transformers
 import yaml
 
 from rl import __version__
+from rl.config.data import BUILTIN_TOOLS, ZOOM
 from rl.config.policy import HUB_ID, PolicyConfig
 from rl.policy.families import Family
 from rl.policy.sizes import published_as
@@ -194,7 +195,22 @@ frames per second. Whoever runs it stops there, decodes `floor((end - start) * r
 {granted}, inserts them into the same answer as a video block, and lets it write on. The window is
 clamped to the clip; {bounds} and the clip's own. A call that cannot be
 granted is answered with a line of text that says why. The answer stands in `<answer></answer>`. `processor.read_call`,
-`processor.look` and `processor.refuse` do all of this."""
+`processor.look` and `processor.refuse` do all of this.{_further_tools(limits)}"""
+
+
+def _further_tools(limits: Mapping[str, Any]) -> str:
+    """What the policy may ask for beside looks."""
+    told, others = "", [name for name in limits["tools"] if name not in BUILTIN_TOOLS]
+    if ZOOM in limits["tools"]:
+        told = f"""
+
+`<zoom>t</zoom><box>x0 y0 x1 y1</box>` asks for a region of the frame on screen at t seconds: left, top, right, bottom
+in thousandths of its width and height, brought to about {limits["zoom_max_pixels"]:,} pixels. dynframe-rl
+inserts it, and so does the client of its server; the processor of this folder answers looks alone."""
+    if others:
+        named = ", ".join(_code(_last(name)) for name in others)
+        told += f"\n\nIt was trained with tools of the run's own, which are not in this folder: {named}."
+    return told
 
 
 def _base(facts: RunFacts) -> str:

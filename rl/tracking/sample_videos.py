@@ -56,6 +56,7 @@ class _Moment:
     turns: int  # that have been written by now
     looks: int  # that are marked on the bar
     milliseconds: int
+    box: tuple[float, ...] | None = None  # of the frame, in thousandths: left, top, right, bottom
 
 
 def sample_video(record: Mapping[str, Any], blocks: Sequence[np.ndarray | None]) -> SampleVideo:
@@ -100,7 +101,7 @@ def _moments(record: Mapping[str, Any], blocks: Sequence[np.ndarray | None]) -> 
             yield shown
         looks += turn["call"] is not None and turn["call"].get("granted_s") is not None
         last = index == len(turns) - 1
-        yield _Moment(
+        yield _zoomed(turn["call"], listed[0], blocks[0], index + 1, looks) or _Moment(
             None if shown is None else shown.pixels_HWC,
             None if shown is None else shown.time_s,
             "" if shown is None else shown.label,
@@ -111,6 +112,21 @@ def _moments(record: Mapping[str, Any], blocks: Sequence[np.ndarray | None]) -> 
         )
     if not turns and shown is None:
         yield _Moment(None, None, "no frames", COARSE, 0, 0, END_MS)
+
+
+def _zoomed(
+    call: Mapping[str, Any] | None,
+    coarse: Mapping[str, Any] | None,
+    pixels_THWC: np.ndarray | None,
+    turns: int,
+    looks: int,
+) -> _Moment | None:
+    """The box of a granted call in the coarse frame nearest to its moment."""
+    if not call or not call.get("box") or not call.get("granted_s") or coarse is None or pixels_THWC is None:
+        return None
+    time_s = float(call["granted_s"][0])
+    nearest = int(np.abs(np.asarray(coarse["timestamps_s"]) - time_s).argmin())
+    return _Moment(pixels_THWC[nearest], time_s, _told_call(call), LOOK, turns, looks, TEXT_MS, tuple(call["box"]))
 
 
 def _frames(
@@ -146,6 +162,9 @@ def _draw(record: Mapping[str, Any], texts: Sequence[_Text], moment: _Moment) ->
         canvas.paste(picture, place)
         edge = (place[0] - 3, place[1] - 3, place[0] + size[0] + 2, place[1] + size[1] + 2)
         pen.rectangle(edge, outline=moment.colour, width=3)
+        if moment.box is not None:
+            corners = [place[side % 2] + part / 1000 * size[side % 2] for side, part in enumerate(moment.box)]
+            pen.rectangle(corners, outline=LOOK, width=2)
     pen.text((MARGIN, box[3] + 8), moment.label, moment.colour, _font())
     _write(pen, texts, moment)
     _draw_bar(pen, record, moment)
@@ -207,7 +226,8 @@ def _told_call(call: Mapping[str, Any]) -> str:
     if "granted_s" not in call:
         return "call refused" if "refused" in call else "call malformed"
     if "tool" in call:
-        return call["tool"]
+        where = f" {' '.join(f'{side:g}' for side in call['box'])}" if call.get("box") else ""
+        return f"{call['tool']}{where} at {call['granted_s'][0]:g} s" if call.get("granted_s") else call["tool"]
     (start_s, end_s), rate = call["asked_s"], call["asked_fps"]
     return f"asked {start_s:g} - {end_s:g} s at {rate:g} fps"
 

@@ -130,3 +130,10 @@ def test_the_licence_of_the_base_is_told_and_that_of_the_weights_is_not_guessed(
 def test_it_says_what_a_look_is(card):
     told = section(card, "The look protocol")
     assert "`<span>start - end</span><fps>rate</fps>`" in told and "at most 32" in told.replace("\n", " ")
+    assert told.rstrip().endswith("which are not in this folder: `my_tools.py:Length`.") and "<zoom>" not in told
+
+
+def test_it_says_what_a_zoom_is_where_the_policy_may_ask_for_one():
+    zooming = SETTINGS | {"retrieval": {**SETTINGS["retrieval"], "tools": ["span_fps", "zoom"]}}
+    told = section(model_card(RunFacts(QWEN3_VL, 20, zooming, METRICS, FOUND)), "The look protocol")
+    assert "`<zoom>t</zoom><box>x0 y0 x1 y1</box>`" in told and "not in this folder" not in told

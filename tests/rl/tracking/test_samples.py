@@ -26,6 +26,7 @@ from rl.trajectory import (
     SegmentRewards,
     StopReason,
     TimeSpan,
+    ToolCall,
     Trajectory,
     TrajectoryGroup,
     Turn,
@@ -106,6 +107,25 @@ def test_what_it_says_is_task_window_and_rewards(samples):
     assert video.caption == (
         "clip-7 · asked 6 - 9 s at 2 fps · answer expected: D · reward: retrieval 0.75, answer 1.00"
     )
+
+
+def test_a_zoom_is_a_box_in_the_frame_nearest_to_its_moment_and_then_its_image():
+    zoom = ToolCall("zoom", {"time_s": 3.4}, (), TimeSpan(3.4, 3.4), (500.0, 0.0, 1000.0, 500.0), 1)
+    zoomed = Trajectory(
+        (
+            Turn((9,), completion(1, 2), Segment.SAMPLING, zoom),
+            Turn((9,), completion(3, 4), Segment.REASONING, None, frames((3.4, 3.4), RED, "zoom")),
+        ),
+        StopReason.ANSWERED,
+        "",
+    )
+    (record,) = shown(ScoredGroup(TrajectoryGroup(TASK, (zoomed,), COARSE, 8.0), (SegmentRewards(0.5, 1.0, {}),)))
+    video = sample_video(record, [COARSE.pixels_THWC, None, zoomed.turns[1].frames.pixels_THWC])
+    assert "zoom 500 0 1000 500 at 3.4 s" in video.caption
+    found = [picture for picture, _ in pictures(video.gif)]
+    top = 30 + PICTURE // 4  # a frame is twice as wide as high: its upper edge
+    inside = [near(picture.getpixel((MARGIN + PICTURE // 2, top + PICTURE // 8)), LOOK) for picture in found]
+    assert inside == [False] * 8 + [True] + [False] * 3  # on its left edge, half way down
 
 
 def test_a_long_text_a_strange_one_and_a_video_that_could_not_be_read_are_drawn_all_the_same():
