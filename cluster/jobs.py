@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from cluster.submit import RELEASE_S, RUN_NAME, STOP_WAIT, SubmitError, answering, first_line, follow_job, submission_id
 
 POLL_S = 0.5  # between two looks at a job that is being stopped
-LOG_LINES = 20  # of a job's output that are shown
+WORKER = re.compile(
+    r"([\w.-]+/[\w./#-]+, process \w+ on node \S+; its log: .+?)(?:, which ends with)?$"
+)  # WorkerFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,10 @@ class Jobs:
         )
         raise SubmitError(f"no job or run {name!r} at {self._address}; {there}")
 
-    def last_lines(self, job: Job, lines: int = LOG_LINES) -> list[str]:
-        """The end of its output; empty before it has any."""
+    def output(self, job: Job) -> list[str]:
+        """Its lines; empty before it has any."""
         try:
-            return self._client.get_job_logs(job.job_id).splitlines()[-lines:]
+            return self._client.get_job_logs(job.job_id).splitlines()
         except RuntimeError:  # the node that has them is gone
             return []
 
@@ -131,6 +134,12 @@ class Jobs:
             ) from error
         write(f"submitted {again}, as {job.job_id}")
         return self.find(again)
+
+
+def failed_workers(output: Sequence[str]) -> list[str]:
+    """Of a run's output what names a worker that failed, its node and its log; each once, the last one last."""
+    found = [match[1] for line in output if (match := WORKER.search(line))]
+    return list(dict.fromkeys(reversed(found)))[::-1]
 
 
 def rows(jobs: Sequence[Job], now_s: float) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from cluster import jobs as of_cluster
 from cluster.jobs import Jobs, rows
 from cluster.submit import SubmitError
 from rl.cli.main import app
+from rl.trajectory import WorkerFailure
 
 ADDRESS = "http://head:8265"
 
@@ -157,7 +158,22 @@ def test_what_came_of_a_job_is_told_with_its_node_its_log_and_its_last_lines(ser
     assert "job-driver-video-1-aa.log" in answer.stdout
     assert "line 99" in answer.stdout and "line 80" in answer.stdout and "line 79" not in answer.stdout
     told = json.loads(dynframe("video", "--json").stdout.splitlines()[-1])
-    assert told["status"] == "FAILED" and len(told["last_lines"]) == 20
+    assert told["status"] == "FAILED" and len(told["last_lines"]) == 20 and told["failed_workers"] == []
+
+
+def test_workers_that_failed_are_named_with_their_node_and_log_however_long_ago_that_was(served):
+    failures = [
+        WorkerFailure(f"video/rollout/{n}", f"10.0.0.{n}", 40 + n, f"/tmp/ray/session_1/logs/worker-{n}.err", lines)
+        for n, lines in ((0, ("Traceback", "KeyError: 'x'")), (1, ()))
+    ]
+    told = [f"12:00:00 error: {failures[0]}", f"12:00:01 warning: it died\n{failures[1]}", f"error: {failures[0]}"]
+    served(FAILED, logs="\n".join(told + [f"line {n}" for n in range(100)]))
+    answer = dynframe("video")
+    (first, second) = [line for line in answer.stdout.splitlines() if line.startswith("failed: ")]
+    assert (
+        first == "failed: video/rollout/1, process 41 on node 10.0.0.1; its log: /tmp/ray/session_1/logs/worker-1.err"
+    )
+    assert second.endswith("worker-0.err") and "which ends with" not in second
 
 
 @pytest.mark.cli

@@ -105,14 +105,14 @@ def listening(home, monitor):
     which the others find cached.
 
     Yields:
-        Who listened where meanwhile, (address, port) -> name.
+        Who listened where meanwhile, (address, port) -> name; and what the dashboard answered who had no token.
     """
     steps = ("name=straight", *RANKS, "trainer.steps=3", "trainer.profile_steps=[2]", "placement.dashboard=true")
     steps += ("logging.wandb=offline",)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | SECRETS
     environment |= {"COLUMNS": "160", "RAY_TMPDIR": str(monitor[1])}
     environment["RAY_metrics_report_interval_ms"] = "1000"  # by default what a run of seconds says would come too late
-    found, deadline = {}, time.monotonic() + within(420)
+    found, answers, deadline = {}, {}, time.monotonic() + within(420)
     with (home / "straight.log").open("wb") as said:
         command = command_line(home, "train", *steps)
         running = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=said, stderr=subprocess.STDOUT)
@@ -120,11 +120,27 @@ def listening(home, monitor):
             while running.poll() is None:
                 assert time.monotonic() < deadline, (home / "straight.log").read_text()[-3000:]
                 found |= sockets_of(running.pid)
+                answers |= {url: status for url in dashboards_in(home / "straight.log") if (status := asked(url))}
                 time.sleep(0.5)  # between two looks; the run itself is what is waited for
         finally:
             running.kill()
     assert running.returncode == 0, (home / "straight.log").read_text()[-3000:]
-    return found
+    return found, answers
+
+
+def dashboards_in(output):
+    """The job servers of the dashboards that a run has named."""
+    return [f"{url}/api/jobs/" for url in re.findall(r"http://127\.0\.0\.1:\d+", output.read_text())]
+
+
+def asked(url):
+    """The status that is answered without a token; None: nobody answers."""
+    try:
+        return urllib.request.urlopen(url, timeout=5).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +183,11 @@ def test_what_wandb_keeps_of_a_run_is_what_its_metrics_say(home, straight):
     assert any(record.HasField("exit") for record in found)
 
 
-def test_a_run_listens_on_loopback_only_and_writes_no_secret(home, listening):
-    assert any("raylet" in name for name in listening.values()) and len(listening) > 5
-    assert {address: name for address, name in listening.items() if not is_loopback(address[0])} == {}
+def test_a_run_listens_on_loopback_only_asks_for_a_token_and_writes_no_secret(home, listening):
+    found, answers = listening
+    assert any("raylet" in name for name in found.values()) and len(found) > 5
+    assert {address: name for address, name in found.items() if not is_loopback(address[0])} == {}
+    assert answers and set(answers.values()) <= {401, 403}
     assert holding_a_secret(home) == []
 
 

@@ -15,6 +15,8 @@ from rl.config.errors import ConfigError
 if TYPE_CHECKING:
     from cluster.jobs import Job, Jobs
 
+LAST_LINES, MOST_WORKERS = 20, 8  # of a job's output and of workers that failed, that are shown
+
 
 def jobs(
     name: Annotated[str, typer.Argument(metavar="JOB|RUN", help="A job's id, or a run's name: its latest job.")] = "",
@@ -26,7 +28,8 @@ def jobs(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The jobs of a cluster; with a name what came of one: status, node, log file, the last lines of its output.
+    """The jobs of a cluster; with a name what came of one: status, node, log file, workers that failed with
+    node and log, the last lines of its output.
 
     Example: `dynframe jobs quickstart --stop --address http://head:8265`
     """
@@ -77,13 +80,19 @@ def _list(known: Jobs, *, as_json: bool) -> None:
 
 
 def _tell(known: Jobs, job: Job, *, as_json: bool) -> None:
-    lines = known.last_lines(job)
+    from cluster.jobs import failed_workers
+
+    output = known.output(job)
+    lines, failed = output[-LAST_LINES:], failed_workers(output)[-MOST_WORKERS:]
     if as_json:
-        return print_json(asdict(job) | {"driver_log": job.driver_log, "last_lines": lines})
+        told = {"driver_log": job.driver_log, "last_lines": lines, "failed_workers": failed}
+        return print_json(asdict(job) | told)
     say(f"{job.job_id}: {job.status}{f' ({job.message})' if job.message else ''}")
     say(f"command: {job.command}")
     if job.node:
         say(f"output, on node {job.node}: {job.driver_log} (another folder if RAY_TMPDIR says so)")
-        say("logs of workers lie beside it, on their nodes; that of one that failed is named in the output")
+        say("logs of workers lie beside it, on their nodes")
+    for worker in failed:
+        say(f"failed: {worker}")
     for line in lines:
         say(f"  {line}")
