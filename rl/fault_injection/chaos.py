@@ -30,6 +30,7 @@ from rl.fault_injection.artifacts import Rules, read_artifacts
 from rl.fault_injection.cluster_under_test import LOST_AFTER_S, ClusterUnderTest, disk_of_its_own
 from rl.fault_injection.experiment import RunUnderTest, print_line
 from rl.fault_injection.invariants import check_invariants, matches_reference
+from rl.fault_injection.machines import why_not
 from rl.fault_injection.recovery import recoveries
 from rl.fault_injection.result import ExperimentResult, print_result
 from rl.fault_injection.run_process import folder_beside_runs
@@ -41,7 +42,9 @@ from rl.run.resume import config_changes
 
 ENDLESS = 100_000  # steps: more than there is time for
 MORE_STEPS = 2  # after the last fault, to the end
-MASKS_REWARDS = ("reward_stopped",)  # costs trajectories their rewards, by design: what follows is another run
+MASKS_REWARDS = (  # costs trajectories their rewards, by design: what follows is another run
+    *("reward_stopped", "node_killed", "node_network_slow", "object_store_full"),
+)
 SHORT_DEADLINES = {  # in place of the defaults: every hang waits for one
     "video.decode_stall_timeout_s": 10.0,
     "rollout.stall_timeout_s": 30.0,
@@ -74,6 +77,8 @@ def run_chaos(config: RunConfig, experiment: Experiment, console: Console) -> Ex
     alone = [name for name in experiment.fault_types if name in FAULT_TYPES and FAULT_TYPES[name].needs_nodes]
     if alone and not experiment.nodes:
         raise ConfigError(f"command line: --only: {', '.join(alone)}: only a cluster has that; say --nodes 2 or more")
+    if experiment.nodes and (reason := why_not()):
+        raise ConfigError(f"command line: --nodes: no machines of namespaces can be made here: {reason}")
     allowed = [name for name in experiment.fault_types if not (experiment.reference and name in MASKS_REWARDS)]
     plan = schedule(experiment.seed, experiment.every_s, allowed)
     first = next(plan)  # refuses unknown fault types before anything is written

@@ -7,6 +7,8 @@ their network is slowed, their object store and the disk of the run filled up, a
 from __future__ import annotations
 
 import contextlib
+import math
+import mmap
 import os
 import select
 import shutil
@@ -15,9 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -26,7 +30,7 @@ from rl.config.errors import ConfigError
 from rl.config.installation import PROGRAM
 from rl.config.run import RunConfig
 from rl.fault_injection.machine_cluster import MachineCluster
-from rl.fault_injection.machines import GONE_S, MIB, Machine, Machines, why_not
+from rl.fault_injection.machines import GONE_S, MIB, Machine, Machines, MachinesError
 from rl.fault_injection.run_process import ProcessTree
 from rl.fault_injection.schedule import KILL, PASSES_S, SLOW, FaultType
 from rl.fault_injection.targets import role_of, title_of
@@ -37,13 +41,17 @@ SLOW_MBIT = 2.0  # per second: the quickstart's weights take half a minute
 DISK_MIB = 2048  # of the run's folder
 FILLED_S = 30.0  # for a store to be full
 STARTED_S = 30.0  # for a driver's process to be there
+POLL_S = 0.05
+BALLAST = ".ballast"  # a file, of which the disk is full
+OBJECTS = 8  # that a store holds; twice as many are put into it, so that all that was there makes room
 FILL_STORE = """
 import sys, time
 import numpy, ray
 ray.init(log_to_driver=False)
+size, count = map(int, sys.argv[1:])
 held = []
-for _ in range(16):  # twice what a store holds: all that was there must make room
-    held.append(ray.put(numpy.zeros(int(sys.argv[1]) // 8, numpy.uint8)))
+for _ in range(count):
+    held.append(ray.put(numpy.zeros(size, numpy.uint8)))
     print(len(held), flush=True)
 time.sleep(3600)
 """
@@ -59,23 +67,34 @@ class Struck:
     note: str = ""
 
 
+@dataclass(slots=True)
+class _Passing:
+    """A fault that ends by itself."""
+
+    until: float  # time.monotonic()
+    node: Machine | None  # None: of none
+    end: Callable[[], None]
+
+
 class ClusterUnderTest:
     """Machines for one launch after the other."""
 
     def __init__(self, config: RunConfig, nodes: int) -> None:
         """
-        Raises:
-            ConfigError: no machines can be made here.
+        Args:
+            config: of the run; its `output_dir` is the disk that is filled.
+            nodes: beside the driver's; together they have room for the run and for one worker more each.
         """
-        if reason := why_not():
-            raise ConfigError(f"command line: --nodes: no machines of namespaces can be made here: {reason}")
         demand = Demand(config.rollout.num_workers, config.scoring.num_workers, config.learner.num_ranks)
         cpus = [bundle["CPU"] for bundle in bundles_of(config.placement, demand)]
         self._nodes, self._cpus = nodes, ceil(sum(cpus) / nodes) + ceil(max(cpus))
         self._disk = Path(config.output_dir)
-        self._cluster: MachineCluster | None = None
-        self._tree: ProcessTree | None = None
-        self._passing: list[tuple[float, Machine | None, Callable[[], None]]] = []  # until when, of whom, what ends it
+        self._cluster: MachineCluster
+        self._tree: ProcessTree
+        self._pool: ThreadPoolExecutor
+        self._joining: Future[Machine] | None = None
+        self._passing: list[_Passing] = []
+        self._ballast: BinaryIO | None = None
 
     @contextlib.contextmanager
     def launched(self, settings: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
@@ -84,8 +103,10 @@ class ClusterUnderTest:
         Raises:
             MachinesError: Ray did not start on a node.
         """
-        with Machines() as machines, output.open("ab") as output_file:
+        # the machines go first: a node that still joins then ends at once, and the pool does not wait for it
+        with ThreadPoolExecutor(1) as self._pool, Machines() as machines, output.open("ab") as output_file:
             self._cluster = cluster = MachineCluster(machines, lost_after_s=LOST_AFTER_S)
+            self._joining = None
             cluster.start_head(cpus=0)
             for _ in range(self._nodes):
                 cluster.add_node(self._cpus)
@@ -99,31 +120,37 @@ class ClusterUnderTest:
             try:
                 yield process
             finally:
-                self._lift(lambda *_: True)
-                process.kill()
-                process.wait(GONE_S)
-                self._cluster = self._tree = None
+                with contextlib.ExitStack() as ends:  # each of them, whatever another raises
+                    ends.callback(process.wait, GONE_S)
+                    ends.callback(process.kill)
+                    ends.callback(self._lift, math.inf)
 
     def tree(self, process: subprocess.Popen[bytes]) -> ProcessTree:
         """The processes of that launch; Ray's own are not waited for when the run is over.
 
         Raises:
-            ConfigError: it ended at once.
+            MachinesError: it ended at once.
         """
-        assert self._cluster is not None
         deadline = time.monotonic() + STARTED_S
         while not (children := _children(process.pid)):  # the process itself only enters the machine
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ConfigError("the run's process ended at once; see output.log")
-            time.sleep(0.05)
+                raise MachinesError("the run's process ended at once; see output.log")
+            time.sleep(POLL_S)
         roots = [machine.root.pid for machine in self._cluster.nodes]
         self._tree = ProcessTree(process, children[0].pid, roots, lambda member: bool(role_of(title_of(member))))
         return self._tree
 
     def refresh(self) -> None:
-        """End what has lasted long enough."""
-        now = time.monotonic()
-        self._lift(lambda until, _: until <= now)
+        """End what has lasted long enough, keep a full disk full, and let another node join for one that is lost."""
+        self._lift(time.monotonic())
+        if self._ballast is not None:
+            _take_room(self._ballast)
+        if self._joining is not None and self._joining.done():
+            if self._joining.exception() is None:
+                self._tree.add(self._joining.result(0).root.pid)
+            self._joining = None
+        if self._joining is None and len(self._up()) < self._nodes:
+            self._joining = self._pool.submit(self._cluster.add_node, self._cpus)
 
     def strike(self, fault_type: FaultType, pick: float) -> Struck | None:
         """Do it; None: there is no target.
@@ -131,61 +158,67 @@ class ClusterUnderTest:
         Args:
             pick: in [0, 1): which node.
         """
-        assert self._cluster is not None
         if fault_type.target == "gcs":
-            return self._kill_gcs(self._cluster.head)
+            return self._kill_gcs()
         if fault_type.target == "disk":
             return self._fill_disk()
-        busy = [machine for _, machine, _ in self._passing]
-        nodes = [machine for machine in self._cluster.nodes[1:] if machine.is_up and machine not in busy]
-        if not nodes:
+        nodes = [node for node in self._up() if all(fault.node is not node for fault in self._passing)]
+        if not nodes or (fault_type.action == KILL and len(self._up()) < self._nodes):
             return None
         node = nodes[int(pick * len(nodes))]
         if fault_type.action == KILL:
             return self._kill(node)
         return self._slow(node) if fault_type.action == SLOW else self._fill_store(node)
 
+    def _up(self) -> list[Machine]:
+        return [machine for machine in self._cluster.nodes[1:] if machine.is_up]
+
     def _kill(self, node: Machine) -> Struck:
-        """Another node joins in its place."""
         roles = sorted({role for child in _children(node.root.pid) if (role := role_of(title_of(child)))})
         struck = Struck(time.time(), node.root.pid, f"node/{node.address}", f"with {', '.join(roles) or NO_WORKERS}")
         node.kill()
-        added = self._cluster.add_node(self._cpus)
-        self._tree.add(added.root.pid)
         return struck
 
     def _slow(self, node: Machine) -> Struck:
+        struck = Struck(time.time(), node.root.pid, f"node/{node.address}", f"sends {SLOW_MBIT:g} Mbit/s at most")
         node.limit_network(SLOW_MBIT)
         self._pass(node, lambda: node.limit_network(0))
-        return Struck(time.time(), node.root.pid, f"node/{node.address}", f"sends {SLOW_MBIT:g} Mbit/s at most")
+        return struck
 
-    def _fill_store(self, node: Machine) -> Struck:
-        size = str(self._cluster.object_store_mib * MIB)
-        environment = os.environ | self._cluster.environment | {"RAY_ADDRESS": self._cluster.address}
+    def _fill_store(self, node: Machine) -> Struck | None:
+        began_s, size = time.time(), self._cluster.object_store_mib * MIB // OBJECTS
         filler = node.start(
-            [sys.executable, "-c", FILL_STORE, size],
-            env=environment,
+            [sys.executable, "-c", FILL_STORE, str(size), str(2 * OBJECTS)],
+            env=os.environ | self._cluster.environment | {"RAY_ADDRESS": self._cluster.address},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        objects = _count_lines(filler, 16, FILLED_S)
+        stored = _count_lines(filler, 2 * OBJECTS, FILLED_S)
+        if stored < OBJECTS:
+            _end_session(filler)
+            return None
         self._pass(node, lambda: _end_session(filler))
-        note = f"{objects} objects of {self._cluster.object_store_mib // 8} MiB put into its store"
-        return Struck(time.time(), filler.pid, f"node/{node.address}", note)
+        note = f"{stored} objects of {size // MIB} MiB in its store of {self._cluster.object_store_mib} MiB"
+        return Struck(began_s, filler.pid, f"node/{node.address}", note)
 
     def _fill_disk(self) -> Struck | None:
-        ballast = self._disk / ".ballast"
-        if ballast.exists():
+        if self._ballast is not None:
             return None
-        with ballast.open("wb") as file, contextlib.suppress(OSError):  # the run takes some of it meanwhile
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self._disk).free)
-        self._pass(None, ballast.unlink)
-        return Struck(time.time(), 0, "disk", f"{ballast.stat().st_size // MIB} MiB taken")
+        began_s, path = time.time(), self._disk / BALLAST
+        self._ballast = path.open("wb")
+        _take_room(self._ballast)
 
-    @staticmethod
-    def _kill_gcs(head: Machine) -> Struck | None:
-        for process in _children(head.root.pid):
+        def give_back() -> None:
+            self._ballast.close()
+            self._ballast = None
+            path.unlink()
+
+        self._pass(None, give_back)
+        return Struck(began_s, 0, "disk", f"{path.stat().st_size // MIB} MiB taken, and what is freed meanwhile")
+
+    def _kill_gcs(self) -> Struck | None:
+        for process in _children(self._cluster.head.root.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.name() == "gcs_server":
                     struck = Struck(time.time(), process.pid, "gcs")
@@ -193,15 +226,16 @@ class ClusterUnderTest:
                     return struck
         return None
 
-    def _pass(self, machine: Machine | None, end: Callable[[], None]) -> None:
-        self._passing.append((time.monotonic() + PASSES_S, machine, end))
+    def _pass(self, node: Machine | None, end: Callable[[], None]) -> None:
+        self._passing.append(_Passing(time.monotonic() + PASSES_S, node, end))
 
-    def _lift(self, is_over: Callable[[float, Machine | None], bool]) -> None:
-        for entry in [entry for entry in self._passing if is_over(*entry[:2])]:
-            self._passing.remove(entry)
-            _, machine, end = entry
-            if machine is None or machine.is_up:
-                end()
+    def _lift(self, now: float) -> None:
+        over = [fault for fault in self._passing if fault.until <= now]
+        self._passing = [fault for fault in self._passing if fault not in over]
+        with contextlib.ExitStack() as ends:
+            for fault in over:
+                if fault.node is None or fault.node.is_up:
+                    ends.callback(fault.end)
 
 
 @contextlib.contextmanager
@@ -212,17 +246,18 @@ def disk_of_its_own(folder: Path, mib: int = DISK_MIB) -> Iterator[None]:
         ConfigError: nothing can be mounted here.
     """
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], capture_output=True, text=True, timeout=60
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0755", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, timeout=60)
     if mounted.returncode:
         raise ConfigError(f"command line: --nodes: {mounted.stderr.strip()}")
     try:
         yield
     finally:
         kept = folder.with_name(f"{folder.name}.kept")
-        shutil.copytree(folder, kept, symlinks=True)
-        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)
+        try:
+            shutil.copytree(folder, kept, symlinks=True)
+        finally:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=60)
         folder.rmdir()
         kept.rename(folder)
 
@@ -231,6 +266,14 @@ def _children(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
     return []
+
+
+def _take_room(ballast: BinaryIO) -> None:
+    """All that the file's disk has left, to the page."""
+    for size in (64 * MIB, MIB, mmap.PAGESIZE):
+        with contextlib.suppress(OSError):
+            while True:
+                os.posix_fallocate(ballast.fileno(), os.fstat(ballast.fileno()).st_size, size)
 
 
 def _count_lines(process: subprocess.Popen[bytes], enough: int, within_s: float) -> int:

@@ -132,6 +132,7 @@ class RunUnderTest:
                 queue.pause()  # a process lost while a run starts ends the run, with a line that says so
                 continue
             self._started = self._started or time.monotonic()
+            injector.refresh()
             if self._clock() >= seconds:  # and the last launch has shown that it goes on
                 if queue.waiting:
                     self._log(f"no target for: {', '.join(planned.fault_type for planned in queue.waiting)}")
@@ -139,7 +140,6 @@ class RunUnderTest:
                 if self._is_settled():
                     launch.stop()
                 continue
-            injector.refresh()
             if self._inject_due(queue, injector, launch):
                 break
 
@@ -190,6 +190,7 @@ class RunUnderTest:
             launch = RunningLaunch(process, metrics, self._config.trainer.stop_grace_s, self._timeout_s, tree)
             try:
                 yield launch
+                launch.ended_s = launch.ended_s or time.time()  # it was killed
                 left = launch.tree.wait_gone(EXIT_S)
                 self._ended = time.monotonic()
                 self._record(launch, started_s, left)

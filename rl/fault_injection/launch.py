@@ -79,15 +79,19 @@ class RunningLaunch:
 
     def stop(self) -> None:
         """Send SIGTERM, and wait until it has stopped."""
-        os.kill(self.tree.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(self.tree.pid, signal.SIGTERM)
         self.wait_stopped(time.time())
 
     def wait_ended(self, limit_s: float) -> bool:
-        """Whether it ends by itself within that time."""
+        """Whether it ends by itself within that time; it is killed if it does not."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=limit_s)
+        has_ended = self._process.poll() is not None
+        if not has_ended:
+            self.tree.kill()
         self.ended_s = time.time()
-        return self._process.poll() is not None
+        return has_ended
 
     def wait_stopped(self, requested_s: float) -> None:
         """Wait until it has stopped after a SIGTERM sent at `requested_s`; it is killed if it does not."""

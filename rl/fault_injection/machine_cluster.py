@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rl.fault_injection.machines import MIB, Machine, Machines
+from rl.fault_injection.machines import MIB, Machine, Machines, MachinesError
 
 PORT = 6379
 CHECKS = 3  # of a node's health that must fail in a row
-RAY_DISK, RAY_DISK_MIB = "/mnt", 512  # of each machine's own, for Ray's sockets and logs
+RAY_DISK_MIB = 512  # of each machine's own, for Ray's sockets and logs
 
 
 @dataclass(slots=True)
@@ -68,11 +68,15 @@ class MachineCluster:
         return self._start(cpus, own, f"--address={self.address}")
 
     def _start(self, cpus: int, own: Mapping[str, int] | None, *place: str) -> Machine:
-        machine = self.machines.add({**(own or {}), RAY_DISK: RAY_DISK_MIB})
-        self.nodes.append(machine)
-        session = f"{RAY_DISK}/ray-{machine.index}"  # another path on each, and short: sockets' end at 107 bytes
+        machine = self.machines.add({**(own or {}), self.machines.folder: RAY_DISK_MIB})
+        session = f"{self.machines.folder}/{machine.index}"  # another path on each
         size = f"--object-store-memory={self.object_store_mib * MIB}"
         here = (f"--node-ip-address={machine.address}", f"--num-cpus={cpus}", size, f"--temp-dir={session}")
         ray = (sys.executable, "-m", "ray.scripts.scripts", "start")
-        machine.run(*ray, *place, *here, "--disable-usage-stats", timeout_s=self.start_s, env=self.environment)
+        try:
+            machine.run(*ray, *place, *here, "--disable-usage-stats", timeout_s=self.start_s, env=self.environment)
+        except MachinesError:
+            machine.kill()
+            raise
+        self.nodes.append(machine)
         return machine

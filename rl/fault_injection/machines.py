@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-NETWORK = "10.77.0"  # of the bridge, which no other network namespace sees
+NETWORK, PREFIX, PER_PART = "10.77", 16, 250  # of the bridge, which no other network namespace sees
 TOOLS = ("unshare", "nsenter", "ip", "tc", "mount")
 SETUP_S = 60.0  # for one command that sets up a machine
 GONE_S = 30.0  # for a killed machine to be gone
@@ -31,19 +33,29 @@ class MachinesError(RuntimeError):
     """No machines can be made here, or one could not be set up; says what is missing."""
 
 
+@cache
 def why_not() -> str:
-    """Why no machines can be made here; empty: they can."""
+    """Why no machines can be made here; empty: they can. All that they are made of is tried once."""
     if missing := [tool for tool in TOOLS if shutil.which(tool, path=_search_path()) is None]:
         return f"{', '.join(missing)} not found (Debian: apt-get install util-linux iproute2 mount)"
     if os.geteuid() != 0:
         return "only root may make namespaces here"
-    tried = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "ip", "link", "add", "probe", "type", "bridge"],
-        capture_output=True,
-        text=True,
-        timeout=SETUP_S,
-        env=os.environ | {"PATH": _search_path()},
+    parts = (
+        "ip link add probe type bridge",
+        "ip link add one type veth peer name other",
+        f"tc qdisc add dev one {' '.join(_shape(1.0))}",
+        "mount -t tmpfs tmpfs /mnt",
     )
+    try:
+        tried = subprocess.run(
+            ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", " && ".join(parts)],
+            capture_output=True,
+            text=True,
+            timeout=SETUP_S,
+            env=os.environ | {"PATH": _search_path()},
+        )
+    except subprocess.TimeoutExpired:
+        return f"namespaces cannot be made within {SETUP_S:.0f} s"
     return "" if tried.returncode == 0 else f"namespaces are not permitted: {tried.stderr.strip()[:200]}"
 
 
@@ -54,6 +66,7 @@ class Machine:
     index: int
     address: str
     root: subprocess.Popen[bytes]  # with which all of it ends
+    unplug: Callable[[], None]  # nothing is sent or received from then on
 
     @property
     def is_up(self) -> bool:
@@ -97,14 +110,16 @@ class Machine:
 
     def limit_network(self, mbit: float) -> None:
         """Send at most so much from now on, in Mbit/s; 0: as fast as it can."""
-        with contextlib.suppress(MachinesError):  # there was no limit
-            self.run("tc", "qdisc", "del", "dev", "eth0", "root")
         if mbit:
-            shape = ("tbf", "rate", f"{mbit:g}mbit", "burst", "64kbit", "latency", "400ms")
-            self.run("tc", "qdisc", "add", "dev", "eth0", "root", *shape)
+            self.run("tc", "qdisc", "replace", "dev", "eth0", *_shape(mbit))
+        elif "tbf" in self.run("tc", "qdisc", "show", "dev", "eth0"):
+            self.run("tc", "qdisc", "del", "dev", "eth0", "root")
 
     def kill(self) -> None:
-        """Pull its plug: all its processes are gone at once, its network with them."""
+        """Pull its plug: nobody hears from it any more, and all its processes are gone."""
+        if not self.is_up:  # its process id may be another's by now
+            return
+        self.unplug()
         with contextlib.suppress(ProcessLookupError, IndexError, FileNotFoundError):
             os.kill(self.pid, 9)
         self.root.kill()
@@ -117,7 +132,9 @@ class Machines:
 
     shared_memory_mib: int = 512  # of each machine's /dev/shm
     all: list[Machine] = field(default_factory=list)  # also those that were killed
+    folder: str = ""  # an empty one with a short path, at which each machine may have a disk of its own
     _bridge: subprocess.Popen[bytes] | None = None
+    _is_over: bool = False
 
     def __enter__(self) -> Machines:
         """
@@ -126,34 +143,52 @@ class Machines:
         """
         if reason := why_not():
             raise MachinesError(reason)
-        self._bridge = _isolated("--net", "cat")
-        self._on_bridge("ip", "link", "add", "bridge", "type", "bridge")
-        self._on_bridge("ip", "link", "set", "bridge", "up")
+        self.folder = tempfile.mkdtemp(prefix="dynframe-", dir="/tmp")  # short: a socket's path ends at 107 bytes
+        try:
+            self._bridge = _isolated("--net", "cat")
+            self._on_bridge("ip", "link", "add", "bridge", "type", "bridge")
+            self._on_bridge("ip", "link", "set", "bridge", "up")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         for machine in self.all:
             machine.kill()
         if self._bridge is not None:
             self._bridge.kill()
             self._bridge.wait(GONE_S)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.folder)
 
     def add(self, own: Mapping[str, int] | None = None) -> Machine:
         """Another machine, up and connected.
 
         Args:
             own: folders that it has a disk of its own at, empty, in memory: MiB by path.
+        Raises:
+            MachinesError: it could not be set up, or all are gone already.
         """
         index = len(self.all)
         root = _isolated("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "cat")
-        machine = Machine(index, f"{NETWORK}.{index + 1}", root)
+        address = f"{NETWORK}.{index // PER_PART}.{index % PER_PART + 1}"
+        machine = Machine(index, address, root, lambda: self._unplug(index))
         self.all.append(machine)
+        if self._is_over:  # meanwhile, in another thread
+            machine.kill()
+            raise MachinesError("the machines are gone")
         end = ("type", "veth", "peer", "name", "eth0", "netns", str(machine.pid))
         self._on_bridge("ip", "link", "add", f"to{index}", *end)
         self._on_bridge("ip", "link", "set", f"to{index}", "master", "bridge", "up")
         mounts = {"/dev/shm": self.shared_memory_mib, **(own or {})}
         machine.run("sh", "-c", " && ".join(chain(_connect(machine.address), _mounts(mounts))))
         return machine
+
+    def _unplug(self, index: int) -> None:
+        with contextlib.suppress(MachinesError):  # it was not connected yet, or the bridge is gone
+            self._on_bridge("ip", "link", "set", f"to{index}", "down")
 
     def _on_bridge(self, *command: str) -> None:
         assert self._bridge is not None
@@ -168,8 +203,13 @@ class Machines:
             raise MachinesError(f"{' '.join(command)}: {tried.stderr.strip()[:300]}")
 
 
+def _shape(mbit: float) -> tuple[str, ...]:
+    """Arguments of tc for a link that is slower."""
+    return ("root", "tbf", "rate", f"{mbit:g}mbit", "burst", "64kbit", "latency", "400ms")
+
+
 def _connect(address: str) -> list[str]:
-    return ["ip link set lo up", f"ip address add {address}/24 dev eth0", "ip link set eth0 up"]
+    return ["ip link set lo up", f"ip address add {address}/{PREFIX} dev eth0", "ip link set eth0 up"]
 
 
 def _mounts(sizes: Mapping[str, int]) -> list[str]:
@@ -183,9 +223,11 @@ def _isolated(*arguments: str) -> subprocess.Popen[bytes]:
         ["unshare", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     assert process.stdout is not None
-    if not process.stdout.readline():
-        raise MachinesError("a process in namespaces of its own ended at once")
-    return process
+    if select.select([process.stdout], [], [], SETUP_S)[0] and process.stdout.readline():
+        return process
+    process.kill()
+    process.wait(GONE_S)
+    raise MachinesError("a process in namespaces of its own ended at once, or did not start")
 
 
 def _search_path() -> str:

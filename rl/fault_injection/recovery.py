@@ -20,6 +20,8 @@ REPORT_S = 120.0  # from when a fault must have been detected until the step tha
 CLOCK_S = 0.5  # between two readings of the clock by two processes
 NEVER_INJECTED, HANG = {"recycled", "frames_lost"}, "worker_hung"  # kinds of faults in faults.jsonl
 
+LOST_WITH_NODE = ("rollout", "learner")  # whose loss is always noticed; a reward worker's when it is next asked
+
 RECOVERED, RUN_ENDED, LATE = "recovered", "the run ended first", "detected late"
 UNDETECTED, NO_EFFECT = "not detected", "no effect"
 
@@ -129,22 +131,27 @@ def _passed(injection: Injection, artifacts: RunArtifacts) -> Recovery:
 
 
 def _node_recovery(injection: Injection, artifacts: RunArtifacts, rules: Rules, used: set[int]) -> Recovery:
-    """Every worker of a lost node has a line; the last one to be replaced ends the recovery."""
+    """Engines and ranks of a lost node each have a line; the last to be noticed and to be back counts."""
     until, limit_s = _end_of_launch(injection, artifacts), detection_limit_s(injection, artifacts, rules)
-    address = injection.worker.partition("/")[2]
+    address, lost = injection.worker.partition("/")[2], [role for role in LOST_WITH_NODE if role in injection.note]
+    if "learner" in lost:
+        limit_s += rules.hung_s["learner"]  # ranks elsewhere may wait so long for it
     found = [
         (index, fault)
         for index, fault in enumerate(artifacts.faults)
-        if injection.time_s - CLOCK_S <= fault["detected_s"] <= until
-        and (fault.get("failure") or {}).get("node") == address
-    ]
-    if not found:
+        if index not in used
+        and injection.time_s - CLOCK_S <= fault["detected_s"] <= until
+        and ((fault.get("failure") or {}).get("node") == address or _role_of(fault) == "learner" in lost)
+    ]  # of ranks, which are lost together, another one may be the first to tell
+    noticed = {role: min((f["detected_s"] for _, f in found if _role_of(f) == role), default=None) for role in lost}
+    if not found or None in noticed.values():
         if until <= injection.time_s + limit_s + REPORT_S:
             return Recovery(injection, RUN_ENDED)
         return Recovery(injection, NO_EFFECT if NO_WORKERS in injection.note else UNDETECTED)
     first, *more = (index for index, _ in found)
     used.update((first, *more))
-    detection_s = max(min(fault["detected_s"] for _, fault in found) - injection.time_s, 0.0)
+    seen_s = max(noticed.values(), default=found[0][1]["detected_s"])
+    detection_s = max(seen_s - injection.time_s, 0.0)
     back_s = max(fault["detected_s"] + fault["recovery_s"] for _, fault in found) - injection.time_s
     outcome = RECOVERED if detection_s <= limit_s else LATE
     return Recovery(injection, outcome, detection_s, back_s, first, tuple(more))

@@ -124,6 +124,7 @@ class ProcessTree:
         for member in stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
+        self._process.kill()  # what only started the run has been stopped with it, and waits
         self._process.wait(timeout=KILL_TIMEOUT_S)
         if remaining := [member.pid for member in wait_gone(self.alive(), KILL_TIMEOUT_S)]:
             raise ProcessesRemainError(f"processes {remaining} of the run could not be killed")

@@ -172,7 +172,8 @@ class WandbSink:
 
         identity = {"id": name, "resume": "allow"}  # a resumed run goes on in its own curves
         self._wandb = wandb
-        quiet = wandb.Settings(silent=True)  # of its thirty lines one is of use: `place`
+        # of its thirty lines one is of use: `place`; where it sends, its warnings and errors are told as well
+        quiet = wandb.Settings(silent=mode == "offline", quiet=True, show_info=False)
         self._run = wandb.init(
             dir=str(folder), mode=mode, project=project, name=name, config=dict(config), settings=quiet, **identity
         )

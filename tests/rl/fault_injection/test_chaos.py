@@ -196,6 +196,7 @@ def test_faults_are_injected_the_run_is_launched_again_stopped_and_finished_and_
     assert {name: found for name, found in check_invariants(artifacts, rules, reached + 2).items() if found} == {}
     assert sorted(injection.fault_type for injection in artifacts.injections) == sorted(due.fault_type for due in plan)
     assert [one.ended for one in artifacts.launches[-2:]] == [STOPPED, BY_ITSELF] and len(artifacts.launches) == 5
+    assert all(one.started_s < one.ended_s for one in artifacts.launches)
     assert (
         recoveries(artifacts, rules)[-1].outcome == RECOVERED
     )  # the first may have been overtaken by the end of its launch

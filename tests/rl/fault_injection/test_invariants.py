@@ -218,7 +218,7 @@ def on_node(address, **more):
 
 
 def test_a_lost_node_is_recovered_when_the_last_of_its_workers_is_back():
-    killed = injection("node_killed", 112.0, "node/10.77.0.2")
+    killed = replace(injection("node_killed", 112.0, "node/10.77.0.2"), note="with learner, rollout")
     faults = [
         on_node("10.77.0.3", detected_s=113.0),
         on_node("10.77.0.2", detected_s=118.0, recovery_s=30.0, worker="learner", kind="learner_lost"),
@@ -226,14 +226,17 @@ def test_a_lost_node_is_recovered_when_the_last_of_its_workers_is_back():
     ]
     artifacts = replace(WHOLE, injections=(killed,), faults=tuple(faults))
     (found,) = recoveries(artifacts, RULES)
-    assert (found.outcome, found.detection_s, found.recovery_s) == (RECOVERED, 6.0, 49.0)
+    assert (found.outcome, found.detection_s, found.recovery_s) == (RECOVERED, 9.0, 49.0)
     assert not_injected(artifacts, [found]) == faults[:1]
 
 
 def test_a_lost_node_without_workers_has_no_effect_and_one_with_workers_must_be_reported():
     empty = replace(injection("node_killed", 112.0, "node/10.77.0.2"), note="with no workers")
     assert outcome([empty], []) == [NO_EFFECT]
-    assert outcome([replace(empty, note="with rollout")], []) == [UNDETECTED]
+    with_engine = replace(empty, note="with reward, rollout")
+    assert outcome([with_engine], []) == [UNDETECTED]
+    assert outcome([with_engine], [on_node("10.77.0.2", worker="reward/0")]) == [UNDETECTED]  # and the engine?
+    assert outcome([with_engine], [on_node("10.77.0.2")]) == [RECOVERED]
 
 
 @pytest.mark.parametrize("kind", ["node_network_slow", "object_store_full", "disk_full"])
