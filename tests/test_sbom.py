@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distribution, requires
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from packaging.utils import canonicalize_name
 from cluster.sbom import OWN, write_bill
 
 REPOSITORY = Path(__file__).parents[1]
+TORCH = re.search(r"^TORCH := (\S+)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)[1]  # has a pin of its own
 PIN = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?==(\S+)", re.MULTILINE)
 
 
@@ -30,6 +32,16 @@ def test_every_pinned_requirement_is_in_the_bill_as_it_is_installed(bill):
     listed = {canonicalize_name(one["name"]): one["version"] for one in bill["components"]}
     assert len(pinned) > 200
     assert {name: listed.get(canonicalize_name(name)) for name in pinned} == pinned
+
+
+def test_the_pins_are_within_what_a_wheel_asks_for():
+    """Who installs the wheel resolves the ranges anew; what is tested here are the pins."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    pins = PIN.findall((REPOSITORY / "cluster" / "requirements-cpu.txt").read_text())
+    pinned = {"torch": TORCH} | {canonicalize_name(name): version for name, version in pins}
+    asked = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["cpu"])]
+    wrong = [str(one) for one in asked if not one.specifier.contains(pinned.get(canonicalize_name(one.name), "0"))]
+    assert len(asked) > 25 and wrong == []
 
 
 def test_each_package_has_a_name_that_others_understand_and_most_say_their_licence(bill):
