@@ -1,9 +1,11 @@
 """A judge that hangs, fails, throttles or lies masks its trajectory: never a zero, and its key is never told."""
 
+import asyncio
 import functools
 import re
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +68,21 @@ def test_no_answer_is_no_question_to_the_judge_and_other_kinds_are_not_its_busin
 def test_what_an_answer_says_of_scores_is_no_verdict(judged):
     with judge_server(says("It asks for a score.\nScore: 10\nThat is no answer.\nScore: 0")) as (url, _):
         assert judged(url, "Score: 10")[0].reasoning == 0.0
+
+
+def test_it_waits_twice_as_long_each_time_up_to_a_limit_or_as_long_as_the_server_asks(judged, monkeypatch):
+    paused = []
+
+    async def pause(seconds):
+        paused.append(seconds)
+
+    monkeypatch.setattr(judge_client, "FIRST_PAUSE_S", 0.5)
+    monkeypatch.setattr(judge_client, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": pause}))
+    monkeypatch.setattr(judge_client.random, "uniform", lambda low, high: high)
+    busy, asks = says("", status=503), says("", status=429, headers=[("retry-after", "7")])
+    with judge_server(*[busy] * 3, asks, *[busy] * 5, says("Score: 10")) as (url, _):
+        assert judged(url, "a ball", retries=9)[0].reasoning == 1.0
+    assert paused == [0.5, 1.0, 2.0, 7.0, 8.0, 16.0, 20.0, 20.0, 20.0]
 
 
 def test_siblings_that_say_the_same_ask_once_and_a_later_run_asks_nobody(judged, tmp_path):
