@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import BinaryIO
@@ -73,7 +74,7 @@ class _Passing:
 
     until: float  # time.monotonic()
     node: Machine | None  # None: of none
-    end: Callable[[], None]
+    end: Callable[[], object]
 
 
 class ClusterUnderTest:
@@ -159,7 +160,7 @@ class ClusterUnderTest:
             pick: in [0, 1): which node.
         """
         if fault_type.target == "gcs":
-            return self._kill_gcs()
+            return self._kill_gcs(is_started_again=fault_type.passes)
         if fault_type.target == "disk":
             return self._fill_disk()
         nodes = [node for node in self._up() if all(fault.node is not node for fault in self._passing)]
@@ -217,16 +218,22 @@ class ClusterUnderTest:
         self._pass(None, give_back)
         return Struck(began_s, 0, "disk", f"{path.stat().st_size // MIB} MiB taken, and what is freed meanwhile")
 
-    def _kill_gcs(self) -> Struck | None:
-        for process in _children(self._cluster.head.root.pid):
+    def _kill_gcs(self, *, is_started_again: bool) -> Struck | None:
+        head = self._cluster.head
+        for process in _children(head.root.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if process.name() == "gcs_server":
-                    struck = Struck(time.time(), process.pid, "gcs")
-                    process.kill()
-                    return struck
+                if process.name() != "gcs_server":
+                    continue
+                silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+                again = partial(head.start, process.cmdline(), env=process.environ(), **silent)
+                struck = Struck(time.time(), process.pid, "gcs")
+                process.kill()
+                if is_started_again:
+                    self._pass(head, again)
+                return struck
         return None
 
-    def _pass(self, node: Machine | None, end: Callable[[], None]) -> None:
+    def _pass(self, node: Machine | None, end: Callable[[], object]) -> None:
         self._passing.append(_Passing(time.monotonic() + PASSES_S, node, end))
 
     def _lift(self, now: float) -> None:

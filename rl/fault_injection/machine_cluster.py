@@ -52,12 +52,14 @@ class MachineCluster:
         Raises:
             MachinesError: Ray did not start there.
         """
-        health = {"health_check_initial_delay_ms": 0, "health_check_failure_threshold": CHECKS}
-        health |= {
-            f"health_check_{part}_ms": round(1000 * self.lost_after_s / CHECKS) for part in ("period", "timeout")
-        }
-        watched = (f"--system-config={json.dumps(health)}",) if self.lost_after_s else ()
-        return self._start(cpus, own, "--head", f"--port={PORT}", "--include-dashboard=false", *watched)
+        # what the head service knows is on its node's disk, so that it may be started again
+        system: dict[str, str | int] = {"gcs_storage": "rocksdb", "gcs_storage_path": f"{self.machines.folder}/gcs"}
+        if self.lost_after_s:
+            system |= {"health_check_initial_delay_ms": 0, "health_check_failure_threshold": CHECKS}
+            every_ms = round(1000 * self.lost_after_s / CHECKS)
+            system |= {"health_check_period_ms": every_ms, "health_check_timeout_ms": every_ms}
+        place = ("--head", f"--port={PORT}", "--include-dashboard=false", f"--system-config={json.dumps(system)}")
+        return self._start(cpus, own, *place)
 
     def add_node(self, cpus: int, own: Mapping[str, int] | None = None) -> Machine:
         """A node that joins the head.

@@ -136,13 +136,14 @@ def _node_recovery(injection: Injection, artifacts: RunArtifacts, rules: Rules, 
     address, lost = injection.worker.partition("/")[2], [role for role in LOST_WITH_NODE if role in injection.note]
     if "learner" in lost:
         limit_s += rules.hung_s["learner"]  # ranks elsewhere may wait so long for it
-    found = [
+    after = [
         (index, fault)
         for index, fault in enumerate(artifacts.faults)
-        if index not in used
-        and injection.time_s - CLOCK_S <= fault["detected_s"] <= until
-        and ((fault.get("failure") or {}).get("node") == address or _role_of(fault) == "learner" in lost)
-    ]  # of ranks, which are lost together, another one may be the first to tell
+        if index not in used and injection.time_s - CLOCK_S <= fault["detected_s"] <= until
+    ]
+    found = [(i, f) for i, f in after if (f.get("failure") or {}).get("node") == address]
+    if "learner" in lost and not any(_role_of(fault) == "learner" for _, fault in found):
+        found += [(i, f) for i, f in after if _role_of(f) == "learner"][:1]  # told by a rank elsewhere: all are lost
     noticed = {role: min((f["detected_s"] for _, f in found if _role_of(f) == role), default=None) for role in lost}
     if not found or None in noticed.values():
         if until <= injection.time_s + limit_s + REPORT_S:

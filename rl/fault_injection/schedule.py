@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from rl.config.errors import ConfigError
 
-KILL, STOP, TERMINATE, DAMAGE, SLOW, FILL = "kill", "stop", "terminate", "damage", "slow", "fill"
-ENDING, OF_NODES = ("run", "gcs"), ("node", "store", "disk", "gcs")  # targets
+KILL, STOP, TERMINATE, DAMAGE, SLOW, FILL, RESTART = "kill", "stop", "terminate", "damage", "slow", "fill", "restart"
+OF_NODES = ("node", "store", "disk", "gcs")  # targets
 PASSES_S = 20.0  # how long what passes by itself lasts
 
 
@@ -23,7 +23,7 @@ class FaultType:
     """What is done, and to which process or node."""
 
     # KILL: SIGKILL | STOP: SIGSTOP for good | TERMINATE: SIGTERM | DAMAGE: a byte of the newest checkpoint
-    # SLOW, FILL: for PASSES_S, the network of a node; an object store, a disk
+    # for PASSES_S: SLOW the network of a node | FILL an object store, a disk | RESTART: killed, and there again
     action: str
     # "rollout" | "reward" | "learner" | "decoder": one process | "run": all (TERMINATE: the driver)
     # with --nodes: "node": one of them | "store": its object store | "disk": of the run | "gcs": Ray's head service
@@ -33,7 +33,7 @@ class FaultType:
     @property
     def ends_the_run(self) -> bool:
         """The run has to be launched again."""
-        return self.target in ENDING
+        return self.target == "run" or (self.target == "gcs" and self.action == KILL)
 
     @property
     def needs_nodes(self) -> bool:
@@ -43,7 +43,7 @@ class FaultType:
     @property
     def passes(self) -> bool:
         """It ends by itself, and the run goes on."""
-        return self.action in (SLOW, FILL)
+        return self.action in (SLOW, FILL, RESTART)
 
 
 FAULT_TYPES: Mapping[str, FaultType] = MappingProxyType(
@@ -64,6 +64,7 @@ FAULT_TYPES: Mapping[str, FaultType] = MappingProxyType(
         "node_network_slow": FaultType(SLOW, "node"),
         "object_store_full": FaultType(FILL, "store"),
         "disk_full": FaultType(FILL, "disk"),
+        "gcs_restarted": FaultType(RESTART, "gcs"),
         "gcs_killed": FaultType(KILL, "gcs"),
     }
 )

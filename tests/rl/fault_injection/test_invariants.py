@@ -230,6 +230,15 @@ def test_a_lost_node_is_recovered_when_the_last_of_its_workers_is_back():
     assert not_injected(artifacts, [found]) == faults[:1]
 
 
+def test_two_lost_nodes_have_their_own_lines_and_ranks_elsewhere_may_tell_of_a_lost_one():
+    first = replace(injection("node_killed", 112.0, "node/10.77.0.2"), note="with learner")
+    second = replace(first, time_s=150.0, worker="node/10.77.0.3")
+    learner = {"worker": "learner", "kind": "learner_lost"}
+    faults = [on_node("10.77.0.9", detected_s=130.0, **learner), on_node("10.77.0.3", detected_s=170.0, **learner)]
+    assert outcome([first, second], faults) == [RECOVERED, RECOVERED]
+    assert outcome([first, second], faults[1:]) == [RECOVERED, UNDETECTED]
+
+
 def test_a_lost_node_without_workers_has_no_effect_and_one_with_workers_must_be_reported():
     empty = replace(injection("node_killed", 112.0, "node/10.77.0.2"), note="with no workers")
     assert outcome([empty], []) == [NO_EFFECT]
@@ -239,7 +248,7 @@ def test_a_lost_node_without_workers_has_no_effect_and_one_with_workers_must_be_
     assert outcome([with_engine], [on_node("10.77.0.2")]) == [RECOVERED]
 
 
-@pytest.mark.parametrize("kind", ["node_network_slow", "object_store_full", "disk_full"])
+@pytest.mark.parametrize("kind", ["node_network_slow", "object_store_full", "disk_full", "gcs_restarted"])
 def test_what_passes_by_itself_is_recovered_with_the_next_step(kind):
     lines = tuple(line(step) | {"time_s": time_s} for step, time_s in ((1, 110.0), (2, 125.0), (3, 137.0)))
     (found,) = recoveries(replace(WHOLE, injections=(injection(kind, 112.0, "node/10.77.0.2"),), lines=lines), RULES)
