@@ -15,9 +15,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from cluster.submit import RELEASE_S, RUN_NAME, STOP_WAIT, SubmitError, answering, first_line, follow_job, submission_id
 
 POLL_S = 0.5  # between two looks at a job that is being stopped
-WORKER = re.compile(
-    r"([\w.-]+/[\w./#-]+, process \w+ on node \S+; its log: .+?)(?:, which ends with)?$"
-)  # WorkerFailure
+# the first line of a rl.trajectory.WorkerFailure
+WORKER = re.compile(r"([\w.-]+/[\w./#-]+, process \w+ on node \S+; its log: .+?)(?:, which ends with)?$")
 
 
 @dataclass(frozen=True, slots=True)

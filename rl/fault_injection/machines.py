@@ -47,13 +47,7 @@ def why_not() -> str:
         "mount -t tmpfs tmpfs /mnt",
     )
     try:
-        tried = subprocess.run(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", " && ".join(parts)],
-            capture_output=True,
-            text=True,
-            timeout=SETUP_S,
-            env=os.environ | {"PATH": _search_path()},
-        )
+        tried = _tried("unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", " && ".join(parts))
     except subprocess.TimeoutExpired:
         return f"namespaces cannot be made within {SETUP_S:.0f} s"
     return "" if tried.returncode == 0 else f"namespaces are not permitted: {tried.stderr.strip()[:200]}"
@@ -192,13 +186,7 @@ class Machines:
 
     def _on_bridge(self, *command: str) -> None:
         assert self._bridge is not None
-        tried = subprocess.run(
-            ["nsenter", "--target", str(self._bridge.pid), "--net", "--", *command],
-            capture_output=True,
-            text=True,
-            timeout=SETUP_S,
-            env=os.environ | {"PATH": _search_path()},
-        )
+        tried = _tried("nsenter", "--target", str(self._bridge.pid), "--net", "--", *command)
         if tried.returncode:
             raise MachinesError(f"{' '.join(command)}: {tried.stderr.strip()[:300]}")
 
@@ -228,6 +216,12 @@ def _isolated(*arguments: str) -> subprocess.Popen[bytes]:
     process.kill()
     process.wait(GONE_S)
     raise MachinesError("a process in namespaces of its own ended at once, or did not start")
+
+
+def _tried(*command: str) -> subprocess.CompletedProcess[str]:
+    """A command on this machine, whether it fails or not."""
+    environment = os.environ | {"PATH": _search_path()}
+    return subprocess.run(command, capture_output=True, text=True, timeout=SETUP_S, env=environment)
 
 
 def _search_path() -> str:
