@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -173,6 +175,8 @@ class WandbSink:
         identity = {"id": name, "resume": "allow"}  # a resumed run goes on in its own curves
         self._wandb = wandb
         # of its thirty lines one is of use: `place`; where it sends, its warnings and errors are told as well
+        if "weave" not in sys.modules:  # who uses it has it; without it three lines recommend it, silent or not
+            os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         quiet = wandb.Settings(silent=mode == "offline", quiet=True, show_info=False)
         self._run = wandb.init(
             dir=str(folder), mode=mode, project=project, name=name, config=dict(config), settings=quiet, **identity

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 
@@ -205,6 +206,7 @@ def offline_run(tmp_path, samples, monkeypatch, capfd):
     """A W&B run without network, ended: what its file holds, and its folder."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "openai", sys)  # its presence makes W&B recommend another product of theirs
     page = tmp_path / "report.html"
     page.write_text("<html>the run</html>")
     sink = WandbSink(tmp_path, mode="offline", project="p", name="mine", config={"trainer": {"steps": 3}})
