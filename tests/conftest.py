@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on two busy cores are fifty times slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # as where a run starts Ray: no idle worker per CPU
 
 import pytest
 from hypothesis import settings

@@ -20,7 +20,8 @@ from rl.run.workers import start_rollout_runner
 from tests.calibration import within
 from tests.lost_objects import whole
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+# one that is killed or stopped in a whole run: tests/test_faults.py; in a push: tests/actors/test_device_transfer.py
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.soak]
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = (
@@ -148,14 +149,13 @@ def mended(pool, moment, record_property):
     return fault
 
 
-@pytest.mark.parametrize("moment", [pytest.param(m, marks=[] if m == "decode" else pytest.mark.soak) for m in PLAYING])
+@pytest.mark.parametrize("moment", PLAYING)
 def test_an_engine_killed_while_it_generates_changes_no_trajectory(pool, world, left_alone, moment, record_property):
     strike(pool, moment)
     assert said(whole(pool.generate(world[2], step=0))) == left_alone
     assert mended(pool, moment, record_property).kind == "worker_died"
 
 
-@pytest.mark.soak
 def test_an_idle_engine_that_is_killed_is_replaced(pool, world, left_alone, record_property):
     (pool.folder / "idle-struck").write_text(str(time.time()))
     os.kill(pool.workers.slots[0].worker.location.pid, signal.SIGKILL)

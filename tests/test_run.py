@@ -121,7 +121,7 @@ def listening(home, monitor):
                 assert time.monotonic() < deadline, (home / "straight.log").read_text()[-3000:]
                 found |= sockets_of(running.pid)
                 answers |= {url: status for url in dashboards_in(home / "straight.log") if (status := asked(url))}
-                time.sleep(0.5)  # between two looks; the run itself is what is waited for
+                time.sleep(2)  # between two looks; the run itself is what is waited for
         finally:
             running.kill()
     assert running.returncode == 0, (home / "straight.log").read_text()[-3000:]
@@ -411,6 +411,7 @@ def ray_head():
     programs = Path(sys.executable).parent
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: paths of Unix sockets end at 107 bytes
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder, "HOME": folder}
+    environment["VLLM_CACHE_ROOT"] = str(Path("~/.cache/vllm").expanduser())  # what vLLM knows of its models
     environment["PATH"] = f"{programs}:{environment['PATH']}"  # as in an activated environment
     ports = {"--port": 26379, "--dashboard-port": 28265, "--ray-client-server-port": 21001}
     ports |= {"--dashboard-agent-listen-port": 25365, "--min-worker-port": 30002, "--max-worker-port": 30999}

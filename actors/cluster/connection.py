@@ -88,6 +88,8 @@ def _options(placement: PlacementConfig, demand: Demand) -> dict[str, Any]:
 
 def _start_here(options: dict[str, Any], quietly: dict[str, Any], stack: ExitStack) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would start an idle worker per CPU before it answers; none of ours could be one: each has its own environment
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # when Ray was imported, so that this process could not join with a token
         return _init(**options, **quietly)
     session = RaySession(options | quietly)

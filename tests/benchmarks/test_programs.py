@@ -140,6 +140,7 @@ def test_commands():
     assert (bare["what"], helped["what"], helped["aim s"]) == ("python", "--help", "0.3")
 
 
+@pytest.mark.soak  # half a minute
 @pytest.mark.ray
 def test_driver():
     small = ("--engines", 3, "--trajectories", 24, "--siblings", 4, "--steps", 2, "--hosts", 2, "--group-seconds", 0.1)
@@ -181,6 +182,7 @@ def test_finetune():
     assert rows[-1]["tower passes"] == "1.00"
 
 
+@pytest.mark.soak  # half a minute
 @pytest.mark.deepspeed
 def test_memory_plan():
     ((row,),) = run("memory_plan.py", "--small", "--vocabulary", "tiny")
@@ -380,6 +382,7 @@ class TestTrained:
         for row in lags:
             assert_positive(row, "s per step", "rollout s", "learn s", "step / longer half")
 
+    @pytest.mark.soak  # as long as the next one
     def test_side_by_side(self, tmp_path, cache_dir):
         tables = run("benchmarks.side_by_side", *self.small_side(tmp_path, cache_dir), "--real-steps", 0)
         ((row,),) = tables  # without a checkout of 0.3.0 and an environment of TRL
@@ -403,6 +406,7 @@ class TestTrained:
         given = ("--policy", policy, "--cache-dir", cache_dir, "--openings", "57x1")
         return (*given, "--override", *few, "learner.num_ranks=1")
 
+    @pytest.mark.soak  # a minute
     def test_weight_push(self, cache_dir):
         sizes = ("--sizes", "tiny", "--transports", "gloo", "--repeats", 1)
         ((row,),) = run("weight_push.py", *sizes, "--cache-dir", cache_dir)
@@ -415,6 +419,7 @@ class TestRolledOut:
 
     pytestmark = ENGINES
 
+    @pytest.mark.soak  # a minute
     def test_adapter_push(self, cache_dir):
         few = ("--repeats", 2, "--requests", 4, "--new-tokens", 8, "--cache-dir", cache_dir)
         ((row,),) = run("adapter_push.py", "--sizes", "tiny", "--ways", "adapter", *few)
@@ -422,6 +427,7 @@ class TestRolledOut:
         moved, off_by = numbers(row, "moved", "off by")
         assert moved > 0.01 > 100 * off_by  # the engine's policy is the learner's, and the updates matter
 
+    @pytest.mark.soak  # two minutes
     def test_rollout(self, cache_dir):
         rates, caches = run("rollout.py", "--tasks", 1, "--repeats", 1, *SMALL, f"cache_dir={cache_dir}")
         assert [row["contestant"] for row in rates] == [
@@ -439,6 +445,7 @@ class TestRolledOut:
         counted = {row["of `one worker`"]: numbers(row, "median (min..max)")[0] for row in caches}
         assert counted["encoder runs per group"] == counted["least possible: 1 + distinct granted windows"]
 
+    @pytest.mark.soak  # two minutes
     def test_evaluation(self, cache_dir):
         (rows,) = run("evaluation.py", "--tasks", 1, "--repeats", 1, *SMALL, f"cache_dir={cache_dir}")
         assert [row["contestant"] for row in rows] == ["dynframe eval", "one by one"]

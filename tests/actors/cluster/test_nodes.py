@@ -48,7 +48,7 @@ def test_a_node_that_fails_or_is_silent_gives_no_answer_and_the_others_do(ray_cl
     assert ask_nodes(fail, [(node, ())], within(60)) == [NoAnswer("OSError: Stale file handle")]
     (unknown,) = ask_nodes(own_node, [(gone, ())], within(60))
     assert isinstance(unknown, NoAnswer)
-    limit_s, started = within(10), time.monotonic()
+    limit_s, started = within(3), time.monotonic()
     (silent,) = ask_nodes(hang, [(node, (tmp_path / "hangs",))], limit_s)
     assert silent == NoAnswer(f"no answer within {limit_s:.0f} s") and (tmp_path / "hangs").exists()
     assert time.monotonic() - started < limit_s + within(30)

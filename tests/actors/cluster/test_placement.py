@@ -246,9 +246,13 @@ from actors.cluster.placement import Demand
 from actors.cluster.connection import connected
 from rl.config.trainer import PlacementConfig
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+@ray.remote
+class Square:
+    def of(self, x):
+        return x * x
 say = lambda line: (sys.stdout.write(line), sys.stdout.flush())
 with connected(PlacementConfig(dashboard=False), Demand(rollout=1, reward=1, learner=1)):
-    square = ray.remote(lambda x: x * x)
+    square = Square.remote().of
     try:  # before it says so: the signal may come as soon as it has
         say(f"connected {ray.get(square.remote(2))}\\n")
         time.sleep(600)
@@ -287,7 +291,14 @@ def ray_user():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("variables", [{}, {"RAY_AUTH_MODE": "token"}], ids=["in this process", "in its own session"])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({}, id="in this process"),
+        # so do the next tests, with signals to the whole group
+        pytest.param({"RAY_AUTH_MODE": "token"}, marks=pytest.mark.soak, id="in its own session"),
+    ],
+)
 def test_a_program_that_starts_ray_keeps_its_own_answer_to_sigterm(ray_user, variables):
     """Ray takes SIGTERM for a crash: the process would end without a word of its own, and with another exit code."""
     run, tree = ray_user(**variables)
@@ -297,7 +308,8 @@ def test_a_program_that_starts_ray_keeps_its_own_answer_to_sigterm(ray_user, var
     assert tree.wait_gone(within(60.0)) == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+# SIGTERM of a whole run: tests/test_faults.py
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGINT])
 def test_a_signal_to_the_whole_process_group_leaves_ray_working_until_the_program_has_stopped(ray_user, signum):
     run, tree = ray_user(RAY_AUTH_MODE="token")
     os.killpg(run.pid, signum)
@@ -311,6 +323,7 @@ def test_ray_ends_with_a_program_that_is_killed(ray_user):
     run, tree = ray_user(RAY_AUTH_MODE="token")
     agents = [process for process in tree.refresh() if "agent" in " ".join(process.cmdline()).lower()]
     others = [process for process in tree.alive() if process not in agents]
+    assert len([process for process in others if "ray::" in process.name()]) == 1  # what squares; none is idle
     assert len(others) >= 4  # the program, its session, raylet and GCS
     run.kill()
     run.wait(timeout=60)
