@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from cluster.sbom import OWN, write_bill
@@ -42,6 +43,13 @@ def test_the_pins_are_within_what_a_wheel_asks_for():
     asked = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["cpu"])]
     wrong = [str(one) for one in asked if not one.specifier.contains(pinned.get(canonicalize_name(one.name), "0"))]
     assert len(asked) > 25 and wrong == []
+
+
+def test_the_pins_install_on_the_python_that_the_images_have():
+    """Debian 12's, which `make setup` recommends, too: an early 3.11, which some releases no longer take."""
+    pins = PIN.findall((REPOSITORY / "cluster" / "requirements-cpu.txt").read_text())
+    needs = {name: distribution(name).metadata["Requires-Python"] or "" for name, _ in pins}
+    assert {name: python for name, python in needs.items() if not SpecifierSet(python).contains("3.11.2")} == {}
 
 
 def test_each_package_has_a_name_that_others_understand_and_most_say_their_licence(bill):
