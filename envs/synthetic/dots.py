@@ -6,8 +6,8 @@ each of whose pixels covers a whole cell of the clip (`dot_px` a side) averages 
 rate: only the clip's own pixels show it. Rounding and compression leave a level or two of a cell's mean, which a tint
 of the tile, by chance and several times as strong, covers.
 
-    ring ring ring ring      a mark: 4 x 4 cells, its position a multiple of 4 cells
-    ring  tile tile ring     the tile: 2 x 2 cells, the dot as large as one of them in their middle,
+    ring ring ring ring      a mark: 4 x 4 cells or more, its position a multiple of its width
+    ring  tile tile ring     the tile: 2 x 2 cells in its middle, the dot as large as one of them in theirs,
     ring  tile tile ring     so that each cell holds a quarter of it
     ring ring ring ring
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from envs.synthetic.clip import DETAIL_COLOURS, add_drifting_square, background
 
-MARK_CELLS, TILE_CELLS = 4, 2
+TILE_CELLS = 2
 RING, GREY = 235, 110  # of the mark's ring, and the mean of every cell of a tile
 TINT = 8  # levels by which that grey is off at most, in each of red, green and blue
 DOT_SHARE = 1 / TILE_CELLS**2  # of a tile that is dot
@@ -39,6 +39,7 @@ class DotClip:
     native_fps: int
     size: int  # pixels, square
     cell: int  # pixels, square
+    mark: int  # cells, square
     event_first_frame: int
     event_end_frame: int  # exclusive
     column: int  # of the mark's left edge, in cells
@@ -55,20 +56,32 @@ class DotClip:
     @property
     def box(self) -> list[float]:
         """The mark: left, top, right, bottom in thousandths of the frame."""
-        cells = (self.column, self.row, self.column + MARK_CELLS, self.row + MARK_CELLS)
+        cells = (self.column, self.row, self.column + self.mark, self.row + self.mark)
         return [round(WHOLE * self.cell * side / self.size, 1) for side in cells]
 
 
-def refuse_dots(size: int, dot_px: int) -> None:
+def refuse_dots(size: int, dot_px: int, mark_cells: int, places: int) -> None:
     """
     Raises:
-        ValueError: frames of this size hold no whole number of cells, or too few for a mark.
+        ValueError: frames of this size hold no whole number of cells, too few for a mark, or not so many places.
     """
-    if dot_px < 4 or dot_px % 4 or size % dot_px or size // dot_px < 2 * MARK_CELLS:
+    if mark_cells < 4 or mark_cells % 2:
+        raise ValueError(f"dot_mark must be an even number of cells, 4 or more, got {mark_cells}")
+    if dot_px < 4 or dot_px % 4 or size % dot_px or size // dot_px < 2 * mark_cells:
         raise ValueError(
-            f"dot_px must be a multiple of 4 that divides size ({size}) into at least {2 * MARK_CELLS} cells, "
+            f"dot_px must be a multiple of 4 that divides size ({size}) into at least {2 * mark_cells} cells, "
             f"got {dot_px}"
         )
+    most = size // dot_px // mark_cells
+    if not 0 <= places <= most:
+        raise ValueError(f"dot_places must be 0 (all) or up to {most}, marks side by side in a frame, got {places}")
+
+
+def mark_places(size: int, dot_px: int, mark_cells: int, places: int) -> list[int]:
+    """Where a mark may begin from the left, and from the top: cells, evenly spread multiples of its width."""
+    slots = size // dot_px // mark_cells
+    count = places or slots
+    return [mark_cells * ((2 * place + 1) * slots // (2 * count)) for place in range(count)]
 
 
 class World(Protocol):
@@ -79,6 +92,8 @@ class World(Protocol):
     size: int
     coarse_fps: float
     dot_px: int
+    dot_mark: int
+    dot_places: int
 
 
 def define_dot_clip(world: World, kind: str, colour: str, rng: np.random.Generator) -> DotClip:
@@ -86,13 +101,14 @@ def define_dot_clip(world: World, kind: str, colour: str, rng: np.random.Generat
     intervals, step = round(world.duration_s * world.coarse_fps), round(world.native_fps / world.coarse_fps)
     steps = int(rng.choice(EVENT_STEPS))
     first = int(rng.integers(0, intervals - steps + 1))
-    places = world.size // world.dot_px // MARK_CELLS
-    column, row = (MARK_CELLS * int(place) for place in rng.integers(0, places, size=2))
+    cells = mark_places(world.size, world.dot_px, world.dot_mark, world.dot_places)
+    column, row = (cells[place] for place in rng.integers(0, len(cells), size=2))
     return DotClip(
         num_frames=round(world.duration_s * world.native_fps),
         native_fps=int(world.native_fps),
         size=world.size,
         cell=world.dot_px,
+        mark=world.dot_mark,
         event_first_frame=first * step,
         event_end_frame=(first + steps) * step,
         column=column,
@@ -110,8 +126,8 @@ def draw_dots(clip: DotClip) -> np.ndarray:
     add_drifting_square(frames_THWC, rng)
     during = slice(clip.event_first_frame, clip.event_end_frame)
     left, top, cell = clip.column * clip.cell, clip.row * clip.cell, clip.cell
-    frames_THWC[during, top : top + MARK_CELLS * cell, left : left + MARK_CELLS * cell] = RING
-    tile = (MARK_CELLS - TILE_CELLS) // 2 * cell  # from the mark's edge
+    frames_THWC[during, top : top + clip.mark * cell, left : left + clip.mark * cell] = RING
+    tile = (clip.mark - TILE_CELLS) // 2 * cell  # from the mark's edge
     dot = tile + cell // 2
     colour_C = np.array(DETAIL_COLOURS[clip.colour], dtype=float)
     around_C = (GREY + np.array(clip.tint) - DOT_SHARE * colour_C) / (1 - DOT_SHARE)
@@ -123,7 +139,7 @@ def draw_dots(clip: DotClip) -> np.ndarray:
 
 def dot_columns(clip: DotClip) -> dict[str, Any]:
     """What a row tells of it beside its question: the region to look at, and the dot."""
-    middle_x, middle_y = ((side + 0.5 * MARK_CELLS) * clip.cell for side in (clip.column, clip.row))
+    middle_x, middle_y = ((side + 0.5 * clip.mark) * clip.cell for side in (clip.column, clip.row))
     half = clip.cell / 2
     sides = (middle_x - half, middle_y - half, middle_x + half, middle_y + half)
     return {

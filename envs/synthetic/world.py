@@ -71,6 +71,8 @@ ADDED = {
     "look_frames": 0,
     "detail_fps": (),
     "dot_px": 8,
+    "dot_mark": 4,
+    "dot_places": 0,
 }  # later than that: no part of it where they leave everything as it was
 
 
@@ -97,6 +99,8 @@ class QuickstartWorld:
     look_frames: int = 0
     detail_fps: tuple[float, ...] = ()  # needed rates, ascending, a hue of the border each; empty: the three tempos
     dot_px: int = 8  # of kind dot: its side, and that of the cells which average its colour away
+    dot_mark: int = 4  # cells of the mark around it, a side
+    dot_places: int = 0  # of a mark, along either side of the frame; 0: as many as fit
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "question_kinds", tuple(self.question_kinds))
@@ -117,7 +121,7 @@ class QuickstartWorld:
         if (self.duration_s * self.coarse_fps) % 1 or self.duration_s * self.coarse_fps < EVENT_STEPS[-1]:
             raise ValueError(f"duration_s must be a whole number (>= {EVENT_STEPS[-1]}) of coarse intervals")
         if "dot" in self.question_kinds:
-            refuse_dots(self.size, self.dot_px)
+            refuse_dots(self.size, self.dot_px, self.dot_mark, self.dot_places)
         if self.detail_fps:
             _refuse_details(self)
         steps = DETAIL_EVENT_STEPS if self.detail_fps else EVENT_STEPS[0]

@@ -34,6 +34,10 @@ class QuickstartWorldConfig:
     detail_fps: list[float] = field(default_factory=list)
     # side in pixels of the dot of kind dot; where each pixel of a frame covers as many, its colour is averaged away
     dot_px: int = 8
+    # side of the light mark around it, which coarse frames show, in cells of that size; even, 4 or more
+    dot_mark: int = 4
+    # places of the mark along either side of the frame, evenly spread; 0: as many as fit
+    dot_places: int = 0
 
 
 @dataclass(frozen=True)
