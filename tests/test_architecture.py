@@ -79,6 +79,10 @@ NARROWER = {  # rooms and files that may import less than all that is below them
     "cluster/installed/": ("rl.cli.main",),
 }
 OUTSIDE = ("rl/__main__.py", "rl/__init__.py", "cluster/")  # of the layers: the front door, and files for a cluster
+PUBLISHES = {
+    *("push_to_hub", "create_repo", "create_commit", "create_branch", "create_pull_request", "preupload_lfs_files"),
+    *("upload_file", "upload_folder", "upload_large_folder"),
+}
 DOORS = {  # heavy dependency -> the only files (or folders) that may import it
     "httpx": ("rewards/judge_client.py",),
     "ray": ("actors/", "cluster/", "rl/run/workers.py"),
@@ -153,6 +157,18 @@ def test_what_only_reads_and_routes_does_without_torch(module):
     """Two seconds and 200 MB of every reward worker; the driver has it once TensorBoard's writer is open."""
     told = f"import sys, {module}; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", told], cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_nothing_here_publishes_to_the_hub():
+    """An export is a folder; who publishes it does so with a command of their own."""
+    used = {name: {word for node in nodes(path) for word in words(node)} for path in FILES if (name := name_of(path))}
+    assert {"snapshot_download", "HfApi"} <= used["rl/run/prepare/hub.py"]  # reading is what there is
+    assert {name: found for name, words in used.items() if (found := words & PUBLISHES)} == {}
+
+
+def words(node):
+    """What is named in a node of a syntax tree."""
+    return [getattr(node, of) for of in ("id", "attr", "name") if isinstance(getattr(node, of, None), str)]
 
 
 def test_no_two_files_import_each_other():
