@@ -13,6 +13,7 @@ from benchmarks.judge_server import hangs, judge_server, says
 from rl.report.run_files import read_ancestry
 from rl.user_code.loading import load_object
 from rl.user_code.reference import parse_reference
+from tests.calibration import within
 from tests.canary import CANARY, SECRETS, holding_a_secret
 from tests.terminal import strange_lines
 
@@ -36,7 +37,7 @@ def dynframe(home, command, *arguments):
         env=os.environ | SECRETS | {"COLUMNS": "160"},
         capture_output=True,
         text=True,
-        timeout=420,
+        timeout=within(420),
     )
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     assert command != "train" or strange_lines(answer.stdout + answer.stderr) == []
