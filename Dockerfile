@@ -5,10 +5,11 @@
 # /workspace is where a run's folders go; the mounted folder must be writable by user 1000 (or add: --user "$(id -u)").
 
 FROM debian:bookworm-slim AS python
-# wget: KubeRay asks Ray's processes with it whether they are well. Debian's packages are those of its stable release.
+# libnuma1: vLLM's engine on CPUs loads it. wget: KubeRay asks Ray's processes with it whether they are well. Debian's
+# packages are those of its stable release.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates python3.11 python3.11-venv wget \
+    && apt-get install -y --no-install-recommends ca-certificates libnuma1 python3.11 python3.11-venv wget \
     && rm -rf /var/lib/apt/lists/* \
     && python3.11 -m venv /opt/dynframe \
     && echo "export PATH=/opt/dynframe/bin:\$PATH" > /etc/profile.d/dynframe.sh

