@@ -39,7 +39,8 @@ def rollout_metrics(groups: Sequence[RemoteGroup], *, pixels_per_token: int) -> 
         "rollout/clamped": _mean(bool(call.clamped) for call in granted),
         "rollout/truncated": _mean(t.stop_reason is StopReason.TRUNCATED for t in trajectories),
         "rollout/video_errors": float(sum(t.stop_reason is StopReason.VIDEO_ERROR for t in trajectories)),
-        "rollout/frames": _mean(sum(v.num_frames for v in shown[1:]) for shown in videos),
+        # as calls count them: a zoom's image is one, whatever number of frames its scene repeats it in
+        "rollout/frames": _mean(sum(call.num_frames for call in t.granted_calls) for t in trajectories),
         "rollout/visual_tokens": _mean(sum(_visual_tokens(v, pixels_per_token) for v in shown) for shown in videos),
         "rollout/sampled_tokens": _mean(trajectory.sampled_tokens for trajectory in trajectories),
         "rollout/cached_prompt_share": cached / max(prompts, 1),

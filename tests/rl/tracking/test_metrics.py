@@ -39,6 +39,7 @@ from rl.trajectory import (
     SegmentRewards,
     StopReason,
     TimeSpan,
+    ToolCall,
     Trajectory,
     TrajectoryGroup,
     Turn,
@@ -88,6 +89,14 @@ def test_rollout_metrics_by_hand():
     assert metrics["rollout/cached_prompt_share"] == 24 / (20 + 35 + 20 + 27)
     assert metrics["scenes/per_frame"] == 6 / 12  # the shared coarse frames count once
     assert metrics["scenes/per_pair"] == 6 / 6
+
+
+def test_a_zooms_image_is_one_frame_whatever_number_its_scene_repeats_it_in():
+    zoom = ToolCall("zoom", {"time_s": 1.0}, span=TimeSpan(1, 1), box=(0.0, 0.0, 500.0, 500.0), num_frames=1)
+    asked, shown = LOOKED.turns
+    turns = (replace(asked, call=zoom), replace(shown, frames=frames(6, (6,), "z")))
+    group = TrajectoryGroup(TASK, (replace(LOOKED, turns=turns),), COARSE)
+    assert rollout_metrics([remote(group)], pixels_per_token=28 * 28)["rollout/frames"] == 1.0
 
 
 def test_what_engines_did_beside_some_groups_is_what_their_own_calls_do_not_account_for():
