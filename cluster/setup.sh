@@ -14,6 +14,8 @@ if ! command -v "$python" >/dev/null || ! "$python" -c 'import sys; sys.exit(sys
 fi
 "$python" -c 'import ensurepip' 2>/dev/null || fail "Python has no venv module; install it (Debian/Ubuntu: apt-get install python3.11-venv)"
 [ "$(uname -s)" = Linux ] || fail "vLLM's prebuilt packages are for Linux; use a Linux machine or container"
+[ "$extra" != cpu ] || "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+    fail "libnuma.so.1 is missing, which vLLM's engine on CPUs needs; install it (Debian/Ubuntu: apt-get install libnuma1)"
 free_mib=$(df -Pm . | awk 'NR == 2 { print $4 }')
 [ "$free_mib" -ge 6000 ] || fail "6 GiB of free disk are needed here, $free_mib MiB are left"
 
@@ -24,8 +26,6 @@ export DS_BUILD_OPS=0  # DeepSpeed's compiled operators are neither needed nor b
 
 case $extra in
 cpu)
-    "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
-        fail "libnuma.so.1 is missing, which vLLM's engine on CPUs needs; install it (Debian/Ubuntu: apt-get install libnuma1)"
     # A local wheel (pip's configured find-links) where there is one; else PyTorch's own CPU index, asked briefly.
     echo "setup: torch $torch for CPU"
     pip install --quiet --no-index --no-deps "torch==$torch+cpu" 2>/dev/null ||

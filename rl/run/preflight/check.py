@@ -16,6 +16,7 @@ from rl.config.run import RunConfig, require_rewards, weight_transport
 from rl.run.preflight.attempts import REFUSALS, attempt
 from rl.run.preflight.findings import Finding, Level, failed_details, on_one_line
 from rl.run.preflight.finetune import run_finetune_checks
+from rl.run.preflight.libraries import check_libraries
 from rl.run.preflight.machine import check_output, check_resources, require_gpus
 from rl.run.preflight.memory import check_heads, check_plan, plan_memory, planned_parameters
 from rl.run.preflight.policy import check_policy
@@ -39,7 +40,7 @@ def run_checks(config: RunConfig, console: Console) -> list[Finding]:
         Finding("configuration", Level.OK, f"{config.name}: keys and ranges are valid"),
         policy,
         check_output(config, parameters or planned_parameters(config)),
-        *(Finding("libraries", Level.FAILED, missing) for missing in filter(None, (missing_library(),))),
+        *check_libraries(),
         *check_resources(config),
         *check_shards(config),
         Finding("weight transfer", Level.OK, _transfer(config)),

@@ -10,6 +10,7 @@ from rl.config.errors import ConfigError
 from rl.config.file import load_config
 from rl.config.installation import ROOT, found_file, is_shipped, missing_library, shipped_names
 from rl.run.preflight.check import preflight
+from rl.run.preflight.libraries import check_libraries
 from rl.run.preflight.node_state import look
 
 
@@ -53,7 +54,7 @@ def test_a_library_of_the_system_that_vllm_needs_is_told_with_its_package_before
     monkeypatch.setattr(installation, "NUMA", "libnothing.so.1")
     told = missing_library()
     assert told.startswith("libnothing.so.1 cannot be loaded") and told.endswith("apt-get install libnuma1")
-    assert look(()).problems == (told,)
+    assert look(()).problems == (told,) and [finding.detail for finding in check_libraries()] == [told]
     with pytest.raises(ConfigError, match="libnothing"):
         preflight(load_config(["quickstart"]))
 
